@@ -1,0 +1,37 @@
+# `make demo` shows the agent at work on real packets; `make test` proves it.
+# Both need root (network namespaces) on a Debian-like machine, and install what they miss.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test test-long lint tools clean
+.DEFAULT_GOAL := help
+
+help: ## this text
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+demo: $(VENV)/ready ## the lab: which source address does each destination see, as the ConfigMap changes
+	@$(BIN)/ipmasq-agent lab run
+
+test: $(VENV)/ready lint ## lint, types, layer contracts, and every test but the long ones
+	$(BIN)/python -m pytest -q -m "not long"
+
+test-long: $(VENV)/ready ## fuzzing and soak runs
+	$(BIN)/python -m pytest -q -m long --timeout=3600
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports --no-cache
+
+$(VENV)/ready: pyproject.toml constraints.txt scripts/install-tools
+	@scripts/install-tools
+	@echo "installing the agent and its Python libraries into $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,32 @@
+"""How answers are printed: for people, or as JSON or YAML with the keys of the contracts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["text", "json", "yaml"]),
+    default="text",
+    show_default=True,
+    help="How to print the answer.",
+)
+
+
+def emit(answer: Any, output: str, as_text: Callable[[], str]) -> None:
+    """Print ``answer``: plain data for json and yaml, ``as_text()`` for people."""
+    if output == "json":
+        click.echo(json.dumps(answer, indent=2))
+    elif output == "yaml":
+        import yaml
+
+        click.echo(yaml.safe_dump(answer, sort_keys=False), nl=False)
+    else:
+        text = as_text()
+        if text:
+            click.echo(text, nl=not text.endswith("\n"))

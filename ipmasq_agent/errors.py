@@ -1,0 +1,102 @@
+"""Every error that a user may see, in one tree.
+
+::
+
+    AgentError                     what is wrong, and what to do next
+    ├── ConfigError                a document cannot be used; carries every problem in it
+    ├── UsageError                 flags or arguments cannot be used
+    ├── SourceError                a document cannot be had
+    │   ├── SourceUnavailable      not now: the API is unreachable, the file is half written
+    │   └── AccessDenied           never, until somebody grants the permission it names
+    ├── HostError                  this machine cannot do what is asked
+    │   ├── MissingTool            a program is not installed
+    │   ├── CommandFailed          a program ran and refused
+    │   └── LockTimeout            someone else holds the xtables lock
+    ├── KernelReadError            what the kernel holds cannot be read in full
+    ├── KernelWriteError           the kernel does not hold what was written
+    └── LabError                   the lab cannot be built or its traffic not observed
+
+Nothing here exits the process or prints: that is the business of ``cli`` alone.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+
+class AgentError(Exception):
+    """The root: a sentence about what is wrong and, where one is known, its remedy."""
+
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.remedy}" if self.remedy else self.message
+
+
+class ConfigError(AgentError):
+    """A document that cannot be used. ``problems`` holds one readable line for each fault."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        if not problems:
+            raise ValueError("a ConfigError needs at least one problem")
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class UsageError(AgentError):
+    """Flags or arguments that cannot be used together, or at all."""
+
+
+class SourceError(AgentError):
+    """A document cannot be had from where it should come from."""
+
+
+class SourceUnavailable(SourceError):
+    """The source does not answer now, which says nothing about whether a document exists."""
+
+
+class AccessDenied(SourceError):
+    """The API refuses us (401 or 403). The remedy names the permission that is missing."""
+
+
+class HostError(AgentError):
+    """This machine cannot do what is asked of it."""
+
+
+class MissingTool(HostError):
+    """A program that is needed is not installed. The remedy names its package."""
+
+
+class CommandFailed(HostError):
+    """A program ran and failed.
+
+    The message shows the command so that it can be pasted into a shell, with its exit
+    status and what it wrote to standard error.
+    """
+
+    def __init__(self, argv: Sequence[str], status: int, stderr: str) -> None:
+        self.argv = tuple(argv)
+        self.status = status
+        self.stderr = stderr.strip()
+        detail = f": {self.stderr}" if self.stderr else ""
+        super().__init__(f"`{shlex.join(argv)}` exited with {status}{detail}")
+
+
+class LockTimeout(HostError):
+    """Another process holds the xtables lock for longer than we are ready to wait."""
+
+
+class KernelReadError(AgentError):
+    """What the kernel holds cannot be read in full, so nothing may be written on top of it."""
+
+
+class KernelWriteError(AgentError):
+    """A transaction was accepted, and yet the kernel does not hold what was written."""
+
+
+class LabError(AgentError):
+    """The lab cannot be built, or what its hosts saw cannot be observed."""

@@ -1,0 +1,69 @@
+"""Where documents come from: a file, or a ConfigMap of the Kubernetes API.
+
+A source yields raw bytes with a name and a revision. It does not know what is in a
+document, never guesses at defaults, and never takes "cannot be read now" for "does not
+exist": the first is a ``SourceFailed``, the second a ``Document`` whose content is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from ipmasq_agent.errors import SourceError
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One state of a document, as its source saw it.
+
+    Attributes:
+        name: what a user calls it: a path, or ``ConfigMap NAMESPACE/NAME key KEY``.
+        content: its bytes, or None where the document does not exist.
+        revision: changes whenever the content may have; for people and logs, opaque to us.
+        noticed: ``time.monotonic()`` when the source learnt of this state.
+    """
+
+    name: str
+    content: bytes | None
+    revision: str
+    noticed: float
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFailed:
+    """The source cannot say what the document is at the moment. It goes on trying."""
+
+    name: str
+    error: SourceError
+
+
+SourceEvent = Document | SourceFailed
+Sink = Callable[[SourceEvent], None]
+
+
+class Source(Protocol):
+    """What the agent asks of a source.
+
+    ``start`` returns soon; from then on ``sink`` is called, from any thread, with the
+    first state of the document and with each later one. ``refresh`` asks for the state
+    to be looked at again, and its outcome to be delivered to the sink even if it is the
+    same as before. ``read`` answers once, without ``start``, for verbs that do not watch.
+    """
+
+    @property
+    def name(self) -> str:
+        """What a user calls the document."""
+
+    def read(self) -> Document:
+        """Return the document as it is now, or raise SourceError."""
+
+    def start(self, sink: Sink) -> None:
+        """Begin to watch."""
+
+    def refresh(self) -> None:
+        """Look again now."""
+
+    def stop(self) -> None:
+        """End the watch and its threads. Safe to call twice."""
