@@ -1,0 +1,72 @@
+"""Address families, prefixes and ranges, with addresses as plain integers.
+
+Integers because a policy may hold a hundred thousand prefixes: ``ipaddress`` objects cost
+ten times as much to build and to compare, and are made here only to be shown.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Family(enum.Enum):
+    """An address family; the parameter that makes one code path serve both."""
+
+    IPV4 = "ipv4"
+    IPV6 = "ipv6"
+
+    @property
+    def bits(self) -> int:
+        """Length of an address in bits."""
+        return 32 if self is Family.IPV4 else 128
+
+    @property
+    def last_address(self) -> int:
+        """The highest address as an integer; the lowest is 0."""
+        return (1 << self.bits) - 1
+
+    def show(self, address: int) -> str:
+        """Return ``address`` in its canonical text form (RFC 5952 for IPv6)."""
+        if self is Family.IPV4:
+            return str(ipaddress.IPv4Address(address))
+        return str(ipaddress.IPv6Address(address))
+
+
+class Prefix(NamedTuple):
+    """An aligned block of addresses: ``length`` leading bits are fixed."""
+
+    family: Family
+    first: int
+    length: int
+
+    @property
+    def last(self) -> int:
+        """The highest address of the block."""
+        return self.first | ((1 << (self.family.bits - self.length)) - 1)
+
+    def __str__(self) -> str:
+        return f"{self.family.show(self.first)}/{self.length}"
+
+
+def parse_address(text: str) -> tuple[Family, int]:
+    """Return the family and the integer of an address.
+
+    Raises:
+        ValueError: ``text`` is not an address.
+    """
+    address = ipaddress.ip_address(text)
+    return (Family.IPV4 if address.version == 4 else Family.IPV6), int(address)
+
+
+def prefixes_of_range(family: Family, first: int, last: int) -> Iterator[Prefix]:
+    """Yield the fewest prefixes that cover exactly ``first`` to ``last``, in order."""
+    while first <= last:
+        # The block at `first` can grow while it stays aligned and within the range.
+        aligned = (first & -first).bit_length() - 1 if first else family.bits
+        fitting = (last - first + 1).bit_length() - 1
+        size = min(aligned, fitting)
+        yield Prefix(family, first, family.bits - size)
+        first += 1 << size

@@ -1,0 +1,195 @@
+"""The decision map: every destination address has exactly one verdict, and its reason.
+
+A map is built from entries in evaluation order (the first that covers an address
+decides, as in a chain of rules) and kept as sorted disjoint ranges that cover the whole
+address space. It remembers its entries, because data planes that evaluate in order
+write them in the user's order.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ipmasq_agent.policy.addresses import Family, Prefix
+
+
+class Verdict(enum.StrEnum):
+    """What happens to the source address of a packet to some destination."""
+
+    MASQUERADE = "masquerade"
+    NON_MASQUERADE = "non-masquerade"
+    UNKNOWN = "unknown"
+    """Only ever read back from a kernel: a rule decides that we cannot read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a verdict comes from: the user's own entry, a default, or a rule that was read.
+
+    ``line`` and ``column`` count from 1 and are None where there is no document.
+    """
+
+    text: str
+    document: str | None = None
+    line: int | None = None
+    column: int | None = None
+
+    def __str__(self) -> str:
+        if self.document is None:
+            return self.text
+        place = "" if self.line is None else f":{self.line}"
+        return f"{self.text} ({self.document}{place})"
+
+
+class Entry(NamedTuple):
+    """A range of destinations, ends included, with its verdict and the reason for it."""
+
+    first: int
+    last: int
+    verdict: Verdict
+    origin: Origin
+
+
+class Difference(NamedTuple):
+    """A range of destinations on which two maps disagree, and what each says."""
+
+    first: int
+    last: int
+    left: Entry
+    right: Entry
+
+
+REST = Origin("every other destination")
+
+
+class DecisionMap:
+    """Sorted disjoint ranges that cover an address family, each with one verdict.
+
+    Two maps are equal when each address has the same verdict in both; reasons and the
+    way in which ranges are cut are carried, not compared.
+    """
+
+    __slots__ = ("_firsts", "_shape", "entries", "family", "ranges")
+
+    def __init__(
+        self,
+        family: Family,
+        entries: Iterable[Entry],
+        default: Verdict = Verdict.MASQUERADE,
+        default_origin: Origin = REST,
+    ) -> None:
+        """Build the map in O(n log n).
+
+        Args:
+            family: whose addresses these are.
+            entries: in evaluation order; where several cover an address the first decides.
+            default: the verdict where none does.
+            default_origin: the reason that goes with it.
+
+        Raises:
+            ValueError: an entry reaches outside the family's address space.
+        """
+        self.family = family
+        self.entries = tuple(entries)
+        self.ranges = _first_match(family, self.entries, default, default_origin)
+        self._firsts = [entry.first for entry in self.ranges]
+        self._shape: tuple[tuple[int, Verdict], ...] | None = None
+
+    def decide(self, address: int) -> Entry:
+        """Return the range that ``address`` falls into, in O(log n)."""
+        if not 0 <= address <= self.family.last_address:
+            raise ValueError(f"{address} is not an address of {self.family.value}")
+        return self.ranges[bisect_right(self._firsts, address) - 1]
+
+    def difference(self, other: DecisionMap) -> Iterator[Difference]:
+        """Yield the ranges on which the verdicts differ, in order; none when equal."""
+        if other.family is not self.family:
+            raise ValueError("maps of two families have nothing to compare")
+        mine, theirs = iter(self.ranges), iter(other.ranges)
+        left, right = next(mine), next(theirs)
+        first = 0
+        while True:
+            last = min(left.last, right.last)
+            if left.verdict is not right.verdict:
+                yield Difference(first, last, left, right)
+            if last == self.family.last_address:
+                return
+            first = last + 1
+            if left.last == last:
+                left = next(mine)
+            if right.last == last:
+                right = next(theirs)
+
+    def shape(self) -> tuple[tuple[int, Verdict], ...]:
+        """Return where each stretch of one verdict begins: what equality compares."""
+        if self._shape is None:
+            shape: list[tuple[int, Verdict]] = []
+            for entry in self.ranges:
+                if not shape or shape[-1][1] is not entry.verdict:
+                    shape.append((entry.first, entry.verdict))
+            self._shape = tuple(shape)
+        return self._shape
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DecisionMap):
+            return NotImplemented
+        return self.family is other.family and self.shape() == other.shape()
+
+    def __hash__(self) -> int:
+        return hash((self.family, self.shape()))
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{self.family.show(f)}… {v}" for f, v in self.shape()[:6])
+        more = "" if len(self.shape()) <= 6 else f", {len(self.shape()) - 6} more"
+        return f"DecisionMap({self.family.value}: {shown}{more})"
+
+
+def entry_of_prefix(prefix: Prefix, verdict: Verdict, origin: Origin) -> Entry:
+    """Return the entry that gives every address of ``prefix`` the verdict."""
+    return Entry(prefix.first, prefix.last, verdict, origin)
+
+
+def _first_match(
+    family: Family, entries: tuple[Entry, ...], default: Verdict, default_origin: Origin
+) -> list[Entry]:
+    """Sweep the address space once, keeping the entries that cover the current address.
+
+    The heap holds (position, last) of the entries entered so far, so its top is the one
+    that decides; those that ended are dropped only when they come to the top.
+    """
+    end = family.last_address
+    order = sorted(range(len(entries)), key=lambda position: entries[position].first)
+    if entries and (
+        entries[order[0]].first < 0
+        or max(e.last for e in entries) > end
+        or any(e.first > e.last for e in entries)
+    ):
+        raise ValueError(f"an entry is not a range of {family.value} addresses")
+    ranges: list[Entry] = []
+    covering: list[tuple[int, int]] = []
+    address, upcoming = 0, 0
+    while address <= end:
+        while upcoming < len(order) and entries[order[upcoming]].first <= address:
+            position = order[upcoming]
+            heapq.heappush(covering, (position, entries[position].last))
+            upcoming += 1
+        while covering and covering[0][1] < address:
+            heapq.heappop(covering)
+        last = entries[order[upcoming]].first - 1 if upcoming < len(order) else end
+        if covering:
+            decider = entries[covering[0][0]]
+            last = min(last, decider.last)
+            verdict, origin = decider.verdict, decider.origin
+        else:
+            verdict, origin = default, default_origin
+        if ranges and ranges[-1].verdict is verdict and ranges[-1].origin is origin:
+            ranges[-1] = ranges[-1]._replace(last=last)
+        else:
+            ranges.append(Entry(address, last, verdict, origin))
+        address = last + 1
+    return ranges

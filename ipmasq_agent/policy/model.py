@@ -1,0 +1,96 @@
+"""The policy of one family: guards, decisions, action; and what a host can do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.decisions import DecisionMap
+
+
+class PortRange(NamedTuple):
+    """Source ports that masquerading may use, ends included."""
+
+    first: int
+    last: int
+
+    @property
+    def size(self) -> int:
+        """How many ports there are."""
+        return self.last - self.first + 1
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+def parse_port_ranges(text: str) -> tuple[PortRange, ...]:
+    """Read ``1024-29999,32768-65535``; the order is kept, and ``""`` means no restriction.
+
+    Raises:
+        ValueError: says which part cannot be read, and why.
+    """
+    ranges = []
+    for part in text.split(",") if text else ():
+        first, dash, last = part.partition("-")
+        if not (first.isascii() and first.isdigit()) or (
+            dash and not (last.isascii() and last.isdigit())
+        ):
+            raise ValueError(f"{part!r} is not a port or a range like 1024-29999")
+        ports = PortRange(int(first), int(last) if dash else int(first))
+        if not 1 <= ports.first <= ports.last <= 65535:
+            raise ValueError(f"{part!r} does not go upwards within 1-65535")
+        ranges.append(ports)
+    return tuple(ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class Guards:
+    """Which packets a policy speaks of; anything else is none of its business.
+
+    Attributes:
+        local_destinations: also packets to addresses of the node itself. A packet that
+            the node delivers to itself passes POSTROUTING too, and must keep its source.
+    """
+
+    local_destinations: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What masquerading means: the egress interface's address, and which port.
+
+    Attributes:
+        ports: source ports for TCP, UDP and SCTP; empty leaves the choice to the kernel.
+        random_fully: choose ports at random rather than the pod's own where it is free,
+            which spares concurrent flows the insertion race in conntrack.
+    """
+
+    ports: tuple[PortRange, ...] = ()
+    random_fully: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyPolicy:
+    """Everything that is decided about packets of one family."""
+
+    decisions: DecisionMap
+    guards: Guards = field(default_factory=Guards)
+    action: Action = field(default_factory=Action)
+
+    @property
+    def family(self) -> Family:
+        """The family whose packets are meant."""
+        return self.decisions.family
+
+
+Policy = Mapping[Family, FamilyPolicy]
+"""The families that are managed, each with its policy. An absent family is left alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What the host can do, handed to those who build rules so that none of them probes."""
+
+    random_fully: bool = True
