@@ -1,0 +1,95 @@
+"""A dialect joined to a kernel: read what it holds, plan, apply.
+
+A backend knows one data plane and nothing of documents or of other backends.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Generic, Protocol, TypeVar
+
+from ipmasq_agent.dialects.interpretation import Interpretation
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
+
+
+class Change(Protocol):
+    """What turns one state of a data plane into another; false when nothing does."""
+
+    def __bool__(self) -> bool: ...
+
+    @property
+    def added(self) -> Sequence[str]:
+        """What comes, line by line."""
+
+    @property
+    def removed(self) -> Sequence[str]:
+        """What goes, line by line."""
+
+
+State = TypeVar("State")
+Desired = TypeVar("Desired")
+Plan = TypeVar("Plan", bound=Change)
+
+
+class Backend(abc.ABC, Generic[State, Desired, Plan]):
+    """One data plane on one host.
+
+    ``compile``, ``absent``, ``plan``, ``after`` and ``interpret`` are the dialect's, pure;
+    ``read``, ``apply`` and ``session`` reach the kernel.
+    """
+
+    name: str
+
+    @abc.abstractmethod
+    def capabilities(self, family: Family) -> Capabilities:
+        """Return what this host can do, asked once and without touching the kernel."""
+
+    @abc.abstractmethod
+    def compile(self, policy: FamilyPolicy) -> Desired:
+        """Return what the data plane must hold to decide as ``policy`` does."""
+
+    @abc.abstractmethod
+    def absent(self, family: Family) -> Desired:
+        """Return the state that holds nothing of ours."""
+
+    @abc.abstractmethod
+    def plan(self, actual: State, desired: Desired) -> Plan:
+        """Return the change from one to the other, false when there is none."""
+
+    @abc.abstractmethod
+    def after(self, actual: State, desired: Desired) -> State:
+        """Return the state once the plan was applied."""
+
+    @abc.abstractmethod
+    def interpret(self, state: State, source: int | None = None) -> Interpretation:
+        """Return what a state decides, for every source or for one."""
+
+    @abc.abstractmethod
+    def read(self, family: Family) -> State:
+        """Return what the kernel holds.
+
+        Raises:
+            KernelReadError: it cannot be read in full.
+        """
+
+    @abc.abstractmethod
+    def apply(self, family: Family, change: Plan) -> None:
+        """Carry out ``change`` in one transaction: all of it, or nothing and an error."""
+
+    @contextmanager
+    def session(self, family: Family) -> Iterator[None]:
+        """Keep others from writing between a read and the write that builds on it.
+
+        A backend whose kernel interface guards its transactions by itself does nothing.
+        """
+        yield
+
+    def close(self) -> None:
+        """Give back what the backend holds on this host (processes, files), not its rules."""
+        return None
+
+
+AnyBackend = Backend[object, object, Change]

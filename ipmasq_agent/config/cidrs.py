@@ -72,9 +72,7 @@ def _not_an_address(address: str, length: str) -> str:
     return "is not a CIDR; write an address and a prefix length, as in 10.0.0.0/8 or fd00::/8"
 
 
-def _not_a_length(
-    address: ipaddress.IPv4Address | ipaddress.IPv6Address, length_text: str
-) -> str:
+def _not_a_length(address: ipaddress.IPv4Address | ipaddress.IPv6Address, length_text: str) -> str:
     if address.version == 4:
         try:
             length = ipaddress.IPv4Network(f"0.0.0.0/{length_text}", strict=False).prefixlen

@@ -243,7 +243,8 @@ class _Reading:
         if node is None or _is_null(node):
             return False
         value = _resolved(node)
-        if value in ("y", "Y", "n", "N") and node.style in _PLAIN:
+        plain = isinstance(node, yaml.ScalarNode) and node.style in _PLAIN
+        if plain and value in ("y", "Y", "n", "N"):
             value = str(value).lower() in _TRUE  # the one spelling that PyYAML leaves a string
         if not isinstance(value, bool):
             self.problem(node, f"{key}: {_shown(node)} is not a boolean; write true or false")

@@ -63,7 +63,9 @@ class Config:
         families = (Family.IPV4, Family.IPV6) if flags.enable_ipv6 else (Family.IPV4,)
         return Wish(
             non_masquerade=self.non_masquerade_cidrs,
-            masquerade_link_local=frozenset(f for f, masquerade in link_local.items() if masquerade),
+            masquerade_link_local=frozenset(
+                f for f, masquerade in link_local.items() if masquerade
+            ),
             families=families,
             ports=flags.to_ports,
             random_fully=flags.random_fully,

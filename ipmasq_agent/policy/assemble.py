@@ -45,7 +45,7 @@ def assemble(wish: Wish, capabilities: Capabilities) -> Policy:
     }
 
 
-def _entries(wish: Wish, family: Family) -> Iterable[Entry]:
+def _entries(wish: Wish, family: Family) -> Iterable[Entry[Verdict]]:
     if family not in wish.masquerade_link_local:
         switch = "masqLinkLocal" if family is Family.IPV4 else "masqLinkLocalIPv6"
         origin = Origin(f"link-local, {switch}: false")

@@ -11,9 +11,9 @@ from __future__ import annotations
 import enum
 import heapq
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from ipmasq_agent.policy.addresses import Family, Prefix
 
@@ -46,12 +46,15 @@ class Origin:
         return f"{self.text} ({self.document}{place})"
 
 
-class Entry(NamedTuple):
+V = TypeVar("V")
+
+
+class Entry(NamedTuple, Generic[V]):
     """A range of destinations, ends included, with its verdict and the reason for it."""
 
     first: int
     last: int
-    verdict: Verdict
+    verdict: V
     origin: Origin
 
 
@@ -60,8 +63,8 @@ class Difference(NamedTuple):
 
     first: int
     last: int
-    left: Entry
-    right: Entry
+    left: Entry[Verdict]
+    right: Entry[Verdict]
 
 
 REST = Origin("every other destination")
@@ -74,12 +77,12 @@ class DecisionMap:
     way in which ranges are cut are carried, not compared.
     """
 
-    __slots__ = ("_firsts", "_shape", "entries", "family", "ranges")
+    __slots__ = ("_firsts", "_shape", "default", "entries", "family", "ranges")
 
     def __init__(
         self,
         family: Family,
-        entries: Iterable[Entry],
+        entries: Iterable[Entry[Verdict]],
         default: Verdict = Verdict.MASQUERADE,
         default_origin: Origin = REST,
     ) -> None:
@@ -96,15 +99,23 @@ class DecisionMap:
         """
         self.family = family
         self.entries = tuple(entries)
-        self.ranges = _first_match(family, self.entries, default, default_origin)
+        self.default = default
+        self.ranges = first_match(family, self.entries, default, default_origin)
         self._firsts = [entry.first for entry in self.ranges]
         self._shape: tuple[tuple[int, Verdict], ...] | None = None
 
-    def decide(self, address: int) -> Entry:
+    def decide(self, address: int) -> Entry[Verdict]:
         """Return the range that ``address`` falls into, in O(log n)."""
         if not 0 <= address <= self.family.last_address:
             raise ValueError(f"{address} is not an address of {self.family.value}")
         return self.ranges[bisect_right(self._firsts, address) - 1]
+
+    def between(self, first: int, last: int) -> Iterator[Entry[Verdict]]:
+        """Yield the ranges that overlap ``first`` to ``last``, in order."""
+        position = bisect_right(self._firsts, first) - 1
+        while position < len(self.ranges) and self.ranges[position].first <= last:
+            yield self.ranges[position]
+            position += 1
 
     def difference(self, other: DecisionMap) -> Iterator[Difference]:
         """Yield the ranges on which the verdicts differ, in order; none when equal."""
@@ -149,16 +160,17 @@ class DecisionMap:
         return f"DecisionMap({self.family.value}: {shown}{more})"
 
 
-def entry_of_prefix(prefix: Prefix, verdict: Verdict, origin: Origin) -> Entry:
+def entry_of_prefix(prefix: Prefix, verdict: Verdict, origin: Origin) -> Entry[Verdict]:
     """Return the entry that gives every address of ``prefix`` the verdict."""
     return Entry(prefix.first, prefix.last, verdict, origin)
 
 
-def _first_match(
-    family: Family, entries: tuple[Entry, ...], default: Verdict, default_origin: Origin
-) -> list[Entry]:
-    """Sweep the address space once, keeping the entries that cover the current address.
+def first_match(
+    family: Family, entries: Sequence[Entry[V]], default: V, default_origin: Origin
+) -> list[Entry[V]]:
+    """Return disjoint ranges in order, each with the verdict of the first entry covering it.
 
+    One sweep over the address space, keeping the entries that cover the current address.
     The heap holds (position, last) of the entries entered so far, so its top is the one
     that decides; those that ended are dropped only when they come to the top.
     """
@@ -170,7 +182,7 @@ def _first_match(
         or any(e.first > e.last for e in entries)
     ):
         raise ValueError(f"an entry is not a range of {family.value} addresses")
-    ranges: list[Entry] = []
+    ranges: list[Entry[V]] = []
     covering: list[tuple[int, int]] = []
     address, upcoming = 0, 0
     while address <= end:

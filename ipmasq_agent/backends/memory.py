@@ -1,0 +1,50 @@
+"""A nat table that lives in memory: for tests, and to plan without a kernel."""
+
+from __future__ import annotations
+
+from ipmasq_agent.backends.iptables import IptablesBackend
+from ipmasq_agent.dialects.iptables import POSTROUTING, Placement, Plan
+from ipmasq_agent.dialects.rules import Rule
+from ipmasq_agent.dialects.tables import Chain, Table, empty_table
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.model import Capabilities
+
+
+class MemoryBackend(IptablesBackend):
+    """Holds one nat table per family and applies plans to it, rule by rule."""
+
+    variant = "memory"
+
+    def __init__(self, placement: Placement) -> None:
+        super().__init__(placement)
+        self.tables = {family: empty_table(family) for family in Family}
+        self.transactions = 0
+
+    def capabilities(self, family: Family) -> Capabilities:
+        """Return that of a current host."""
+        return Capabilities()
+
+    def read(self, family: Family) -> Table:
+        """Return the table as it is."""
+        return self.tables[family]
+
+    def apply(self, family: Family, change: Plan) -> None:
+        """Edit the table as iptables-restore would."""
+        table = self.tables[family]
+        chains = dict(table.chains)
+        hook = list(table.rules(POSTROUTING))
+        for rule in change.jumps_removed:
+            hook.remove(rule)
+        if change.jump is not None:
+            hook.insert(0 if change.jump_first else len(hook), change.jump)
+        chains[POSTROUTING] = Chain(POSTROUTING, "ACCEPT", tuple(hook))
+        if change.delete:
+            del chains[change.chain]
+        else:
+            rules = list(table.rules(change.chain))
+            rules[change.keep : change.keep + len(change.remove)] = change.insert
+            if change.rewrite is not None:
+                rules = list(change.rewrite)
+            chains[change.chain] = Chain(change.chain, None, tuple[Rule, ...](rules))
+        self.tables[family] = Table(family, chains)
+        self.transactions += 1

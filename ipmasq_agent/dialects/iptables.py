@@ -1,0 +1,275 @@
+"""The iptables dialect: a policy as a chain of RETURN rules with a MASQUERADE at its end.
+
+The state is the nat table of one family. Ours in it are the rules of one chain and the
+jump to it from POSTROUTING; the rest belongs to others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ipmasq_agent.dialects.rules import Rule, parse_rule, quote
+from ipmasq_agent.dialects.tables import Chain, Table
+from ipmasq_agent.errors import KernelReadError
+from ipmasq_agent.policy.addresses import Prefix, prefixes_of_range
+from ipmasq_agent.policy.decisions import Verdict
+from ipmasq_agent.policy.model import Action, FamilyPolicy
+
+POSTROUTING = "POSTROUTING"
+DEFAULT_CHAIN = "IP-MASQ"
+# The protocols whose ports MASQUERADE --to-ports can choose.
+PORT_PROTOCOLS = ("tcp", "udp", "sctp")
+# Up to this many rules in the changed stretch are edited in place, so that the rules
+# around it keep their counters; past it the chain is written anew, because each edit by
+# position makes the restore program count from the top.
+EDITED_IN_PLACE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where our rules live: the chain's name, and the place of the jump to it."""
+
+    chain: str = DEFAULT_CHAIN
+    jump_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What our part of the table should hold; ``jump`` is None when we should have none."""
+
+    placement: Placement
+    jump: Rule | None
+    rules: tuple[Rule, ...]
+
+
+def compile_policy(policy: FamilyPolicy, placement: Placement) -> Desired:
+    """Return the rules that decide as ``policy`` does.
+
+    Comments stand on the jump and on the last rule only: in the legacy backend each
+    comment is 256 bytes of kernel memory and a call for every packet that passes it.
+    """
+    family = policy.family
+    local = "" if policy.guards.local_destinations else "-m addrtype ! --dst-type LOCAL "
+    jump = f"-m comment --comment {quote('ipmasq-agent: packets that leave this node')} {local}"
+    return Desired(
+        placement,
+        parse_rule(f"{jump}-j {placement.chain}", family),
+        tuple(parse_rule(text, family) for text in _chain(policy)),
+    )
+
+
+def absent(placement: Placement) -> Desired:
+    """Return the state in which the table holds nothing of ours."""
+    return Desired(placement, None, ())
+
+
+def _chain(policy: FamilyPolicy) -> Iterator[str]:
+    """Yield the rules for the user's entries in the user's order, then for the rest."""
+    masquerade = list(masquerade_rules(policy.action))
+    for entry in policy.decisions.entries:
+        for prefix in prefixes_of_range(policy.family, entry.first, entry.last):
+            if entry.verdict is Verdict.NON_MASQUERADE:
+                yield _restricted(prefix, "-j RETURN")
+            else:
+                yield from (_restricted(prefix, text) for text in masquerade)
+    if policy.decisions.default is Verdict.MASQUERADE:
+        comment = quote("ipmasq-agent: everything else is masqueraded")
+        yield from masquerade[:-1]
+        yield f"-m comment --comment {comment} {masquerade[-1]}"
+
+
+def _restricted(prefix: Prefix, text: str) -> str:
+    return f"-d {prefix} {text}" if prefix.length else text
+
+
+def masquerade_rules(action: Action) -> Iterator[str]:
+    """Yield the rules that masquerade: one for each protocol and port range, then the rest.
+
+    A packet meets the ranges one after the other, so each takes its share of what the
+    ranges before it left: size / (its own size + the sizes of those after it).
+    """
+    random = " --random-fully" if action.random_fully else ""
+    for protocol in PORT_PROTOCOLS if action.ports else ():
+        for position, ports in enumerate(action.ports):
+            left = sum(later.size for later in action.ports[position:])
+            share = ""
+            if left > ports.size:
+                share = f" -m statistic --mode random --probability {ports.size / left:.11f}"
+            yield f"-p {protocol}{share} -j MASQUERADE --to-ports {ports}{random}"
+    yield f"-j MASQUERADE{random}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What turns the table that was read into the desired one, as a printable value.
+
+    The chain's rules are kept up to ``keep``; from there ``remove`` go and ``insert``
+    come. ``rewrite`` holds the whole chain where it is cheaper to write it anew.
+
+    Attributes:
+        chain: our chain's name.
+        create: the chain does not exist yet.
+        delete: the chain is to go, after its rules and the jumps to it.
+        keep: how many rules at the top of the chain stay as they are.
+        remove: the rules that go, in order, the first of them at position ``keep``.
+        insert: the rules that come in their place.
+        rewrite: the whole chain, or None where the edits above are applied in place.
+        jumps_removed: rules of POSTROUTING that jump to the chain and must not.
+        jump: the jump to add, or None where it is in place.
+        jump_first: add it before the rules of others rather than after them.
+    """
+
+    chain: str
+    create: bool = False
+    delete: bool = False
+    keep: int = 0
+    remove: tuple[Rule, ...] = ()
+    insert: tuple[Rule, ...] = ()
+    rewrite: tuple[Rule, ...] | None = None
+    jumps_removed: tuple[Rule, ...] = ()
+    jump: Rule | None = None
+    jump_first: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.create
+            or self.delete
+            or self.remove
+            or self.insert
+            or self.jumps_removed
+            or self.jump
+        )
+
+    @property
+    def added(self) -> list[str]:
+        """The rules that come, as ``-A CHAIN …`` lines."""
+        jump = [f"-A {POSTROUTING} {self.jump.text}"] if self.jump else []
+        return jump + [f"-A {self.chain} {rule.text}" for rule in self.insert]
+
+    @property
+    def removed(self) -> list[str]:
+        """The rules that go, as ``-A CHAIN …`` lines."""
+        jumps = [f"-A {POSTROUTING} {rule.text}" for rule in self.jumps_removed]
+        return jumps + [f"-A {self.chain} {rule.text}" for rule in self.remove]
+
+
+def plan(actual: Table, desired: Desired) -> Plan:
+    """Return what must change in ``actual``, which may be nothing.
+
+    Raises:
+        KernelReadError: our chain or a jump to it holds what cannot be read; a plan on
+            top of that would be a guess.
+    """
+    placement = desired.placement
+    chain = placement.chain
+    _refuse_unreadable(actual, chain)
+    exists = chain in actual.chains
+    jumps = [rule for rule in actual.rules(POSTROUTING) if rule.target == chain]
+    if desired.jump is None:
+        return Plan(chain, delete=exists, remove=actual.rules(chain), jumps_removed=tuple(jumps))
+    in_place = _jump_in_place(actual, desired)
+    keep, remove, insert = _changed_stretch(actual.rules(chain), desired.rules)
+    anew = not exists or len(remove) + len(insert) > EDITED_IN_PLACE
+    return Plan(
+        chain,
+        create=not exists,
+        keep=keep,
+        remove=remove,
+        insert=insert,
+        rewrite=desired.rules if anew and (remove or insert) else None,
+        jumps_removed=() if in_place else tuple(jumps),
+        jump=None if in_place else desired.jump,
+        jump_first=placement.jump_first,
+    )
+
+
+def _refuse_unreadable(actual: Table, chain: str) -> None:
+    for name in (chain, POSTROUTING):
+        for position, rule in enumerate(actual.rules(name), start=1):
+            if not rule.readable and (name == chain or rule.target == chain):
+                raise KernelReadError(
+                    f"rule {position} of {name} cannot be read in full "
+                    f"(what can be read of it: {rule.text!r})",
+                    remedy="it was not written by iptables; see it with `nft list table ip nat` "
+                    f"(or ip6), and delete it, or rename our chain with --masq-chain "
+                    f"(now {chain}); nothing was written",
+                )
+
+
+def _jump_in_place(actual: Table, desired: Desired) -> bool:
+    """Whether there is exactly the one jump, where it should be.
+
+    Appended means after whatever was there when we came: rules that others append later
+    do not make us move. First means first.
+    """
+    rules = actual.rules(POSTROUTING)
+    chain = desired.placement.chain
+    positions = [position for position, rule in enumerate(rules) if rule.target == chain]
+    if len(positions) != 1 or rules[positions[0]] != desired.jump:
+        return False
+    return positions[0] == 0 or not desired.placement.jump_first
+
+
+def _changed_stretch(
+    actual: Sequence[Rule], desired: Sequence[Rule]
+) -> tuple[int, tuple[Rule, ...], tuple[Rule, ...]]:
+    """Return how many rules at the top stay, and what goes and comes after them."""
+    shorter = min(len(actual), len(desired))
+    head = 0
+    while head < shorter and actual[head] == desired[head]:
+        head += 1
+    tail = 0
+    while tail < shorter - head and actual[-1 - tail] == desired[-1 - tail]:
+        tail += 1
+    return (
+        head,
+        tuple(actual[head : len(actual) - tail]),
+        tuple(desired[head : len(desired) - tail]),
+    )
+
+
+def restore_text(change: Plan) -> str:
+    """Return ``change`` as input for ``iptables-restore --noflush``: one transaction.
+
+    A ``:CHAIN`` line makes the chain, or empties it where it exists; without one the
+    chain is edited by position. Jumps are deleted by what they say, never by position:
+    between our read and this write others may have moved them.
+    """
+    lines = ["*nat"]
+    if change.create or change.rewrite is not None or change.delete:
+        lines.append(f":{change.chain} - [0:0]")
+    for rule in change.jumps_removed:
+        lines.append(f"-D {POSTROUTING} {rule.text}")
+    if change.delete:
+        lines.append(f"-X {change.chain}")
+    elif change.rewrite is not None:
+        lines += (f"-A {change.chain} {rule.text}" for rule in change.rewrite)
+    else:
+        lines += (f"-D {change.chain} {change.keep + 1}" for _ in change.remove)
+        lines += (
+            f"-I {change.chain} {change.keep + 1 + offset} {rule.text}"
+            for offset, rule in enumerate(change.insert)
+        )
+    if change.jump is not None:
+        where = f"-I {POSTROUTING} 1" if change.jump_first else f"-A {POSTROUTING}"
+        lines.append(f"{where} {change.jump.text}")
+    return "\n".join([*lines, "COMMIT", ""])
+
+
+def after(actual: Table, desired: Desired) -> Table:
+    """Return the table as it will be once ``plan(actual, desired)`` was applied."""
+    change = plan(actual, desired)
+    chains = dict(actual.chains)
+    hook = chains.get(POSTROUTING, Chain(POSTROUTING, "ACCEPT", ()))
+    others = list(hook.rules)
+    for rule in change.jumps_removed:
+        others.remove(rule)
+    if change.jump is not None:
+        others.insert(0 if change.jump_first else len(others), change.jump)
+    chains[POSTROUTING] = Chain(POSTROUTING, hook.policy, tuple(others))
+    if desired.jump is None:
+        chains.pop(change.chain, None)
+    else:
+        chains[change.chain] = Chain(change.chain, None, desired.rules)
+    return Table(actual.family, chains)

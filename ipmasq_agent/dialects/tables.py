@@ -1,0 +1,98 @@
+"""A nat table as ``iptables-save`` prints it → typed chains, or an error; never a guess."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ipmasq_agent.dialects.rules import Rule, parse_rule
+from ipmasq_agent.errors import KernelReadError
+from ipmasq_agent.policy.addresses import Family
+
+_COUNTERS = re.compile(r"^\[\d+:\d+\] ")
+Unreadable = Mapping[str, Sequence[int]]
+"""Chain → positions (from 0) of rules that the text is known not to show in full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain: its rules in order; ``policy`` is None for a chain of a user's own."""
+
+    name: str
+    policy: str | None
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The nat table of one family. A chain that does not exist is not in ``chains``."""
+
+    family: Family
+    chains: Mapping[str, Chain]
+
+    def rules(self, chain: str) -> tuple[Rule, ...]:
+        """Return the rules of a chain; none where it does not exist."""
+        return self.chains[chain].rules if chain in self.chains else ()
+
+
+def empty_table(family: Family) -> Table:
+    """Return the nat table of a kernel in which nobody has made one yet."""
+    return Table(family, {"POSTROUTING": Chain("POSTROUTING", "ACCEPT", ())})
+
+
+def parse_saved(
+    text: str,
+    family: Family,
+    *,
+    writer: str,
+    unreadable: Unreadable | None = None,
+) -> Table:
+    """Return the nat table in the output of ``iptables-save -t nat``.
+
+    Args:
+        text: the output, with or without counters.
+        family: whose table it is.
+        writer: the program, for messages.
+        unreadable: rules that another reader of the kernel found to hold more than
+            ``iptables-save`` can print; they are carried, never compared equal.
+
+    Raises:
+        KernelReadError: the output is cut short, or is not a nat table.
+    """
+    policies: dict[str, str | None] = {}
+    rules: dict[str, list[Rule]] = {}
+    in_table = committed = False
+    for line in text.splitlines():
+        if line == "*nat":
+            in_table = True
+        elif not in_table or not line or line.startswith("#"):
+            continue
+        elif line == "COMMIT":
+            committed = True
+            break
+        elif line.startswith(":"):
+            name, policy, *_ = line[1:].split()
+            policies[name] = None if policy == "-" else policy
+            rules[name] = []
+        else:
+            appended = _COUNTERS.sub("", line)
+            if not appended.startswith("-A "):
+                raise _incomplete(writer, f"the line {line!r} is not a rule")
+            chain, _, rest = appended[3:].partition(" ")
+            if chain not in rules:
+                raise _incomplete(writer, f"the chain {chain!r} has rules but was not announced")
+            hidden = unreadable.get(chain, ()) if unreadable else ()
+            rules[chain].append(parse_rule(rest, family, readable=len(rules[chain]) not in hidden))
+    if not committed:
+        raise _incomplete(writer, "it ends before COMMIT" if in_table else "it has no nat table")
+    return Table(
+        family, {name: Chain(name, policies[name], tuple(rules[name])) for name in policies}
+    )
+
+
+def _incomplete(writer: str, why: str) -> KernelReadError:
+    return KernelReadError(
+        f"the output of {writer} cannot be used: {why}",
+        remedy=f"run `{writer} -t nat` by hand to see what it says; nothing was written",
+    )
