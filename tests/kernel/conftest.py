@@ -1,0 +1,39 @@
+"""Fixtures of the tests that ask the real kernel, each in a network namespace of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.netns import Namespace, sweep
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test below this directory as one of the kernel's."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.kernel)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _swept() -> None:
+    """Remove what a killed test run left behind, before this one begins."""
+    sweep()
+
+
+@pytest.fixture
+def ns() -> Iterator[Namespace]:
+    """A fresh network namespace: loopback up, no rules, no tables."""
+    with Namespace() as namespace:
+        yield namespace
+
+
+@pytest.fixture
+def in_ns(ns: Namespace) -> Iterator[Namespace]:
+    """A fresh namespace that the main thread has entered, for code under test in-process."""
+    with ns.entered():
+        yield ns
