@@ -50,11 +50,18 @@ class Source(Protocol):
     first state of the document and with each later one. ``refresh`` asks for the state
     to be looked at again, and its outcome to be delivered to the sink even if it is the
     same as before. ``read`` answers once, without ``start``, for verbs that do not watch.
+
+    A sink should return soon (put the event in a queue): the source is held up until it
+    does. It may call ``refresh`` and must not call ``stop``.
     """
 
     @property
     def name(self) -> str:
         """What a user calls the document."""
+
+    @property
+    def cheap(self) -> bool:
+        """Whether to look again at each resync: a file, yes; an API of many nodes, no."""
 
     def read(self) -> Document:
         """Return the document as it is now, or raise SourceError."""

@@ -1,0 +1,258 @@
+"""A document in a file, or in a directory as a mounted ConfigMap is one.
+
+Changes are noticed through inotify and delivered when they are complete: on the close of
+the last writer or on a rename, never in the middle of a write. Nothing is polled; without
+a change nothing runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ipmasq_agent.errors import SourceError, SourceUnavailable
+from ipmasq_agent.sources import Document, Sink, SourceFailed
+from ipmasq_agent.sources.location import Location, locate
+from ipmasq_agent.sources.settled import BeingWritten, read_settled
+from ipmasq_agent.sources.watch import PathWatch
+
+logger = logging.getLogger(__name__)
+
+# Editors replace a file by moving the old one away first: seconds for which a document
+# that was there is given time to come back before it counts as removed.
+GRACE = 0.1
+# Seconds after which a file that stays open for writing is worth telling about.
+STUCK = 5.0
+# Seconds that `read` waits for writers.
+PATIENCE = 2.0
+# The kernel reports a close before it takes the writer off its count (fs/file_table.c,
+# __fput), so the lease may be refused for a moment more: look again after this, and then
+# after twice as long each time, up to STUCK.
+RECHECK = 0.004
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What was last told to the sink, to tell a change from a repetition."""
+
+    name: str | None
+    content: bytes | None
+    error: str | None
+
+
+class FileSource:
+    """Implements ``Source`` for a path on this machine.
+
+    The path may not exist yet, be a symbolic link at any place, or name a directory, in
+    which the document is ``config``, else ``ip-masq-agent``, else the only regular file.
+
+    Where inotify's limits keep changes from being seen, each document is followed by a
+    ``SourceFailed`` that says so; ``refresh`` then reads the file and tries to watch again.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = os.fspath(path)
+        # Reentrant, because a sink may call refresh.
+        self._lock = threading.RLock()
+        self._sink: Sink | None = None
+        self._watch: PathWatch | None = None
+        self._timer: threading.Timer | None = None
+        self._told: _Outcome | None = None
+        self._present = False
+        self._refreshing = False
+        self._vanished: float | None = None
+        self._busy: float | None = None
+        self._recheck = RECHECK
+
+    @property
+    def name(self) -> str:
+        """The path, as it was given."""
+        return self._path
+
+    def read(self) -> Document:
+        """Return the document as it is now, waiting up to two seconds for its writers.
+
+        Raises:
+            SourceUnavailable: somebody keeps it open for writing, or it is a link to nothing.
+            SourceError: it cannot be read, or it is not clear which file it is.
+        """
+        deadline = time.monotonic() + PATIENCE
+        pause = RECHECK
+        while True:
+            location = locate(self._path)
+            try:
+                with self._lock:
+                    content = self._content(location)
+                return self._document(location, content, time.monotonic())
+            except BeingWritten as cause:
+                if time.monotonic() > deadline:
+                    raise _still_open(location.shown) from cause
+            time.sleep(pause)
+            pause = min(pause * 2, 0.1)
+
+    def start(self, sink: Sink) -> None:
+        """Watch, then read, then deliver the first state before returning.
+
+        If somebody is writing the file at that moment, the first state comes later.
+        """
+        with self._lock:
+            if self._sink is not None:
+                raise RuntimeError("a source can be started once")
+            self._sink = sink
+            self._watch = PathWatch(self._path, self._changed, self._lock)
+            self._look(time.monotonic())
+
+    def refresh(self) -> None:
+        """Read again now and deliver, or deliver once the writers are done."""
+        with self._lock:
+            self._refreshing = True
+            self._look(time.monotonic())
+
+    def stop(self) -> None:
+        """End the watch and its threads; not to be called by the sink.
+
+        Nothing is delivered after it returns.
+        """
+        with self._lock:
+            watch, self._watch = self._watch, None
+            timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+            timer.join()
+        if watch is not None:
+            watch.stop()
+
+    # Everything below runs with the lock held, in whichever thread had a reason to look.
+
+    def _changed(self, noticed: float) -> None:
+        self._recheck = RECHECK
+        self._look_or_log(noticed)
+
+    def _look_or_log(self, noticed: float) -> None:
+        try:
+            self._look(noticed)
+        except Exception:
+            # An exception would end watchdog's thread, and with it the watch, unnoticed.
+            logger.exception("the change of %s could not be handled", self._path)
+
+    def _look(self, noticed: float) -> None:
+        """Find out what the document is, and deliver it if that is news."""
+        if self._watch is None:
+            return
+        self._cancel_timer()
+        location = self._watch.follow()
+        if self._may_come_back(location, noticed):
+            return
+        try:
+            content = self._content(location)
+            if content is None and location.file is not None:
+                # It was removed after it was located: ask anew where the path leads.
+                self._look_later(RECHECK, noticed)
+                return
+        except BeingWritten:
+            self._wait_for_close(location, noticed)
+            return
+        except SourceError as error:
+            self._busy = None
+            self._tell(None, error)
+            return
+        self._busy = None
+        self._tell(self._document(location, content, noticed), self._watch.error)
+
+    def _content(self, location: Location) -> bytes | None:
+        """Read what is at ``location``, None where there is nothing.
+
+        Raises:
+            BeingWritten: look again when the writers are done.
+            SourceError: it cannot be read.
+        """
+        if location.error is not None:
+            raise location.error
+        if location.file is None:
+            return None
+        settled = read_settled(location.file)
+        if self._watch is not None:
+            if settled.leased:
+                self._watch.modified = False
+            elif self._watch.modified:
+                raise BeingWritten
+        return settled.content
+
+    def _document(self, location: Location, content: bytes | None, noticed: float) -> Document:
+        revision = "absent" if content is None else hashlib.sha256(content).hexdigest()[:12]
+        return Document(location.shown, content, revision, noticed)
+
+    def _may_come_back(self, location: Location, noticed: float) -> bool:
+        """Wait a little before a document that was there counts as removed."""
+        if not location.gone:
+            self._vanished = None
+            return False
+        if not self._present:
+            return False
+        if self._vanished is None:
+            self._vanished = noticed
+        left = self._vanished + GRACE - time.monotonic()
+        if left <= 0:
+            return False
+        self._look_later(left, noticed)
+        return True
+
+    def _wait_for_close(self, location: Location, noticed: float) -> None:
+        """Keep quiet until the writers are done, and tell if they take long."""
+        now = time.monotonic()
+        if self._busy is None:
+            self._busy = now
+        left = self._busy + STUCK - now
+        if left <= 0:
+            self._tell(None, _still_open(location.shown))
+        delay = self._recheck if left <= 0 else min(self._recheck, left)
+        self._recheck *= 2
+        if delay < STUCK:
+            self._look_later(delay, noticed)
+
+    def _tell(self, document: Document | None, error: SourceError | None) -> None:
+        """Deliver, unless the sink knows all of it and nobody has asked."""
+        outcome = _Outcome(
+            document.name if document else None,
+            document.content if document else None,
+            str(error) if error else None,
+        )
+        if outcome == self._told and not self._refreshing:
+            return
+        self._told, self._refreshing = outcome, False
+        if self._sink is None:
+            return
+        if document is not None:
+            self._present = document.content is not None
+            self._sink(document)
+        if error is not None:
+            self._sink(SourceFailed(self._path, error))
+
+    def _look_later(self, delay: float, noticed: float) -> None:
+        def due() -> None:
+            with self._lock:
+                if self._timer is timer:
+                    self._timer = None
+                    self._look_or_log(noticed)
+
+        timer = threading.Timer(delay, due)
+        timer.daemon = True
+        self._timer = timer
+        timer.start()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _still_open(path: str) -> SourceUnavailable:
+    return SourceUnavailable(
+        f"{path} is open for writing, so it may be half written",
+        remedy=f"see who has it open with `fuser -v {path}`, or replace it by a rename",
+    )

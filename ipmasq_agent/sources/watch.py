@@ -1,0 +1,203 @@
+"""inotify watches on whatever decides where a path leads.
+
+Of watchdog, only its inotify layer is used. The observer above it runs a thread for each
+watch and holds back renames for up to half a second to pair them (its
+``InotifyMoveEventGrouper``), and a rename is how documents are replaced.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from watchdog.observers.inotify_c import (
+    CallbackId,
+    InotifyConstants,
+    InotifyEvent,
+    InotifyFD,
+    Mask,
+    WatchDescriptor,
+)
+
+from ipmasq_agent.errors import SourceError
+from ipmasq_agent.sources.location import Location, Step, locate
+
+# In a directory: entries that come, go or are replaced; and the directory itself.
+DIRECTORY = Mask(
+    InotifyConstants.IN_CREATE
+    | InotifyConstants.IN_DELETE
+    | InotifyConstants.IN_MOVED_FROM
+    | InotifyConstants.IN_MOVED_TO
+    | InotifyConstants.IN_DELETE_SELF
+    | InotifyConstants.IN_MOVE_SELF
+    | InotifyConstants.IN_ATTRIB
+    | InotifyConstants.IN_ONLYDIR
+    | InotifyConstants.IN_DONT_FOLLOW
+)
+# On the file's inode, so that a writer is seen whichever path or mount it comes by.
+FILE = Mask(
+    InotifyConstants.IN_MODIFY
+    | InotifyConstants.IN_CLOSE_WRITE
+    | InotifyConstants.IN_ATTRIB
+    | InotifyConstants.IN_DONT_FOLLOW
+)
+
+# A path that changes faster than it can be watched: events go on, and so do we later.
+MAX_ROUNDS = 10
+
+
+# What a set of watches depends on: the steps, and which file it is.
+Watched = tuple[tuple[Step, ...], tuple[int, int] | None]
+
+
+class PathWatch:
+    """Follows one path, and calls ``changed(noticed)`` when it may lead elsewhere or hold more.
+
+    ``noticed`` is ``time.monotonic()`` when the event was read. The callback runs in the
+    one thread of this object; an instance can be neither restarted nor shared. ``lock``
+    is the owner's: it is held in the callback, and must be held to call ``follow``.
+
+    Attributes:
+        error: why changes would go unnoticed now, or None. The next ``follow`` tries anew.
+        modified: whether the file was seen to be written to and not to be closed since.
+    """
+
+    def __init__(self, path: str, changed: Callable[[float], None], lock: threading.RLock) -> None:
+        self._lock = lock
+        self._path = path
+        self._changed = changed
+        self._inotify: InotifyFD | None = None
+        self._ids = itertools.count()
+        self._names: dict[WatchDescriptor, set[str | None]] = {}
+        self._held: list[tuple[WatchDescriptor, CallbackId]] = []
+        self._watched: Watched | None = None
+        self._file: WatchDescriptor | None = None
+        self.error: SourceError | None = None
+        self.modified = False
+
+    def follow(self) -> Location:
+        """Say where the path leads, with everything that decides it already watched.
+
+        Any later change of the answer is followed by a call of ``changed``, unless
+        ``error`` says otherwise.
+        """
+        location = locate(self._path)
+        self.error = None
+        for _ in range(MAX_ROUNDS):
+            wanted = (location.steps, location.identity)
+            if wanted == self._watched:
+                break
+            try:
+                self._watch(location)
+            except (FileNotFoundError, NotADirectoryError):
+                self._watched = None
+            except OSError as cause:
+                self._watched = None
+                self.error = _unwatchable(self._path, cause)
+                break
+            else:
+                self._watched = wanted
+            # What was replaced before its watch was there raises no event: look again.
+            location = locate(self._path)
+        return location
+
+    def stop(self) -> None:
+        """End the watches and the thread; safe to call twice. The lock must be free."""
+        inotify, self._inotify = self._inotify, None
+        if inotify is not None:
+            inotify.stop()
+            inotify.join()
+
+    def _watch(self, location: Location) -> None:
+        """Put watches for ``location`` in place, then take the earlier ones away."""
+        if self._inotify is None:
+            self._inotify = InotifyFD()
+            self._inotify.start()
+        names: dict[WatchDescriptor, set[str | None]] = {}
+        held: list[tuple[WatchDescriptor, CallbackId]] = []
+        file: WatchDescriptor | None = None
+        try:
+            for step in location.steps:
+                descriptor = self._add(step.directory, DIRECTORY, held)
+                names.setdefault(descriptor, set()).add(step.entry)
+            if location.file is not None:
+                file = self._add(location.file, FILE, held)
+        except OSError:
+            self._inotify.remove_callbacks(held)
+            raise
+        self._inotify.remove_callbacks(self._held)
+        if file != self._file:
+            self.modified = False
+        self._names, self._held, self._file = names, held, file
+
+    def _add(
+        self, path: str, mask: Mask, held: list[tuple[WatchDescriptor, CallbackId]]
+    ) -> WatchDescriptor:
+        assert self._inotify is not None
+        number = CallbackId(next(self._ids))
+        descriptor = self._inotify.add_callback(os.fsencode(path), mask, self, number)
+        held.append((descriptor, number))
+        if descriptor == -1:
+            # watchdog passes over EACCES in silence.
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return descriptor
+
+    # What watchdog calls, in its thread.
+
+    def on_event(self, event: InotifyEvent) -> None:
+        """Pass on what concerns the path."""
+        noticed = time.monotonic()
+        with self._lock:
+            if event.wd == self._file:
+                if event.is_modify:
+                    if self.modified:
+                        return
+                    self.modified = True
+                elif event.is_close_write:
+                    self.modified = False
+            else:
+                names = self._names.get(event.wd, set())
+                entry = os.fsdecode(event.name)
+                # No name: the directory itself was removed, renamed or had its mode changed.
+                if entry and entry not in names and None not in names:
+                    return
+            self._changed(noticed)
+
+    def on_watch_deleted(self, wd: WatchDescriptor) -> None:
+        """Forget a watch that ended with its file or directory, whose number may be reused."""
+        with self._lock:
+            if self._inotify is None or all(wd != held for held, _ in self._held):
+                return
+            self._held = [(held, number) for held, number in self._held if held != wd]
+            self._watched = None
+            self._changed(time.monotonic())
+
+    def on_queue_overflow(self) -> None:
+        """Look again, as the kernel has dropped events."""
+        with self._lock:
+            self.modified = False
+            self._changed(time.monotonic())
+
+
+def _unwatchable(path: str, cause: OSError) -> SourceError:
+    """Return what to tell a user about a path whose changes go unnoticed."""
+    match cause.errno:
+        case errno.ENOSPC:
+            reason = "the limit of inotify watches is reached"
+            remedy = "raise it, as with `sysctl -w fs.inotify.max_user_watches=524288`"
+        case errno.EMFILE:
+            reason = "the limit of inotify instances (or of open files) is reached"
+            remedy = "raise it, as with `sysctl -w fs.inotify.max_user_instances=1024`"
+        case errno.EACCES:
+            reason = f"uid {os.geteuid()} may not read {cause.filename}"
+            remedy = f"allow it, as with `chmod a+rx {cause.filename}`"
+        case _:
+            reason = str(cause)
+            remedy = "put the document on a file system that has inotify"
+    return SourceError(
+        f"changes of {path} go unnoticed until the next resync: {reason}", remedy=remedy
+    )
