@@ -1,0 +1,226 @@
+"""The manifests against the Kubernetes API, the command line, the parser and each other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import click
+import kubernetes_validate
+import pytest
+import yaml
+
+from ipmasq_agent import __version__
+from ipmasq_agent.cli import cli
+from ipmasq_agent.cli.goflags import normalise
+from ipmasq_agent.cli.options import DEFAULT_CONFIG, Settings, settings_of, split_configmap
+from ipmasq_agent.config.document import parse_document
+from ipmasq_agent.config.model import Flags
+from tests.deploy.manifests import (
+    API,
+    DEPLOY,
+    FILE,
+    VARIANTS,
+    Object,
+    configmap,
+    container,
+    objects,
+    one,
+    pod,
+    render,
+)
+from tests.kernel.test_capabilities import SHOWN
+
+# The oldest and the newest API whose schemas are at hand.
+KUBERNETES = ("1.25", "1.37")
+
+
+def run_parameters(variant: str) -> dict[str, Any]:
+    """Parse the container's arguments with the real command line, without running it."""
+    words = normalise(list(container(variant)["args"]))
+    with cli.make_context("ipmasq-agent", words, resilient_parsing=True) as root:
+        command = cli.get_command(root, words[0])
+        assert isinstance(command, click.Command)
+        with command.make_context(words[0], words[1:], parent=root) as context:
+            return context.params
+
+
+def settings(variant: str) -> Settings:
+    return settings_of(run_parameters(variant))
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_object_is_valid_for_the_oldest_and_the_newest_api(
+    variant: str, version: str
+) -> None:
+    for item in objects(variant):
+        kubernetes_validate.validate(item, version, strict=True)
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_the_configmap_is_valid_for_the_oldest_and_the_newest_api(version: str) -> None:
+    kubernetes_validate.validate(configmap(), version, strict=True)
+
+
+def misspell(daemonset: Object) -> None:
+    spec = daemonset["spec"]["template"]["spec"]
+    spec["hostNetworking"] = spec.pop("hostNetwork")
+
+
+def write_a_number_as_text(daemonset: Object) -> None:
+    daemonset["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = "10"
+
+
+def forget_the_selector(daemonset: Object) -> None:
+    del daemonset["spec"]["selector"]
+
+
+@pytest.mark.parametrize("spoil", [misspell, write_a_number_as_text, forget_the_selector])
+def test_the_validation_would_find_a_mistake(spoil: Callable[[Object], None]) -> None:
+    daemonset = copy.deepcopy(one(API, "DaemonSet"))
+    spoil(daemonset)
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(daemonset, KUBERNETES[-1], strict=True)
+
+
+def test_the_plain_manifest_is_the_rendered_whole() -> None:
+    plain = (DEPLOY / "ipmasq-agent.yaml").read_text()
+    _, _, body = plain.partition("\n\n")
+    assert body == render(API), "render it again with scripts/render-manifest"
+
+
+def test_every_file_of_the_base_is_used() -> None:
+    named = yaml.safe_load((DEPLOY / "base/kustomization.yaml").read_text())["resources"]
+    there = {path.name for path in (DEPLOY / "base").iterdir()}
+    assert there == {*named, "kustomization.yaml"}
+
+
+def test_the_image_is_of_this_version() -> None:
+    for variant in VARIANTS:
+        assert container(variant)["image"].rpartition(":")[2] == __version__
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_all_objects_live_in_kube_system_and_carry_the_recommended_labels(variant: str) -> None:
+    for item in objects(variant):
+        assert item["metadata"]["namespace"] == "kube-system"
+        assert item["metadata"]["labels"]["app.kubernetes.io/name"] == "ipmasq-agent"
+    template = one(variant, "DaemonSet")["spec"]["template"]["metadata"]["labels"]
+    selector = one(variant, "DaemonSet")["spec"]["selector"]["matchLabels"]
+    assert selector.items() <= template.items()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_command_line_takes_the_arguments(variant: str) -> None:
+    assert settings(variant).backend == "auto"
+    assert run_parameters(variant)["log_format"] == "json"
+
+
+def test_the_role_grants_reading_of_the_one_configmap_that_the_arguments_name() -> None:
+    named = settings(API).configmap
+    assert named is not None
+    namespace, name, key = split_configmap(named)
+    role = one(API, "Role")
+    assert role["metadata"]["namespace"] == namespace
+    assert role["rules"] == [
+        {
+            "apiGroups": [""],
+            "resources": ["configmaps"],
+            "resourceNames": [name],
+            "verbs": ["get", "list", "watch"],
+        }
+    ]
+    example = configmap()
+    assert (example["metadata"]["namespace"], example["metadata"]["name"]) == (namespace, name)
+    assert [*example["data"]] == [key or "config"]
+
+
+def test_the_role_is_bound_to_the_account_of_the_pods() -> None:
+    binding, account = one(API, "RoleBinding"), one(API, "ServiceAccount")
+    assert binding["roleRef"]["name"] == one(API, "Role")["metadata"]["name"]
+    assert binding["subjects"] == [
+        {
+            "kind": "ServiceAccount",
+            "name": account["metadata"]["name"],
+            "namespace": account["metadata"]["namespace"],
+        }
+    ]
+    assert pod(API)["serviceAccountName"] == account["metadata"]["name"]
+
+
+def test_only_the_agent_that_calls_the_api_gets_a_token() -> None:
+    for variant in VARIANTS:
+        assert one(variant, "ServiceAccount")["automountServiceAccountToken"] is False
+    assert pod(API)["automountServiceAccountToken"] is True
+    assert pod(FILE)["automountServiceAccountToken"] is False
+
+
+def test_the_file_overlay_grants_nothing() -> None:
+    kinds = sorted(item["kind"] for item in objects(FILE))
+    assert kinds == ["DaemonSet", "ServiceAccount"]
+
+
+def test_the_file_overlay_mounts_the_configmap_where_the_arguments_look() -> None:
+    (volume,) = [v for v in pod(FILE)["volumes"] if "configMap" in v]
+    (mount,) = [m for m in container(FILE)["volumeMounts"] if m["name"] == volume["name"]]
+    (item,) = volume["configMap"]["items"]
+    assert f"{mount['mountPath']}/{item['path']}" == settings(FILE).config == DEFAULT_CONFIG
+    assert volume["configMap"]["name"] == configmap()["metadata"]["name"]
+    assert [item["key"]] == [*configmap()["data"]]
+    assert volume["configMap"]["optional"] is True
+    assert "subPath" not in mount, "the kubelet never updates a subPath"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_mount_has_its_volume_and_every_volume_its_mount(variant: str) -> None:
+    mounts = {mount["name"] for mount in container(variant)["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in pod(variant)["volumes"]}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_xtables_lock_is_the_only_path_of_the_host(variant: str) -> None:
+    paths = [volume["hostPath"] for volume in pod(variant)["volumes"] if "hostPath" in volume]
+    assert paths == [{"path": "/run/xtables.lock", "type": "FileOrCreate"}]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_probes_ask_where_the_agent_answers(variant: str) -> None:
+    host, _, port = run_parameters(variant)["http_address"].rpartition(":")
+    for probe, path in (("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
+        assert container(variant)[probe]["httpGet"] == {
+            "host": host,
+            "port": int(port),
+            "path": path,
+        }
+    # With hostNetwork a container port becomes a port of the host, on every address.
+    assert "ports" not in container(variant)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_container_has_no_privilege_that_was_not_shown_to_be_needed(variant: str) -> None:
+    context = container(variant)["securityContext"]
+    assert context["capabilities"]["drop"] == ["ALL"]
+    assert set(context["capabilities"]["add"]) == SHOWN
+    assert context["allowPrivilegeEscalation"] is False
+    assert context["readOnlyRootFilesystem"] is True
+    assert "privileged" not in context
+    assert pod(variant)["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_agent_runs_on_every_linux_node_whatever_its_taints(variant: str) -> None:
+    assert pod(variant)["hostNetwork"] is True
+    assert pod(variant)["nodeSelector"] == {"kubernetes.io/os": "linux"}
+    assert pod(variant)["tolerations"] == [{"operator": "Exists"}]
+    assert pod(variant)["priorityClassName"] == "system-node-critical"
+
+
+def test_the_configmap_spells_out_the_defaults_and_draws_no_warning() -> None:
+    text = configmap()["data"]["config"]
+    shown = parse_document(text.encode(), "deploy/configmap.yaml", Flags())
+    absent = parse_document(None, "absent", Flags())
+    assert shown.config.view() == absent.config.view()
+    assert shown.warnings == ()
+    assert yaml.safe_load(text).keys() == absent.config.view().keys()

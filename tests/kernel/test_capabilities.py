@@ -1,0 +1,156 @@
+"""What the DaemonSet's capabilities are for: each is taken away, and the agent says no.
+
+The agent runs as the container does: root, no new privileges, a bounding set that holds
+only what the manifest adds. tests/deploy compares ``SHOWN`` with the manifests.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import oracle
+from tests.netns import Namespace
+
+SHOWN = frozenset({"NET_ADMIN", "NET_RAW"})
+"""The capabilities that the tests below show to be needed, and to be enough."""
+
+DOCUMENT = "nonMasqueradeCIDRs: [10.0.0.0/8, 'fd00::/8']\n"
+# A neighbour's rule, as kube-proxy in IPVS mode writes: iptables asks the kernel for the
+# name of the set through a raw socket before it can print the rule.
+FOREIGN_SET = "*nat\n:OTHERS - [0:0]\n-A OTHERS -m set --match-set others dst -j RETURN\nCOMMIT\n"
+
+
+def confined(capabilities: frozenset[str], argv: list[str]) -> list[str]:
+    """Return ``argv`` made to run with these capabilities and no others."""
+    kept = "".join(f",+{name.lower()}" for name in sorted(capabilities))
+    return ["setpriv", "--no-new-privs", "--inh-caps=-all", f"--bounding-set=-all{kept}", *argv]
+
+
+def agent(*words: str) -> list[str]:
+    return [sys.executable, "-m", "ipmasq_agent", *words]
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Path:
+    path = tmp_path / "ip-masq-agent"
+    path.write_text(DOCUMENT)
+    return path
+
+
+def apply(
+    ns: Namespace, capabilities: frozenset[str], variant: oracle.Variant, document: Path
+) -> subprocess.CompletedProcess[str]:
+    words = agent("apply", f"--config={document}", f"--backend=iptables-{variant}", "--enable-ipv6")
+    return ns.run(confined(capabilities, words), check=False)
+
+
+def chains_of_ours(ns: Namespace, variant: oracle.Variant) -> list[oracle.Family]:
+    return [f for f in oracle.FAMILIES if oracle.read_chain(variant, f, "IP-MASQ", ns.name)]
+
+
+@pytest.mark.parametrize("variant", oracle.VARIANTS)
+def test_the_declared_capabilities_are_enough_for_both_families(
+    ns: Namespace, variant: oracle.Variant, document: Path
+) -> None:
+    done = apply(ns, SHOWN, variant, document)
+    assert done.returncode == 0, done.stderr
+    assert chains_of_ours(ns, variant) == ["ipv4", "ipv6"]
+
+
+@pytest.mark.parametrize("variant", oracle.VARIANTS)
+def test_without_net_admin_every_backend_fails_and_writes_nothing(
+    ns: Namespace, variant: oracle.Variant, document: Path
+) -> None:
+    done = apply(ns, SHOWN - {"NET_ADMIN"}, variant, document)
+    assert done.returncode == 2, done.stdout
+    assert "error: " in done.stderr
+    assert chains_of_ours(ns, variant) == []
+
+
+def test_without_net_raw_the_legacy_backend_fails_and_writes_nothing(
+    ns: Namespace, document: Path
+) -> None:
+    done = apply(ns, SHOWN - {"NET_RAW"}, "legacy", document)
+    assert done.returncode == 2, done.stdout
+    assert "error: " in done.stderr
+    assert chains_of_ours(ns, "legacy") == []
+
+
+def test_without_net_raw_the_nft_backend_works_while_nobody_matches_an_ipset(
+    ns: Namespace, document: Path
+) -> None:
+    done = apply(ns, SHOWN - {"NET_RAW"}, "nft", document)
+    assert done.returncode == 0, done.stderr
+    assert chains_of_ours(ns, "nft") == ["ipv4", "ipv6"]
+
+
+def test_without_net_raw_a_neighbours_ipset_rule_makes_the_nft_table_unreadable(
+    ns: Namespace, document: Path
+) -> None:
+    ns.run(["ipset", "create", "others", "hash:net"])
+    ns.run(["iptables-nft-restore", "--noflush"], stdin=FOREIGN_SET)
+    before = oracle.read_table("nft", "ipv4", ns.name)
+
+    done = apply(ns, SHOWN - {"NET_RAW"}, "nft", document)
+    assert done.returncode == 2, done.stdout
+    assert "error: ipv4" in done.stderr
+    assert oracle.read_table("nft", "ipv4", ns.name) == before
+
+    done = apply(ns, SHOWN, "nft", document)
+    assert done.returncode == 0, done.stderr
+    assert chains_of_ours(ns, "nft") == ["ipv4", "ipv6"]
+    assert oracle.read_chain("nft", "ipv4", "OTHERS", ns.name) == before["OTHERS"].rules
+
+
+GET = """\
+import sys, urllib.error, urllib.request
+try:
+    print(urllib.request.urlopen("http://127.0.0.1:9797" + sys.argv[1], timeout=5).status)
+except urllib.error.HTTPError as refusal:
+    print(refusal.code)
+except OSError:
+    print(0)
+"""
+
+
+def status_of(ns: Namespace, path: str) -> int:
+    """Return the HTTP status of the agent in a namespace, or 0 while it does not listen."""
+    return int(ns.run([sys.executable, "-c", GET, path]).stdout)
+
+
+def wait_until(condition: Any, what: str, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("variant", oracle.VARIANTS)
+def test_the_daemon_does_its_whole_work_with_the_declared_capabilities(
+    ns: Namespace, variant: oracle.Variant, document: Path
+) -> None:
+    words = agent("run", f"--config={document}", f"--backend=iptables-{variant}", "--enable-ipv6")
+    child = ns.popen(confined(SHOWN, words))
+    wait_until(lambda: status_of(ns, "/readyz") == 200, "ready")
+    assert status_of(ns, "/healthz") == 200
+
+    document.write_text(DOCUMENT.replace("10.0.0.0/8", "192.0.2.0/24"))
+    wait_until(
+        lambda: (
+            "192.0.2.0/24"
+            in {
+                rule.destination
+                for rule in oracle.read_chain(variant, "ipv4", "IP-MASQ", ns.name) or ()
+            }
+        ),
+        "the new document in the kernel",
+    )
+    child.terminate()
+    assert child.wait(10) == 0
+    assert chains_of_ours(ns, variant) == ["ipv4", "ipv6"]
