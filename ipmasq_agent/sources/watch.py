@@ -7,6 +7,7 @@ watch and holds back renames for up to half a second to pair them (its
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -87,20 +88,20 @@ class PathWatch:
         """
         location = locate(self._path)
         self.error = None
+        complete = True
         for _ in range(MAX_ROUNDS):
             wanted = (location.steps, location.identity)
-            if wanted == self._watched:
+            if wanted == self._watched or not complete:
                 break
             try:
-                self._watch(location)
+                complete = self._watch(location)
+                self._watched = wanted if complete else None
             except (FileNotFoundError, NotADirectoryError):
                 self._watched = None
             except OSError as cause:
                 self._watched = None
                 self.error = _unwatchable(self._path, cause)
                 break
-            else:
-                self._watched = wanted
             # What was replaced before its watch was there raises no event: look again.
             location = locate(self._path)
         return location
@@ -112,8 +113,13 @@ class PathWatch:
             inotify.stop()
             inotify.join()
 
-    def _watch(self, location: Location) -> None:
-        """Put watches for ``location`` in place, then take the earlier ones away."""
+    def _watch(self, location: Location) -> bool:
+        """Put watches for ``location`` in place, then take the earlier ones away.
+
+        Returns:
+            False if we may not read the file: inotify wants what read(2) wants. Its
+            directory reports the change of mode that would allow both.
+        """
         if self._inotify is None:
             self._inotify = InotifyFD()
             self._inotify.start()
@@ -125,7 +131,8 @@ class PathWatch:
                 descriptor = self._add(step.directory, DIRECTORY, held)
                 names.setdefault(descriptor, set()).add(step.entry)
             if location.file is not None:
-                file = self._add(location.file, FILE, held)
+                with contextlib.suppress(PermissionError):
+                    file = self._add(location.file, FILE, held)
         except OSError:
             self._inotify.remove_callbacks(held)
             raise
@@ -133,6 +140,7 @@ class PathWatch:
         if file != self._file:
             self.modified = False
         self._names, self._held, self._file = names, held, file
+        return location.file is None or file is not None
 
     def _add(
         self, path: str, mask: Mask, held: list[tuple[WatchDescriptor, CallbackId]]
@@ -140,10 +148,11 @@ class PathWatch:
         assert self._inotify is not None
         number = CallbackId(next(self._ids))
         descriptor = self._inotify.add_callback(os.fsencode(path), mask, self, number)
-        held.append((descriptor, number))
         if descriptor == -1:
             # watchdog passes over EACCES in silence.
+            self._inotify.remove_callbacks([(descriptor, number)])
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        held.append((descriptor, number))
         return descriptor
 
     # What watchdog calls, in its thread.
