@@ -64,6 +64,10 @@ class Backend(abc.ABC, Generic[State, Desired, Plan]):
         """Return the state once the plan was applied."""
 
     @abc.abstractmethod
+    def describe(self, state: State) -> list[str]:
+        """Return our part of a state, line by line, in the data plane's own syntax."""
+
+    @abc.abstractmethod
     def interpret(self, state: State, source: int | None = None) -> Interpretation:
         """Return what a state decides, for every source or for one."""
 
@@ -90,6 +94,3 @@ class Backend(abc.ABC, Generic[State, Desired, Plan]):
     def close(self) -> None:
         """Give back what the backend holds on this host (processes, files), not its rules."""
         return None
-
-
-AnyBackend = Backend[object, object, Change]

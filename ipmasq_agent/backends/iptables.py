@@ -55,6 +55,10 @@ class IptablesBackend(Backend[Table, Desired, Plan]):
         """Return the table once the edits were made."""
         return dialect.after(actual, desired)
 
+    def describe(self, state: Table) -> list[str]:
+        """Return the jumps to our chain and the rules in it, as ``-A`` lines."""
+        return dialect.describe(state, self.placement.chain)
+
     def interpret(self, state: Table, source: int | None = None) -> Interpretation:
         """Return what the table decides."""
         return interpret(state, self.placement, source)

@@ -7,8 +7,6 @@ a verb become ``run``.
 
 from __future__ import annotations
 
-import re
-
 import click
 
 TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
@@ -25,11 +23,27 @@ BOOLEANS = frozenset(
         "alsologtostderr",
     }
 )
-# Words that are ours and that click must see as they are.
-OURS = frozenset({"--help", "-h", "--version"})
+# What a Go program takes with one dash as well as with two: upstream's flags and klog's.
+ONE_DASH = frozenset(
+    {
+        "alsologtostderr",
+        "enable-ipv6",
+        "logtostderr",
+        "masq-chain",
+        "nomasq-all-reserved-ranges",
+        "random-fully",
+        "stderrthreshold",
+        "to-ports",
+        "v",
+        "version",
+        "vmodule",
+    }
+)
+# Flags of the program itself, which need no verb.
+WITHOUT_VERB = frozenset({"--help", "-h", "--version"})
 
 
-class GoBool(click.ParamType):
+class GoBool(click.ParamType["bool"]):
     """A boolean in the spellings that Go's strconv.ParseBool accepts."""
 
     name = "bool"
@@ -54,11 +68,12 @@ def normalise(arguments: list[str]) -> list[str]:
         if word == "--":
             words.extend(arguments[position:])
             break
-        if re.fullmatch(r"-[a-z][a-z0-9]*(-[a-z0-9]+)*(=.*)?", word, re.DOTALL) and len(word) > 2:
-            word = "-" + word if not word.startswith(("-o=", "-ojson", "-oyaml")) else word
+        name = word[1:].partition("=")[0]
+        if word.startswith("-") and name in ONE_DASH:
+            word = "-" + word
         if word.startswith("--") and word[2:] in BOOLEANS:
             word += "=true"
         words.append(word)
-    if words and words[0].startswith("-") and words[0] not in OURS:
+    if words and words[0].startswith("-") and words[0] not in WITHOUT_VERB:
         words.insert(0, "run")
     return words or ["run"]

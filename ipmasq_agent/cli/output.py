@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -30,3 +31,16 @@ def emit(answer: Any, output: str, as_text: Callable[[], str]) -> None:
         text = as_text()
         if text:
             click.echo(text, nl=not text.endswith("\n"))
+
+
+def colour(line: str) -> str:
+    """Return a line of a diff in the colours of git; click drops them off a terminal."""
+    if "NO_COLOR" in os.environ:
+        return line
+    if line.startswith(("---", "+++")):
+        return click.style(line, bold=True)
+    if line.startswith("@@"):
+        return click.style(line, fg="cyan")
+    if line.startswith("+"):
+        return click.style(line, fg="green")
+    return click.style(line, fg="red") if line.startswith("-") else line

@@ -93,19 +93,21 @@ def interpret(table: Table, placement: Placement, source: int | None = None) -> 
             the source are answered rather than listed.
     """
     reading = _Reading(table, placement.chain, source)
-    end = Origin(f"no rule of {POSTROUTING} translates it")
-    ranges = [
-        entry if entry.verdict is not _Outcome.RETURN else entry._replace(origin=end)
-        for entry in reading.chain(POSTROUTING, ())
+    decided = [e for e in reading.chain(POSTROUTING, ()) if e.verdict is not _Outcome.RETURN]
+    # What nothing translates keeps its address because some rule of ours let it go.
+    let_go = [
+        entry
+        for entry in reading.maps.get(placement.chain, ())
+        if entry.verdict is _Outcome.RETURN and entry.origin.line is not None
     ]
     decisions = DecisionMap(
         table.family,
         (
             Entry(e.first, e.last, _VERDICTS.get(e.verdict, Verdict.NON_MASQUERADE), e.origin)
-            for e in ranges
+            for e in (*decided, *let_go)
         ),
         Verdict.NON_MASQUERADE,
-        end,
+        Origin(f"no rule of {POSTROUTING} translates it"),
     )
     own = [rule for rule in table.rules(POSTROUTING) if rule.target == placement.chain]
     local = bool(own) and all(rule.option("dst-type") is None for rule in own)

@@ -257,6 +257,15 @@ def restore_text(change: Plan) -> str:
     return "\n".join([*lines, "COMMIT", ""])
 
 
+def describe(table: Table, chain: str) -> list[str]:
+    """Return what is ours in a table: the jumps to ``chain`` and its rules, as ``-A`` lines."""
+    jumps = [rule for rule in table.rules(POSTROUTING) if rule.target == chain]
+    return [
+        *(f"-A {POSTROUTING} {rule.text}" for rule in jumps),
+        *(f"-A {chain} {rule.text}" for rule in table.rules(chain)),
+    ]
+
+
 def after(actual: Table, desired: Desired) -> Table:
     """Return the table as it will be once ``plan(actual, desired)`` was applied."""
     change = plan(actual, desired)

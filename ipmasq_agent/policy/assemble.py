@@ -32,17 +32,19 @@ class Wish:
     random_fully: bool = True
 
 
-def assemble(wish: Wish, capabilities: Capabilities) -> Policy:
-    """Return the policy for each family that is managed.
+def assemble_family(wish: Wish, family: Family, capabilities: Capabilities) -> FamilyPolicy:
+    """Return the policy of one family.
 
     Link-local comes first, as in every ip-masq-agent: it decides for the most packets of
     a node that uses it, and nothing after it can take it back.
     """
     action = Action(wish.ports, wish.random_fully and capabilities.random_fully)
-    return {
-        family: FamilyPolicy(DecisionMap(family, _entries(wish, family)), action=action)
-        for family in wish.families
-    }
+    return FamilyPolicy(DecisionMap(family, _entries(wish, family)), action=action)
+
+
+def assemble(wish: Wish, capabilities: Capabilities) -> Policy:
+    """Return the policy for each family that is managed."""
+    return {family: assemble_family(wish, family, capabilities) for family in wish.families}
 
 
 def _entries(wish: Wish, family: Family) -> Iterable[Entry[Verdict]]:

@@ -74,6 +74,11 @@ class FileSource:
         """The path, as it was given."""
         return self._path
 
+    @property
+    def cheap(self) -> bool:
+        """A file can be read at each resync, for file systems that tell no changes."""
+        return True
+
     def read(self) -> Document:
         """Return the document as it is now, waiting up to two seconds for its writers.
 

@@ -1,0 +1,60 @@
+"""Log lines with fields: ``key=value`` for people, one JSON object a line for machines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any, TextIO
+
+logger = logging.getLogger("ipmasq_agent")
+
+
+def event(level: int, message: str, **fields: Any) -> None:
+    """Log ``message`` with ``fields``; those that are None are left out."""
+    if logger.isEnabledFor(level):
+        present = {key: value for key, value in fields.items() if value is not None}
+        logger.log(level, message, extra={"fields": present})
+
+
+def configure(form: str, level: str, stream: TextIO | None = None) -> None:
+    """Send the log to ``stream`` (standard error) as ``text`` or ``json``."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(_Json() if form == "json" else _Text())
+    logger.handlers[:] = [handler]
+    logger.setLevel(level.upper())
+    logger.propagate = False
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    """Return RFC 3339 in UTC, to the millisecond."""
+    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    return f"{seconds}.{int(record.msecs):03d}Z"
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields = getattr(record, "fields", {})
+        shown = "".join(f" {key}={_shown(value)}" for key, value in fields.items())
+        line = f"{_timestamp(record)} {record.levelname.lower():7} {record.getMessage()}{shown}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields = getattr(record, "fields", {})
+        line = {
+            "time": _timestamp(record),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **fields,
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if text and not set(text) & set(' "=\n') else json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,298 @@
+"""The loop: events in, one pass each; the last good policy is kept, and kept healed.
+
+Everything that can happen is put into one queue (a document, a source that fails, a
+signal) and taken out by one thread, the only one that touches the kernel. Whatever
+arrived while a pass ran is taken as one.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+from ipmasq_agent.agent.choice import BackendChoice
+from ipmasq_agent.agent.logs import event
+from ipmasq_agent.agent.metrics import Metrics
+from ipmasq_agent.agent.reconcile import Outcomes, clean, reconcile
+from ipmasq_agent.agent.status import ConfigStatus, Status
+from ipmasq_agent.config.document import parse_document
+from ipmasq_agent.config.durations import UNITS
+from ipmasq_agent.config.model import DEFAULT_RESYNC_INTERVAL, Config, Flags
+from ipmasq_agent.errors import AgentError, ConfigError
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.sources import Document, Source, SourceFailed
+
+# Seconds until a failed pass is tried again: doubled each time, up to the second figure.
+_FIRST_RETRY, _LAST_RETRY = 0.5, 30.0
+
+
+class Signal(Enum):
+    """What the process is asked to do from outside."""
+
+    RELOAD = auto()
+    STOP = auto()
+
+
+Event = Document | SourceFailed | Signal
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """What the loop is told by flags."""
+
+    flags: Flags
+    cleanup_on_exit: bool = False
+
+
+class Agent:
+    """Keeps the kernel in step with a document until it is told to stop."""
+
+    def __init__(
+        self,
+        source: Source,
+        choice: BackendChoice,
+        settings: LoopSettings,
+        devices: Callable[[], tuple[str, ...]],
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.source = source
+        self.choice = choice
+        self.settings = settings
+        self.devices = devices
+        self.metrics = metrics
+        self.status = Status(ConfigStatus(source.name))
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.busy_since: float | None = None
+        self._config: Config | None = None  # the document in force
+        self._seen: Document | None = None  # the newest one
+        self._changed_at: float | None = None
+        self._retries = 0
+        self._next_pass: float | None = None
+
+    def run(self) -> None:
+        """Watch and reconcile until ``Signal.STOP`` arrives."""
+        self.source.start(self.events.put)
+        try:
+            while self._turn():
+                continue
+        finally:
+            self.source.stop()
+            self._leave()
+
+    def send(self, signal: Signal) -> None:
+        """Ask for something. Safe in a signal handler: the queue is reentrant."""
+        self.events.put(signal)
+
+    # -- one turn -----------------------------------------------------------------------
+
+    def _turn(self) -> bool:
+        """Wait for events or for the next pass, and act; false when it is time to stop."""
+        timeout = None if self._next_pass is None else max(0.0, self._next_pass - time.monotonic())
+        batch: list[Event] = []
+        due = False
+        try:
+            batch.append(self.events.get(timeout=timeout))
+            while True:
+                batch.append(self.events.get_nowait())
+        except queue.Empty:
+            due = not batch
+        self.busy_since = time.monotonic()
+        try:
+            return self._act(batch, due)
+        finally:
+            self.busy_since = None
+
+    def _act(self, batch: list[Event], due: bool) -> bool:
+        if Signal.STOP in batch:
+            return False
+        needed = due
+        documents = [item for item in batch if isinstance(item, Document | SourceFailed)]
+        if documents:
+            # Only the newest state counts: what came before it was true for a moment.
+            needed |= self._hear(documents[-1])
+        if Signal.RELOAD in batch:
+            event(logging.INFO, "reload asked for")
+            self.source.refresh()
+            needed = True
+        elif due and self.source.cheap:
+            self.source.refresh()
+        if needed and self._config is not None:
+            self._pass(self._config)
+        elif due:
+            self._schedule(failed=False)
+        self._publish()
+        return True
+
+    def _hear(self, news: Document | SourceFailed) -> bool:
+        """Take in what the source says; true where a pass is called for."""
+        if isinstance(news, SourceFailed):
+            self._source_failed(news)
+            return False
+        config = self.status.config
+        same = self._seen is not None and self._seen.content == news.content
+        self._seen = news
+        if same and (config.accepted or config.revision is not None):
+            recovered = config.error is not None and self._config_error is None
+            self._set_config(revision=news.revision, error=self._config_error)
+            if recovered:
+                event(logging.INFO, "source answers again", source=news.name)
+            return False
+        return self._understand(news)
+
+    _config_error: str | None = None
+
+    def _understand(self, document: Document) -> bool:
+        """Take ``document`` into force, or say why not and keep the last good one."""
+        try:
+            understood = parse_document(document.content, document.name, self.settings.flags)
+        except ConfigError as error:
+            self._config_error = str(error)
+            kept = "the last good document" if self._config else "nothing, there was none before"
+            event(
+                logging.ERROR,
+                "document refused",
+                source=document.name,
+                revision=document.revision,
+                error=str(error),
+                in_force=kept,
+            )
+            self._set_config(revision=document.revision, accepted=False, error=str(error))
+            self._count("refused")
+            return False
+        self._config_error = None
+        self._config = understood.config
+        self._changed_at = document.noticed
+        self._set_config(
+            revision=document.revision, accepted=True, error=None, warnings=understood.warnings
+        )
+        self._count("accepted")
+        event(
+            logging.INFO,
+            "document accepted" if document.content is not None else "no document, using defaults",
+            source=document.name,
+            revision=document.revision,
+            cidrs=len(understood.config.non_masquerade_cidrs),
+        )
+        for warning in understood.warnings:
+            event(logging.WARNING, warning)
+        return True
+
+    def _source_failed(self, news: SourceFailed) -> None:
+        message = str(news.error)
+        if self.status.config.error != message:
+            event(logging.ERROR, "document cannot be read", source=news.name, error=message)
+        self._set_config(error=message)
+
+    # -- a pass -------------------------------------------------------------------------
+
+    def _pass(self, config: Config) -> None:
+        started = time.monotonic()
+        wish = config.wish(self.settings.flags)
+        try:
+            backend, left_behind = self.choice.current()
+        except AgentError as error:
+            self._finish(dict.fromkeys(wish.families, str(error)), changed=False)
+            event(logging.ERROR, "no backend", error=str(error))
+            return
+        outcomes = reconcile(backend, wish)
+        failed = {f: str(outcome.error) for f, outcome in outcomes.items() if outcome.error}
+        if not failed:
+            # The backend in use decides now; only then may the one before it go.
+            for other in left_behind:
+                gone = clean(other, Family)
+                self._report(gone, other.name, "left")
+                if not any(outcome.error for outcome in gone.values()):
+                    self.choice.cleaned(other)
+        self._report(outcomes, backend.name, "applied")
+        self._finish(failed, changed=any(outcome.changed for outcome in outcomes.values()))
+        ended = time.monotonic()
+        event(logging.DEBUG, "pass done", backend=backend.name, ms=_ms(ended - started))
+        if self.metrics:
+            self.metrics.passed(outcomes, ended - started)
+            self.metrics.cidrs.set(len(config.non_masquerade_cidrs))
+            if self._changed_at is not None and not failed:
+                self.metrics.lag.observe(ended - self._changed_at)
+        if not failed:
+            self._changed_at = None
+        self.status = replace(
+            self.status,
+            mode=backend.name,
+            mode_reason=self.choice.reason,
+            devices=self.devices(),
+            families=wish.families,
+        )
+
+    def _report(self, outcomes: Outcomes, backend: str, verb: str) -> None:
+        for family, outcome in outcomes.items():
+            if outcome.error is not None:
+                event(
+                    logging.ERROR,
+                    "pass failed",
+                    backend=backend,
+                    family=family.value,
+                    error=str(outcome.error),
+                )
+            elif outcome.change:
+                since = self._changed_at
+                event(
+                    logging.INFO,
+                    f"rules {verb}",
+                    backend=backend,
+                    family=family.value,
+                    added=len(outcome.change.added),
+                    removed=len(outcome.change.removed),
+                    ms=None if since is None else _ms(time.monotonic() - since),
+                )
+
+    def _finish(self, failed: dict[Family, str], *, changed: bool) -> None:
+        self.status = replace(
+            self.status,
+            in_sync=not failed,
+            errors=failed,
+            passes=self.status.passes + 1,
+            changes=self.status.changes + changed,
+        )
+        self._schedule(failed=bool(failed))
+
+    def _schedule(self, *, failed: bool) -> None:
+        interval = self._config.resync_interval if self._config else DEFAULT_RESYNC_INTERVAL
+        delay = interval / UNITS["s"]
+        if failed:
+            retry = min(_FIRST_RETRY * 2**self._retries, _LAST_RETRY)
+            # Half of it at random, so that nodes which failed together do not retry together.
+            delay = min(delay, retry * random.uniform(0.5, 1.0))
+            self._retries = min(self._retries + 1, 10)
+        else:
+            self._retries = 0
+        self._next_pass = time.monotonic() + delay
+
+    # -- the end, and what others see ---------------------------------------------------
+
+    def _leave(self) -> None:
+        """Leave the rules in place, as traffic goes on while an agent restarts; or clean up."""
+        if self.settings.cleanup_on_exit:
+            for backend in self.choice.every():
+                self._report(clean(backend, Family), backend.name, "removed")
+        self.choice.close()
+        event(logging.INFO, "stopped", rules="removed" if self.settings.cleanup_on_exit else "kept")
+
+    def _set_config(self, **changes: object) -> None:
+        config = replace(self.status.config, **changes)  # type: ignore[arg-type]
+        self.status = replace(self.status, config=config)
+
+    def _count(self, result: str) -> None:
+        if self.metrics:
+            self.metrics.documents.labels(result).inc()
+
+    def _publish(self) -> None:
+        if self.metrics:
+            self.metrics.show(self.status)
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)

@@ -1,0 +1,84 @@
+"""One pass: for each family, read the kernel, plan, apply, and look again.
+
+A pass with nothing to change writes nothing. One with something to change is one
+transaction for each family, and the failure of one family never stops the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ipmasq_agent.backends import Backend, Change, Desired, Plan, State
+from ipmasq_agent.errors import AgentError, KernelWriteError
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.assemble import Wish, assemble_family
+from ipmasq_agent.policy.model import FamilyPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a pass did for one family: a change (false where there was none), or an error."""
+
+    change: Change | None = None
+    error: AgentError | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether the kernel was written to."""
+        return bool(self.change)
+
+
+Outcomes = Mapping[Family, Outcome]
+
+
+def reconcile(backend: Backend[State, Desired, Plan], wish: Wish) -> Outcomes:
+    """Bring every family that is managed to what ``wish`` asks for."""
+    return {
+        family: _attempt(
+            backend, family, assemble_family(wish, family, backend.capabilities(family))
+        )
+        for family in wish.families
+    }
+
+
+def clean(backend: Backend[State, Desired, Plan], families: Iterable[Family]) -> Outcomes:
+    """Remove what is ours from the families' tables."""
+    return {family: _attempt(backend, family, None) for family in families}
+
+
+def _attempt(
+    backend: Backend[State, Desired, Plan], family: Family, policy: FamilyPolicy | None
+) -> Outcome:
+    try:
+        return Outcome(change=reconcile_family(backend, family, policy))
+    except AgentError as error:
+        return Outcome(error=error)
+
+
+def reconcile_family(
+    backend: Backend[State, Desired, Plan], family: Family, policy: FamilyPolicy | None
+) -> Change:
+    """Make one family's kernel state what ``policy`` asks for; None means nothing of ours.
+
+    Returns:
+        The change that was applied; false where the kernel already held the state.
+
+    Raises:
+        KernelReadError: what the kernel holds cannot be read; nothing was written.
+        KernelWriteError: the transaction went through, and the kernel holds something else.
+        HostError: a program, a lock or a worker failed; nothing was written.
+    """
+    desired = backend.absent(family) if policy is None else backend.compile(policy)
+    with backend.session(family):
+        change = backend.plan(backend.read(family), desired)
+        if change:
+            backend.apply(family, change)
+            left = backend.plan(backend.read(family), desired)
+            if left:
+                raise KernelWriteError(
+                    f"{backend.name} ({family.value}): after the rules were written, "
+                    f"{len(left.added)} are missing and {len(left.removed)} are too many",
+                    remedy="another program changes our chain; find it, the agent tries again",
+                )
+    return change

@@ -1,0 +1,112 @@
+"""What the agent says of itself: one immutable value, shown as JSON or as a line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ipmasq_agent.policy.addresses import Family
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigStatus:
+    """The newest document that was seen, and whether it is the one in force.
+
+    Attributes:
+        source: the path or ConfigMap it comes from.
+        revision: of the newest document seen; None before the first.
+        accepted: the newest document is in force.
+        error: why it is not, or why the source cannot be read at the moment.
+        warnings: what its author may want to know.
+    """
+
+    source: str
+    revision: str | None = None
+    accepted: bool = False
+    error: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One moment of the agent.
+
+    Attributes:
+        mode: the backend in use; None before the first pass.
+        mode_reason: why it is that one.
+        devices: the egress devices found on the node.
+        config: the document.
+        families: those that are managed.
+        in_sync: after the latest pass the kernel held what the policy in force asks for.
+        errors: family → why its latest pass failed.
+        passes: how many there were, and how many of them changed the kernel.
+    """
+
+    config: ConfigStatus
+    mode: str | None = None
+    mode_reason: str | None = None
+    devices: tuple[str, ...] = ()
+    families: tuple[Family, ...] = ()
+    in_sync: bool = False
+    errors: Mapping[Family, str] = field(default_factory=dict)
+    passes: int = 0
+    changes: int = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether the newest document is in force and the kernel matches it."""
+        return self.config.accepted and self.config.error is None and self.in_sync
+
+    def why_not_ready(self) -> str:
+        """Return what readiness waits for, in one line."""
+        if self.config.revision is None and self.config.error is None:
+            return f"waiting for {self.config.source}"
+        if self.config.error is not None:
+            return self.config.error
+        if self.errors:
+            return "; ".join(f"{family.value}: {error}" for family, error in self.errors.items())
+        return "" if self.in_sync else "no pass has finished yet"
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the contract of ``status -o json``, with keys of our own after it."""
+        return {
+            "mode": self.mode,
+            "devices": list(self.devices),
+            "inSync": self.in_sync,
+            "config": {
+                "source": self.config.source,
+                "revision": self.config.revision,
+                "accepted": self.config.accepted,
+                "error": self.config.error,
+                "warnings": list(self.config.warnings),
+            },
+            **{family.value: self._family(family) for family in Family},
+            "ready": self.ready,
+            "modeReason": self.mode_reason,
+            "nativeRoutingCIDR": None,
+            "passes": self.passes,
+            "changes": self.changes,
+        }
+
+    def _family(self, family: Family) -> dict[str, Any]:
+        return {"enabled": family in self.families, "error": self.errors.get(family)}
+
+    def as_text(self) -> str:
+        """Return the line that operators know, then sync, config and backend."""
+        switches = ", ".join(
+            f"{label}: {'Enabled' if family in self.families else 'Disabled'}"
+            for family, label in ((Family.IPV4, "IPv4"), (Family.IPV6, "IPv6"))
+        )
+        config = self.config
+        state = "accepted" if config.accepted else "not in force"
+        lines = [
+            f"Masquerading: {self.mode} [{', '.join(self.devices)}] - [{switches}]",
+            f"In sync:      {'yes' if self.in_sync else 'no'}",
+            f"Config:       {config.source} (revision {config.revision}, {state})",
+            f"Backend:      {self.mode} ({self.mode_reason})",
+        ]
+        lines += (f"Error:        {error}" for error in (config.error or "").splitlines())
+        lines += (f"Error:        {f.value}: {error}" for f, error in self.errors.items())
+        lines += (f"Warning:      {warning}" for warning in config.warnings)
+        return "\n".join(lines)

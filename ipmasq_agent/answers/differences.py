@@ -1,0 +1,88 @@
+"""What a change is, in rules and in decisions."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
+from ipmasq_agent.policy.decisions import DecisionMap, Difference, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionChange:
+    """A range of destinations, ends included, whose verdict changes."""
+
+    family: Family
+    first: int
+    last: int
+    before: Verdict
+    after: Verdict
+
+    @property
+    def prefixes(self) -> list[Prefix]:
+        """The fewest prefixes that cover the range."""
+        return list(prefixes_of_range(self.family, self.first, self.last))
+
+    def __str__(self) -> str:
+        prefixes = self.prefixes
+        if len(prefixes) == 1:
+            return str(prefixes[0])
+        return f"{self.family.show(self.first)} - {self.family.show(self.last)}"
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyDiff:
+    """What a change does to one family: lines of rules before and after, and decisions."""
+
+    family: Family
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    decisions: tuple[DecisionChange, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything would be written."""
+        return bool(self.added or self.removed)
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the family's part of the ``diff -o json`` contract."""
+        return {
+            "rules": {"add": list(self.added), "remove": list(self.removed)},
+            "decisions": [
+                {"cidr": str(prefix), "from": change.before, "to": change.after}
+                for change in self.decisions
+                for prefix in change.prefixes
+            ],
+        }
+
+    def unified(self, before: str, after: str) -> list[str]:
+        """Return the rules as a unified diff between the two names."""
+        return list(difflib.unified_diff(self.before, self.after, before, after, lineterm="", n=3))
+
+
+def decision_changes(before: DecisionMap, after: DecisionMap) -> Iterator[DecisionChange]:
+    """Yield the ranges of destinations whose verdict changes, in order."""
+    for first, last, left, right in _joined(before.difference(after)):
+        yield DecisionChange(before.family, first, last, left, right)
+
+
+def _joined(
+    differences: Iterable[Difference],
+) -> Iterator[tuple[int, int, Verdict, Verdict]]:
+    """Join neighbours that change alike, whatever the reasons on either side."""
+    current: tuple[int, int, Verdict, Verdict] | None = None
+    for first, last, left, right in differences:
+        verdicts = (left.verdict, right.verdict)
+        if current is not None and current[1] + 1 == first and current[2:] == verdicts:
+            current = (current[0], last, *verdicts)
+            continue
+        if current is not None:
+            yield current
+        current = (first, last, *verdicts)
+    if current is not None:
+        yield current

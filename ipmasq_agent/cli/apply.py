@@ -1,0 +1,71 @@
+"""``apply``: one reconcile, then leave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ipmasq_agent.cli.options import agent_options, settings_of
+from ipmasq_agent.cli.output import emit, output_option
+
+
+@click.command(
+    "apply",
+    epilog="""\b
+Examples:
+  ipmasq-agent apply --config /etc/config/ip-masq-agent
+  ipmasq-agent apply --config new.yaml --enable-ipv6 -o json
+""",
+)
+@agent_options
+@output_option
+def command(output: str, **options: Any) -> int:
+    """Bring the kernel to what the document asks for, once, and leave.
+
+    Exit status: 0 when the kernel holds it, 2 when the document or the kernel refuses.
+    """
+    from ipmasq_agent.agent.reconcile import clean, reconcile
+    from ipmasq_agent.cli.wiring import backend_choice, read_document
+    from ipmasq_agent.policy.addresses import Family
+
+    settings = settings_of(options)
+    config = read_document(settings)
+    choice = backend_choice(settings)
+    try:
+        backend, left_behind = choice.current()
+        outcomes = reconcile(backend, config.wish(settings.flags))
+        failed = {f: outcome.error for f, outcome in outcomes.items() if outcome.error}
+        if not failed:
+            for other in left_behind:
+                for family, outcome in clean(other, Family).items():
+                    if outcome.error:
+                        failed[family] = outcome.error
+    finally:
+        choice.close()
+    answer = {
+        "backend": backend.name,
+        "changed": any(outcome.changed for outcome in outcomes.values()),
+        "families": {
+            family.value: {
+                "added": list(outcome.change.added) if outcome.change else [],
+                "removed": list(outcome.change.removed) if outcome.change else [],
+                "error": str(outcome.error) if outcome.error else None,
+            }
+            for family, outcome in outcomes.items()
+        },
+    }
+
+    def as_text() -> str:
+        lines = []
+        for family, outcome in outcomes.items():
+            if outcome.error is None and outcome.change is not None:
+                counts = f"{len(outcome.change.added)} added, {len(outcome.change.removed)} removed"
+                done = counts if outcome.changed else "nothing to change"
+                lines.append(f"{family.value} ({backend.name}): {done}")
+        return "\n".join(lines)
+
+    emit(answer, output, as_text)
+    for family, error in failed.items():
+        click.echo(f"error: {family.value}: {error}", err=True)
+    return 2 if failed else 0

@@ -1,0 +1,45 @@
+"""``cleanup``: remove every trace of us, and nothing of anyone else's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ipmasq_agent.cli.options import kernel_options, settings_of
+
+
+@click.command(
+    "cleanup",
+    epilog="""\b
+Examples:
+  ipmasq-agent cleanup
+  ipmasq-agent cleanup --masq-chain IP-MASQ-AGENT   (what upstream's agent left)
+""",
+)
+@kernel_options
+def command(**options: Any) -> int:
+    """Remove our chain and the jump to it, from every backend and both families.
+
+    With --backend only from that one. Exit status: 0 when nothing of ours is left.
+    """
+    from ipmasq_agent.agent.reconcile import clean
+    from ipmasq_agent.backends import detect
+    from ipmasq_agent.policy.addresses import Family
+
+    settings = settings_of(options)
+    named = settings.backend not in ("auto", "iptables")
+    failed = 0
+    for name in [settings.backend] if named else detect.holders():
+        backend = detect.make(name, settings.placement)
+        try:
+            for family, outcome in clean(backend, Family).items():
+                if outcome.error:
+                    failed += 1
+                    click.echo(f"error: {name} {family.value}: {outcome.error}", err=True)
+                elif outcome.change:
+                    count = len(outcome.change.removed)
+                    click.echo(f"{name} {family.value}: removed {count} rules and the chain")
+        finally:
+            backend.close()
+    return 2 if failed else 0

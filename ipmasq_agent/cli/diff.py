@@ -1,0 +1,82 @@
+"""``diff``: what ``apply`` would change, before it changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ipmasq_agent.cli.options import agent_options, settings_of
+from ipmasq_agent.cli.output import colour, emit, output_option
+
+_SHOWN = 50  # ranges; a screen's worth of what may be a hundred thousand
+
+
+@click.command(
+    "diff",
+    epilog="""\b
+Examples:
+  ipmasq-agent diff --config new.yaml
+  ipmasq-agent diff --configmap kube-system/ip-masq-agent -o json
+""",
+)
+@agent_options
+@output_option
+def command(output: str, **options: Any) -> int:
+    """Show what apply would change in the kernel, in rules and in decisions; change nothing.
+
+    Exit status: 0 when nothing would change, 1 when something would, 2 on an error.
+    """
+    from ipmasq_agent.answers.differences import FamilyDiff
+    from ipmasq_agent.cli.questions import family_diff, left_diff
+    from ipmasq_agent.cli.wiring import backend_choice, read_document
+    from ipmasq_agent.policy.addresses import Family
+    from ipmasq_agent.policy.assemble import assemble_family
+
+    settings = settings_of(options)
+    config = read_document(settings)
+    wish = config.wish(settings.flags)
+    choice = backend_choice(settings)
+    try:
+        backend, left_behind = choice.current()
+        diffs = {family: FamilyDiff(family) for family in Family}
+        for family in wish.families:
+            policy = assemble_family(wish, family, backend.capabilities(family))
+            diffs[family] = family_diff(backend, family, policy)
+        cleaned = {other.name: left_diff(other) for other in left_behind}
+    finally:
+        choice.close()
+    cleaned = {name: removed for name, removed in cleaned.items() if removed}
+    changed = any(diff.changed for diff in diffs.values()) or bool(cleaned)
+    answer = {
+        "backend": backend.name,
+        "changed": changed,
+        "families": {family.value: diff.as_data() for family, diff in diffs.items()},
+        "leaves": cleaned,
+    }
+
+    def as_text() -> str:
+        lines: list[str] = []
+        for family, diff in diffs.items():
+            where = f"{backend.name} {family.value}"
+            lines += (colour(line) for line in diff.unified(f"{where} now", f"{where} then"))
+            if diff.decisions:
+                lines.append(f"decisions that change ({family.value}):")
+                shown = [(str(change), change) for change in diff.decisions[:_SHOWN]]
+                width = max(len(range_) for range_, _ in shown)
+                lines += (
+                    f"  {range_:{width}}  {change.before} → {change.after}"
+                    for range_, change in shown
+                )
+                if len(diff.decisions) > _SHOWN:
+                    more = len(diff.decisions) - _SHOWN
+                    lines.append(f"  ... and {more} more ranges; -o json shows them all")
+            elif diff.changed:
+                lines.append(f"no decision changes ({family.value})")
+        for name, removed in cleaned.items():
+            lines.append(f"the agent moves to {backend.name}; it would remove from {name}:")
+            lines += (colour(f"-{line}") for line in removed)
+        return "\n".join(lines) or f"nothing would change ({backend.name})"
+
+    emit(answer, output, as_text)
+    return 1 if changed else 0

@@ -1,0 +1,62 @@
+"""``explain``: would this destination be masqueraded, and why?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ipmasq_agent.cli.options import agent_options, settings_of
+from ipmasq_agent.cli.output import emit, output_option
+
+
+@click.command(
+    "explain",
+    epilog="""\b
+Examples:
+  ipmasq-agent explain 10.10.1.200
+  ipmasq-agent explain 8.8.8.8 --src 172.20.0.5 -o json
+""",
+)
+@click.argument("destination", metavar="DST")
+@click.option("--src", metavar="IP", help="Ask for packets of this source only.")
+@agent_options
+@output_option
+def command(destination: str, src: str | None, output: str, **options: Any) -> None:
+    """Say what happens to the source of a packet to DST, by the kernel's own rules.
+
+    Names the rule that decides, the line of the document it comes from, and the address
+    that the receiver sees.
+    """
+    from ipmasq_agent.answers.explain import Route, explain
+    from ipmasq_agent.cli.wiring import backend_choice, read_document
+    from ipmasq_agent.errors import AgentError, UsageError
+    from ipmasq_agent.host.routes import look_up
+    from ipmasq_agent.policy.addresses import parse_address
+    from ipmasq_agent.policy.assemble import assemble_family
+
+    settings = settings_of(options)
+    try:
+        family, address = parse_address(destination)
+        source = parse_address(src) if src is not None else None
+    except ValueError as cause:
+        raise UsageError(f"{cause}", remedy="give an address, like 10.10.1.200") from cause
+    if source is not None and source[0] is not family:
+        raise UsageError(f"{destination} and {src} are of two address families")
+
+    choice = backend_choice(settings)
+    try:
+        backend, _ = choice.current()
+        kernel = backend.interpret(backend.read(family), source[1] if source else None)
+        wanted = None
+        try:
+            wish = read_document(settings).wish(settings.flags)
+            if family in wish.families:
+                wanted = assemble_family(wish, family, backend.capabilities(family))
+        except AgentError as error:
+            click.echo(f"warning: no document to compare with: {error}", err=True)
+    finally:
+        choice.close()
+    route = Route(*look_up(family, family.show(address), src))
+    answer = explain(family, address, src, kernel, wanted, route)
+    emit(answer.as_data(), output, answer.as_text)

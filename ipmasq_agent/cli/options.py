@@ -1,0 +1,193 @@
+"""The flags that verbs share: one record for each, and what they add up to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ipmasq_agent.cli.goflags import GoBool
+from ipmasq_agent.config.model import Flags
+from ipmasq_agent.dialects.iptables import DEFAULT_CHAIN, Placement
+from ipmasq_agent.errors import UsageError
+from ipmasq_agent.policy.model import parse_port_ranges
+
+if TYPE_CHECKING:
+    from ipmasq_agent.sources import Source
+
+DEFAULT_CONFIG = "/etc/config/ip-masq-agent"
+BACKENDS = ("auto", "iptables", "iptables-legacy", "iptables-nft")
+# XT_EXTENSION_MAXNAMELEN less the terminating zero: what a chain's name may hold.
+_LONGEST_CHAIN = 28
+_BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the shared flags say."""
+
+    config: str = DEFAULT_CONFIG
+    configmap: str | None = None
+    kubeconfig: str | None = None
+    backend: str = "auto"
+    placement: Placement = field(default_factory=Placement)
+    flags: Flags = field(default_factory=Flags)
+
+    def source(self) -> Source:
+        """Return the source that the flags name; the API's library is loaded only for it."""
+        if self.configmap is not None:
+            from ipmasq_agent.sources.configmap import ConfigMapSource
+
+            namespace, name, key = split_configmap(self.configmap)
+            return ConfigMapSource(namespace, name, key, kubeconfig=self.kubeconfig)
+        from ipmasq_agent.sources.file import FileSource
+
+        return FileSource(self.config)
+
+
+_SOURCE = (
+    click.option(
+        "--config",
+        metavar="PATH",
+        help="The document: a file, or the directory of a mounted ConfigMap.  "
+        f"[default: {DEFAULT_CONFIG}]",
+    ),
+    click.option(
+        "--configmap",
+        metavar="NAMESPACE/NAME[:KEY]",
+        help="Take the document from the Kubernetes API instead; KEY is `config` unless given.",
+    ),
+    click.option(
+        "--kubeconfig",
+        metavar="PATH",
+        help="Credentials for --configmap; without it those of the pod, then of the user.",
+    ),
+)
+_MEANING = (
+    click.option(
+        "--enable-ipv6",
+        type=GoBool(),
+        default=False,
+        show_default=True,
+        help="Manage IPv6 too; without it, an IPv6 entry is refused.",
+    ),
+    click.option(
+        "--nomasq-all-reserved-ranges",
+        type=GoBool(),
+        default=False,
+        show_default=True,
+        help="Let the defaults cover all ranges that RFCs reserve, not only RFC 1918.",
+    ),
+)
+_KERNEL = (
+    click.option(
+        "--backend",
+        type=click.Choice(BACKENDS),
+        default="auto",
+        show_default=True,
+        help="The data plane; auto takes the one that kubelet uses on the node.",
+    ),
+    click.option(
+        "--masq-chain",
+        metavar="NAME",
+        default=DEFAULT_CHAIN,
+        show_default=True,
+        help="The chain of the nat table that is ours.",
+    ),
+    click.option(
+        "--jump-position",
+        type=click.Choice(["append", "first"]),
+        default="append",
+        show_default=True,
+        help="Where in POSTROUTING the jump to our chain is put.",
+    ),
+    click.option(
+        "--random-fully",
+        type=GoBool(),
+        default=True,
+        show_default=True,
+        help="Choose source ports at random, where the host's iptables can.",
+    ),
+    click.option(
+        "--to-ports",
+        metavar="RANGES",
+        default="",
+        help="Source ports for TCP, UDP and SCTP, like 1024-29999,32768-65535.",
+    ),
+)
+
+
+def _stacked(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+document_options: Callable[[F], F] = _stacked(_SOURCE + _MEANING)
+"""Where the document is, and the flags that bear on what it means."""
+kernel_options: Callable[[F], F] = _stacked(_KERNEL)
+"""Which data plane, and where in it our rules are."""
+agent_options: Callable[[F], F] = _stacked(_SOURCE + _KERNEL + _MEANING)
+"""All that `run`, `apply` and the verbs that compare a document with a kernel share."""
+
+
+def settings_of(options: dict[str, Any]) -> Settings:
+    """Return what the values of shared options add up to.
+
+    Raises:
+        UsageError: they contradict each other, or one cannot be read.
+    """
+    if options.get("config") is not None and options.get("configmap") is not None:
+        raise UsageError("--config and --configmap name two documents", remedy="give one of them")
+    if options.get("configmap") is not None:
+        split_configmap(options["configmap"])
+    try:
+        ports = parse_port_ranges(options.get("to_ports") or "")
+    except ValueError as cause:
+        raise UsageError(f"--to-ports: {cause}") from cause
+    return Settings(
+        config=options.get("config") or DEFAULT_CONFIG,
+        configmap=options.get("configmap"),
+        kubeconfig=options.get("kubeconfig"),
+        backend=options.get("backend", "auto"),
+        placement=Placement(
+            chain=_chain_name(options.get("masq_chain", DEFAULT_CHAIN)),
+            jump_first=options.get("jump_position") == "first",
+        ),
+        flags=Flags(
+            enable_ipv6=options.get("enable_ipv6", False),
+            nomasq_all_reserved_ranges=options.get("nomasq_all_reserved_ranges", False),
+            random_fully=options.get("random_fully", True),
+            to_ports=ports,
+        ),
+    )
+
+
+def split_configmap(text: str) -> tuple[str, str, str | None]:
+    """Return namespace, name and key of ``NAMESPACE/NAME[:KEY]``."""
+    match = re.fullmatch(r"([a-z0-9.-]+)/([a-z0-9.-]+)(?::([A-Za-z0-9._-]+))?", text)
+    if match is None:
+        raise UsageError(
+            f"--configmap: {text!r} is not NAMESPACE/NAME or NAMESPACE/NAME:KEY",
+            remedy="write it like kube-system/ip-masq-agent",
+        )
+    return match[1], match[2], match[3]
+
+
+def _chain_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.+:][A-Za-z0-9_.+:-]*", name) or len(name) > _LONGEST_CHAIN:
+        raise UsageError(
+            f"--masq-chain: {name!r} cannot name a chain",
+            remedy=f"use up to {_LONGEST_CHAIN} letters, digits and -_.+:",
+        )
+    if name in _BUILT_IN or name in ("ACCEPT", "DROP", "RETURN", "MASQUERADE", "SNAT", "DNAT"):
+        raise UsageError(f"--masq-chain: {name} is taken by iptables itself")
+    return name

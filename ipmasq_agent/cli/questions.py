@@ -1,0 +1,39 @@
+"""Questions that several verbs ask of a backend, answered by reading the kernel only."""
+
+from __future__ import annotations
+
+from ipmasq_agent.answers.differences import FamilyDiff, decision_changes
+from ipmasq_agent.backends import Backend, Desired, Plan, State
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.model import FamilyPolicy
+
+
+def family_diff(
+    backend: Backend[State, Desired, Plan], family: Family, policy: FamilyPolicy
+) -> FamilyDiff:
+    """Return what bringing one family to ``policy`` would change."""
+    actual = backend.read(family)
+    desired = backend.compile(policy)
+    change = backend.plan(actual, desired)
+    if not change:
+        return FamilyDiff(family)
+    then = backend.after(actual, desired)
+    decisions = decision_changes(
+        backend.interpret(actual).policy.decisions, backend.interpret(then).policy.decisions
+    )
+    return FamilyDiff(
+        family,
+        before=tuple(backend.describe(actual)),
+        after=tuple(backend.describe(then)),
+        added=tuple(change.added),
+        removed=tuple(change.removed),
+        decisions=tuple(decisions),
+    )
+
+
+def left_diff(backend: Backend[State, Desired, Plan]) -> list[str]:
+    """Return the lines that leaving ``backend`` would remove, of both families."""
+    removed: list[str] = []
+    for family in Family:
+        removed += backend.plan(backend.read(family), backend.absent(family)).removed
+    return removed

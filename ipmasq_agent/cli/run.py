@@ -1,0 +1,146 @@
+"""``run``: the agent."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+import click
+
+from ipmasq_agent import __version__
+from ipmasq_agent.cli.goflags import GoBool
+from ipmasq_agent.cli.options import Settings, agent_options, settings_of
+
+# A pass that takes longer than this is stuck, and a restart is the better agent.
+_STUCK = 300.0
+
+
+@click.command(
+    "run",
+    short_help="The agent: watch the document, keep the kernel in step.",
+    epilog="""\b
+Examples:
+  ipmasq-agent run --config /etc/config/ip-masq-agent
+  ipmasq-agent run --configmap kube-system/ip-masq-agent --enable-ipv6=true
+  ipmasq-agent --masq-chain=IP-MASQ --nomasq-all-reserved-ranges   (as upstream's arguments)
+""",
+)
+@agent_options
+@click.option(
+    "--http-address",
+    metavar="HOST:PORT",
+    default="127.0.0.1:9797",
+    show_default=True,
+    help="Where to serve /healthz, /readyz, /status and /metrics; empty for nowhere.",
+)
+@click.option(
+    "--cleanup-on-exit",
+    type=GoBool(),
+    default=False,
+    show_default=True,
+    help="Remove our rules when told to stop. They stay otherwise, so traffic goes on.",
+)
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="A pass that changes nothing is logged at debug.",
+)
+@click.option("--v", "verbosity", type=int, default=0, hidden=True)
+@click.option("--logtostderr", type=GoBool(), default=True, hidden=True)
+@click.option("--alsologtostderr", type=GoBool(), default=True, hidden=True)
+@click.option("--vmodule", default="", hidden=True)
+@click.option("--stderrthreshold", default="", hidden=True)
+def command(
+    http_address: str,
+    cleanup_on_exit: bool,
+    log_format: str,
+    log_level: str,
+    verbosity: int,
+    **options: Any,
+) -> int:
+    """Watch the document and keep the kernel in step with it, until told to stop.
+
+    A change applies at once; every resyncInterval the kernel is looked at again and healed.
+    A document with an error changes nothing: the last good one stays in force. SIGHUP reads
+    the document and the kernel again; SIGTERM stops and leaves the rules in place.
+    """
+    from ipmasq_agent.agent import logs
+
+    # klog's --v: what upstream logs at 4 and above is what we call debug.
+    logs.configure(log_format, "debug" if verbosity >= 4 else log_level)
+    return _run(settings_of(options), http_address, cleanup_on_exit)
+
+
+def _run(settings: Settings, http_address: str, cleanup_on_exit: bool) -> int:
+    from ipmasq_agent.agent.http import HttpServer
+    from ipmasq_agent.agent.logs import event
+    from ipmasq_agent.agent.loop import Agent, LoopSettings, Signal
+    from ipmasq_agent.cli.wiring import backend_choice
+    from ipmasq_agent.host.links import egress_devices
+
+    metrics = None
+    if http_address:
+        from ipmasq_agent.agent.metrics import Metrics
+
+        metrics = Metrics()
+    agent = Agent(
+        settings.source(),
+        backend_choice(settings),
+        LoopSettings(settings.flags, cleanup_on_exit),
+        egress_devices,
+        metrics,
+    )
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        agent.send(Signal.RELOAD if number == signal.SIGHUP else Signal.STOP)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, on_signal)
+    event(
+        logging.INFO,
+        "starting",
+        version=__version__,
+        source=agent.source.name,
+        backend=settings.backend,
+        chain=settings.placement.chain,
+        ipv6=settings.flags.enable_ipv6,
+        http=http_address or "off",
+    )
+    server = HttpServer(http_address, _answers(agent)) if http_address else None
+    try:
+        agent.run()
+    finally:
+        if server:
+            server.close()
+    return 0
+
+
+def _answers(agent: Any) -> dict[str, Any]:
+    from ipmasq_agent.agent.http import Answer, data, text
+
+    def healthy() -> Answer:
+        since = agent.busy_since
+        stuck = since is not None and time.monotonic() - since > _STUCK
+        return text(503, f"a pass takes longer than {_STUCK:g} s") if stuck else text(200, "ok")
+
+    def ready() -> Answer:
+        status = agent.status
+        return text(200, "ok") if status.ready else text(503, status.why_not_ready())
+
+    def exposition() -> Answer:
+        return 200, "text/plain; version=0.0.4; charset=utf-8", agent.metrics.text()
+
+    return {
+        "/healthz": healthy,
+        "/readyz": ready,
+        "/status": lambda: data(agent.status.as_data()),
+        "/metrics": exposition,
+    }
