@@ -28,9 +28,9 @@ def configure(form: str, level: str, stream: TextIO | None = None) -> None:
 
 
 def _timestamp(record: logging.LogRecord) -> str:
-    """Return RFC 3339 in UTC, to the millisecond."""
+    """Return RFC 3339 in UTC, to the microsecond."""
     seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-    return f"{seconds}.{int(record.msecs):03d}Z"
+    return f"{seconds}.{int(record.created % 1 * 1e6):06d}Z"
 
 
 class _Text(logging.Formatter):

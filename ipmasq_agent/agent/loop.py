@@ -78,7 +78,7 @@ class Agent:
         """Watch and reconcile until ``Signal.STOP`` arrives."""
         self.source.start(self.events.put)
         try:
-            while self._turn():
+            while self.turn():
                 continue
         finally:
             self.source.stop()
@@ -90,7 +90,7 @@ class Agent:
 
     # -- one turn -----------------------------------------------------------------------
 
-    def _turn(self) -> bool:
+    def turn(self) -> bool:
         """Wait for events or for the next pass, and act; false when it is time to stop."""
         timeout = None if self._next_pass is None else max(0.0, self._next_pass - time.monotonic())
         batch: list[Event] = []

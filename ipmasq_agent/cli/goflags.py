@@ -63,6 +63,8 @@ class GoBool(click.ParamType["bool"]):
 
 def normalise(arguments: list[str]) -> list[str]:
     """Return ``arguments`` in the one form that the parser takes."""
+    if arguments[:1] == ["lab"]:
+        return arguments  # ours alone, and what follows `lab exec` is another program's
     words: list[str] = []
     for position, word in enumerate(arguments):
         if word == "--":

@@ -1,0 +1,121 @@
+"""From the write of a document until the kernel has its rules, by stage.
+
+    .venv/bin/python bench/latency.py [--backend iptables-nft] [--changes 100] [--cidrs 64]
+
+The agent is the real one, in a network namespace of its own. The clock starts before the
+document is written (as kubelet writes it: a new directory, then a rename of ..data) and
+stops when this program, asking the kernel twice a millisecond, sees the new number of rules.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import socket
+import struct
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+
+from bench.support import agent, inside_namespace, log_lines, machine, row
+from ipmasq_agent.host.nfnetlink import list_rules
+from ipmasq_agent.policy.addresses import Family
+
+_IPT_SO_GET_INFO = 64  # include/uapi/linux/netfilter_ipv4/ip_tables.h
+_INFO = struct.Struct("32sI5I5III")
+
+
+def legacy_entries() -> int:
+    """Return how many entries the legacy nat table has, without reading them."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+        buffer = ctypes.create_string_buffer(_INFO.pack(b"nat", *([0] * 13)), _INFO.size)
+        size = ctypes.c_uint(_INFO.size)
+        if libc.getsockopt(raw.fileno(), 0, _IPT_SO_GET_INFO, buffer, ctypes.byref(size)):
+            raise OSError(ctypes.get_errno(), "IPT_SO_GET_INFO")
+        return int(_INFO.unpack(buffer.raw)[12])
+
+
+def nft_entries() -> int:
+    """Return how many rules our chain has in nf_tables."""
+    return len(list_rules(Family.IPV4, "nat").get("IP-MASQ", ()))
+
+
+def document(cidrs: int) -> str:
+    """Return a document with so many entries, half of them IPv4 prefixes of each kind."""
+    entries = "".join(f"  - 10.{n // 256}.{n % 256}.0/24\n" for n in range(cidrs))
+    return f"cidrLimit: 100000\nnonMasqueradeCIDRs:\n{entries}"
+
+
+def swap(directory: Path, content: str, number: int) -> None:
+    """Write the document as kubelet updates a mounted ConfigMap."""
+    version = directory / f"..{number}"
+    version.mkdir()
+    (version / "config").write_text(content)
+    link = directory / "..data_tmp"
+    link.symlink_to(version.name)
+    link.rename(directory / "..data")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backend", default="iptables-nft")
+    parser.add_argument("--changes", type=int, default=100)
+    parser.add_argument("--cidrs", type=int, default=64)
+    options = parser.parse_args()
+    inside_namespace()
+    count = legacy_entries if options.backend == "iptables-legacy" else nft_entries
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary) / "config"
+        directory.mkdir()
+        (directory / "config").symlink_to("..data/config")
+        swap(directory, document(options.cidrs), 0)
+        log = Path(temporary) / "log"
+        flags = ("--backend", options.backend, "--config", str(directory / "config"))
+        moments = []
+        with agent(*flags, log=log):
+            for number in range(1, options.changes + 1):
+                before = count()
+                content = document(options.cidrs - number % 2)
+                start = time.time()
+                swap(directory, content, number)
+                while count() == before:
+                    time.sleep(0.0005)  # leave the processor to those who are measured
+                    if time.time() - start > 10:
+                        raise SystemExit(f"no change after 10 s:\n{log.read_text()}")
+                moments.append((start, time.time()))
+                time.sleep(0.05)  # the agent looks at its work; the next write is a new event
+        report(moments, log)
+        print(f"{options.backend}, {options.cidrs} CIDRs, {options.changes} changes; {machine()}")
+
+
+def report(moments: list[tuple[float, float]], log: Path) -> None:
+    """Print the stages; the agent's log has the moments in between."""
+    times: dict[str, list[float]] = {"document accepted": [], "rules applied": []}
+    for line in log_lines(log):
+        with contextlib.suppress(KeyError):
+            times[line["message"]].append(datetime.fromisoformat(line["time"]).timestamp())
+    accepted, applied = times["document accepted"][1:], times["rules applied"][1:]
+    stages: list[tuple[str, list[float]]] = [
+        ("write → document understood", []),
+        ("understood → kernel has the rules", []),
+        ("kernel has them → agent has checked them", []),
+        ("write → kernel has the rules", []),
+    ]
+    for (start, end), understood, checked in zip(moments, accepted, applied, strict=True):
+        for (_, values), seconds in zip(
+            stages,
+            (understood - start, end - understood, checked - end, end - start),
+            strict=True,
+        ):
+            values.append(seconds * 1000)
+    for label, values in stages:
+        print(row(label, values))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONPATH", str(Path(__file__).resolve().parent.parent))
+    main()

@@ -1,0 +1,100 @@
+"""What benchmarks share: a namespace to run in, an agent in it, medians, the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+AGENT = [sys.executable, "-m", "ipmasq_agent"]
+
+
+def machine() -> str:
+    """Return what the figures were measured on, in a line."""
+    model = "unknown processor"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    iptables = subprocess.run(
+        ["iptables-nft", "--version"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    return (
+        f"Linux {platform.release()}, {os.cpu_count()} x {model}, "
+        f"Python {platform.python_version()}, {iptables}"
+    )
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Return the value below which ``share`` of the values lie (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def row(label: str, values: Sequence[float], unit: str = "ms") -> str:
+    """Return median, p99 and worst as a line of a table."""
+    return (
+        f"{label:44} median {statistics.median(values):8.2f}   "
+        f"p99 {quantile(values, 0.99):8.2f}   max {max(values):8.2f} {unit}"
+    )
+
+
+def inside_namespace() -> None:
+    """Run the calling program again in a network namespace that goes when it ends."""
+    if os.environ.get("IPMASQ_BENCH_NAMESPACE"):
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        return
+    name = f"ipmasq-bench-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        done = subprocess.run(
+            ["ip", "netns", "exec", name, sys.executable, *sys.argv],
+            env={**os.environ, "IPMASQ_BENCH_NAMESPACE": name},
+            check=False,
+        )
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+    sys.exit(done.returncode)
+
+
+@contextlib.contextmanager
+def agent(*arguments: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the agent until it is ready, and end it afterwards."""
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [*AGENT, "run", "--log-format=json", *arguments], stdout=out, stderr=out
+        )
+    try:
+        wait_ready(process, log)
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+
+
+def wait_ready(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when /readyz says so; fail with the agent's log when it ends before."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen("http://127.0.0.1:9797/readyz", timeout=1).close()
+            return
+        time.sleep(0.02)
+    raise SystemExit(f"the agent did not become ready:\n{log.read_text()}")
+
+
+def log_lines(log: Path) -> list[dict[str, Any]]:
+    """Return the agent's log as objects."""
+    return [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]

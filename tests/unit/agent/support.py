@@ -1,0 +1,111 @@
+"""A source that a test speaks through, and backends that fail when they are told to."""
+
+from __future__ import annotations
+
+import time
+
+from ipmasq_agent.agent.choice import BackendChoice
+from ipmasq_agent.agent.loop import Agent, LoopSettings
+from ipmasq_agent.backends.memory import MemoryBackend
+from ipmasq_agent.config.model import Flags
+from ipmasq_agent.dialects.iptables import Placement, Plan
+from ipmasq_agent.dialects.tables import Table
+from ipmasq_agent.errors import HostError, SourceUnavailable
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.sources import Document, Sink, SourceFailed
+
+
+class ScriptedSource:
+    """Delivers what the test says, when the test says it."""
+
+    name = "the document"
+    cheap = True
+
+    def __init__(self) -> None:
+        self.refreshed = 0
+        self.stopped = False
+        self.sink: Sink | None = None
+
+    def read(self) -> Document:
+        raise SourceUnavailable("nobody reads once here")
+
+    def start(self, sink: Sink) -> None:
+        self.sink = sink
+
+    def refresh(self) -> None:
+        self.refreshed += 1
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+class FailingBackend(MemoryBackend):
+    """A memory backend whose reads or writes of a family fail while it is in ``broken``."""
+
+    def __init__(self, placement: Placement, name: str = "memory") -> None:
+        super().__init__(placement)
+        self.name = name
+        self.broken: set[Family] = set()
+        self.closed = False
+
+    def read(self, family: Family) -> Table:
+        if family in self.broken:
+            raise HostError(f"{family.value} is broken")
+        return super().read(family)
+
+    def apply(self, family: Family, change: Plan) -> None:
+        super().apply(family, change)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Bench:
+    """An agent on a bench: every part is in the test's hands."""
+
+    def __init__(self, *, flags: Flags | None = None, cleanup_on_exit: bool = False) -> None:
+        self.source = ScriptedSource()
+        self.backends = {n: FailingBackend(Placement(), n) for n in ("memory", "other")}
+        self.backend = self.backends["memory"]
+        self.detected = "memory"
+        self.held: list[str] = []
+        choice = BackendChoice(
+            detect=lambda: (self.detected, "the test says so"),
+            make=lambda name: self.backends[name],
+            holders=lambda: self.held,
+        )
+        self.agent = Agent(
+            self.source,
+            choice,
+            LoopSettings(flags or Flags(), cleanup_on_exit),
+            devices=lambda: ("eth0",),
+        )
+        self.source.start(self.agent.events.put)
+
+    def document(self, content: str | None, revision: str = "1") -> None:
+        """Let the source see a document, and the agent take its turn."""
+        raw = None if content is None else content.encode()
+        self.agent.events.put(Document("the document", raw, revision, time.monotonic()))
+        self.agent.turn()
+
+    def source_fails(self, message: str) -> None:
+        self.agent.events.put(SourceFailed("the document", SourceUnavailable(message)))
+        self.agent.turn()
+
+    def resync(self) -> None:
+        """Let the next pass be due now."""
+        self.agent._next_pass = time.monotonic()
+        self.agent.turn()
+
+    def chain(self, family: Family = Family.IPV4, backend: str = "memory") -> list[str]:
+        """The destinations that the chain returns for, in order."""
+        rules = self.backends[backend].tables[family].rules("IP-MASQ")
+        return [option.values[0] for rule in rules if (option := rule.option("destination"))]
+
+    def flush(self, family: Family = Family.IPV4) -> None:
+        """Somebody empties the chain by hand."""
+        from ipmasq_agent.dialects.tables import Chain
+
+        table = self.backend.tables[family]
+        chains = {**table.chains, "IP-MASQ": Chain("IP-MASQ", None, ())}
+        self.backend.tables[family] = Table(family, chains)

@@ -1,0 +1,259 @@
+"""The loop, turn by turn, with a source and backends in the test's hands."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from ipmasq_agent.agent import logs
+from ipmasq_agent.agent.loop import Signal
+from ipmasq_agent.config.model import Flags
+from ipmasq_agent.policy.addresses import Family
+from tests.unit.agent.support import Bench
+
+ONE = "nonMasqueradeCIDRs: [172.20.0.0/16]\n"
+TWO = "nonMasqueradeCIDRs: [172.20.0.0/16, 10.10.1.0/24]\n"
+BAD = "nonMasqueradeCIDRs: [10.0.0.1/8]\n"
+LINK_LOCAL = "169.254.0.0/16"
+
+
+@pytest.fixture(autouse=True)
+def heard(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    logs.logger.propagate = True
+    caplog.set_level(logging.DEBUG, "ipmasq_agent")
+    yield caplog
+    logs.logger.propagate = False
+
+
+def test_a_document_becomes_a_chain_at_once() -> None:
+    bench = Bench()
+    bench.document(ONE)
+    assert bench.chain() == [LINK_LOCAL, "172.20.0.0/16"]
+    assert bench.agent.status.ready
+    assert bench.agent.status.mode == "memory"
+    assert bench.agent.status.devices == ("eth0",)
+
+
+def test_a_missing_document_stands_for_the_defaults() -> None:
+    bench = Bench()
+    bench.document(None, "absent")
+    assert bench.chain() == [LINK_LOCAL, "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]
+    assert bench.agent.status.ready
+
+
+def test_nothing_is_written_before_the_first_document() -> None:
+    bench = Bench()
+    bench.source_fails("the API is unreachable")
+    bench.resync()
+    assert bench.backend.transactions == 0
+    assert not bench.agent.status.ready
+    assert "unreachable" in bench.agent.status.why_not_ready()
+
+
+def test_a_bad_first_document_leaves_the_kernel_as_it_is() -> None:
+    bench = Bench()
+    bench.document(BAD)
+    bench.resync()
+    assert bench.backend.transactions == 0
+    assert not bench.agent.status.config.accepted
+
+
+def test_last_good_policy_keeps_being_healed_after_a_bad_document() -> None:
+    bench = Bench()
+    bench.document(ONE, "1")
+    bench.document(BAD, "2")
+    assert bench.chain() == [LINK_LOCAL, "172.20.0.0/16"]
+    status = bench.agent.status
+    assert (status.config.revision, status.config.accepted) == ("2", False)
+    assert "did you mean 10.0.0.0/8?" in (status.config.error or "")
+    assert status.in_sync
+    assert not status.ready
+    bench.flush()
+    bench.resync()
+    assert bench.chain() == [LINK_LOCAL, "172.20.0.0/16"]
+
+
+def test_a_good_document_after_a_bad_one_is_taken_even_if_it_is_the_old_one() -> None:
+    bench = Bench()
+    bench.document(ONE, "1")
+    bench.document(BAD, "2")
+    bench.document(ONE, "3")
+    assert bench.agent.status.ready
+    assert bench.agent.status.config.revision == "3"
+
+
+def test_the_same_document_again_causes_no_pass() -> None:
+    bench = Bench()
+    bench.document(ONE, "1")
+    bench.document(ONE, "2")
+    assert bench.agent.status.passes == 1
+    assert bench.agent.status.config.revision == "2"
+
+
+def test_a_bad_document_delivered_again_stays_refused() -> None:
+    bench = Bench()
+    bench.document(ONE, "1")
+    bench.document(BAD, "2")
+    bench.document(BAD, "2")
+    assert bench.agent.status.config.error is not None
+    assert not bench.agent.status.config.accepted
+
+
+def test_a_burst_of_documents_is_one_pass_over_the_last() -> None:
+    bench = Bench()
+    from ipmasq_agent.sources import Document
+
+    for number in range(50):
+        content = f"nonMasqueradeCIDRs: [10.{number}.0.0/16]".encode()
+        bench.agent.events.put(Document("the document", content, str(number), 0.0))
+    bench.agent.turn()
+    assert bench.agent.status.passes == 1
+    assert bench.chain() == [LINK_LOCAL, "10.49.0.0/16"]
+
+
+def test_a_pass_with_nothing_to_change_writes_nothing_and_is_silent_at_info(
+    heard: pytest.LogCaptureFixture,
+) -> None:
+    bench = Bench()
+    bench.document(ONE)
+    written = bench.backend.transactions
+    heard.clear()
+    bench.resync()
+    assert bench.backend.transactions == written
+    assert [r for r in heard.records if r.levelno >= logging.INFO] == []
+
+
+def test_each_resync_looks_at_a_cheap_source_again() -> None:
+    bench = Bench()
+    bench.document(ONE)
+    bench.resync()
+    assert bench.source.refreshed == 1
+    bench.source.cheap = False
+    bench.resync()
+    assert bench.source.refreshed == 1
+
+
+def test_a_source_that_fails_and_comes_back_is_ready_again_without_a_pass() -> None:
+    bench = Bench()
+    bench.document(ONE)
+    bench.source_fails("the API is unreachable")
+    assert not bench.agent.status.ready
+    assert bench.agent.status.config.accepted
+    bench.document(ONE)
+    assert bench.agent.status.ready
+    assert bench.agent.status.passes == 1
+
+
+def test_rules_are_healed_while_the_source_is_away() -> None:
+    bench = Bench()
+    bench.document(ONE)
+    bench.source_fails("the API is unreachable")
+    bench.flush()
+    bench.resync()
+    assert bench.chain() == [LINK_LOCAL, "172.20.0.0/16"]
+
+
+def test_a_family_that_fails_does_not_stop_the_other_and_is_tried_again_soon() -> None:
+    bench = Bench(flags=Flags(enable_ipv6=True))
+    bench.backend.broken = {Family.IPV4}
+    bench.document("nonMasqueradeCIDRs: [172.20.0.0/16, 'fd00::/8']\n")
+    assert bench.chain(Family.IPV6) == ["fe80::/10", "fd00::/8"]
+    status = bench.agent.status
+    assert list(status.errors) == [Family.IPV4]
+    assert not status.in_sync
+    assert "ipv4 is broken" in status.why_not_ready()
+    bench.backend.broken = set()
+    bench.resync()
+    assert bench.chain() == [LINK_LOCAL, "172.20.0.0/16"]
+    assert bench.agent.status.ready
+
+
+def test_retries_back_off_but_never_beyond_the_resync_interval() -> None:
+    import time
+
+    bench = Bench()
+    bench.backend.broken = {Family.IPV4}
+    waits = []
+    bench.document("resyncInterval: 10s\n")
+    for _ in range(12):
+        assert bench.agent._next_pass is not None
+        waits.append(bench.agent._next_pass - time.monotonic())
+        bench.resync()
+    assert 0 < waits[0] <= 0.5
+    assert max(waits) <= 10.0
+    assert waits[-1] > waits[0]
+
+
+def test_reload_heals_at_once_and_looks_at_the_source() -> None:
+    bench = Bench()
+    bench.document(ONE)
+    bench.flush()
+    bench.agent.send(Signal.RELOAD)
+    bench.agent.turn()
+    assert bench.chain() == [LINK_LOCAL, "172.20.0.0/16"]
+    assert bench.source.refreshed == 1
+
+
+def test_stop_leaves_the_rules_in_place() -> None:
+    bench = Bench()
+    bench.document(ONE)
+    bench.agent.send(Signal.STOP)
+    bench.agent.run()
+    assert bench.source.stopped
+    assert bench.backend.closed
+    assert bench.chain() == [LINK_LOCAL, "172.20.0.0/16"]
+
+
+def test_cleanup_on_exit_removes_them() -> None:
+    bench = Bench(cleanup_on_exit=True)
+    bench.document(ONE)
+    bench.agent.send(Signal.STOP)
+    bench.agent.run()
+    assert "IP-MASQ" not in bench.backend.tables[Family.IPV4].chains
+    assert bench.backend.tables[Family.IPV4].rules("POSTROUTING") == ()
+
+
+def test_a_move_puts_the_new_backend_in_force_before_it_cleans_the_old_one() -> None:
+    bench = Bench()
+    bench.document(ONE)
+    bench.detected = "other"
+    bench.backends["other"].broken = {Family.IPV4}
+    bench.resync()
+    assert bench.chain() == [LINK_LOCAL, "172.20.0.0/16"]  # not yet: the new one fails
+    bench.backends["other"].broken = set()
+    bench.resync()
+    assert bench.chain(backend="other") == [LINK_LOCAL, "172.20.0.0/16"]
+    assert bench.chain(backend="memory") == []
+    assert bench.backends["memory"].closed
+    assert bench.agent.status.mode == "other"
+
+
+def test_rules_left_in_another_backend_by_a_killed_agent_are_cleaned_at_the_start() -> None:
+    before = Bench()
+    before.document(ONE)
+    bench = Bench()
+    bench.backends["other"].tables = before.backend.tables
+    bench.held = ["memory", "other"]
+    bench.document(TWO)
+    assert bench.chain() == [LINK_LOCAL, "172.20.0.0/16", "10.10.1.0/24"]
+    assert bench.chain(backend="other") == []
+
+
+def test_the_resync_interval_of_the_document_is_obeyed() -> None:
+    import time
+
+    bench = Bench()
+    bench.document("resyncInterval: 5s\n")
+    assert bench.agent._next_pass is not None
+    assert 0 < bench.agent._next_pass - time.monotonic() <= 5.0
+    bench.document("resyncInterval: 1h\n", "2")
+    assert bench.agent._next_pass - time.monotonic() > 3000
+
+
+def test_warnings_of_a_document_are_logged_and_shown(heard: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    bench.document("nonMasqueradeCIDR: []\n")
+    assert "did you mean nonMasqueradeCIDRs?" in bench.agent.status.config.warnings[0]
+    assert any("did you mean" in r.getMessage() for r in heard.records)
