@@ -1,0 +1,50 @@
+# The image that deploy/ runs: docker build --tag REGISTRY/ipmasq-agent:0.1.0 .
+#
+# Pinned by tag, and with it the Debian release that iptables, ipset and nftables come from.
+# For builds that are the same to the byte, give the digest that your registry shows:
+#   --build-arg BASE=python:3.11-slim-bookworm@sha256:...
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS builder
+# python-iptables is published as source with a small C part; all else comes as wheels.
+# Package versions are Debian stable's own: a pin would only keep security fixes out.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends gcc libc6-dev \
+ && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY ipmasq_agent ipmasq_agent
+# An environment without pip, moved whole to the final stage, whose interpreter is at the
+# same path. Bytecode is made here and trusted as it is: nothing can write it later, on a
+# root that is read-only.
+RUN python -m venv --without-pip /opt/ipmasq-agent \
+ && python -m pip --python /opt/ipmasq-agent/bin/python install \
+        --no-cache-dir --no-compile --constraint constraints.txt . \
+ && python -m compileall -q --invalidation-mode unchecked-hash /opt/ipmasq-agent/lib
+
+FROM ${BASE}
+LABEL org.opencontainers.image.title="ipmasq-agent" \
+      org.opencontainers.image.description="Decides which pod traffic leaves a Kubernetes node with the node's address" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# Both backends of iptables are in its one package. No kmod: the kernel loads what nf_tables
+# needs by itself, and a node whose kubelet uses legacy iptables has ip_tables loaded.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends ipset iptables nftables \
+ && rm -rf /var/lib/apt/lists/*
+COPY --from=builder /opt/ipmasq-agent /opt/ipmasq-agent
+ENV PATH=/opt/ipmasq-agent/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+# A library or a program that is missing fails the build, not a node.
+RUN ipmasq-agent --version \
+ && python -c "import iptc, kubernetes, prometheus_client, pyroute2, watchdog" \
+ && iptables-legacy-restore --version \
+ && iptables-nft-restore --version \
+ && ipset --version \
+ && nft --version
+# No USER: Kubernetes gives capabilities to root alone (deploy/base/daemonset.yaml says which).
+ENTRYPOINT ["ipmasq-agent"]
+CMD ["run"]

@@ -1,0 +1,84 @@
+"""The Dockerfile as far as it can be judged without carrying it out."""
+
+from __future__ import annotations
+
+import subprocess
+import sysconfig
+import tomllib
+from pathlib import Path
+
+from ipmasq_agent import __version__
+from ipmasq_agent.host.commands import PACKAGES
+from tests.deploy.dockerfile import pairs, parse
+from tests.deploy.manifests import ROOT
+
+STAGES = parse((ROOT / "Dockerfile").read_text())
+BUILDER, FINAL = STAGES
+# The programs that the daemon and the verbs for a node run, by backend.
+PROGRAMS = ("iptables-legacy-save", "iptables-nft", "nft")
+
+
+def copied_from_the_context() -> list[str]:
+    return [
+        word
+        for stage in STAGES
+        for copy in stage.all("COPY")
+        if not copy.text.startswith("--from=")
+        for word in copy.words[:-1]
+    ]
+
+
+def test_hadolint_finds_nothing() -> None:
+    hadolint = Path(sysconfig.get_path("scripts"), "hadolint")
+    done = subprocess.run(
+        [hadolint, "--failure-threshold=style", ROOT / "Dockerfile"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_both_stages_start_from_one_pinned_slim_image() -> None:
+    assert {stage.base for stage in STAGES} == {"python:3.11-slim-bookworm"}
+
+
+def test_all_that_is_copied_exists_and_passes_the_ignore_file() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in ignored
+    for name in copied_from_the_context():
+        assert (ROOT / name).exists(), name
+        assert f"!{name}" in ignored
+
+
+def test_the_final_stage_installs_the_programs_that_the_agent_runs() -> None:
+    installed = {word for run in FINAL.all("RUN") for word in run.words}
+    assert {PACKAGES[program] for program in PROGRAMS} | {"ipset"} <= installed
+    assert not {"gcc", "make", "build-essential"} & installed
+
+
+def test_the_entry_point_is_the_projects_program_and_its_command_is_run() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (entry,) = FINAL.all("ENTRYPOINT")
+    assert entry.words == [*project["scripts"]]
+    assert [step.words for step in FINAL.all("CMD")] == [["run"]]
+
+
+def test_the_labels_tell_this_version_and_licence() -> None:
+    (label,) = FINAL.all("LABEL")
+    labels = pairs(label.text)
+    assert labels["org.opencontainers.image.version"] == __version__
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+
+
+def test_the_dependencies_are_those_that_the_constraints_pin() -> None:
+    (install,) = [run.text for run in BUILDER.all("RUN") if " pip " in run.text]
+    assert "--constraint constraints.txt" in install
+    assert "--no-cache-dir" in install
+    pinned = {
+        line.partition("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {spec.partition(">=")[0].lower().replace("_", "-") for spec in project["dependencies"]}
+    assert wanted <= pinned
