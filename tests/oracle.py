@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -101,11 +102,12 @@ def _read(netns: str | None, *argv: str) -> str:
 def legacy_tables(family: Family, netns: str | None = None) -> set[str]:
     """Return the legacy tables that exist, creating none.
 
-    Not through iptables-legacy: opening a table creates it. /proc/net is that of the
-    process that reads it, hence cat.
+    Not through iptables-legacy: opening a table creates it.
     """
     name = "ip_tables_names" if family == "ipv4" else "ip6_tables_names"
-    return set(_read(netns, "cat", f"/proc/net/{name}").split())
+    # The namespace that /proc shows is that of the thread which looks.
+    path = f"/proc/thread-self/net/{name}"
+    return set((_read(netns, "cat", path) if netns else Path(path).read_text()).split())
 
 
 def nft_tables(family: Family, netns: str | None = None) -> set[str]:
@@ -118,16 +120,17 @@ def save_text(
     variant: Variant, family: Family, netns: str | None = None, table: str = "nat"
 ) -> str:
     """Return what iptables-save prints for a table, or nothing where it does not exist."""
-    # Asked for a table that is not there, iptables-nft-save makes up an empty one, and
-    # iptables-legacy-save creates it.
-    exists = nft_tables(family, netns) if variant == "nft" else legacy_tables(family, netns)
-    if table not in exists:
+    if variant == "legacy" and table not in legacy_tables(family, netns):
         return ""
+    # Asked for one table that is not there, iptables-nft-save makes up an empty one and
+    # iptables-legacy-save creates it; asked for all, both print those that there are.
     program = ("iptables" if family == "ipv4" else "ip6tables") + f"-{variant}-save"
-    text = _read(netns, program, "-c", "-t", table)
-    if "incompatible" in text:
-        raise Unreadable(f"{program} cannot show the {table} table: {text.strip()}")
-    return text
+    text = _read(netns, program, "-c")
+    # "is incompatible", or "contains incompatible base-chains", and exits with 0.
+    if re.search(f"^# Table `{table}' .*incompatible", text, re.MULTILINE):
+        raise Unreadable(f"{program} cannot show the {table} table")
+    _, found, rest = text.partition(f"*{table}\n")
+    return found + rest.partition("\n# Completed")[0]
 
 
 def read_table(
@@ -139,14 +142,11 @@ def read_table(
     rules: dict[str, list[Rule]] = {}
     committed = not text
     for line in text.splitlines():
-        if line.startswith("#") or not line.strip():
+        if line == f"*{table}":
             continue
         if committed:
             raise Unreadable(f"a line after COMMIT: {line!r}")
-        if line.startswith("*"):
-            if line != f"*{table}":
-                raise Unreadable(f"{line!r} where table {table} was asked for")
-        elif line.startswith(":"):
+        if line.startswith(":"):
             chain, policy, _ = line[1:].split(" ", 2)
             policies[chain] = policy
             rules[chain] = []
@@ -223,8 +223,12 @@ def nft_objects(kind: str, netns: str | None = None) -> list[dict[str, Any]]:
 
     An iptables-nft rule shows its xtables parts by name only; read those with read_table.
     """
+    return [item[kind] for item in _ruleset(netns) if kind in item]
+
+
+def _ruleset(netns: str | None) -> list[dict[str, Any]]:
     answer = json.loads(_read(netns, "nft", "-j", "list", "ruleset"))
-    return [item[kind] for item in answer["nftables"] if kind in item]
+    return [item for item in answer["nftables"] if "metainfo" not in item]
 
 
 def rule_handles(family: Family, chain: str, netns: str | None = None) -> list[int]:
@@ -258,15 +262,18 @@ def ipsets(netns: str | None = None) -> dict[str, IpSet]:
     }
 
 
-def snapshot(netns: str | None = None, *, counters: bool = False) -> dict[str, object]:
+def snapshot(
+    netns: str | None = None, *, counters: bool = False, handles: bool = False
+) -> dict[str, object]:
     """Return all that the nat state of a namespace is made of, to compare before and after.
 
-    Both backends and both families, which legacy tables exist, what native nft tables hold,
-    and the ipsets. Rule handles are left out: ``rule_handles`` reads them.
+    Both backends and both families, which legacy tables exist, what nft's tables hold, the
+    native ones too, and the ipsets.
 
     Args:
         netns: name of the namespace; where the caller is if None.
         counters: take the packet and byte counts of rules and policies too.
+        handles: take nft's handles too, which tell a rule from one written again.
     """
     state: dict[str, object] = {}
     for family in FAMILIES:
@@ -275,27 +282,18 @@ def snapshot(netns: str | None = None, *, counters: bool = False) -> dict[str, o
             text = save_text(variant, family, netns)
             if not counters:
                 text = _COUNTERS.sub("", text)
-            state[f"{variant} nat {family}"] = [
-                line.strip() for line in text.splitlines() if not line.startswith("#")
-            ]
-    for kind in ("table", "chain", "set", "map", "rule"):
-        state[f"nft {kind}s"] = [
-            _without_volatile(item, counters) for item in nft_objects(kind, netns)
-        ]
+            state[f"{variant} nat {family}"] = [line.strip() for line in text.splitlines()]
+    dropped = (set() if counters else {"packets", "bytes"}) | (set() if handles else {"handle"})
+    state["nft"] = [_without(item, dropped) for item in _ruleset(netns)]
     state["ipsets"] = ipsets(netns)
     return state
 
 
-def _without_volatile(item: Any, counters: bool) -> Any:
+def _without(item: Any, dropped: set[str]) -> Any:
     if isinstance(item, dict):
-        dropped = {"handle"} if counters else {"handle", "packets", "bytes"}
-        return {
-            key: _without_volatile(value, counters)
-            for key, value in item.items()
-            if key not in dropped
-        }
+        return {k: _without(value, dropped) for k, value in item.items() if k not in dropped}
     if isinstance(item, list):
-        return [_without_volatile(value, counters) for value in item]
+        return [_without(value, dropped) for value in item]
     return item
 
 

@@ -170,14 +170,13 @@ def test_ipsets_are_read_whole(ns: Namespace) -> None:
 
 @pytest.mark.parametrize(
     ("cut", "complaint"),
-    [("COMMIT\n", "before COMMIT"), ("*nat\n", "where table nat"), ("-A", "not a rule")],
+    [("COMMIT\n", "before COMMIT"), ("-A", "not a rule")],
 )
 def test_a_garbled_answer_is_an_error(
     monkeypatch: pytest.MonkeyPatch, cut: str, complaint: str
 ) -> None:
     whole = "*nat\n:POSTROUTING ACCEPT [0:0]\n[0:0] -A POSTROUTING -j RETURN\nCOMMIT\n"
-    put = "*raw\n" if cut == "*nat\n" else ""
-    garbled = whole.replace(cut, put)
+    garbled = whole.replace(cut, "")
     monkeypatch.setattr(oracle, "save_text", lambda *where: garbled)
     with pytest.raises(oracle.Unreadable, match=complaint):
         oracle.read_table("nft", "ipv4")

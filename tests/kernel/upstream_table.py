@@ -394,7 +394,6 @@ FLAGS = (
         flags=("--masq-chain=IP-MASQ-AGENT",),
         chain="IP-MASQ-AGENT",
     ),
-    Row("flags of its logger", None, DEFAULTS, flags=("--v=4", "--logtostderr=true")),
     Row(
         "one range of ports",
         cidrs("10.0.0.0/8"),

@@ -1,0 +1,54 @@
+"""The agent as tests run it: its command line in this process, and what it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipmasq_agent import cli
+from ipmasq_agent.backends import detect
+from tests.oracle import Variant
+
+
+def status_of(*words: str) -> int:
+    """Run a verb in this process and return its exit status."""
+    with pytest.raises(SystemExit) as left:
+        cli.main(list(words))
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+def apply(variant: Variant, document: Path, *flags: str) -> int:
+    """Run ``apply`` with a document and return its exit status."""
+    where = ("--config", str(document), "--backend", f"iptables-{variant}")
+    return status_of("apply", *where, *flags)
+
+
+@contextmanager
+def kept_backends() -> Iterator[None]:
+    """Let the backends that verbs make live on from one verb to the next.
+
+    The agent keeps them from pass to pass, and a legacy worker takes half a second to
+    start: a thousand passes in one process must not pay that each time.
+    """
+    made: dict[Any, Any] = {}
+    make = detect.make
+    with pytest.MonkeyPatch.context() as patch:
+
+        def remembered(name: str, placement: Any) -> Any:
+            key = (name, placement)
+            if key not in made:
+                made[key] = make(name, placement)
+                patch.setattr(made[key], "close", lambda: None)
+            return made[key]
+
+        patch.setattr(detect, "make", remembered)
+        try:
+            yield
+        finally:
+            for backend in made.values():
+                type(backend).close(backend)
