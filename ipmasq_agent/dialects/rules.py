@@ -11,6 +11,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from ipmasq_agent.policy.addresses import Family, Prefix
@@ -69,6 +70,7 @@ class Rule:
         return option.values[0] if option else None
 
 
+@lru_cache(maxsize=1024)  # most lines of a pass are those of the pass before
 def parse_rule(text: str, family: Family, *, readable: bool = True) -> Rule:
     """Return the rule that ``text`` (without ``-A CHAIN``) writes down.
 

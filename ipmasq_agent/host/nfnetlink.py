@@ -32,7 +32,7 @@ _INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: the ruleset changed while it was listed
 _PROTOCOL = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _CHAIN_TABLE, _CHAIN_NAME = 1, 3
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
-_EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
+_EXPRESSION_DATA = 2
 _CMP_OP = 2
 _TRIES = 10
 
@@ -71,11 +71,22 @@ def list_rules(family: Family, table: str) -> dict[str, list[tuple[Expression, .
 
 
 def _expressions(data: bytes) -> Iterator[Expression]:
-    for _, element in _attributes(data):
-        parts = dict(_attributes(element))
-        kind = _text(parts.get(_EXPRESSION_NAME))
+    """Yield the expressions of a rule; of their details only what ``cmp`` compares.
+
+    A dump names the expression before its data (nft_expr_fill, net/netfilter/
+    nf_tables_api.c). This runs for every expression of the table at every pass, hence
+    the plain slices.
+    """
+    position = 0
+    while position + 8 <= len(data):
+        length, _ = _ATTRIBUTE.unpack_from(data, position)
+        element = data[position + 4 : position + length]
+        position += (length + 3) & ~3
+        name_end, _ = _ATTRIBUTE.unpack_from(element)
+        kind = element[4 : name_end - 1].decode()
         comparison = None
         if kind == "cmp":
+            parts = dict(_attributes(element))
             details = dict(_attributes(parts.get(_EXPRESSION_DATA, b"")))
             comparison = int.from_bytes(details.get(_CMP_OP, b""), "big")
         yield Expression(kind, comparison)
