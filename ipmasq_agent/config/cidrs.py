@@ -32,7 +32,7 @@ def parse_cidr(text: str) -> Prefix:
 def _parse_carefully(text: str) -> Prefix:
     """Take everything but the common form, or explain what is wrong with it."""
     if text != text.strip():
-        raise ValueError(f"has blanks around it; write {text.strip()}")
+        raise ValueError(f"has blanks around it{_meant(text.strip())}")
     address, slash, length_text = text.partition("/")
     try:
         parsed = ipaddress.ip_address(address)
@@ -40,43 +40,76 @@ def _parse_carefully(text: str) -> Prefix:
         raise ValueError(_not_an_address(address, length_text)) from None
     if isinstance(parsed, ipaddress.IPv6Address):
         if parsed.scope_id is not None:
-            raise ValueError(f"has a zone; write it without %{parsed.scope_id}")
+            raise ValueError(f"has a zone, %{parsed.scope_id}; leave it out")
         if parsed.ipv4_mapped is not None:
-            raise ValueError(f"is IPv4 inside IPv6; write the IPv4 form, {parsed.ipv4_mapped}/…")
+            raise ValueError(_mapped(parsed.ipv4_mapped, length_text))
     family = Family.IPV4 if parsed.version == 4 else Family.IPV6
     if not slash:
         raise ValueError(f"has no prefix length; did you mean {parsed}/{family.bits}?")
-    if not (length_text.isascii() and length_text.isdigit()):
-        raise ValueError(_not_a_length(parsed, length_text))
-    length = int(length_text)
+    length = _length(length_text)
+    if length is None:
+        raise ValueError(_not_a_length(family, int(parsed), length_text))
     if length > family.bits:
         raise ValueError(f"has a prefix length over {family.bits}, the bits of {family.value}")
     return _aligned(family, int(parsed), length)
 
 
+def _length(text: str) -> int | None:
+    """Read a decimal number; leading zeros are welcome to Go, and so to us."""
+    if not (text.isascii() and text.isdigit()):
+        return None
+    digits = text.lstrip("0")
+    return int(digits or 0) if len(digits) < 4 else 1000  # too long, whatever it is
+
+
 def _aligned(family: Family, number: int, length: int) -> Prefix:
+    aligned = _cut(family, number, length)
+    if aligned.first != number:
+        raise ValueError(f"has host bits set; did you mean {aligned}?")
+    return aligned
+
+
+def _cut(family: Family, number: int, length: int) -> Prefix:
     host_bits = family.bits - length
-    aligned = number >> host_bits << host_bits
-    if aligned != number:
-        raise ValueError(f"has host bits set; did you mean {Prefix(family, aligned, length)}?")
-    return Prefix(family, number, length)
+    return Prefix(family, number >> host_bits << host_bits, length)
+
+
+def _meant(text: str) -> str:
+    """Return the question whether ``text`` was meant, if it is something we would take."""
+    try:
+        parse_cidr(text)
+    except ValueError:
+        return ""
+    return f"; did you mean {text}?"
+
+
+def _mapped(inner: ipaddress.IPv4Address, length_text: str) -> str:
+    length = _length(length_text)
+    meant = ""
+    if length is not None and 96 <= length <= 128:
+        meant = f"; did you mean {_cut(Family.IPV4, int(inner), length - 96)}?"
+    return f"is IPv4 inside IPv6, which decides about no packet{meant}"
 
 
 def _not_an_address(address: str, length: str) -> str:
     octets = address.split(".")
     if len(octets) == 4 and all(o.isascii() and o.isdigit() for o in octets):
-        without_zeros = ".".join(str(int(o)) for o in octets)
-        if all(int(o) < 256 for o in octets):
-            return f"has leading zeros; did you mean {without_zeros}/{length or 32}?"
+        digits = [o.lstrip("0") or "0" for o in octets]
+        if all(len(o) <= 3 and int(o) < 256 for o in digits):
+            number = int(ipaddress.IPv4Address(".".join(digits)))
+            meant = _length(length) if length else 32
+            if meant is None or meant > 32:
+                return "has leading zeros; write its numbers without them"
+            return f"has leading zeros; did you mean {_cut(Family.IPV4, number, meant)}?"
         return "has an octet over 255"
     return "is not a CIDR; write an address and a prefix length, as in 10.0.0.0/8 or fd00::/8"
 
 
-def _not_a_length(address: ipaddress.IPv4Address | ipaddress.IPv6Address, length_text: str) -> str:
-    if address.version == 4:
+def _not_a_length(family: Family, number: int, text: str) -> str:
+    if family is Family.IPV4:
         try:
-            length = ipaddress.IPv4Network(f"0.0.0.0/{length_text}", strict=False).prefixlen
+            length = ipaddress.IPv4Network(f"0.0.0.0/{text}", strict=False).prefixlen
         except ValueError:
-            return f"has {length_text!r} for a prefix length; write a number from 0 to 32"
-        return f"has a netmask; did you mean {address}/{length}?"
-    return f"has {length_text!r} for a prefix length; write a number from 0 to 128"
+            return f"has {text!r} for a prefix length; write a number from 0 to 32"
+        return f"has a netmask; did you mean {_cut(family, number, length)}?"
+    return f"has {text!r} for a prefix length; write a number from 0 to 128"

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import yaml
 
@@ -26,6 +26,7 @@ from ipmasq_agent.config.model import (
     Config,
     Flags,
 )
+from ipmasq_agent.config.tree import NodeTree
 from ipmasq_agent.errors import ConfigError
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import Origin
@@ -37,8 +38,10 @@ _FALSE = frozenset({"n", "no", "off", "false"})
 _PLAIN = (None, "")
 # A document of 100,000 typing errors should not print 100,000 lines.
 _SHOWN = 20
-
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_LONGEST = 400
+_NULL_CHANGES_NOTHING = frozenset({"cidrLimit", "masqLinkLocal", "masqLinkLocalIPv6"})
+# A float to the converter; PyYAML wants a point, and a sign in the exponent.
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +64,7 @@ def parse_document(content: bytes | None, name: str, flags: Flags) -> Understood
         ConfigError: with one line for each problem, ``NAME:LINE:COLUMN: …``.
     """
     reading = _Reading(name, flags)
-    root = reading.root(content) if content is not None else None
-    values = reading.keys(root)
+    values = reading.keys(content) if content is not None else {}
     config = Config(
         non_masquerade_cidrs=reading.cidrs(values.get("nonMasqueradeCIDRs")),
         cidr_limit=reading.integer(values.get("cidrLimit"), "cidrLimit", DEFAULT_CIDR_LIMIT),
@@ -96,6 +98,7 @@ class _Reading:
         self.flags = flags
         self.problems: list[str] = []
         self.warnings: list[str] = []
+        self.is_json = False
 
     # -- places -------------------------------------------------------------------------
 
@@ -105,90 +108,67 @@ class _Reading:
         return f"{self.name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
 
     def problem(self, node: yaml.Node | None, text: str) -> None:
-        self.problems.append(f"{self.place(node)}: {text}")
+        self.problems.append(f"{self.place(node)}: {printable(text)}")
 
     def warn(self, node: yaml.Node | None, text: str) -> None:
-        self.warnings.append(f"{self.place(node)}: {text}")
+        self.warnings.append(f"{self.place(node)}: {printable(text)}")
 
     # -- structure ----------------------------------------------------------------------
 
-    def root(self, content: bytes) -> yaml.MappingNode | None:
-        """Return the top mapping, or None for a document without content."""
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as cause:
-            line = content.count(b"\n", 0, cause.start) + 1
-            raise ConfigError([f"{self.name}:{line}: is not UTF-8 text"]) from cause
-        if text.lstrip().startswith("{"):
-            text = self._strict_json(text)
-        loader = _Loader(text)
-        try:
-            node = loader.get_node() if loader.check_node() else None
-            if loader.check_node():
-                self.warn(None, "only the first YAML document is used; remove the others")
-        except yaml.MarkedYAMLError as cause:
-            raise self._not_yaml(cause) from cause
-        except (yaml.YAMLError, RecursionError) as cause:
-            raise ConfigError([f"{self.name}: is not YAML: {cause}"]) from cause
-        finally:
-            loader.dispose()
-        if node is None or node.tag == "tag:yaml.org,2002:null":
-            return None
-        if not isinstance(node, yaml.MappingNode):
-            kind = "a list" if isinstance(node, yaml.SequenceNode) else f"the text {node.value!r}"
+    def keys(self, content: bytes) -> Mapping[str, yaml.Node]:
+        """Return the value of each known key, under its proper spelling."""
+        tree = NodeTree(content, self.name)
+        self.is_json = tree.is_json
+        if tree.more:
+            self.warn(None, "only the first YAML document is used; remove the others")
+        root = tree.root
+        if root is None or _is_null(root):
+            return {}
+        if not isinstance(root, yaml.MappingNode):
+            kind = "a list" if isinstance(root, yaml.SequenceNode) else f"the text {_shown(root)}"
             raise ConfigError(
                 [
-                    f"{self.place(node)}: the document is {kind}; "
+                    f"{self.place(root)}: the document is {printable(kind)}; "
                     f"write keys, as in `nonMasqueradeCIDRs: [10.0.0.0/8]`"
                 ]
             )
-        return node
-
-    def _strict_json(self, text: str) -> str:
-        try:
-            json.loads(text)
-        except json.JSONDecodeError as cause:
-            raise ConfigError(
-                [
-                    f"{self.name}:{cause.lineno}:{cause.colno}: {cause.msg}; "
-                    "a document that begins with { is read as JSON"
-                ]
-            ) from cause
-        except RecursionError as cause:
-            raise ConfigError([f"{self.name}: is nested too deeply"]) from cause
-        # A tab in valid JSON stands only between tokens, where YAML would refuse it.
-        return text.replace("\t", " ")
-
-    def _not_yaml(self, cause: yaml.MarkedYAMLError) -> ConfigError:
-        mark = cause.problem_mark or cause.context_mark
-        place = f"{self.name}:{mark.line + 1}:{mark.column + 1}" if mark else self.name
-        what = " ".join(str(part) for part in (cause.context, cause.problem) if part)
-        hint = "; YAML is indented with blanks, not tabs" if "'\\t'" in what else ""
-        return ConfigError([f"{place}: is not YAML: {what}{hint}"])
-
-    def keys(self, root: yaml.MappingNode | None) -> Mapping[str, yaml.Node]:
-        """Return the value of each known key, under its proper spelling."""
-        if root is None:
-            return {}
-        try:
-            yaml.SafeLoader("").flatten_mapping(root)  # merge keys: `<<: *defaults`
-        except yaml.MarkedYAMLError as cause:
-            raise self._not_yaml(cause) from cause
         spellings = {key.lower(): key for key in KEYS}
-        last: dict[str, tuple[yaml.Node, yaml.Node]] = {}
-        for key_node, value_node in root.value:
-            written = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a key"
-            key = spellings.get(str(written).lower())
-            if key is None:
-                self.warn(key_node, f"unknown key {written!r} is ignored{_nearest(str(written))}")
+        written: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for merged, key_node, value_node in tree.pairs():
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problem(key_node, f"{_shown(key_node)} cannot be a key; write a word")
                 continue
-            # The converter keeps the last of equal keys and sorts the spellings bytewise;
-            # the decoder then lets each spelling overwrite the one before.
-            if key in last:
-                self.warn(key_node, f"{key} is set twice; one of them has no effect")
-            if key not in last or str(written).encode() >= str(last[key][0].value).encode():
-                last[key] = (key_node, value_node)
-        return {key: value for key, (_, value) in last.items()}
+            word: str = key_node.value
+            key = spellings.get(word.lower())
+            if key is None:
+                # The search for a near word is slow, and only so many warnings are shown.
+                near = _nearest(word) if len(self.warnings) < _SHOWN else ""
+                self.warn(key_node, f"unknown key {word!r} is ignored{near}")
+            elif not (merged and word in written):
+                if word in written:
+                    self.warn(key_node, f"{key} is set twice; the first has no effect")
+                written.pop(word, None)
+                written[word] = (key_node, value_node)
+        return self._decided(written, spellings)
+
+    def _decided(
+        self, written: Mapping[str, tuple[yaml.Node, yaml.Node]], spellings: Mapping[str, str]
+    ) -> Mapping[str, yaml.Node]:
+        """Let the spellings of a key overwrite each other, as the decoder does.
+
+        From YAML they reach it sorted bytewise, from JSON in the order of the document. A
+        null overwrites a list, and leaves a number or a switch as it is.
+        """
+        values: dict[str, yaml.Node] = {}
+        for word in written if self.is_json else sorted(written):
+            key_node, value_node = written[word]
+            key = spellings[word.lower()]
+            if key in values:
+                self.warn(key_node, f"{key} is set in two spellings; only one has an effect")
+                if _is_null(value_node) and key in _NULL_CHANGES_NOTHING:
+                    continue
+            values[key] = value_node
+        return values
 
     # -- values -------------------------------------------------------------------------
 
@@ -232,7 +212,9 @@ class _Reading:
         if node is None or _is_null(node):
             return default
         value = _resolved(node)
-        if isinstance(value, float) and value.is_integer():
+        if isinstance(value, str) and _is_plain(node) and _FLOAT.fullmatch(value):
+            value = float(value)
+        if isinstance(value, float) and value.is_integer() and not self.is_json:
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 1 << 63:
             self.problem(node, f"{key}: {_shown(node)} is not a whole number, like {default}")
@@ -243,8 +225,7 @@ class _Reading:
         if node is None or _is_null(node):
             return False
         value = _resolved(node)
-        plain = isinstance(node, yaml.ScalarNode) and node.style in _PLAIN
-        if plain and value in ("y", "Y", "n", "N"):
+        if _is_plain(node) and value in ("y", "Y", "n", "N"):
             value = str(value).lower() in _TRUE  # the one spelling that PyYAML leaves a string
         if not isinstance(value, bool):
             self.problem(node, f"{key}: {_shown(node)} is not a boolean; write true or false")
@@ -256,8 +237,8 @@ class _Reading:
         if node is None:
             return fallback
         if not isinstance(node, yaml.ScalarNode) or not node.tag.endswith(":str"):
-            unit = "s" if isinstance(_resolved(node), int | float) else ""
-            hint = f'; did you mean "{node.value}s"?' if unit else ', like "60s"'
+            number = not isinstance(node, yaml.CollectionNode) and node.value.isdigit()
+            hint = f'; did you mean "{node.value}s"?' if number else ', like "60s"'
             self.problem(node, f"{key}: {_shown(node)} is not a duration in quotes{hint}")
             return fallback
         try:
@@ -298,6 +279,15 @@ def _shortened(lines: list[str]) -> list[str]:
     return [*lines[:_SHOWN], f"... and {len(lines) - _SHOWN} more of the kind"]
 
 
+def printable(text: str) -> str:
+    """Return one line that is safe to print: short, without control characters."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - 3]}..."
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
 def _nearest(written: str) -> str:
     lowered: Mapping[str, str] = {key.lower(): key for key in KEYS}
     near: Iterable[str] = difflib.get_close_matches(written.lower(), lowered, n=1, cutoff=0.6)
@@ -306,6 +296,10 @@ def _nearest(written: str) -> str:
 
 def _is_null(node: yaml.Node) -> bool:
     return bool(node.tag == "tag:yaml.org,2002:null")
+
+
+def _is_plain(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.style in _PLAIN
 
 
 def _shown(node: yaml.Node) -> str:

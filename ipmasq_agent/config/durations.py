@@ -19,6 +19,7 @@ UNITS = {
 }
 _PART = re.compile(r"([0-9]*)(?:\.([0-9]*))?(ns|us|µs|μs|ms|s|m|h)")
 _LARGEST = (1 << 63) - 1
+_DIGITS = 19  # as many as the largest duration has
 
 
 def parse_duration(text: str) -> int:
@@ -27,7 +28,8 @@ def parse_duration(text: str) -> int:
     Raises:
         ValueError: ``text`` is not a Go duration, with what to write instead.
     """
-    unsigned = text.removeprefix("-") if text.startswith("-") else text.removeprefix("+")
+    negative = text.startswith("-")
+    unsigned = text.removeprefix("-") if negative else text.removeprefix("+")
     if unsigned == "0":
         return 0
     total, position = 0, 0
@@ -35,17 +37,38 @@ def parse_duration(text: str) -> int:
         part = _PART.match(unsigned, position)
         if part is None or not (part[1] or part[2]):
             break
+        whole = part[1].lstrip("0")
+        if len(whole) > _DIGITS:
+            raise _too_long()
         unit = UNITS[part[3]]
-        total += int(part[1] or 0) * unit
-        if part[2]:
-            total += int(part[2]) * unit // 10 ** len(part[2])
+        total += int(whole or 0) * unit + _fraction(part[2] or "", unit)
         position = part.end()
     if not unsigned or position < len(unsigned):
-        hint = f"; did you mean {unsigned}s?" if re.fullmatch(r"[0-9.]+", unsigned) else ""
+        number = len(unsigned) < _DIGITS and re.fullmatch(r"[0-9]+(\.[0-9]+)?", unsigned)
+        hint = f"; did you mean {unsigned}s?" if number else ""
         raise ValueError(f"is not a duration like 60s, 5m or 1h30m{hint}")
-    if total > _LARGEST:
-        raise ValueError("is longer than the 292 years that a duration can hold")
-    return -total if text.startswith("-") else total
+    if total > _LARGEST + negative:
+        raise _too_long()
+    return -total if negative else total
+
+
+def _fraction(digits: str, unit: int) -> int:
+    """Return a fraction of a unit in nanoseconds, in Go's floating point.
+
+    Go keeps as many digits as fit 63 bits, so 0.3333333333333333333h is 20m to it, where
+    exact arithmetic would be a nanosecond short.
+    """
+    value, scale = 0, 1.0
+    for digit in digits:
+        if value > _LARGEST // 10 or value * 10 + int(digit) > 1 << 63:
+            break
+        value = value * 10 + int(digit)
+        scale *= 10
+    return int(float(value) * (unit / scale))
+
+
+def _too_long() -> ValueError:
+    return ValueError("is longer than the 292 years that a duration can hold")
 
 
 def show_duration(nanoseconds: int) -> str:

@@ -1,0 +1,258 @@
+"""Text of a document → a tree of YAML nodes with their places, in bounded time and memory.
+
+Whoever may edit the ConfigMap must not be able to end the agent. Libraries compose a YAML
+document by recursion, which a megabyte of ``[`` drives through the end of the C stack, and
+expand merge keys by copying, which doubles at every level; here both are plain loops.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import yaml
+
+from ipmasq_agent.errors import ConfigError
+
+MAX_DEPTH = 100
+_MERGE = "tag:yaml.org,2002:merge"
+_TAG = "tag:yaml.org,2002:"
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# Loosely typed: libyaml's marks and the ones that we make are not those of the type stubs.
+_Mark: Any = yaml.Mark
+_Scalar: Any = yaml.ScalarNode
+_SEQUENCE: tuple[Any, str] = (yaml.SequenceNode, "seq")
+_MAPPING: tuple[Any, str] = (yaml.MappingNode, "map")
+# The tokens of JSON that is known to be valid. A string holds no raw line break or quote.
+_JSON_TOKEN = re.compile(r'[\[\]{}]|"[^"\\]*(?:\\.[^"\\]*)*"|-?\d[\d.eE+-]*|true|false|null|\n')
+_HINTS = {
+    "\t": "; YAML is indented with blanks, not tabs",
+    ":": '; an entry that begins with a colon needs quotes, as in ["::/0"]',
+}
+_JSON_CONSTANT = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|(NaN|-?Infinity)')
+
+
+class NodeTree:
+    """The first document of a text: its root, and whether more documents follow it.
+
+    Attributes:
+        root: the top node, or None where the text holds nothing but comments.
+        is_json: the text is strict JSON rather than YAML.
+        more: further documents follow, which nobody reads.
+    """
+
+    def __init__(self, content: bytes, name: str) -> None:
+        """Read ``content``, which messages call ``name``.
+
+        Raises:
+            ConfigError: it is not UTF-8, not YAML or JSON, or nested beyond ``MAX_DEPTH``.
+        """
+        self._name = name
+        try:
+            content = content.removeprefix(codecs.BOM_UTF8)
+            self._text = content.decode()
+        except UnicodeDecodeError as cause:
+            line, column = _position(content[: cause.start].decode())
+            raise ConfigError([f"{name}:{line}:{column}: is not UTF-8 text"]) from cause
+        self.more = False
+        self.is_json = self._text.lstrip().startswith("{")
+        self.root = self._json() if self.is_json else self._yaml()
+
+    # -- YAML ---------------------------------------------------------------------------
+
+    def _yaml(self) -> yaml.Node | None:
+        loader = None
+        try:
+            loader = _Loader(self._text)
+            return self._composed(loader)
+        except yaml.MarkedYAMLError as cause:
+            self._not_yaml(cause)
+        except yaml.reader.ReaderError as cause:
+            self._not_a_character(cause)
+        finally:
+            if loader is not None:
+                loader.dispose()
+
+    def _composed(self, loader: Any) -> yaml.Node | None:
+        """Compose the first document from its events, without recursion."""
+        root: yaml.Node | None = None
+        anchors: dict[str, yaml.Node] = {}
+        # Collections that are open, each with the key that waits for its value.
+        open_: list[tuple[yaml.CollectionNode, list[yaml.Node]]] = []
+        while True:
+            event: Any = loader.get_event()
+            node: yaml.Node
+            if isinstance(event, yaml.ScalarEvent):
+                tag = event.tag
+                if tag is None or tag == "!":
+                    tag = loader.resolve(yaml.ScalarNode, event.value, event.implicit)
+                node = _Scalar(tag, event.value, event.start_mark, event.end_mark, event.style)
+            elif isinstance(event, yaml.AliasEvent):
+                if event.anchor not in anchors:
+                    self._fail(event.start_mark, f"the anchor &{event.anchor} is not defined")
+                node = anchors[event.anchor]
+            elif isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):
+                if len(open_) == MAX_DEPTH:
+                    self._fail(event.start_mark, f"is nested more than {MAX_DEPTH} levels deep")
+                kind, word = _SEQUENCE
+                if isinstance(event, yaml.MappingStartEvent):
+                    kind, word = _MAPPING
+                node = kind(event.tag or _TAG + word, [], event.start_mark, event.end_mark)
+            elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
+                open_.pop()
+                continue
+            elif isinstance(event, yaml.DocumentEndEvent):
+                following = loader.get_event()
+                self.more = isinstance(following, yaml.DocumentStartEvent)
+                return root
+            elif isinstance(event, yaml.StreamEndEvent):
+                return None
+            else:
+                continue
+            if getattr(event, "anchor", None) and not isinstance(event, yaml.AliasEvent):
+                anchors[event.anchor] = node
+            if open_:
+                _put(node, *open_[-1])
+            else:
+                root = node
+            if isinstance(node, yaml.CollectionNode) and not isinstance(event, yaml.AliasEvent):
+                open_.append((node, []))
+
+    def _not_yaml(self, cause: yaml.MarkedYAMLError) -> NoReturn:
+        mark = cause.problem_mark or cause.context_mark
+        what = " ".join(str(part) for part in (cause.context, cause.problem) if part)
+        hint = ""
+        if mark is not None:
+            line = self._text.split("\n")[mark.line : mark.line + 1]
+            character = "".join(line)[mark.column : mark.column + 1]
+            hint = _HINTS.get(character, "")
+        self._fail(mark, f"is not YAML: {what}{hint}", cause)
+
+    def _not_a_character(self, cause: yaml.reader.ReaderError) -> NoReturn:
+        # libyaml counts bytes, PyYAML's own reader counts characters.
+        before = self._text[: cause.position]
+        if _Loader.__name__ == "CSafeLoader":
+            before = self._text.encode()[: cause.position].decode(errors="replace")
+        line, column = _position(before)
+        raise ConfigError(
+            [f"{self._name}:{line}:{column}: is not YAML: it holds a control character"]
+        ) from cause
+
+    def _fail(self, mark: Any, text: str, cause: Exception | None = None) -> NoReturn:
+        place = f"{self._name}:{mark.line + 1}:{mark.column + 1}" if mark else self._name
+        raise ConfigError([f"{place}: {text}"]) from cause
+
+    # -- pairs --------------------------------------------------------------------------
+
+    def pairs(self) -> Iterator[tuple[bool, yaml.Node, yaml.Node]]:
+        """Yield (is merged, key, value) of the top mapping, merge keys followed.
+
+        Own pairs come first, then what ``<<: *defaults`` merges, in falling precedence. A
+        mapping that is merged twice, or into itself, adds nothing the second time.
+
+        Raises:
+            ConfigError: something other than a mapping is merged.
+        """
+        seen: set[int] = set()
+        waiting: list[yaml.Node] = [] if self.root is None else [self.root]
+        while waiting:
+            mapping = waiting.pop()
+            if not isinstance(mapping, yaml.MappingNode):
+                self._fail(mapping.start_mark, "is merged with <<, and is not a mapping")
+            if id(mapping) in seen:
+                continue
+            seen.add(id(mapping))
+            sources: list[yaml.Node] = []
+            for key, value in mapping.value:
+                if key.tag != _MERGE:
+                    yield mapping is not self.root, key, value
+                elif isinstance(value, yaml.SequenceNode):
+                    sources += value.value
+                else:
+                    sources.append(value)
+            waiting += reversed(sources)
+
+    # -- JSON ---------------------------------------------------------------------------
+
+    def _json(self) -> yaml.Node:
+        """Check the text as strict JSON, then note where each value stands."""
+        try:
+            json.loads(self._text, parse_constant=_no_constant, parse_int=str, parse_float=str)
+        except json.JSONDecodeError as cause:
+            place = f"{self._name}:{cause.lineno}:{cause.colno}"
+            raise ConfigError(
+                [f"{place}: {cause.msg}; a document that begins with {{ is read as JSON"]
+            ) from cause
+        except RecursionError as cause:
+            raise ConfigError(
+                [f"{self._name}: is nested more than {MAX_DEPTH} levels deep"]
+            ) from cause
+        except _NotJson as cause:
+            found = next(w for w in _JSON_CONSTANT.finditer(self._text) if w[1])
+            line, column = _position(self._text[: found.start()])
+            raise ConfigError([f"{self._name}:{line}:{column}: {cause} is not JSON"]) from cause
+        root: yaml.Node | None = None
+        open_: list[tuple[yaml.CollectionNode, list[yaml.Node]]] = []
+        line, line_start = 0, 0
+        for token in _JSON_TOKEN.finditer(self._text):
+            word, start = token[0], token.start()
+            if word == "\n":
+                line, line_start = line + 1, token.end()
+                continue
+            if word in "]}":
+                open_.pop()
+                continue
+            mark = _Mark(self._name, start, line, start - line_start, None, None)
+            node: yaml.Node
+            if word in "[{":
+                if len(open_) == MAX_DEPTH:
+                    self._fail(mark, f"is nested more than {MAX_DEPTH} levels deep")
+                kind, tag = (yaml.SequenceNode, "seq") if word == "[" else (yaml.MappingNode, "map")
+                node = kind(_TAG + tag, [], mark, mark)
+            else:
+                node = _json_scalar(word, mark)
+            if open_:
+                _put(node, *open_[-1])
+            else:
+                root = node
+            if isinstance(node, yaml.CollectionNode):
+                open_.append((node, []))
+        assert root is not None  # json.loads accepted the text, so it holds a value
+        return root
+
+
+def _position(before: str) -> tuple[int, int]:
+    """Return line and column, from 1, of what follows ``before``."""
+    return before.count("\n") + 1, len(before) - before.rfind("\n")
+
+
+class _NotJson(Exception):
+    """A word that Python's JSON takes and JSON has not: NaN and the infinities."""
+
+
+def _no_constant(word: str) -> NoReturn:
+    raise _NotJson(word)
+
+
+def _json_scalar(word: str, mark: yaml.Mark) -> yaml.ScalarNode:
+    if word[0] == '"':
+        return yaml.ScalarNode(_TAG + "str", json.loads(word), mark, mark, '"')
+    if word in ("true", "false"):
+        return yaml.ScalarNode(_TAG + "bool", word, mark, mark)
+    if word == "null":
+        return yaml.ScalarNode(_TAG + "null", word, mark, mark)
+    tag = "int" if word.lstrip("-").isdigit() else "float"
+    return yaml.ScalarNode(_TAG + tag, word, mark, mark)
+
+
+def _put(node: yaml.Node, parent: yaml.CollectionNode, waiting: list[yaml.Node]) -> None:
+    """Add ``node`` to an open collection; in a mapping, keys and values alternate."""
+    if isinstance(parent, yaml.SequenceNode):
+        parent.value.append(node)
+    elif waiting:
+        parent.value.append((waiting.pop(), node))
+    else:
+        waiting.append(node)
