@@ -1,0 +1,56 @@
+"""docs/install.md against the files, the flags and the verbs that it names."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ipmasq_agent.cli import VERBS, cli
+from tests.deploy.manifests import DEPLOY, ROOT, Object
+
+GUIDE = (ROOT / "docs/install.md").read_text()
+
+
+def test_every_path_of_the_repository_exists() -> None:
+    for path in re.findall(r"(?<![/\w])(?:deploy|tests|scripts)/[\w./-]*", GUIDE):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("line", re.findall(r"ipmasq-agent ([a-z]+ [^\n`'|;]*)", GUIDE))
+def test_every_command_for_a_node_is_one_that_the_command_line_takes(line: str) -> None:
+    verb, *words = line.split()
+    assert verb in VERBS
+    with cli.make_context("ipmasq-agent", [verb], resilient_parsing=True) as root:
+        command = cli.get_command(root, verb)
+        assert command is not None
+        with command.make_context(verb, words, parent=root):
+            pass
+
+
+def test_every_flag_of_the_daemon_exists() -> None:
+    with cli.make_context("ipmasq-agent", ["run"], resilient_parsing=True) as root:
+        command = cli.get_command(root, "run")
+        assert command is not None
+    known = {flag for parameter in command.params for flag in parameter.opts}
+    named = set(re.findall(r"value: (--[\w-]+)=|flag `(--[\w-]+)=|\"value\":\"(--[\w-]+)=", GUIDE))
+    flags = {flag for groups in named for flag in groups if flag}
+    assert {"--enable-ipv6", "--cleanup-on-exit", "--masq-chain"} <= flags <= known
+
+
+def test_the_kustomization_of_the_guide_renders(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(# my-cluster.*?)```", GUIDE, re.DOTALL)
+    (tmp_path / "deploy").symlink_to(DEPLOY)
+    (tmp_path / "my-cluster").mkdir()
+    (tmp_path / "my-cluster/kustomization.yaml").write_text(example)
+    kubectl = Path(sysconfig.get_path("scripts"), "kubectl")
+    rendered = subprocess.check_output([kubectl, "kustomize", tmp_path / "my-cluster"], text=True)
+    objects: list[Object] = [*yaml.safe_load_all(rendered)]
+    (daemonset,) = [item for item in objects if item["kind"] == "DaemonSet"]
+    (agent,) = daemonset["spec"]["template"]["spec"]["containers"]
+    assert agent["image"] == "registry.example.com/ipmasq-agent:0.1.0"
+    assert agent["args"][-1] == "--enable-ipv6=true"
