@@ -1,0 +1,94 @@
+"""What the agent costs a node while nothing happens: memory, and CPU for each resync.
+
+    .venv/bin/python bench/footprint.py [--backend iptables-nft] [--resyncs 60] [--ipv6]
+
+Sixty resyncs are what an hour brings; here they come ten times a second. CPU counts the
+programs that the agent starts (they are its children) and its workers. With --idle N the
+agent then sleeps at the default interval for N seconds, and that is measured as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from bench.support import agent, inside_namespace, machine
+
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+def resident(pid: int) -> float:
+    """Return the resident memory of a process in MB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise SystemExit(f"process {pid} has no memory")
+
+
+def cpu(pid: int) -> float:
+    """Return the CPU time of a process, its workers and its ended children in ms.
+
+    /proc/PID/schedstat counts nanoseconds for the living; a child's time comes in ticks
+    once it has ended, which over many resyncs evens out.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    ended = (int(fields[13]) + int(fields[14])) / _TICK * 1000
+    living = 0.0
+    for process in (pid, *workers(pid)):
+        for task in Path(f"/proc/{process}/task").iterdir():
+            living += int((task / "schedstat").read_text().split()[0]) / 1e6
+    return living + ended
+
+
+def workers(pid: int) -> list[int]:
+    """Return the living children of the agent."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(child) for child in found.stdout.split()]
+
+
+def document(interval: str) -> str:
+    """Return a document of 64 entries."""
+    entries = "".join(f"  - 10.0.{n}.0/24\n" for n in range(64))
+    return f"resyncInterval: {interval}\nnonMasqueradeCIDRs:\n{entries}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backend", default="iptables-nft")
+    parser.add_argument("--resyncs", type=int, default=60)
+    parser.add_argument("--ipv6", action="store_true")
+    parser.add_argument("--idle", type=int, default=0, metavar="SECONDS")
+    options = parser.parse_args()
+    inside_namespace()
+    with tempfile.TemporaryDirectory() as temporary:
+        config, log = Path(temporary) / "config", Path(temporary) / "log"
+        config.write_text(document("100ms"))
+        flags = ["--backend", options.backend, "--config", str(config)]
+        flags.append(f"--enable-ipv6={str(options.ipv6).lower()}")
+        with agent(*flags, log=log) as process:
+            print(f"{options.backend}, ipv6 {options.ipv6}, 64 CIDRs; {machine()}")
+            print(f"{'resident when ready':40}{resident(process.pid):8.1f} MB")
+            before, start = cpu(process.pid), time.monotonic()
+            time.sleep(options.resyncs / 10)
+            resyncs = (time.monotonic() - start) / 0.1
+            used = cpu(process.pid) - before
+            after = f"resident after {resyncs:.0f} resyncs"
+            print(f"{after:40}{resident(process.pid):8.1f} MB")
+            for worker in workers(process.pid):
+                print(f"{'resident, legacy worker':40}{resident(worker):8.1f} MB")
+            print(f"{'CPU for each resync, children included':40}{used / resyncs:8.1f} ms")
+            if options.idle:
+                config.write_text(document("60s"))
+                time.sleep(2)
+                before = cpu(process.pid)
+                time.sleep(options.idle)
+                minute = (cpu(process.pid) - before) / options.idle * 60
+                print(f"{'CPU a minute at the default interval':40}{minute:8.1f} ms")
+
+
+if __name__ == "__main__":
+    main()
