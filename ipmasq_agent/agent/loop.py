@@ -70,6 +70,7 @@ class Agent:
         self.busy_since: float | None = None
         self._config: Config | None = None  # the document in force
         self._seen: Document | None = None  # the newest one
+        self._refused: str | None = None  # why that one cannot be used
         self._changed_at: float | None = None
         self._retries = 0
         self._next_pass: float | None = None
@@ -110,11 +111,13 @@ class Agent:
     def _act(self, batch: list[Event], due: bool) -> bool:
         if Signal.STOP in batch:
             return False
+        # Only the newest state counts: what came before it was true for a moment.
+        document, failure = _newest(batch)
         needed = due
-        documents = [item for item in batch if isinstance(item, Document | SourceFailed)]
-        if documents:
-            # Only the newest state counts: what came before it was true for a moment.
-            needed |= self._hear(documents[-1])
+        if document is not None:
+            needed |= self._hear(document, failing=failure is not None)
+        if failure is not None:
+            self._source_failed(failure)
         if Signal.RELOAD in batch:
             event(logging.INFO, "reload asked for")
             self.source.refresh()
@@ -128,30 +131,29 @@ class Agent:
         self._publish()
         return True
 
-    def _hear(self, news: Document | SourceFailed) -> bool:
-        """Take in what the source says; true where a pass is called for."""
-        if isinstance(news, SourceFailed):
-            self._source_failed(news)
-            return False
-        config = self.status.config
-        same = self._seen is not None and self._seen.content == news.content
-        self._seen = news
-        if same and (config.accepted or config.revision is not None):
-            recovered = config.error is not None and self._config_error is None
-            self._set_config(revision=news.revision, error=self._config_error)
-            if recovered:
-                event(logging.INFO, "source answers again", source=news.name)
-            return False
-        return self._understand(news)
+    def _hear(self, document: Document, *, failing: bool) -> bool:
+        """Take in what the source says; true where a pass is called for.
 
-    _config_error: str | None = None
+        Args:
+            document: its newest state.
+            failing: the source says in the same breath that it may miss the next one.
+        """
+        same = self._seen is not None and self._seen.content == document.content
+        self._seen = document
+        if not same:
+            return self._understand(document)
+        if self.status.config.error != self._refused and not failing:
+            event(logging.INFO, "source answers again", source=document.name)
+            self._set_config(error=self._refused)
+        self._set_config(revision=document.revision)
+        return False
 
     def _understand(self, document: Document) -> bool:
         """Take ``document`` into force, or say why not and keep the last good one."""
         try:
             understood = parse_document(document.content, document.name, self.settings.flags)
         except ConfigError as error:
-            self._config_error = str(error)
+            self._refused = str(error)
             kept = "the last good document" if self._config else "nothing, there was none before"
             event(
                 logging.ERROR,
@@ -164,7 +166,7 @@ class Agent:
             self._set_config(revision=document.revision, accepted=False, error=str(error))
             self._count("refused")
             return False
-        self._config_error = None
+        self._refused = None
         self._config = understood.config
         self._changed_at = document.noticed
         self._set_config(
@@ -292,6 +294,18 @@ class Agent:
     def _publish(self) -> None:
         if self.metrics:
             self.metrics.show(self.status)
+
+
+def _newest(batch: list[Event]) -> tuple[Document | None, SourceFailed | None]:
+    """Return the newest document, and the newest failure unless a document came after it."""
+    document: Document | None = None
+    failure: SourceFailed | None = None
+    for item in batch:
+        if isinstance(item, Document):
+            document, failure = item, None
+        elif isinstance(item, SourceFailed):
+            failure = item
+    return document, failure
 
 
 def _ms(seconds: float) -> float:

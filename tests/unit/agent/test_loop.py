@@ -10,7 +10,9 @@ import pytest
 from ipmasq_agent.agent import logs
 from ipmasq_agent.agent.loop import Signal
 from ipmasq_agent.config.model import Flags
+from ipmasq_agent.errors import SourceUnavailable
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.sources import Document, SourceFailed
 from tests.unit.agent.support import Bench
 
 ONE = "nonMasqueradeCIDRs: [172.20.0.0/16]\n"
@@ -103,8 +105,6 @@ def test_a_bad_document_delivered_again_stays_refused() -> None:
 
 def test_a_burst_of_documents_is_one_pass_over_the_last() -> None:
     bench = Bench()
-    from ipmasq_agent.sources import Document
-
     for number in range(50):
         content = f"nonMasqueradeCIDRs: [10.{number}.0.0/16]".encode()
         bench.agent.events.put(Document("the document", content, str(number), 0.0))
@@ -143,6 +143,19 @@ def test_a_source_that_fails_and_comes_back_is_ready_again_without_a_pass() -> N
     assert bench.agent.status.config.accepted
     bench.document(ONE)
     assert bench.agent.status.ready
+    assert bench.agent.status.passes == 1
+
+
+def test_a_document_that_comes_with_a_failure_is_applied_and_the_failure_shown() -> None:
+    bench = Bench()
+    raw = Document("the document", ONE.encode(), "1", 0.0)
+    failed = SourceFailed("the document", SourceUnavailable("changes are not announced"))
+    for _ in range(2):
+        bench.agent.events.put(raw)
+        bench.agent.events.put(failed)
+        bench.agent.turn()
+        assert bench.chain() == [LINK_LOCAL, "172.20.0.0/16"]
+        assert bench.agent.status.config.error == "changes are not announced"
     assert bench.agent.status.passes == 1
 
 
