@@ -279,7 +279,10 @@ def snapshot(
     for family in FAMILIES:
         state[f"legacy tables {family}"] = sorted(legacy_tables(family, netns))
         for variant in VARIANTS:
-            text = save_text(variant, family, netns)
+            try:
+                text = save_text(variant, family, netns)
+            except Unreadable as reason:
+                text = str(reason)  # nft, below, shows what iptables cannot
             if not counters:
                 text = _COUNTERS.sub("", text)
             state[f"{variant} nat {family}"] = [line.strip() for line in text.splitlines()]
