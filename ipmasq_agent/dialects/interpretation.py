@@ -14,6 +14,7 @@ import enum
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 from ipmasq_agent.dialects.iptables import (
     PORT_PROTOCOLS,
@@ -29,16 +30,28 @@ from ipmasq_agent.policy.model import Action, FamilyPolicy, Guards, PortRange
 
 # Targets that decide the source address, and those that let the packet go on.
 _TRANSLATING = frozenset({"MASQUERADE", "SNAT", "NETMAP"})
-_PASSING = frozenset({"LOG", "NFLOG", "MARK", "CONNMARK", "TRACE", "AUDIT", "SET", "ULOG"})
+_MARKING = frozenset({"MARK", "CONNMARK"})
+_PASSING = _MARKING | {"LOG", "NFLOG", "TRACE", "AUDIT", "SET", "ULOG"}
 # Matches on anything but the destination address: they narrow a rule to some packets.
 _NARROWING = frozenset(
     {"protocol", "in-interface", "out-interface", "fragment", "dport", "sport", "dports", "sports"}
     | {"ports", "mode", "probability", "every", "packet", "src-type", "limit-iface-out", "syn"}
-    | {"ctstate", "ctdir", "ctstatus", "icmp-type", "icmpv6-type", "uid-owner", "gid-owner"}
+    | {"tcp-flags", "tcp-option", "chunk-types", "icmp-type", "icmpv6-type"}
+    | {"ctstate", "ctdir", "ctstatus", "ctproto", "ctorigsrc", "ctorigsrcport"}
+)
+# Modules whose every option does so; the options of these are named MODULE.OPTION.
+_NARROWING_MODULES = frozenset(
+    {"connmark", "state", "owner", "limit", "hashlimit", "connlimit", "pkttype", "length", "ttl"}
+    | {"hl", "tos", "dscp", "mac", "physdev", "time", "cgroup", "udplite", "dccp", "helper"}
 )
 _OF_TARGETS = frozenset(
     {"jump", "goto", "to-ports", "random", "random-fully", "persistent", "to-source", "to"}
 )
+# Chains call chains; the kernel allows 16 levels in nf_tables, and knows no loops.
+_DEEPEST = 64
+
+
+V = TypeVar("V")
 
 
 class _Outcome(enum.Enum):
@@ -53,6 +66,10 @@ _VERDICTS = {
     _Outcome.KEEP: Verdict.NON_MASQUERADE,
     _Outcome.UNKNOWN: Verdict.UNKNOWN,
 }
+
+
+_OUTCOMES = {"ACCEPT": _Outcome.KEEP, "RETURN": _Outcome.RETURN}
+_OUTCOMES |= dict.fromkeys(_TRANSLATING, _Outcome.MASQUERADE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,48 +110,46 @@ def interpret(table: Table, placement: Placement, source: int | None = None) -> 
             the source are answered rather than listed.
     """
     reading = _Reading(table, placement.chain, source)
-    decided = [e for e in reading.chain(POSTROUTING, ()) if e.verdict is not _Outcome.RETURN]
-    # What nothing translates keeps its address because some rule of ours let it go.
-    let_go = [
-        entry
-        for entry in reading.maps.get(placement.chain, ())
-        if entry.verdict is _Outcome.RETURN and entry.origin.line is not None
-    ]
-    decisions = DecisionMap(
-        table.family,
-        (
-            Entry(e.first, e.last, _VERDICTS.get(e.verdict, Verdict.NON_MASQUERADE), e.origin)
-            for e in (*decided, *let_go)
-        ),
-        Verdict.NON_MASQUERADE,
-        Origin(f"no rule of {POSTROUTING} translates it"),
+    hook = reading.chain(POSTROUTING, ())
+    end = Origin(f"no rule of {POSTROUTING} translates it")
+    decided = (
+        Entry(e.first, e.last, _VERDICTS.get(e.verdict, Verdict.NON_MASQUERADE), e.origin)
+        for e in (*hook.ranges, *reading.returned)
+        if e.origin.line is not None
     )
+    decisions = DecisionMap(table.family, decided, Verdict.NON_MASQUERADE, end)
     own = [rule for rule in table.rules(POSTROUTING) if rule.target == placement.chain]
-    local = bool(own) and all(rule.option("dst-type") is None for rule in own)
+    local = any(rule.option("dst-type") is None for rule in own)
     action = _action(table.rules(placement.chain), table.family)
     policy = FamilyPolicy(decisions, Guards(local_destinations=local), action)
-    return Interpretation(policy, tuple(_telling(reading.partial, decisions)))
+    return Interpretation(policy, tuple(_telling(hook.partial, decisions)))
 
 
-_Partial = tuple[RuleException, int, int]
-"""A rule that decides for some packets, and a destination range in which it does."""
+class _Partial(NamedTuple):
+    """A rule that decides for some packets, and a destination range in which it does."""
+
+    exception: RuleException
+    first: int
+    last: int
+
+    def within(self, first: int, last: int) -> _Partial:
+        return self._replace(first=max(self.first, first), last=min(self.last, last))
 
 
-def _reached(partial: list[_Partial], deciders: list[Entry[int]]) -> Iterator[_Partial]:
-    """Yield the parts of each range that no rule before the exception decides.
+class _ChainReading(NamedTuple):
+    """What a chain does: to each destination for certain, and to some packets; marks set."""
 
-    Args:
-        partial: exceptions of one chain.
-        deciders: the position of the rule that decides for certain, for each destination.
-    """
-    firsts = [decider.first for decider in deciders]
-    for exception, first, last in partial:
-        index = bisect_right(firsts, first) - 1
-        while index < len(deciders) and deciders[index].first <= last:
-            decider = deciders[index]
-            if decider.verdict > exception.position:
-                yield exception, max(first, decider.first), min(last, decider.last)
-            index += 1
+    ranges: list[Entry[_Outcome]]
+    partial: list[_Partial]
+    marked: bool
+
+
+def _overlapping(ranges: list[Entry[V]], first: int, last: int) -> Iterator[Entry[V]]:
+    """Yield those of the sorted, complete ranges that overlap ``first`` to ``last``."""
+    index = bisect_right(ranges, first, key=lambda entry: entry.first) - 1
+    while index < len(ranges) and ranges[index].first <= last:
+        yield ranges[index]
+        index += 1
 
 
 def _telling(partial: list[_Partial], decisions: DecisionMap) -> Iterator[RuleException]:
@@ -150,114 +165,148 @@ def _telling(partial: list[_Partial], decisions: DecisionMap) -> Iterator[RuleEx
 
 
 class _Reading:
-    """One walk through a table; each chain is read once, however often it is jumped to."""
+    """One walk through a table; each chain is read once, however often it is jumped to.
+
+    Attributes:
+        returned: the destinations that our chain returned, each with the rule that did.
+        marked: a rule that was passed may have set the packet's mark.
+    """
 
     def __init__(self, table: Table, own_chain: str, source: int | None) -> None:
         self.table = table
         self.own_chain = own_chain
         self.source = source
-        self.maps: dict[str, list[Entry[_Outcome]]] = {}
-        self.partial: list[_Partial] = []
+        self.marked = False
+        self.returned: list[Entry[_Outcome]] = []
+        self._read: dict[tuple[str, bool], _ChainReading] = {}
 
-    def chain(self, name: str, callers: tuple[str, ...]) -> list[Entry[_Outcome]]:
-        """Return the outcome of a chain for each destination; RETURN where it has none."""
-        if name not in self.maps:
-            entries: list[Entry[_Outcome]] = []
-            deciders: list[Entry[int]] = []
-            partial: list[_Partial] = []
-            rules = self.table.rules(name)
-            for position, rule in enumerate(rules, start=1):
-                for entry in self._rule(name, position, rule, (*callers, name), partial):
-                    entries.append(entry)
-                    deciders.append(Entry(entry.first, entry.last, position, entry.origin))
-            end = Origin(f"end of {name}")
-            self.maps[name] = first_match(self.table.family, entries, _Outcome.RETURN, end)
-            if partial:
-                reach = first_match(self.table.family, deciders, len(rules) + 1, end)
-                self.partial += _reached(partial, reach)
-        return self.maps[name]
+    def chain(self, name: str, callers: tuple[str, ...]) -> _ChainReading:
+        """Return what a chain does; its outcome is RETURN where no rule decides."""
+        key = (name, self.marked)
+        if key not in self._read:
+            self._read[key] = self._read_chain(name, (*callers, name))
+        self.marked = self._read[key].marked
+        return self._read[key]
+
+    def _read_chain(self, name: str, callers: tuple[str, ...]) -> _ChainReading:
+        family = self.table.family
+        entries: list[Entry[_Outcome]] = []
+        deciders: list[Entry[int]] = []
+        partial: list[tuple[int, _Partial]] = []
+        returning: list[tuple[int, _Partial]] = []
+        for position, rule in enumerate(self.table.rules(name), start=1):
+            for item in self._rule(name, position, rule, callers):
+                if isinstance(item, Entry):
+                    entries.append(item)
+                    deciders.append(Entry(item.first, item.last, position, item.origin))
+                elif item.exception.verdict is Verdict.UNKNOWN and rule.target == "RETURN":
+                    returning.append((position, item))
+                else:
+                    partial.append((position, item))
+            last = entries[-1] if entries else None
+            if last and last.first == 0 and last.last == family.last_address:
+                break  # no packet gets past it
+        end = Origin(f"end of {name}")
+        ranges = first_match(family, entries, _Outcome.RETURN, end)
+        reached: list[_Partial] = []
+        if partial or returning:
+            reach = first_match(family, deciders, len(self.table.rules(name)) + 1, end)
+            reached += _reached(partial, reach)
+            # To return early matters only where the rest of the chain would decide.
+            reached += (
+                item.within(entry.first, entry.last)
+                for item in _reached(returning, reach)
+                for entry in _overlapping(ranges, item.first, item.last)
+                if entry.verdict is not _Outcome.RETURN
+            )
+        return _ChainReading(ranges, reached, self.marked)
 
     def _rule(
-        self,
-        chain: str,
-        position: int,
-        rule: Rule,
-        callers: tuple[str, ...],
-        partial: list[_Partial],
-    ) -> Iterator[Entry[_Outcome]]:
-        """Yield what a rule decides for certain; what it decides for some goes to ``partial``."""
-        matches = _Match.UNREADABLE if not rule.readable else self._matches(rule)
-        target = rule.target
-        if matches is _Match.NEVER or target is None or target in _PASSING:
-            return
-        ranges = _destinations(rule, self.table.family) if rule.readable else None
-        if ranges is None:
-            ranges = ((0, self.table.family.last_address),)
+        self, chain: str, position: int, rule: Rule, callers: tuple[str, ...]
+    ) -> Iterator[Entry[_Outcome] | _Partial]:
+        """Yield what a rule decides for certain, and what it decides for some packets."""
+        everything = ((0, self.table.family.last_address),)
         origin = Origin(rule.text, chain, position)
-        for entry in self._outcomes(rule, target, ranges, origin, callers):
+        if not rule.readable:
+            yield Entry(*everything[0], _Outcome.UNKNOWN, origin)
+            return
+        matches, target = self._matches(rule), rule.target
+        if matches is _Match.NEVER or target is None:
+            return
+        if target in _PASSING:
+            self.marked |= target in _MARKING
+            return
+        ranges = _destinations(rule, self.table.family) or everything
+        calls = target in self.table.chains and target not in callers and len(callers) < _DEEPEST
+        if calls:
+            called = self.chain(target, callers)
+            if matches is _Match.ALWAYS and target == self.own_chain:
+                self.returned += _clipped(
+                    [e for e in called.ranges if e.verdict is _Outcome.RETURN], ranges
+                )
+            for first, last in ranges:
+                for item in called.partial:
+                    if item.first <= last and first <= item.last:
+                        yield item.within(first, last)
+            outcomes = _clipped(
+                [
+                    e
+                    for e in called.ranges
+                    if e.verdict is not _Outcome.RETURN or rule.option("goto")
+                ],
+                ranges,
+            )
+        else:
+            outcome = _OUTCOMES.get(target, _Outcome.UNKNOWN)
+            outcomes = (Entry(first, last, outcome, origin) for first, last in ranges)
+        for entry in outcomes:
             if matches is _Match.ALWAYS:
                 yield entry
             elif matches is _Match.UNREADABLE:
                 yield Entry(entry.first, entry.last, _Outcome.UNKNOWN, origin)
-            elif entry.verdict in _VERDICTS or chain == self.own_chain:
-                verdict = _VERDICTS.get(entry.verdict, Verdict.NON_MASQUERADE)
+            else:
+                verdict = _VERDICTS.get(entry.verdict, Verdict.UNKNOWN)
+                if entry.verdict is _Outcome.RETURN and chain in (self.own_chain, POSTROUTING):
+                    verdict = Verdict.NON_MASQUERADE
                 exception = RuleException(chain, position, rule, verdict)
-                partial.append((exception, entry.first, entry.last))
-
-    def _outcomes(
-        self,
-        rule: Rule,
-        target: str,
-        ranges: tuple[tuple[int, int], ...],
-        origin: Origin,
-        callers: tuple[str, ...],
-    ) -> Iterator[Entry[_Outcome]]:
-        """Yield what the rule's target does to the destinations that the rule matches."""
-        if target in self.table.chains and target not in callers:
-            goto = rule.option("goto") is not None
-            for entry in self.chain(target, callers):
-                if entry.verdict is _Outcome.RETURN and not goto:
-                    continue
-                for first, last in ranges:
-                    if entry.first <= last and first <= entry.last:
-                        yield entry._replace(
-                            first=max(first, entry.first), last=min(last, entry.last)
-                        )
-            return
-        if target in _TRANSLATING:
-            outcome = _Outcome.MASQUERADE
-        else:
-            outcome = {"ACCEPT": _Outcome.KEEP, "RETURN": _Outcome.RETURN}.get(
-                target, _Outcome.UNKNOWN
-            )
-        for first, last in ranges:
-            yield Entry(first, last, outcome, origin)
+                yield _Partial(exception, entry.first, entry.last)
 
     def _matches(self, rule: Rule) -> _Match:
-        """Return whether the rule matches, its destination apart."""
+        """Return whether the rule matches, its destination apart.
+
+        All of its options must match. Where one of them holds for some packets only, one
+        that cannot be read makes these fewer, and not unknown.
+        """
         answers = [self._option(option) for option in rule.meaning]
-        for answer in (_Match.NEVER, _Match.UNREADABLE, _Match.SOMETIMES):
+        for answer in (_Match.NEVER, _Match.SOMETIMES, _Match.UNREADABLE):
             if answer in answers:
                 return answer
         return _Match.ALWAYS
 
     def _option(self, option: Option) -> _Match:
         name, values, negated = option
-        if name in _OF_TARGETS or name == "destination":
+        if name in _OF_TARGETS:
             return _Match.ALWAYS
+        if name == "destination":
+            readable = read_prefix(" ".join(values), self.table.family)
+            return _Match.ALWAYS if readable else _Match.UNREADABLE
         if name == "source":
             if self.source is None:
                 return _Match.SOMETIMES
-            prefix = read_prefix(values[0], self.table.family)
+            prefix = read_prefix(" ".join(values), self.table.family)
             if prefix is None:
-                return _Match.UNREADABLE
+                return _Match.SOMETIMES
             return _certain((prefix.first <= self.source <= prefix.last) is not negated)
         if name == "dst-type" and values == ("LOCAL",):
             return _certain(negated)  # the packet is not for this node
         if name == "mark":
-            return _unmarked(values, negated)
+            return _Match.UNREADABLE if self.marked else _unmarked(values, negated)
         if name == "match-set":
-            return _Match.UNREADABLE if "dst" in values[-1] else _Match.SOMETIMES
+            directions = values[-1].split(",") if values else ["dst"]
+            return _Match.UNREADABLE if "dst" in directions else _Match.SOMETIMES
+        module = values[0] if name == "match" and values else name.partition(".")[0]
+        if module.partition("#")[0] in _NARROWING_MODULES:
+            return _Match.SOMETIMES
         return _Match.SOMETIMES if name in _NARROWING else _Match.UNREADABLE
 
 
@@ -269,7 +318,7 @@ def _unmarked(values: tuple[str, ...], negated: bool) -> _Match:
     """Whether ``--mark VALUE[/MASK]`` matches a packet whose mark is 0."""
     try:
         value = int(values[0].partition("/")[0], 0)
-    except ValueError:
+    except (ValueError, IndexError):
         return _Match.UNREADABLE
     return _certain((value == 0) is not negated)
 
@@ -279,7 +328,7 @@ def _destinations(rule: Rule, family: Family) -> tuple[tuple[int, int], ...] | N
     option = rule.option("destination")
     if option is None:
         return ((0, family.last_address),)
-    prefix = read_prefix(option.values[0], family)
+    prefix = read_prefix(" ".join(option.values), family)
     if prefix is None:
         return None
     if not option.negated:
@@ -289,8 +338,31 @@ def _destinations(rule: Rule, family: Family) -> tuple[tuple[int, int], ...] | N
     return below + above
 
 
+def _clipped(
+    entries: list[Entry[_Outcome]], ranges: tuple[tuple[int, int], ...]
+) -> Iterator[Entry[_Outcome]]:
+    """Yield the parts of the entries that lie within the ranges."""
+    for first, last in ranges:
+        for entry in entries:
+            if entry.first <= last and first <= entry.last:
+                yield entry._replace(first=max(first, entry.first), last=min(last, entry.last))
+
+
+def _reached(partial: list[tuple[int, _Partial]], deciders: list[Entry[int]]) -> Iterator[_Partial]:
+    """Yield the parts of each range that no rule before the exception decides.
+
+    Args:
+        partial: exceptions of one chain, each with the position in it at which they act.
+        deciders: the position of the rule that decides for certain, for each destination.
+    """
+    for position, item in partial:
+        for decider in _overlapping(deciders, item.first, item.last):
+            if decider.verdict >= position:
+                yield item.within(decider.first, decider.last)
+
+
 def _action(rules: tuple[Rule, ...], family: Family) -> Action:
-    """Return the action that the chain's masquerade rules carry out.
+    """Return the action that the chain's masquerade rules carry out, by the last of them.
 
     Port ranges count only where every rule is there that makes them whole; the odd rule
     of somebody's own is an exception, not an action.
@@ -298,12 +370,23 @@ def _action(rules: tuple[Rule, ...], family: Family) -> Action:
     masquerading = [rule for rule in rules if rule.target == "MASQUERADE"]
     plain = [rule for rule in masquerading if rule.option("protocol") is None]
     random_fully = bool(plain) and plain[-1].option("random-fully") is not None
-    ports = []
-    for rule in masquerading:
+    ports: list[PortRange] = []
+    for rule in reversed(masquerading[:-1]):
         protocol, range_ = rule.option("protocol"), rule.option("to-ports")
-        if protocol and range_ and protocol.values == PORT_PROTOCOLS[:1]:
-            first, _, last = range_.values[0].partition("-")
-            ports.append(PortRange(int(first), int(last)))
+        if not (protocol and range_ and protocol.values == PORT_PROTOCOLS[-1:]):
+            break
+        first, _, last = range_.values[0].partition("-")
+        if not (first.isdigit() and last.isdigit()):
+            break
+        ports.insert(0, PortRange(int(first), int(last)))
     restricted = Action(tuple(ports), random_fully)
-    whole = [parse_rule(text, family) for text in masquerade_rules(restricted)]
-    return restricted if masquerading[-len(whole) :] == whole else Action((), random_fully)
+    whole = [parse_rule(text, family).meaning for text in masquerade_rules(restricted)]
+    tail = masquerading[-len(whole) :]
+    same_destination = len({rule.option("destination") for rule in tail}) == 1
+    if same_destination and [_anywhere(rule) for rule in tail] == whole:
+        return restricted
+    return Action((), random_fully)
+
+
+def _anywhere(rule: Rule) -> tuple[Option, ...]:
+    return tuple(option for option in rule.meaning if option.name != "destination")

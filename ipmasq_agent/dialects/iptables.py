@@ -68,6 +68,8 @@ def _chain(policy: FamilyPolicy) -> Iterator[str]:
     """Yield the rules for the user's entries in the user's order, then for the rest."""
     masquerade = list(masquerade_rules(policy.action))
     for entry in policy.decisions.entries:
+        if entry.verdict is Verdict.UNKNOWN:
+            raise ValueError(f"no rule can carry out what is unknown: {entry.origin}")
         for prefix in prefixes_of_range(policy.family, entry.first, entry.last):
             if entry.verdict is Verdict.NON_MASQUERADE:
                 yield _restricted(prefix, "-j RETURN")

@@ -7,14 +7,14 @@ comparing text would see differences where there are none, and rewrite for ever.
 
 from __future__ import annotations
 
-import ipaddress
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
-from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 
 _LONG = {
     "-s": "source", "--source": "source", "--src": "source",
@@ -27,11 +27,16 @@ _LONG = {
     "-m": "match", "--match": "match",
     "-f": "fragment", "--fragment": "fragment",
 }  # fmt: skip
-# Matches that mean nothing by their name alone: their options say it all.
+# Matches that mean nothing by their name alone: their options say it all. The options of
+# any other are named with it (``connmark.mark``), as two matches may share a name.
 _SILENT_MODULES = frozenset({"addrtype", "comment", "mark", "multiport", "sctp", "set"})
-_SILENT_MODULES |= {"statistic", "tcp", "udp", "conntrack"}
+_SILENT_MODULES |= {"statistic", "tcp", "udp", "conntrack", "icmp", "icmp6"}
+_CORE = frozenset(_LONG.values())
+# Options whose one value is free text, which may look like an option itself.
+_FREE_TEXT = frozenset({"--comment", "--log-prefix", "--nflog-prefix", "--string"})
 _PROTOCOLS = {"6": "tcp", "17": "udp", "132": "sctp", "1": "icmp", "58": "ipv6-icmp", "0": "all"}
-_TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
+_PROTOCOLS |= {"icmpv6": "ipv6-icmp"}
+_TOKEN = re.compile(r'"([^"\\]*(?:\\.[^"\\]*)*)"|(\S+)', re.DOTALL)
 _PROBABILITY_UNIT = 1 << 31  # the kernel keeps a probability as 31 bits (xt_statistic.h)
 
 
@@ -67,7 +72,7 @@ class Rule:
     def target(self) -> str | None:
         """Where a match leads: a chain, a built-in verdict, an extension; None for nothing."""
         option = self.option("jump") or self.option("goto")
-        return option.values[0] if option else None
+        return option.values[0] if option and option.values else None
 
 
 @lru_cache(maxsize=1024)  # most lines of a pass are those of the pass before
@@ -79,16 +84,28 @@ def parse_rule(text: str, family: Family, *, readable: bool = True) -> Rule:
     """
     comment: str | None = None
     options: list[Option] = []
-    modules: list[str] = []
-    for option in _options(_tokens(text)):
-        if option.name == "comment":
+    modules: Counter[str] = Counter()
+    prefix = ""
+    for option in _options(_words(text)):
+        name = option.name
+        if name == "comment":
             comment = option.values[0] if option.values else ""
-        elif option.name == "match":
-            modules.extend(option.values)
-        else:
+        elif name == "match":
+            module = option.values[0] if option.values else ""
+            modules[module] += 1
+            prefix = "" if module in _SILENT_MODULES else f"{module}."
+            if modules[module] > 1 and module != "comment":  # the second set match is not the first one's options
+                prefix = f"{module}#{modules[module]}."
+        elif name in _CORE:
             canonical = _canonical(option, family)
             if canonical is not None:
                 options.append(canonical)
+            if name in ("jump", "goto"):
+                prefix = ""  # what follows belongs to the target
+        elif prefix:
+            options.append(option._replace(name=prefix + name))
+        else:
+            options.append(_canonical(option, family) or option)
     options += (Option("match", (name,)) for name in modules if name not in _SILENT_MODULES)
     return Rule(text, tuple(sorted(options)), comment, readable)
 
@@ -100,36 +117,40 @@ def quote(text: str) -> str:
     return '"' + re.sub(r'(["\\\'])', r"\\\1", text) + '"'
 
 
-def _tokens(text: str) -> list[str]:
+def _words(text: str) -> list[tuple[str, bool]]:
+    """Return the words of a rule, each with whether it was quoted."""
     if '"' not in text:
-        return text.split()
+        return [(word, False) for word in text.split()]
     return [
-        re.sub(r"\\(.)", r"\1", match[1]) if match[1] is not None else match[2]
+        (match[2], False)
+        if match[1] is None
+        else (re.sub(r"\\(.)", r"\1", match[1], flags=re.DOTALL), True)
         for match in _TOKEN.finditer(text)
     ]
 
 
-def _options(tokens: list[str]) -> Iterator[Option]:
+def _options(words: list[tuple[str, bool]]) -> Iterator[Option]:
     """Group words into options: a flag, an ``!`` before it, the words that follow."""
     position, negated = 0, False
-    while position < len(tokens):
-        word = tokens[position]
+    while position < len(words):
+        word, quoted = words[position]
         position += 1
-        if word == "!":
+        if word == "!" and not quoted:
             negated = True
             continue
         values: list[str] = []
-        # A comment may look like an option; every other value never begins with a dash.
-        while position < len(tokens) and (
-            (word == "--comment" and not values) or not _begins_option(tokens[position])
+        while position < len(words) and (
+            (word in _FREE_TEXT and not values) or not _begins_option(*words[position])
         ):
-            values.append(tokens[position])
+            values.append(words[position][0])
             position += 1
         yield Option(_LONG.get(word, word.lstrip("-")), tuple(values), negated)
         negated = False
 
 
-def _begins_option(word: str) -> bool:
+def _begins_option(word: str, quoted: bool) -> bool:
+    if quoted:
+        return False
     return word == "!" or (len(word) > 1 and word[0] == "-" and not word[1:].isdigit())
 
 
@@ -147,6 +168,8 @@ def _canonical(option: Option, family: Family) -> Option | None:
         protocol = _PROTOCOLS.get(values[0], values[0].lower())
         return None if protocol == "all" and not negated else Option(name, (protocol,), negated)
     if name == "probability" and len(values) == 1:
+        if not re.fullmatch(r"[01](\.\d{0,30})?", values[0], re.ASCII):
+            return option
         return Option(name, (str(round(float(values[0]) * _PROBABILITY_UNIT)),), negated)
     if name in ("to-ports", "dport", "sport") and len(values) == 1:
         first, dash, last = values[0].replace(":", "-").partition("-")
@@ -155,16 +178,31 @@ def _canonical(option: Option, family: Family) -> Option | None:
 
 
 def read_prefix(text: str, family: Family) -> Prefix | None:
-    """Return an address with any mask that iptables takes as a prefix; None if it is not one."""
+    """Return an address with any mask that iptables takes as a prefix; None if it is not one.
+
+    A mask of ``0.255.255.255`` has a hole at its top to iptables; only elsewhere is it read
+    as the inverse of one.
+    """
+    address, slash, mask = text.partition("/")
     try:
-        if family is Family.IPV4:
-            network: ipaddress.IPv4Network | ipaddress.IPv6Network
-            network = ipaddress.IPv4Network(text, strict=False)
-        else:
-            network = ipaddress.IPv6Network(text, strict=False)
+        its_family, number = parse_address(address)
+        if its_family is not family or "%" in text:
+            return None
+        length = family.bits
+        if slash and mask.isascii() and mask.isdigit() and len(mask) <= 3:
+            length = int(mask)
+        elif slash:
+            mask_family, bits = parse_address(mask)
+            holes = bits ^ family.last_address
+            if mask_family is not family or holes & (holes + 1):
+                return None
+            length = family.bits - holes.bit_length()
     except ValueError:
-        return None  # a mask with holes, or a name: kept as it is written
-    return Prefix(family, int(network.network_address), network.prefixlen)
+        return None  # a name: kept as it is written
+    if length > family.bits:
+        return None
+    host_bits = family.bits - length
+    return Prefix(family, number >> host_bits << host_bits, length)
 
 
 def find_all(rules: Iterable[Rule], target: str) -> list[Rule]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ipmasq_agent.dialects.rules import Rule, parse_rule
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.policy.addresses import Family
 
+_ANNOUNCED = re.compile(r":(\S+) (\S+)(?: \[\d+:\d+\])?")
 _COUNTERS = re.compile(r"^\[\d+:\d+\] ")
+# Text whose last quote is open; a backslash in quotes takes the next character with it.
+_OPEN_QUOTE = re.compile(
+    r'[^"]*(?:"[^"\\]*(?:\\.[^"\\]*)*"[^"]*)*"[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL
+)
+_LONGEST_RULE = 1 << 14  # a comment has 256 bytes at most; past this a quote was cut off
 Unreadable = Mapping[str, Sequence[int]]
 """Chain → positions (from 0) of rules that the text is known not to show in full."""
 
@@ -63,7 +69,7 @@ def parse_saved(
     policies: dict[str, str | None] = {}
     rules: dict[str, list[Rule]] = {}
     in_table = committed = False
-    for line in text.splitlines():
+    for line in _lines(text):
         if line == "*nat":
             in_table = True
         elif not in_table or not line or line.startswith("#"):
@@ -72,7 +78,10 @@ def parse_saved(
             committed = True
             break
         elif line.startswith(":"):
-            name, policy, *_ = line[1:].split()
+            announced = _ANNOUNCED.fullmatch(line)
+            if announced is None:
+                raise _incomplete(writer, f"the line {line!r} does not announce a chain")
+            name, policy = announced.groups()
             policies[name] = None if policy == "-" else policy
             rules[name] = []
         else:
@@ -89,6 +98,26 @@ def parse_saved(
     return Table(
         family, {name: Chain(name, policies[name], tuple(rules[name])) for name in policies}
     )
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Yield the lines of a save. One ends at a line feed, unless a quoted comment goes on.
+
+    A comment may hold any character, and ``splitlines`` breaks at a dozen of them.
+    """
+    pending = ""
+    for line in text.split("\n"):
+        pending = f"{pending}\n{line}" if pending else line
+        if (
+            '"' not in pending
+            or pending[0] == "#"
+            or len(pending) > _LONGEST_RULE
+            or not _OPEN_QUOTE.fullmatch(pending)
+        ):
+            yield pending
+            pending = ""
+    if pending:
+        yield pending
 
 
 def _incomplete(writer: str, why: str) -> KernelReadError:

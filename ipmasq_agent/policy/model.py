@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.decisions import DecisionMap
+from ipmasq_agent.policy.decisions import DecisionMap, Verdict
 
 
 class PortRange(NamedTuple):
@@ -71,9 +71,13 @@ class Action:
     random_fully: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class FamilyPolicy:
-    """Everything that is decided about packets of one family."""
+    """Everything that is decided about packets of one family.
+
+    Two are equal when they treat each packet alike: the action does not count in a policy
+    that masquerades nothing.
+    """
 
     decisions: DecisionMap
     guards: Guards = field(default_factory=Guards)
@@ -83,6 +87,21 @@ class FamilyPolicy:
     def family(self) -> Family:
         """The family whose packets are meant."""
         return self.decisions.family
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, FamilyPolicy):
+            return NotImplemented
+        return (
+            self.decisions == other.decisions
+            and self.guards == other.guards
+            and (self.action == other.action or not self._masquerades())
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.decisions, self.guards))
+
+    def _masquerades(self) -> bool:
+        return any(verdict is Verdict.MASQUERADE for _, verdict in self.decisions.shape())
 
 
 Policy = Mapping[Family, FamilyPolicy]
