@@ -1,0 +1,178 @@
+"""A document in a ConfigMap, watched through the Kubernetes API."""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import Any
+
+from ipmasq_agent.errors import AccessDenied, SourceError, SourceUnavailable
+from ipmasq_agent.sources import Document, Sink, SourceFailed
+from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
+from ipmasq_agent.sources.kube_watch import Found, ObjectWatch
+from ipmasq_agent.sources.location import KEYS
+
+
+class ConfigMapSource:
+    """Implements ``Source`` for one key of one ConfigMap.
+
+    Without ``key`` the document is the key ``config``, else ``ip-masq-agent``, else the
+    only key: what a mounted directory means to ``FileSource`` too. A ConfigMap that does
+    not exist, or has no keys at all, is a document without content. One that lacks the key
+    and has others is a failure which names them, since a misspelt key would otherwise
+    silently mean the defaults.
+
+    Args:
+        namespace: of the ConfigMap.
+        name: of the ConfigMap.
+        key: the key to read, or None to choose it as above.
+        kubeconfig: see ``KubeApi``.
+        context: see ``KubeApi``.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        name: str,
+        key: str | None = None,
+        *,
+        kubeconfig: str | None = None,
+        context: str | None = None,
+    ) -> None:
+        self._namespace = namespace
+        self._configmap = name
+        self._key = key
+        self._sink: Sink | None = None
+        self._api = KubeApi(kubeconfig, context)
+        self._watch = ObjectWatch(
+            self._api, f"/api/v1/namespaces/{namespace}/configmaps", name, self._explain
+        )
+
+    @property
+    def name(self) -> str:
+        """As ``ConfigMap kube-system/ip-masq-agent``, with the key if one was asked for."""
+        return self._name_with(self._key)
+
+    def read(self) -> Document:
+        """Ask the API once.
+
+        Raises:
+            AccessDenied: the API refuses us; the remedy is the RBAC rule that is missing.
+            SourceUnavailable: the API does not answer.
+            SourceError: there are no credentials, or it is not clear which key is meant.
+        """
+        try:
+            return self._document(self._watch.read())
+        finally:
+            self._api.close()
+
+    def start(self, sink: Sink) -> None:
+        """List, then watch, in a thread; the first state comes from there."""
+        self._sink = sink
+        self._watch.start(self._found, self._failed)
+
+    def refresh(self) -> None:
+        """Ask the API now, in a thread beside the watch, and deliver what it says."""
+        self._watch.refresh()
+
+    def stop(self) -> None:
+        """End the watch within a second; not to be called by the sink."""
+        self._watch.stop()
+
+    def _found(self, found: Found) -> None:
+        assert self._sink is not None
+        try:
+            event: Document | SourceFailed = self._document(found)
+        except SourceError as error:
+            event = SourceFailed(self.name, error)
+        self._sink(event)
+
+    def _failed(self, error: SourceError) -> None:
+        assert self._sink is not None
+        self._sink(SourceFailed(self.name, error))
+
+    def _document(self, found: Found) -> Document:
+        """Take the document out of a ConfigMap.
+
+        Raises:
+            SourceError: the key is missing, or several keys could be meant.
+        """
+        if found.object is None:
+            return Document(self.name, None, "absent", found.noticed)
+        values = content_of(found.object)
+        key = self._choose(sorted(values))
+        revision = str(found.object["metadata"]["resourceVersion"])
+        if key is None:
+            return Document(self.name, None, revision, found.noticed)
+        return Document(self._name_with(key), values[key], revision, found.noticed)
+
+    def _choose(self, keys: list[str]) -> str | None:
+        wanted = (self._key,) if self._key is not None else KEYS
+        for key in wanted:
+            if key in keys:
+                return key
+        if not keys:
+            return None
+        if self._key is None and len(keys) == 1:
+            return keys[0]
+        there = f"the ConfigMap {self._namespace}/{self._configmap} has the keys {', '.join(keys)}"
+        missing = f"none of them is {self._key}" if self._key else "none is named " + KEYS[0]
+        raise SourceError(
+            f"{there}, and {missing}",
+            remedy=f"name the key, as --configmap {self._namespace}/{self._configmap}:{keys[0]}",
+        )
+
+    def _name_with(self, key: str | None) -> str:
+        name = f"ConfigMap {self._namespace}/{self._configmap}"
+        return f"{name} key {key}" if key is not None else name
+
+    def _explain(self, refusal: ApiRefusal) -> SourceError:
+        """Say what a refusal of the API means for this ConfigMap, and what to do about it."""
+        host = self._api.host
+        if refusal.status == 401:
+            return AccessDenied(
+                f"the Kubernetes API at {host} does not accept {self._api.credentials}: "
+                f"{refusal.message} (401)",
+                remedy=f"renew them; who they belong to needs the rule {self._rule()} "
+                f"in namespace {self._namespace}",
+            )
+        if refusal.status == 403:
+            return AccessDenied(
+                f"the Kubernetes API does not let us read {self.name}: {refusal.message} (403)",
+                remedy=self._grant(refusal.message),
+            )
+        if refusal.status == 404:
+            return SourceUnavailable(
+                f"{host} knows no ConfigMaps: {refusal.message} (404)",
+                remedy=f"check the server's address in {self._api.credentials}",
+            )
+        return SourceUnavailable(
+            f"the Kubernetes API at {host} cannot answer: {refusal.message} ({refusal.status})"
+        )
+
+    def _rule(self) -> str:
+        return (
+            f'{{apiGroups: [""], resources: [configmaps], resourceNames: [{self._configmap}], '
+            "verbs: [get, list, watch]}"
+        )
+
+    def _grant(self, message: str) -> str:
+        """Return the RBAC rule that is missing, and the commands that would grant it."""
+        account = re.search(r"system:serviceaccount:([^:\s\"]+):([^:\s\"]+)", message)
+        who = f"--serviceaccount={account[1]}:{account[2]}" if account else "--user=USER"
+        whom = f"ServiceAccount {account[1]}/{account[2]}" if account else "our user"
+        role = f"{self._configmap}-reader"
+        return (
+            f"give {whom} a Role in namespace {self._namespace} with the rule {self._rule()}: "
+            f"`kubectl -n {self._namespace} create role {role} --verb=get,list,watch "
+            f"--resource=configmaps --resource-name={self._configmap} && "
+            f"kubectl -n {self._namespace} create rolebinding {role} --role={role} {who}`"
+        )
+
+
+def content_of(configmap: dict[str, Any]) -> dict[str, bytes]:
+    """Return the values of a ConfigMap by key, text (as UTF-8) and binary alike."""
+    values = {key: text.encode() for key, text in (configmap.get("data") or {}).items()}
+    for key, text in (configmap.get("binaryData") or {}).items():
+        values[key] = base64.b64decode(text)
+    return values

@@ -1,0 +1,23 @@
+"""A server for each test, and no long waits between attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ipmasq_agent.sources import kube_watch
+from ipmasq_agent.sources.backoff import Backoff
+from tests.kube.cluster import Cluster
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster()
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kube_watch, "Backoff", lambda: Backoff(0.01, 0.05))

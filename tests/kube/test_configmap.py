@@ -1,0 +1,578 @@
+"""ConfigMapSource against a Kubernetes API over HTTP."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from ipmasq_agent.errors import AccessDenied, SourceError, SourceUnavailable
+from ipmasq_agent.sources import Document, kube_watch
+from ipmasq_agent.sources.backoff import Backoff
+from ipmasq_agent.sources.configmap import ConfigMapSource
+from tests.kube.cluster import NAME, NAMESPACE, Cluster
+from tests.unit.sources.heard import Heard
+
+FORBIDDEN = (
+    f'configmaps is forbidden: User "system:serviceaccount:{NAMESPACE}:masq" cannot list '
+    f'resource "configmaps" in API group "" in the namespace "{NAMESPACE}"'
+)
+
+
+@pytest.fixture
+def kubeconfig(cluster: Cluster, tmp_path: Path) -> Path:
+    (tmp_path / "token").write_text("first")
+    path = tmp_path / "kubeconfig"
+    path.write_text(
+        f"""
+        apiVersion: v1
+        kind: Config
+        current-context: lab
+        contexts: [{{name: lab, context: {{cluster: lab, user: lab}}}}]
+        clusters: [{{name: lab, cluster: {{server: "http://127.0.0.1:{cluster.port}"}}}}]
+        users: [{{name: lab, user: {{tokenFile: {tmp_path}/token}}}}]
+        """
+    )
+    return path
+
+
+class Watching(Protocol):
+    def __call__(self, key: str | None = None) -> tuple[ConfigMapSource, Heard]: ...
+
+
+@pytest.fixture
+def watching(kubeconfig: Path) -> Iterator[Watching]:
+    sources: list[ConfigMapSource] = []
+
+    def watch(key: str | None = None) -> tuple[ConfigMapSource, Heard]:
+        source = ConfigMapSource(NAMESPACE, NAME, key, kubeconfig=str(kubeconfig))
+        heard = Heard()
+        sources.append(source)
+        source.start(heard)
+        return source, heard
+
+    yield watch
+    for source in sources:
+        source.stop()
+
+
+# States
+
+
+def test_the_first_state_is_delivered_with_its_version(
+    cluster: Cluster, watching: Watching
+) -> None:
+    version = cluster.put({"config": "first"})
+    before = time.monotonic()
+    _, heard = watching()
+    document = heard.content(b"first")
+    assert document.name == f"ConfigMap {NAMESPACE}/{NAME} key config"
+    assert document.revision == version
+    assert before <= document.noticed <= time.monotonic()
+
+
+def test_a_missing_configmap_is_a_document_without_content(watching: Watching) -> None:
+    _, heard = watching()
+    assert heard.content(None).revision == "absent"
+
+
+def test_update_delete_and_recreation_are_delivered_in_order(
+    cluster: Cluster, watching: Watching
+) -> None:
+    cluster.put({"config": "first"})
+    _, heard = watching()
+    cluster.wait_for_watch()
+    version = cluster.put({"config": "second"})
+    assert heard.content(b"second").revision == version
+    cluster.delete()
+    heard.content(None)
+    cluster.put({"config": "again"})
+    heard.content(b"again")
+    assert heard.contents == [b"first", b"second", None, b"again"]
+    assert len(cluster.asked("list")) == 1
+
+
+def test_a_burst_is_delivered_whole_and_in_order(cluster: Cluster, watching: Watching) -> None:
+    cluster.put({"config": "0"})
+    _, heard = watching()
+    cluster.wait_for_watch()
+    for number in range(1, 200):
+        cluster.put({"config": str(number)})
+    heard.content(b"199")
+    assert heard.contents == [b"%d" % number for number in range(200)]
+
+
+def test_a_document_of_one_mebibyte_comes_through_list_and_watch(
+    cluster: Cluster, watching: Watching
+) -> None:
+    line = '- "10.0.0.0/8"\n'
+    large = line * ((1 << 20) // len(line))
+    cluster.put({"config": large})
+    _, heard = watching()
+    heard.content(large.encode())
+    cluster.wait_for_watch()
+    cluster.put({"config": large + "# é\n"})
+    heard.content((large + "# é\n").encode())
+
+
+def test_every_request_names_the_one_object_as_rbac_demands(
+    cluster: Cluster, watching: Watching
+) -> None:
+    cluster.put({"config": "first"})
+    source, heard = watching()
+    call = cluster.wait_for_watch()
+    source.refresh()
+    heard.wait(lambda events: len(events) == 2)
+    assert {each.params["fieldSelector"] for each in cluster.calls} == {f"metadata.name={NAME}"}
+    assert call.params["allowWatchBookmarks"] == "true"
+    shortest, longest = kube_watch.WATCH_SECONDS
+    assert shortest <= int(call.params["timeoutSeconds"]) <= longest
+
+
+# Connections that end
+
+
+def test_after_a_disconnect_the_watch_resumes_from_the_last_bookmark(
+    cluster: Cluster, watching: Watching
+) -> None:
+    cluster.put({"config": "first"})
+    _, heard = watching()
+    cluster.wait_for_watch()
+    cluster.put({"config": "second"})
+    version = cluster.bookmark()
+    # Later on the same stream, so that the bookmark has arrived when this has.
+    heard.content(b"second")
+    _drained(cluster, heard)
+    cluster.break_watches()
+    assert int(cluster.wait_for_watch(2).params["resourceVersion"]) >= int(version)
+    cluster.put({"config": "third"})
+    heard.content(b"third")
+    assert len(cluster.asked("list")) == 1
+
+
+def _drained(cluster: Cluster, heard: Heard) -> None:
+    """Wait until the client has handled all that was sent to it."""
+    seen = len(heard.events)
+    cluster.put({"config": "drain"})
+    heard.wait(lambda events: len(events) > seen)
+
+
+def test_changes_made_while_disconnected_are_not_missed(
+    cluster: Cluster, watching: Watching
+) -> None:
+    cluster.put({"config": "first"})
+    _, heard = watching()
+    cluster.wait_for_watch()
+    cluster.down()
+    cluster.put({"config": "meanwhile"})
+    cluster.delete()
+    cluster.up()
+    heard.content(None)
+    assert b"meanwhile" in heard.contents
+    assert len(cluster.asked("list")) == 1
+
+
+def test_a_watch_that_the_server_ends_in_time_goes_on_without_a_failure(
+    cluster: Cluster, watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kube_watch, "SHORT", 0.0)
+    cluster.put({"config": "first"})
+    _, heard = watching()
+    for number in range(2, 6):
+        cluster.wait_for_watch(number - 1)
+        cluster.end_watches()
+        cluster.wait_for_watch(number)
+    cluster.put({"config": "second"})
+    heard.content(b"second")
+    assert heard.contents == [b"first", b"second"]
+    assert len(cluster.asked("list")) == 1
+
+
+def test_watches_that_end_at_once_are_not_repeated_in_a_busy_loop(
+    cluster: Cluster, watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[int] = []
+
+    class Counted(Backoff):
+        def next(self) -> float:
+            waits.append(1)
+            return super().next()
+
+    monkeypatch.setattr(kube_watch, "Backoff", lambda: Counted(0.001, 0.002))
+    cluster.ends_watches_at_once = True
+    cluster.put({"config": "first"})
+    watching()
+    cluster.wait_for_watch(10)
+    assert len(waits) >= 9
+
+
+def test_a_connection_that_is_silent_for_too_long_counts_as_dead(
+    cluster: Cluster, watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kube_watch, "WATCH_SECONDS", (0, 0))
+    monkeypatch.setattr(kube_watch, "OVERTIME", 0.05)
+    cluster.put({"config": "first"})
+    _, heard = watching()
+    cluster.wait_for_watch(3)
+    cluster.put({"config": "second"})
+    heard.content(b"second")
+    assert heard.contents == [b"first", b"second"]
+
+
+def test_a_server_restarted_on_its_port_is_found_again_and_the_document_told_anew(
+    cluster: Cluster, watching: Watching
+) -> None:
+    cluster.put({"config": "first"})
+    _, heard = watching()
+    cluster.wait_for_watch()
+    cluster.down()
+    failed = heard.failure("cannot be reached: Connection refused")
+    assert isinstance(failed.error, SourceUnavailable)
+    cluster.up()
+    heard.content(b"first")
+    assert heard.contents == [b"first", str(failed.error), b"first"]
+
+
+def test_half_an_event_is_never_taken_for_a_whole_one(cluster: Cluster, watching: Watching) -> None:
+    cluster.put({"config": "first"})
+    _, heard = watching()
+    cluster.wait_for_watch()
+    cluster.send(b'{"type":"MODIFIED","object":{"metadata":{"name":"ip-masq-agent","resour')
+    cluster.end_watches()
+    cluster.wait_for_watch(2)
+    cluster.put({"config": "second"})
+    heard.content(b"second")
+    assert set(heard.contents) == {b"first", b"second"}
+
+
+# Versions that expire
+
+
+def test_410_as_the_status_of_a_watch_leads_to_a_new_list(
+    cluster: Cluster, watching: Watching
+) -> None:
+    cluster.put({"config": "first"})
+    _, heard = watching()
+    cluster.wait_for_watch()
+    cluster.down()
+    cluster.put({"config": "second"})
+    cluster.compact()
+    cluster.up()
+    heard.content(b"second")
+    cluster.put({"config": "third"})
+    heard.content(b"third")
+    assert len(cluster.asked("list")) == 2
+
+
+@pytest.mark.parametrize("ending", [b"\n", b""], ids=["as an event", "as the whole body"])
+def test_410_within_a_watch_leads_to_a_new_list(
+    cluster: Cluster, watching: Watching, ending: bytes
+) -> None:
+    cluster.put({"config": "first"})
+    _, heard = watching()
+    cluster.wait_for_watch()
+    expired = b'{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old"}}'
+    cluster.send(expired + ending)
+    cluster.end_watches()
+    cluster.wait(lambda calls: sum(call.verb == "list" for call in calls) == 2)
+    cluster.wait_for_watch(2)
+    cluster.put({"config": "second"})
+    heard.content(b"second")
+    assert heard.contents == [b"first", b"first", b"second"]
+
+
+def test_another_error_within_a_watch_leads_to_a_new_list_after_a_wait(
+    cluster: Cluster, watching: Watching
+) -> None:
+    cluster.put({"config": "first"})
+    _, heard = watching()
+    cluster.wait_for_watch()
+    cluster.send({"type": "ERROR", "object": {"code": 500, "message": "etcd is away"}})
+    cluster.wait_for_watch(2)
+    assert len(cluster.asked("list")) == 2
+    cluster.put({"config": "second"})
+    heard.content(b"second")
+    assert heard.contents == [b"first", b"first", b"second"]
+
+
+def test_versions_that_are_always_expired_are_not_listed_in_a_busy_loop(
+    cluster: Cluster, watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[int] = []
+
+    class Counted(Backoff):
+        def next(self) -> float:
+            waits.append(1)
+            return super().next()
+
+    monkeypatch.setattr(kube_watch, "Backoff", lambda: Counted(0.001, 0.002))
+    cluster.refusals["watch"] = (410, "too old")
+    watching()
+    cluster.wait_for_watch(10)
+    assert len(waits) >= 9
+
+
+# Refusals
+
+
+def test_forbidden_names_the_missing_rule_and_ends_when_it_is_granted(
+    cluster: Cluster, watching: Watching
+) -> None:
+    cluster.put({"config": "first"})
+    cluster.refusals["list"] = (403, FORBIDDEN)
+    _, heard = watching()
+    error = heard.failure("403").error
+    assert isinstance(error, AccessDenied)
+    assert error.remedy is not None
+    assert (
+        '{apiGroups: [""], resources: [configmaps], resourceNames: [ip-masq-agent], '
+        "verbs: [get, list, watch]}"
+    ) in error.remedy
+    assert "ServiceAccount kube-system/masq" in error.remedy
+    assert "--serviceaccount=kube-system:masq" in error.remedy
+    cluster.wait(lambda calls: len(calls) >= 3)
+    assert len(heard.events) == 1, "the same refusal again is no news"
+    cluster.refusals.clear()
+    heard.content(b"first")
+
+
+def test_a_watch_that_is_forbidden_is_a_failure_though_lists_are_allowed(
+    cluster: Cluster, watching: Watching
+) -> None:
+    cluster.put({"config": "first"})
+    cluster.refusals["watch"] = (403, FORBIDDEN)
+    _, heard = watching()
+    heard.failure("403")
+    cluster.wait_for_watch(3)
+    assert heard.contents[0] == b"first"
+    assert len(heard.events) == 2
+    cluster.refusals.clear()
+    heard.content(b"first")
+    assert len(cluster.asked("list")) == 1
+
+
+def test_credentials_that_are_not_accepted_are_access_denied(
+    cluster: Cluster, watching: Watching
+) -> None:
+    cluster.token = "another"
+    _, heard = watching()
+    error = heard.failure("401").error
+    assert isinstance(error, AccessDenied)
+    assert "kubeconfig" in error.message
+    assert "resourceNames: [ip-masq-agent]" in str(error.remedy)
+
+
+def test_a_rotated_token_is_read_anew_at_once_and_causes_no_failure(
+    cluster: Cluster, watching: Watching, tmp_path: Path
+) -> None:
+    cluster.token = "first"
+    cluster.put({"config": "first"})
+    _, heard = watching()
+    cluster.wait_for_watch()
+    (tmp_path / "token").write_text("second")
+    cluster.token = "second"
+    cluster.break_watches()
+    cluster.wait(lambda calls: calls[-1].authorization == "Bearer second")
+    cluster.put({"config": "second"})
+    heard.content(b"second")
+    assert heard.contents == [b"first", b"second"]
+
+
+def test_an_overloaded_server_is_unavailable_and_the_document_stays_known(
+    cluster: Cluster, watching: Watching
+) -> None:
+    cluster.put({"config": "first"})
+    _, heard = watching()
+    cluster.wait_for_watch()
+    cluster.refusals["watch"] = (503, "the server is currently unable to handle the request")
+    cluster.break_watches()
+    failed = heard.failure("unable to handle")
+    assert isinstance(failed.error, SourceUnavailable)
+    cluster.refusals.clear()
+    heard.content(b"first")
+    assert len(cluster.asked("list")) == 1
+
+
+def test_an_unreachable_server_at_the_start_is_not_a_missing_configmap(
+    cluster: Cluster, watching: Watching
+) -> None:
+    cluster.down()
+    _, heard = watching()
+    heard.failure("cannot be reached")
+    assert None not in heard.contents
+    cluster.up()
+    heard.content(None)
+
+
+def test_a_server_that_is_no_kubernetes_api_is_not_a_missing_configmap(
+    cluster: Cluster, watching: Watching
+) -> None:
+    cluster.refusals["list"] = (404, "page not found")
+    _, heard = watching()
+    assert isinstance(heard.failure("404").error, SourceUnavailable)
+
+
+# Refresh, read, stop
+
+
+def test_refresh_asks_the_server_and_tells_what_is_known_already(
+    cluster: Cluster, watching: Watching
+) -> None:
+    cluster.put({"config": "first"})
+    source, heard = watching()
+    cluster.wait_for_watch()
+    source.refresh()
+    heard.wait(lambda events: len(events) == 2)
+    assert heard.contents == [b"first", b"first"]
+    assert len(cluster.asked("list")) == 2
+    assert len(cluster.asked("watch")) == 1
+
+
+def test_refresh_tells_a_failure_each_time_and_does_not_wait_for_the_server(
+    cluster: Cluster, watching: Watching
+) -> None:
+    cluster.put({"config": "first"})
+    source, heard = watching()
+    cluster.wait_for_watch()
+    cluster.refusals["list"] = (500, "etcd is away")
+    source.refresh()
+    heard.failure("etcd is away")
+    source.refresh()
+    heard.wait(lambda events: len(events) == 3)
+    cluster.silent.add("list")
+    before = time.monotonic()
+    source.refresh()
+    assert time.monotonic() - before < 5
+    cluster.put({"config": "second"})
+    heard.content(b"second")
+
+
+def test_an_event_that_a_refresh_has_overtaken_is_not_delivered_after_it(
+    cluster: Cluster, watching: Watching
+) -> None:
+    old = cluster.put({"config": "first"})
+    source, heard = watching()
+    cluster.wait_for_watch()
+    cluster.put({"config": "second"})
+    heard.content(b"second")
+    source.refresh()
+    heard.wait(lambda events: len(events) == 3)
+    stale = {"name": NAME, "resourceVersion": old}
+    cluster.send({"type": "MODIFIED", "object": {"metadata": stale, "data": {"config": "first"}}})
+    cluster.put({"config": "third"})
+    heard.content(b"third")
+    assert heard.contents == [b"first", b"second", b"second", b"third"]
+
+
+def test_read_answers_once_and_leaves_no_thread(cluster: Cluster, kubeconfig: Path) -> None:
+    cluster.put({"config": "first"})
+    threads = set(threading.enumerate())
+    source = ConfigMapSource(NAMESPACE, NAME, kubeconfig=str(kubeconfig))
+    assert source.read().content == b"first"
+    cluster.delete()
+    assert source.read().content is None
+    assert set(threading.enumerate()) == threads
+
+
+def test_read_raises_what_a_watch_would_tell(cluster: Cluster, kubeconfig: Path) -> None:
+    source = ConfigMapSource(NAMESPACE, NAME, kubeconfig=str(kubeconfig))
+    cluster.refusals["list"] = (403, FORBIDDEN)
+    with pytest.raises(AccessDenied):
+        source.read()
+    cluster.down()
+    with pytest.raises(SourceUnavailable, match="Connection refused"):
+        source.read()
+
+
+def test_stop_in_the_middle_of_a_watch_is_prompt_and_final(
+    cluster: Cluster, kubeconfig: Path
+) -> None:
+    cluster.put({"config": "first"})
+    threads = set(threading.enumerate())
+    source, heard = ConfigMapSource(NAMESPACE, NAME, kubeconfig=str(kubeconfig)), Heard()
+    source.start(heard)
+    cluster.wait_for_watch()
+    heard.content(b"first")
+    before = time.monotonic()
+    source.stop()
+    source.stop()
+    assert time.monotonic() - before < kube_watch.STOP_TIMEOUT
+    assert set(threading.enumerate()) == threads
+    cluster.put({"config": "second"})
+    source.refresh()
+    assert heard.contents == [b"first"]
+
+
+def test_stop_while_waiting_for_a_server_that_is_away_leaves_no_thread(
+    cluster: Cluster, kubeconfig: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kube_watch, "Backoff", lambda: Backoff(1000, 1000))
+    cluster.down()
+    threads = set(threading.enumerate())
+    source, heard = ConfigMapSource(NAMESPACE, NAME, kubeconfig=str(kubeconfig)), Heard()
+    source.start(heard)
+    heard.failure("cannot be reached")
+    source.stop()
+    assert set(threading.enumerate()) == threads
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted", "content"),
+    [
+        ({"config": "a", "other": "b"}, None, b"a"),
+        ({"ip-masq-agent": "a", "other": "b"}, None, b"a"),
+        ({"masq.yaml": "a"}, None, b"a"),
+        ({}, None, None),
+        ({}, "config", None),
+        ({"config": "a", "other": "b"}, "other", b"b"),
+        ({"config": ""}, None, b""),
+    ],
+)
+def test_the_document_is_found_among_the_keys(
+    cluster: Cluster,
+    kubeconfig: Path,
+    data: dict[str, str],
+    wanted: str | None,
+    content: bytes | None,
+) -> None:
+    cluster.put(data)
+    source = ConfigMapSource(NAMESPACE, NAME, wanted, kubeconfig=str(kubeconfig))
+    assert source.read().content == content
+
+
+def test_binary_data_is_decoded(cluster: Cluster, kubeconfig: Path) -> None:
+    cluster.put({}, {"config": b"\xff\x00binary"})
+    source = ConfigMapSource(NAMESPACE, NAME, kubeconfig=str(kubeconfig))
+    assert source.read().content == b"\xff\x00binary"
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"), [({"a": "", "b": ""}, None), ({"a": "", "b": ""}, "confg")]
+)
+def test_a_missing_key_among_others_is_a_failure_that_names_them(
+    cluster: Cluster, watching: Watching, data: dict[str, str], wanted: str | None
+) -> None:
+    cluster.put(data)
+    _, heard = watching(wanted)
+    error = heard.failure("has the keys a, b").error
+    assert f"--configmap {NAMESPACE}/{NAME}:a" in str(error.remedy)
+    cluster.wait_for_watch()
+    cluster.put({"confg": "", "config": "here"} if wanted is None else {wanted: "here"})
+    assert isinstance(heard.content(b"here"), Document)
+
+
+def test_without_any_credentials_the_error_says_where_they_were_looked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SourceError, match=r"\$KUBECONFIG is not set"):
+        ConfigMapSource(NAMESPACE, NAME).read()
