@@ -7,36 +7,20 @@ between (the program then tries again by itself), so no lock of ours is needed.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 
 from ipmasq_agent.backends.iptables import IptablesBackend, program
+from ipmasq_agent.backends.nft_native import is_shown_in_full, told_by_expressions
 from ipmasq_agent.dialects.iptables import POSTROUTING, Plan, restore_text
-from ipmasq_agent.dialects.tables import Table, empty_table, parse_saved
+from ipmasq_agent.dialects.tables import Chain, Table, empty_table, parse_saved
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.host.commands import run
 from ipmasq_agent.host.nfnetlink import Expression, list_chains, list_rules
 from ipmasq_agent.policy.addresses import Family
 
-# The expressions that iptables-nft itself writes for rules of the IPv4 and IPv6 families,
-# and so reads back in full (iptables/nft-shared.c and nft.c of iptables 1.8).
-_WRITTEN_BY_IPTABLES = frozenset(
-    {"bitwise", "cmp", "counter", "immediate", "limit", "log", "match", "meta", "payload", "target"}
-)
-_EQUAL, _NOT_EQUAL = 0, 1
 _TRIES = 5
+NFT_FAMILY = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 _INCOMPATIBLE = re.compile(r"^# Table .* is incompatible", re.MULTILINE)
-
-
-def is_shown_in_full(expressions: tuple[Expression, ...]) -> bool:
-    """Whether iptables-nft prints all of a rule that is made of these expressions.
-
-    It reads any ``cmp`` as "equal" or "not equal", so a native range (``>=`` and ``<=``)
-    would be shown as an address.
-    """
-    return all(
-        expression.kind in _WRITTEN_BY_IPTABLES
-        and expression.comparison in (None, _EQUAL, _NOT_EQUAL)
-        for expression in expressions
-    )
 
 
 class NftBackend(IptablesBackend):
@@ -64,39 +48,64 @@ class NftBackend(IptablesBackend):
 
     def _read_text(self, family: Family, kernel: dict[str, list[tuple[Expression, ...]]]) -> Table:
         hidden = {
-            chain: [n for n, rule in enumerate(rules) if not is_shown_in_full(rule)]
+            chain: [n for n, rule in enumerate(rules) if not is_shown_in_full(rule, family)]
             for chain, rules in kernel.items()
         }
         saver = program(family, self.variant, "save")
-        done = run([saver, "-t", "nat"])
-        if _INCOMPATIBLE.search(done.stdout + done.stderr):
-            return self._read_by_chain(family, hidden)
+        done = run([saver, "-t", "nat"], check=False)
+        if done.status or _INCOMPATIBLE.search(done.stdout + done.stderr):
+            return self._read_by_chain(family, kernel, hidden)
         if "*nat" not in done.stdout and not list_chains(family, "nat"):
             return empty_table(family)  # newer versions print nothing for a table not made yet
         return parse_saved(done.stdout, family, writer=saver, unreadable=hidden)
 
-    def _read_by_chain(self, family: Family, hidden: dict[str, list[int]]) -> Table:
+    def _read_by_chain(
+        self,
+        family: Family,
+        kernel: Mapping[str, Sequence[tuple[Expression, ...]]],
+        hidden: Mapping[str, Sequence[int]],
+    ) -> Table:
         """Read only the chains that matter to us, in a table that somebody wrote natively.
 
         iptables refuses the whole table for one rule that it cannot show, but lists a
-        chain that has no such rule.
+        chain that has no such rule, and edits ours whatever the others hold. What matters
+        are our chain, and those that a packet may meet in POSTROUTING.
         """
-        lines: list[str] = []
-        for chain in (POSTROUTING, self.placement.chain):
-            if chain not in list_chains(family, "nat"):
+        existing = list_chains(family, "nat")
+        chains: dict[str, Chain] = {}
+        waiting = [self.placement.chain, POSTROUTING]
+        while waiting:
+            name = waiting.pop()
+            if name not in existing or name in chains:
                 continue
-            done = run([program(family, self.variant), "-t", "nat", "-S", chain], check=False)
-            if done.status or _INCOMPATIBLE.search(done.stdout + done.stderr):
-                raise KernelReadError(
-                    f"{chain} ({family.value}) holds rules that iptables-nft cannot show: "
-                    f"{(done.stderr or done.stdout).strip()}",
-                    remedy="see them with `nft list table "
-                    f"{'ip' if family is Family.IPV4 else 'ip6'} nat`, and move them to a "
-                    "table of their own; nothing was written",
-                )
-            lines += (_announced(line) for line in done.stdout.splitlines())
-        text = "\n".join(["*nat", *lines, "COMMIT"])
-        return parse_saved(text, family, writer=program(family, self.variant), unreadable=hidden)
+            chains[name] = self._read_chain(family, name, kernel, hidden)
+            waiting += (rule.target for rule in chains[name].rules if rule.target)
+        return Table(family, chains)
+
+    def _read_chain(
+        self,
+        family: Family,
+        name: str,
+        kernel: Mapping[str, Sequence[tuple[Expression, ...]]],
+        hidden: Mapping[str, Sequence[int]],
+    ) -> Chain:
+        lister = program(family, self.variant)
+        done = run([lister, "-t", "nat", "-S", name], check=False)
+        if not done.status and not _INCOMPATIBLE.search(done.stdout + done.stderr):
+            lines = (_announced(line) for line in done.stdout.split("\n") if line)
+            text = "\n".join(["*nat", *lines, "COMMIT"])
+            table = parse_saved(text, family, writer=lister, unreadable=hidden)
+            if name in table.chains:
+                return table.chains[name]
+        if name == self.placement.chain:
+            raise KernelReadError(
+                f"{name} ({family.value}) holds rules that iptables-nft cannot show: "
+                f"{(done.stderr or done.stdout).strip()}",
+                remedy=f"see them with `nft list chain {NFT_FAMILY[family]} nat {name}`, and move "
+                "them to a chain of their own; nothing was written",
+            )
+        policy = "ACCEPT" if name == POSTROUTING else None
+        return Chain(name, policy, tuple(told_by_expressions(kernel.get(name, ()), family)))
 
     def apply(self, family: Family, change: Plan) -> None:
         """Feed the change to iptables-nft-restore: one transaction, nothing flushed."""

@@ -17,6 +17,7 @@ PACKAGES: Mapping[str, str] = {
     "ip6tables-nft-restore": "iptables",
     "ip6tables-nft-save": "iptables",
     "iptables-legacy-save": "iptables",
+    "ip6tables-nft": "iptables",
     "iptables-nft": "iptables",
     "iptables-nft-restore": "iptables",
     "iptables-nft-save": "iptables",

@@ -32,25 +32,26 @@ _INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: the ruleset changed while it was listed
 _PROTOCOL = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _CHAIN_TABLE, _CHAIN_NAME = 1, 3
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
-_EXPRESSION_DATA = 2
-_CMP_OP = 2
 _TRIES = 10
 
 
 class Expression(NamedTuple):
-    """One expression of a rule: its kind, and for ``cmp`` the comparison (0 is equal)."""
+    """One expression of a rule: its kind, and its attributes as the kernel packs them.
+
+    Counters are left out of ``data``, so that a rule equals itself after it has counted.
+    """
 
     kind: str
-    comparison: int | None = None
+    data: bytes = b""
 
 
 def list_chains(family: Family, table: str) -> set[str]:
     """Return the names of a table's chains; none where there is no such table."""
     replies = _dump(_GET_CHAIN, family, b"")
     found = set()
-    for attributes in replies:
-        if _text(attributes.get(_CHAIN_TABLE)) == table:
-            found.add(_text(attributes.get(_CHAIN_NAME)))
+    for reply in replies:
+        if _text(reply.get(_CHAIN_TABLE)) == table:
+            found.add(_text(reply.get(_CHAIN_NAME)))
     return found
 
 
@@ -62,16 +63,16 @@ def list_rules(family: Family, table: str) -> dict[str, list[tuple[Expression, .
     """
     request = _attribute(_RULE_TABLE, table.encode() + b"\0")
     rules: dict[str, list[tuple[Expression, ...]]] = {}
-    for attributes in _dump(_GET_RULE, family, request):
-        if _text(attributes.get(_RULE_TABLE)) == table:
-            chain = _text(attributes.get(_RULE_CHAIN))
-            expressions = tuple(_expressions(attributes.get(_RULE_EXPRESSIONS, b"")))
+    for reply in _dump(_GET_RULE, family, request):
+        if _text(reply.get(_RULE_TABLE)) == table:
+            chain = _text(reply.get(_RULE_CHAIN))
+            expressions = tuple(_expressions(reply.get(_RULE_EXPRESSIONS, b"")))
             rules.setdefault(chain, []).append(expressions)
     return rules
 
 
 def _expressions(data: bytes) -> Iterator[Expression]:
-    """Yield the expressions of a rule; of their details only what ``cmp`` compares.
+    """Yield the expressions of a rule.
 
     A dump names the expression before its data (nft_expr_fill, net/netfilter/
     nf_tables_api.c). This runs for every expression of the table at every pass, hence
@@ -84,12 +85,8 @@ def _expressions(data: bytes) -> Iterator[Expression]:
         position += (length + 3) & ~3
         name_end, _ = _ATTRIBUTE.unpack_from(element)
         kind = element[4 : name_end - 1].decode()
-        comparison = None
-        if kind == "cmp":
-            parts = dict(_attributes(element))
-            details = dict(_attributes(parts.get(_EXPRESSION_DATA, b"")))
-            comparison = int.from_bytes(details.get(_CMP_OP, b""), "big")
-        yield Expression(kind, comparison)
+        details = (name_end + 3 & ~3) + _ATTRIBUTE.size
+        yield Expression(kind, b"" if kind == "counter" else element[details:])
 
 
 def _dump(message: int, family: Family, request: bytes) -> list[dict[int, bytes]]:
@@ -140,10 +137,11 @@ def _collect(netlink: socket.socket) -> list[dict[int, bytes]] | None:
                     return None
                 raise OSError(-code, os.strerror(-code))
             interrupted |= bool(flags & _INTERRUPTED)
-            replies.append(dict(_attributes(payload[4:])))  # past struct nfgenmsg
+            replies.append(dict(attributes(payload[4:])))  # past struct nfgenmsg
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the netlink attributes in ``data``: number and payload (include/net/netlink.h)."""
     position = 0
     while position + _ATTRIBUTE.size <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, position)

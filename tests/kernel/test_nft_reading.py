@@ -1,0 +1,312 @@
+"""What the nft backend makes of rules that iptables cannot show, or shows in part."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipmasq_agent.backends.nft import NftBackend
+from ipmasq_agent.backends.nft_native import is_shown_in_full
+from ipmasq_agent.dialects.iptables import Placement
+from ipmasq_agent.errors import AgentError, KernelReadError
+from ipmasq_agent.host.nfnetlink import list_rules
+from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
+from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
+from ipmasq_agent.policy.model import FamilyPolicy
+from tests.netns import Namespace
+
+V4, V6 = Family.IPV4, Family.IPV6
+PLACEMENT = Placement("IP-MASQ")
+TENS = Prefix(V4, 10 << 24, 8)
+GUARDED_JUMP = ("-m", "addrtype", "!", "--dst-type", "LOCAL", "-j", "IP-MASQ")
+
+# iptables-nft-save exits with 0 and leaves out what it does not know of these ...
+SHOWN_IN_PART = (
+    "ip daddr { 10.0.0.1, 10.0.0.2 } counter accept",
+    "ip daddr 10.0.0.1-10.0.0.9 accept",
+    "ip daddr @ours accept",
+    "ip daddr vmap { 10.0.0.1 : accept }",
+    "ip saddr 10.0.0.0/8 ip saddr 10.1.0.0/16 accept",
+    "ip daddr 10.0.0.0/8 ip daddr 10.1.0.0/16 accept",
+    "oifname eth0 oifname eth1 accept",
+    "tcp dport { 80, 81 } accept",
+    "tcp dport 80 tcp dport 81 accept",
+    "tcp window 5 accept",
+    "udp length 20 accept",
+    "icmp code 3 accept",
+    "ip frag-off 5 accept",
+    "log group 5 accept",
+    "ip daddr set 192.0.2.1 accept",
+    "meta nftrace set 1 accept",
+    "@ih,0,8 5 accept",
+)
+# ... exits with 3 at these ...
+NOT_PARSED = (
+    "meta skuid 1000 accept",
+    "ip dscp 10 accept",
+    "ip length 100 accept",
+    "sctp dport 80 accept",
+    "meta mark set 5 accept",
+)
+# ... and refuses the whole table for these.
+REFUSED = (
+    "ct mark 5 accept",
+    "fib daddr type local accept",
+    'log prefix "hello " accept',
+    "limit rate over 5/second accept",
+    "masquerade",
+    "snat to 192.0.2.1",
+    "numgen random mod 2 0 accept",
+)
+# What iptables-nft writes itself, among it what it writes as native expressions.
+WRITTEN_BY_IPTABLES = (
+    "-p tcp --dport 80:90 -j ACCEPT",
+    "-p tcp ! --dport 80:90 -j ACCEPT",
+    "-p tcp --sport 80 --dport 90 -j ACCEPT",
+    "-p tcp --sport 1:80 --dport 90 -j ACCEPT",
+    "-p udp ! --sport 53:54 -j MASQUERADE --to-ports 5-9",
+    "-p tcp --syn -j ACCEPT",
+    "-p icmp --icmp-type 3/1 -j ACCEPT",
+    "-p sctp --dport 5:7 -j ACCEPT",
+    "-p 47 -j ACCEPT",
+    "-m ttl --ttl-gt 5 -j ACCEPT",
+    "-m mark --mark 0x1/0xf -m mark ! --mark 2 -j ACCEPT",
+    "-m limit --limit 5/min -j ACCEPT",
+    "-j NFLOG --nflog-group 5 --nflog-prefix x",
+    "-j LOG --log-prefix x",
+    "-p tcp -m multiport --dports 1,2,4:5 -j ACCEPT",
+    "-s 10.0.0.0/8 ! -d 10.1.2.0/23 -o eth+ -j ACCEPT",
+    "-d 10.0.0.0/255.0.255.0 -j ACCEPT",
+    "-f -j ACCEPT",
+    "! -f -j ACCEPT",
+    "-j MARK --set-mark 5",
+    "-m iprange --dst-range 10.0.0.1-10.0.0.9 -j RETURN",
+    "-m comment --comment x -g FOREIGN",
+    "-m statistic --mode random --probability 0.25 -j SNAT --to-source 192.0.2.1",
+)
+
+
+def _policy(*prefixes: Prefix) -> FamilyPolicy:
+    entries = [entry_of_prefix(p, Verdict.NON_MASQUERADE, Origin(str(p))) for p in prefixes]
+    return FamilyPolicy(DecisionMap(V4, entries))
+
+
+def _foreign_chain(ns: Namespace) -> None:
+    ns.run(["iptables-nft", "-t", "nat", "-N", "FOREIGN"])
+    ns.run(["iptables-nft", "-t", "nat", "-P", "POSTROUTING", "ACCEPT"])  # makes the base chain
+    ns.run(["nft", "add set ip nat ours { type ipv4_addr; }"])
+
+
+def _native(ns: Namespace, chain: str, rule: str) -> None:
+    ns.run(["nft", f"add rule ip nat {chain} {rule}"])
+
+
+def _rules(ns: Namespace, chain: str) -> list[tuple[int, Any]]:
+    """Return handle and expressions of each rule, as nft tells them, without counters."""
+    done = ns.run(["nft", "-a", "-j", "list", "chain", "ip", "nat", chain])
+    found = [item["rule"] for item in json.loads(done.stdout)["nftables"] if "rule" in item]
+    return [
+        (rule["handle"], [part for part in rule["expr"] if "counter" not in part]) for rule in found
+    ]
+
+
+def _reconcile(backend: NftBackend, policy: FamilyPolicy) -> None:
+    change = backend.plan(backend.read(V4), backend.compile(policy))
+    if change:
+        backend.apply(V4, change)
+
+
+@pytest.mark.parametrize("rule", SHOWN_IN_PART + NOT_PARSED + REFUSED)
+def test_native_rule_in_our_chain_is_an_error_with_a_remedy_and_nothing_is_written(
+    in_ns: Namespace, rule: str
+) -> None:
+    backend = NftBackend(PLACEMENT)
+    _foreign_chain(in_ns)
+    _reconcile(backend, _policy(TENS))
+    _native(in_ns, "IP-MASQ", rule)
+    before = _rules(in_ns, "IP-MASQ"), _rules(in_ns, "POSTROUTING")
+    with pytest.raises(KernelReadError) as caught:
+        _reconcile(backend, _policy())
+    assert caught.value.remedy
+    assert "nft list" in caught.value.remedy
+    assert (_rules(in_ns, "IP-MASQ"), _rules(in_ns, "POSTROUTING")) == before
+
+
+@pytest.mark.parametrize("rule", SHOWN_IN_PART + NOT_PARSED + REFUSED)
+def test_native_rule_before_our_jump_is_unknown_and_untouched_and_our_chain_is_kept_right(
+    in_ns: Namespace, rule: str
+) -> None:
+    backend = NftBackend(PLACEMENT)
+    _foreign_chain(in_ns)
+    _native(in_ns, "POSTROUTING", rule)
+    foreign = _rules(in_ns, "POSTROUTING")
+
+    _reconcile(backend, _policy())
+    _reconcile(backend, _policy(TENS))
+
+    assert _rules(in_ns, "POSTROUTING")[: len(foreign)] == foreign
+    assert len(_rules(in_ns, "POSTROUTING")) == len(foreign) + 1
+    table = backend.read(V4)
+    desired = backend.compile(_policy(TENS))
+    assert table.rules("IP-MASQ") == desired.rules
+    assert not backend.plan(table, desired)
+    decided = backend.interpret(table).policy.decisions.decide(TENS.first)
+    assert decided.verdict is Verdict.UNKNOWN
+    assert (decided.origin.document, decided.origin.line) == ("POSTROUTING", 1)
+
+
+@pytest.mark.parametrize("rule", NOT_PARSED + REFUSED)
+def test_native_rule_in_a_chain_of_others_costs_us_nothing(in_ns: Namespace, rule: str) -> None:
+    backend = NftBackend(PLACEMENT)
+    _foreign_chain(in_ns)
+    _native(in_ns, "FOREIGN", rule)
+    foreign = _rules(in_ns, "FOREIGN")
+
+    _reconcile(backend, _policy())
+    _reconcile(backend, _policy(TENS))
+
+    assert _rules(in_ns, "FOREIGN") == foreign
+    table = backend.read(V4)
+    assert backend.interpret(table).policy == _policy(TENS)
+    change = backend.plan(table, backend.absent(V4))
+    backend.apply(V4, change)
+    assert _rules(in_ns, "FOREIGN") == foreign
+    assert _rules(in_ns, "POSTROUTING") == []
+
+
+@pytest.mark.parametrize("rule", ["ip daddr { 10.0.0.1 } masquerade", *REFUSED[:2]])
+def test_chain_that_cannot_be_shown_and_is_called_before_our_jump_is_unknown(
+    in_ns: Namespace, rule: str
+) -> None:
+    backend = NftBackend(PLACEMENT)
+    _foreign_chain(in_ns)
+    _native(in_ns, "FOREIGN", rule)
+    in_ns.run(["iptables-nft", "-t", "nat", "-A", "POSTROUTING", "-j", "FOREIGN"])
+    _reconcile(backend, _policy(TENS))
+    decided = backend.interpret(backend.read(V4)).policy.decisions.decide(TENS.first)
+    assert decided.verdict is Verdict.UNKNOWN
+    assert decided.origin.document == "FOREIGN"
+
+
+def test_our_jump_is_recognised_among_rules_that_iptables_cannot_list(in_ns: Namespace) -> None:
+    backend = NftBackend(PLACEMENT)
+    in_ns.run(["iptables-nft", "-t", "nat", "-N", "IP-MASQ"])
+    in_ns.run(["iptables-nft", "-t", "nat", "-A", "POSTROUTING", *GUARDED_JUMP])
+    _native(in_ns, "POSTROUTING", "ct mark 5 accept")
+    before = _rules(in_ns, "POSTROUTING")
+    _reconcile(backend, _policy(TENS))
+    assert _rules(in_ns, "POSTROUTING") == before
+
+
+def test_jump_to_us_on_a_condition_among_rules_that_cannot_be_listed_is_an_error(
+    in_ns: Namespace,
+) -> None:
+    in_ns.run(["iptables-nft", "-t", "nat", "-N", "IP-MASQ"])
+    jump = ["-o", "eth7", "-j", "IP-MASQ"]
+    in_ns.run(["iptables-nft", "-t", "nat", "-A", "POSTROUTING", *jump])
+    _native(in_ns, "POSTROUTING", "ct mark 5 accept")
+    before = _rules(in_ns, "POSTROUTING")
+    with pytest.raises(KernelReadError, match="POSTROUTING"):
+        _reconcile(NftBackend(PLACEMENT), _policy(TENS))
+    assert _rules(in_ns, "POSTROUTING") == before
+
+
+def test_every_rule_that_iptables_writes_counts_as_shown_in_full(in_ns: Namespace) -> None:
+    _foreign_chain(in_ns)
+    for rule in WRITTEN_BY_IPTABLES:
+        in_ns.run(["iptables-nft", "-t", "nat", "-A", "POSTROUTING", *rule.split()])
+    listed = list_rules(V4, "nat")["POSTROUTING"]
+    assert len(listed) == len(WRITTEN_BY_IPTABLES)
+    partly = [
+        rule
+        for rule, expressions in zip(WRITTEN_BY_IPTABLES, listed, strict=True)
+        if not is_shown_in_full(expressions, V4)
+    ]
+    assert partly == []
+
+
+def test_ipv6_rules_of_iptables_count_as_shown_in_full_and_native_ones_do_not(
+    in_ns: Namespace,
+) -> None:
+    for rule in (
+        "-s fd00::/8 -d fd00:1::/33 -j ACCEPT",
+        "! -d fd00::1 -j ACCEPT",
+        "-p tcp --dport 80:90 -j ACCEPT",
+        "-p ipv6-icmp --icmpv6-type 128 -j ACCEPT",
+        "-d fd00::/ffff:0:ffff:: -m hl --hl-eq 5 -j ACCEPT",
+    ):
+        in_ns.run(["ip6tables-nft", "-t", "nat", "-A", "POSTROUTING", *rule.split()])
+    in_ns.run(["nft", "add rule ip6 nat POSTROUTING ip6 daddr { fd00::1, fd00::2 } accept"])
+    in_ns.run(["nft", "add rule ip6 nat POSTROUTING ip6 flowlabel 5 accept"])
+    listed = list_rules(V6, "nat")["POSTROUTING"]
+    assert [is_shown_in_full(rule, V6) for rule in listed] == [True] * 5 + [False] * 2
+
+
+@pytest.mark.parametrize(
+    ("label", "script"),
+    [
+        ("nothing", "exit 0"),
+        ("garbage", "echo 'Segmentation fault'; exit 0"),
+        ("half a table", 'REAL "$@" | head -c 120; exit 0'),
+        ("no COMMIT", 'REAL "$@" | grep -v COMMIT; exit 0'),
+        ("our rules left out", "REAL \"$@\" | grep -v '^-A IP-MASQ'; exit 0"),
+        ("an empty table", "printf '*nat\\n:POSTROUTING ACCEPT [0:0]\\nCOMMIT\\n'; exit 0"),
+        ("a line of something else", "REAL \"$@\" | sed 's/^-A IP/Bad IP/'; exit 0"),
+    ],
+)
+def test_incomplete_output_of_the_reader_is_an_error_and_never_an_empty_table(
+    in_ns: Namespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    label: str,
+    script: str,
+) -> None:
+    backend = NftBackend(PLACEMENT)
+    _reconcile(backend, _policy(TENS))
+    before = _rules(in_ns, "IP-MASQ")
+    fake = tmp_path / "iptables-nft-save"
+    fake.write_text("#!/bin/sh\n" + script.replace("REAL", "/usr/sbin/iptables-nft-save") + "\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(KernelReadError) as caught:
+        _reconcile(backend, _policy())
+    assert caught.value.remedy, label
+    assert _rules(in_ns, "IP-MASQ") == before
+
+
+def test_reader_that_fails_for_every_chain_is_an_error(
+    in_ns: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = NftBackend(PLACEMENT)
+    _reconcile(backend, _policy(TENS))
+    for name in ("iptables-nft-save", "iptables-nft"):
+        (tmp_path / name).write_text("#!/bin/sh\necho no such luck >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(AgentError, match="no such luck"):
+        backend.read(V4)
+
+
+def test_hostile_comment_of_others_neither_ends_the_table_nor_hides_a_rule(
+    in_ns: Namespace,
+) -> None:
+    comment = 'x\nCOMMIT\n-A POSTROUTING -j ACCEPT # "\x0b\u2028\\'
+    foreign = ["-s", "172.17.0.0/16", "-m", "comment", "--comment", comment, "-j", "MASQUERADE"]
+    in_ns.run(["iptables-nft", "-t", "nat", "-A", "POSTROUTING", *foreign])
+    before = _rules(in_ns, "POSTROUTING")
+    backend = NftBackend(PLACEMENT)
+    _reconcile(backend, _policy(TENS))
+    table = backend.read(V4)
+    assert [rule.target for rule in table.rules("POSTROUTING")] == ["MASQUERADE", "IP-MASQ"]
+    assert table.rules("POSTROUTING")[0].comment == comment
+    assert _rules(in_ns, "POSTROUTING")[:1] == before
+    interpretation = backend.interpret(table)
+    assert interpretation.policy == _policy(TENS)
+    assert [e.position for e in interpretation.exceptions] == [1]
+    docker = parse_address("172.17.0.2")[1]
+    answered = backend.interpret(table, docker).policy.decisions.decide(TENS.first)
+    assert answered.verdict is Verdict.MASQUERADE
