@@ -110,6 +110,12 @@ def parse_rule(text: str, family: Family, *, readable: bool = True) -> Rule:
     return Rule(text, tuple(sorted(options)), comment, readable)
 
 
+def options_in_order(text: str) -> Iterator[Option]:
+    """Yield the options of a rule as they are written: an option of a match or of a target
+    follows the ``-m`` or ``-j`` that it belongs to."""
+    return _options(_words(text))
+
+
 def quote(text: str) -> str:
     """Return ``text`` as one word of the restore format."""
     if re.fullmatch(r"[\w.:/!,=+-]+", text, re.ASCII):

@@ -1,0 +1,186 @@
+"""iptables over the legacy ip_tables interface, written through libiptc.
+
+A legacy table is read and replaced as a whole. We hold the xtables lock from before the
+read until after the commit; the read is ``iptables-legacy-save``, the commit is made by a
+worker process (``legacy_worker``), one for each family because libxtables can build
+MASQUERADE for one family in a process only, and because an error of libxtables may exit
+the process: that costs a worker, not the agent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from ipmasq_agent.backends.iptables import IptablesBackend, program
+from ipmasq_agent.dialects.iptables import Placement, Plan
+from ipmasq_agent.dialects.tables import Table, empty_table, parse_saved
+from ipmasq_agent.errors import HostError
+from ipmasq_agent.host.commands import run
+from ipmasq_agent.host.xtables_lock import XtablesLock
+from ipmasq_agent.policy.addresses import Family
+
+# Seconds for a commit; 1,000 rules take below one.
+_PATIENCE = 60.0
+_EXISTING = {Family.IPV4: "/proc/net/ip_tables_names", Family.IPV6: "/proc/net/ip6_tables_names"}
+
+
+def table_exists(family: Family, table: str) -> bool:
+    """Whether the kernel has a legacy table. Opening one would make it; this does not."""
+    try:
+        return table in Path(_EXISTING[family]).read_text().split()
+    except FileNotFoundError:
+        return False  # a kernel without ip_tables
+    except PermissionError as cause:
+        raise HostError(
+            f"{_EXISTING[family]} cannot be read", remedy="run as root, or with NET_ADMIN"
+        ) from cause
+
+
+class LegacyBackend(IptablesBackend):
+    """The nat table of ip_tables and ip6_tables."""
+
+    variant = "legacy"
+
+    def __init__(self, placement: Placement) -> None:
+        super().__init__(placement)
+        self._lock: XtablesLock | None = None
+        self._workers: dict[Family, _Worker] = {}
+
+    def read(self, family: Family) -> Table:
+        """Return the nat table; an empty one where the kernel has none, without making it."""
+        if not table_exists(family, "nat"):
+            return empty_table(family)
+        saver = program(family, self.variant, "save")
+        return parse_saved(run([saver, "-t", "nat"]).stdout, family, writer=saver)
+
+    @contextmanager
+    def session(self, family: Family) -> Iterator[None]:
+        """Hold the xtables lock."""
+        if self._lock is None:
+            self._lock = XtablesLock()
+        with self._lock.held():
+            yield
+
+    def apply(self, family: Family, change: Plan) -> None:
+        """Let the family's worker make the edits and commit them, all in one.
+
+        Raises:
+            HostError: the worker refused or died; the table is as it was.
+        """
+        if family not in self._workers:
+            if self._lock is None:
+                raise HostError("a legacy table is written within a session only")
+            self._workers[family] = _Worker(family, self._lock)
+        try:
+            self._workers[family].carry_out(change)
+        except HostError:
+            # Its libiptc handle may hold half of the edits: a new one starts clean.
+            self._workers.pop(family).close()
+            raise
+
+    def close(self) -> None:
+        """End the workers and let go of the lock file."""
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+class _Worker:
+    """A process that speaks libiptc for one family: a line of JSON in, one out."""
+
+    def __init__(self, family: Family, lock: XtablesLock) -> None:
+        self._family = family
+        # Open for the worker's life, which no block of ours encloses.
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "ipmasq_agent.backends.legacy_worker", family.value],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            # Inherited so that the lock stays held should the agent be killed in a commit.
+            pass_fds=(lock.fileno(),),
+            env={**os.environ, "IPMASQ_AGENT_PID": str(os.getpid())},
+        )
+
+    def carry_out(self, change: Plan) -> None:
+        """Send ``change`` and wait until it was committed."""
+        order = {
+            "chain": change.chain,
+            "create": change.create,
+            "delete": change.delete,
+            "keep": change.keep,
+            "remove": len(change.remove),
+            "insert": [rule.text for rule in change.insert],
+            "rewrite": None if change.rewrite is None else [r.text for r in change.rewrite],
+            "drop_jumps": bool(change.jumps_removed),
+            "jump": change.jump.text if change.jump else None,
+            "jump_first": change.jump_first,
+        }
+        try:
+            self._send(json.dumps(order).encode() + b"\n")
+            answer = self._receive()
+        except OSError as cause:
+            raise self._failed(f"does not listen: {cause}") from cause
+        if answer.get("error"):
+            raise self._failed(str(answer["error"]))
+
+    def close(self) -> None:
+        """End the process: it leaves when its input ends, and is killed if it does not."""
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except BrokenPipeError:
+                    continue  # it died with our last words unread
+        try:
+            self._process.wait(2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._errors.close()
+
+    def _send(self, line: bytes) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line)
+        self._process.stdin.flush()
+
+    def _receive(self) -> dict[str, object]:
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        deadline = time.monotonic() + _PATIENCE
+        data = b""
+        while not data.endswith(b"\n"):
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+                self._process.kill()
+                raise self._failed(f"gave no answer within {_PATIENCE:g} s")
+            received = os.read(descriptor, 65536)
+            if not received:
+                status = self._process.wait()
+                raise self._failed(f"ended with status {status}")
+            data += received
+        answer: dict[str, object] = json.loads(data)
+        return answer
+
+    def _failed(self, why: str) -> HostError:
+        self._errors.seek(0)
+        said = self._errors.read()[-2000:].decode(errors="replace").strip()
+        self._errors.seek(0, os.SEEK_END)
+        return HostError(
+            f"the iptables-legacy worker for {self._family.value} {why}"
+            + (f" ({said})" if said else ""),
+            remedy="the table is as it was; the next pass starts a new worker",
+        )

@@ -1,0 +1,97 @@
+"""The lock that keeps writers of legacy tables apart.
+
+A legacy table is replaced as a whole, so between a read and the write that builds on it
+any other writer's change would be lost. iptables-legacy and kube-proxy hold an exclusive
+flock on one file for that time; so do we.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ipmasq_agent.errors import HostError, LockTimeout
+
+DEFAULT_PATH = "/run/xtables.lock"
+TIMEOUT = 30.0
+_FIRST_WAIT, _LONGEST_WAIT = 0.001, 0.05
+
+
+class XtablesLock:
+    """One open file for the life of its owner.
+
+    A flock belongs to the open file and not to a process: a child that inherits ``fileno``
+    keeps the lock until it ends too, so a lock outlives its owner for as long as a worker
+    of the owner may still be writing.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        """Open the file (``$XTABLES_LOCKFILE`` where set), making it where it is missing.
+
+        Raises:
+            HostError: it cannot be opened.
+        """
+        self.path = path or os.environ.get("XTABLES_LOCKFILE") or DEFAULT_PATH
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as cause:
+            raise HostError(
+                f"cannot open the xtables lock {self.path}: {cause.strerror}",
+                remedy="mount it into the container, as deploy/ does",
+            ) from cause
+
+    def fileno(self) -> int:
+        """Return the descriptor, for a worker to inherit."""
+        return self._file
+
+    @contextmanager
+    def held(self, timeout: float = TIMEOUT) -> Iterator[None]:
+        """Hold the lock, after waiting up to ``timeout`` seconds for it.
+
+        Raises:
+            LockTimeout: somebody else holds it; says who, where the kernel tells.
+        """
+        deadline = time.monotonic() + timeout
+        wait = _FIRST_WAIT
+        while not self._try():
+            if time.monotonic() > deadline:
+                raise LockTimeout(
+                    f"{self.path} is held by {self._holder()} for more than {timeout:g} s",
+                    remedy="wait for that program, or end it",
+                )
+            time.sleep(wait)
+            wait = min(wait * 2, _LONGEST_WAIT)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def _try(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _holder(self) -> str:
+        """Return who holds the lock, from /proc/locks (proc_locks(5))."""
+        status = os.fstat(self._file)
+        place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+        for line in Path("/proc/locks").read_text().splitlines():
+            words = line.split()
+            if "FLOCK" in words and place in words and "->" not in words:
+                pid = words[words.index(place) - 1]
+                try:
+                    name = Path(f"/proc/{pid}/comm").read_text().strip()
+                except OSError:
+                    return f"process {pid}"
+                return f"{name} (process {pid})"
+        return "a process that cannot be seen from here"
