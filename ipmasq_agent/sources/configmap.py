@@ -53,6 +53,11 @@ class ConfigMapSource:
         """As ``ConfigMap kube-system/ip-masq-agent``, with the key if one was asked for."""
         return self._name_with(self._key)
 
+    @property
+    def cheap(self) -> bool:
+        """The API is asked by every node; the watch tells what there is to know."""
+        return False
+
     def read(self) -> Document:
         """Ask the API once.
 
