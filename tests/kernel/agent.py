@@ -13,6 +13,10 @@ from ipmasq_agent import cli
 from ipmasq_agent.backends import detect
 from tests.oracle import Variant
 
+# Taken before anyone replaces it: a legacy worker lives in the namespace in which it was
+# started, so nobody may be handed a backend that somebody else keeps.
+_make = detect.make
+
 
 def status_of(*words: str) -> int:
     """Run a verb in this process and return its exit status."""
@@ -36,13 +40,12 @@ def kept_backends() -> Iterator[None]:
     start: a thousand passes in one process must not pay that each time.
     """
     made: dict[Any, Any] = {}
-    make = detect.make
     with pytest.MonkeyPatch.context() as patch:
 
         def remembered(name: str, placement: Any) -> Any:
             key = (name, placement)
             if key not in made:
-                made[key] = make(name, placement)
+                made[key] = _make(name, placement)
                 patch.setattr(made[key], "close", lambda: None)
             return made[key]
 
