@@ -169,8 +169,16 @@ class Agent:
         self._refused = None
         self._config = understood.config
         self._changed_at = document.noticed
-        self._set_config(
-            revision=document.revision, accepted=True, error=None, warnings=understood.warnings
+        # In force from now on, and so out of step until the pass: both are said at once.
+        self.status = replace(
+            self.status,
+            in_sync=False,
+            config=ConfigStatus(
+                self.source.name,
+                document.revision,
+                accepted=True,
+                warnings=understood.warnings,
+            ),
         )
         self._count("accepted")
         event(

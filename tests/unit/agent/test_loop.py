@@ -10,8 +10,10 @@ import pytest
 from ipmasq_agent.agent import logs
 from ipmasq_agent.agent.loop import Signal
 from ipmasq_agent.config.model import Flags
+from ipmasq_agent.dialects.iptables import Desired
 from ipmasq_agent.errors import SourceUnavailable
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.model import FamilyPolicy
 from ipmasq_agent.sources import Document, SourceFailed
 from tests.unit.agent.support import Bench
 
@@ -84,6 +86,22 @@ def test_a_good_document_after_a_bad_one_is_taken_even_if_it_is_the_old_one() ->
     bench.document(ONE, "3")
     assert bench.agent.status.ready
     assert bench.agent.status.config.revision == "3"
+
+
+def test_it_is_not_ready_between_a_new_document_and_its_pass() -> None:
+    bench = Bench()
+    bench.document(ONE, "1")
+    seen = []
+    compile_ = bench.backend.compile
+
+    def compile_and_look(policy: FamilyPolicy) -> Desired:
+        seen.append(bench.agent.status.ready)
+        return compile_(policy)
+
+    bench.backend.compile = compile_and_look  # type: ignore[method-assign]
+    bench.document(TWO, "2")
+    assert seen == [False]
+    assert bench.agent.status.ready
 
 
 def test_the_same_document_again_causes_no_pass() -> None:

@@ -1,0 +1,311 @@
+"""The agent as a process: what it writes, what it says, how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import oracle
+from tests.kube.cluster import Cluster
+from tests.netns import Namespace
+
+ONE = "nonMasqueradeCIDRs: [172.20.0.0/16]\n"
+TWO = "nonMasqueradeCIDRs: [172.20.0.0/16, 10.10.1.0/24]\n"
+BAD = "nonMasqueradeCIDRs: [10.0.0.1/8]\n"
+LINK_LOCAL = "169.254.0.0/16"
+DEADLINE = 20.0
+VARIANTS: list[oracle.Variant] = ["nft", "legacy"]
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE:g} s: {what}"
+        time.sleep(0.01)
+
+
+class Running:
+    """An agent in the namespace that the test has entered."""
+
+    def __init__(self, log: Path, *flags: str) -> None:
+        self.log = log
+        with log.open("w") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ipmasq_agent", *flags], stdout=out, stderr=out
+            )
+
+    def get(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:9797{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError as error:
+            return 0, str(error)
+
+    def status(self) -> dict[str, Any]:
+        code, body = self.get("/status")
+        answer: dict[str, Any] = json.loads(body) if code == 200 else {}
+        return answer
+
+    def ready(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        return self.get("/readyz")[0] == 200
+
+    def wait_ready(self) -> None:
+        wait_until(self.ready, f"ready\n{self.log.read_text()}")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(DEADLINE)
+
+
+@pytest.fixture
+def run(in_ns: Namespace, tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    started: list[Running] = []
+
+    def start(*flags: str) -> Running:
+        started.append(Running(tmp_path / f"log{len(started)}", *flags))
+        return started[-1]
+
+    yield start
+    for agent in started:
+        agent.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Path:
+    path = tmp_path / "config"
+    path.write_text(ONE)
+    return path
+
+
+def chain(variant: oracle.Variant, family: oracle.Family = "ipv4") -> list[str | None] | None:
+    """The destinations of the chain's rules in order, None for the last; None without one."""
+    rules = oracle.read_chain(variant, family, "IP-MASQ")
+    return None if rules is None else [rule.destination for rule in rules]
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a document as careful programs do."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.rename(path)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_change_a_fault_and_a_flush(
+    run: Callable[..., Running], document: Path, variant: oracle.Variant
+) -> None:
+    agent = run("run", f"--backend=iptables-{variant}", f"--config={document}")
+    agent.wait_ready()
+    assert chain(variant) == [LINK_LOCAL, "172.20.0.0/16", None]
+
+    write(document, TWO)
+    wait_until(lambda: "10.10.1.0/24" in (chain(variant) or ()), "the new entry")
+
+    write(document, BAD)
+    wait_until(lambda: agent.status()["config"]["accepted"] is False, "the refusal")
+    code, why = agent.get("/readyz")
+    assert code == 503
+    assert "did you mean 10.0.0.0/8?" in why
+    assert agent.get("/healthz")[0] == 200
+    assert chain(variant) == [LINK_LOCAL, "172.20.0.0/16", "10.10.1.0/24", None]
+
+    subprocess.run([f"iptables-{variant}", "-t", "nat", "-F", "IP-MASQ"], check=True)
+    agent.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: len(chain(variant) or ()) == 4, "the healing")
+    assert agent.status()["config"]["error"]
+
+    write(document, ONE)
+    wait_until(agent.ready, "ready again")
+    assert chain(variant) == [LINK_LOCAL, "172.20.0.0/16", None]
+    assert agent.stop() == 0
+    assert chain(variant) == [LINK_LOCAL, "172.20.0.0/16", None]
+
+
+def test_flags_without_a_verb_run_the_agent_as_upstream_does(
+    run: Callable[..., Running], in_ns: Namespace
+) -> None:
+    agent = run(
+        "-masq-chain=IP-MASQ", "--nomasq-all-reserved-ranges", "--logtostderr=true", "--v=2"
+    )
+    agent.wait_ready()
+    found = chain("nft") or []
+    assert found[:2] == [LINK_LOCAL, "10.0.0.0/8"]
+    assert "240.0.0.0/4" in found
+
+
+def test_ipv6_is_one_more_family(run: Callable[..., Running], document: Path) -> None:
+    document.write_text("nonMasqueradeCIDRs: [172.20.0.0/16, 'fd00:10::/64']\n")
+    agent = run("run", f"--config={document}", "--enable-ipv6")
+    agent.wait_ready()
+    assert chain("nft", "ipv6") == ["fe80::/10", "fd00:10::/64", None]
+    assert agent.status()["ipv6"]["enabled"] is True
+
+
+def test_the_document_may_come_and_go(run: Callable[..., Running], tmp_path: Path) -> None:
+    path = tmp_path / "not" / "yet" / "config"
+    agent = run("run", f"--config={path}")
+    agent.wait_ready()
+    assert chain("nft") == [LINK_LOCAL, "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", None]
+    path.parent.mkdir(parents=True)
+    write(path, ONE)
+    wait_until(lambda: chain("nft") == [LINK_LOCAL, "172.20.0.0/16", None], "the document")
+    path.unlink()
+    wait_until(lambda: "10.0.0.0/8" in (chain("nft") or ()), "the defaults again")
+
+
+def test_a_resync_heals_and_an_idle_one_leaves_handles_and_counters(
+    run: Callable[..., Running], document: Path
+) -> None:
+    document.write_text("resyncInterval: 100ms\n" + ONE)
+    agent = run("run", f"--config={document}")
+    agent.wait_ready()
+    handles = oracle.rule_handles("ipv4", "IP-MASQ")
+    passes = agent.status()["passes"]
+    wait_until(lambda: agent.status()["passes"] >= passes + 5, "five resyncs")
+    assert oracle.rule_handles("ipv4", "IP-MASQ") == handles
+    assert agent.status()["changes"] == 1
+    subprocess.run(["iptables-nft", "-t", "nat", "-D", "IP-MASQ", "2"], check=True)
+    wait_until(lambda: len(chain("nft") or ()) == 3, "the healing")
+
+
+def test_cleanup_on_exit_leaves_nothing(run: Callable[..., Running], document: Path) -> None:
+    subprocess.run(["iptables-nft", "-t", "nat", "-N", "OTHERS"], check=True)
+    agent = run("run", f"--config={document}", "--cleanup-on-exit", "--enable-ipv6")
+    agent.wait_ready()
+    assert agent.stop(signal.SIGINT) == 0
+    assert chain("nft") is None
+    left = str(oracle.snapshot())
+    assert "IP-MASQ" not in left
+    assert "OTHERS" in left
+
+
+def test_json_logs_tell_changes_and_stay_silent_about_the_rest(
+    run: Callable[..., Running], document: Path
+) -> None:
+    document.write_text("resyncInterval: 50ms\n" + ONE)
+    agent = run("run", f"--config={document}", "--log-format=json")
+    agent.wait_ready()
+    wait_until(lambda: agent.status()["passes"] >= 5, "five passes")
+    agent.stop()
+    lines = [json.loads(line) for line in agent.log.read_text().splitlines()]
+    assert [line["message"] for line in lines] == [
+        "starting",
+        "document accepted",
+        "rules applied",
+        "stopped",
+    ]
+    assert lines[2]["family"] == "ipv4"
+    assert lines[2]["added"] == 4
+
+
+def test_metrics_and_probes(run: Callable[..., Running], document: Path) -> None:
+    agent = run("run", f"--config={document}")
+    agent.wait_ready()
+    code, text = agent.get("/metrics")
+    assert code == 200
+    assert "ipmasq_agent_ready 1.0" in text
+    assert 'ipmasq_agent_passes_total{family="ipv4",result="changed"} 1.0' in text
+    assert agent.get("/nothing")[0] == 404
+
+
+def test_http_can_be_off(run: Callable[..., Running], document: Path) -> None:
+    agent = run("run", f"--config={document}", "--http-address=")
+    wait_until(lambda: chain("nft") is not None, "the chain")
+    assert agent.get("/healthz")[0] == 0
+
+
+def test_the_daemon_loads_no_library_that_only_others_need(
+    document: Path, in_ns: Namespace
+) -> None:
+    program = (
+        "import sys, threading, time\n"
+        "from ipmasq_agent.cli import main\n"
+        "from ipmasq_agent.agent import loop\n"
+        "turn = loop.Agent.turn\n"
+        "loop.Agent.turn = lambda self: turn(self) and self.status.passes == 0\n"
+        "try:\n    main()\n"
+        "except SystemExit:\n    heavy = {'kubernetes', 'pyroute2', 'iptc', 'rich'}\n"
+        "    print(sorted(heavy & set(sys.modules)))\n"
+    )
+    argv = [sys.executable, "-c", program, "run", f"--config={document}"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=DEADLINE, check=True)
+    assert done.stdout.strip() == "[]", done.stderr
+    assert chain("nft") is not None
+
+
+@pytest.fixture
+def cluster(in_ns: Namespace) -> Iterator[Cluster]:
+    cluster = Cluster()
+    yield cluster
+    with contextlib.suppress(RuntimeError):
+        cluster.close()
+
+
+@pytest.fixture
+def kubeconfig(cluster: Cluster, tmp_path: Path) -> Path:
+    path = tmp_path / "kubeconfig"
+    path.write_text(
+        json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "c",
+                "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+                "clusters": [
+                    {"name": "c", "cluster": {"server": f"http://127.0.0.1:{cluster.port}"}}
+                ],
+                "users": [{"name": "u", "user": {"token": "t"}}],
+            }
+        )
+    )
+    return path
+
+
+def test_a_configmap_is_followed_and_an_unreachable_api_is_not_a_missing_one(
+    run: Callable[..., Running], cluster: Cluster, kubeconfig: Path
+) -> None:
+    cluster.put({"config": ONE})
+    agent = run("run", "--configmap=kube-system/ip-masq-agent", f"--kubeconfig={kubeconfig}")
+    agent.wait_ready()
+    assert chain("nft") == [LINK_LOCAL, "172.20.0.0/16", None]
+
+    version = cluster.put({"config": TWO})
+    wait_until(lambda: "10.10.1.0/24" in (chain("nft") or ()), "the new entry")
+    wait_until(lambda: agent.status()["config"]["revision"] == version, "its revision")
+
+    cluster.down()
+    wait_until(lambda: not agent.ready(), "the disconnect is known")
+    subprocess.run(["iptables-nft", "-t", "nat", "-F", "IP-MASQ"], check=True)
+    agent.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: len(chain("nft") or ()) == 4, "healed without the API")
+    cluster.up()
+    wait_until(agent.ready, "ready again")
+
+    cluster.delete()
+    wait_until(lambda: "10.0.0.0/8" in (chain("nft") or ()), "the defaults")
+    assert agent.stop() == 0
+
+
+def test_two_agents_cannot_listen_on_one_address(
+    run: Callable[..., Running], document: Path
+) -> None:
+    run("run", f"--config={document}").wait_ready()
+    second = run("run", f"--config={document}")
+    assert second.process.wait(DEADLINE) == 2
+    assert "--http-address" in second.log.read_text()
