@@ -26,7 +26,8 @@ def emit(answer: Any, output: str, as_text: Callable[[], str]) -> None:
     elif output == "yaml":
         import yaml
 
-        click.echo(yaml.safe_dump(answer, sort_keys=False), nl=False)
+        plain = json.loads(json.dumps(answer))  # YAML knows no enums, JSON takes them as text
+        click.echo(yaml.safe_dump(plain, sort_keys=False), nl=False)
     else:
         text = as_text()
         if text:

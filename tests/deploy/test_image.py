@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,12 @@ from tests.deploy import chroot
 from tests.deploy.image import Image, build
 from tests.deploy.manifests import API, FILE, ROOT, configmap, container, pod
 from tests.kernel.test_capabilities import confined
+from tests.kube.cluster import Cluster
+from tests.kube.test_in_cluster import certify
 from tests.netns import Namespace
+
+SERVICE_ACCOUNT = "/run/secrets/kubernetes.io/serviceaccount"
+DEFAULTS = ("169.254.0.0/16", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", None)
 
 pytestmark = [pytest.mark.long, pytest.mark.kernel]
 
@@ -31,6 +37,7 @@ def image() -> Iterator[Image]:
         # The mount points that a container runtime would make for the volumes.
         built.at("/run/xtables.lock").touch()
         built.at("/etc/config").mkdir()
+        built.at(SERVICE_ACCOUNT).mkdir(parents=True)
         yield built
 
 
@@ -43,12 +50,46 @@ def volumes(tmp_path: Path) -> dict[Path, str]:
     return {lock: "/run/xtables.lock", config: "/etc/config"}
 
 
-def in_container(image: Image, volumes: dict[Path, str], words: list[str]) -> list[str]:
+def in_container(
+    image: Image, volumes: dict[Path, str], words: list[str], **environment: str
+) -> list[str]:
     """Return the argv of the container: its root, its capabilities, its volumes."""
     added = container(API)["securityContext"]["capabilities"]["add"]
-    environment = [f"{name}={value}" for name, value in image.env.items()]
-    program = ["/usr/bin/env", "-i", *environment, *image.entrypoint, *words]
+    variables = [f"{name}={value}" for name, value in (image.env | environment).items()]
+    program = ["/usr/bin/env", "-i", *variables, *image.entrypoint, *words]
     return chroot.as_container(image.root, confined(frozenset(added), program), volumes)
+
+
+def destinations(ns: Namespace, variant: oracle.Variant) -> tuple[str | None, ...] | None:
+    """Return the destinations of our rules in order, or None where there is no chain."""
+    rules = oracle.read_chain(variant, "ipv4", "IP-MASQ", ns.name)
+    return None if rules is None else tuple(rule.destination for rule in rules)
+
+
+def leave_a_hint(ns: Namespace, variant: oracle.Variant) -> None:
+    """Do as the kubelet does on a node, for ``--backend=auto`` to find."""
+    hint = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n"
+    ns.run([f"iptables-{variant}-restore", "--noflush"], stdin=hint)
+
+
+def run_until(
+    ns: Namespace,
+    argv: list[str],
+    variant: oracle.Variant,
+    wanted: Sequence[tuple[tuple[str | None, ...], Callable[[], object]]],
+) -> None:
+    """Start the container, wait for each state of the chain and do what follows it, stop it."""
+    child = ns.popen(argv)
+    for state, then in wanted:
+        deadline = time.monotonic() + 60
+        while destinations(ns, variant) != state:
+            assert child.poll() is None, "the agent left"
+            assert time.monotonic() < deadline, f"not within 60 s: {state}"
+            time.sleep(0.1)
+        then()
+    child.terminate()
+    assert child.wait(pod(API)["terminationGracePeriodSeconds"]) == 0
+    assert destinations(ns, variant) == wanted[-1][0], "the rules stay"
 
 
 def test_the_image_says_its_version_and_the_defaults(
@@ -84,28 +125,51 @@ def test_apply_works_on_a_read_only_root_with_the_capabilities_of_the_daemonset(
     with Namespace() as ns:
         words = ["apply", "--config=/etc/config/ip-masq-agent", f"--backend=iptables-{variant}"]
         ns.run(in_container(image, volumes, words))
-        rules = oracle.read_chain(variant, "ipv4", "IP-MASQ", ns.name)
-        assert rules is not None
-        assert [rule.destination for rule in rules] == [
-            *("169.254.0.0/16", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"),
-            None,
-        ]
+        assert destinations(ns, variant) == DEFAULTS
 
 
 @pytest.mark.parametrize("variant", oracle.VARIANTS)
-def test_the_arguments_of_the_file_overlay_run_until_told_to_stop(
+def test_the_arguments_of_the_file_overlay_follow_the_mounted_document(
     image: Image, volumes: dict[Path, str], variant: oracle.Variant
 ) -> None:
+    (config,) = [source for source, target in volumes.items() if target == "/etc/config"]
+    changed = "nonMasqueradeCIDRs: [192.0.2.0/24]\n"
     with Namespace() as ns:
-        # What kubelet leaves on a node, for `--backend=auto` to find.
-        hint = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n"
-        ns.run([f"iptables-{variant}-restore", "--noflush"], stdin=hint)
-        child = ns.popen(in_container(image, volumes, container(FILE)["args"]))
-        deadline = time.monotonic() + 60
-        while oracle.read_chain(variant, "ipv4", "IP-MASQ", ns.name) is None:
-            assert child.poll() is None, "the agent left"
-            assert time.monotonic() < deadline, "no chain within 60 s"
-            time.sleep(0.1)
-        child.terminate()
-        assert child.wait(pod(FILE)["terminationGracePeriodSeconds"]) == 0
-        assert oracle.read_chain(variant, "ipv4", "IP-MASQ", ns.name) is not None
+        leave_a_hint(ns, variant)
+        wanted = [
+            (DEFAULTS, lambda: (config / "ip-masq-agent").write_text(changed)),
+            (("169.254.0.0/16", "192.0.2.0/24", None), lambda: None),
+        ]
+        run_until(ns, in_container(image, volumes, container(FILE)["args"]), variant, wanted)
+
+
+@pytest.mark.parametrize("variant", oracle.VARIANTS)
+def test_the_arguments_of_the_base_follow_the_configmap_of_the_api(
+    image: Image, volumes: dict[Path, str], tmp_path: Path, variant: oracle.Variant
+) -> None:
+    account = tmp_path / "account"
+    account.mkdir()
+    certificate = certify(account)
+    (account / "token").write_text("first")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, account / "key.pem")
+    with Namespace() as ns:
+        leave_a_hint(ns, variant)
+        with ns.entered():
+            cluster = Cluster(context)  # its thread stays in the namespace
+        cluster.token = "first"
+        try:
+            argv = in_container(
+                image,
+                volumes | {account: SERVICE_ACCOUNT},
+                container(API)["args"],
+                KUBERNETES_SERVICE_HOST="127.0.0.1",
+                KUBERNETES_SERVICE_PORT=str(cluster.port),
+            )
+            wanted = [
+                (DEFAULTS, lambda: cluster.put({"config": "nonMasqueradeCIDRs: []"})),
+                (("169.254.0.0/16", None), lambda: None),
+            ]
+            run_until(ns, argv, variant, wanted)
+        finally:
+            cluster.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ipmasq_agent.cli import VERBS, cli
+from ipmasq_agent.cli.entry import VERBS, cli
 from tests.deploy.manifests import DEPLOY, ROOT, Object
 
 GUIDE = (ROOT / "docs/install.md").read_text()

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from ipmasq_agent import __version__
-from ipmasq_agent.cli import cli
+from ipmasq_agent.cli.entry import cli
 from ipmasq_agent.cli.goflags import normalise
 from ipmasq_agent.cli.options import DEFAULT_CONFIG, Settings, settings_of, split_configmap
 from ipmasq_agent.config.document import parse_document

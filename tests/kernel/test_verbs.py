@@ -1,0 +1,314 @@
+"""The verbs that ask and answer, in a namespace, against the real kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import oracle
+from tests.kernel.agent import status_of
+from tests.netns import Namespace
+
+Verb = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def verb(in_ns: Namespace, capsys: pytest.CaptureFixture[str]) -> Verb:
+    """Run a verb in this process: exit status, standard output, standard error."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        status = status_of(*words)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "# cluster only\nnonMasqueradeCIDRs:\n  - 172.20.0.0/16\n  - 192.168.10.101/32\n"
+    )
+    return path
+
+
+@pytest.fixture
+def node(in_ns: Namespace) -> Namespace:
+    """A namespace with a device, an address and a route out, as a node has."""
+    for words in (
+        "link add eth1 type veth peer name far",
+        "addr add 192.168.10.100/24 dev eth1",
+        "addr add fd00:192:168:10::100/64 dev eth1 nodad",
+        "link set eth1 up",
+        "link set far up",
+        "route add default via 192.168.10.200",
+        "-6 route add default via fd00:192:168:10::200 dev eth1",
+    ):
+        in_ns.run(["ip", *words.split()])
+    return in_ns
+
+
+def data(output: str) -> Any:
+    return json.loads(output)
+
+
+def test_diff_shows_rules_and_decisions_and_changes_nothing(verb: Verb, document: Path) -> None:
+    before = oracle.snapshot()
+    status, out, _ = verb("diff", "--config", str(document))
+    assert status == 1
+    assert "+-A IP-MASQ -d 172.20.0.0/16 -j RETURN" in out
+    assert re.search(r"172\.21\.0\.0 - 192\.168\.10\.100 +non-masquerade → masquerade", out)
+    assert oracle.snapshot() == before
+
+
+def test_diff_prints_exactly_what_apply_changes(verb: Verb, document: Path) -> None:
+    flags = ("--config", str(document), "--enable-ipv6")
+    _, out, _ = verb("diff", *flags, "-o", "json")
+    promised = data(out)
+    assert set(promised) >= {"backend", "changed", "families"}
+    assert set(promised["families"]) == {"ipv4", "ipv6"}
+    status, out, _ = verb("apply", *flags, "-o", "json")
+    assert status == 0
+    done = data(out)["families"]
+    for family, change in promised["families"].items():
+        assert done[family]["added"] == change["rules"]["add"]
+        assert done[family]["removed"] == change["rules"]["remove"] == []
+    assert verb("diff", *flags)[0] == 0
+    assert "nothing would change" in verb("diff", *flags)[1]
+
+
+def test_diff_names_the_ranges_whose_verdict_changes(
+    verb: Verb, document: Path, tmp_path: Path
+) -> None:
+    verb("apply", "--config", str(document))
+    new = tmp_path / "new.yaml"
+    new.write_text(document.read_text() + "  - 10.10.1.0/24\n  - 172.20.5.0/24\n")
+    status, out, err = verb("diff", "--config", str(new), "-o", "json")
+    assert status == 1
+    family = data(out)["families"]["ipv4"]
+    assert family["rules"]["add"] == [
+        "-A IP-MASQ -d 10.10.1.0/24 -j RETURN",
+        "-A IP-MASQ -d 172.20.5.0/24 -j RETURN",
+    ]
+    assert family["decisions"] == [
+        {"cidr": "10.10.1.0/24", "from": "masquerade", "to": "non-masquerade"}
+    ]
+    assert "172.20.5.0/24 is covered by 172.20.0.0/16 in line 3" in err
+
+
+def test_a_bad_document_changes_nothing_and_says_where(verb: Verb, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("nonMasqueradeCIDRs:\n  - 10.0.0.1/8\n")
+    for name in ("diff", "apply"):
+        status, out, err = verb(name, "--config", str(bad))
+        assert (status, out) == (2, "")
+        assert f"{bad}:2:5:" in err
+        assert "did you mean 10.0.0.0/8?" in err
+    assert oracle.read_chain("nft", "ipv4", "IP-MASQ") is None
+
+
+def test_a_missing_document_is_the_defaults_and_says_so(verb: Verb, tmp_path: Path) -> None:
+    status, _, err = verb("apply", "--config", str(tmp_path / "none"))
+    assert status == 0
+    assert "does not exist" in err
+    assert "10.0.0.0/8" in verb("list")[1]
+
+
+def test_list_shows_what_the_kernel_holds_whoever_wrote_it(verb: Verb, document: Path) -> None:
+    status, out, err = verb("list")
+    assert (status, out) == (0, "IP PREFIX/ADDRESS\n")
+    assert "nothing is masqueraded" in err
+    verb("apply", "--config", str(document))
+    insert = "iptables-nft -t nat -I IP-MASQ 1 -d 10.9.0.0/16 -j RETURN"
+    subprocess.run(insert.split(), check=True)
+    _, out, err = verb("list", "-o", "json")
+    answer = data(out)
+    assert answer["backend"] == "iptables-nft"
+    assert answer["nonMasqueradeCIDRs"] == [
+        "10.9.0.0/16",
+        "169.254.0.0/16",
+        "172.20.0.0/16",
+        "192.168.10.101/32",
+    ]
+    assert err == ""
+
+
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+def test_explain_names_rule_line_and_address(
+    verb: Verb, document: Path, node: Namespace, variant: str
+) -> None:
+    flags = ("--config", str(document), "--backend", f"iptables-{variant}")
+    verb("apply", *flags)
+    kept = data(verb("explain", "172.20.3.4", "--src", "172.20.0.5", *flags, "-o", "json")[1])
+    assert kept["verdict"] == "non-masquerade"
+    assert kept["rule"] == "rule 2 of IP-MASQ: -d 172.20.0.0/16 -j RETURN"
+    assert kept["reason"] == f"172.20.0.0/16 ({document}:3)"
+    assert kept["source"] == "172.20.0.5"
+    taken = data(verb("explain", "8.8.8.8", *flags, "-o", "json")[1])
+    assert taken["verdict"] == "masquerade"
+    assert taken["rule"].startswith("rule 4 of IP-MASQ:")
+    assert (taken["source"], taken["device"]) == ("192.168.10.100", "eth1")
+    text = verb("explain", "8.8.8.8", *flags)[1]
+    assert "arrives from  192.168.10.100 (through eth1)" in text
+
+
+def test_explain_speaks_ipv6_and_knows_the_nodes_own_addresses(
+    verb: Verb, document: Path, node: Namespace
+) -> None:
+    flags = ("--config", str(document), "--enable-ipv6")
+    verb("apply", *flags)
+    taken = data(verb("explain", "2001:db8::1", *flags, "-o", "json")[1])
+    assert (taken["verdict"], taken["source"]) == ("masquerade", "fd00:192:168:10::100")
+    own = data(verb("explain", "192.168.10.100", *flags, "-o", "json")[1])
+    assert own["verdict"] == "non-masquerade"
+    assert "address of this node" in own["reason"]
+
+
+def test_explain_says_when_the_kernel_is_not_in_step(verb: Verb, document: Path) -> None:
+    verb("apply", "--config", str(document))
+    subprocess.run(["iptables-nft", "-t", "nat", "-D", "IP-MASQ", "2"], check=True)
+    _, out, _ = verb("explain", "172.20.3.4", "--config", str(document))
+    assert "172.20.3.4: masquerade" in out
+    assert "not in step" in out
+
+
+def test_status_tells_sync_and_the_line_that_operators_know(
+    verb: Verb, document: Path, node: Namespace
+) -> None:
+    flags = ("--config", str(document))
+    assert verb("status", *flags)[0] == 1
+    verb("apply", *flags)
+    status, out, _ = verb("status", *flags)
+    assert status == 0
+    line = "Masquerading: iptables-nft [eth1] - [IPv4: Enabled, IPv6: Disabled]"
+    assert out.splitlines()[0] == line
+    answer = data(verb("status", *flags, "-o", "json")[1])
+    assert (answer["mode"], answer["inSync"]) == ("iptables-nft", True)
+    assert answer["config"]["accepted"] is True
+    document.write_text("nonMasqueradeCIDRs: [10.0.0.1/8]\n")
+    assert verb("status", *flags)[0] == 1
+
+
+def test_verbs_that_only_ask_make_no_legacy_table(verb: Verb, document: Path) -> None:
+    for words in (
+        ("diff", "--config", str(document)),
+        ("list",),
+        ("status", "--config", str(document)),
+        ("diff", "--config", str(document), "--backend", "iptables-legacy"),
+        ("list", "--backend", "iptables-legacy"),
+        ("cleanup",),
+    ):
+        verb(*words)
+        assert oracle.legacy_tables("ipv4") == set()
+        assert oracle.legacy_tables("ipv6") == set()
+
+
+def test_config_verbs(verb: Verb, document: Path, tmp_path: Path) -> None:
+    assert verb("config", "validate", "--config", str(document))[:2] == (
+        0,
+        f"{document} is valid\n",
+    )
+    view = data(verb("config", "view", "--config", str(document), "-o", "json")[1])
+    assert view == {
+        "nonMasqueradeCIDRs": ["172.20.0.0/16", "192.168.10.101/32"],
+        "cidrLimit": 64,
+        "masqLinkLocal": False,
+        "masqLinkLocalIPv6": False,
+        "resyncInterval": "1m0s",
+    }
+    defaults = tmp_path / "defaults.yaml"
+    defaults.write_text(verb("config", "defaults")[1])
+    again = verb("config", "view", "--config", str(defaults))[1]
+    assert again == defaults.read_text()
+    document.write_text("resyncInterval: 60\nnonMasqueradeCIDRs: [1.2.3.4, 10.0.0.1/8]\n")
+    status, _, err = verb("config", "validate", "--config", str(document))
+    assert status == 2
+    assert err.count("error: ") == 3
+
+
+def test_yaml_and_json_say_the_same(verb: Verb, document: Path) -> None:
+    import yaml
+
+    words = ("diff", "--config", str(document))
+    as_json = data(verb(*words, "-o", "json")[1])
+    assert yaml.safe_load(verb(*words, "-o", "yaml")[1]) == as_json
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("explain", "not-an-address"), "give an address"),
+        (("explain", "10.0.0.1", "--src", "fd00::1"), "two address families"),
+        (("apply", "--masq-chain", "POSTROUTING"), "taken by iptables"),
+        (("apply", "--config", "a", "--configmap", "b/c"), "two documents"),
+        (("apply", "--backend", "nonsense"), "--backend"),
+        (("apply", "--enable-ipv6=perhaps"), "true or false"),
+        (("nonsense",), "nonsense"),
+    ],
+)
+def test_a_wrong_word_is_an_error_that_says_what_to_do(
+    verb: Verb, words: tuple[str, ...], complaint: str
+) -> None:
+    status, _, err = verb(*words)
+    assert status == 2
+    assert complaint in err
+
+
+HELPS = (
+    *((name,) for name in ("run", "apply", "diff", "list", "status", "explain", "cleanup")),
+    *(("config", name) for name in ("validate", "view", "defaults")),
+)
+
+
+def examples(words: tuple[str, ...]) -> list[list[str]]:
+    """The command lines that a verb's help gives as examples."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ipmasq_agent", *words, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    after = done.stdout.partition("Examples:")[2]
+    lines = [line.strip() for line in after.splitlines() if line.strip()]
+    return [shlex.split(re.sub(r"   +\(.*\)$|>.*$", "", line)) for line in lines]
+
+
+@pytest.mark.parametrize("words", HELPS, ids=" ".join)
+def test_every_help_has_examples_that_work_when_pasted(
+    in_ns: Namespace, document: Path, words: tuple[str, ...]
+) -> None:
+    given = examples(words)
+    assert given
+    for example in given:
+        assert example[0] == "ipmasq-agent"
+        if any(word.startswith("--configmap") for word in example):
+            continue  # needs a cluster; its flags are parsed by the tests of the source
+        argv = [sys.executable, "-m", "ipmasq_agent", *example[1:]]
+        if words == ("run",):
+            with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as agent:
+                assert agent.stderr is not None
+                heard = next(line for line in agent.stderr if "rules applied" in line)
+                agent.terminate()
+                assert agent.wait(20) == 0, heard
+            continue
+        done = subprocess.run(
+            argv, capture_output=True, text=True, cwd=document.parent, check=False, timeout=30
+        )
+        assert done.returncode in ((0, 1) if words[0] in ("diff", "status") else (0,)), done
+        assert "Traceback" not in done.stderr
+
+
+def test_output_is_plain_off_a_terminal(in_ns: Namespace, document: Path) -> None:
+    argv = [sys.executable, "-m", "ipmasq_agent", "diff", "--config", str(document)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env={**os.environ})
+    assert "\x1b" not in done.stdout
