@@ -122,13 +122,16 @@ class NodeTree:
                 open_.append((node, []))
 
     def _not_yaml(self, cause: yaml.MarkedYAMLError) -> NoReturn:
-        mark = cause.problem_mark or cause.context_mark
+        mark: Any = cause.problem_mark or cause.context_mark
         what = " ".join(str(part) for part in (cause.context, cause.problem) if part)
         hint = ""
         if mark is not None:
-            line = self._text.split("\n")[mark.line : mark.line + 1]
-            character = "".join(line)[mark.column : mark.column + 1]
-            hint = _HINTS.get(character, "")
+            lines = self._text.split("\n")
+            if mark.line >= len(lines):  # libyaml ends a last line that the text leaves open
+                mark = _Mark(
+                    self._name, len(self._text), len(lines) - 1, len(lines[-1]), None, None
+                )
+            hint = _HINTS.get(lines[mark.line][mark.column : mark.column + 1], "")
         self._fail(mark, f"is not YAML: {what}{hint}", cause)
 
     def _not_a_character(self, cause: yaml.reader.ReaderError) -> NoReturn:

@@ -34,15 +34,17 @@ def parse_port_ranges(text: str) -> tuple[PortRange, ...]:
     ranges = []
     for part in text.split(",") if text else ():
         first, dash, last = part.partition("-")
-        if not (first.isascii() and first.isdigit()) or (
-            dash and not (last.isascii() and last.isdigit())
-        ):
-            raise ValueError(f"{part!r} is not a port or a range like 1024-29999")
+        if not _is_number(first) or (dash and not _is_number(last)):
+            raise ValueError(f"{part[:20]!r} is not a port or a range like 1024-29999")
         ports = PortRange(int(first), int(last) if dash else int(first))
         if not 1 <= ports.first <= ports.last <= 65535:
             raise ValueError(f"{part!r} does not go upwards within 1-65535")
         ranges.append(ports)
     return tuple(ranges)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5
 
 
 @dataclass(frozen=True, slots=True)
