@@ -14,7 +14,6 @@ import os
 import select
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,7 +103,8 @@ class _Worker:
     def __init__(self, family: Family, lock: XtablesLock) -> None:
         self._family = family
         # Open for the worker's life, which no block of ours encloses.
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        # In memory: the root of a container is read-only, /tmp included.
+        self._errors: IO[bytes] = os.fdopen(os.memfd_create("errors"), "w+b")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ipmasq_agent.backends.legacy_worker", family.value],
             stdin=subprocess.PIPE,

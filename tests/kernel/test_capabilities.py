@@ -1,7 +1,8 @@
 """What the DaemonSet's capabilities are for: each is taken away, and the agent says no.
 
 The agent runs as the container does: root, no new privileges, a bounding set that holds
-only what the manifest adds. tests/deploy compares ``SHOWN`` with the manifests.
+only what the manifest adds, and no file system to write to but the xtables lock's.
+tests/deploy compares ``SHOWN`` with the manifests.
 """
 
 from __future__ import annotations
@@ -38,8 +39,22 @@ def confined(capabilities: frozenset[str], argv: list[str]) -> list[str]:
     return ["setpriv", "--no-new-privs", "--inh-caps=-all", f"--bounding-set=-all{kept}", *argv]
 
 
-def agent(*words: str) -> list[str]:
-    return [sys.executable, "-m", "ipmasq_agent", *words]
+def agent(capabilities: frozenset[str], *words: str) -> list[str]:
+    """Return the argv of the agent with these capabilities, on file systems that are read-only.
+
+    Read-only for it alone: the mounts are those of a mount namespace that ends with it.
+    """
+    # No compiler on the PATH, as in the image: ctypes would ask it for the libraries of
+    # libiptc, by way of a temporary file.
+    program = ["env", "PATH=/usr/sbin", sys.executable, "-m", "ipmasq_agent", *words]
+    read_only = """\
+set -eu
+touch /run/xtables.lock
+for path in /run/xtables.lock /tmp /var/tmp; do mount --bind $path $path; done
+for path in /tmp /var/tmp /; do mount -o remount,bind,ro $path; done
+exec "$@"
+"""
+    return ["unshare", "--mount", "sh", "-c", read_only, "sh", *confined(capabilities, program)]
 
 
 @pytest.fixture
@@ -52,8 +67,8 @@ def document(tmp_path: Path) -> Path:
 def apply(
     ns: Namespace, capabilities: frozenset[str], variant: oracle.Variant, document: Path
 ) -> subprocess.CompletedProcess[str]:
-    words = agent("apply", f"--config={document}", f"--backend=iptables-{variant}", "--enable-ipv6")
-    return ns.run(confined(capabilities, words), check=False)
+    words = ("apply", f"--config={document}", f"--backend=iptables-{variant}", "--enable-ipv6")
+    return ns.run(agent(capabilities, *words), check=False)
 
 
 def chains_of_ours(ns: Namespace, variant: oracle.Variant) -> list[oracle.Family]:
@@ -139,8 +154,8 @@ def wait_until(condition: Any, what: str, seconds: float = 30.0) -> None:
 def test_the_daemon_does_its_whole_work_with_the_declared_capabilities(
     ns: Namespace, variant: oracle.Variant, document: Path
 ) -> None:
-    words = agent("run", f"--config={document}", f"--backend=iptables-{variant}", "--enable-ipv6")
-    child = ns.popen(confined(SHOWN, words))
+    words = ("run", f"--config={document}", f"--backend=iptables-{variant}", "--enable-ipv6")
+    child = ns.popen(agent(SHOWN, *words))
     wait_until(lambda: status_of(ns, "/readyz") == 200, "ready")
     assert status_of(ns, "/healthz") == 200
 
