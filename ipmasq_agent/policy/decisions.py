@@ -9,10 +9,11 @@ write them in the user's order.
 from __future__ import annotations
 
 import enum
-import heapq
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from operator import gt
 from typing import Generic, NamedTuple, TypeVar
 
 from ipmasq_agent.policy.addresses import Family, Prefix
@@ -175,33 +176,34 @@ def first_match(
     that decides; those that ended are dropped only when they come to the top.
     """
     end = family.last_address
-    order = sorted(range(len(entries)), key=lambda position: entries[position].first)
-    if entries and (
-        entries[order[0]].first < 0
-        or max(e.last for e in entries) > end
-        or any(e.first > e.last for e in entries)
-    ):
+    firsts = [entry.first for entry in entries]
+    lasts = [entry.last for entry in entries]
+    if entries and (min(firsts) < 0 or max(lasts) > end or any(map(gt, firsts, lasts))):
         raise ValueError(f"an entry is not a range of {family.value} addresses")
+    order = sorted(range(len(entries)), key=firsts.__getitem__)
+    starts = [firsts[position] for position in order]
+    starts.append(end + 1)  # so that after the last there is always one more
     ranges: list[Entry[V]] = []
     covering: list[tuple[int, int]] = []
     address, upcoming = 0, 0
+    before: Origin | None = None
     while address <= end:
-        while upcoming < len(order) and entries[order[upcoming]].first <= address:
+        while starts[upcoming] <= address:
             position = order[upcoming]
-            heapq.heappush(covering, (position, entries[position].last))
+            heappush(covering, (position, lasts[position]))
             upcoming += 1
         while covering and covering[0][1] < address:
-            heapq.heappop(covering)
-        last = entries[order[upcoming]].first - 1 if upcoming < len(order) else end
+            heappop(covering)
+        last = starts[upcoming] - 1
+        verdict, origin = default, default_origin
         if covering:
-            decider = entries[covering[0][0]]
-            last = min(last, decider.last)
-            verdict, origin = decider.verdict, decider.origin
-        else:
-            verdict, origin = default, default_origin
-        if ranges and ranges[-1].verdict is verdict and ranges[-1].origin is origin:
+            position, its_last = covering[0]
+            _, _, verdict, origin = entries[position]
+            last = min(last, its_last)
+        if origin is before and ranges[-1].verdict is verdict:
             ranges[-1] = ranges[-1]._replace(last=last)
         else:
             ranges.append(Entry(address, last, verdict, origin))
+        before = origin
         address = last + 1
     return ranges
