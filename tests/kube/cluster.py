@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import aiohttp.test_utils
 import kmock
 
+from tests.unit.sources.heard import Heard
+
 NAMESPACE = "kube-system"
 NAME = "ip-masq-agent"
 PATH = f"/api/v1/namespaces/{NAMESPACE}/configmaps"
@@ -83,6 +85,7 @@ class Cluster:
         self.refusals: dict[str, tuple[int, str]] = {}
         self.token: str | None = None
         self.silent: set[str] = set()
+        self.holds_lists = False
         self.ends_watches_at_once = False
         self._version = 100
         self._oldest = 0
@@ -90,6 +93,7 @@ class Cluster:
         self._history: list[tuple[int, dict[str, Any]]] = []
         self._streams: list[Stream] = []
         self._silent: list[Stream] = []
+        self._held: list[asyncio.Event] = []
         self._server: kmock.Server | None = None
         self.port = 0
         self._thread.start()
@@ -143,6 +147,15 @@ class Cluster:
     def end_watches(self) -> None:
         """End all watches as after their timeoutSeconds."""
         self._call(lambda: self._send(None))
+
+    def release_lists(self) -> None:
+        """Send the lists that were held back, as they were when they were made."""
+
+        def release() -> None:
+            for held in self._held:
+                held.set()
+
+        self._call(release)
 
     # The object
 
@@ -279,11 +292,15 @@ class Cluster:
 
     async def _list(self, request: kmock.Request) -> dict[str, Any]:
         await self._admit("list", request)
-        return {
+        answer = {
             "kind": "ConfigMapList",
             "metadata": {"resourceVersion": str(self._version)},
             "items": [self._configmap] if self._configmap is not None else [],
         }
+        if self.holds_lists:
+            self._held.append(asyncio.Event())
+            await self._held[-1].wait()
+        return answer
 
     async def _watch(self, request: kmock.Request) -> AsyncIterator[dict[str, Any] | bytes]:
         await self._admit("watch", request)
@@ -310,3 +327,16 @@ class Cluster:
         finally:
             if stream in self._streams:
                 self._streams.remove(stream)
+
+
+def established(cluster: Cluster, heard: Heard) -> None:
+    """Wait until something has come through the watch, and forget what was heard so far.
+
+    That the server was asked for a watch does not mean that its answer has arrived.
+    """
+    cluster.wait_for_watch()
+    cluster.put({"config": "through the watch"})
+    heard.content(b"through the watch")
+    cluster.put({"config": "first"})
+    heard.content(b"first")
+    heard.forget()

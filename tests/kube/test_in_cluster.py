@@ -15,7 +15,7 @@ from ipmasq_agent.errors import SourceUnavailable
 from ipmasq_agent.host import commands
 from ipmasq_agent.sources import kube_watch
 from ipmasq_agent.sources.configmap import ConfigMapSource
-from tests.kube.cluster import NAME, NAMESPACE, Cluster
+from tests.kube.cluster import NAME, NAMESPACE, Cluster, established
 from tests.unit.sources.heard import Heard
 
 
@@ -72,14 +72,14 @@ def test_a_token_that_was_rotated_is_read_anew_when_it_is_refused(
     cluster.put({"config": "first"})
     heard = Heard()
     source.start(heard)
-    cluster.wait_for_watch()
+    established(cluster, heard)
     (tmp_path / "token").write_text("second")
     cluster.token = "second"
     cluster.break_watches()
     cluster.wait(lambda calls: calls[-1].authorization == "bearer second")
     cluster.put({"config": "second"})
     heard.content(b"second")
-    assert heard.contents == [b"first", b"second"]
+    assert heard.contents == [b"second"]
 
 
 def test_stop_in_the_middle_of_an_encrypted_watch_is_prompt(
@@ -89,9 +89,7 @@ def test_stop_in_the_middle_of_an_encrypted_watch_is_prompt(
     threads = set(threading.enumerate())
     heard = Heard()
     source.start(heard)
-    cluster.wait_for_watch()
-    cluster.put({"config": "second"})
-    heard.content(b"second")
+    established(cluster, heard)
     before = time.monotonic()
     source.stop()
     assert time.monotonic() - before < kube_watch.STOP_TIMEOUT

@@ -50,6 +50,12 @@ class Heard:
         assert isinstance(last, SourceFailed)
         return last
 
+    def forget(self) -> None:
+        """Start over, as if nothing had been heard."""
+        with self._changed:
+            self.events.clear()
+            self.times.clear()
+
     @property
     def contents(self) -> list[bytes | str | None]:
         """All that was heard in order: content, None for absent, the text of failures."""

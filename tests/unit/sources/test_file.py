@@ -127,14 +127,35 @@ def test_a_rename_over_the_file_is_delivered(watching: Watching, path: Path) -> 
     heard.content(b"third, in place of the new file")
 
 
-def test_a_replaced_file_that_lives_on_elsewhere_is_followed_no_more(
+def test_a_file_that_takes_the_place_of_one_that_lives_on_elsewhere_is_followed(
     watching: Watching, path: Path
 ) -> None:
-    kept = path.with_name("kept")
-    kept.hardlink_to(path)
+    # The kernel ends a watch with its inode, and this one lives on: nothing tells but us.
+    path.with_name("kept").hardlink_to(path)
+    successor = path.with_name("successor")
+    successor.write_bytes(b"second")
     _, heard = watching(path)
-    rename_over(path, b"second")
+    path.unlink()
+    heard.content(None)
+    path.hardlink_to(successor)
     heard.content(b"second")
+    path.write_bytes(b"third")
+    heard.content(b"third")
+
+
+def test_a_file_removed_and_made_anew_at_once_is_followed_even_with_the_same_inode_number(
+    watching: Watching, path: Path
+) -> None:
+    source, heard = watching(path)
+    # Nobody looks between the two, and ext4 gives the number to the next file.
+    with source._lock:
+        path.unlink()
+        path.write_bytes(b"second")
+    heard.content(b"second")
+    other = path.with_name("other")
+    _, barrier = watching(other)
+    other.write_bytes(b"")
+    barrier.content(b"")
     path.write_bytes(b"third")
     heard.content(b"third")
 
