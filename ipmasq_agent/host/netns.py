@@ -1,0 +1,101 @@
+"""Network namespaces that have a name, and ending what runs in them.
+
+A name is a file in ``/run/netns`` on which the namespace is mounted, as ip-netns(8) keeps
+them.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+RUN_NETNS = Path("/run/netns")
+
+
+def names() -> list[str]:
+    """Return the names of all namespaces that have one."""
+    try:
+        return sorted(os.listdir(RUN_NETNS))
+    except FileNotFoundError:
+        return []
+
+
+def inode(name: str) -> int | None:
+    """Return the number by which the kernel knows the namespace; None if there is none."""
+    try:
+        return os.stat(RUN_NETNS / name).st_ino
+    except FileNotFoundError:
+        return None
+
+
+def end_processes(inodes: Collection[int], patience: float = 2.0) -> int:
+    """End every process in these namespaces, and return how many there were.
+
+    Each is first asked (SIGTERM), then killed when it has not gone within ``patience``
+    seconds. A pidfd stands for the process from before it is looked at, so that a number
+    which the kernel gives to somebody else meanwhile is never signalled.
+    """
+    ended = 0
+    for deadly in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + patience
+        # What a process starts while it is being ended is met in the next round.
+        while time.monotonic() < deadline:
+            with _in_namespaces(inodes) as waiting:
+                if not waiting:
+                    return ended
+                for descriptor in waiting:
+                    signal.pidfd_send_signal(descriptor, deadly)
+                    ended += deadly is signal.SIGTERM
+                _await_exits(waiting, deadline)
+    return ended
+
+
+def _await_exits(descriptors: list[int], deadline: float) -> None:
+    left = set(descriptors)
+    poll = select.poll()  # a pidfd is readable once its process has ended (pidfd_open(2))
+    for descriptor in left:
+        poll.register(descriptor, select.POLLIN)
+    while left and (remaining := deadline - time.monotonic()) > 0:
+        for descriptor, _ in poll.poll(remaining * 1000):
+            poll.unregister(descriptor)
+            left.discard(descriptor)
+
+
+@contextmanager
+def _in_namespaces(inodes: Collection[int]) -> Iterator[list[int]]:
+    """Yield a pidfd for every process that is in one of the namespaces, except this one."""
+    descriptors = []
+    try:
+        for entry in os.listdir("/proc"):
+            if not entry.isdigit() or int(entry) == os.getpid():
+                continue
+            descriptor = _pidfd_if_inside(int(entry), inodes)
+            if descriptor is not None:
+                descriptors.append(descriptor)
+        yield descriptors
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _pidfd_if_inside(pid: int, inodes: Collection[int]) -> int | None:
+    try:
+        if os.stat(f"/proc/{pid}/ns/net").st_ino not in inodes:
+            return None
+        descriptor = os.pidfd_open(pid)
+    except OSError:  # it ended, or it is a kernel thread
+        return None
+    try:
+        # Asked again now that the descriptor keeps the number from meaning someone else.
+        if os.stat(f"/proc/{pid}/ns/net").st_ino in inodes:
+            return descriptor
+    except OSError:
+        os.close(descriptor)
+        return None
+    os.close(descriptor)
+    return None

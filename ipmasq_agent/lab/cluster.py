@@ -1,0 +1,311 @@
+"""Building a lab, living in it, and taking it down without a trace.
+
+Everything that a lab is has its name in it: namespaces ``ipmasq-NAME-HOST`` and a
+directory of state. So a lab whose maker was killed can still be taken down: the processes
+in its namespaces are ended, and with a namespace go its links, routes, rules and sysctls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from ipmasq_agent.errors import LabError, MissingTool
+from ipmasq_agent.host import netns
+from ipmasq_agent.host.commands import PACKAGES, run
+from ipmasq_agent.lab.topology import HOSTS, NODES, SYSCTLS, Host, link_commands
+
+STATE = Path("/run/ipmasq-lab")
+_PREFIX = "ipmasq-"
+_TOOLS = ("ip", "sysctl", "ping", "curl", "iptables-nft", "tcpdump")
+_START = 20.0
+STATUS_URL = "http://127.0.0.1:9797/status"
+
+
+def check_tools() -> None:
+    """Fail before anything is made where this machine lacks something.
+
+    Raises:
+        LabError: we are not root.
+        MissingTool: names every package that is missing.
+    """
+    if os.geteuid() != 0:
+        raise LabError("the lab needs root, to make network namespaces", remedy="try sudo")
+    missing = sorted({PACKAGES.get(tool, tool) for tool in _TOOLS if not shutil.which(tool)})
+    if missing:
+        raise MissingTool(
+            f"the lab needs programs that are not installed: {' '.join(missing)}",
+            remedy=f"apt-get install {' '.join(missing)}",
+        )
+
+
+def labs() -> list[str]:
+    """Return the names of the labs that stand, or of which something is left."""
+    names = {
+        match[1]
+        for name in netns.names()
+        if (match := re.fullmatch(rf"{_PREFIX}(.+)-(?:{_HOST_NAMES})", name))
+    }
+    if STATE.is_dir():
+        names |= {entry.name for entry in STATE.iterdir() if entry.is_dir()}
+    return sorted(names)
+
+
+_HOST_NAMES = "|".join(re.escape(host.name) for host in HOSTS)
+
+
+class Lab:
+    """One lab by name. Making this object makes nothing yet."""
+
+    def __init__(self, name: str) -> None:
+        if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,28}[a-z0-9])?", name):
+            raise LabError(
+                f"{name!r} cannot name a lab", remedy="use up to 30 small letters, digits and -"
+            )
+        self.name = name
+        self.state = STATE / name
+        self.namespaces = {host.name: f"{_PREFIX}{name}-{host.name}" for host in HOSTS}
+        self.talks: dict[str, Talk] = {}
+        self._processes: list[subprocess.Popen[Any]] = []
+        self._lock: IO[str] | None = None
+
+    # -- making and unmaking ------------------------------------------------------------
+
+    def claim(self) -> None:
+        """Make this lab ours, after taking down what a killed one of the name left.
+
+        Raises:
+            LabError: a lab of this name stands, or is being built.
+        """
+        self.state.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.state / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as cause:
+            raise LabError(
+                f"the lab {self.name} is running", remedy="choose another --name"
+            ) from cause
+        if (self.state / "up").exists():
+            raise LabError(
+                f"the lab {self.name} is up already",
+                remedy=f"ipmasq-agent lab down --name {self.name}, or choose another --name",
+            )
+        self._removenetns.names()
+
+    def build(self) -> None:
+        """Make namespaces, links, addresses and routes.
+
+        Raises:
+            LabError, CommandFailed: with what the kernel refused; ``down`` clears the rest.
+        """
+        for namespace in self.namespaces.values():
+            run(["ip", "netns", "add", namespace])
+            settings = [f"{key}={value}" for key, value in SYSCTLS.items()]
+            run(["ip", "netns", "exec", namespace, "sysctl", "-q", "-w", *settings])
+        batches: list[tuple[str, list[str]]] = []
+        for host, line in link_commands(self.namespaces, self._stub()):
+            # One program for each stretch of lines of a host: order matters across hosts.
+            if not batches or batches[-1][0] != host:
+                batches.append((host, []))
+            batches[-1][1].append(line)
+        for host, lines in batches:
+            self.ip(host, lines)
+
+    def ip(self, host: str, lines: Sequence[str]) -> None:
+        """Run lines of ``ip`` in a host."""
+        for dash in (False, True):
+            some = [line.removeprefix("-6 ") for line in lines if line.startswith("-6 ") == dash]
+            if some:
+                family = ["-6"] if dash else []
+                argv = ["ip", *family, "-n", self.namespaces[host], "-batch", "-"]
+                run(argv, stdin="\n".join(some) + "\n")
+
+    def _stub(self) -> str:
+        """Return ``dummy`` where the kernel knows that link type, else ``bridge``."""
+        inside = ["ip", "-n", self.namespaces["switch"], "link"]
+        if run([*inside, "add", "probe", "type", "dummy"], check=False).status == 0:
+            run([*inside, "del", "probe"])
+            return "dummy"
+        return "bridge"
+
+    def down(self) -> None:
+        """End the lab's processes, then remove its namespaces and its state."""
+        for talk in self.talks.values():
+            talk.close()
+        self.talks.clear()
+        for process in self._processes:
+            if process.poll() is None:
+                process.terminate()
+        self._removenetns.names()
+        for process in self._processes:
+            process.wait()
+        self._processes.clear()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+        shutil.rmtree(self.state, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            STATE.rmdir()  # only when no other lab is there
+
+    def _remove_namespaces(self) -> None:
+        ours = [name for name in self.namespaces.values() if name in netns.names()]
+        netns.end_processes([number for name in ours if (number := netns.inode(name))])
+        for name in ours:
+            run(["ip", "netns", "del", name])
+
+    # -- living in it -------------------------------------------------------------------
+
+    def argv(self, host: str, argv: Sequence[str]) -> list[str]:
+        """Return ``argv`` made to run in a host.
+
+        Raises:
+            LabError: there is no such host.
+        """
+        if host not in self.namespaces:
+            raise LabError(
+                f"there is no host {host!r} in the lab",
+                remedy="the hosts are " + ", ".join(h.name for h in HOSTS),
+            )
+        return ["ip", "netns", "exec", self.namespaces[host], *argv]
+
+    def run(self, host: str, argv: Sequence[str]) -> str:
+        """Run a program in a host and return what it printed."""
+        return run(self.argv(host, argv)).stdout
+
+    def inhabit(self, *, stay: bool) -> None:
+        """Start the servers, and the senders that can be talked to unless they are to stay."""
+        for host in HOSTS:
+            if host.serves or host.name == "curl-pod":
+                self._settle(host, stay=stay)
+
+    def _settle(self, host: Host, *, stay: bool) -> None:
+        addresses = [address for link in host.links.values() for address in (link.ipv4, link.ipv6)]
+        argv = [sys.executable, "-m", "ipmasq_agent.lab.inhabitant", host.name, *addresses]
+        process = self._start(host.name, argv, stay=stay, talk=True)
+        talk = Talk(process)
+        if talk.answer() != {"ready": host.name}:
+            raise LabError(f"{host.name} did not start; see {self.state}/{host.name}.log")
+        if not stay:
+            self.talks[host.name] = talk
+
+    def start_agent(self, node: str, argv: Sequence[str], *, stay: bool) -> None:
+        """Run the agent in a node."""
+        self._start(node, argv, stay=stay, talk=False)
+
+    def _start(
+        self, host: str, argv: Sequence[str], *, stay: bool, talk: bool
+    ) -> subprocess.Popen[Any]:
+        mark = {"IPMASQ_LAB_STAYS": "1"} if stay else {"IPMASQ_LAB_PARENT": str(os.getpid())}
+        log = (self.state / f"{host}.log").open("ab")
+        with log:
+            process = subprocess.Popen(
+                self.argv(host, argv),
+                stdin=subprocess.PIPE if talk and not stay else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if talk else log,
+                stderr=log,
+                env={**os.environ, **mark},
+                start_new_session=stay,
+            )
+        if not stay:
+            self._processes.append(process)
+        return process
+
+    def document(self, node: str) -> Path:
+        """Return the path that the agent of a node reads."""
+        return self.state / node / "config"
+
+    def write_document(self, text: str, nodes: Sequence[str] | None = None) -> None:
+        """Give the nodes a document, in the way in which kubelet updates a mounted ConfigMap."""
+        for node in nodes or [node.name for node in NODES]:
+            directory = self.state / node
+            directory.mkdir(exist_ok=True)
+            version = directory / f"..{time.time_ns()}"
+            version.mkdir()
+            (version / "config").write_text(text)
+            link = directory / "..data_tmp"
+            link.symlink_to(version.name)
+            link.rename(directory / "..data")
+            if not self.document(node).is_symlink():
+                self.document(node).symlink_to("..data/config")
+
+    def status(self, node: str) -> dict[str, Any] | None:
+        """Return what the agent of a node says of itself; None while it does not answer."""
+        argv = self.argv(node, ["curl", "-s", "--max-time", "2", STATUS_URL])
+        done = run(argv, check=False)
+        try:
+            answer: dict[str, Any] = json.loads(done.stdout)
+        except json.JSONDecodeError:
+            return None
+        return answer
+
+    def wait_for(
+        self, node: str, what: str, condition: Callable[[dict[str, Any]], bool]
+    ) -> dict[str, Any]:
+        """Return the agent's status once ``condition(status)`` holds.
+
+        Raises:
+            LabError: it never did; with the end of the agent's log.
+        """
+        deadline = time.monotonic() + _START
+        while time.monotonic() < deadline:
+            status = self.status(node)
+            if status is not None and condition(status):
+                return status
+            time.sleep(0.02)
+        log = (self.state / f"{node}.log").read_text(errors="replace")
+        raise LabError(
+            f"{node}: not within {_START:g} s: {what}; its log ends with:\n{log[-2000:]}"
+        )
+
+    def mark_up(self) -> None:
+        """Note that this lab is to stay when its maker leaves."""
+        (self.state / "up").touch()
+
+    @property
+    def stands(self) -> bool:
+        """Whether the lab is there to be used."""
+        return self.namespaces["router"] in netns.names()
+
+
+class Talk:
+    """A conversation with an inhabitant: one order, one answer."""
+
+    def __init__(self, process: subprocess.Popen[Any]) -> None:
+        self._process = process
+
+    def ask(self, **order: object) -> dict[str, Any]:
+        """Give an order and return the answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        self._process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        """Return the next answer.
+
+        Raises:
+            LabError: the inhabitant died.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise LabError("a host of the lab died; its log has the reason")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End it."""
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()

@@ -1,0 +1,287 @@
+"""What lives in a host of the lab: servers, an observer of what arrives, and a sender.
+
+    python -m ipmasq_agent.lab.inhabitant NAME ADDRESS...
+
+Serves HTTP on port 80 (who am I, who are you) and echoes UDP on port 9000. Orders come as
+lines of JSON on standard input, answers go out as lines of JSON. What it reports as seen
+comes from a packet socket: the source address of packets that arrived here, whether or
+not a reply could find its way back. Standard library only; it must start fast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import secrets
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
+
+HTTP_PORT, UDP_PORT = 80, 9000
+_ETH_P_ALL, _ETH_P_IP, _ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
+_PACKET_OUTGOING = 4
+_TCP, _UDP = 6, 17
+_ICMP = {socket.AF_INET: 1, socket.AF_INET6: 58}
+_ECHO_REQUEST = {1: 8, 58: 128}
+_TIMEOUT = 0.5  # seconds; a round trip within the machine takes a thousandth of it
+_PR_SET_PDEATHSIG = 1
+
+
+class Seen(NamedTuple):
+    """A packet that arrived for this host."""
+
+    number: int
+    protocol: str
+    source: str
+    destination: str
+    opening: bool
+    payload: bytes
+
+
+class Observer(threading.Thread):
+    """Remembers the packets that arrive for this host's addresses."""
+
+    def __init__(self, addresses: set[str]) -> None:
+        super().__init__(daemon=True)
+        self._addresses = addresses
+        self._seen: list[Seen] = []
+        self._count = 0
+        self._changed = threading.Condition()
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
+
+    def run(self) -> None:
+        """Read packets until the process ends."""
+        while True:
+            packet, (_, ethertype, kind, *_) = self._socket.recvfrom(65536)
+            if kind == _PACKET_OUTGOING or ethertype not in (_ETH_P_IP, _ETH_P_IPV6):
+                continue
+            parsed = parse(packet)
+            if parsed is None or parsed[2] not in self._addresses:
+                continue
+            with self._changed:
+                self._count += 1
+                self._seen.append(Seen(self._count, *parsed))
+                del self._seen[:-1000]
+                self._changed.notify_all()
+
+    def mark(self) -> int:
+        """Return the number of the latest packet."""
+        with self._changed:
+            return self._count
+
+    def wait(self, after: int, protocol: str, destination: str, token: bytes) -> str | None:
+        """Return the source of the packet that a probe sent, or None if none came in time.
+
+        A TCP probe is known by its opening segment, as a connection whose replies get
+        lost never carries the token.
+        """
+
+        def found() -> str | None:
+            for packet in self._seen:
+                if (
+                    packet.number > after
+                    and packet.protocol == protocol
+                    and packet.destination == destination
+                    and (token in packet.payload if token else packet.opening)
+                ):
+                    return packet.source
+            return None
+
+        with self._changed:
+            self._changed.wait_for(lambda: found() is not None, _TIMEOUT)
+            return found()
+
+
+def parse(packet: bytes) -> tuple[str, str, str, bool, bytes] | None:
+    """Return protocol, source, destination, whether it opens a connection, and payload."""
+    version = packet[0] >> 4
+    if version == 4:
+        header, number = (packet[0] & 15) * 4, packet[9]
+        source, destination = packet[12:16], packet[16:20]
+    else:
+        header, number = 40, packet[6]
+        source, destination = packet[8:24], packet[24:40]
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    body = packet[header:]
+    ends = socket.inet_ntop(family, source), socket.inet_ntop(family, destination)
+    if number == _TCP:
+        opening = body[13] & 0x12 == 0x02  # SYN without ACK
+        return "tcp", *ends, opening, body[(body[12] >> 4) * 4 :]
+    if number == _UDP:
+        return "udp", *ends, True, body[8:]
+    if number == _ICMP[family] and body[0] == _ECHO_REQUEST[number]:
+        return "icmp", *ends, True, body[8:]
+    return None
+
+
+class Sender:
+    """Sends probes from this host, and keeps connections open when asked to."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, socket.socket] = {}
+
+    def probe(self, protocol: str, address: str, token: bytes) -> bool:
+        """Send one probe; true if a reply came back."""
+        send = {"tcp": self._tcp, "udp": self._udp, "icmp": self._icmp}[protocol]
+        try:
+            return send(address, token)
+        except OSError:
+            return False  # no route, unreachable, timed out: no reply is the answer
+
+    def keep(self, name: str, protocol: str, address: str, token: bytes) -> bool:
+        """Open a connection that stays open, and send the token on it."""
+        kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+        connection = socket.socket(_family(address), kind)
+        connection.settimeout(_TIMEOUT)
+        connection.connect((address, HTTP_PORT if protocol == "tcp" else UDP_PORT))
+        self._kept[name] = connection
+        return self.speak(name, token)
+
+    def speak(self, name: str, token: bytes) -> bool:
+        """Send the token on a connection that was kept; true if it was answered."""
+        connection = self._kept[name]
+        try:
+            if connection.type == socket.SOCK_STREAM:
+                connection.sendall(b"GET /%s HTTP/1.1\r\nHost: lab\r\n\r\n" % token)
+            else:
+                connection.send(token)
+            return bool(connection.recv(4096))
+        except OSError:
+            return False
+
+    def _tcp(self, address: str, token: bytes) -> bool:
+        with socket.create_connection((address, HTTP_PORT), timeout=_TIMEOUT) as connection:
+            connection.sendall(b"GET /%s HTTP/1.0\r\n\r\n" % token)
+            answer = b""
+            while b"RemoteAddr" not in answer and (more := connection.recv(4096)):
+                answer += more
+            return b"RemoteAddr" in answer
+
+    def _udp(self, address: str, token: bytes) -> bool:
+        with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
+            probe.settimeout(_TIMEOUT)
+            probe.sendto(token, (address, UDP_PORT))
+            return probe.recv(4096) == token
+
+    def _icmp(self, address: str, token: bytes) -> bool:
+        family = _family(address)
+        number = _ICMP[family]
+        # The kernel fills in the checksum of ICMPv6; that of ICMP is ours.
+        message = struct.pack("!BBHHH", _ECHO_REQUEST[number], 0, 0, secrets.randbits(16), 1)
+        checksum = struct.pack("!H", internet_checksum(message + token))
+        message = message[:2] + checksum + message[4:] + token
+        with socket.socket(family, socket.SOCK_RAW, number) as probe:
+            probe.sendto(message, (address, 0))
+            deadline = time.monotonic() + _TIMEOUT
+            while (left := deadline - time.monotonic()) > 0:
+                probe.settimeout(left)
+                reply = probe.recv(4096)
+                body = reply[(reply[0] & 15) * 4 :] if family == socket.AF_INET else reply
+                if body[0] in (0, 129) and token in body:
+                    return True
+        return False
+
+
+def internet_checksum(data: bytes) -> int:
+    """Return the checksum of RFC 1071."""
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data[: len(data) & ~1]))
+    total += data[-1] << 8 if len(data) & 1 else 0
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def serve_http(name: str) -> None:
+    """Answer HTTP with this host's name and the address that the request came from."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            address, port = self.client_address[:2]
+            address = address.removeprefix("::ffff:")
+            shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+            body = f"Hostname: {name}\nRemoteAddr: {shown}\n".encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Stay silent; what arrives is the observer's business."""
+
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6  # takes IPv4 too, as bindv6only is 0
+        daemon_threads = True
+
+    threading.Thread(target=Server(("::", HTTP_PORT), Handler).serve_forever, daemon=True).start()
+
+
+def serve_udp() -> None:
+    """Echo datagrams, each from the address that it was sent to."""
+
+    def echo(family: socket.AddressFamily, address: str) -> None:
+        with socket.socket(family, socket.SOCK_DGRAM) as server:
+            server.bind((address, UDP_PORT))
+            while True:
+                data, sender = server.recvfrom(4096)
+                with contextlib.suppress(OSError):  # there may be no way back
+                    server.sendto(data, sender)
+
+    for address in OWN:
+        threading.Thread(target=echo, args=(_family(address), address), daemon=True).start()
+
+
+OWN: list[str] = []
+
+
+def main() -> None:
+    """Live here until standard input ends or the parent does."""
+    name, *addresses = sys.argv[1:]
+    OWN.extend(addresses)
+    if os.environ.get("IPMASQ_LAB_PARENT"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(os.environ["IPMASQ_LAB_PARENT"]):
+            return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the lab's to handle
+    observer, sender = Observer(set(addresses)), Sender()
+    observer.start()
+    serve_http(name)
+    serve_udp()
+    print(json.dumps({"ready": name}), flush=True)
+    if sys.stdin.isatty() or os.environ.get("IPMASQ_LAB_STAYS"):
+        signal.pause()
+    for line in sys.stdin:
+        print(json.dumps(_answer(json.loads(line), observer, sender)), flush=True)
+
+
+def _answer(order: dict[str, Any], observer: Observer, sender: Sender) -> dict[str, Any]:
+    token = order.get("token", "").encode()
+    what = order["do"]
+    if what == "mark":
+        return {"mark": observer.mark()}
+    if what == "seen":
+        wanted = b"" if order["protocol"] == "tcp" and not order.get("kept") else token
+        source = observer.wait(order["after"], order["protocol"], order["address"], wanted)
+        return {"source": source}
+    if what == "probe":
+        return {"reply": sender.probe(order["protocol"], order["address"], token)}
+    if what == "keep":
+        return {"reply": sender.keep(order["name"], order["protocol"], order["address"], token)}
+    return {"reply": sender.speak(order["name"], token)}
+
+
+if __name__ == "__main__":
+    main()
