@@ -94,7 +94,8 @@ def parse_rule(text: str, family: Family, *, readable: bool = True) -> Rule:
             module = option.values[0] if option.values else ""
             modules[module] += 1
             prefix = "" if module in _SILENT_MODULES else f"{module}."
-            if modules[module] > 1 and module != "comment":  # the second set match is not the first one's options
+            if modules[module] > 1 and module != "comment":
+                # The second set match is not to be taken for the first one's options.
                 prefix = f"{module}#{modules[module]}."
         elif name in _CORE:
             canonical = _canonical(option, family)
@@ -111,8 +112,10 @@ def parse_rule(text: str, family: Family, *, readable: bool = True) -> Rule:
 
 
 def options_in_order(text: str) -> Iterator[Option]:
-    """Yield the options of a rule as they are written: an option of a match or of a target
-    follows the ``-m`` or ``-j`` that it belongs to."""
+    """Yield the options of a rule as they are written.
+
+    An option of a match or of a target follows the ``-m`` or ``-j`` that it belongs to.
+    """
     return _options(_words(text))
 
 

@@ -66,7 +66,7 @@ def test_every_address_has_exactly_one_verdict_and_it_is_that_of_the_first_entry
 
 
 @pytest.mark.long
-@settings(max_examples=5_000, deadline=None)
+@settings(max_examples=1_000)
 @given(
     FAMILIES.flatmap(
         lambda f: st.tuples(maps(f, 120), st.lists(addresses(f), min_size=20, max_size=60))
