@@ -100,7 +100,7 @@ class Lab:
                 f"the lab {self.name} is up already",
                 remedy=f"ipmasq-agent lab down --name {self.name}, or choose another --name",
             )
-        self._removenetns.names()
+        self._remove_namespaces()
 
     def build(self) -> None:
         """Make namespaces, links, addresses and routes.
@@ -146,7 +146,7 @@ class Lab:
         for process in self._processes:
             if process.poll() is None:
                 process.terminate()
-        self._removenetns.names()
+        self._remove_namespaces()
         for process in self._processes:
             process.wait()
         self._processes.clear()
