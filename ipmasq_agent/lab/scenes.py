@@ -75,7 +75,7 @@ CLUSTER = (["172.20.0.0/16", "192.168.10.101/32"], ["fd00:172:20::/48", "fd00:19
 LOOPS = (["10.10.1.0/24", "10.10.2.0/24"], ["fd00:10:10:1::/64", "fd00:10:10:2::/64"])
 FIRST = _document(*CLUSTER)
 SECOND = _document(CLUSTER[0] + LOOPS[0], CLUSTER[1] + LOOPS[1])
-WRONG = _document(["10.0.0.1/8"], ["fd00::1/8"])
+WRONG = _document([*CLUSTER[0], *LOOPS[0], "10.0.0.1/8"], [*CLUSTER[1], *LOOPS[1], "fd00::1/8"])
 
 WITHIN = (
     Expectation("curl-pod", "webpod", "curl-pod"),

@@ -1,0 +1,138 @@
+"""The story of a lab on a terminal."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+
+from ipmasq_agent.lab.scenes import PROTOCOLS, SOURCES
+from ipmasq_agent.lab.story import Check, Step
+
+_PICTURE = """\
+  curl-pod  webpod                       w1-pod
+  172.20.0.10 │ .20                172.20.1.10 │
+       └──────┴─ k8s-ctr ─────┬───── k8s-w1 ───┘
+             192.168.10.100   │  192.168.10.101
+                              │
+                        router 192.168.10.200
+                        loop1 10.10.1.200, loop2 10.10.2.200"""
+_WIDTH = 120
+
+
+class Shown:
+    """Prints each step as it ends; with json or yaml only the progress, on standard error."""
+
+    def __init__(self, output: str) -> None:
+        self._text = output == "text"
+        # A pipe has no width, and tables should not be cut to 80 columns because of it.
+        width = None if os.isatty(1) else _WIDTH
+        self._out = Console(highlight=False, width=width)
+        self._progress = Console(stderr=True, highlight=False)
+
+    def progress(self, text: str) -> None:
+        """Say what is being done."""
+        self._progress.print(f"... {text}", style="dim", markup=False, soft_wrap=True)
+
+    def opening(self, backend: str, *, ipv6: bool) -> None:
+        """Say who is who."""
+        if not self._text:
+            return
+        self._out.print(_PICTURE, style="cyan", markup=False)
+        note = " (in IPv6: 172.20.0.10 is fd00:172:20::10, and so on)" if ipv6 else ""
+        self._out.print(f"\nThe agents in both nodes use {backend}{note}.", markup=False)
+
+    def step(self, number: int, step: Step, config_before: str) -> None:
+        """Show a step: the document, what arrived, and what it means."""
+        if not self._text:
+            return
+        out = self._out
+        out.print(f"\n{number}. {step.scene.title}", style="bold", markup=False)
+        for line in _changed_lines(config_before, step.config):
+            style = {"+": "green", "-": "red"}.get(line[0], "")
+            out.print(f"     {line}", style=style, markup=False)
+        if step.error:
+            said = Padding(f"the agent says: {_after_path(step.error)}", (0, 0, 0, 3))
+            out.print(said, style="yellow", markup=False)
+        out.print(_checks(step.checks))
+        out.print(Padding(step.scene.why, (0, 0, 0, 3)), markup=False)
+        for failure in step.failures:
+            out.print(f"   NOT AS IT SHOULD BE: {failure}", style="bold red", markup=False)
+
+    def closing(self, steps: Sequence[Step]) -> None:
+        """Show which source each destination saw, step by step."""
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        table.add_column("from → to", no_wrap=True)
+        for number in range(1, len(steps) + 1):
+            table.add_column(f"step {number}", overflow="fold")
+        pairs = dict.fromkeys((c.sender, c.to) for s in steps for c in s.checks if not c.kept)
+        for sender, to in pairs:
+            cells = [_cell(step, sender, to) for step in steps]
+            table.add_row(f"{sender} → {to}", *cells)
+        self._out.print(
+            "\nSource address that each destination saw on new connections († no reply returned):",
+            style="bold",
+        )
+        self._out.print(table)
+        checks = [check for step in steps for check in step.checks]
+        wrong = sum(not check.ok for check in checks)
+        if wrong or any(step.failures for step in steps):
+            self._out.print(f"{wrong} of {len(checks)} checks are wrong", style="bold red")
+        else:
+            self._out.print(f"all {len(checks)} checks are as they should be", style="bold green")
+
+
+def _checks(checks: Sequence[Check]) -> Table:
+    """Return one row for each destination; protocols share it where they agree."""
+    table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0))
+    for column in ("   from", "to", "protocols", "source seen", "that is", "reply", ""):
+        table.add_column(column, no_wrap=True, style="" if column else "bold")
+    rows: dict[tuple[object, ...], list[Check]] = {}
+    for check in checks:
+        key = (check.sender, check.to, check.kept, check.seen, check.reply, check.ok)
+        rows.setdefault(key, []).append(check)
+    for same in rows.values():
+        check = same[0]
+        protocols = [p for p in PROTOCOLS if p in {c.protocol for c in same}]
+        table.add_row(
+            f"   {check.sender}",
+            check.to,
+            " ".join(protocols) + (" (opened before)" if check.kept else ""),
+            check.seen or "nothing arrived",
+            _owner(check),
+            "yes" if check.reply else "none",
+            "[green]ok[/]" if check.ok else f"[red]expected {check.expected}[/]",
+        )
+    return table
+
+
+def _owner(check: Check) -> str:
+    if check.seen in SOURCES[check.sender]:
+        return "the pod's own"
+    return "masqueraded" if check.seen else ""
+
+
+def _cell(step: Step, sender: str, to: str) -> str:
+    found = [c for c in step.checks if (c.sender, c.to, c.kept) == (sender, to, False)]
+    if not found:
+        return "-"
+    seen = dict.fromkeys(check.seen or "lost" for check in found)
+    mark = "" if all(check.reply for check in found) else "†"
+    return ", ".join(seen) + mark
+
+
+def _changed_lines(before: str, after: str) -> list[str]:
+    if not before:
+        return [f"  {line}" for line in after.splitlines()]
+    lines = difflib.ndiff(before.splitlines(), after.splitlines())
+    return [line for line in lines if line[0] in "+-"] or ["  (the document stays)"]
+
+
+def _after_path(error: str) -> str:
+    """Return an error without the lab's path in front: ``config:2:5: …``."""
+    path, mark, rest = error.partition("/config:")
+    return f"config:{rest}" if mark and "\n" not in path else error
