@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -149,16 +150,17 @@ def up(backend: str, ipv6: bool, name: str) -> None:
     except BaseException:
         lab.down()
         raise
+    program = "ipmasq-agent" if shutil.which("ipmasq-agent") else sys.argv[0]
     option = "" if name == DEFAULT_NAME else f" --name {name}"
     target = "http://[fd00:10:10:1::200]" if ipv6 else "10.10.1.200"
     click.echo(
         f"The lab {name} is up ({story.backend}). Try:\n"
-        f"  ipmasq-agent lab exec{option} curl-pod curl -s {target}\n"
-        f"  ipmasq-agent lab exec{option} router tcpdump -n -c 3 -i eth1 icmp or icmp6 &\n"
-        f"  ipmasq-agent lab exec{option} curl-pod ping -c 3 {target.strip('htp:/[]')}\n"
-        f"  ipmasq-agent lab exec{option} k8s-ctr ipmasq-agent list --backend {story.backend}\n"
-        f"  ipmasq-agent lab config{option} new.yaml      (gives the nodes another document)\n"
-        f"  ipmasq-agent lab down{option}"
+        f"  {program} lab exec{option} curl-pod curl -s {target}\n"
+        f"  {program} lab exec{option} router tcpdump -n -c 3 -i eth1 icmp or icmp6 &\n"
+        f"  {program} lab exec{option} curl-pod ping -c 3 {target.strip('htp:/[]')}\n"
+        f"  {program} lab exec{option} k8s-ctr ipmasq-agent list --backend {story.backend}\n"
+        f"  {program} config defaults > new.yaml && {program} lab config{option} new.yaml\n"
+        f"  {program} lab down{option}"
     )
 
 

@@ -21,7 +21,7 @@ _PICTURE = """\
                               │
                         router 192.168.10.200
                         loop1 10.10.1.200, loop2 10.10.2.200"""
-_WIDTH = 120
+_WIDTH = 132
 
 
 class Shown:

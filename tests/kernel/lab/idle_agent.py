@@ -1,0 +1,36 @@
+"""An agent that says all is well and does nothing: what the lab must not fall for."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+PATH = next(word for word in sys.argv if word.startswith("--config=")).partition("=")[2]
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        text = Path(PATH).read_text()
+        bad = "/8" in text
+        status = {
+            "mode": "iptables-nft",
+            "ready": not bad,
+            "changes": time.monotonic_ns(),
+            "config": {
+                "revision": str(hash(text)),
+                "accepted": not bad,
+                "error": "refused" if bad else None,
+            },
+        }
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(status).encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+HTTPServer(("127.0.0.1", 9797), Handler).serve_forever()

@@ -1,0 +1,211 @@
+"""The lab: its story comes true, it is not fooled, and it leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ipmasq_agent.lab.cluster import STATE, Lab
+from ipmasq_agent.lab.story import Story
+
+AGENT = [sys.executable, "-m", "ipmasq_agent"]
+DEADLINE = 60.0
+
+
+def lab(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*AGENT, "lab", *words], capture_output=True, text=True, timeout=120, check=check
+    )
+
+
+def traces(name: str) -> list[str]:
+    """Everything of a lab that is left on this machine."""
+    left = [n for n in os.listdir("/run/netns") if n.startswith(f"ipmasq-{name}-")]
+    if (STATE / name).exists():
+        left.append(str(STATE / name))
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                words = Path("/proc", entry, "cmdline").read_bytes()
+            except OSError:
+                continue
+            if f"/{name}/".encode() in words or f"ipmasq-{name}-".encode() in words:
+                left.append(words.decode(errors="replace"))
+    return left
+
+
+def root_namespace() -> dict[str, str]:
+    """What the lab must not change: links, addresses, routes, rules and sysctls."""
+
+    def read(*argv: str) -> str:
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+    sysctls = Path("/proc/sys/net")
+    return {
+        "links": read("ip", "-br", "link"),
+        "addresses": read("ip", "-br", "address"),
+        "routes": read("ip", "route", "show", "table", "all"),
+        "nft": read("nft", "list", "ruleset"),
+        "legacy": Path("/proc/net/ip_tables_names").read_text(),
+        "sysctls": "\n".join(
+            f"{path}={path.read_text().strip()}"
+            for pattern in ("ipv4/ip_forward", "ipv[46]/conf/*/forwarding", "ipv4/conf/*/rp_filter")
+            for path in sorted(sysctls.glob(pattern))
+        ),
+    }
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A lab's name of the test's own; whatever it leaves is removed, and is a failure."""
+    name = f"t{os.getpid()}-{abs(hash(request.node.name)) % 10000}"
+    yield name
+    left = traces(name)
+    if left:
+        Lab(name).down()
+    assert left == []
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE:g} s: {what}"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
+@pytest.mark.parametrize("backend", ["iptables-nft", "iptables-legacy"])
+def test_the_story_comes_true(name: str, backend: str, ipv6: bool) -> None:
+    before = root_namespace()
+    flags = ["--ipv6"] if ipv6 else []
+    done = lab("run", "--name", name, "--backend", backend, "-o", "json", *flags, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    assert (told["backend"], told["ok"]) == (backend, True)
+    assert len(told["steps"]) == 5
+    for step in told["steps"]:
+        assert set(step) >= {"title", "config", "checks"}
+        assert {check["protocol"] for check in step["checks"]} == {"icmp", "tcp", "udp"}
+        for check in step["checks"]:
+            assert set(check) >= {"from", "to", "protocol", "seen", "verdict", "expected", "ok"}
+            assert check["ok"], check
+    assert "did you mean" in told["steps"][3]["error"]
+    kept = [c for c in told["steps"][4]["checks"] if c["connection"] == "kept"]
+    assert [(c["protocol"], c["verdict"]) for c in kept] == [
+        ("tcp", "non-masquerade"),
+        ("udp", "non-masquerade"),
+    ]
+    assert root_namespace() == before
+
+
+def test_an_agent_that_does_nothing_is_found_out(name: str) -> None:
+    idle = [sys.executable, str(Path(__file__).with_name("idle_agent.py"))]
+    one = Lab(name)
+    one.claim()
+    try:
+        story = Story(one, idle, "auto", ipv6=False)
+        story.prepare(lambda _: None)
+        first = next(story.play(lambda _: None))
+    finally:
+        one.down()
+    assert not first.ok
+    wrong = {(check.to, check.seen) for check in first.checks if not check.ok}
+    assert wrong == {
+        ("router", "172.20.0.10"),
+        ("loop1", "172.20.0.10"),
+        ("loop2", "172.20.0.10"),
+        ("loop1", "172.20.1.10"),
+    }
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing(name: str, number: int) -> None:
+    before = root_namespace()
+    with subprocess.Popen(
+        [*AGENT, "lab", "run", "--name", name], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            if b"step 1" in line:
+                break
+        run.send_signal(number)
+        run.stderr.read()
+        assert run.wait(DEADLINE) == 130
+    assert traces(name) == []
+    assert root_namespace() == before
+
+
+def test_down_removes_what_a_killed_run_left(name: str) -> None:
+    with subprocess.Popen(
+        [*AGENT, "lab", "run", "--name", name], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            if b"step 1" in line:
+                break
+        run.kill()
+    assert traces(name)
+    assert name in lab("list").stdout.split()
+    lab("down", "--name", name)
+    wait_until(lambda: traces(name) == [], "nothing is left")
+
+
+def test_two_labs_stand_at_once_and_can_be_played_in(name: str) -> None:
+    other = f"{name}b"
+    try:
+        assert "lab exec" in lab("up", "--name", name).stdout
+        lab("up", "--name", other, "--ipv6", "--backend", "iptables-legacy")
+        assert {name, other} <= set(lab("list").stdout.split())
+
+        answer = lab("exec", "--name", name, "curl-pod", "curl", "-s", "10.10.1.200").stdout
+        assert answer.startswith("Hostname: router\nRemoteAddr: 192.168.10.100:")
+        answer = lab(
+            "exec", "--name", other, "curl-pod", "curl", "-s", "http://[fd00:172:20:1::10]"
+        ).stdout
+        assert answer.startswith("Hostname: w1-pod\nRemoteAddr: [fd00:172:20::10]:")
+        assert (
+            lab("exec", "--name", name, "curl-pod", "sh", "-c", "exit 7", check=False).returncode
+            == 7
+        )
+        assert lab("exec", "--name", name, "nobody", "true", check=False).returncode == 2
+
+        again = lab("up", "--name", name, check=False)
+        assert again.returncode == 2
+        assert "up already" in again.stderr
+        lab("down", "--name", name)
+        assert traces(name) == []
+        assert lab("exec", "--name", other, "curl-pod", "true").returncode == 0
+    finally:
+        Lab(other).down()
+        Lab(name).down()
+    assert traces(other) == []
+
+
+def test_another_document_can_be_given_to_a_lab_that_stands(name: str, tmp_path: Path) -> None:
+    lab("up", "--name", name)
+    new = tmp_path / "new.yaml"
+    new.write_text("nonMasqueradeCIDRs: [10.10.1.0/24]\n")
+    assert lab("config", "--name", name, str(new)).stdout.count("in force") == 2
+    listed = lab("exec", "--name", name, "k8s-ctr", *AGENT, "list", "-o", "json").stdout
+    answer: dict[str, Any] = json.loads(listed)
+    assert answer["nonMasqueradeCIDRs"] == ["169.254.0.0/16", "10.10.1.0/24"]
+    new.write_text("nonMasqueradeCIDRs: [10.10.1.1/24]\n")
+    refused = lab("config", "--name", name, str(new), check=False)
+    assert refused.returncode == 1
+    assert "did you mean 10.10.1.0/24?" in refused.stdout
+    lab("down", "--name", name)
+
+
+def test_a_name_that_cannot_be_is_refused() -> None:
+    done = lab("up", "--name", "../etc", check=False)
+    assert done.returncode == 2
+    assert "cannot name a lab" in done.stderr
