@@ -513,7 +513,7 @@ def test_any_bytes_are_understood_or_refused_and_nothing_else(content: bytes) ->
 
 
 @pytest.mark.long
-@settings(max_examples=50_000)
+@settings(max_examples=10_000)
 @given(mutations() | st.binary(max_size=300))
 def test_a_great_many_bytes_are_understood_or_refused(content: bytes) -> None:
     check_any(content)
