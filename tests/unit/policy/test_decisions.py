@@ -69,7 +69,7 @@ def test_every_address_has_exactly_one_verdict_and_it_is_that_of_the_first_entry
 @settings(max_examples=1_000)
 @given(
     FAMILIES.flatmap(
-        lambda f: st.tuples(maps(f, 120), st.lists(addresses(f), min_size=20, max_size=60))
+        lambda f: st.tuples(maps(f, 30), st.lists(addresses(f), min_size=5, max_size=20))
     )
 )
 def test_many_entries_give_every_address_the_verdict_of_the_first(
