@@ -1,6 +1,6 @@
 """What the agent costs a node while nothing happens: memory, and CPU for each resync.
 
-    .venv/bin/python bench/footprint.py [--backend iptables-nft] [--resyncs 60] [--ipv6]
+    .venv/bin/python -m bench.footprint [--backend iptables-nft] [--resyncs 60] [--ipv6]
 
 Sixty resyncs are what an hour brings; here they come ten times a second. CPU counts the
 programs that the agent starts (they are its children) and its workers. With --idle N the
@@ -65,6 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     inside_namespace()
     with tempfile.TemporaryDirectory() as temporary:
+        os.environ["XTABLES_LOCKFILE"] = f"{temporary}/xtables.lock"
         config, log = Path(temporary) / "config", Path(temporary) / "log"
         config.write_text(document("100ms"))
         flags = ["--backend", options.backend, "--config", str(config)]

@@ -1,10 +1,11 @@
 """From the write of a document until the kernel has its rules, by stage.
 
-    .venv/bin/python bench/latency.py [--backend iptables-nft] [--changes 100] [--cidrs 64]
+    .venv/bin/python -m bench.latency [--backend iptables-nft] [--source file] [--cidrs 64]
 
 The agent is the real one, in a network namespace of its own. The clock starts before the
-document is written (as kubelet writes it: a new directory, then a rename of ..data) and
-stops when this program, asking the kernel twice a millisecond, sees the new number of rules.
+document is written (to a file as kubelet writes it: a new directory, then a rename of
+..data; to the API: an update in a mock API server that this program runs) and stops when
+this program, asking the kernel twice a millisecond, sees the new number of rules.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import json
 import os
 import socket
 import struct
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -63,25 +66,26 @@ def swap(directory: Path, content: str, number: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", default="iptables-nft")
+    parser.add_argument("--source", choices=["file", "api"], default="file")
     parser.add_argument("--changes", type=int, default=100)
     parser.add_argument("--cidrs", type=int, default=64)
     options = parser.parse_args()
     inside_namespace()
     count = legacy_entries if options.backend == "iptables-legacy" else nft_entries
-    with tempfile.TemporaryDirectory() as temporary:
-        directory = Path(temporary) / "config"
-        directory.mkdir()
-        (directory / "config").symlink_to("..data/config")
-        swap(directory, document(options.cidrs), 0)
-        log = Path(temporary) / "log"
-        flags = ("--backend", options.backend, "--config", str(directory / "config"))
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+        place = Path(temporary)
+        # The lock of the machine is everybody's; waiting for others is not what is measured.
+        os.environ["XTABLES_LOCKFILE"] = str(place / "xtables.lock")
+        write, where = to_api(place, stack) if options.source == "api" else to_file(place)
+        write(document(options.cidrs), 0)
+        log = place / "log"
         moments = []
-        with agent(*flags, log=log):
+        with agent("--backend", options.backend, *where, log=log):
             for number in range(1, options.changes + 1):
                 before = count()
                 content = document(options.cidrs - number % 2)
                 start = time.time()
-                swap(directory, content, number)
+                write(content, number)
                 while count() == before:
                     time.sleep(0.0005)  # leave the processor to those who are measured
                     if time.time() - start > 10:
@@ -89,7 +93,46 @@ def main() -> None:
                 moments.append((start, time.time()))
                 time.sleep(0.05)  # the agent looks at its work; the next write is a new event
         report(moments, log)
-        print(f"{options.backend}, {options.cidrs} CIDRs, {options.changes} changes; {machine()}")
+        print(
+            f"{options.backend}, {options.source}, {options.cidrs} CIDRs, "
+            f"{options.changes} changes; {machine()}"
+        )
+
+
+Write = Callable[[str, int], None]
+
+
+def to_file(place: Path) -> tuple[Write, list[str]]:
+    """Return how a mounted ConfigMap is updated, and the agent's flags for it."""
+    directory = place / "config"
+    directory.mkdir()
+    (directory / "config").symlink_to("..data/config")
+
+    def write(content: str, number: int) -> None:
+        swap(directory, content, number)
+
+    return write, ["--config", str(directory / "config")]
+
+
+def to_api(place: Path, stack: contextlib.ExitStack) -> tuple[Write, list[str]]:
+    """Return how a ConfigMap is updated in a mock API server, and the agent's flags for it."""
+    from tests.kube.cluster import Cluster
+
+    cluster = Cluster()
+    stack.callback(cluster.close)
+    access = {
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{cluster.port}"}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+    }
+    (place / "kubeconfig").write_text(json.dumps(access))
+
+    def write(content: str, number: int) -> None:
+        cluster.put({"config": content})
+
+    flags = ["--configmap", "kube-system/ip-masq-agent"]
+    return write, [*flags, "--kubeconfig", str(place / "kubeconfig")]
 
 
 def report(moments: list[tuple[float, float]], log: Path) -> None:
@@ -117,5 +160,4 @@ def report(moments: list[tuple[float, float]], log: Path) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PYTHONPATH", str(Path(__file__).resolve().parent.parent))
     main()

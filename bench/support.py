@@ -58,7 +58,7 @@ def inside_namespace() -> None:
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
         done = subprocess.run(
-            ["ip", "netns", "exec", name, sys.executable, *sys.argv],
+            ["ip", "netns", "exec", name, *sys.orig_argv],
             env={**os.environ, "IPMASQ_BENCH_NAMESPACE": name},
             check=False,
         )

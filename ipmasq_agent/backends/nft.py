@@ -11,16 +11,16 @@ from collections.abc import Mapping, Sequence
 
 from ipmasq_agent.backends.iptables import IptablesBackend, program
 from ipmasq_agent.backends.nft_native import is_shown_in_full, told_by_expressions
-from ipmasq_agent.dialects.iptables import POSTROUTING, Plan, restore_text
+from ipmasq_agent.dialects.iptables import POSTROUTING, Placement, Plan, restore_text
 from ipmasq_agent.dialects.tables import Chain, Table, empty_table, parse_saved
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.host.commands import run
-from ipmasq_agent.host.nfnetlink import Expression, list_chains, list_rules
+from ipmasq_agent.host.nfnetlink import Expression, generation, list_chains, list_rules
 from ipmasq_agent.policy.addresses import Family
 
 _TRIES = 5
 NFT_FAMILY = {Family.IPV4: "ip", Family.IPV6: "ip6"}
-_INCOMPATIBLE = re.compile(r"^# Table .* is incompatible", re.MULTILINE)
+_INCOMPATIBLE = re.compile(r"^# Table .* (is|contains) incompatible", re.MULTILINE)
 
 
 class NftBackend(IptablesBackend):
@@ -28,8 +28,25 @@ class NftBackend(IptablesBackend):
 
     variant = "nft"
 
+    def __init__(self, placement: Placement) -> None:
+        super().__init__(placement)
+        self._held: dict[Family, tuple[int, Table]] = {}
+
     def read(self, family: Family) -> Table:
-        """Return the nat table, checked against the kernel's own list of its rules."""
+        """Return the nat table, checked against the kernel's own list of its rules.
+
+        As long as nobody has committed anything since the last read, that one still holds:
+        on a quiet node a resync costs one question to the kernel and starts no program.
+        """
+        before = generation()
+        if family in self._held and self._held[family][0] == before:
+            return self._held[family][1]
+        table = self._read_checked(family)
+        if generation() == before:
+            self._held[family] = before, table
+        return table
+
+    def _read_checked(self, family: Family) -> Table:
         for _ in range(_TRIES):
             kernel = list_rules(family, "nat")
             table = self._read_text(family, kernel)

@@ -22,7 +22,8 @@ from ipmasq_agent.policy.addresses import Family
 
 NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
-_GET_CHAIN, _GET_RULE = _SUBSYSTEM | 4, _SUBSYSTEM | 7
+_GET_CHAIN, _GET_RULE, _GET_GENERATION = _SUBSYSTEM | 4, _SUBSYSTEM | 7, _SUBSYSTEM | 16
+_GENERATION_ID = 1
 _FLAGS = 0x1 | 0x300  # NLM_F_REQUEST | NLM_F_DUMP
 _ERROR, _DONE = 2, 3
 _HEADER = struct.Struct("=IHHII")
@@ -89,6 +90,40 @@ def _expressions(data: bytes) -> Iterator[Expression]:
         yield Expression(kind, b"" if kind == "counter" else element[details:])
 
 
+def generation() -> int:
+    """Return the number of the ruleset's generation: each commit by anyone changes it.
+
+    Raises:
+        KernelReadError: the kernel refuses.
+    """
+    body = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
+    try:
+        with _netlink() as netlink:
+            netlink.send(_HEADER.pack(_HEADER.size + len(body), _GET_GENERATION, 1, 1, 0) + body)
+            data = netlink.recv(1 << 16)
+    except OSError as cause:
+        raise _refused("for its generation", cause) from cause
+    length, kind, _, _, _ = _HEADER.unpack_from(data)
+    found = dict(attributes(data[_HEADER.size + 4 : length]))
+    if kind == _ERROR or _GENERATION_ID not in found:
+        raise KernelReadError("nf_tables does not tell its generation")
+    return int.from_bytes(found[_GENERATION_ID], "big")
+
+
+def _netlink() -> socket.socket:
+    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+    netlink.settimeout(10)
+    netlink.bind((0, 0))
+    return netlink
+
+
+def _refused(what: str, cause: OSError) -> KernelReadError:
+    return KernelReadError(
+        f"nf_tables cannot be asked {what}: {cause}",
+        remedy="run as root, or with the capability NET_ADMIN",
+    )
+
+
 def _dump(message: int, family: Family, request: bytes) -> list[dict[int, bytes]]:
     """Return the attributes of each object of a dump, from one state of the ruleset."""
     for _ in range(_TRIES):
@@ -104,18 +139,13 @@ def _dump(message: int, family: Family, request: bytes) -> list[dict[int, bytes]
 def _dump_once(message: int, family: Family, request: bytes) -> list[dict[int, bytes]] | None:
     body = struct.pack("=BBH", _PROTOCOL[family], 0, 0) + request
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as netlink:
-            netlink.settimeout(10)
-            netlink.bind((0, 0))
+        with _netlink() as netlink:
             netlink.send(_HEADER.pack(_HEADER.size + len(body), message, _FLAGS, 1, 0) + body)
             return _collect(netlink)
     except OSError as cause:
         if cause.errno == errno.ENOENT:
             return []
-        raise KernelReadError(
-            f"nf_tables cannot be asked for its {family.value} rules: {cause}",
-            remedy="run as root, or with the capability NET_ADMIN",
-        ) from cause
+        raise _refused(f"for its {family.value} rules", cause) from cause
 
 
 def _collect(netlink: socket.socket) -> list[dict[int, bytes]] | None:
