@@ -8,7 +8,7 @@ on a node that uses nf_tables only, so it is opened only where the kernel alread
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from ipmasq_agent.backends.iptables import IptablesBackend, program
 from ipmasq_agent.backends.legacy import LegacyBackend, table_exists
@@ -27,14 +27,27 @@ MARKS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 
 
 def choose(requested: str) -> tuple[str, str]:
-    """Return the backend to use and why; ``auto`` and ``iptables`` leave it to the node."""
+    """Return the backend to use and why; ``auto`` and ``iptables`` leave it to the node.
+
+    Raises:
+        AgentError: a mangle table cannot be read, and no other one has a mark. Taking the
+            default then could move the rules of a running node because of a passing fault.
+    """
     if requested in BACKENDS:
         return requested, "asked for by --backend"
-    for name, look in (("iptables-nft", _nft_mark), ("iptables-legacy", _legacy_mark)):
+    failures: list[AgentError] = []
+    for name, look in (("iptables-nft", _nft_chains), ("iptables-legacy", _legacy_chains)):
         for family in Family:
-            mark = look(family)
-            if mark is not None:
-                return name, f"{mark} is in its mangle table ({family.value})"
+            try:
+                chains = look(family)
+            except AgentError as error:
+                failures.append(error)  # a mark in another table still counts
+                continue
+            for mark in MARKS:
+                if mark in chains:
+                    return name, f"{mark} is in its mangle table ({family.value})"
+    if failures:
+        raise failures[0]
     return "iptables-nft", "nothing tells; the default"
 
 
@@ -49,16 +62,12 @@ def holders() -> list[str]:
     return ["iptables-nft", *(["iptables-legacy"] if legacy else [])]
 
 
-def _nft_mark(family: Family) -> str | None:
-    try:
-        chains = list_chains(family, "mangle")
-    except AgentError:
-        return None  # an answer from the other variant or family still counts
-    return next((mark for mark in MARKS if mark in chains), None)
+def _nft_chains(family: Family) -> Collection[str]:
+    return list_chains(family, "mangle")
 
 
-def _legacy_mark(family: Family) -> str | None:
+def _legacy_chains(family: Family) -> Collection[str]:
     if not table_exists(family, "mangle"):
-        return None
-    saved = run([program(family, "legacy", "save"), "-t", "mangle"], check=False).stdout
-    return next((mark for mark in MARKS if f"\n:{mark} " in saved), None)
+        return ()
+    saved = run([program(family, "legacy", "save"), "-t", "mangle"]).stdout
+    return {line[1:].split(" ")[0] for line in saved.split("\n") if line.startswith(":")}

@@ -82,8 +82,9 @@ class LegacyBackend(IptablesBackend):
             self._workers[family] = _Worker(family, self._lock)
         try:
             self._workers[family].carry_out(change)
-        except HostError:
-            # Its libiptc handle may hold half of the edits: a new one starts clean.
+        except BaseException:
+            # Its libiptc handle may hold half of the edits: a new one starts clean. And the
+            # lock must not be let go (an interrupt unwinds to there) before it has ended.
             self._workers.pop(family).close()
             raise
 
@@ -105,15 +106,29 @@ class _Worker:
         # Open for the worker's life, which no block of ours encloses.
         # In memory: the root of a container is read-only, /tmp included.
         self._errors: IO[bytes] = os.fdopen(os.memfd_create("errors"), "w+b")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "ipmasq_agent.backends.legacy_worker", family.value],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            # Inherited so that the lock stays held should the agent be killed in a commit.
-            pass_fds=(lock.fileno(),),
-            env={**os.environ, "IPMASQ_AGENT_PID": str(os.getpid())},
-        )
+        # It finds the modules that we found (a parent of the package may be on our path only),
+        # and with -P none in the directory that we happen to be in.
+        environment = {
+            **os.environ,
+            "IPMASQ_AGENT_PID": str(os.getpid()),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "ipmasq_agent.backends.legacy_worker", family.value],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                # Inherited so that the lock stays held should the agent be killed in a commit.
+                pass_fds=(lock.fileno(),),
+                env=environment,
+            )
+        except OSError as cause:
+            self._errors.close()
+            raise HostError(
+                f"the iptables-legacy worker for {family.value} cannot be started: {cause}",
+                remedy="the table is as it was; the next pass tries again",
+            ) from cause
 
     def carry_out(self, change: Plan) -> None:
         """Send ``change`` and wait until it was committed."""

@@ -32,12 +32,13 @@ class MemoryBackend(IptablesBackend):
         """Edit the table as iptables-restore would."""
         table = self.tables[family]
         chains = dict(table.chains)
+        policy = table.chains[POSTROUTING].policy
         hook = list(table.rules(POSTROUTING))
         for rule in change.jumps_removed:
             hook.remove(rule)
         if change.jump is not None:
             hook.insert(0 if change.jump_first else len(hook), change.jump)
-        chains[POSTROUTING] = Chain(POSTROUTING, "ACCEPT", tuple(hook))
+        chains[POSTROUTING] = Chain(POSTROUTING, policy, tuple(hook))
         if change.delete:
             del chains[change.chain]
         else:
