@@ -30,7 +30,7 @@ $(VENV)/ready: pyproject.toml constraints.txt scripts/install-tools
 	@scripts/install-tools
 	@echo "installing the agent and its Python libraries into $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@$(BIN)/pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
 clean: ## remove the virtual environment and caches

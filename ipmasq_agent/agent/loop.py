@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from typing import Any
 
 from ipmasq_agent.agent.choice import BackendChoice
 from ipmasq_agent.agent.logs import event
@@ -219,7 +220,14 @@ class Agent:
                 if not any(outcome.error for outcome in gone.values()):
                     self.choice.cleaned(other)
         self._report(outcomes, backend.name, "applied")
-        self._finish(failed, changed=any(outcome.changed for outcome in outcomes.values()))
+        self._finish(
+            failed,
+            changed=any(outcome.changed for outcome in outcomes.values()),
+            mode=backend.name,
+            mode_reason=self.choice.reason,
+            devices=self.devices(),
+            families=wish.families,
+        )
         ended = time.monotonic()
         event(logging.DEBUG, "pass done", backend=backend.name, ms=_ms(ended - started))
         if self.metrics:
@@ -229,13 +237,6 @@ class Agent:
                 self.metrics.lag.observe(ended - self._changed_at)
         if not failed:
             self._changed_at = None
-        self.status = replace(
-            self.status,
-            mode=backend.name,
-            mode_reason=self.choice.reason,
-            devices=self.devices(),
-            families=wish.families,
-        )
 
     def _report(self, outcomes: Outcomes, backend: str, verb: str) -> None:
         for family, outcome in outcomes.items():
@@ -259,13 +260,15 @@ class Agent:
                     ms=None if since is None else _ms(time.monotonic() - since),
                 )
 
-    def _finish(self, failed: dict[Family, str], *, changed: bool) -> None:
+    def _finish(self, failed: dict[Family, str], *, changed: bool, **more: Any) -> None:
+        """Say what the pass led to, all at once: others read the status at any moment."""
         self.status = replace(
             self.status,
             in_sync=not failed,
             errors=failed,
             passes=self.status.passes + 1,
             changes=self.status.changes + changed,
+            **more,
         )
         self._schedule(failed=bool(failed))
 
