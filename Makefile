@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 help: ## this text
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
-demo: $(VENV)/ready ## the lab: which source address does each destination see, as the ConfigMap changes
+demo: $(VENV)/agent ## the lab: which source address does each destination see, as the ConfigMap changes
 	@$(BIN)/ipmasq-agent lab run
 
 test: $(VENV)/ready lint ## lint, types, layer contracts, and every test but the long ones
@@ -26,11 +26,19 @@ lint: $(VENV)/ready
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports --no-cache
 
-$(VENV)/ready: pyproject.toml constraints.txt scripts/install-tools
+INSTALL := $(BIN)/pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
+
+$(VENV)/agent: pyproject.toml constraints.txt scripts/install-tools
 	@scripts/install-tools
-	@echo "installing the agent and its Python libraries into $(VENV) ..."
+	@echo "installing the agent into $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/ready: $(VENV)/agent
+	@scripts/install-tools test
+	@echo "installing what the tests need into $(VENV) ..."
+	@$(INSTALL) --editable '.[test]'
 	@touch $@
 
 clean: ## remove the virtual environment and caches

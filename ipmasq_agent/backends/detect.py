@@ -58,8 +58,11 @@ def make(name: str, placement: Placement) -> IptablesBackend:
 
 def holders() -> list[str]:
     """Return the backends that may hold rules here: those whose nat table exists."""
-    legacy = any(table_exists(family, "nat") for family in Family)
-    return ["iptables-nft", *(["iptables-legacy"] if legacy else [])]
+    exists = {
+        "iptables-nft": any(list_chains(family, "nat") for family in Family),
+        "iptables-legacy": any(table_exists(family, "nat") for family in Family),
+    }
+    return [name for name in BACKENDS if exists[name]]
 
 
 def _nft_chains(family: Family) -> Collection[str]:

@@ -34,6 +34,9 @@ _PROTOCOL = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _CHAIN_TABLE, _CHAIN_NAME = 1, 3
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
 _TRIES = 10
+# What a kernel without nfnetlink, or without its nf_tables part, answers (net/netfilter/
+# nfnetlink.c, nfnetlink_rcv_msg).
+_NO_NF_TABLES = frozenset({errno.EPROTONOSUPPORT, errno.EINVAL})
 
 
 class Expression(NamedTuple):
@@ -47,13 +50,22 @@ class Expression(NamedTuple):
 
 
 def list_chains(family: Family, table: str) -> set[str]:
-    """Return the names of a table's chains; none where there is no such table."""
-    replies = _dump(_GET_CHAIN, family, b"")
-    found = set()
-    for reply in replies:
-        if _text(reply.get(_CHAIN_TABLE)) == table:
-            found.add(_text(reply.get(_CHAIN_NAME)))
-    return found
+    """Return the names of a table's chains; none where there is no such table, or no nf_tables.
+
+    Raises:
+        KernelReadError: the kernel refuses, or the chains never stand still.
+    """
+    try:
+        replies = _dump(_GET_CHAIN, family, b"")
+    except KernelReadError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_NF_TABLES:
+            return set()
+        raise
+    return {
+        _text(found.get(_CHAIN_NAME))
+        for found in replies
+        if _text(found.get(_CHAIN_TABLE)) == table
+    }
 
 
 def list_rules(family: Family, table: str) -> dict[str, list[tuple[Expression, ...]]]:

@@ -1,0 +1,39 @@
+"""Answers of kernels that this machine's kernel does not give."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+import pytest
+
+from ipmasq_agent.errors import KernelReadError
+from ipmasq_agent.host import nfnetlink
+from ipmasq_agent.policy.addresses import Family
+
+
+@pytest.mark.parametrize("code", [errno.EPROTONOSUPPORT, errno.EINVAL])
+def test_a_kernel_without_nf_tables_has_no_chains_of_it(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def absent() -> socket.socket:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(nfnetlink, "_netlink", absent)
+    assert nfnetlink.list_chains(Family.IPV4, "mangle") == set()
+    with pytest.raises(KernelReadError):
+        nfnetlink.list_rules(Family.IPV4, "nat")
+
+
+def test_a_refusal_for_lack_of_privilege_is_not_an_empty_ruleset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused() -> socket.socket:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(nfnetlink, "_netlink", refused)
+    with pytest.raises(KernelReadError, match="NET_ADMIN"):
+        nfnetlink.list_chains(Family.IPV4, "mangle")
+    with pytest.raises(KernelReadError, match="NET_ADMIN"):
+        nfnetlink.generation()
