@@ -62,13 +62,15 @@ Examples:
   ipmasq-agent lab run
   ipmasq-agent lab run --backend iptables-legacy --ipv6
   ipmasq-agent lab run -o json
+  ipmasq-agent lab run --name told --keep && ipmasq-agent lab down --name told
 """,
 )
 @backend_option
 @ipv6_option
 @click.option("--name", default=None, help="Of the lab.  [default: one of its own]")
+@click.option("--keep", is_flag=True, help="Leave the lab standing, as it is at the end.")
 @output_option
-def run_story(backend: str, ipv6: bool, name: str | None, output: str) -> int:
+def run_story(backend: str, ipv6: bool, name: str | None, keep: bool, output: str) -> int:
     """Build a lab, tell the story in five steps, take it down.
 
     Every check is what the receiving end saw, by ICMP, TCP and UDP. Exit status: 0 when all
@@ -82,14 +84,16 @@ def run_story(backend: str, ipv6: bool, name: str | None, output: str) -> int:
     lab = Lab(name or f"run-{os.getpid()}")
     shown = lab_text.Shown(output)
     steps: list[Step] = []
-    with _taken_down(lab):
+    with _claimed(lab, stay=keep):
         story = Story(lab, AGENT, backend, ipv6=ipv6)
-        story.prepare(shown.progress)
+        story.prepare(shown.progress, stay=keep)
         shown.opening(story.backend, ipv6=ipv6)
         for step in story.play(shown.progress):
             shown.step(len(steps) + 1, step, steps[-1].config if steps else "")
             steps.append(step)
     ok = all(step.ok for step in steps)
+    if keep:
+        shown.progress(f"the lab stays; `{_program()} lab down --name {lab.name}` takes it down")
     if output == "text":
         shown.closing(steps)
     else:
@@ -104,8 +108,8 @@ def run_story(backend: str, ipv6: bool, name: str | None, output: str) -> int:
 
 
 @contextlib.contextmanager
-def _taken_down(lab: Lab) -> Iterator[None]:
-    """Claim the lab, and take it down whatever happens."""
+def _claimed(lab: Lab, *, stay: bool) -> Iterator[None]:
+    """Claim the lab, and take it down whatever happens, unless all went well and it stays."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -113,12 +117,17 @@ def _taken_down(lab: Lab) -> Iterator[None]:
     before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGHUP)}
     try:
         lab.claim()
+        left = False
         try:
             yield
+            if stay:
+                lab.leave()
+                left = True
         finally:
             for number in (signal.SIGINT, *before):
                 signal.signal(number, signal.SIG_IGN)  # cleaning up is not interrupted
-            lab.down()
+            if not left:
+                lab.down()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -142,15 +151,10 @@ def up(backend: str, ipv6: bool, name: str) -> None:
 
     check_tools()
     lab = Lab(name)
-    lab.claim()
-    try:
+    with _claimed(lab, stay=True):
         story = Story(lab, AGENT, backend, ipv6=ipv6)
         story.prepare(lambda text: click.echo(f"{text} ...", err=True), stay=True)
-        lab.mark_up()
-    except BaseException:
-        lab.down()
-        raise
-    program = "ipmasq-agent" if shutil.which("ipmasq-agent") else sys.argv[0]
+    program = _program()
     option = "" if name == DEFAULT_NAME else f" --name {name}"
     target = "http://[fd00:10:10:1::200]" if ipv6 else "10.10.1.200"
     click.echo(
@@ -162,6 +166,15 @@ def up(backend: str, ipv6: bool, name: str) -> None:
         f"  {program} config defaults > new.yaml && {program} lab config{option} new.yaml\n"
         f"  {program} lab down{option}"
     )
+
+
+def _program() -> str:
+    """Return how this program is called here, so that what we print can be pasted."""
+    if shutil.which("ipmasq-agent"):
+        return "ipmasq-agent"
+    if sys.argv[0].endswith("__main__.py"):
+        return f"{sys.executable} -m ipmasq_agent"
+    return sys.argv[0]
 
 
 @command.command(
@@ -204,14 +217,18 @@ def config(name: str, file: Path) -> int:
 
     lab = _standing(name)
     before = {node.name: (lab.status(node.name) or {}).get("config") for node in NODES}
-    lab.write_document(file.read_text())
+    text = file.read_text()
+    same = all(lab.document(node.name).read_text() == text for node in NODES)
+    lab.write_document(text)
     refused = False
     for node in NODES:
         old = before[node.name]
         status = lab.wait_for(
             node.name,
-            "the agent has taken in the document (is it the one it had?)",
-            lambda s, old=old: s["config"] != old and (s["ready"] or s["config"]["error"]),  # type: ignore[misc]
+            "the agent has taken in the document",
+            lambda s, old=old: (  # type: ignore[misc]
+                (same or s["config"] != old) and (s["ready"] or s["config"]["error"])
+            ),
         )
         error = status["config"]["error"]
         refused |= error is not None
@@ -228,15 +245,33 @@ Examples:
 )
 @name_option
 @click.option("--all", "every", is_flag=True, help="All labs of this machine.")
-def down(name: str, every: bool) -> None:
-    """Take a lab down, or what a killed one left: processes, namespaces, files."""
+def down(name: str, every: bool) -> int:
+    """Take a lab down, or what a killed one left: processes, namespaces, files.
+
+    A lab in which a `lab run` is at work is left alone.
+    """
+    from ipmasq_agent.errors import LabError
     from ipmasq_agent.lab.cluster import Lab, labs
 
-    names = labs() if every else [name]
-    for one in names:
-        known = one in labs()
-        Lab(one).down()
-        click.echo(f"the lab {one} is gone" if known else f"there is no lab {one}")
+    standing = labs()
+    if not every and name not in standing:
+        others = f"; there is {', '.join(standing)}" if standing else ""
+        click.echo(f"there is no lab {name}{others}")
+        return 0
+    status = 0
+    for one in standing if every else [name]:
+        lab = Lab(one)
+        try:
+            lab.take_over()
+        except LabError as error:
+            if not every:
+                raise
+            click.echo(f"left alone: {error}", err=True)
+            status = 1
+            continue
+        lab.down()
+        click.echo(f"the lab {one} is gone")
+    return status
 
 
 @command.command(

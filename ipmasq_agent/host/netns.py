@@ -6,6 +6,8 @@ them.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import select
 import signal
@@ -15,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 RUN_NETNS = Path("/run/netns")
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def names() -> list[str]:
@@ -31,6 +35,33 @@ def inode(name: str) -> int | None:
         return os.stat(RUN_NETNS / name).st_ino
     except FileNotFoundError:
         return None
+
+
+def mounted() -> bool:
+    """Whether ``/run/netns`` is a mount of its own, as the first `ip netns add` makes it."""
+    try:
+        return _mount_id(RUN_NETNS) != _mount_id(RUN_NETNS.parent)
+    except FileNotFoundError:
+        return False
+
+
+def _mount_id(path: Path) -> str:
+    """Return the mount that a path is on (proc_pid_fdinfo(5)); st_dev cannot tell binds apart."""
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+    finally:
+        os.close(descriptor)
+    return next(line for line in lines if line.startswith("mnt_id:"))
+
+
+def unmount_if_empty() -> None:
+    """Undo what the first `ip netns add` of a machine did, unless somebody has a namespace."""
+    # The kernel refuses while a namespace is mounted below (EBUSY), whoever made it, and
+    # so does rmdir: nobody else's can be lost here.
+    if _libc.umount2(str(RUN_NETNS).encode(), 0) == 0:
+        with contextlib.suppress(OSError):
+            RUN_NETNS.rmdir()
 
 
 def end_processes(inodes: Collection[int], patience: float = 2.0) -> int:

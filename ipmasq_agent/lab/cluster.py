@@ -27,7 +27,9 @@ from ipmasq_agent.lab.topology import HOSTS, NODES, SYSCTLS, Host, link_commands
 
 STATE = Path("/run/ipmasq-lab")
 _PREFIX = "ipmasq-"
-_TOOLS = ("ip", "sysctl", "ping", "curl", "iptables-nft", "tcpdump")
+# Says that `ip netns` made its directory a mount because of us, and that it may go with us.
+_MOUNT_MARK = STATE / ".netns-mount"
+_TOOLS = ("ip", "setpriv", "sysctl", "ping", "curl", "iptables-nft", "tcpdump")
 _START = 20.0
 STATUS_URL = "http://127.0.0.1:9797/status"
 
@@ -87,20 +89,39 @@ class Lab:
         Raises:
             LabError: a lab of this name stands, or is being built.
         """
-        self.state.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.state / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as cause:
-            raise LabError(
-                f"the lab {self.name} is running", remedy="choose another --name"
-            ) from cause
+        self._take_lock("choose another --name")
         if (self.state / "up").exists():
+            self._release_lock()
             raise LabError(
                 f"the lab {self.name} is up already",
                 remedy=f"ipmasq-agent lab down --name {self.name}, or choose another --name",
             )
+        if not netns.mounted():
+            _MOUNT_MARK.touch()
         self._remove_namespaces()
+
+    def take_over(self) -> None:
+        """Make a lab ours that its maker has left, to take it down.
+
+        Raises:
+            LabError: its maker is still at work in it.
+        """
+        self._take_lock("stop that `lab run` or `lab up` first, with Ctrl-C")
+
+    def _take_lock(self, remedy: str) -> None:
+        self.state.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.state / "lock").open("w")
+        try:
+            # The kernel lets go of it when its owner dies, however it dies.
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as cause:
+            self._release_lock()
+            raise LabError(f"the lab {self.name} is running", remedy=remedy) from cause
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def build(self) -> None:
         """Make namespaces, links, addresses and routes.
@@ -140,9 +161,7 @@ class Lab:
 
     def down(self) -> None:
         """End the lab's processes, then remove its namespaces and its state."""
-        for talk in self.talks.values():
-            talk.close()
-        self.talks.clear()
+        self._hang_up()
         for process in self._processes:
             if process.poll() is None:
                 process.terminate()
@@ -150,18 +169,28 @@ class Lab:
         for process in self._processes:
             process.wait()
         self._processes.clear()
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
         shutil.rmtree(self.state, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            STATE.rmdir()  # only when no other lab is there
+        self._release_lock()
+        if not labs():
+            if _MOUNT_MARK.exists():
+                netns.unmount_if_empty()
+                _MOUNT_MARK.unlink()
+            with contextlib.suppress(OSError):
+                STATE.rmdir()  # only when no other lab is there
+
+    def _hang_up(self) -> None:
+        for talk in self.talks.values():
+            talk.close()
+        self.talks.clear()
 
     def _remove_namespaces(self) -> None:
         ours = [name for name in self.namespaces.values() if name in netns.names()]
-        netns.end_processes([number for name in ours if (number := netns.inode(name))])
+        inodes = [number for name in ours if (number := netns.inode(name))]
+        netns.end_processes(inodes)
         for name in ours:
             run(["ip", "netns", "del", name])
+        # Whoever was on the way in while the others were ended holds a nameless one now.
+        netns.end_processes(inodes)
 
     # -- living in it -------------------------------------------------------------------
 
@@ -176,7 +205,11 @@ class Lab:
                 f"there is no host {host!r} in the lab",
                 remedy="the hosts are " + ", ".join(h.name for h in HOSTS),
             )
-        return ["ip", "netns", "exec", self.namespaces[host], *argv]
+        # A lock of the host's own: on a real node too it is shared by that node's programs
+        # only, and the machine's is neither made nor held. `env` gives a shell's exit status
+        # where there is no such program.
+        lock = f"XTABLES_LOCKFILE={self.state / host}.xtables.lock"
+        return ["ip", "netns", "exec", self.namespaces[host], "env", lock, *argv]
 
     def run(self, host: str, argv: Sequence[str]) -> str:
         """Run a program in a host and return what it printed."""
@@ -192,11 +225,9 @@ class Lab:
         addresses = [address for link in host.links.values() for address in (link.ipv4, link.ipv6)]
         argv = [sys.executable, "-m", "ipmasq_agent.lab.inhabitant", host.name, *addresses]
         process = self._start(host.name, argv, stay=stay, talk=True)
-        talk = Talk(process)
-        if talk.answer() != {"ready": host.name}:
+        self.talks[host.name] = Talk(process)
+        if self.talks[host.name].answer() != {"ready": host.name}:
             raise LabError(f"{host.name} did not start; see {self.state}/{host.name}.log")
-        if not stay:
-            self.talks[host.name] = talk
 
     def start_agent(self, node: str, argv: Sequence[str], *, stay: bool) -> None:
         """Run the agent in a node."""
@@ -205,19 +236,18 @@ class Lab:
     def _start(
         self, host: str, argv: Sequence[str], *, stay: bool, talk: bool
     ) -> subprocess.Popen[Any]:
-        mark = {"IPMASQ_LAB_STAYS": "1"} if stay else {"IPMASQ_LAB_PARENT": str(os.getpid())}
+        # Who is not to stay dies with us, also when we are killed.
+        tie = [] if stay else ["setpriv", "--pdeathsig", "KILL"]
         log = (self.state / f"{host}.log").open("ab")
         with log:
             process = subprocess.Popen(
-                self.argv(host, argv),
-                stdin=subprocess.PIPE if talk and not stay else subprocess.DEVNULL,
+                [*tie, *self.argv(host, argv)],
+                stdin=subprocess.PIPE if talk else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if talk else log,
                 stderr=log,
-                env={**os.environ, **mark},
-                start_new_session=stay,
+                start_new_session=True,  # Ctrl-C is ours to handle, then we end them
             )
-        if not stay:
-            self._processes.append(process)
+        self._processes.append(process)
         return process
 
     def document(self, node: str) -> Path:
@@ -267,9 +297,14 @@ class Lab:
             f"{node}: not within {_START:g} s: {what}; its log ends with:\n{log[-2000:]}"
         )
 
-    def mark_up(self) -> None:
-        """Note that this lab is to stay when its maker leaves."""
+    def leave(self) -> None:
+        """Let go of this lab, which stays for people to play in."""
         (self.state / "up").touch()
+        self._hang_up()
+        for process in self._processes:
+            process.returncode = 0  # not ours to wait for any more
+        self._processes.clear()
+        self._release_lock()
 
     @property
     def stands(self) -> bool:

@@ -11,9 +11,7 @@ not a reply could find its way back. Standard library only; it must start fast.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
-import os
 import secrets
 import signal
 import socket
@@ -30,8 +28,9 @@ _PACKET_OUTGOING = 4
 _TCP, _UDP = 6, 17
 _ICMP = {socket.AF_INET: 1, socket.AF_INET6: 58}
 _ECHO_REQUEST = {1: 8, 58: 128}
-_TIMEOUT = 0.5  # seconds; a round trip within the machine takes a thousandth of it
-_PR_SET_PDEATHSIG = 1
+# Seconds. A round trip within the machine takes a thousandth of the shorter one; the longer
+# one is for what must come, on a machine that is busy with other things.
+IMPATIENT, PATIENT = 0.5, 5.0
 
 
 class Seen(NamedTuple):
@@ -54,22 +53,31 @@ class Observer(threading.Thread):
         self._seen: list[Seen] = []
         self._count = 0
         self._changed = threading.Condition()
+        self._stopped = False
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
 
+    def stop(self) -> None:
+        """Read one more packet at most: nobody asks any more, and reading takes time."""
+        self._stopped = True
+
     def run(self) -> None:
-        """Read packets until the process ends."""
-        while True:
-            packet, (_, ethertype, kind, *_) = self._socket.recvfrom(65536)
-            if kind == _PACKET_OUTGOING or ethertype not in (_ETH_P_IP, _ETH_P_IPV6):
-                continue
-            parsed = parse(packet)
-            if parsed is None or parsed[2] not in self._addresses:
-                continue
-            with self._changed:
-                self._count += 1
-                self._seen.append(Seen(self._count, *parsed))
-                del self._seen[:-1000]
-                self._changed.notify_all()
+        """Read packets until told to stop."""
+        with self._socket:
+            while not self._stopped:
+                self._read()
+
+    def _read(self) -> None:
+        packet, (_, ethertype, kind, *_) = self._socket.recvfrom(65536)
+        if kind == _PACKET_OUTGOING or ethertype not in (_ETH_P_IP, _ETH_P_IPV6):
+            return
+        parsed = parse(packet)
+        if parsed is None or parsed[2] not in self._addresses:
+            return
+        with self._changed:
+            self._count += 1
+            self._seen.append(Seen(self._count, *parsed))
+            del self._seen[:-1000]
+            self._changed.notify_all()
 
     def mark(self) -> int:
         """Return the number of the latest packet."""
@@ -95,7 +103,7 @@ class Observer(threading.Thread):
             return None
 
         with self._changed:
-            self._changed.wait_for(lambda: found() is not None, _TIMEOUT)
+            self._changed.wait_for(lambda: found() is not None, PATIENT)
             return found()
 
 
@@ -127,11 +135,11 @@ class Sender:
     def __init__(self) -> None:
         self._kept: dict[str, socket.socket] = {}
 
-    def probe(self, protocol: str, address: str, token: bytes) -> bool:
-        """Send one probe; true if a reply came back."""
+    def probe(self, protocol: str, address: str, token: bytes, patience: float) -> bool:
+        """Send one probe; true if a reply came back within ``patience`` seconds."""
         send = {"tcp": self._tcp, "udp": self._udp, "icmp": self._icmp}[protocol]
         try:
-            return send(address, token)
+            return send(address, token, patience)
         except OSError:
             return False  # no route, unreachable, timed out: no reply is the answer
 
@@ -139,7 +147,7 @@ class Sender:
         """Open a connection that stays open, and send the token on it."""
         kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
         connection = socket.socket(_family(address), kind)
-        connection.settimeout(_TIMEOUT)
+        connection.settimeout(PATIENT)
         connection.connect((address, HTTP_PORT if protocol == "tcp" else UDP_PORT))
         self._kept[name] = connection
         return self.speak(name, token)
@@ -156,21 +164,21 @@ class Sender:
         except OSError:
             return False
 
-    def _tcp(self, address: str, token: bytes) -> bool:
-        with socket.create_connection((address, HTTP_PORT), timeout=_TIMEOUT) as connection:
+    def _tcp(self, address: str, token: bytes, patience: float) -> bool:
+        with socket.create_connection((address, HTTP_PORT), timeout=patience) as connection:
             connection.sendall(b"GET /%s HTTP/1.0\r\n\r\n" % token)
             answer = b""
             while b"RemoteAddr" not in answer and (more := connection.recv(4096)):
                 answer += more
             return b"RemoteAddr" in answer
 
-    def _udp(self, address: str, token: bytes) -> bool:
+    def _udp(self, address: str, token: bytes, patience: float) -> bool:
         with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
-            probe.settimeout(_TIMEOUT)
+            probe.settimeout(patience)
             probe.sendto(token, (address, UDP_PORT))
             return probe.recv(4096) == token
 
-    def _icmp(self, address: str, token: bytes) -> bool:
+    def _icmp(self, address: str, token: bytes, patience: float) -> bool:
         family = _family(address)
         number = _ICMP[family]
         # The kernel fills in the checksum of ICMPv6; that of ICMP is ours.
@@ -179,7 +187,7 @@ class Sender:
         message = message[:2] + checksum + message[4:] + token
         with socket.socket(family, socket.SOCK_RAW, number) as probe:
             probe.sendto(message, (address, 0))
-            deadline = time.monotonic() + _TIMEOUT
+            deadline = time.monotonic() + patience
             while (left := deadline - time.monotonic()) > 0:
                 probe.settimeout(left)
                 reply = probe.recv(4096)
@@ -248,23 +256,18 @@ OWN: list[str] = []
 
 
 def main() -> None:
-    """Live here until standard input ends or the parent does."""
+    """Live here, and serve on when nobody gives orders any more."""
     name, *addresses = sys.argv[1:]
     OWN.extend(addresses)
-    if os.environ.get("IPMASQ_LAB_PARENT"):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(os.environ["IPMASQ_LAB_PARENT"]):
-            return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the lab's to handle
     observer, sender = Observer(set(addresses)), Sender()
     observer.start()
     serve_http(name)
     serve_udp()
     print(json.dumps({"ready": name}), flush=True)
-    if sys.stdin.isatty() or os.environ.get("IPMASQ_LAB_STAYS"):
-        signal.pause()
     for line in sys.stdin:
         print(json.dumps(_answer(json.loads(line), observer, sender)), flush=True)
+    observer.stop()
+    signal.pause()
 
 
 def _answer(order: dict[str, Any], observer: Observer, sender: Sender) -> dict[str, Any]:
@@ -277,7 +280,8 @@ def _answer(order: dict[str, Any], observer: Observer, sender: Sender) -> dict[s
         source = observer.wait(order["after"], order["protocol"], order["address"], wanted)
         return {"source": source}
     if what == "probe":
-        return {"reply": sender.probe(order["protocol"], order["address"], token)}
+        patience = PATIENT if order["patient"] else IMPATIENT
+        return {"reply": sender.probe(order["protocol"], order["address"], token, patience)}
     if what == "keep":
         return {"reply": sender.keep(order["name"], order["protocol"], order["address"], token)}
     return {"reply": sender.speak(order["name"], token)}

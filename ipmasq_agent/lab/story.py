@@ -111,6 +111,7 @@ class Story:
         self._agent = agent
         self._family = 1 if ipv6 else 0
         self._documents = 0
+        self._patient = True
 
     def prepare(self, progress: Callable[[str], None], *, stay: bool = False) -> None:
         """Build the lab, give the nodes the first document, and start the agents."""
@@ -214,7 +215,10 @@ class Story:
         if expectation.kept:
             reply = sender.ask(do="speak", name=protocol, token=token)["reply"]
         else:
-            reply = sender.ask(do="probe", **probe)["reply"]
+            patient = self._patient and expectation.reply
+            reply = sender.ask(do="probe", patient=patient, **probe)["reply"]
+            if patient and not reply:
+                self._patient = False  # the story is wrong already: no need to wait as long again
         seen = observer.ask(do="seen", after=mark, kept=expectation.kept, **probe)["source"]
         own = SOURCES[expectation.sender][self._family]
         return Check(

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ipmasq_agent.host import netns
 from ipmasq_agent.lab.cluster import STATE, Lab
 from ipmasq_agent.lab.story import Story
 
@@ -29,16 +30,24 @@ def lab(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
 
 def traces(name: str) -> list[str]:
     """Everything of a lab that is left on this machine."""
-    left = [n for n in os.listdir("/run/netns") if n.startswith(f"ipmasq-{name}-")]
+    left = [n for n in netns.names() if n.startswith(f"ipmasq-{name}-")]
     if (STATE / name).exists():
         left.append(str(STATE / name))
+    return left + processes(name)
+
+
+def processes(name: str) -> list[str]:
+    """The command lines that speak of a lab, and of every process in its namespaces."""
+    left = []
+    inodes = {netns.inode(n) for n in netns.names() if n.startswith(f"ipmasq-{name}-")}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
                 words = Path("/proc", entry, "cmdline").read_bytes()
+                inside = os.stat(f"/proc/{entry}/ns/net").st_ino in inodes
             except OSError:
                 continue
-            if f"/{name}/".encode() in words or f"ipmasq-{name}-".encode() in words:
+            if inside or f"/{name}/".encode() in words or f"ipmasq-{name}-".encode() in words:
                 left.append(words.decode(errors="replace"))
     return left
 
@@ -153,10 +162,51 @@ def test_down_removes_what_a_killed_run_left(name: str) -> None:
             if b"step 1" in line:
                 break
         run.kill()
+    wait_until(lambda: processes(name) == [], "the agents and servers die with their maker")
     assert traces(name)
     assert name in lab("list").stdout.split()
+    assert name in lab("down", "--name", f"{name}-other").stdout
     lab("down", "--name", name)
-    wait_until(lambda: traces(name) == [], "nothing is left")
+    assert traces(name) == []
+
+
+def test_a_lab_in_which_a_story_is_told_is_not_taken_down_by_others(name: str) -> None:
+    with subprocess.Popen(
+        [*AGENT, "lab", "run", "--name", name], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            if b"step 1" in line:
+                break
+        refused = lab("down", "--name", name, check=False)
+        assert refused.returncode == 2
+        assert f"the lab {name} is running" in refused.stderr
+        assert run.poll() is None
+        run.terminate()
+        run.stderr.read()
+
+
+def test_a_told_lab_can_be_kept(name: str) -> None:
+    told = lab("run", "--name", name, "--keep", "-o", "json")
+    assert json.loads(told.stdout)["ok"]
+    answer = lab("exec", "--name", name, "curl-pod", "curl", "-s", "10.10.1.200").stdout
+    assert answer.startswith("Hostname: router\nRemoteAddr: 192.168.10.100:")
+    lab("down", "--name", name)
+
+
+def test_a_machine_that_never_had_a_namespace_is_as_it_was(name: str) -> None:
+    """Neither the mount that `ip netns` makes stays, nor a lock file of iptables."""
+    script = (
+        "mount --make-rprivate / && mount -t tmpfs tmpfs /run && "
+        '"$@" lab up --name $0 --backend iptables-legacy >&2 && ls -A /run >&2 && '
+        "\"$@\" lab down --name $0 >&2; ls -A /run; grep -c ' /run/netns ' /proc/self/mountinfo"
+    )
+    argv = ["unshare", "--mount", "sh", "-c", script, name, *AGENT]
+    # The mounts that were there before are below the empty /run, and still listed.
+    before = Path("/proc/self/mountinfo").read_text().count(" /run/netns ")
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    assert "ipmasq-lab" in done.stderr
+    assert done.stdout == f"{before}\n", done.stderr
 
 
 def test_two_labs_stand_at_once_and_can_be_played_in(name: str) -> None:
@@ -176,6 +226,7 @@ def test_two_labs_stand_at_once_and_can_be_played_in(name: str) -> None:
             lab("exec", "--name", name, "curl-pod", "sh", "-c", "exit 7", check=False).returncode
             == 7
         )
+        assert lab("exec", "--name", name, "webpod", "no-such", check=False).returncode == 127
         assert lab("exec", "--name", name, "nobody", "true", check=False).returncode == 2
 
         again = lab("up", "--name", name, check=False)
@@ -198,6 +249,7 @@ def test_another_document_can_be_given_to_a_lab_that_stands(name: str, tmp_path:
     listed = lab("exec", "--name", name, "k8s-ctr", *AGENT, "list", "-o", "json").stdout
     answer: dict[str, Any] = json.loads(listed)
     assert answer["nonMasqueradeCIDRs"] == ["169.254.0.0/16", "10.10.1.0/24"]
+    assert lab("config", "--name", name, str(new)).stdout.count("in force") == 2
     new.write_text("nonMasqueradeCIDRs: [10.10.1.1/24]\n")
     refused = lab("config", "--name", name, str(new), check=False)
     assert refused.returncode == 1
