@@ -1,6 +1,6 @@
 """What the agent costs a node while nothing happens: memory, and CPU for each resync.
 
-    .venv/bin/python -m bench.footprint [--backend iptables-nft] [--resyncs 60] [--ipv6]
+    .venv/bin/python -m bench.footprint [--source file] [--backend iptables-nft] [--idle 60]
 
 Sixty resyncs are what an hour brings; here they come ten times a second. CPU counts the
 programs that the agent starts (they are its children) and its workers. With --idle N the
@@ -10,13 +10,14 @@ agent then sleeps at the default interval for N seconds, and that is measured as
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
-from bench.support import agent, inside_namespace, machine
+from bench.support import agent, inside_namespace, machine, to_api, to_file
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -59,19 +60,23 @@ def document(interval: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", default="iptables-nft")
+    parser.add_argument("--source", choices=["file", "api"], default="file")
     parser.add_argument("--resyncs", type=int, default=60)
     parser.add_argument("--ipv6", action="store_true")
     parser.add_argument("--idle", type=int, default=0, metavar="SECONDS")
     options = parser.parse_args()
     inside_namespace()
-    with tempfile.TemporaryDirectory() as temporary:
-        os.environ["XTABLES_LOCKFILE"] = f"{temporary}/xtables.lock"
-        config, log = Path(temporary) / "config", Path(temporary) / "log"
-        config.write_text(document("100ms"))
-        flags = ["--backend", options.backend, "--config", str(config)]
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+        place = Path(temporary)
+        os.environ["XTABLES_LOCKFILE"] = str(place / "xtables.lock")
+        write, where = to_api(place, stack) if options.source == "api" else to_file(place)
+        write(document("100ms"), 0)
+        log = place / "log"
+        flags = ["--backend", options.backend, *where]
         flags.append(f"--enable-ipv6={str(options.ipv6).lower()}")
         with agent(*flags, log=log) as process:
-            print(f"{options.backend}, ipv6 {options.ipv6}, 64 CIDRs; {machine()}")
+            families = "IPv4 and IPv6" if options.ipv6 else "IPv4"
+            print(f"{options.backend}, {options.source}, {families}, 64 CIDRs; {machine()}")
             print(f"{'resident when ready':40}{resident(process.pid):8.1f} MB")
             before, start = cpu(process.pid), time.monotonic()
             time.sleep(options.resyncs / 10)
@@ -83,7 +88,7 @@ def main() -> None:
                 print(f"{'resident, legacy worker':40}{resident(worker):8.1f} MB")
             print(f"{'CPU for each resync, children included':40}{used / resyncs:8.1f} ms")
             if options.idle:
-                config.write_text(document("60s"))
+                write(document("60s"), 1)
                 time.sleep(2)
                 before = cpu(process.pid)
                 time.sleep(options.idle)

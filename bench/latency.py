@@ -13,17 +13,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import json
 import os
 import socket
 import struct
 import tempfile
 import time
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from bench.support import agent, inside_namespace, log_lines, machine, row
+from bench.support import agent, inside_namespace, log_lines, machine, row, to_api, to_file
 from ipmasq_agent.host.nfnetlink import list_rules
 from ipmasq_agent.policy.addresses import Family
 
@@ -51,16 +49,6 @@ def document(cidrs: int) -> str:
     """Return a document with so many entries, half of them IPv4 prefixes of each kind."""
     entries = "".join(f"  - 10.{n // 256}.{n % 256}.0/24\n" for n in range(cidrs))
     return f"cidrLimit: 100000\nnonMasqueradeCIDRs:\n{entries}"
-
-
-def swap(directory: Path, content: str, number: int) -> None:
-    """Write the document as kubelet updates a mounted ConfigMap."""
-    version = directory / f"..{number}"
-    version.mkdir()
-    (version / "config").write_text(content)
-    link = directory / "..data_tmp"
-    link.symlink_to(version.name)
-    link.rename(directory / "..data")
 
 
 def main() -> None:
@@ -97,42 +85,6 @@ def main() -> None:
             f"{options.backend}, {options.source}, {options.cidrs} CIDRs, "
             f"{options.changes} changes; {machine()}"
         )
-
-
-Write = Callable[[str, int], None]
-
-
-def to_file(place: Path) -> tuple[Write, list[str]]:
-    """Return how a mounted ConfigMap is updated, and the agent's flags for it."""
-    directory = place / "config"
-    directory.mkdir()
-    (directory / "config").symlink_to("..data/config")
-
-    def write(content: str, number: int) -> None:
-        swap(directory, content, number)
-
-    return write, ["--config", str(directory / "config")]
-
-
-def to_api(place: Path, stack: contextlib.ExitStack) -> tuple[Write, list[str]]:
-    """Return how a ConfigMap is updated in a mock API server, and the agent's flags for it."""
-    from tests.kube.cluster import Cluster
-
-    cluster = Cluster()
-    stack.callback(cluster.close)
-    access = {
-        "current-context": "c",
-        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{cluster.port}"}}],
-        "users": [{"name": "u", "user": {"token": "t"}}],
-    }
-    (place / "kubeconfig").write_text(json.dumps(access))
-
-    def write(content: str, number: int) -> None:
-        cluster.put({"config": content})
-
-    flags = ["--configmap", "kube-system/ip-masq-agent"]
-    return write, [*flags, "--kubeconfig", str(place / "kubeconfig")]
 
 
 def report(moments: list[tuple[float, float]], log: Path) -> None:

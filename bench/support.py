@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +98,50 @@ def wait_ready(process: subprocess.Popen[bytes], log: Path) -> None:
 def log_lines(log: Path) -> list[dict[str, Any]]:
     """Return the agent's log as objects."""
     return [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+
+
+Write = Callable[[str, int], None]
+"""Puts a document in place; the number is a new one each time."""
+
+
+def to_file(place: Path) -> tuple[Write, list[str]]:
+    """Return how a mounted ConfigMap is updated, and the agent's flags for it."""
+    directory = place / "config"
+    directory.mkdir()
+    (directory / "config").symlink_to("..data/config")
+
+    def write(content: str, number: int) -> None:
+        swap(directory, content, number)
+
+    return write, ["--config", str(directory / "config")]
+
+
+def to_api(place: Path, stack: contextlib.ExitStack) -> tuple[Write, list[str]]:
+    """Return how a ConfigMap is updated in a mock API server, and the agent's flags for it."""
+    from tests.kube.cluster import Cluster
+
+    cluster = Cluster()
+    stack.callback(cluster.close)
+    access = {
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{cluster.port}"}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+    }
+    (place / "kubeconfig").write_text(json.dumps(access))
+
+    def write(content: str, number: int) -> None:
+        cluster.put({"config": content})
+
+    flags = ["--configmap", "kube-system/ip-masq-agent"]
+    return write, [*flags, "--kubeconfig", str(place / "kubeconfig")]
+
+
+def swap(directory: Path, content: str, number: int) -> None:
+    """Write the document as kubelet updates a mounted ConfigMap."""
+    version = directory / f"..{number}"
+    version.mkdir()
+    (version / "config").write_text(content)
+    link = directory / "..data_tmp"
+    link.symlink_to(version.name)
+    link.rename(directory / "..data")

@@ -294,8 +294,8 @@ class Agent:
         self.choice.close()
         event(logging.INFO, "stopped", rules="removed" if self.settings.cleanup_on_exit else "kept")
 
-    def _set_config(self, **changes: object) -> None:
-        config = replace(self.status.config, **changes)  # type: ignore[arg-type]
+    def _set_config(self, **changes: Any) -> None:
+        config = replace(self.status.config, **changes)
         self.status = replace(self.status, config=config)
 
     def _count(self, result: str) -> None:
