@@ -145,8 +145,9 @@ class _Worker:
             "jump_first": change.jump_first,
         }
         try:
-            self._send(json.dumps(order).encode() + b"\n")
-            answer = self._receive()
+            deadline = time.monotonic() + _PATIENCE
+            self._send(json.dumps(order).encode() + b"\n", deadline)
+            answer = self._receive(deadline)
         except OSError as cause:
             raise self._failed(f"does not listen: {cause}") from cause
         if answer.get("error"):
@@ -167,21 +168,27 @@ class _Worker:
             self._process.wait()
         self._errors.close()
 
-    def _send(self, line: bytes) -> None:
+    def _send(self, line: bytes, deadline: float) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(line)
-        self._process.stdin.flush()
+        descriptor = self._process.stdin.fileno()
+        # A large order does not fit into the pipe at once, and waiting for a worker that
+        # hangs would keep the lock from everybody on the node.
+        os.set_blocking(descriptor, False)
+        rest = memoryview(line)
+        while rest:
+            left = max(0.0, deadline - time.monotonic())
+            if not select.select([], [descriptor], [], left)[1]:
+                raise self._given_up()
+            rest = rest[os.write(descriptor, rest) :]
 
-    def _receive(self) -> dict[str, object]:
+    def _receive(self, deadline: float) -> dict[str, object]:
         assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
-        deadline = time.monotonic() + _PATIENCE
         data = b""
         while not data.endswith(b"\n"):
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
-                self._process.kill()
-                raise self._failed(f"gave no answer within {_PATIENCE:g} s")
+            left = max(0.0, deadline - time.monotonic())
+            if not select.select([descriptor], [], [], left)[0]:
+                raise self._given_up()
             received = os.read(descriptor, 65536)
             if not received:
                 status = self._process.wait()
@@ -189,6 +196,10 @@ class _Worker:
             data += received
         answer: dict[str, object] = json.loads(data)
         return answer
+
+    def _given_up(self) -> HostError:
+        self._process.kill()
+        return self._failed(f"gave no answer within {_PATIENCE:g} s")
 
     def _failed(self, why: str) -> HostError:
         self._errors.seek(0)

@@ -128,10 +128,10 @@ def test_a_worker_killed_in_the_middle_of_its_work_costs_one_pass(
     os.kill(first, signal.SIGSTOP)
     receive = legacy._Worker._receive
 
-    def killed_before_it_answers(worker: Any) -> dict[str, object]:
+    def killed_before_it_answers(worker: Any, deadline: float) -> dict[str, object]:
         # The order is in its pipe; it is killed before it has carried it out.
         os.kill(first, signal.SIGKILL)
-        return receive(worker)
+        return receive(worker, deadline)
 
     monkeypatch.setattr(legacy._Worker, "_receive", killed_before_it_answers)
     with pytest.raises(HostError, match=f"ipv4 ended with status {-signal.SIGKILL}"):
@@ -141,15 +141,16 @@ def test_a_worker_killed_in_the_middle_of_its_work_costs_one_pass(
     assert write(backend, 1, 2)
 
 
-def test_a_worker_that_does_not_answer_is_ended(
-    backend: LegacyBackend, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("count", [pytest.param(2, id="short"), pytest.param(3000, id="long")])
+def test_a_worker_that_does_not_take_or_answer_an_order_is_ended(
+    backend: LegacyBackend, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     write(backend, 1)
     first = only_worker()
     os.kill(first, signal.SIGSTOP)
     monkeypatch.setattr(legacy, "_PATIENCE", 0.05)
     with pytest.raises(HostError, match="gave no answer within"):
-        write(backend, 1, 2)
+        write(backend, *range(count))  # 3,000 rules are more than a pipe holds
     assert not is_alive(first)
     assert rules() == 2
     monkeypatch.undo()

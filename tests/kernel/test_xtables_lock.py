@@ -217,7 +217,7 @@ def test_an_interrupt_lets_go_of_the_lock_only_when_the_worker_has_ended(
     worker = only_worker()
     os.kill(worker, signal.SIGSTOP)
 
-    def interrupted(self: Any) -> dict[str, object]:
+    def interrupted(self: Any, deadline: float) -> dict[str, object]:
         os.kill(worker, signal.SIGCONT)
         raise KeyboardInterrupt
 
