@@ -66,7 +66,10 @@ def main() -> None:
     parser.add_argument("--idle", type=int, default=0, metavar="SECONDS")
     options = parser.parse_args()
     inside_namespace()
-    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+    # Not in /tmp: the agent watches the directories above its document too, and there
+    # everybody writes.
+    directory = tempfile.TemporaryDirectory(dir="/var/tmp")
+    with directory as temporary, contextlib.ExitStack() as stack:
         place = Path(temporary)
         os.environ["XTABLES_LOCKFILE"] = str(place / "xtables.lock")
         write, where = to_api(place, stack) if options.source == "api" else to_file(place)

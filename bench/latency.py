@@ -60,7 +60,10 @@ def main() -> None:
     options = parser.parse_args()
     inside_namespace()
     count = legacy_entries if options.backend == "iptables-legacy" else nft_entries
-    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+    # Not in /tmp: the agent watches the directories above its document too, and there
+    # everybody writes.
+    directory = tempfile.TemporaryDirectory(dir="/var/tmp")
+    with directory as temporary, contextlib.ExitStack() as stack:
         place = Path(temporary)
         # The lock of the machine is everybody's; waiting for others is not what is measured.
         os.environ["XTABLES_LOCKFILE"] = str(place / "xtables.lock")
