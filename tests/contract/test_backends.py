@@ -121,7 +121,8 @@ def test_a_chain_that_somebody_emptied_or_added_to_is_as_it_was_again(subject: S
 
 
 def test_nothing_of_ours_is_left_after_cleanup(subject: Subject) -> None:
-    subject.load(hook(*THEIRS).replace(f":{CHAIN} - [0:0]", ":THEIRS - [0:0]"))
+    table = hook(*THEIRS).replace(f":{CHAIN} - [0:0]", ":THEIRS - [0:0]")
+    subject.load(table.replace("POSTROUTING ACCEPT", "POSTROUTING DROP"))
     before = subject.shown()
     subject.write(policy(subject.family, range(5), ports=PORTS[2]))
     assert subject.shown() != before
