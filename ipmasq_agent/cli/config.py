@@ -27,6 +27,7 @@ def command() -> None:
     epilog="""\b
 Examples:
   ipmasq-agent config validate --config config.yaml
+  ipmasq-agent config defaults | ipmasq-agent config validate --config -
   ipmasq-agent config validate --configmap kube-system/ip-masq-agent --enable-ipv6
 """
 )

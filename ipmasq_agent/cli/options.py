@@ -45,6 +45,10 @@ class Settings:
 
             namespace, name, key = split_configmap(self.configmap)
             return ConfigMapSource(namespace, name, key, kubeconfig=self.kubeconfig)
+        if self.config == "-":
+            from ipmasq_agent.sources.stdin import StdinSource
+
+            return StdinSource()
         from ipmasq_agent.sources.file import FileSource
 
         return FileSource(self.config)
@@ -54,7 +58,7 @@ _SOURCE = (
     click.option(
         "--config",
         metavar="PATH",
-        help="The document: a file, or the directory of a mounted ConfigMap.  "
+        help="The document: a file, the directory of a mounted ConfigMap, or - for a pipe.  "
         f"[default: {DEFAULT_CONFIG}]",
     ),
     click.option(

@@ -270,7 +270,7 @@ HELPS = (
 )
 
 
-def examples(words: tuple[str, ...]) -> list[list[str]]:
+def examples(words: tuple[str, ...]) -> list[str]:
     """The command lines that a verb's help gives as examples."""
     done = subprocess.run(
         [sys.executable, "-m", "ipmasq_agent", *words, "--help"],
@@ -280,7 +280,7 @@ def examples(words: tuple[str, ...]) -> list[list[str]]:
     )
     after = done.stdout.partition("Examples:")[2]
     lines = [line.strip() for line in after.splitlines() if line.strip()]
-    return [shlex.split(re.sub(r"   +\(.*\)$|>.*$", "", line)) for line in lines]
+    return [re.sub(r"   +\(.*\)$", "", line) for line in lines]
 
 
 @pytest.mark.parametrize("words", HELPS, ids=" ".join)
@@ -289,23 +289,54 @@ def test_every_help_has_examples_that_work_when_pasted(
 ) -> None:
     given = examples(words)
     assert given
+    # As a user's shell would find the program.
+    (document.parent / "bin").mkdir()
+    program = document.parent / "bin" / "ipmasq-agent"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m ipmasq_agent "$@"\n')
+    program.chmod(0o755)
+    env = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
     for example in given:
-        assert example[0] == "ipmasq-agent"
-        if any(word.startswith("--configmap") for word in example):
+        assert example.startswith("ipmasq-agent ")
+        if "--configmap" in example:
             continue  # needs a cluster; its flags are parsed by the tests of the source
-        argv = [sys.executable, "-m", "ipmasq_agent", *example[1:]]
         if words == ("run",):
-            with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as agent:
+            argv = shlex.split(example)
+            with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=env) as agent:
                 assert agent.stderr is not None
                 heard = next(line for line in agent.stderr if "rules applied" in line)
                 agent.terminate()
                 assert agent.wait(20) == 0, heard
             continue
         done = subprocess.run(
-            argv, capture_output=True, text=True, cwd=document.parent, check=False, timeout=30
+            ["sh", "-c", example],
+            capture_output=True,
+            text=True,
+            cwd=document.parent,
+            env=env,
+            check=False,
+            timeout=30,
         )
         assert done.returncode in ((0, 1) if words[0] in ("diff", "status") else (0,)), done
         assert "Traceback" not in done.stderr
+
+
+def test_a_document_may_come_through_a_pipe(in_ns: Namespace, document: Path) -> None:
+    argv = [sys.executable, "-m", "ipmasq_agent"]
+    piped = document.read_text() + "  - 10.0.0.1/8\n"
+    done = subprocess.run(
+        [*argv, "config", "validate", "--config", "-"],
+        input=piped,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "standard input:5:5:" in done.stderr
+    watched = subprocess.run(
+        [*argv, "run", "--config=-", "--http-address="], capture_output=True, text=True, check=False
+    )
+    assert watched.returncode == 2
+    assert "cannot watch standard input" in watched.stderr
 
 
 def test_output_is_plain_off_a_terminal(in_ns: Namespace, document: Path) -> None:

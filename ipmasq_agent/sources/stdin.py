@@ -1,0 +1,43 @@
+"""A document on standard input, for verbs that read it once."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+
+from ipmasq_agent.errors import SourceError, UsageError
+from ipmasq_agent.sources import Document, Sink
+
+
+class StdinSource:
+    """Implements ``Source`` for ``-``, as far as that makes sense: it can be read, once."""
+
+    name = "standard input"
+    cheap = False
+
+    def read(self) -> Document:
+        """Return all of standard input.
+
+        Raises:
+            SourceError: it is a terminal, so somebody forgot the pipe.
+        """
+        if sys.stdin.isatty():
+            raise SourceError(
+                "standard input is a terminal", remedy="pipe a document in, or name a file"
+            )
+        content = sys.stdin.buffer.read()
+        revision = hashlib.sha256(content).hexdigest()[:12]
+        return Document(self.name, content, revision, time.monotonic())
+
+    def start(self, sink: Sink) -> None:
+        """Refuse: a pipe cannot be watched for changes."""
+        raise UsageError("`run` cannot watch standard input", remedy="give it a file")
+
+    def refresh(self) -> None:
+        """Refuse, as ``start`` does."""
+        raise UsageError("standard input can be read once only")
+
+    def stop(self) -> None:
+        """There is nothing to end."""
+        return None
