@@ -154,8 +154,8 @@ def test_a_walk_through_random_policies_is_right_at_every_step(
         edited += bool(change) and change.rewrite is None
         table = subject.backend.read(subject.family)
         assert table.rules(CHAIN) == subject.backend.compile(wanted).rules, f"step {number}"
-        assert len(subject.rules()) == len(table.rules(CHAIN)), f"step {number}"
         assert subject.backend.interpret(table).policy == wanted, f"step {number}"
+        assert len(subject.rules()) == len(table.rules(CHAIN)), f"step {number}"
         assert others(subject) == (("ours", *THEIRS) if jump_first else (*THEIRS, "ours"))
     # Both ways of writing were walked, or the test shows less than it says.
     assert written_anew >= 5

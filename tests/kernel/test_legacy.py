@@ -162,7 +162,6 @@ def test_a_worker_that_does_not_take_or_answer_an_order_is_ended(
     [
         pytest.param("-p tcp -j MASQUERADE --to-ports 70000", "70000", id="a port too high"),
         pytest.param("-m nonsense --what 1 -j RETURN", "nonsense", id="a match unknown"),
-        pytest.param("-j NOWHERE", "NOWHERE", id="a target unknown"),
         pytest.param("-j MASQUERADE --to-ports 1024-2000", "1024-2000", id="no protocol"),
     ],
 )
@@ -187,11 +186,9 @@ def test_a_plan_that_fits_the_table_no_more_is_refused_as_a_whole(backend: Legac
     rule = parse_rule("-d 192.0.2.1/32 -j RETURN", Family.IPV4)
     for change in (
         Plan(CHAIN, keep=0, remove=(rule,) * 9),
-        Plan(CHAIN, keep=7, insert=(rule,)),
         Plan(CHAIN, create=True, rewrite=(rule,)),
-        Plan("ELSEWHERE", rewrite=(rule,), insert=(rule,)),
     ):
-        with pytest.raises(HostError), backend.session(Family.IPV4):
+        with pytest.raises(HostError, match="refused"), backend.session(Family.IPV4):
             backend.apply(Family.IPV4, change)
         assert oracle.snapshot(counters=True) == before
 
