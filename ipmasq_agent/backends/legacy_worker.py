@@ -36,13 +36,10 @@ class NatTable:
         }[family]
         self.table = base_table("nat", autocommit=False)
         own = self.table
-
-        class NatRule(base_rule):  # type: ignore[misc, valid-type]
-            # python-iptables asks every table there is whether a target is a chain of it,
-            # and asking creates the tables in the kernel. Ours is the only one that counts.
-            tables = property(lambda self: [own])
-
-        self._rule_class = NatRule
+        # python-iptables asks every table there is whether a target is a chain of it, and
+        # asking creates the tables in the kernel. Ours is the only one that counts.
+        tables = property(lambda rule: [own])
+        self._rule_class = type("NatRule", (base_rule,), {"tables": tables})
         self._plain: Any = None
 
     def carry_out(self, order: dict[str, Any]) -> None:

@@ -213,26 +213,11 @@ Examples (after `ipmasq-agent lab up`):
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def config(name: str, file: Path) -> int:
     """Give the nodes of the lab another document, and show what their agents say."""
-    from ipmasq_agent.lab.topology import NODES
-
-    lab = _standing(name)
-    before = {node.name: (lab.status(node.name) or {}).get("config") for node in NODES}
-    text = file.read_text()
-    same = all(lab.document(node.name).read_text() == text for node in NODES)
-    lab.write_document(text)
     refused = False
-    for node in NODES:
-        old = before[node.name]
-        status = lab.wait_for(
-            node.name,
-            "the agent has taken in the document",
-            lambda s, old=old: (  # type: ignore[misc]
-                (same or s["config"] != old) and (s["ready"] or s["config"]["error"])
-            ),
-        )
+    for node, status in _standing(name).deliver(file.read_text()).items():
         error = status["config"]["error"]
         refused |= error is not None
-        click.echo(f"{node.name}: {'refused: ' + error if error else 'in force'}")
+        click.echo(f"{node}: {'refused: ' + error if error else 'in force'}")
     return 1 if refused else 0
 
 

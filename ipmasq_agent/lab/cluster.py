@@ -31,6 +31,7 @@ _PREFIX = "ipmasq-"
 _MOUNT_MARK = STATE / ".netns-mount"
 _TOOLS = ("ip", "setpriv", "sysctl", "ping", "curl", "iptables-nft", "tcpdump")
 _START = 20.0
+Condition = Callable[[dict[str, Any]], bool]
 STATUS_URL = "http://127.0.0.1:9797/status"
 
 
@@ -278,9 +279,26 @@ class Lab:
             return None
         return answer
 
-    def wait_for(
-        self, node: str, what: str, condition: Callable[[dict[str, Any]], bool]
-    ) -> dict[str, Any]:
+    def deliver(self, text: str) -> dict[str, dict[str, Any]]:
+        """Give all nodes a document, and return what each agent says once it has taken it in.
+
+        Raises:
+            LabError: an agent never did.
+        """
+        before = {node.name: self._revision(node.name, unless=text) for node in NODES}
+        self.write_document(text)
+        what = "the agent has taken in the document"
+        return {node: self.wait_for(node, what, _other_than(old)) for node, old in before.items()}
+
+    def _revision(self, node: str, unless: str) -> str | None:
+        """Return the revision that an agent has; None where its document says ``unless``."""
+        document, status = self.document(node), self.status(node)
+        if status is None or (document.exists() and document.read_text() == unless):
+            return None
+        revision: str | None = status["config"]["revision"]
+        return revision
+
+    def wait_for(self, node: str, what: str, condition: Condition) -> dict[str, Any]:
         """Return the agent's status once ``condition(status)`` holds.
 
         Raises:
@@ -310,6 +328,16 @@ class Lab:
     def stands(self) -> bool:
         """Whether the lab is there to be used."""
         return self.namespaces["router"] in netns.names()
+
+
+def _other_than(revision: str | None) -> Condition:
+    """Return whether an agent has an opinion on another document than that revision's."""
+
+    def holds(status: dict[str, Any]) -> bool:
+        config = status["config"]
+        return config["revision"] != revision and bool(status["ready"] or config["error"])
+
+    return holds
 
 
 class Talk:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ipmasq_agent.errors import LabError
-from ipmasq_agent.lab.cluster import Lab
+from ipmasq_agent.lab.cluster import Condition, Lab
 from ipmasq_agent.lab.scenes import FIRST, PROTOCOLS, SCENES, SOURCES, Expectation, Scene
 from ipmasq_agent.lab.topology import (
     DESTINATIONS,
@@ -110,7 +110,6 @@ class Story:
         self.backend = backend
         self._agent = agent
         self._family = 1 if ipv6 else 0
-        self._documents = 0
         self._patient = True
 
     def prepare(self, progress: Callable[[str], None], *, stay: bool = False) -> None:
@@ -163,45 +162,24 @@ class Story:
         return Step(scene, config, checks, error, tuple(failures))
 
     def _deliver(self, scene: Scene, config: str, failures: list[str]) -> str | None:
-        """Write the document and wait until every agent has said what it makes of it."""
-        before = {node.name: self._revision(node.name) for node in NODES}
-        self.lab.write_document(config)
-        error = None
-        for node in NODES:
-            old = before[node.name]
-            if config == FIRST[self._family] and self._documents == 0:
-                old = None  # the agents were started with it
-            status = self.lab.wait_for(
-                node.name,
-                "the agent has taken in the new document",
-                lambda s, old=old: (  # type: ignore[misc]
-                    s["config"]["revision"] != old and (s["ready"] or not s["config"]["accepted"])
-                ),
-            )
+        """Give the nodes the document, and return what an agent says against it."""
+        error: str | None = None
+        for node, status in self.lab.deliver(config).items():
             error = status["config"]["error"]
             if status["config"]["accepted"] is scene.refused:
                 said = "accepted" if scene.refused else f"refused: {error}"
-                failures.append(f"{node.name}: the document was {said}")
-        self._documents += 1
+                failures.append(f"{node}: the document was {said}")
         return error
-
-    def _revision(self, node: str) -> str | None:
-        status = self.lab.status(node)
-        return status["config"]["revision"] if status else None
 
     def _flush_and_heal(self, failures: list[str]) -> None:
         """Empty the chain by hand as root would, and wait until the agent has put it back."""
         variant = self.backend.removeprefix("iptables-")
         tool = f"{'ip6tables' if self._family else 'iptables'}-{variant}"
         for node in NODES:
-            changes = (self.lab.status(node.name) or {}).get("changes", 0)
+            status = self.lab.status(node.name) or {"changes": 0}
             self.lab.run(node.name, [tool, "-t", "nat", "-F", _CHAIN])
             try:
-                self.lab.wait_for(
-                    node.name,
-                    "the chain is healed",
-                    lambda s, changes=changes: s["changes"] > changes,  # type: ignore[misc]
-                )
+                self.lab.wait_for(node.name, "the chain is healed", _more_than(status["changes"]))
             except LabError as error:
                 failures.append(str(error))
 
@@ -250,3 +228,8 @@ class Story:
 
     def _pick(self, address: Address) -> str:
         return address.ipv6 if self._family else address.ipv4
+
+
+def _more_than(changes: int) -> Condition:
+    """Return whether an agent has changed the kernel since it had done so often."""
+    return lambda status: bool(status["changes"] > changes)
