@@ -74,7 +74,8 @@ class Agent:
         self._refused: str | None = None  # why that one cannot be used
         self._changed_at: float | None = None
         self._retries = 0
-        self._next_pass: float | None = None
+        # Also before the first document: a file that cannot be read now is looked at again.
+        self._next_pass = time.monotonic() + DEFAULT_RESYNC_INTERVAL / UNITS["s"]
 
     def run(self) -> None:
         """Watch and reconcile until ``Signal.STOP`` arrives."""
@@ -94,7 +95,7 @@ class Agent:
 
     def turn(self) -> bool:
         """Wait for events or for the next pass, and act; false when it is time to stop."""
-        timeout = None if self._next_pass is None else max(0.0, self._next_pass - time.monotonic())
+        timeout = max(0.0, self._next_pass - time.monotonic())
         batch: list[Event] = []
         due = False
         try:
