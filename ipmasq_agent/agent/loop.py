@@ -7,6 +7,7 @@ arrived while a pass ran is taken as one.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import random
@@ -97,13 +98,12 @@ class Agent:
         """Wait for events or for the next pass, and act; false when it is time to stop."""
         timeout = max(0.0, self._next_pass - time.monotonic())
         batch: list[Event] = []
-        due = False
-        try:
+        with contextlib.suppress(queue.Empty):
             batch.append(self.events.get(timeout=timeout))
             while True:
                 batch.append(self.events.get_nowait())
-        except queue.Empty:
-            due = not batch
+        # By the clock, not by silence: a source that never stops talking delays no healing.
+        due = time.monotonic() >= self._next_pass
         self.busy_since = time.monotonic()
         try:
             return self._act(batch, due)

@@ -143,6 +143,15 @@ def test_a_pass_with_nothing_to_change_writes_nothing_and_is_silent_at_info(
     assert [r for r in heard.records if r.levelno >= logging.INFO] == []
 
 
+def test_a_source_that_never_stops_talking_delays_no_healing() -> None:
+    bench = Bench()
+    bench.document(ONE)
+    bench.flush()
+    bench.agent._next_pass = 0.0
+    bench.document(ONE, "again")
+    assert bench.chain() == [LINK_LOCAL, "172.20.0.0/16"]
+
+
 def test_each_resync_looks_at_a_cheap_source_again() -> None:
     bench = Bench()
     bench.document(ONE)
