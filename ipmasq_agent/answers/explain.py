@@ -131,7 +131,7 @@ def explain(
         entry=entry.origin if entry else None,
         expected=entry.verdict if entry else None,
         route=route,
-        exceptions=tuple(str(exception) for exception in kernel.exceptions),
+        exceptions=tuple(str(e) for e in kernel.exceptions if e.concerns(destination)),
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import enum
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 from ipmasq_agent.dialects.iptables import (
@@ -74,12 +74,25 @@ _OUTCOMES |= dict.fromkeys(_TRANSLATING, _Outcome.MASQUERADE)
 
 @dataclass(frozen=True, slots=True)
 class RuleException:
-    """A rule that decides otherwise than the map, for some packets only."""
+    """A rule that decides otherwise than the map, for some packets only.
+
+    Attributes:
+        chain: where the rule stands.
+        position: its number in the chain, from 1.
+        rule: what it says.
+        verdict: what it decides.
+        ranges: the destinations, ends included, for which that is not the map's verdict.
+    """
 
     chain: str
     position: int
     rule: Rule
     verdict: Verdict
+    ranges: tuple[tuple[int, int], ...] = field(default=(), compare=False)
+
+    def concerns(self, destination: int) -> bool:
+        """Whether packets to ``destination`` may be decided otherwise by this rule."""
+        return any(first <= destination <= last for first, last in self.ranges)
 
     def __str__(self) -> str:
         return f"rule {self.position} of {self.chain}: {self.rule.text}"
@@ -153,15 +166,15 @@ def _overlapping(ranges: list[Entry[V]], first: int, last: int) -> Iterator[Entr
 
 
 def _telling(partial: list[_Partial], decisions: DecisionMap) -> Iterator[RuleException]:
-    """Yield the exceptions that really decide otherwise somewhere in their ranges."""
-    seen = set()
+    """Yield the exceptions that really decide otherwise, each with the ranges where it does."""
+    telling: dict[RuleException, list[tuple[int, int]]] = {}
     for exception, first, last in partial:
-        key = (exception.chain, exception.position)
-        if key not in seen and any(
-            entry.verdict is not exception.verdict for entry in decisions.between(first, last)
-        ):
-            seen.add(key)
-            yield exception
+        for entry in decisions.between(first, last):
+            if entry.verdict is not exception.verdict:
+                differs = max(first, entry.first), min(last, entry.last)
+                telling.setdefault(exception, []).append(differs)
+    for exception, ranges in telling.items():
+        yield replace(exception, ranges=tuple(ranges))
 
 
 class _Reading:

@@ -182,6 +182,20 @@ def test_explain_says_when_the_kernel_is_not_in_step(verb: Verb, document: Path)
     assert "not in step" in out
 
 
+def test_explain_names_the_rules_of_others_only_where_they_decide_otherwise(
+    verb: Verb, document: Path
+) -> None:
+    docker = "iptables-nft -t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"
+    subprocess.run(docker.split(), check=True)
+    flags = ("--config", str(document), "-o", "json")
+    verb("apply", *flags)
+    rule = "rule 1 of POSTROUTING: -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"
+    assert data(verb("explain", "172.20.3.4", *flags)[1])["exceptions"] == [rule]
+    assert data(verb("explain", "8.8.8.8", *flags)[1])["exceptions"] == []
+    of_a_pod = verb("explain", "172.20.3.4", "--src", "172.20.0.5", *flags)[1]
+    assert data(of_a_pod)["exceptions"] == []
+
+
 def test_status_tells_sync_and_the_line_that_operators_know(
     verb: Verb, document: Path, node: Namespace
 ) -> None:
