@@ -91,9 +91,14 @@ def _entered(root: Path, mounts: str, argv: Sequence[str]) -> list[str]:
 
 
 def _mirror() -> str:
-    """Return the mirror that this machine's apt uses for Debian itself."""
-    for source in sorted(Path("/etc/apt").glob("sources.list*/**/*.sources")):
-        found = re.search(r"^URIs:\s*(\S+/debian)/?\s*$", source.read_text(), re.MULTILINE)
+    """Return the mirror that this machine's apt uses for Debian itself, in either format."""
+    lists = (*Path("/etc/apt").glob("sources.list*"), *Path("/etc/apt").glob("sources.list.d/*"))
+    for source in sorted(path for path in lists if path.is_file()):
+        found = re.search(
+            r"^(?:URIs:|deb(?: \[[^]]*\])?)\s+(\S+/debian)/?(?:\s|$)",
+            source.read_text(),
+            re.MULTILINE,
+        )
         if found:
             return found[1]
     raise RuntimeError("apt on this machine names no mirror of Debian to make a root from")
