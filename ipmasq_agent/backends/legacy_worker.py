@@ -18,9 +18,18 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import iptc
-
 from ipmasq_agent.dialects.rules import Option, options_in_order
+
+try:
+    import iptc
+except Exception as failure:
+    # It looks for its C libraries while it is imported, and stumbles in many ways where one
+    # is missing: OSError, TypeError, an error of its own. People need what to install.
+    raise SystemExit(
+        f"python-iptables cannot be loaded: {type(failure).__name__}: {failure}; install "
+        "libxtables12, libip4tc2 and libip6tc2, and set XTABLES_LIBDIR to the directory of the "
+        "iptables extensions where there is no ldconfig to find it"
+    ) from failure
 
 _PR_SET_PDEATHSIG = 1
 _POSTROUTING = "POSTROUTING"

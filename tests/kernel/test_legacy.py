@@ -221,6 +221,20 @@ def test_a_worker_that_cannot_be_started_is_an_error_like_any_other(
     assert write(backend, 1)
 
 
+def test_a_library_that_is_missing_is_named_in_one_line_with_what_to_install(
+    backend: LegacyBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "iptc.py").write_text("raise OSError('libip4tc.so.2: cannot open')\n")
+    with monkeypatch.context() as without:
+        without.syspath_prepend(str(tmp_path))  # a worker has the agent's path
+        with pytest.raises(HostError, match=r"libip4tc\.so\.2: cannot open; install ") as refused:
+            write(backend, 1)
+    assert "Traceback" not in str(refused.value)
+    assert "XTABLES_LIBDIR" in str(refused.value)
+    assert oracle.legacy_tables("ipv4") == set()
+    assert write(backend, 1)
+
+
 def test_extensions_that_only_the_rules_of_others_use_are_not_needed(
     backend: LegacyBackend, in_ns: Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
