@@ -84,7 +84,7 @@ def run_story(backend: str, ipv6: bool, name: str | None, keep: bool, output: st
     lab = Lab(name or f"run-{os.getpid()}")
     shown = lab_text.Shown(output)
     steps: list[Step] = []
-    with _claimed(lab, stay=keep):
+    with claimed(lab, stay=keep):
         story = Story(lab, AGENT, backend, ipv6=ipv6)
         story.prepare(shown.progress, stay=keep)
         shown.opening(story.backend, ipv6=ipv6)
@@ -108,30 +108,44 @@ def run_story(backend: str, ipv6: bool, name: str | None, keep: bool, output: st
 
 
 @contextlib.contextmanager
-def _claimed(lab: Lab, *, stay: bool) -> Iterator[None]:
+def claimed(lab: Lab, *, stay: bool) -> Iterator[None]:
     """Claim the lab, and take it down whatever happens, unless all went well and it stays."""
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN  # as nohup(1) has it
+    ]
+
+    def ignore() -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
 
     def stop(number: int, frame: FrameType | None) -> None:
+        ignore()  # once is enough: cleaning up is not interrupted
         raise KeyboardInterrupt
 
-    before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, stop) for number in numbers}
+    ours = left = False
     try:
-        lab.claim()
-        left = False
         try:
+            # An interruption waits until it is known whether there is a lab to take down.
+            signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+            try:
+                lab.claim()
+                ours = True
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
             yield
             if stay:
                 lab.leave()
                 left = True
         finally:
-            for number in (signal.SIGINT, *before):
-                signal.signal(number, signal.SIG_IGN)  # cleaning up is not interrupted
-            if not left:
+            ignore()
+            if ours and not left:
                 lab.down()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @command.command(
@@ -151,7 +165,7 @@ def up(backend: str, ipv6: bool, name: str) -> None:
 
     check_tools()
     lab = Lab(name)
-    with _claimed(lab, stay=True):
+    with claimed(lab, stay=True):
         story = Story(lab, AGENT, backend, ipv6=ipv6)
         story.prepare(lambda text: click.echo(f"{text} ...", err=True), stay=True)
     program = _program()

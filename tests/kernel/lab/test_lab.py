@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ipmasq_agent.cli.lab import claimed
 from ipmasq_agent.host import netns
 from ipmasq_agent.lab.cluster import STATE, Lab
 from ipmasq_agent.lab.story import Story
@@ -151,6 +152,23 @@ def test_an_interrupted_run_leaves_nothing(name: str, number: int) -> None:
         assert run.wait(DEADLINE) == 130
     assert traces(name) == []
     assert root_namespace() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interruption_while_the_lab_is_claimed_leaves_nothing(
+    name: str, number: signal.Signals
+) -> None:
+    class Interrupted(Lab):
+        def claim(self) -> None:
+            self.state.mkdir(parents=True)
+            os.kill(os.getpid(), number)
+            super().claim()
+
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), claimed(Interrupted(name), stay=False):
+        pytest.fail("the interruption was lost")
+    assert traces(name) == []
+    assert signal.getsignal(number) is before
 
 
 def test_down_removes_what_a_killed_run_left(name: str) -> None:
