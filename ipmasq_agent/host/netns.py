@@ -64,26 +64,24 @@ def unmount_if_empty() -> None:
             RUN_NETNS.rmdir()
 
 
-def end_processes(inodes: Collection[int], patience: float = 2.0) -> int:
-    """End every process in these namespaces, and return how many there were.
+def end_processes(inodes: Collection[int], patience: float = 2.0) -> None:
+    """End every process in these namespaces.
 
     Each is first asked (SIGTERM), then killed when it has not gone within ``patience``
     seconds. A pidfd stands for the process from before it is looked at, so that a number
     which the kernel gives to somebody else meanwhile is never signalled.
     """
-    ended = 0
     for deadly in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + patience
         # What a process starts while it is being ended is met in the next round.
         while time.monotonic() < deadline:
             with _in_namespaces(inodes) as waiting:
                 if not waiting:
-                    return ended
+                    return
                 for descriptor in waiting:
-                    signal.pidfd_send_signal(descriptor, deadly)
-                    ended += deadly is signal.SIGTERM
+                    with contextlib.suppress(ProcessLookupError):  # it ended by itself
+                        signal.pidfd_send_signal(descriptor, deadly)
                 _await_exits(waiting, deadline)
-    return ended
 
 
 def _await_exits(descriptors: list[int], deadline: float) -> None:
