@@ -6,7 +6,7 @@ transaction for each family, and the failure of one family never stops the other
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from ipmasq_agent.backends import Backend, Change, Desired, Plan, State
@@ -34,26 +34,29 @@ Outcomes = Mapping[Family, Outcome]
 
 def reconcile(backend: Backend[State, Desired, Plan], wish: Wish) -> Outcomes:
     """Bring every family that is managed to what ``wish`` asks for."""
-    return {
-        family: _attempt(
-            backend, family, assemble_family(wish, family, backend.capabilities(family))
-        )
-        for family in wish.families
-    }
+
+    def bring(family: Family) -> Change:
+        # What the host can do is asked for each family too: one may lack its programs.
+        capabilities = backend.capabilities(family)
+        return reconcile_family(backend, family, assemble_family(wish, family, capabilities))
+
+    return _each(wish.families, bring)
 
 
 def clean(backend: Backend[State, Desired, Plan], families: Iterable[Family]) -> Outcomes:
     """Remove what is ours from the families' tables."""
-    return {family: _attempt(backend, family, None) for family in families}
+    return _each(families, lambda family: reconcile_family(backend, family, None))
 
 
-def _attempt(
-    backend: Backend[State, Desired, Plan], family: Family, policy: FamilyPolicy | None
-) -> Outcome:
-    try:
-        return Outcome(change=reconcile_family(backend, family, policy))
-    except AgentError as error:
-        return Outcome(error=error)
+def _each(families: Iterable[Family], work: Callable[[Family], Change]) -> Outcomes:
+    """Do the work for each family, whatever becomes of the others."""
+    outcomes: dict[Family, Outcome] = {}
+    for family in families:
+        try:
+            outcomes[family] = Outcome(change=work(family))
+        except AgentError as error:
+            outcomes[family] = Outcome(error=error)
+    return outcomes
 
 
 def reconcile_family(

@@ -23,7 +23,7 @@ def program(family: Family, variant: str, verb: str = "") -> str:
 @cache
 def knows_random_fully(iptables: str) -> bool:
     """Whether MASQUERADE takes --random-fully here (since iptables 1.6.2), by its help."""
-    return "--random-fully" in run([iptables, "-j", "MASQUERADE", "--help"], check=False).stdout
+    return "--random-fully" in run([iptables, "-j", "MASQUERADE", "--help"]).stdout
 
 
 class IptablesBackend(Backend[Table, Desired, Plan]):

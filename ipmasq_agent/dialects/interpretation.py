@@ -22,7 +22,7 @@ from ipmasq_agent.dialects.iptables import (
     Placement,
     masquerade_rules,
 )
-from ipmasq_agent.dialects.rules import Option, Rule, parse_rule, read_prefix
+from ipmasq_agent.dialects.rules import Option, Rule, find_all, parse_rule, read_prefix
 from ipmasq_agent.dialects.tables import Table
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict, first_match
@@ -131,7 +131,7 @@ def interpret(table: Table, placement: Placement, source: int | None = None) -> 
         if e.origin.line is not None
     )
     decisions = DecisionMap(table.family, decided, Verdict.NON_MASQUERADE, end)
-    own = [rule for rule in table.rules(POSTROUTING) if rule.target == placement.chain]
+    own = find_all(table.rules(POSTROUTING), placement.chain)
     local = any(rule.option("dst-type") is None for rule in own)
     action = _action(table.rules(placement.chain), table.family)
     policy = FamilyPolicy(decisions, Guards(local_destinations=local), action)
@@ -380,7 +380,7 @@ def _action(rules: tuple[Rule, ...], family: Family) -> Action:
     Port ranges count only where every rule is there that makes them whole; the odd rule
     of somebody's own is an exception, not an action.
     """
-    masquerading = [rule for rule in rules if rule.target == "MASQUERADE"]
+    masquerading = find_all(rules, "MASQUERADE")
     plain = [rule for rule in masquerading if rule.option("protocol") is None]
     random_fully = bool(plain) and plain[-1].option("random-fully") is not None
     ports: list[PortRange] = []

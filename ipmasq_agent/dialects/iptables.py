@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ipmasq_agent.dialects.rules import Rule, parse_rule, quote
+from ipmasq_agent.dialects.rules import Rule, find_all, parse_rule, quote
 from ipmasq_agent.dialects.tables import Chain, Table
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.policy.addresses import Prefix, prefixes_of_range
@@ -167,7 +167,7 @@ def plan(actual: Table, desired: Desired) -> Plan:
     chain = placement.chain
     _refuse_unreadable(actual, chain)
     exists = chain in actual.chains
-    jumps = [rule for rule in actual.rules(POSTROUTING) if rule.target == chain]
+    jumps = find_all(actual.rules(POSTROUTING), chain)
     if desired.jump is None:
         return Plan(chain, delete=exists, remove=actual.rules(chain), jumps_removed=tuple(jumps))
     in_place = _jump_in_place(actual, desired)
@@ -261,7 +261,7 @@ def restore_text(change: Plan) -> str:
 
 def describe(table: Table, chain: str) -> list[str]:
     """Return what is ours in a table: the jumps to ``chain`` and its rules, as ``-A`` lines."""
-    jumps = [rule for rule in table.rules(POSTROUTING) if rule.target == chain]
+    jumps = find_all(table.rules(POSTROUTING), chain)
     return [
         *(f"-A {POSTROUTING} {rule.text}" for rule in jumps),
         *(f"-A {chain} {rule.text}" for rule in table.rules(chain)),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict, entry_of_prefix
-from ipmasq_agent.policy.model import Action, Capabilities, FamilyPolicy, Policy, PortRange
+from ipmasq_agent.policy.model import Action, Capabilities, FamilyPolicy, PortRange
 
 LINK_LOCAL = {
     Family.IPV4: Prefix(Family.IPV4, 0xA9FE0000, 16),  # 169.254.0.0/16, RFC 3927
@@ -40,11 +40,6 @@ def assemble_family(wish: Wish, family: Family, capabilities: Capabilities) -> F
     """
     action = Action(wish.ports, wish.random_fully and capabilities.random_fully)
     return FamilyPolicy(DecisionMap(family, _entries(wish, family)), action=action)
-
-
-def assemble(wish: Wish, capabilities: Capabilities) -> Policy:
-    """Return the policy for each family that is managed."""
-    return {family: assemble_family(wish, family, capabilities) for family in wish.families}
 
 
 def _entries(wish: Wish, family: Family) -> Iterable[Entry[Verdict]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -104,10 +103,6 @@ class FamilyPolicy:
 
     def _masquerades(self) -> bool:
         return any(verdict is Verdict.MASQUERADE for _, verdict in self.decisions.shape())
-
-
-Policy = Mapping[Family, FamilyPolicy]
-"""The families that are managed, each with its policy. An absent family is left alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,11 @@ from ipmasq_agent.agent.choice import BackendChoice
 from ipmasq_agent.agent.loop import Agent, LoopSettings
 from ipmasq_agent.backends.memory import MemoryBackend
 from ipmasq_agent.config.model import Flags
-from ipmasq_agent.dialects.iptables import Placement, Plan
+from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.dialects.tables import Table
 from ipmasq_agent.errors import HostError, SourceUnavailable
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.model import Capabilities
 from ipmasq_agent.sources import Document, Sink, SourceFailed
 
 
@@ -40,12 +41,13 @@ class ScriptedSource:
 
 
 class FailingBackend(MemoryBackend):
-    """A memory backend whose reads or writes of a family fail while it is in ``broken``."""
+    """A memory backend that cannot read a family in ``broken``, nor knows one in ``unable``."""
 
     def __init__(self, placement: Placement, name: str = "memory") -> None:
         super().__init__(placement)
         self.name = name
         self.broken: set[Family] = set()
+        self.unable: set[Family] = set()
         self.closed = False
 
     def read(self, family: Family) -> Table:
@@ -53,8 +55,10 @@ class FailingBackend(MemoryBackend):
             raise HostError(f"{family.value} is broken")
         return super().read(family)
 
-    def apply(self, family: Family, change: Plan) -> None:
-        super().apply(family, change)
+    def capabilities(self, family: Family) -> Capabilities:
+        if family in self.unable:
+            raise HostError(f"there are no programs for {family.value}")
+        return super().capabilities(family)
 
     def close(self) -> None:
         self.closed = True

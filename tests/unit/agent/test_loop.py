@@ -218,6 +218,17 @@ def test_a_family_that_fails_does_not_stop_the_other_and_is_tried_again_soon() -
     assert bench.agent.status.ready
 
 
+@pytest.mark.parametrize("unable", Family)
+def test_a_host_without_the_programs_of_one_family_serves_the_other(unable: Family) -> None:
+    bench = Bench(flags=Flags(enable_ipv6=True))
+    bench.backend.unable = {unable}
+    bench.document("nonMasqueradeCIDRs: [172.20.0.0/16, 'fd00::/8']\n")
+    served = Family.IPV6 if unable is Family.IPV4 else Family.IPV4
+    assert len(bench.chain(served)) == 2
+    assert list(bench.agent.status.errors) == [unable]
+    assert "no programs" in bench.agent.status.why_not_ready()
+
+
 def test_retries_back_off_but_never_beyond_the_resync_interval() -> None:
     import time
 

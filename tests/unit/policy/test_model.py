@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.assemble import LINK_LOCAL, Wish, assemble, assemble_family
-from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict
+from ipmasq_agent.policy.assemble import LINK_LOCAL, Wish, assemble_family
+from ipmasq_agent.policy.decisions import Origin, Verdict
 from ipmasq_agent.policy.model import (
     Action,
     Capabilities,
@@ -72,18 +72,10 @@ def test_link_local_comes_first_and_each_family_gets_its_own_entries() -> None:
         ports=(PortRange(5, 6),),
         random_fully=True,
     )
-    policy = assemble(wish, Capabilities(random_fully=False))
-    assert set(policy) == {V4, V6}
+    host = Capabilities(random_fully=False)
+    policy = {family: assemble_family(wish, family, host) for family in wish.families}
     first = [entry.first for entry in policy[V4].decisions.entries]
     assert first == [LINK_LOCAL[V4].first, ten.first]
     assert [entry.first for entry in policy[V6].decisions.entries] == [seven.first]
     assert policy[V4].action == Action((PortRange(5, 6),), random_fully=False)
     assert "masqLinkLocal: false" in policy[V4].decisions.entries[0].origin.text
-
-
-def test_a_family_that_is_not_managed_has_no_policy() -> None:
-    wish = Wish((), frozenset(), (V4,))
-    assert set(assemble(wish, Capabilities())) == {V4}
-    assert assemble_family(wish, V6, Capabilities()).decisions == DecisionMap(
-        V6, assemble_family(wish, V6, Capabilities()).decisions.entries
-    )
