@@ -42,6 +42,10 @@ class Backend(abc.ABC, Generic[State, Desired, Plan]):
     """
 
     name: str
+    """What users call it: ``iptables-nft``, ``ipset``."""
+    place: str
+    """Where in the kernel its state lives. Of two backends of one place, each replaces the
+    other's state by its own in one change; nothing is left to clean after such a move."""
 
     @abc.abstractmethod
     def capabilities(self, family: Family) -> Capabilities:
@@ -78,6 +82,22 @@ class Backend(abc.ABC, Generic[State, Desired, Plan]):
         Raises:
             KernelReadError: it cannot be read in full.
         """
+
+    def recall(self, family: Family) -> State:
+        """Return what the kernel holds, without asking for what it cannot have lost.
+
+        A backend of sets remembers a hundred thousand elements that it read or wrote, as
+        long as cheap signs (a generation number, a count) agree with them. It is what a
+        change of the document is planned on; each resync reads in full.
+
+        Raises:
+            KernelReadError: as ``read``.
+        """
+        return self.read(family)
+
+    def read_at(self, family: Family, destination: int) -> State:
+        """Return a state that is right about one destination; cheaper than ``read``."""
+        return self.read(family)
 
     @abc.abstractmethod
     def apply(self, family: Family, change: Plan) -> None:

@@ -33,7 +33,7 @@ class IptablesBackend(Backend[Table, Desired, Plan]):
 
     def __init__(self, placement: Placement) -> None:
         self.placement = placement
-        self.name = f"iptables-{self.variant}"
+        self.name = self.place = f"iptables-{self.variant}"
 
     def capabilities(self, family: Family) -> Capabilities:
         """Return what the installed iptables knows."""

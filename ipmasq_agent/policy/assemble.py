@@ -1,13 +1,30 @@
-"""Plain values (a user's prefixes with their origin, switches) joined into a policy."""
+"""Plain values (a user's prefixes with their origin, switches, facts) joined into a policy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import enum
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict, entry_of_prefix
-from ipmasq_agent.policy.model import Action, Capabilities, FamilyPolicy, PortRange
+from ipmasq_agent.policy.decisions import (
+    REST,
+    DecisionMap,
+    Entry,
+    Origin,
+    Verdict,
+    entry_of_prefix,
+    first_match,
+)
+from ipmasq_agent.policy.model import (
+    Action,
+    Capabilities,
+    FamilyPolicy,
+    FixedSource,
+    Guards,
+    PortRange,
+)
 
 LINK_LOCAL = {
     Family.IPV4: Prefix(Family.IPV4, 0xA9FE0000, 16),  # 169.254.0.0/16, RFC 3927
@@ -15,14 +32,77 @@ LINK_LOCAL = {
 }
 
 
+class Auto(enum.Enum):
+    """Says that a value is to be taken from the host or the cluster."""
+
+    AUTO = "auto"
+
+
+AUTO = Auto.AUTO
+
+
+class Need(enum.Enum):
+    """A fact that a policy may depend on, beside the document and the flags."""
+
+    NODE_ADDRESSES = "the addresses of the cluster's nodes"
+    POD_CIDRS = "the pod CIDRs of this node"
+    LINKS = "the network devices of this node"
+    ROUTES = "the routes of this node"
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """The devices of the node: every name, and those that lead out as we detect them."""
+
+    names: tuple[str, ...]
+    egress: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was learnt from host and cluster; None is "not learnt yet", never "nothing".
+
+    Attributes:
+        node_addresses: InternalIP and ExternalIP of every node of the cluster.
+        pod_cidrs: those of this node.
+        links: its devices.
+        routes: destination and preferred source of each route that forwarded packets
+            take; None for a source where the route leaves it to the device.
+    """
+
+    node_addresses: frozenset[tuple[Family, int]] | None = None
+    pod_cidrs: tuple[Prefix, ...] | None = None
+    links: Links | None = None
+    routes: tuple[tuple[Prefix, int | None], ...] | None = None
+
+    def missing(self, needs: frozenset[Need]) -> list[Need]:
+        """Return those of ``needs`` that have not been learnt."""
+        values = {
+            Need.NODE_ADDRESSES: self.node_addresses,
+            Need.POD_CIDRS: self.pod_cidrs,
+            Need.LINKS: self.links,
+            Need.ROUTES: self.routes,
+        }
+        return [need for need in Need if need in needs and values[need] is None]
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What a document and the flags ask for, family by family.
 
     Attributes:
-        non_masquerade: the user's prefixes in the order of the document.
+        non_masquerade: the user's prefixes to leave alone, in the order of the document.
+        masquerade: the user's prefixes to masquerade; of two that cover an address the
+            longer one decides.
+        default: the verdict where no prefix decides.
         masquerade_link_local: families whose link-local addresses are masqueraded too.
         families: those to manage.
+        pod_cidrs: only packets from these sources are masqueraded; None for any source.
+        exempt_node_addresses: never masquerade what goes to a node of the cluster.
+        egress_interfaces: only out of these devices: globs, ``!`` before one excludes;
+            None for any device.
+        snat: family → the source address to use, or AUTO for the route's preferred one;
+            without an entry it is that of the egress interface.
     """
 
     non_masquerade: tuple[tuple[Prefix, Origin], ...]
@@ -30,23 +110,171 @@ class Wish:
     families: tuple[Family, ...]
     ports: tuple[PortRange, ...] = ()
     random_fully: bool = True
+    masquerade: tuple[tuple[Prefix, Origin], ...] = ()
+    default: Verdict = Verdict.MASQUERADE
+    pod_cidrs: tuple[Prefix, ...] | Auto | None = None
+    exempt_node_addresses: bool = False
+    egress_interfaces: tuple[str, ...] | Auto | None = None
+    snat: Mapping[Family, int | Auto] = field(default_factory=dict)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The facts without which this cannot be made into a policy."""
+        asked = {
+            Need.NODE_ADDRESSES: self.exempt_node_addresses,
+            Need.POD_CIDRS: self.pod_cidrs is AUTO,
+            Need.LINKS: self.egress_interfaces is not None,
+            Need.ROUTES: AUTO in self.snat.values(),
+        }
+        return frozenset(need for need, needed in asked.items() if needed)
+
+    @property
+    def size(self) -> int:
+        """How many prefixes there are, both families and both verdicts together."""
+        return len(self.non_masquerade) + len(self.masquerade)
 
 
-def assemble_family(wish: Wish, family: Family, capabilities: Capabilities) -> FamilyPolicy:
+NO_FACTS = Facts()
+
+
+def assemble_family(
+    wish: Wish, family: Family, capabilities: Capabilities, facts: Facts = NO_FACTS
+) -> FamilyPolicy:
     """Return the policy of one family.
 
-    Link-local comes first, as in every ip-masq-agent: it decides for the most packets of
-    a node that uses it, and nothing after it can take it back.
+    Raises:
+        ValueError: ``facts`` lack what ``wish.needs`` names.
     """
-    action = Action(wish.ports, wish.random_fully and capabilities.random_fully)
-    return FamilyPolicy(DecisionMap(family, _entries(wish, family)), action=action)
+    missing = facts.missing(wish.needs)
+    if missing:
+        raise ValueError(f"not known yet: {', '.join(need.value for need in missing)}")
+    action = Action(
+        wish.ports,
+        wish.random_fully and capabilities.random_fully,
+        _fixed_sources(family, wish.snat.get(family), facts),
+    )
+    sources = _sources(wish, family, facts)
+    devices = _devices(wish, facts)
+    nobody = _admits_nobody(sources, devices)
+    if nobody is not None:
+        keep = DecisionMap(family, (), Verdict.NON_MASQUERADE, nobody)
+        return FamilyPolicy(keep, action=action)
+    decisions = DecisionMap(family, _entries(wish, family, facts), wish.default, _rest(wish))
+    return FamilyPolicy(decisions, Guards(sources=sources, devices=devices), action)
 
 
-def _entries(wish: Wish, family: Family) -> Iterable[Entry[Verdict]]:
-    if family not in wish.masquerade_link_local:
+def _rest(wish: Wish) -> Origin:
+    return REST if wish.default is Verdict.MASQUERADE else Origin("defaultAction: keep")
+
+
+def _entries(wish: Wish, family: Family, facts: Facts) -> Sequence[Entry[Verdict]]:
+    """Return the entries in evaluation order.
+
+    Where all say the same the user's order is kept, link-local first: it decides for the
+    most packets of a node that uses it. Where verdicts differ the longest prefix wins,
+    and a default of ours yields to what the user says of the same prefix.
+    """
+    made: list[tuple[Prefix, Verdict, Origin]] = []
+    if wish.exempt_node_addresses:
+        origin = Origin("exemptNodeIPs: address of a node")
+        made += (
+            (Prefix(family, address, family.bits), Verdict.NON_MASQUERADE, origin)
+            for its_family, address in sorted(facts.node_addresses or (), key=lambda a: a[1])
+            if its_family is family
+        )
+    own = [(p, Verdict.MASQUERADE, o) for p, o in wish.masquerade if p.family is family]
+    taken = {prefix for prefix, _, _ in own}
+    if family not in wish.masquerade_link_local and LINK_LOCAL[family] not in taken:
         switch = "masqLinkLocal" if family is Family.IPV4 else "masqLinkLocalIPv6"
         origin = Origin(f"link-local, {switch}: false")
-        yield entry_of_prefix(LINK_LOCAL[family], Verdict.NON_MASQUERADE, origin)
-    for prefix, origin in wish.non_masquerade:
-        if prefix.family is family:
-            yield entry_of_prefix(prefix, Verdict.NON_MASQUERADE, origin)
+        made.append((LINK_LOCAL[family], Verdict.NON_MASQUERADE, origin))
+    made += own
+    made += (
+        (prefix, Verdict.NON_MASQUERADE, origin)
+        for prefix, origin in wish.non_masquerade
+        if prefix.family is family
+    )
+    if own:
+        made.sort(key=lambda item: -item[0].length)
+    return [entry_of_prefix(*item) for item in made]
+
+
+def _sources(wish: Wish, family: Family, facts: Facts) -> tuple[Prefix, ...] | None:
+    cidrs = facts.pod_cidrs if wish.pod_cidrs is AUTO else wish.pod_cidrs
+    if cidrs is None or isinstance(cidrs, Auto):
+        return None
+    return collapsed(prefix for prefix in cidrs if prefix.family is family)
+
+
+def collapsed(prefixes: Iterable[Prefix]) -> tuple[Prefix, ...]:
+    """Return the same addresses in the fewest prefixes, sorted."""
+    outermost: list[Prefix] = []
+    for prefix in sorted(prefixes, key=lambda p: (p.first, p.length)):
+        if outermost and prefix.last <= outermost[-1].last:
+            continue
+        outermost.append(prefix)
+        while len(outermost) > 1 and _siblings(*outermost[-2:]):
+            del outermost[-1]
+            family, first, length = outermost[-1]
+            outermost[-1] = Prefix(family, first, length - 1)
+    return tuple(outermost)
+
+
+def _siblings(left: Prefix, right: Prefix) -> bool:
+    parent = Prefix(left.family, left.first, left.length - 1) if left.length else None
+    return parent is not None and left.length == right.length and parent.last == right.last
+
+
+def _devices(wish: Wish, facts: Facts) -> tuple[str, ...] | None:
+    if wish.egress_interfaces is None or facts.links is None:
+        return None
+    if isinstance(wish.egress_interfaces, Auto):
+        return tuple(sorted(facts.links.egress))
+    return tuple(sorted(matching(wish.egress_interfaces, facts.links.names)))
+
+
+def matching(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the names that a pattern takes and no ``!`` pattern excludes.
+
+    Where every pattern excludes, what is left of all names is meant.
+    """
+    excluding = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+    including = [pattern for pattern in patterns if not pattern.startswith("!")] or ["*"]
+    return [
+        name
+        for name in names
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in including)
+        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in excluding)
+    ]
+
+
+def _admits_nobody(
+    sources: tuple[Prefix, ...] | None, devices: tuple[str, ...] | None
+) -> Origin | None:
+    if sources == ():
+        return Origin("podCIDRs names no source of this family")
+    if devices == ():
+        return Origin("no device of this node is one of egressInterfaces")
+    return None
+
+
+def _fixed_sources(
+    family: Family, snat: int | Auto | None, facts: Facts
+) -> tuple[FixedSource, ...]:
+    if snat is None:
+        return ()
+    if not isinstance(snat, Auto):
+        return (FixedSource(0, family.last_address, snat),)
+    routes = [(prefix, a) for prefix, a in facts.routes or () if prefix.family is family]
+    routes.sort(key=lambda route: -route[0].length)
+    origin = Origin("route")
+    entries = [Entry(prefix.first, prefix.last, a, origin) for prefix, a in routes]
+    fixed: list[FixedSource] = []
+    for first, last, address, _ in first_match(family, entries, None, origin):
+        if address is None:
+            continue
+        if fixed and fixed[-1].last + 1 == first and fixed[-1].address == address:
+            fixed[-1] = fixed[-1]._replace(last=last)
+        else:
+            fixed.append(FixedSource(first, last, address))
+    return tuple(fixed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Verdict
 
 
@@ -50,34 +50,57 @@ def _is_number(text: str) -> bool:
 class Guards:
     """Which packets a policy speaks of; anything else is none of its business.
 
+    A reply never is: connection tracking translates it, or does not, as it did the first
+    packet of its connection, whichever side that came from.
+
     Attributes:
         local_destinations: also packets to addresses of the node itself. A packet that
             the node delivers to itself passes POSTROUTING too, and must keep its source.
+        sources: only packets from these, sorted and disjoint; None for any source.
+        devices: only packets that leave through these, sorted by name; None for any device.
     """
 
     local_destinations: bool = False
+    sources: tuple[Prefix, ...] | None = None
+    devices: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sources == () or self.devices == ():
+            # Data planes have no form for "no packet at all": the decisions say that.
+            raise ValueError("guards that admit no packet are a policy that masquerades nothing")
+
+
+class FixedSource(NamedTuple):
+    """A range of destinations, ends included, whose packets get this source address."""
+
+    first: int
+    last: int
+    address: int
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What masquerading means: the egress interface's address, and which port.
+    """What masquerading means: which address, and which port.
 
     Attributes:
         ports: source ports for TCP, UDP and SCTP; empty leaves the choice to the kernel.
         random_fully: choose ports at random rather than the pod's own where it is free,
             which spares concurrent flows the insertion race in conntrack.
+        fixed: where the source address is not that of the egress interface; sorted and
+            disjoint, neighbours of one address joined.
     """
 
     ports: tuple[PortRange, ...] = ()
     random_fully: bool = True
+    fixed: tuple[FixedSource, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FamilyPolicy:
     """Everything that is decided about packets of one family.
 
-    Two are equal when they treat each packet alike: the action does not count in a policy
-    that masquerades nothing.
+    Two are equal when they treat each packet alike: guards and action do not count in
+    policies that masquerade nothing.
     """
 
     decisions: DecisionMap
@@ -92,16 +115,16 @@ class FamilyPolicy:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, FamilyPolicy):
             return NotImplemented
-        return (
-            self.decisions == other.decisions
-            and self.guards == other.guards
-            and (self.action == other.action or not self._masquerades())
-        )
+        if self.decisions != other.decisions:
+            return False
+        return not self.masquerades or (self.guards, self.action) == (other.guards, other.action)
 
     def __hash__(self) -> int:
-        return hash((self.decisions, self.guards))
+        return hash(self.decisions)
 
-    def _masquerades(self) -> bool:
+    @property
+    def masquerades(self) -> bool:
+        """Whether any packet at all is masqueraded."""
         return any(verdict is Verdict.MASQUERADE for _, verdict in self.decisions.shape())
 
 

@@ -56,10 +56,10 @@ def test_a_policy_equals_its_copy_and_hashes_alike(policy: FamilyPolicy) -> None
 
 @given(ANY_POLICY)
 def test_guards_and_actions_count_unless_nothing_is_masqueraded(policy: FamilyPolicy) -> None:
-    local = Guards(not policy.guards.local_destinations)
-    assert policy != dataclasses.replace(policy, guards=local)
-    action = Action(policy.action.ports, not policy.action.random_fully)
     masquerades = any(v is Verdict.MASQUERADE for _, v in policy.decisions.shape())
+    local = Guards(not policy.guards.local_destinations)
+    assert (policy != dataclasses.replace(policy, guards=local)) == masquerades
+    action = Action(policy.action.ports, not policy.action.random_fully)
     assert (policy != dataclasses.replace(policy, action=action)) == masquerades
 
 
