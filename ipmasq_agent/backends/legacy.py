@@ -140,8 +140,8 @@ class _Worker:
             "remove": len(change.remove),
             "insert": [rule.text for rule in change.insert],
             "rewrite": None if change.rewrite is None else [r.text for r in change.rewrite],
-            "drop_jumps": bool(change.jumps_removed),
-            "jump": change.jump.text if change.jump else None,
+            "drop_jumps": [jump.number for jump in change.jumps_removed],
+            "jumps": [rule.text for rule in change.jumps],
             "jump_first": change.jump_first,
         }
         try:

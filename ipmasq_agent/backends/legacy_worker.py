@@ -57,9 +57,9 @@ class NatTable:
         chain = order["chain"]
         if order["create"]:
             self.table.create_chain(chain)
-        if order["drop_jumps"]:
-            for position in reversed(list(self._jumps(chain))):
-                self._delete(_POSTROUTING, position)
+        jumps = list(self._jumps(chain)) if order["drop_jumps"] else []
+        for number in reversed(order["drop_jumps"]):
+            self._delete(_POSTROUTING, jumps[number])
         if order["delete"]:
             self.table.flush_entries(chain)
             self.table.delete_chain(chain)
@@ -72,10 +72,11 @@ class NatTable:
                 self._delete(chain, order["keep"])
             for offset, text in enumerate(order["insert"]):
                 self.table.insert_entry(chain, self._entry(text), order["keep"] + offset)
-        if order["jump"] is not None and order["jump_first"]:
-            self.table.insert_entry(_POSTROUTING, self._entry(order["jump"]), 0)
-        elif order["jump"] is not None:
-            self.table.append_entry(_POSTROUTING, self._entry(order["jump"]))
+        for number, text in enumerate(order["jumps"]):
+            if order["jump_first"]:
+                self.table.insert_entry(_POSTROUTING, self._entry(text), number)
+            else:
+                self.table.append_entry(_POSTROUTING, self._entry(text))
         self.table.commit()
 
     def _jumps(self, chain: str) -> Iterator[int]:
@@ -120,6 +121,8 @@ class NatTable:
                 rule.src = value
             elif option.name == "protocol":
                 rule.protocol = value
+            elif option.name == "out-interface":
+                rule.out_interface = value
             elif option.name == "match":
                 module = rule.create_match(option.values[0])
             elif option.name == "jump":

@@ -34,10 +34,10 @@ class MemoryBackend(IptablesBackend):
         chains = dict(table.chains)
         policy = table.chains[POSTROUTING].policy
         hook = list(table.rules(POSTROUTING))
-        for rule in change.jumps_removed:
-            hook.remove(rule)
-        if change.jump is not None:
-            hook.insert(0 if change.jump_first else len(hook), change.jump)
+        for jump in change.jumps_removed:
+            hook.remove(jump.rule)
+        place = 0 if change.jump_first else len(hook)
+        hook[place:place] = change.jumps
         chains[POSTROUTING] = Chain(POSTROUTING, policy, tuple(hook))
         if change.delete:
             del chains[change.chain]

@@ -20,13 +20,20 @@ from ipmasq_agent.dialects.iptables import (
     PORT_PROTOCOLS,
     POSTROUTING,
     Placement,
-    masquerade_rules,
+    target_rules,
 )
 from ipmasq_agent.dialects.rules import Option, Rule, find_all, parse_rule, read_prefix
 from ipmasq_agent.dialects.tables import Table
-from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict, first_match
-from ipmasq_agent.policy.model import Action, FamilyPolicy, Guards, PortRange
+from ipmasq_agent.policy.model import (
+    Action,
+    FamilyPolicy,
+    FixedSource,
+    Guards,
+    PortRange,
+    joined,
+)
 
 # Targets that decide the source address, and those that let the packet go on.
 _TRANSLATING = frozenset({"MASQUERADE", "SNAT", "NETMAP"})
@@ -47,6 +54,8 @@ _NARROWING_MODULES = frozenset(
 _OF_TARGETS = frozenset(
     {"jump", "goto", "to-ports", "random", "random-fully", "persistent", "to-source", "to"}
 )
+# What may stand on a jump to our chain: its guards.
+_GUARDING = frozenset({"source", "out-interface"})
 # Chains call chains; the kernel allows 16 levels in nf_tables, and knows no loops.
 _DEEPEST = 64
 
@@ -131,10 +140,8 @@ def interpret(table: Table, placement: Placement, source: int | None = None) -> 
         if e.origin.line is not None
     )
     decisions = DecisionMap(table.family, decided, Verdict.NON_MASQUERADE, end)
-    own = find_all(table.rules(POSTROUTING), placement.chain)
-    local = any(rule.option("dst-type") is None for rule in own)
     action = _action(table.rules(placement.chain), table.family)
-    policy = FamilyPolicy(decisions, Guards(local_destinations=local), action)
+    policy = FamilyPolicy(decisions, reading.guards, action)
     return Interpretation(policy, tuple(_telling(hook.partial, decisions)))
 
 
@@ -191,6 +198,13 @@ class _Reading:
         self.source = source
         self.marked = False
         self.returned: list[Entry[_Outcome]] = []
+        own = find_all(table.rules(POSTROUTING), own_chain)
+        guards = _guards(own, table.family)
+        self.guards = guards or Guards(
+            local_destinations=any(rule.option("dst-type") is None for rule in own)
+        )
+        # What the guards say of a jump is no exception to anything.
+        self._guarded = frozenset(own) if guards else frozenset[Rule]()
         self._read: dict[tuple[str, bool], _ChainReading] = {}
 
     def chain(self, name: str, callers: tuple[str, ...]) -> _ChainReading:
@@ -243,7 +257,8 @@ class _Reading:
         if not rule.readable:
             yield Entry(*everything[0], _Outcome.UNKNOWN, origin)
             return
-        matches, target = self._matches(rule), rule.target
+        guarded = chain == POSTROUTING and rule in self._guarded
+        matches, target = self._matches(rule, guarded=guarded), rule.target
         if matches is _Match.NEVER or target is None:
             return
         if target in _PASSING:
@@ -284,13 +299,18 @@ class _Reading:
                 exception = RuleException(chain, position, rule, verdict)
                 yield _Partial(exception, entry.first, entry.last)
 
-    def _matches(self, rule: Rule) -> _Match:
-        """Return whether the rule matches, its destination apart.
+    def _matches(self, rule: Rule, *, guarded: bool) -> _Match:
+        """Return whether the rule matches, its destination apart, and for a jump its guards.
 
         All of its options must match. Where one of them holds for some packets only, one
         that cannot be read makes these fewer, and not unknown.
         """
-        answers = [self._option(option) for option in rule.meaning]
+        known = _GUARDING if guarded and self.source is None else _GUARDING - {"source"}
+        answers = [
+            self._option(option)
+            for option in rule.meaning
+            if not (guarded and option.name in known)
+        ]
         for answer in (_Match.NEVER, _Match.SOMETIMES, _Match.UNREADABLE):
             if answer in answers:
                 return answer
@@ -374,31 +394,114 @@ def _reached(partial: list[tuple[int, _Partial]], deciders: list[Entry[int]]) ->
                 yield item.within(decider.first, decider.last)
 
 
-def _action(rules: tuple[Rule, ...], family: Family) -> Action:
-    """Return the action that the chain's masquerade rules carry out, by the last of them.
+def _guards(jumps: list[Rule], family: Family) -> Guards | None:
+    """Return the guards that the jumps to our chain express together.
 
-    Port ranges count only where every rule is there that makes them whole; the odd rule
-    of somebody's own is an exception, not an action.
+    None where they are not one jump for each source and device: then each jump holds for
+    some packets, and is told as the exception that it is.
     """
-    masquerading = find_all(rules, "MASQUERADE")
-    plain = [rule for rule in masquerading if rule.option("protocol") is None]
+    sources: set[Prefix | None] = set()
+    devices: set[str | None] = set()
+    pairs: set[tuple[Prefix | None, str | None]] = set()
+    local: set[bool] = set()
+    for jump in jumps:
+        if not jump.readable or any(option.name not in _ON_JUMPS for option in jump.meaning):
+            return None
+        source, device = jump.option("source"), jump.option("out-interface")
+        prefix = read_prefix(" ".join(source.values), family) if source else None
+        name = device.values[0] if device and device.values else None
+        if (source and (source.negated or prefix is None)) or (device and _is_open(device)):
+            return None
+        local.add(jump.option("dst-type") is None)
+        sources.add(prefix)
+        devices.add(name)
+        pairs.add((prefix, name))
+    if len(pairs) < len(sources) * len(devices) or len(local) != 1:
+        return None
+    return Guards(
+        local.pop(),
+        None if None in sources else tuple(sorted(p for p in sources if p is not None)),
+        None if None in devices else tuple(sorted(d for d in devices if d is not None)),
+    )
+
+
+_ON_JUMPS = _GUARDING | {"dst-type", "jump"}
+
+
+def _is_open(device: Option) -> bool:
+    """Whether ``-o`` names more than the one device."""
+    return device.negated or len(device.values) != 1 or device.values[0].endswith("+")
+
+
+def _action(rules: tuple[Rule, ...], family: Family) -> Action:
+    """Return the action that the chain's translating rules carry out.
+
+    They come in groups, one for each destination and source address. Ports count only
+    where every group has every rule that makes them whole; the odd rule of somebody's own
+    is an exception, not an action.
+    """
+    translating = [rule for rule in rules if rule.target in ("MASQUERADE", "SNAT")]
+    plain = [rule for rule in translating if rule.option("protocol") is None]
     random_fully = bool(plain) and plain[-1].option("random-fully") is not None
+    action = Action(_ports(translating), random_fully)
+    groups = _grouped(translating, action, family)
+    if groups is None:
+        action = Action((), random_fully)
+        groups = _grouped(plain, action, family) or []
+    origin = Origin("rule")
+    entries = [
+        Entry(first, last, address, origin) for ranges, address in groups for first, last in ranges
+    ]
+    fixed: list[FixedSource] = []
+    if any(address is not None for _, address in groups):
+        for first, last, address, _ in first_match(family, entries, None, origin):
+            if address is not None:
+                fixed.append(FixedSource(first, last, address))
+    return replace(action, fixed=joined(fixed))
+
+
+def _ports(translating: list[Rule]) -> tuple[PortRange, ...]:
+    """Return the port ranges of the last group: those of its last protocol."""
     ports: list[PortRange] = []
-    for rule in reversed(masquerading[:-1]):
-        protocol, range_ = rule.option("protocol"), rule.option("to-ports")
-        if not (protocol and range_ and protocol.values == PORT_PROTOCOLS[-1:]):
+    for rule in reversed(translating[:-1]):
+        protocol = rule.option("protocol")
+        source = rule.option("to-source")
+        text = rule.option("to-ports") or source
+        if not (protocol and text and protocol.values == PORT_PROTOCOLS[-1:]):
             break
-        first, _, last = range_.values[0].partition("-")
-        if not (first.isdigit() and last.isdigit()):
+        first, _, last = text.values[0].rpartition(":")[2].partition("-")
+        if not (first.isdigit() and (last or first).isdigit()):
             break
-        ports.insert(0, PortRange(int(first), int(last)))
-    restricted = Action(tuple(ports), random_fully)
-    whole = [parse_rule(text, family).meaning for text in masquerade_rules(restricted)]
-    tail = masquerading[-len(whole) :]
-    same_destination = len({rule.option("destination") for rule in tail}) == 1
-    if same_destination and [_anywhere(rule) for rule in tail] == whole:
-        return restricted
-    return Action((), random_fully)
+        ports.insert(0, PortRange(int(first), int(last or first)))
+    return tuple(ports)
+
+
+_Ranges = tuple[tuple[int, int], ...]
+
+
+def _grouped(
+    rules: list[Rule], action: Action, family: Family
+) -> list[tuple[_Ranges, int | None]] | None:
+    """Return destinations and source address of each group; None where one is not whole."""
+    size = len(list(target_rules(action)))
+    groups: list[tuple[_Ranges, int | None]] = []
+    if len(rules) % size:
+        return None
+    for start in range(0, len(rules), size):
+        group = rules[start : start + size]
+        source = group[-1].option("to-source")
+        address = source.values[0] if source and source.values else None
+        whole = [parse_rule(text, family).meaning for text in target_rules(action, address)]
+        if len({rule.option("destination") for rule in group}) != 1:
+            return None
+        ranges = _destinations(group[0], family)
+        number = None if address is None else read_prefix(address, family)
+        if [_anywhere(rule) for rule in group] != whole or ranges is None:
+            return None
+        if address is not None and (number is None or number.length < family.bits):
+            return None
+        groups.append((ranges, number.first if number else None))
+    return groups
 
 
 def _anywhere(rule: Rule) -> tuple[Option, ...]:

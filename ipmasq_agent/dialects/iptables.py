@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ipmasq_agent.dialects.rules import Rule, find_all, parse_rule, quote
 from ipmasq_agent.dialects.tables import Chain, Table
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.policy.addresses import Prefix, prefixes_of_range
+from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
 from ipmasq_agent.policy.decisions import Verdict
-from ipmasq_agent.policy.model import Action, FamilyPolicy
+from ipmasq_agent.policy.model import Action, FamilyPolicy, Guards
 
 POSTROUTING = "POSTROUTING"
 DEFAULT_CHAIN = "IP-MASQ"
@@ -36,60 +37,99 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """What our part of the table should hold; ``jump`` is None when we should have none."""
+    """What our part of the table should hold; ``jumps`` is empty when we should have none."""
 
     placement: Placement
-    jump: Rule | None
+    jumps: tuple[Rule, ...]
     rules: tuple[Rule, ...]
 
 
 def compile_policy(policy: FamilyPolicy, placement: Placement) -> Desired:
     """Return the rules that decide as ``policy`` does.
 
-    Comments stand on the jump and on the last rule only: in the legacy backend each
+    Comments stand on the jumps and on the last rule only: in the legacy backend each
     comment is 256 bytes of kernel memory and a call for every packet that passes it.
     """
     family = policy.family
-    local = "" if policy.guards.local_destinations else "-m addrtype ! --dst-type LOCAL "
-    jump = f"-m comment --comment {quote('ipmasq-agent: packets that leave this node')} {local}"
     return Desired(
         placement,
-        parse_rule(f"{jump}-j {placement.chain}", family),
+        tuple(parse_rule(text, family) for text in _jumps(policy.guards, placement.chain)),
         tuple(parse_rule(text, family) for text in _chain(policy)),
     )
 
 
 def absent(placement: Placement) -> Desired:
     """Return the state in which the table holds nothing of ours."""
-    return Desired(placement, None, ())
+    return Desired(placement, (), ())
+
+
+def _jumps(guards: Guards, chain: str) -> Iterator[str]:
+    """Yield one jump for each source and device that the policy speaks of.
+
+    The guards stand here rather than in the chain, which so keeps to destinations. A
+    packet matches one jump at most, as sources are disjoint and it leaves through one
+    device.
+    """
+    local = "" if guards.local_destinations else "-m addrtype ! --dst-type LOCAL "
+    comment = f"-m comment --comment {quote('ipmasq-agent: packets that leave this node')} "
+    for source in guards.sources or (None,):
+        for device in guards.devices or (None,):
+            where = "" if source is None or not source.length else f"-s {source} "
+            where += "" if device is None else f"-o {quote(device)} "
+            yield f"{where}{comment}{local}-j {chain}"
 
 
 def _chain(policy: FamilyPolicy) -> Iterator[str]:
     """Yield the rules for the user's entries in the user's order, then for the rest."""
-    masquerade = list(masquerade_rules(policy.action))
-    for entry in policy.decisions.entries:
+    family, decisions = policy.family, policy.decisions
+    for entry in decisions.entries:
         if entry.verdict is Verdict.UNKNOWN:
             raise ValueError(f"no rule can carry out what is unknown: {entry.origin}")
-        for prefix in prefixes_of_range(policy.family, entry.first, entry.last):
-            if entry.verdict is Verdict.NON_MASQUERADE:
+        if entry.verdict is Verdict.NON_MASQUERADE:
+            for prefix in prefixes_of_range(family, entry.first, entry.last):
                 yield _restricted(prefix, "-j RETURN")
-            else:
-                yield from (_restricted(prefix, text) for text in masquerade)
-    if policy.decisions.default is Verdict.MASQUERADE:
+        else:
+            yield from _translating(policy.action, family, entry.first, entry.last)
+    if decisions.default is Verdict.MASQUERADE:
         comment = quote("ipmasq-agent: everything else is masqueraded")
-        yield from masquerade[:-1]
-        yield f"-m comment --comment {comment} {masquerade[-1]}"
+        *before, last = _translating(policy.action, family, 0, family.last_address)
+        yield from before
+        target = last.rindex("-j ")
+        yield f"{last[:target]}-m comment --comment {comment} {last[target:]}"
+
+
+def _translating(action: Action, family: Family, first: int, last: int) -> Iterator[str]:
+    """Yield the rules that masquerade what goes to ``first`` to ``last``, ends included."""
+    left = last - first + 1
+    for fixed in action.fixed:
+        start, end = max(first, fixed.first), min(last, fixed.last)
+        if start > end:
+            continue
+        left -= end - start + 1
+        source = family.show(fixed.address)
+        for prefix in prefixes_of_range(family, start, end):
+            for text in target_rules(action, source):
+                yield _restricted(prefix, text)
+    if left:
+        # What has an address of its own was taken by the rules above.
+        for prefix in prefixes_of_range(family, first, last):
+            for text in target_rules(action):
+                yield _restricted(prefix, text)
 
 
 def _restricted(prefix: Prefix, text: str) -> str:
     return f"-d {prefix} {text}" if prefix.length else text
 
 
-def masquerade_rules(action: Action) -> Iterator[str]:
-    """Yield the rules that masquerade: one for each protocol and port range, then the rest.
+def target_rules(action: Action, source: str | None = None) -> Iterator[str]:
+    """Yield the rules that translate: one for each protocol and port range, then the rest.
 
     A packet meets the ranges one after the other, so each takes its share of what the
     ranges before it left: size / (its own size + the sizes of those after it).
+
+    Args:
+        action: which ports, and how they are chosen.
+        source: the address to translate to; None for that of the egress interface.
     """
     random = " --random-fully" if action.random_fully else ""
     for protocol in PORT_PROTOCOLS if action.ports else ():
@@ -98,8 +138,27 @@ def masquerade_rules(action: Action) -> Iterator[str]:
             share = ""
             if left > ports.size:
                 share = f" -m statistic --mode random --probability {ports.size / left:.11f}"
-            yield f"-p {protocol}{share} -j MASQUERADE --to-ports {ports}{random}"
-    yield f"-j MASQUERADE{random}"
+            yield f"-p {protocol}{share} {_target(source, str(ports))}{random}"
+    yield f"{_target(source, '')}{random}"
+
+
+def _target(source: str | None, ports: str) -> str:
+    if source is None:
+        return f"-j MASQUERADE --to-ports {ports}" if ports else "-j MASQUERADE"
+    if not ports:
+        return f"-j SNAT --to-source {source}"
+    return (
+        f"-j SNAT --to-source [{source}]:{ports}"
+        if ":" in source
+        else (f"-j SNAT --to-source {source}:{ports}")
+    )
+
+
+class Jump(NamedTuple):
+    """A rule of POSTROUTING that leads to our chain, and its number among these, from 0."""
+
+    number: int
+    rule: Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +177,8 @@ class Plan:
         insert: the rules that come in their place.
         rewrite: the whole chain, or None where the edits above are applied in place.
         jumps_removed: rules of POSTROUTING that jump to the chain and must not.
-        jump: the jump to add, or None where it is in place.
-        jump_first: add it before the rules of others rather than after them.
+        jumps: those to add, in order.
+        jump_first: add them before the rules of others rather than after them.
     """
 
     chain: str
@@ -129,8 +188,8 @@ class Plan:
     remove: tuple[Rule, ...] = ()
     insert: tuple[Rule, ...] = ()
     rewrite: tuple[Rule, ...] | None = None
-    jumps_removed: tuple[Rule, ...] = ()
-    jump: Rule | None = None
+    jumps_removed: tuple[Jump, ...] = ()
+    jumps: tuple[Rule, ...] = ()
     jump_first: bool = False
 
     def __bool__(self) -> bool:
@@ -140,19 +199,19 @@ class Plan:
             or self.remove
             or self.insert
             or self.jumps_removed
-            or self.jump
+            or self.jumps
         )
 
     @property
     def added(self) -> list[str]:
         """The rules that come, as ``-A CHAIN …`` lines."""
-        jump = [f"-A {POSTROUTING} {self.jump.text}"] if self.jump else []
-        return jump + [f"-A {self.chain} {rule.text}" for rule in self.insert]
+        jumps = [f"-A {POSTROUTING} {rule.text}" for rule in self.jumps]
+        return jumps + [f"-A {self.chain} {rule.text}" for rule in self.insert]
 
     @property
     def removed(self) -> list[str]:
         """The rules that go, as ``-A CHAIN …`` lines."""
-        jumps = [f"-A {POSTROUTING} {rule.text}" for rule in self.jumps_removed]
+        jumps = [f"-A {POSTROUTING} {jump.rule.text}" for jump in self.jumps_removed]
         return jumps + [f"-A {self.chain} {rule.text}" for rule in self.remove]
 
 
@@ -167,10 +226,11 @@ def plan(actual: Table, desired: Desired) -> Plan:
     chain = placement.chain
     _refuse_unreadable(actual, chain)
     exists = chain in actual.chains
-    jumps = find_all(actual.rules(POSTROUTING), chain)
-    if desired.jump is None:
-        return Plan(chain, delete=exists, remove=actual.rules(chain), jumps_removed=tuple(jumps))
-    in_place = _jump_in_place(actual, desired)
+    if not desired.jumps:
+        jumps = find_all(actual.rules(POSTROUTING), chain)
+        removed = tuple(Jump(*numbered) for numbered in enumerate(jumps))
+        return Plan(chain, delete=exists, remove=actual.rules(chain), jumps_removed=removed)
+    jumps_removed, jumps_added = _jumps_changed(actual, desired)
     keep, remove, insert = _changed_stretch(actual.rules(chain), desired.rules)
     anew = not exists or len(remove) + len(insert) > EDITED_IN_PLACE
     return Plan(
@@ -180,8 +240,8 @@ def plan(actual: Table, desired: Desired) -> Plan:
         remove=remove,
         insert=insert,
         rewrite=desired.rules if anew and (remove or insert) else None,
-        jumps_removed=() if in_place else tuple(jumps),
-        jump=None if in_place else desired.jump,
+        jumps_removed=jumps_removed,
+        jumps=jumps_added,
         jump_first=placement.jump_first,
     )
 
@@ -199,18 +259,24 @@ def _refuse_unreadable(actual: Table, chain: str) -> None:
                 )
 
 
-def _jump_in_place(actual: Table, desired: Desired) -> bool:
-    """Whether there is exactly the one jump, where it should be.
+def _jumps_changed(actual: Table, desired: Desired) -> tuple[tuple[Jump, ...], tuple[Rule, ...]]:
+    """Return the jumps that go and those that come.
 
     Appended means after whatever was there when we came: rules that others append later
-    do not make us move. First means first.
+    do not make us move, and of our own only those that differ are touched. First means
+    first: where one of ours is not, all are put there again. So they are where one of
+    them is doubled, as a rule is deleted by what it says.
     """
     rules = actual.rules(POSTROUTING)
-    chain = desired.placement.chain
-    positions = [position for position, rule in enumerate(rules) if rule.target == chain]
-    if len(positions) != 1 or rules[positions[0]] != desired.jump:
-        return False
-    return positions[0] == 0 or not desired.placement.jump_first
+    ours = find_all(rules, desired.placement.chain)
+    wanted, there = desired.jumps, set(ours)
+    leading = rules[: len(wanted)] == wanted
+    anew = len(there) < len(ours) or (desired.placement.jump_first and not leading)
+    kept = frozenset[Rule]() if anew else there & set(wanted)
+    return (
+        tuple(Jump(number, rule) for number, rule in enumerate(ours) if rule not in kept),
+        tuple(rule for rule in wanted if rule not in kept),
+    )
 
 
 def _changed_stretch(
@@ -241,8 +307,7 @@ def restore_text(change: Plan) -> str:
     lines = ["*nat"]
     if change.create or change.rewrite is not None or change.delete:
         lines.append(f":{change.chain} - [0:0]")
-    for rule in change.jumps_removed:
-        lines.append(f"-D {POSTROUTING} {rule.text}")
+    lines += (f"-D {POSTROUTING} {jump.rule.text}" for jump in change.jumps_removed)
     if change.delete:
         lines.append(f"-X {change.chain}")
     elif change.rewrite is not None:
@@ -253,9 +318,9 @@ def restore_text(change: Plan) -> str:
             f"-I {change.chain} {change.keep + 1 + offset} {rule.text}"
             for offset, rule in enumerate(change.insert)
         )
-    if change.jump is not None:
-        where = f"-I {POSTROUTING} 1" if change.jump_first else f"-A {POSTROUTING}"
-        lines.append(f"{where} {change.jump.text}")
+    for number, rule in enumerate(change.jumps, start=1):
+        where = f"-I {POSTROUTING} {number}" if change.jump_first else f"-A {POSTROUTING}"
+        lines.append(f"{where} {rule.text}")
     return "\n".join([*lines, "COMMIT", ""])
 
 
@@ -274,12 +339,12 @@ def after(actual: Table, desired: Desired) -> Table:
     chains = dict(actual.chains)
     hook = chains.get(POSTROUTING, Chain(POSTROUTING, "ACCEPT", ()))
     others = list(hook.rules)
-    for rule in change.jumps_removed:
-        others.remove(rule)
-    if change.jump is not None:
-        others.insert(0 if change.jump_first else len(others), change.jump)
+    for jump in change.jumps_removed:
+        others.remove(jump.rule)
+    place = 0 if change.jump_first else len(others)
+    others[place:place] = change.jumps
     chains[POSTROUTING] = Chain(POSTROUTING, hook.policy, tuple(others))
-    if desired.jump is None:
+    if not desired.jumps:
         chains.pop(change.chain, None)
     else:
         chains[change.chain] = Chain(change.chain, None, desired.rules)

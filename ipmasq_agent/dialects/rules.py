@@ -183,7 +183,24 @@ def _canonical(option: Option, family: Family) -> Option | None:
     if name in ("to-ports", "dport", "sport") and len(values) == 1:
         first, dash, last = values[0].replace(":", "-").partition("-")
         return Option(name, (f"{first}-{last if dash else first}",), negated)
+    if name == "to-source" and len(values) == 1:
+        return Option(name, (_canonical_source(values[0], family),), negated)
     return option
+
+
+def _canonical_source(text: str, family: Family) -> str:
+    """Return ``ADDRESS:FIRST-LAST`` (the address of IPv6 in brackets) in its one form."""
+    match = re.fullmatch(r"\[?([0-9A-Fa-f.:]+?)\]?(?::(\d+)(?:-(\d+))?)?", text, re.ASCII)
+    if match is None or (family is Family.IPV6 and match[2] and not text.startswith("[")):
+        match = re.fullmatch(r"([0-9A-Fa-f.:]+)()()", text, re.ASCII)
+    prefix = read_prefix(match[1], family) if match else None
+    if match is None or prefix is None:
+        return text
+    address = family.show(prefix.first)
+    if not match[2]:
+        return address
+    ports = f"{match[2]}-{match[3] or match[2]}"
+    return f"[{address}]:{ports}" if family is Family.IPV6 else f"{address}:{ports}"
 
 
 def read_prefix(text: str, family: Family) -> Prefix | None:

@@ -24,6 +24,7 @@ from ipmasq_agent.policy.model import (
     FixedSource,
     Guards,
     PortRange,
+    joined,
 )
 
 LINK_LOCAL = {
@@ -203,7 +204,8 @@ def _sources(wish: Wish, family: Family, facts: Facts) -> tuple[Prefix, ...] | N
     cidrs = facts.pod_cidrs if wish.pod_cidrs is AUTO else wish.pod_cidrs
     if cidrs is None or isinstance(cidrs, Auto):
         return None
-    return collapsed(prefix for prefix in cidrs if prefix.family is family)
+    sources = collapsed(prefix for prefix in cidrs if prefix.family is family)
+    return None if sources and not sources[0].length else sources  # all of them: any source
 
 
 def collapsed(prefixes: Iterable[Prefix]) -> tuple[Prefix, ...]:
@@ -269,12 +271,5 @@ def _fixed_sources(
     routes.sort(key=lambda route: -route[0].length)
     origin = Origin("route")
     entries = [Entry(prefix.first, prefix.last, a, origin) for prefix, a in routes]
-    fixed: list[FixedSource] = []
-    for first, last, address, _ in first_match(family, entries, None, origin):
-        if address is None:
-            continue
-        if fixed and fixed[-1].last + 1 == first and fixed[-1].address == address:
-            fixed[-1] = fixed[-1]._replace(last=last)
-        else:
-            fixed.append(FixedSource(first, last, address))
-    return tuple(fixed)
+    ranges = first_match(family, entries, None, origin)
+    return joined(FixedSource(f, last, a) for f, last, a, _ in ranges if a is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -78,6 +79,17 @@ class FixedSource(NamedTuple):
     address: int
 
 
+def joined(ranges: Iterable[FixedSource]) -> tuple[FixedSource, ...]:
+    """Return sorted disjoint ranges with neighbours of one address made into one."""
+    result: list[FixedSource] = []
+    for item in ranges:
+        if result and (result[-1].last + 1, result[-1].address) == (item.first, item.address):
+            result[-1] = result[-1]._replace(last=item.last)
+        else:
+            result.append(item)
+    return tuple(result)
+
+
 @dataclass(frozen=True, slots=True)
 class Action:
     """What masquerading means: which address, and which port.
@@ -117,10 +129,24 @@ class FamilyPolicy:
             return NotImplemented
         if self.decisions != other.decisions:
             return False
-        return not self.masquerades or (self.guards, self.action) == (other.guards, other.action)
+        return not self.masquerades or (
+            self.guards == other.guards
+            and self.action.ports == other.action.ports
+            and self.action.random_fully == other.action.random_fully
+            and self._fixed() == other._fixed()
+        )
 
     def __hash__(self) -> int:
         return hash(self.decisions)
+
+    def _fixed(self) -> tuple[FixedSource, ...]:
+        """Return the fixed sources where they count: of what is masqueraded."""
+        return joined(
+            FixedSource(max(first, entry.first), min(last, entry.last), address)
+            for first, last, address in self.action.fixed
+            for entry in self.decisions.between(first, last)
+            if entry.verdict is Verdict.MASQUERADE
+        )
 
     @property
     def masquerades(self) -> bool:

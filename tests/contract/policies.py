@@ -7,8 +7,16 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.assemble import collapsed
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict, entry_of_prefix
-from ipmasq_agent.policy.model import Action, FamilyPolicy, Guards, parse_port_ranges
+from ipmasq_agent.policy.model import (
+    Action,
+    FamilyPolicy,
+    FixedSource,
+    Guards,
+    joined,
+    parse_port_ranges,
+)
 
 PORTS = ("", "1024-29999", "1024-29999,32768-65535", "40000", "1-9,20-29,30-65535")
 # More rules than are edited in place (EDITED_IN_PLACE), so that the chain is written anew.
@@ -16,6 +24,7 @@ MANY = 90
 _CHANGES = (
     *("insert", "insert", "insert", "delete", "replace", "swap", "append", "few"),
     *("many", "many", "random", "random", "ports", "local", "default"),
+    *("sources", "devices", "fixed"),
 )
 
 
@@ -38,14 +47,30 @@ def policy(
     ports: str = "",
     random_fully: bool = True,
     local: bool = False,
+    sources: Sequence[int] = (),
+    devices: Sequence[str] = (),
+    fixed: Sequence[int] = (),
 ) -> FamilyPolicy:
-    """Return a policy; an entry given as a number is that prefix, not masqueraded."""
+    """Return a policy; an entry given as a number is that prefix, not masqueraded.
+
+    Sources are given as such numbers too; what goes to a prefix in ``fixed`` gets the
+    source address of that number, and everything else does where the number is -1.
+    """
     made = [entry(family, item) if isinstance(item, int) else item for item in entries]
+    guarding = collapsed(prefix(family, number) for number in sources)
     return FamilyPolicy(
         DecisionMap(family, made, default),
-        Guards(local_destinations=local),
-        Action(parse_port_ranges(ports), random_fully),
+        Guards(local, guarding or None, tuple(sorted(devices)) or None),
+        Action(parse_port_ranges(ports), random_fully, _fixed(family, fixed)),
     )
+
+
+def _fixed(family: Family, numbers: Sequence[int]) -> tuple[FixedSource, ...]:
+    address = prefix(family, 77).first + 1
+    if -1 in numbers:
+        return (FixedSource(0, family.last_address, address),)
+    prefixes = sorted(prefix(family, number) for number in set(numbers))
+    return joined(FixedSource(p.first, p.last, address + p.first % 2) for p in prefixes)
 
 
 @dataclass(frozen=True)
@@ -55,6 +80,9 @@ class _Step:
     ports: str = ""
     random_fully: bool = True
     local: bool = False
+    sources: tuple[int, ...] = ()
+    devices: tuple[str, ...] = ()
+    fixed: tuple[int, ...] = ()
 
 
 def walk(family: Family, seed: int, steps: int) -> Iterator[FamilyPolicy]:
@@ -69,6 +97,9 @@ def walk(family: Family, seed: int, steps: int) -> Iterator[FamilyPolicy]:
             ports=now.ports,
             random_fully=now.random_fully,
             local=now.local,
+            sources=now.sources,
+            devices=now.devices,
+            fixed=now.fixed,
         )
         now = _changed(now, family, random)
 
@@ -109,6 +140,14 @@ def _changed(now: _Step, family: Family, random: Random) -> _Step:
         return replace(now, ports=random.choice(PORTS))
     elif what == "local":
         return replace(now, local=not now.local)
+    elif what == "sources":
+        return replace(now, sources=tuple(random.sample(range(9), random.randrange(4))))
+    elif what == "devices":
+        names = ["eth0", "eth1", "bond0.7"]
+        return replace(now, devices=tuple(random.sample(names, random.randrange(4))))
+    elif what == "fixed":
+        fixed = random.choice([(), (-1,), (3,), (4, 5, 9)])
+        return replace(now, fixed=fixed)
     elif what == "default":
         verdicts = [Verdict.MASQUERADE, Verdict.NON_MASQUERADE]
         return replace(now, default=random.choice(verdicts))

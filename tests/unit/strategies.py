@@ -5,8 +5,16 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
-from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict
-from ipmasq_agent.policy.model import Action, FamilyPolicy, Guards, PortRange
+from ipmasq_agent.policy.assemble import collapsed
+from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict, first_match
+from ipmasq_agent.policy.model import (
+    Action,
+    FamilyPolicy,
+    FixedSource,
+    Guards,
+    PortRange,
+    joined,
+)
 
 FAMILIES = st.sampled_from(list(Family))
 VERDICTS = st.sampled_from([Verdict.MASQUERADE, Verdict.NON_MASQUERADE])
@@ -66,11 +74,36 @@ def policies(draw: st.DrawFn, family: Family) -> FamilyPolicy:
             last = min(prefix.first + draw(st.integers(0, 40)), family.last_address)
         made.append(Entry(prefix.first, last, draw(VERDICTS), Origin(f"entry {number}")))
         assert len(list(prefixes_of_range(family, prefix.first, last))) <= 12
+    ports = tuple(draw(st.lists(port_ranges(), max_size=4)))
     return FamilyPolicy(
         DecisionMap(family, made, draw(VERDICTS)),
-        Guards(local_destinations=draw(st.booleans())),
-        Action(tuple(draw(st.lists(port_ranges(), max_size=4))), draw(st.booleans())),
+        draw(guards(family)),
+        Action(ports, draw(st.booleans()), draw(fixed_sources(family))),
     )
+
+
+@st.composite
+def guards(draw: st.DrawFn, family: Family) -> Guards:
+    """Any guards; sources are disjoint, as a policy has them."""
+    sources = tuple(p for p in collapsed(draw(st.lists(prefixes(family)))) if p.length)[:3]
+    devices = draw(st.sets(st.sampled_from(["eth0", "eth1", "bond0.100", "wg-0"]), max_size=3))
+    return Guards(draw(st.booleans()), sources or None, tuple(sorted(devices)) or None)
+
+
+@st.composite
+def fixed_sources(draw: st.DrawFn, family: Family) -> tuple[FixedSource, ...]:
+    """A few destination ranges with addresses of their own, or one for all."""
+    if draw(st.booleans()):
+        return ()
+    if draw(st.booleans()):
+        return (FixedSource(0, family.last_address, draw(addresses(family))),)
+    wanted = draw(st.lists(prefixes(family), max_size=2))
+    origin = Origin("route")
+    entries: list[Entry[int | None]] = [
+        Entry(p.first, p.last, draw(addresses(family)), origin) for p in wanted
+    ]
+    ranges = first_match(family, entries, None, origin)
+    return joined(FixedSource(f, last, a) for f, last, a, _ in ranges if a is not None)
 
 
 ANY_MAP = FAMILIES.flatmap(maps)

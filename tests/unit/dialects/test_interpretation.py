@@ -12,9 +12,15 @@ from ipmasq_agent.dialects.interpretation import Interpretation, interpret
 from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.dialects.rules import parse_rule
 from ipmasq_agent.dialects.tables import Chain, Table, parse_saved
-from ipmasq_agent.policy.addresses import Family, parse_address
+from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict
-from ipmasq_agent.policy.model import Action, FamilyPolicy, Guards, PortRange
+from ipmasq_agent.policy.model import (
+    Action,
+    FamilyPolicy,
+    FixedSource,
+    Guards,
+    PortRange,
+)
 
 V4 = Family.IPV4
 PLACEMENT = Placement("IP-MASQ")
@@ -118,10 +124,50 @@ def test_a_goto_decides_alike() -> None:
     assert verdict(made, OUTSIDE) is MASQ
 
 
-def test_a_jump_for_some_devices_only_is_an_exception() -> None:
-    made = table(["-o eth0 " + JUMP])
+SOURCES = tuple(Prefix(V4, (172 << 24) + (20 << 16) + (n << 8), 24) for n in (0, 1))
+
+
+def test_one_jump_for_each_source_and_device_are_the_guards() -> None:
+    made = table([f"-s {s} -o {d} {JUMP}" for s in SOURCES for d in ("eth1", "eth0")])
+    assert reading(made).policy.guards == Guards(False, SOURCES, ("eth0", "eth1"))
+    assert reading(made).exceptions == ()
+    assert verdict(made, OUTSIDE) is MASQ
+    assert verdict(made, OUTSIDE, "172.20.1.9") is MASQ
+    assert verdict(made, OUTSIDE, "172.20.2.9") is KEEP
+
+
+@pytest.mark.parametrize(
+    "jumps",
+    [
+        pytest.param([f"-s {SOURCES[0]} -o eth0 ", f"-s {SOURCES[1]} -o eth1 "], id="two pairs"),
+        pytest.param([f"-s {SOURCES[0]} ", "-o eth0 "], id="either"),
+        pytest.param(["! -o eth0 "], id="negated"),
+        pytest.param(["-o eth+ "], id="a pattern"),
+        pytest.param(["-p tcp "], id="a protocol"),
+    ],
+)
+def test_jumps_that_no_guards_express_are_exceptions(jumps: list[str]) -> None:
+    made = table([jump + JUMP for jump in jumps])
     assert verdict(made, OUTSIDE) is KEEP
-    assert listed(made) == [("POSTROUTING", 1, MASQ)]
+    assert listed(made) == [("POSTROUTING", n, MASQ) for n in range(1, len(jumps) + 1)]
+
+
+def test_fixed_sources_are_told_by_the_rules_that_translate_to_them() -> None:
+    fixed = "-j SNAT --to-source 192.0.2.7"
+    made = table(
+        [JUMP], [OURS[1], f"-d 10.0.0.0/7 {fixed}", f"-d 20.0.0.0/8 {fixed}", "-j MASQUERADE"]
+    )
+    address = parse_address("192.0.2.7")[1]
+    assert reading(made).policy.action == Action(
+        (),
+        False,
+        (
+            FixedSource(10 << 24, (12 << 24) - 1, address),
+            FixedSource(20 << 24, (21 << 24) - 1, address),
+        ),
+    )
+    assert verdict(made, INSIDE) is KEEP
+    assert verdict(made, "11.0.0.1") is MASQ
 
 
 def test_negated_and_nested_rules_are_followed() -> None:

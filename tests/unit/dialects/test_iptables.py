@@ -173,7 +173,7 @@ def _chain(*texts: str) -> Table:
 
 def _desired(*texts: str) -> Desired:
     jump = parse_rule("-m addrtype ! --dst-type LOCAL -j IP-MASQ", V4)
-    return Desired(Placement(), jump, tuple(parse_rule(text, V4) for text in texts))
+    return Desired(Placement(), (jump,), tuple(parse_rule(text, V4) for text in texts))
 
 
 def test_a_rule_in_the_middle_is_edited_in_place() -> None:
