@@ -1,0 +1,178 @@
+"""What Cilium's eBPF masquerading decides, in its ip-masq-agent mode.
+
+Its program looks a packet's destination up in a map of prefixes: one that is found keeps
+the pod's address, as does one in the native-routing CIDR; all else is masqueraded
+(snat_v4_needs_masquerade, bpf/lib/nat.h). Link-local prefixes are entries of the map like
+any other. Which pods, devices and ports it does that for is not in the map: ``Guards`` and
+``Action`` of a policy made here say nothing.
+
+Only read, never written: the map is Cilium's.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ipmasq_agent.errors import ConfigError
+from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict, entry_of_prefix
+from ipmasq_agent.policy.model import FamilyPolicy
+
+MAP_NAMES: Mapping[Family, str] = {
+    Family.IPV4: "cilium_ipmasq_v4",
+    Family.IPV6: "cilium_ipmasq_v6",
+}
+HEADER = "IP PREFIX/ADDRESS"
+# What may stand around the prefixes: the header, what is said of an empty map, and what
+# kubectl says when it chooses a container.
+_BESIDE = (HEADER, "No entries found.", "Defaulted container ")
+_FALSE = frozenset({"false", "f", "0", "FALSE", "False", "F"})  # Go's strconv.ParseBool
+_SHOWN = 20
+
+
+def policy_of(
+    family: Family, prefixes: Iterable[Prefix], native_routing: Iterable[Prefix], place: str
+) -> FamilyPolicy:
+    """Return what Cilium decides with these entries.
+
+    Args:
+        family: whose packets are meant; entries of the other one are passed over.
+        prefixes: what the map holds.
+        native_routing: destinations that it takes as routable with a pod's address.
+        place: the name of the map or of the listing that ``prefixes`` come from.
+    """
+    entries: list[Entry[Verdict]] = []
+    for prefix in native_routing:
+        if prefix.family is family:
+            origin = Origin(f"{native_routing_key(family)}: {prefix}")
+            entries.append(entry_of_prefix(prefix, Verdict.NON_MASQUERADE, origin))
+    # The longest match is what a look-up in the map finds.
+    for prefix in sorted(prefixes, key=lambda p: -p.length):
+        if prefix.family is family:
+            origin = Origin(str(prefix), place)
+            entries.append(entry_of_prefix(prefix, Verdict.NON_MASQUERADE, origin))
+    rest = Origin("no entry covers it", place)
+    return FamilyPolicy(DecisionMap(family, entries, Verdict.MASQUERADE, rest))
+
+
+# -- cilium-config --------------------------------------------------------------------------
+
+
+def native_routing_key(family: Family) -> str:
+    """Return the key of cilium-config that holds the family's native-routing CIDR."""
+    return f"{family.value}-native-routing-cidr"
+
+
+def native_routing(settings: Mapping[str, str]) -> list[Prefix]:
+    """Return the native-routing CIDRs that cilium-config sets.
+
+    Raises:
+        ConfigError: one of them cannot be read.
+    """
+    prefixes = []
+    for family in Family:
+        text = settings.get(native_routing_key(family), "").strip()
+        if text:
+            try:
+                prefixes.append(read_prefix(text))
+            except ValueError as cause:
+                raise ConfigError([f"{native_routing_key(family)}: {text!r} {cause}"]) from cause
+    return prefixes
+
+
+def oddities(settings: Mapping[str, str], families: Sequence[Family]) -> Iterator[str]:
+    """Yield what cilium-config says that makes the map mean less than it seems to."""
+    switches = {
+        "enable-bpf-masquerade": "iptables may masquerade instead",
+        "enable-ip-masq-agent": "its map is not looked at",
+    }
+    for family in families:
+        name = f"enable-{family.value}-masquerade"
+        switches[name] = f"it masquerades nothing of {family.value}"
+    for key, meaning in switches.items():
+        if settings.get(key, "").strip() in _FALSE:
+            yield f"cilium-config says {key}: false, so that {meaning}"
+
+
+# -- listings -------------------------------------------------------------------------------
+
+
+def parse_listing(text: str, name: str) -> tuple[Prefix, ...]:
+    """Read what ``cilium-dbg bpf ipmasq list`` printed, as text or with ``-o json``.
+
+    The text has a header and one prefix a line, both families together. The JSON is a
+    list of prefixes, in older releases of Go's net.IPNet objects with the mask in
+    base64; keys of an object are taken as prefixes too.
+
+    Args:
+        text: what was printed; nothing where the map is empty.
+        name: what to call it in messages.
+
+    Raises:
+        ConfigError: with one line for each entry that is no prefix.
+    """
+    if text.lstrip()[:1] in ("[", "{") or text.strip() == "null":
+        items = [(f"entry {number}", item) for number, item in enumerate(_json(text, name), 1)]
+    else:
+        items = [
+            (str(number), line.split()[0])
+            for number, line in enumerate(text.splitlines(), 1)
+            if line.strip() and not line.strip().startswith(_BESIDE)
+        ]
+    prefixes: list[Prefix] = []
+    problems: list[str] = []
+    for place, item in items:
+        try:
+            prefixes.append(read_prefix(_as_text(item)))
+        except ValueError as cause:
+            problems.append(f"{name}:{place}: {str(item)[:60]!r} {cause}")
+    if len(problems) > _SHOWN:
+        problems[_SHOWN:] = [f"... and {len(problems) - _SHOWN} more of the kind"]
+    if problems:
+        raise ConfigError(problems)
+    return tuple(prefixes)
+
+
+def _json(text: str, name: str) -> Iterable[Any]:
+    try:
+        read = json.loads(text)
+    except ValueError as cause:
+        raise ConfigError([f"{name}: this is not the JSON of a listing: {cause}"]) from cause
+    return read if isinstance(read, list) else (read or {}).keys()
+
+
+def _as_text(item: Any) -> str:
+    """Return the text of an entry, which older releases print as an address and a mask."""
+    if isinstance(item, dict) and {"IP", "Mask"} <= item.keys():
+        try:
+            mask = base64.b64decode(str(item["Mask"]), validate=True)
+        except binascii.Error as cause:
+            raise ValueError("has a mask that is not base64") from cause
+        bits = "".join(f"{byte:08b}" for byte in mask)
+        if "01" in bits:
+            raise ValueError("has a mask with holes")
+        return f"{item['IP']}/{bits.count('1')}"
+    if not isinstance(item, str):
+        raise ValueError("is not a prefix")
+    return item
+
+
+def read_prefix(text: str) -> Prefix:
+    """Return a prefix, or an address as the prefix of itself alone.
+
+    Bits past the length are dropped, as a look-up in the map does not see them.
+
+    Raises:
+        ValueError: it is neither; the message goes on from the text.
+    """
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError as cause:
+        raise ValueError("is not a prefix like 10.0.0.0/8") from cause
+    family = Family.IPV4 if network.version == 4 else Family.IPV6
+    return Prefix(family, int(network.network_address), network.prefixlen)
