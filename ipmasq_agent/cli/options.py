@@ -66,10 +66,12 @@ _SOURCE = (
         metavar="NAMESPACE/NAME[:KEY]",
         help="Take the document from the Kubernetes API instead; KEY is `config` unless given.",
     ),
+)
+_API = (
     click.option(
         "--kubeconfig",
         metavar="PATH",
-        help="Credentials for --configmap; without it those of the pod, then of the user.",
+        help="Credentials for the API; without it those of the pod, then of the user.",
     ),
 )
 _MEANING = (
@@ -88,7 +90,7 @@ _MEANING = (
         help="Let the defaults cover all ranges that RFCs reserve, not only RFC 1918.",
     ),
 )
-_KERNEL = (
+_BACKEND = (
     click.option(
         "--backend",
         type=click.Choice(BACKENDS),
@@ -96,6 +98,8 @@ _KERNEL = (
         show_default=True,
         help="The data plane; auto takes the one that kubelet uses on the node.",
     ),
+)
+_RULES = (
     click.option(
         "--masq-chain",
         metavar="NAME",
@@ -135,11 +139,13 @@ def _stacked(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
     return decorate
 
 
-document_options: Callable[[F], F] = _stacked(_SOURCE + _MEANING)
+document_options: Callable[[F], F] = _stacked(_SOURCE + _API + _MEANING)
 """Where the document is, and the flags that bear on what it means."""
-kernel_options: Callable[[F], F] = _stacked(_KERNEL)
+kernel_options: Callable[[F], F] = _stacked(_BACKEND + _RULES)
 """Which data plane, and where in it our rules are."""
-agent_options: Callable[[F], F] = _stacked(_SOURCE + _KERNEL + _MEANING)
+operand_options: Callable[[F], F] = _stacked(_API + _RULES + _MEANING)
+"""The rest, for a verb whose operands name documents and data planes."""
+agent_options: Callable[[F], F] = _stacked(_SOURCE + _API + _BACKEND + _RULES + _MEANING)
 """All that `run`, `apply` and the verbs that compare a document with a kernel share."""
 
 
