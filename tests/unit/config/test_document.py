@@ -499,7 +499,7 @@ def check_any(content: bytes) -> None:
     else:
         lines = understood.warnings
         assert understood.config.resync_interval > 0
-        assert len(understood.config.non_masquerade_cidrs) <= understood.config.cidr_limit
+        assert understood.config.listed <= (understood.config.cidr_limit or 0)
     assert all(line.startswith(("cm:", "... and")) and line.isprintable() for line in lines)
 
 
