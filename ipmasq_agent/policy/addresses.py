@@ -1,7 +1,7 @@
 """Address families, prefixes and ranges, with addresses as plain integers.
 
 Integers because a policy may hold a hundred thousand prefixes: ``ipaddress`` objects cost
-ten times as much to build and to compare, and are made here only to be shown.
+ten times as much to build, to compare and to show.
 """
 
 from __future__ import annotations
@@ -13,25 +13,31 @@ from typing import NamedTuple
 
 
 class Family(enum.Enum):
-    """An address family; the parameter that makes one code path serve both."""
+    """An address family; the parameter that makes one code path serve both.
+
+    Attributes:
+        bits: length of an address in bits.
+        last_address: the highest address as an integer; the lowest is 0.
+    """
 
     IPV4 = "ipv4"
     IPV6 = "ipv6"
 
-    @property
-    def bits(self) -> int:
-        """Length of an address in bits."""
-        return 32 if self is Family.IPV4 else 128
+    bits: int
+    last_address: int
 
-    @property
-    def last_address(self) -> int:
-        """The highest address as an integer; the lowest is 0."""
-        return (1 << self.bits) - 1
+    def __init__(self, name: str) -> None:
+        # Plain attributes: both are asked for several times for each prefix.
+        self.bits = 32 if name == "ipv4" else 128
+        self.last_address = (1 << self.bits) - 1
 
     def show(self, address: int) -> str:
         """Return ``address`` in its canonical text form (RFC 5952 for IPv6)."""
         if self is Family.IPV4:
-            return str(ipaddress.IPv4Address(address))
+            if not 0 <= address <= 0xFFFFFFFF:
+                raise ValueError(f"{address} is not an address of {self.value}")
+            high, low = address >> 16, address & 0xFFFF
+            return f"{high >> 8}.{high & 255}.{low >> 8}.{low & 255}"
         return str(ipaddress.IPv6Address(address))
 
 
@@ -63,10 +69,11 @@ def parse_address(text: str) -> tuple[Family, int]:
 
 def prefixes_of_range(family: Family, first: int, last: int) -> Iterator[Prefix]:
     """Yield the fewest prefixes that cover exactly ``first`` to ``last``, in order."""
+    bits = family.bits
     while first <= last:
         # The block at `first` can grow while it stays aligned and within the range.
-        aligned = (first & -first).bit_length() - 1 if first else family.bits
+        aligned = (first & -first).bit_length() - 1 if first else bits
         fitting = (last - first + 1).bit_length() - 1
-        size = min(aligned, fitting)
-        yield Prefix(family, first, family.bits - size)
+        size = aligned if aligned < fitting else fitting
+        yield Prefix(family, first, bits - size)
         first += 1 << size

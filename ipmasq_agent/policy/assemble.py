@@ -11,10 +11,10 @@ from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import (
     REST,
     DecisionMap,
+    Entries,
     Entry,
     Origin,
     Verdict,
-    entry_of_prefix,
     first_match,
 )
 from ipmasq_agent.policy.model import (
@@ -26,6 +26,7 @@ from ipmasq_agent.policy.model import (
     PortRange,
     joined,
 )
+from ipmasq_agent.policy.prefixes import Listed, entries_of
 
 LINK_LOCAL = {
     Family.IPV4: Prefix(Family.IPV4, 0xA9FE0000, 16),  # 169.254.0.0/16, RFC 3927
@@ -106,12 +107,12 @@ class Wish:
             without an entry it is that of the egress interface.
     """
 
-    non_masquerade: tuple[tuple[Prefix, Origin], ...]
+    non_masquerade: Sequence[tuple[Prefix, Origin]]
     masquerade_link_local: frozenset[Family]
     families: tuple[Family, ...]
     ports: tuple[PortRange, ...] = ()
     random_fully: bool = True
-    masquerade: tuple[tuple[Prefix, Origin], ...] = ()
+    masquerade: Sequence[tuple[Prefix, Origin]] = ()
     default: Verdict = Verdict.MASQUERADE
     pod_cidrs: tuple[Prefix, ...] | Auto | None = None
     exempt_node_addresses: bool = False
@@ -168,36 +169,31 @@ def _rest(wish: Wish) -> Origin:
     return REST if wish.default is Verdict.MASQUERADE else Origin("defaultAction: keep")
 
 
-def _entries(wish: Wish, family: Family, facts: Facts) -> Sequence[Entry[Verdict]]:
+def _entries(wish: Wish, family: Family, facts: Facts) -> Entries:
     """Return the entries in evaluation order.
 
     Where all say the same the user's order is kept, link-local first: it decides for the
     most packets of a node that uses it. Where verdicts differ the longest prefix wins,
     and a default of ours yields to what the user says of the same prefix.
     """
-    made: list[tuple[Prefix, Verdict, Origin]] = []
+    own, kept = Listed.of(wish.masquerade), Listed.of(wish.non_masquerade)
+    ours: list[tuple[Prefix, Origin]] = []
     if wish.exempt_node_addresses:
         origin = Origin("exemptNodeIPs: address of a node")
-        made += (
-            (Prefix(family, address, family.bits), Verdict.NON_MASQUERADE, origin)
+        ours += (
+            (Prefix(family, address, family.bits), origin)
             for its_family, address in sorted(facts.node_addresses or (), key=lambda a: a[1])
             if its_family is family
         )
-    own = [(p, Verdict.MASQUERADE, o) for p, o in wish.masquerade if p.family is family]
-    taken = {prefix for prefix, _, _ in own}
-    if family not in wish.masquerade_link_local and LINK_LOCAL[family] not in taken:
+    if family not in wish.masquerade_link_local and not own.holds(LINK_LOCAL[family]):
         switch = "masqLinkLocal" if family is Family.IPV4 else "masqLinkLocalIPv6"
-        origin = Origin(f"link-local, {switch}: false")
-        made.append((LINK_LOCAL[family], Verdict.NON_MASQUERADE, origin))
-    made += own
-    made += (
-        (prefix, Verdict.NON_MASQUERADE, origin)
-        for prefix, origin in wish.non_masquerade
-        if prefix.family is family
+        ours.append((LINK_LOCAL[family], Origin(f"link-local, {switch}: false")))
+    parts = (
+        (Verdict.NON_MASQUERADE, Listed.of(ours)),
+        (Verdict.MASQUERADE, own),
+        (Verdict.NON_MASQUERADE, kept),
     )
-    if own:
-        made.sort(key=lambda item: -item[0].length)
-    return [entry_of_prefix(*item) for item in made]
+    return entries_of(family, parts, longest_first=len(own.of_family(family)) > 0)
 
 
 def _sources(wish: Wish, family: Family, facts: Facts) -> tuple[Prefix, ...] | None:

@@ -3,7 +3,8 @@
 A map is built from entries in evaluation order (the first that covers an address
 decides, as in a chain of rules) and kept as sorted disjoint ranges that cover the whole
 address space. It remembers its entries, because data planes that evaluate in order
-write them in the user's order.
+write them in the user's order. Both are columns of numbers; an ``Entry`` is made when it
+is asked for.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from __future__ import annotations
 import enum
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from heapq import heappop, heappush
-from operator import gt
-from typing import Generic, NamedTuple, TypeVar
+from operator import eq
+from typing import Generic, NamedTuple, TypeVar, overload
 
 from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.columns import column, indices
+from ipmasq_agent.policy.ranges import NOBODY, agreeing, check_ranges, sweep
 
 
 class Verdict(enum.StrEnum):
@@ -28,8 +29,12 @@ class Verdict(enum.StrEnum):
     """Only ever read back from a kernel: a rule decides that we cannot read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+_VERDICTS = tuple(Verdict)
+# A verdict as a byte, in columns.
+_MARKS = {verdict: mark for mark, verdict in enumerate(_VERDICTS)}
+
+
+class Origin(NamedTuple):
     """Where a verdict comes from: the user's own entry, a default, or a rule that was read.
 
     ``line`` and ``column`` count from 1 and are None where there is no document.
@@ -71,14 +76,136 @@ class Difference(NamedTuple):
 REST = Origin("every other destination")
 
 
+class _Made(Sequence[Entry[Verdict]]):
+    """Entries that are made on access; a slice is a tuple of them."""
+
+    __slots__ = ()
+
+    def _at(self, position: int) -> Entry[Verdict]:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Entry[Verdict]: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Entry[Verdict], ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Entry[Verdict] | tuple[Entry[Verdict], ...]:
+        positions = range(len(self))[index]
+        if isinstance(positions, range):
+            return tuple(map(self._at, positions))
+        return self._at(positions)
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+
+class Entries(_Made):
+    """Entries of one family in evaluation order, as columns."""
+
+    __slots__ = ("_firsts", "_lasts", "_marks", "_origins", "family")
+
+    def __init__(
+        self,
+        family: Family,
+        firsts: Sequence[int],
+        lasts: Sequence[int],
+        verdicts: Iterable[Verdict],
+        origins: Sequence[Origin],
+    ) -> None:
+        """Take one item of each column for each entry.
+
+        Raises:
+            ValueError: an entry reaches outside the family's address space.
+        """
+        check_ranges(firsts, lasts, family.last_address)
+        self.family = family
+        self._firsts = column(family, firsts)
+        self._lasts = column(family, lasts)
+        self._marks = bytes(map(_MARKS.__getitem__, verdicts))
+        self._origins = origins
+
+    @classmethod
+    def of(cls, family: Family, entries: Iterable[Entry[Verdict]]) -> Entries:
+        """Return any entries in this form.
+
+        Raises:
+            ValueError: an entry reaches outside the family's address space.
+        """
+        if isinstance(entries, Entries) and entries.family is family:
+            return entries
+        columns = tuple(zip(*entries, strict=True)) or ((), (), (), ())
+        firsts, lasts, verdicts, origins = columns
+        return cls(family, firsts, lasts, verdicts, origins)
+
+    def swept(self) -> tuple[list[int], list[int]]:
+        """Return where ranges begin, and the position that decides each (see ``sweep``)."""
+        return sweep(self._firsts, self._lasts, self.family.last_address)
+
+    def marks(self, positions: Iterable[int], default: Verdict) -> bytes:
+        """Return the verdict of each of the positions as a byte, NOBODY's being the default."""
+        return bytes(map((self._marks + bytes([_MARKS[default]])).__getitem__, positions))
+
+    def decided(self, position: int) -> tuple[Verdict, Origin]:
+        """Return verdict and reason of an entry."""
+        return _VERDICTS[self._marks[position]], self._origins[position]
+
+    def _at(self, position: int) -> Entry[Verdict]:
+        return Entry(self._firsts[position], self._lasts[position], *self.decided(position))
+
+    def __len__(self) -> int:
+        return len(self._firsts)
+
+    def __iter__(self) -> Iterator[Entry[Verdict]]:
+        verdicts = map(_VERDICTS.__getitem__, self._marks)
+        return map(Entry, self._firsts, self._lasts, verdicts, self._origins)
+
+
+class _Ranges(_Made):
+    """The ranges of a map, as entries."""
+
+    __slots__ = ("_deciders", "_entries", "_rest", "_starts")
+
+    def __init__(
+        self,
+        starts: Sequence[int],
+        deciders: Sequence[int],
+        entries: Entries,
+        rest: tuple[Verdict, Origin],
+    ) -> None:
+        self._starts = starts
+        self._deciders = deciders
+        self._entries = entries
+        self._rest = rest
+
+    def _at(self, position: int) -> Entry[Verdict]:
+        last = self._entries.family.last_address
+        if position + 1 < len(self._starts):
+            last = self._starts[position + 1] - 1
+        decider = self._deciders[position]
+        decided = self._rest if decider == NOBODY else self._entries.decided(decider)
+        return Entry(self._starts[position], last, *decided)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[Entry[Verdict]]:
+        return map(self._at, range(len(self)))
+
+
 class DecisionMap:
     """Sorted disjoint ranges that cover an address family, each with one verdict.
 
     Two maps are equal when each address has the same verdict in both; reasons and the
     way in which ranges are cut are carried, not compared.
+
+    Attributes:
+        family: whose addresses these are.
+        entries: what it was built from, in evaluation order.
+        default: the verdict where no entry decides.
+        ranges: the ranges in order, each with the verdict and the reason of its entry.
     """
 
-    __slots__ = ("_firsts", "_shape", "default", "entries", "family", "ranges")
+    __slots__ = ("_marks", "_merged", "_starts", "default", "entries", "family", "ranges")
 
     def __init__(
         self,
@@ -99,22 +226,31 @@ class DecisionMap:
             ValueError: an entry reaches outside the family's address space.
         """
         self.family = family
-        self.entries = tuple(entries)
+        self.entries: Sequence[Entry[Verdict]]
+        self.entries = columns = Entries.of(family, entries)
         self.default = default
-        self.ranges = first_match(family, self.entries, default, default_origin)
-        self._firsts = [entry.first for entry in self.ranges]
-        self._shape: tuple[tuple[int, Verdict], ...] | None = None
+        starts, deciders = columns.swept()
+        self._starts = column(family, starts)
+        self._marks = columns.marks(deciders, default)
+        self.ranges: Sequence[Entry[Verdict]]
+        self.ranges = _Ranges(self._starts, indices(deciders), columns, (default, default_origin))
+        self._merged: tuple[Sequence[int], bytes] | None = None
+
+    @property
+    def verdicts(self) -> frozenset[Verdict]:
+        """The verdicts that some address has."""
+        return frozenset(_VERDICTS[mark] for mark in set(self._marks))
 
     def decide(self, address: int) -> Entry[Verdict]:
         """Return the range that ``address`` falls into, in O(log n)."""
         if not 0 <= address <= self.family.last_address:
             raise ValueError(f"{address} is not an address of {self.family.value}")
-        return self.ranges[bisect_right(self._firsts, address) - 1]
+        return self.ranges[bisect_right(self._starts, address) - 1]
 
     def between(self, first: int, last: int) -> Iterator[Entry[Verdict]]:
         """Yield the ranges that overlap ``first`` to ``last``, in order."""
-        position = bisect_right(self._firsts, first) - 1
-        while position < len(self.ranges) and self.ranges[position].first <= last:
+        position = bisect_right(self._starts, first) - 1
+        while position < len(self._starts) and self._starts[position] <= last:
             yield self.ranges[position]
             position += 1
 
@@ -122,42 +258,64 @@ class DecisionMap:
         """Yield the ranges on which the verdicts differ, in order; none when equal."""
         if other.family is not self.family:
             raise ValueError("maps of two families have nothing to compare")
-        mine, theirs = iter(self.ranges), iter(other.ranges)
-        left, right = next(mine), next(theirs)
-        first = 0
+        end = self.family.last_address
+        starts, others = self._starts, other._starts
+        i, j, first = 0, 0, 0
         while True:
-            last = min(left.last, right.last)
-            if left.verdict is not right.verdict:
-                yield Difference(first, last, left, right)
-            if last == self.family.last_address:
+            if starts[i] == others[j] and self._marks[i] == other._marks[j]:
+                # Skip what is alike, but for its last range: that may end differently.
+                alike = agreeing((starts, self._marks), (others, other._marks), (i, j)) - 1
+                i, j = i + alike, j + alike
+                first = starts[i]
+            left_last = starts[i + 1] - 1 if i + 1 < len(starts) else end
+            right_last = others[j + 1] - 1 if j + 1 < len(others) else end
+            last = min(left_last, right_last)
+            if self._marks[i] != other._marks[j]:
+                yield Difference(first, last, self.ranges[i], other.ranges[j])
+            if last == end:
                 return
             first = last + 1
-            if left.last == last:
-                left = next(mine)
-            if right.last == last:
-                right = next(theirs)
+            i += left_last == last
+            j += right_last == last
+
+    def stretches(self, verdict: Verdict) -> Iterator[tuple[int, int]]:
+        """Yield the ranges of one verdict, neighbours joined, as first and last address."""
+        starts, marks = self._shape()
+        mark, count = _MARKS[verdict], len(starts)
+        for position, its_mark in enumerate(marks):
+            if its_mark == mark:
+                after = position + 1
+                last = starts[after] - 1 if after < count else self.family.last_address
+                yield starts[position], last
 
     def shape(self) -> tuple[tuple[int, Verdict], ...]:
         """Return where each stretch of one verdict begins: what equality compares."""
-        if self._shape is None:
-            shape: list[tuple[int, Verdict]] = []
-            for entry in self.ranges:
-                if not shape or shape[-1][1] is not entry.verdict:
-                    shape.append((entry.first, entry.verdict))
-            self._shape = tuple(shape)
-        return self._shape
+        starts, marks = self._shape()
+        return tuple(zip(starts, map(_VERDICTS.__getitem__, marks), strict=True))
+
+    def _shape(self) -> tuple[Sequence[int], bytes]:
+        if self._merged is None:
+            starts, marks = self._starts, self._marks
+            if any(map(eq, marks, marks[1:])):
+                new = [n for n in range(len(marks)) if not n or marks[n] != marks[n - 1]]
+                starts = column(self.family, [starts[n] for n in new])
+                marks = bytes(map(marks.__getitem__, new))
+            self._merged = starts, marks
+        return self._merged
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, DecisionMap):
             return NotImplemented
-        return self.family is other.family and self.shape() == other.shape()
+        return self.family is other.family and self._shape() == other._shape()
 
     def __hash__(self) -> int:
-        return hash((self.family, self.shape()))
+        starts, marks = self._shape()
+        return hash((self.family, tuple(starts), marks))
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{self.family.show(f)}… {v}" for f, v in self.shape()[:6])
-        more = "" if len(self.shape()) <= 6 else f", {len(self.shape()) - 6} more"
+        shape = self.shape()
+        shown = ", ".join(f"{self.family.show(f)}… {v}" for f, v in shape[:6])
+        more = "" if len(shape) <= 6 else f", {len(shape) - 6} more"
         return f"DecisionMap({self.family.value}: {shown}{more})"
 
 
@@ -171,39 +329,25 @@ def first_match(
 ) -> list[Entry[V]]:
     """Return disjoint ranges in order, each with the verdict of the first entry covering it.
 
-    One sweep over the address space, keeping the entries that cover the current address.
-    The heap holds (position, last) of the entries entered so far, so its top is the one
-    that decides; those that ended are dropped only when they come to the top.
+    Neighbours of one verdict and the very same reason are one range.
+
+    Raises:
+        ValueError: an entry reaches outside the family's address space.
     """
-    end = family.last_address
-    firsts = [entry.first for entry in entries]
-    lasts = [entry.last for entry in entries]
-    if entries and (min(firsts) < 0 or max(lasts) > end or any(map(gt, firsts, lasts))):
-        raise ValueError(f"an entry is not a range of {family.value} addresses")
-    order = sorted(range(len(entries)), key=firsts.__getitem__)
-    starts = [firsts[position] for position in order]
-    starts.append(end + 1)  # so that after the last there is always one more
+    firsts, lasts = [e.first for e in entries], [e.last for e in entries]
+    check_ranges(firsts, lasts, family.last_address)
+    starts, deciders = sweep(firsts, lasts, family.last_address)
     ranges: list[Entry[V]] = []
-    covering: list[tuple[int, int]] = []
-    address, upcoming = 0, 0
-    before: Origin | None = None
-    while address <= end:
-        while starts[upcoming] <= address:
-            position = order[upcoming]
-            heappush(covering, (position, lasts[position]))
-            upcoming += 1
-        while covering and covering[0][1] < address:
-            heappop(covering)
-        last = starts[upcoming] - 1
+    lasts_of_ranges = [start - 1 for start in starts[1:]] + [family.last_address]
+    verdict_before: V | None = None
+    origin_before: Origin | None = None
+    for first, last, decider in zip(starts, lasts_of_ranges, deciders, strict=True):
         verdict, origin = default, default_origin
-        if covering:
-            position, its_last = covering[0]
-            _, _, verdict, origin = entries[position]
-            last = min(last, its_last)
-        if origin is before and ranges[-1].verdict is verdict:
+        if decider != NOBODY:
+            _, _, verdict, origin = entries[decider]
+        if origin is origin_before and verdict is verdict_before:
             ranges[-1] = ranges[-1]._replace(last=last)
         else:
-            ranges.append(Entry(address, last, verdict, origin))
-        before = origin
-        address = last + 1
+            ranges.append(Entry(first, last, verdict, origin))
+        verdict_before, origin_before = verdict, origin
     return ranges

@@ -151,7 +151,7 @@ class FamilyPolicy:
     @property
     def masquerades(self) -> bool:
         """Whether any packet at all is masqueraded."""
-        return any(verdict is Verdict.MASQUERADE for _, verdict in self.decisions.shape())
+        return Verdict.MASQUERADE in self.decisions.verdicts
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,86 @@
+"""Long sequences kept small: plain columns, and objects that are made when asked for.
+
+A hundred thousand entries as objects take 50 MB and slow down every pass of the garbage
+collector; as columns of numbers they take 2 MB and are compared by memcmp.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, chain
+from typing import TypeVar, overload
+
+from ipmasq_agent.policy.addresses import Family
+
+T = TypeVar("T", covariant=True)
+
+
+def column(family: Family, addresses: Sequence[int]) -> Sequence[int]:
+    """Return addresses of one family in the smallest form; two of a family compare fast.
+
+    An IPv4 address takes four bytes; those of IPv6 have no such form and stay integers.
+    """
+    if family is Family.IPV4:
+        return array("I", addresses)  # four bytes wherever Linux runs
+    return list(addresses)
+
+
+def indices(numbers: Iterable[int]) -> Sequence[int]:
+    """Return positions in a sequence, or -1, in four bytes each."""
+    return array("i", numbers)
+
+
+class Chained(Sequence[T]):
+    """Sequences one after the other, read as one without a copy."""
+
+    __slots__ = ("_ends", "_parts")
+
+    def __init__(self, parts: Iterable[Sequence[T]]) -> None:
+        self._parts = tuple(part for part in parts if len(part))
+        self._ends = list(accumulate(map(len, self._parts)))
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            return Picked(self, range(len(self))[index])
+        position = range(len(self))[index]  # counts from the end, or raises IndexError
+        number = bisect_right(self._ends, position)
+        return self._parts[number][position - (self._ends[number - 1] if number else 0)]
+
+    def __iter__(self) -> Iterator[T]:
+        return chain.from_iterable(self._parts)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+
+class Picked(Sequence[T]):
+    """Some items of a sequence, in an order of their own, read without a copy."""
+
+    __slots__ = ("_positions", "_whole")
+
+    def __init__(self, whole: Sequence[T], positions: Sequence[int]) -> None:
+        self._whole = whole
+        self._positions = positions
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            return Picked(self._whole, self._positions[index])
+        return self._whole[self._positions[index]]
+
+    def __iter__(self) -> Iterator[T]:
+        return map(self._whole.__getitem__, self._positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)

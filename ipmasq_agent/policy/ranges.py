@@ -1,0 +1,152 @@
+"""Ranges of addresses by the hundred thousand: who decides where, and where two overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import heappop, heappush
+from itertools import islice
+from operator import gt, lt
+
+NOBODY = -1
+"""In place of the position of an entry: none covers this range."""
+
+
+def check_ranges(firsts: Sequence[int], lasts: Sequence[int], end: int) -> None:
+    """Make sure that each range goes upwards within 0 to ``end``.
+
+    Raises:
+        ValueError: one does not.
+    """
+    if firsts and (min(firsts) < 0 or max(lasts) > end or any(map(gt, firsts, lasts))):
+        raise ValueError("an entry is not a range of addresses of its family")
+
+
+def sweep(firsts: Sequence[int], lasts: Sequence[int], end: int) -> tuple[list[int], list[int]]:
+    """Cut 0 to ``end`` into ranges, each with the lowest position that covers it.
+
+    Args:
+        firsts: where each range begins, in the order in which they count.
+        lasts: where each ends, itself included.
+        end: the last address.
+
+    Returns:
+        The first address of each range, ascending from 0, and for each the position that
+        decides or ``NOBODY``. No two neighbours have the same one. O(n log n).
+    """
+    order: Sequence[int] = range(len(firsts))
+    if any(map(gt, firsts, islice(firsts, 1, None))):
+        order = sorted(order, key=firsts.__getitem__)
+        starting = [firsts[position] for position in order]
+        ending = [lasts[position] for position in order]
+    else:
+        starting, ending = list(firsts), list(lasts)
+    if all(map(lt, ending, islice(starting, 1, None))):
+        return _apart(starting, ending, order, end)
+    return _nested(starting, ending, order, end)
+
+
+def _apart(
+    starting: list[int], ending: list[int], order: Sequence[int], end: int
+) -> tuple[list[int], list[int]]:
+    """Do it for ranges that do not overlap, in ascending order."""
+    starts, deciders = [], []
+    address = 0
+    for first, last, position in zip(starting, ending, order, strict=True):
+        if address < first:
+            starts.append(address)
+            deciders.append(NOBODY)
+        starts.append(first)
+        deciders.append(position)
+        address = last + 1
+    if address <= end:
+        starts.append(address)
+        deciders.append(NOBODY)
+    return starts, deciders
+
+
+def _nested(
+    starting: list[int], ending: list[int], order: Sequence[int], end: int
+) -> tuple[list[int], list[int]]:
+    """Do it for any ranges, ascending by where they start.
+
+    One sweep over the address space. The heap holds (position, last) of those entered so
+    far, so its top is the one that decides; those that ended are dropped only when they
+    come to the top, and those that the top outlasts and outranks never get in.
+    """
+    starts: list[int] = []
+    deciders: list[int] = []
+    covering: list[tuple[int, int]] = []
+    starting.append(end + 1)  # so that after the last there is always one more
+    address, upcoming, before = 0, 0, None
+    while address <= end:
+        while starting[upcoming] <= address:
+            position, last = order[upcoming], ending[upcoming]
+            if not covering or position < covering[0][0] or last > covering[0][1]:
+                heappush(covering, (position, last))
+            upcoming += 1
+        while covering and covering[0][1] < address:
+            heappop(covering)
+        decider, last = NOBODY, starting[upcoming] - 1
+        if covering:
+            decider, its_last = covering[0]
+            last = min(last, its_last)
+        if decider != before:
+            starts.append(address)
+            deciders.append(decider)
+            before = decider
+        address = last + 1
+    return starts, deciders
+
+
+def agreeing(
+    left: tuple[Sequence[int], bytes], right: tuple[Sequence[int], bytes], at: tuple[int, int]
+) -> int:
+    """Return how many ranges begin alike and are marked alike, from two positions on.
+
+    Args:
+        left: the first address of each range, and a mark for each.
+        right: the same of the other side.
+        at: the position on either side from which to compare.
+    """
+    (firsts, marks), (other_firsts, other_marks) = left, right
+    mine, theirs = at
+    limit = min(len(firsts) - mine, len(other_firsts) - theirs)
+    # Slices of growing size are compared in C; from the first that differs on, of halves.
+    run, size, growing = 0, 8, True
+    while size:
+        stop = min(run + size, limit)
+        if (
+            run < stop
+            and marks[mine + run : mine + stop] == other_marks[theirs + run : theirs + stop]
+            and firsts[mine + run : mine + stop] == other_firsts[theirs + run : theirs + stop]
+        ):
+            run = stop
+        else:
+            growing = False
+        size = min(size * 2, 4096) if growing else size // 2
+    return run
+
+
+_NONE = (0, -1)  # an empty range: the list has ended
+
+
+def intersections(
+    left: Iterable[tuple[int, int]], right: Iterable[tuple[int, int]]
+) -> Iterator[tuple[int, int, int, int]]:
+    """Yield where two lists of disjoint ascending ranges overlap, in linear time.
+
+    Yields:
+        first and last address of each overlap, and the positions of the two in their lists.
+    """
+    mine, theirs = enumerate(left), enumerate(right)
+    i, (first, last) = next(mine, (0, _NONE))
+    j, (other_first, other_last) = next(theirs, (0, _NONE))
+    while first <= last and other_first <= other_last:
+        low = first if first > other_first else other_first
+        high = last if last < other_last else other_last
+        if low <= high:
+            yield low, high, i, j
+        if last <= other_last:
+            i, (first, last) = next(mine, (0, _NONE))
+        else:
+            j, (other_first, other_last) = next(theirs, (0, _NONE))

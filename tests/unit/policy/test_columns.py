@@ -1,0 +1,46 @@
+"""Columns and views hold what a plain list of the same items holds."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.columns import Chained, Picked, column, indices
+from tests.unit.strategies import FAMILIES, addresses
+
+PARTS = st.lists(st.lists(st.integers(), max_size=4), max_size=5)
+
+
+def check_same(view: Chained[int] | Picked[int], items: list[int]) -> None:
+    assert list(view) == items
+    assert len(view) == len(items)
+    for position in range(-len(items), len(items)):
+        assert view[position] == items[position]
+    assert list(view[1:]) == items[1:]
+    assert list(view[::-2]) == items[::-2]
+    for outside in (len(items), -len(items) - 1):
+        with pytest.raises(IndexError):
+            view[outside]
+
+
+@given(PARTS)
+def test_sequences_one_after_the_other_read_as_one(parts: list[list[int]]) -> None:
+    check_same(Chained(parts), [item for part in parts for item in part])
+
+
+@given(st.lists(st.integers(), min_size=1), st.data())
+def test_picked_items_come_in_the_order_asked_for(whole: list[int], data: st.DataObject) -> None:
+    positions = data.draw(st.lists(st.integers(0, len(whole) - 1)))
+    check_same(Picked(whole, positions), [whole[position] for position in positions])
+
+
+@given(FAMILIES.flatmap(lambda f: st.tuples(st.just(f), st.lists(addresses(f)))))
+def test_a_column_holds_any_address_of_its_family(case: tuple[Family, list[int]]) -> None:
+    family, numbers = case
+    assert list(column(family, numbers)) == numbers
+
+
+def test_indices_reach_from_nobody_to_two_thousand_million() -> None:
+    assert list(indices([-1, 0, (1 << 31) - 1])) == [-1, 0, (1 << 31) - 1]
