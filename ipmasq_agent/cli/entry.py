@@ -23,6 +23,7 @@ VERBS: Mapping[str, str] = {
     "diff": "Dry run: what apply would change, in rules and in decisions.",
     "list": "The non-masquerade CIDRs in force in the kernel.",
     "status": "Whether the kernel holds what the document asks for.",
+    "compare": "Where two policies differ: documents, kernels, Cilium.",
     "explain": "Would this destination be masqueraded, and why?",
     "config": "Check a document, show it as understood, show the defaults.",
     "cleanup": "Remove every trace of the agent, and nothing of anyone else's.",

@@ -13,7 +13,7 @@ import errno
 import os
 import platform
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +75,24 @@ def mounts() -> list[Path]:
             # proc(5): a space in a path is shown as \040.
             found.append(Path(place.replace("\\040", " ")))
     return sorted(set(found), key=lambda path: (path != BPFFS, path))
+
+
+def find(name: str, places: Iterable[Path], below: Path) -> Path | None:
+    """Return the first path of that name in ``below``, or directly, in one of the places.
+
+    Raises:
+        HostError: this process may not look there.
+    """
+    for place in places:
+        for path in (place / below / name, place / name):
+            try:
+                if path.exists():
+                    return path
+            except PermissionError as cause:
+                raise HostError(
+                    f"{path} cannot be looked at: {cause.strerror}", remedy=_PRIVILEGE
+                ) from cause
+    return None
 
 
 def read_prefixes(path: Path, family: Family) -> PrefixMap:
