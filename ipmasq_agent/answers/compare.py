@@ -9,7 +9,7 @@ still sees the same host.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,12 +31,18 @@ class Side:
         conditions_known: False where the packets it speaks of, and the address they get,
             cannot be told from what was read.
         notes: what to know about it when reading the answer.
+        show: how the reason of a verdict is told.
     """
 
     label: str
     policies: Mapping[Family, FamilyPolicy]
     conditions_known: bool = True
     notes: tuple[str, ...] = ()
+    show: Callable[[Origin], str] = str
+
+    def entry(self, prefix: Prefix) -> str:
+        """Return what decides for the first address of a prefix: it stands for the others."""
+        return self.show(self.policy(prefix.family).decisions.decide(prefix.first).origin)
 
     def policy(self, family: Family) -> FamilyPolicy:
         """Return what it does with packets of a family: nothing, where it is not managed."""
@@ -84,8 +90,8 @@ class Comparison:
                     "address": change.family.show(prefix.first),
                     "left": change.before,
                     "right": change.after,
-                    "leftEntry": _entry(self.left, prefix),
-                    "rightEntry": _entry(self.right, prefix),
+                    "leftEntry": self.left.entry(prefix),
+                    "rightEntry": self.right.entry(prefix),
                 }
                 for change in self.ranges
                 for prefix in change.prefixes
@@ -120,8 +126,8 @@ class Comparison:
             for change in changes[:limit]:
                 sample = change.prefixes[0]
                 yield f"@@ {change}, for example {family.show(change.first)} @@"
-                yield f"-{change.before}: {_entry(self.left, sample)}"
-                yield f"+{change.after}: {_entry(self.right, sample)}"
+                yield f"-{change.before}: {self.left.entry(sample)}"
+                yield f"+{change.after}: {self.right.entry(sample)}"
             if len(changes) > limit:
                 more = len(changes) - limit
                 yield f"... and {more} more {family.value} ranges; -o json shows them all"
@@ -170,11 +176,6 @@ def _ranges(left: DecisionMap, right: DecisionMap) -> list[DecisionChange]:
                     first, last = max(entry.first, other.first), min(entry.last, other.last)
                     changes.append(DecisionChange(left.family, first, last, unknown, unknown))
     return sorted(changes, key=lambda change: change.first)
-
-
-def _entry(side: Side, prefix: Prefix) -> str:
-    """Return what decides for the first address of a prefix: it stands for the others."""
-    return str(side.policy(prefix.family).decisions.decide(prefix.first).origin)
 
 
 def _conditions(family: Family, left: FamilyPolicy, right: FamilyPolicy) -> Iterator[Condition]:

@@ -50,9 +50,7 @@ class Explanation:
     @property
     def rule_text(self) -> str:
         """The rule that decides: its number, its chain, its text."""
-        if self.rule.line is None:
-            return self.rule.text
-        return f"rule {self.rule.line} of {self.rule.document}: {self.rule.text}"
+        return rule_text(self.rule)
 
     @property
     def reason(self) -> str:
@@ -97,6 +95,13 @@ class Explanation:
         ]
         lines += (f"  except where  {exception}" for exception in self.exceptions)
         return "\n".join(lines)
+
+
+def rule_text(rule: Origin) -> str:
+    """Return what an interpretation names as deciding: number, chain and text of a rule."""
+    if rule.line is None:
+        return rule.text
+    return f"rule {rule.line} of {rule.document}: {rule.text}"
 
 
 def explain(

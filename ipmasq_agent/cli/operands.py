@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ipmasq_agent.answers.compare import Side
+from ipmasq_agent.answers.explain import rule_text
 from ipmasq_agent.backends import detect
 from ipmasq_agent.cli.options import Settings, split_configmap
 from ipmasq_agent.cli.wiring import read_document
@@ -91,6 +92,8 @@ class Operands:
         return self._document(text, replace(self.settings, configmap=rest))
 
     def _document(self, label: str, settings: Settings) -> Side:
+        # How many entries a data plane can hold is no matter here.
+        settings = replace(settings, flags=replace(settings.flags, cidr_limit=None))
         wish = read_document(settings).wish(settings.flags)
         policies = {
             family: assemble_family(wish, family, Capabilities()) for family in wish.families
@@ -120,7 +123,7 @@ class Operands:
             backend.close()
         if not policies:
             notes.append("it masquerades nothing, and holds no rules of ours")
-        return Side(f"kernel:{name}", policies, notes=tuple(notes))
+        return Side(f"kernel:{name}", policies, notes=tuple(notes), show=rule_text)
 
     # -- Cilium -------------------------------------------------------------------------
 

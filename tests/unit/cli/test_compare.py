@@ -172,6 +172,17 @@ def test_many_ranges_are_cut_short_for_people_only(compare: Compare) -> None:
     assert len(differences(compare(one, two, "-o", "json")[1])) == 60
 
 
+def test_the_limit_of_a_data_plane_does_not_keep_a_document_from_being_compared(
+    compare: Compare,
+) -> None:
+    one = write("one", *(f"10.0.{number}.0/24" for number in range(65)))
+    assert compare(one, one)[0] == 0
+    own = write("own", "10.0.0.0/8", "11.0.0.0/8", more="cidrLimit: 1")
+    status, _, err = compare(one, own)
+    assert status == 2
+    assert "cidrLimit allows 1" in err
+
+
 def test_a_hundred_thousand_entries_on_each_side_are_compared_in_seconds(
     compare: Compare,
 ) -> None:
