@@ -61,12 +61,22 @@ def make_map(place: Path, version: int, prefixes: Iterable[str] = (), capacity: 
 
 def put(path: Path, prefixes: Iterable[str]) -> None:
     """Add prefixes to a map; bits past the length are stored as they are given."""
-    lines = []
-    for text in prefixes:
-        address, _, length = text.partition("/")
-        key = int(length).to_bytes(4, sys.byteorder) + ipaddress.ip_address(address).packed
-        lines.append(f"map update pinned {path} key hex {key.hex(' ')} value hex 00\n")
-    _run("bpftool", "batch", "file", "-", stdin="".join(lines))
+    _batch(f"map update pinned {path} key hex {_key(text)} value hex 00" for text in prefixes)
+
+
+def delete(path: Path, prefixes: Iterable[str]) -> None:
+    """Take prefixes out of a map."""
+    _batch(f"map delete pinned {path} key hex {_key(text)}" for text in prefixes)
+
+
+def _key(text: str) -> str:
+    address, _, length = text.partition("/")
+    key = int(length).to_bytes(4, sys.byteorder) + ipaddress.ip_address(address).packed
+    return key.hex(" ")
+
+
+def _batch(lines: Iterable[str]) -> None:
+    _run("bpftool", "batch", "file", "-", stdin="".join(f"{line}\n" for line in lines))
 
 
 def _run(*argv: str, stdin: str = "") -> None:
