@@ -52,7 +52,7 @@ def measure(family: Family, count: int) -> dict[str, float]:
     policy = assemble_family(wish, family, Capabilities())
     decisions = policy.decisions
     fewer = DecisionMap(
-        family, decisions.entries[: count // 2] + decisions.entries[count // 2 + 1 :]
+        family, [e for n, e in enumerate(decisions.entries) if n != count // 2]
     )
     placement = Placement()
     empty = empty_table(family)

@@ -20,14 +20,15 @@ class BackendChoice:
 
     def __init__(
         self,
-        detect: Callable[[], tuple[str, str]],
+        detect: Callable[[bool], tuple[str, str]],
         make: Callable[[str], AnyBackend],
         holders: Callable[[], list[str]],
     ) -> None:
         """Take the three questions as functions.
 
         Args:
-            detect: returns the name of the backend to use and why.
+            detect: returns the name of the backend to use and why, told whether the policy
+                is too large for one rule each.
             make: returns the backend of a name.
             holders: names of the backends whose tables exist on this host, and which may
                 therefore hold rules that we wrote before.
@@ -40,28 +41,33 @@ class BackendChoice:
         self._to_clean: set[str] = set()
         self.reason = "not chosen yet"
 
-    def current(self) -> tuple[AnyBackend, list[AnyBackend]]:
+    def current(self, *, large: bool = False) -> tuple[AnyBackend, list[AnyBackend]]:
         """Return the backend to use, and those that must be cleaned once it is in force.
 
-        At the first call every other backend with a table counts as left behind: the
-        agent may have been killed in the middle of a move.
+        At the first call every other place with a table counts as left behind: the agent
+        may have been killed in the middle of a move. Two backends of one place (a chain of
+        rules, and the same chain with a set) replace each other and leave nothing.
 
         Raises:
             AgentError: the node's backend cannot be told.
         """
-        name, self.reason = self._detect()
+        name, self.reason = self._detect(large)
+        backend = self._get(name)
         if self._current is None:
-            self._to_clean = set(self._holders()) - {name}
+            self._to_clean = set(self._holders())
         elif self._current != name:
             self._to_clean.add(self._current)
-            self._to_clean.discard(name)
+        for other in list(self._to_clean):
+            if self._get(other).place == backend.place:
+                self._to_clean.discard(other)
         self._current = name
-        return self._get(name), [self._get(other) for other in sorted(self._to_clean)]
+        return backend, [self._get(other) for other in sorted(self._to_clean)]
 
     def cleaned(self, backend: AnyBackend) -> None:
         """Forget a backend that holds nothing of ours any more."""
-        self._to_clean.discard(backend.name)
-        self._made.pop(backend.name).close()
+        for name in [name for name, made in self._made.items() if made is backend]:
+            self._to_clean.discard(name)
+            self._made.pop(name).close()
 
     def every(self) -> list[AnyBackend]:
         """Return all backends that may hold rules of ours, for leaving without a trace."""

@@ -17,17 +17,27 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any
 
-from ipmasq_agent.agent.choice import BackendChoice
+from ipmasq_agent.agent.choice import AnyBackend, BackendChoice
+from ipmasq_agent.agent.intent import Intent
+from ipmasq_agent.agent.knowledge import Knowledge
 from ipmasq_agent.agent.logs import event
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.reconcile import Outcomes, clean, reconcile
 from ipmasq_agent.agent.status import ConfigStatus, Status
-from ipmasq_agent.config.document import parse_document
+from ipmasq_agent.config.document import parse_documents
 from ipmasq_agent.config.durations import UNITS
 from ipmasq_agent.config.model import DEFAULT_RESYNC_INTERVAL, Config, Flags
 from ipmasq_agent.errors import AgentError, ConfigError
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.sources import Document, Source, SourceFailed
+from ipmasq_agent.sources import (
+    Document,
+    FactEvent,
+    FactSource,
+    Learnt,
+    NotLearnt,
+    Source,
+    SourceFailed,
+)
 
 # Seconds until a failed pass is tried again: doubled each time, up to the second figure.
 _FIRST_RETRY, _LAST_RETRY = 0.5, 30.0
@@ -40,7 +50,7 @@ class Signal(Enum):
     STOP = auto()
 
 
-Event = Document | SourceFailed | Signal
+Event = Document | SourceFailed | FactEvent | Signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +70,11 @@ class Agent:
         choice: BackendChoice,
         settings: LoopSettings,
         devices: Callable[[], tuple[str, ...]],
+        fact_source: FactSource,
         metrics: Metrics | None = None,
     ) -> None:
         self.source = source
+        self.fact_source = fact_source
         self.choice = choice
         self.settings = settings
         self.devices = devices
@@ -70,7 +82,8 @@ class Agent:
         self.status = Status(ConfigStatus(source.name))
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.busy_since: float | None = None
-        self._config: Config | None = None  # the document in force
+        self._config: Config | None = None  # the newest document that can be used
+        self._knowledge = Knowledge(fact_source)  # what is to be in force, and kept healed
         self._seen: Document | None = None  # the newest one
         self._refused: str | None = None  # why that one cannot be used
         self._changed_at: float | None = None
@@ -81,11 +94,13 @@ class Agent:
     def run(self) -> None:
         """Watch and reconcile until ``Signal.STOP`` arrives."""
         self.source.start(self.events.put)
+        self.fact_source.start(self.events.put)
         try:
             while self.turn():
                 continue
         finally:
             self.source.stop()
+            self.fact_source.stop()
             self._leave()
 
     def send(self, signal: Signal) -> None:
@@ -120,14 +135,23 @@ class Agent:
             needed |= self._hear(document, failing=failure is not None)
         if failure is not None:
             self._source_failed(failure)
-        if Signal.RELOAD in batch:
+        needed |= self._knowledge.learn(e for e in batch if isinstance(e, Learnt | NotLearnt))
+        reload = Signal.RELOAD in batch
+        if reload:
             event(logging.INFO, "reload asked for")
             self.source.refresh()
+            self.fact_source.refresh()
             needed = True
         elif due and self.source.cheap:
             self.source.refresh()
-        if needed and self._config is not None:
-            self._pass(self._config)
+        if needed:
+            self._knowledge.settle()
+            self.status = replace(self.status, waiting=self._knowledge.waiting)
+        intent = self._knowledge.intent
+        if needed and intent is not None:
+            # What others did to our rules is found at each resync, and is looked for when
+            # something went wrong; a change of ours alone builds on what we know.
+            self._pass(intent, thorough=due or reload or not self.status.in_sync)
         elif due:
             self._schedule(failed=False)
         self._publish()
@@ -140,7 +164,7 @@ class Agent:
             document: its newest state.
             failing: the source says in the same breath that it may miss the next one.
         """
-        same = self._seen is not None and self._seen.content == document.content
+        same = self._seen is not None and self._seen.parts == document.parts
         self._seen = document
         if not same:
             return self._understand(document)
@@ -153,7 +177,8 @@ class Agent:
     def _understand(self, document: Document) -> bool:
         """Take ``document`` into force, or say why not and keep the last good one."""
         try:
-            understood = parse_document(document.content, document.name, self.settings.flags)
+            parts = [(part.name, part.content) for part in document.parts]
+            understood = parse_documents(parts, document.name, self.settings.flags)
         except ConfigError as error:
             self._refused = str(error)
             kept = "the last good document" if self._config else "nothing, there was none before"
@@ -170,6 +195,7 @@ class Agent:
             return False
         self._refused = None
         self._config = understood.config
+        self._knowledge.require(understood.config.wish(self.settings.flags))
         self._changed_at = document.noticed
         # In force from now on, and so out of step until the pass: both are said at once.
         self.status = replace(
@@ -185,10 +211,10 @@ class Agent:
         self._count("accepted")
         event(
             logging.INFO,
-            "document accepted" if document.content is not None else "no document, using defaults",
+            "document accepted" if document.parts else "no document, using defaults",
             source=document.name,
             revision=document.revision,
-            cidrs=len(understood.config.non_masquerade_cidrs),
+            cidrs=understood.config.listed,
         )
         for warning in understood.warnings:
             event(logging.WARNING, warning)
@@ -202,16 +228,17 @@ class Agent:
 
     # -- a pass -------------------------------------------------------------------------
 
-    def _pass(self, config: Config) -> None:
+    def _pass(self, intent: Intent, *, thorough: bool) -> None:
         started = time.monotonic()
-        wish = config.wish(self.settings.flags)
+        wish = intent.wish
         try:
-            backend, left_behind = self.choice.current()
+            backend, left_behind = self.choice.current(large=intent.is_large)
         except AgentError as error:
             self._finish(dict.fromkeys(wish.families, str(error)), changed=False)
             event(logging.ERROR, "no backend", error=str(error))
             return
-        outcomes = reconcile(backend, wish)
+        # A backend that we come to for the first time has nothing to remember.
+        outcomes = reconcile(backend, intent, thorough=thorough)
         failed = {f: str(outcome.error) for f, outcome in outcomes.items() if outcome.error}
         if not failed:
             # The backend in use decides now; only then may the one before it go.
@@ -228,12 +255,13 @@ class Agent:
             mode_reason=self.choice.reason,
             devices=self.devices(),
             families=wish.families,
+            advice=_advice(backend, intent, failed),
         )
         ended = time.monotonic()
         event(logging.DEBUG, "pass done", backend=backend.name, ms=_ms(ended - started))
         if self.metrics:
             self.metrics.passed(outcomes, ended - started)
-            self.metrics.cidrs.set(len(config.non_masquerade_cidrs))
+            self.metrics.cidrs.set(self._config.listed if self._config else 0)
             if self._changed_at is not None and not failed:
                 self.metrics.lag.observe(ended - self._changed_at)
         if not failed:
@@ -265,7 +293,8 @@ class Agent:
         """Say what the pass led to, all at once: others read the status at any moment."""
         self.status = replace(
             self.status,
-            in_sync=not failed,
+            # What is healed is the last good policy; the newest one still waits for facts.
+            in_sync=not failed and not self.status.waiting,
             errors=failed,
             passes=self.status.passes + 1,
             changes=self.status.changes + changed,
@@ -318,6 +347,16 @@ def _newest(batch: list[Event]) -> tuple[Document | None, SourceFailed | None]:
         elif isinstance(item, SourceFailed):
             failure = item
     return document, failure
+
+
+def _advice(backend: AnyBackend, intent: Intent, failed: dict[Family, str]) -> tuple[str, ...]:
+    """Return what the backend has to say about what it holds, one line for each family."""
+    lines = (
+        (family, backend.advice(intent.desired(backend, family)))
+        for family in intent.wish.families
+        if family not in failed
+    )
+    return tuple(f"{family.value}: {line}" for family, line in lines if line)
 
 
 def _ms(seconds: float) -> float:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.backends import Backend, Change, Desired, Plan, State
 from ipmasq_agent.errors import AgentError, KernelWriteError
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import Wish, assemble_family
 from ipmasq_agent.policy.model import FamilyPolicy
 
 
@@ -32,15 +32,21 @@ class Outcome:
 Outcomes = Mapping[Family, Outcome]
 
 
-def reconcile(backend: Backend[State, Desired, Plan], wish: Wish) -> Outcomes:
-    """Bring every family that is managed to what ``wish`` asks for."""
+def reconcile(
+    backend: Backend[State, Desired, Plan], intent: Intent, *, thorough: bool = True
+) -> Outcomes:
+    """Bring every family that is managed to what ``intent`` asks for.
 
-    def bring(family: Family) -> Change:
-        # What the host can do is asked for each family too: one may lack its programs.
-        capabilities = backend.capabilities(family)
-        return reconcile_family(backend, family, assemble_family(wish, family, capabilities))
-
-    return _each(wish.families, bring)
+    Args:
+        backend: where.
+        intent: what.
+        thorough: read all that the kernel holds, rather than trust what we remember of
+            it (see ``Backend.recall``).
+    """
+    return _each(
+        intent.wish.families,
+        lambda family: _bring(backend, family, intent.desired(backend, family), thorough),
+    )
 
 
 def clean(backend: Backend[State, Desired, Plan], families: Iterable[Family]) -> Outcomes:
@@ -73,11 +79,18 @@ def reconcile_family(
         HostError: a program, a lock or a worker failed; nothing was written.
     """
     desired = backend.absent(family) if policy is None else backend.compile(policy)
+    return _bring(backend, family, desired, thorough=True)
+
+
+def _bring(
+    backend: Backend[State, Desired, Plan], family: Family, desired: Desired, thorough: bool
+) -> Change:
     with backend.session(family):
-        change = backend.plan(backend.read(family), desired)
+        actual = backend.read(family) if thorough else backend.recall(family)
+        change = backend.plan(actual, desired)
         if change:
             backend.apply(family, change)
-            left = backend.plan(backend.read(family), desired)
+            left = backend.plan(backend.recall(family), desired)
             if left:
                 raise KernelWriteError(
                     f"{backend.name} ({family.value}): after the rules were written, "

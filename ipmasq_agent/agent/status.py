@@ -38,8 +38,11 @@ class Status:
         devices: the egress devices found on the node.
         config: the document.
         families: those that are managed.
+        native_routing: destinations that the document says can be reached with pod addresses.
         in_sync: after the latest pass the kernel held what the policy in force asks for.
         errors: family → why its latest pass failed.
+        waiting: what has to be learnt before the newest document can be in force.
+        advice: what the backend has to say about the size of what it holds.
         passes: how many there were, and how many of them changed the kernel.
     """
 
@@ -52,6 +55,9 @@ class Status:
     errors: Mapping[Family, str] = field(default_factory=dict)
     passes: int = 0
     changes: int = 0
+    native_routing: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
 
     @property
     def ready(self) -> bool:
@@ -66,6 +72,8 @@ class Status:
             return self.config.error
         if self.errors:
             return "; ".join(f"{family.value}: {error}" for family, error in self.errors.items())
+        if self.waiting:
+            return "; ".join(self.waiting)
         return "" if self.in_sync else "no pass has finished yet"
 
     def as_data(self) -> dict[str, Any]:
@@ -84,7 +92,9 @@ class Status:
             **{family.value: self._family(family) for family in Family},
             "ready": self.ready,
             "modeReason": self.mode_reason,
-            "nativeRoutingCIDR": None,
+            "nativeRoutingCIDR": ", ".join(self.native_routing) or None,
+            "waiting": list(self.waiting),
+            "advice": list(self.advice),
             "passes": self.passes,
             "changes": self.changes,
         }
@@ -100,13 +110,15 @@ class Status:
         )
         config = self.config
         state = "accepted" if config.accepted else "not in force"
+        native = ", ".join(self.native_routing) or "-"
         lines = [
-            f"Masquerading: {self.mode} [{', '.join(self.devices)}] - [{switches}]",
+            f"Masquerading: {self.mode} [{', '.join(self.devices)}] {native} [{switches}]",
             f"In sync:      {'yes' if self.in_sync else 'no'}",
             f"Config:       {config.source} (revision {config.revision}, {state})",
             f"Backend:      {self.mode} ({self.mode_reason})",
         ]
         lines += (f"Error:        {error}" for error in (config.error or "").splitlines())
         lines += (f"Error:        {f.value}: {error}" for f, error in self.errors.items())
-        lines += (f"Warning:      {warning}" for warning in config.warnings)
+        lines += (f"Waiting:      {line.removeprefix('waiting for ')}" for line in self.waiting)
+        lines += (f"Warning:      {warning}" for warning in (*config.warnings, *self.advice))
         return "\n".join(lines)

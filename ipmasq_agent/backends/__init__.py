@@ -111,6 +111,10 @@ class Backend(abc.ABC, Generic[State, Desired, Plan]):
         """
         yield
 
+    def advice(self, desired: Desired) -> str | None:
+        """Return what a user should know about holding ``desired`` this way; None for nothing."""
+        return None
+
     def close(self) -> None:
         """Give back what the backend holds on this host (processes, files), not its rules."""
         return None

@@ -9,6 +9,7 @@ on a node that uses nf_tables only, so it is opened only where the kernel alread
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from shutil import which
 
 from ipmasq_agent.backends.iptables import IptablesBackend, program
 from ipmasq_agent.backends.legacy import LegacyBackend, table_exists
@@ -26,8 +27,13 @@ BACKENDS: Mapping[str, type[IptablesBackend]] = {
 MARKS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 
 
-def choose(requested: str) -> tuple[str, str]:
-    """Return the backend to use and why; ``auto`` and ``iptables`` leave it to the node.
+def choose(requested: str, *, large: bool = False) -> tuple[str, str]:
+    """Return the backend to use and why; ``auto``, ``iptables`` and ``ipset`` ask the node.
+
+    Args:
+        requested: as --backend has it.
+        large: the policy is too large for one rule each; ``auto`` then takes the set form
+            of the node's iptables, where the program for it is there.
 
     Raises:
         AgentError: a mangle table cannot be read, and no other one has a mark. Taking the
@@ -35,6 +41,16 @@ def choose(requested: str) -> tuple[str, str]:
     """
     if requested in BACKENDS:
         return requested, "asked for by --backend"
+    variant, why = _variant()
+    if requested == "ipset":
+        return f"ipset-{variant.removeprefix('iptables-')}", f"asked for by --backend; {why}"
+    if requested == "auto" and large and which("ipset"):
+        return f"ipset-{variant.removeprefix('iptables-')}", f"the policy is large; {why}"
+    return variant, why
+
+
+def _variant() -> tuple[str, str]:
+    """Return which iptables the node uses, and what tells."""
     failures: list[AgentError] = []
     for name, look in (("iptables-nft", _nft_chains), ("iptables-legacy", _legacy_chains)):
         for family in Family:

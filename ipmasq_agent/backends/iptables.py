@@ -11,6 +11,7 @@ from ipmasq_agent.dialects.iptables import Desired, Placement, Plan
 from ipmasq_agent.dialects.tables import Table
 from ipmasq_agent.host.commands import run
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.assemble import MANY_RULES
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
 
 
@@ -58,6 +59,15 @@ class IptablesBackend(Backend[Table, Desired, Plan]):
     def describe(self, state: Table) -> list[str]:
         """Return the jumps to our chain and the rules in it, as ``-A`` lines."""
         return dialect.describe(state, self.placement.chain)
+
+    def advice(self, desired: Desired) -> str | None:
+        """Warn where each packet has very many rules to pass."""
+        if len(desired.rules) <= MANY_RULES:
+            return None
+        return (
+            f"the chain has {len(desired.rules)} rules, which each new flow passes one by one; "
+            "--backend ipset or nftables decides by one look-up"
+        )
 
     def interpret(self, state: Table, source: int | None = None) -> Interpretation:
         """Return what the table decides."""

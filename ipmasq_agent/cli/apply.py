@@ -26,15 +26,15 @@ def command(output: str, **options: Any) -> int:
     Exit status: 0 when the kernel holds it, 2 when the document or the kernel refuses.
     """
     from ipmasq_agent.agent.reconcile import clean, reconcile
-    from ipmasq_agent.cli.wiring import backend_choice, read_document
+    from ipmasq_agent.cli.wiring import backend_choice, read_intent
     from ipmasq_agent.policy.addresses import Family
 
     settings = settings_of(options)
-    config = read_document(settings)
+    intent = read_intent(settings)
     choice = backend_choice(settings)
     try:
-        backend, left_behind = choice.current()
-        outcomes = reconcile(backend, config.wish(settings.flags))
+        backend, left_behind = choice.current(large=intent.is_large)
+        outcomes = reconcile(backend, intent)
         failed = {f: outcome.error for f, outcome in outcomes.items() if outcome.error}
         if not failed:
             for other in left_behind:

@@ -38,7 +38,7 @@ def validate(output: str, **options: Any) -> int:
 
     Exit status: 0 when it can be used (warnings or not), 2 when it cannot.
     """
-    from ipmasq_agent.config.document import parse_document
+    from ipmasq_agent.cli.wiring import understand
     from ipmasq_agent.errors import ConfigError
 
     settings = settings_of(options)
@@ -46,10 +46,10 @@ def validate(output: str, **options: Any) -> int:
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     try:
-        warnings = parse_document(document.content, document.name, settings.flags).warnings
+        warnings = understand(document, settings).warnings
     except ConfigError as error:
         problems = error.problems
-    missing = document.content is None
+    missing = not document.parts
 
     def as_text() -> str:
         if missing:

@@ -29,20 +29,20 @@ def command(output: str, **options: Any) -> int:
     """
     from ipmasq_agent.answers.differences import FamilyDiff
     from ipmasq_agent.cli.questions import family_diff, left_diff
-    from ipmasq_agent.cli.wiring import backend_choice, read_document
+    from ipmasq_agent.cli.wiring import backend_choice, read_intent
     from ipmasq_agent.policy.addresses import Family
-    from ipmasq_agent.policy.assemble import assemble_family
 
     settings = settings_of(options)
-    config = read_document(settings)
-    wish = config.wish(settings.flags)
+    intent = read_intent(settings)
     choice = backend_choice(settings)
     try:
-        backend, left_behind = choice.current()
+        backend, left_behind = choice.current(large=intent.is_large)
         diffs = {family: FamilyDiff(family) for family in Family}
-        for family in wish.families:
-            policy = assemble_family(wish, family, backend.capabilities(family))
-            diffs[family] = family_diff(backend, family, policy)
+        for family in intent.wish.families:
+            diffs[family] = family_diff(backend, family, intent)
+            advice = backend.advice(intent.desired(backend, family))
+            if advice:
+                click.echo(f"warning: {family.value}: {advice}", err=True)
         cleaned = {other.name: left_diff(other) for other in left_behind}
     finally:
         choice.close()

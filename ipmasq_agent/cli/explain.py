@@ -29,11 +29,10 @@ def command(destination: str, src: str | None, output: str, **options: Any) -> N
     that the receiver sees.
     """
     from ipmasq_agent.answers.explain import Route, explain
-    from ipmasq_agent.cli.wiring import backend_choice, read_document
+    from ipmasq_agent.cli.wiring import backend_choice, read_intent
     from ipmasq_agent.errors import AgentError, UsageError
     from ipmasq_agent.host.routes import look_up
     from ipmasq_agent.policy.addresses import parse_address
-    from ipmasq_agent.policy.assemble import assemble_family
 
     settings = settings_of(options)
     try:
@@ -45,16 +44,18 @@ def command(destination: str, src: str | None, output: str, **options: Any) -> N
         raise UsageError(f"{destination} and {src} are of two address families")
 
     choice = backend_choice(settings)
+    intent = None
     try:
-        backend, _ = choice.current()
-        kernel = backend.interpret(backend.read(family), source[1] if source else None)
+        intent = read_intent(settings)
+    except AgentError as error:
+        click.echo(f"warning: no document to compare with: {error}", err=True)
+    try:
+        backend, _ = choice.current(large=intent is not None and intent.is_large)
+        # One address is asked about: a set of a hundred thousand is not read for it.
+        kernel = backend.interpret(backend.read_at(family, address), source[1] if source else None)
         wanted = None
-        try:
-            wish = read_document(settings).wish(settings.flags)
-            if family in wish.families:
-                wanted = assemble_family(wish, family, backend.capabilities(family))
-        except AgentError as error:
-            click.echo(f"warning: no document to compare with: {error}", err=True)
+        if intent is not None and family in intent.wish.families:
+            wanted = intent.policy(backend, family)
     finally:
         choice.close()
     route = Route(*look_up(family, family.show(address), src))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from shutil import which
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ipmasq_agent.cli.goflags import GoBool
-from ipmasq_agent.config.model import Flags
+from ipmasq_agent.config.model import DEFAULT_CIDR_LIMIT, Flags
 from ipmasq_agent.dialects.iptables import DEFAULT_CHAIN, Placement
 from ipmasq_agent.errors import UsageError
 from ipmasq_agent.policy.model import parse_port_ranges
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ipmasq_agent.sources import Source
 
 DEFAULT_CONFIG = "/etc/config/ip-masq-agent"
-BACKENDS = ("auto", "iptables", "iptables-legacy", "iptables-nft")
+BACKENDS = ("auto", "iptables", "iptables-legacy", "iptables-nft", "ipset", "nftables")
 # XT_EXTENSION_MAXNAMELEN less the terminating zero: what a chain's name may hold.
 _LONGEST_CHAIN = 28
 _BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
@@ -96,7 +97,8 @@ _BACKEND = (
         type=click.Choice(BACKENDS),
         default="auto",
         show_default=True,
-        help="The data plane; auto takes the one that kubelet uses on the node.",
+        help="The data plane; auto takes the iptables that kubelet uses on the node, with a set "
+        "once the policy is large.",
     ),
 )
 _RULES = (
@@ -177,8 +179,19 @@ def settings_of(options: dict[str, Any]) -> Settings:
             nomasq_all_reserved_ranges=options.get("nomasq_all_reserved_ranges", False),
             random_fully=options.get("random_fully", True),
             to_ports=ports,
+            cidr_limit=_cidr_limit(options.get("backend", "iptables")),
         ),
     )
+
+
+def _cidr_limit(backend: str) -> int | None:
+    """Return how many entries a document may have that sets no cidrLimit.
+
+    Plain iptables keeps upstream's limit. The other data planes take what they can hold,
+    and auto chooses one of these where it has one.
+    """
+    has_sets = backend in ("ipset", "nftables") or (backend == "auto" and which("ipset"))
+    return None if has_sets else DEFAULT_CIDR_LIMIT
 
 
 def split_configmap(text: str) -> tuple[str, str, str | None]:

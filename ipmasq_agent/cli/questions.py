@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.answers.differences import FamilyDiff, decision_changes
 from ipmasq_agent.backends import Backend, Desired, Plan, State
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.model import FamilyPolicy
 
 
 def family_diff(
-    backend: Backend[State, Desired, Plan], family: Family, policy: FamilyPolicy
+    backend: Backend[State, Desired, Plan], family: Family, intent: Intent
 ) -> FamilyDiff:
-    """Return what bringing one family to ``policy`` would change."""
+    """Return what bringing one family to ``intent`` would change."""
     actual = backend.read(family)
-    desired = backend.compile(policy)
+    desired = intent.desired(backend, family)
     change = backend.plan(actual, desired)
     if not change:
         return FamilyDiff(family)

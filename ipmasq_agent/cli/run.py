@@ -83,7 +83,7 @@ def _run(settings: Settings, http_address: str, cleanup_on_exit: bool) -> int:
     from ipmasq_agent.agent.http import HttpServer
     from ipmasq_agent.agent.logs import event
     from ipmasq_agent.agent.loop import Agent, LoopSettings, Signal
-    from ipmasq_agent.cli.wiring import backend_choice
+    from ipmasq_agent.cli.wiring import backend_choice, fact_source
     from ipmasq_agent.host.links import egress_devices
 
     metrics = None
@@ -96,6 +96,7 @@ def _run(settings: Settings, http_address: str, cleanup_on_exit: bool) -> int:
         backend_choice(settings),
         LoopSettings(settings.flags, cleanup_on_exit),
         egress_devices,
+        fact_source(settings),
         metrics,
     )
 

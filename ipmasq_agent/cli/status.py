@@ -26,41 +26,48 @@ def command(output: str, **options: Any) -> int:
     Reads the document and the kernel itself, so it works with or without an agent running.
     Exit status: 0 in sync, 1 not, 2 when the kernel cannot be read at all.
     """
+    from ipmasq_agent.agent.intent import Intent
     from ipmasq_agent.agent.status import ConfigStatus, Status
-    from ipmasq_agent.cli.questions import family_diff
-    from ipmasq_agent.cli.wiring import backend_choice
-    from ipmasq_agent.config.document import parse_document
+    from ipmasq_agent.cli.wiring import backend_choice, gather, understand
     from ipmasq_agent.errors import AgentError
     from ipmasq_agent.host.links import egress_devices
     from ipmasq_agent.policy.addresses import Family
-    from ipmasq_agent.policy.assemble import assemble_family
 
     settings = settings_of(options)
     source = settings.source()
-    wish = None
+    intent = None
+    native: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
     config = ConfigStatus(source.name)
     try:
         document = source.read()
         config = ConfigStatus(source.name, document.revision)
-        understood = parse_document(document.content, document.name, settings.flags)
+        understood = understand(document, settings)
         wish = understood.config.wish(settings.flags)
         config = ConfigStatus(
             source.name, document.revision, accepted=True, warnings=understood.warnings
         )
+        native = tuple(str(prefix) for prefix, _ in understood.config.native_routing_cidrs)
+        try:
+            intent = Intent(wish, gather(settings, wish))
+        except AgentError as error:
+            waiting = (str(error),)
     except AgentError as error:
         config = ConfigStatus(source.name, config.revision, error=str(error))
 
     choice = backend_choice(settings)
     errors = {}
     differing = []
+    advice = []
     try:
-        backend, _ = choice.current()
-        if wish is not None:
-            for family in wish.families:
+        backend, _ = choice.current(large=intent is not None and intent.is_large)
+        if intent is not None:
+            for family in intent.wish.families:
                 try:
-                    policy = assemble_family(wish, family, backend.capabilities(family))
-                    if family_diff(backend, family, policy).changed:
+                    desired = intent.desired(backend, family)
+                    if backend.plan(backend.read(family), desired):
                         differing.append(family)
+                    advice.append(backend.advice(desired))
                 except AgentError as error:
                     errors[family] = str(error)
     finally:
@@ -72,7 +79,10 @@ def command(output: str, **options: Any) -> int:
         mode_reason=choice.reason,
         devices=egress_devices(),
         families=families,
-        in_sync=wish is not None and not differing and not errors,
+        native_routing=native,
+        waiting=waiting,
+        advice=tuple(line for line in advice if line),
+        in_sync=intent is not None and not differing and not errors,
         errors=errors,
     )
 

@@ -5,19 +5,48 @@ from __future__ import annotations
 import click
 
 from ipmasq_agent.agent.choice import BackendChoice
+from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.backends import detect
 from ipmasq_agent.cli.options import Settings
-from ipmasq_agent.config.document import parse_document
+from ipmasq_agent.config.document import Understood, parse_documents
 from ipmasq_agent.config.model import Config
+from ipmasq_agent.policy.assemble import Facts, Wish
+from ipmasq_agent.sources import Document, FactSource
 
 
 def backend_choice(settings: Settings) -> BackendChoice:
     """Return the choice of backend that the flags leave open."""
     return BackendChoice(
-        detect=lambda: detect.choose(settings.backend),
+        detect=lambda large: detect.choose(settings.backend, large=large),
         make=lambda name: detect.make(name, settings.placement),
         holders=detect.holders,
     )
+
+
+def fact_source(settings: Settings) -> FactSource:
+    """Return who knows what documents may need beside themselves."""
+    from ipmasq_agent.sources.facts import HostAndCluster
+
+    return HostAndCluster(kubeconfig=settings.kubeconfig)
+
+
+def gather(settings: Settings, wish: Wish) -> Facts:
+    """Return the facts that a wish needs, asked for once.
+
+    Raises:
+        SourceError: one of them cannot be had.
+    """
+    return fact_source(settings).gather(wish.needs)
+
+
+def understand(document: Document, settings: Settings) -> Understood:
+    """Return what a document, or several that are merged, says.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    parts = [(part.name, part.content) for part in document.parts]
+    return parse_documents(parts, document.name, settings.flags)
 
 
 def read_document(settings: Settings) -> Config:
@@ -28,9 +57,20 @@ def read_document(settings: Settings) -> Config:
         ConfigError: it cannot be used.
     """
     document = settings.source().read()
-    if document.content is None:
+    if not document.parts:
         click.echo(f"warning: {document.name} does not exist: the defaults stand for it", err=True)
-    understood = parse_document(document.content, document.name, settings.flags)
+    understood = understand(document, settings)
     for warning in understood.warnings:
         click.echo(f"warning: {warning}", err=True)
     return understood.config
+
+
+def read_intent(settings: Settings) -> Intent:
+    """Read the document and what it depends on, once.
+
+    Raises:
+        SourceError: document or facts cannot be had.
+        ConfigError: the document cannot be used.
+    """
+    wish = read_document(settings).wish(settings.flags)
+    return Intent(wish, gather(settings, wish))

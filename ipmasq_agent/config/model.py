@@ -8,9 +8,10 @@ from typing import Any
 
 from ipmasq_agent.config.durations import UNITS, show_duration
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.assemble import Auto, Wish
-from ipmasq_agent.policy.decisions import Origin, Verdict
+from ipmasq_agent.policy.assemble import MANY_RULES, Auto, Wish
+from ipmasq_agent.policy.decisions import Verdict
 from ipmasq_agent.policy.model import PortRange
+from ipmasq_agent.policy.prefixes import Listed
 
 DEFAULT_CIDR_LIMIT = 64
 DEFAULT_RESYNC_INTERVAL = 60 * UNITS["s"]
@@ -73,16 +74,16 @@ class Config:
         profile: ``cilium``, or None.
     """
 
-    non_masquerade_cidrs: tuple[tuple[Prefix, Origin], ...]
+    non_masquerade_cidrs: Listed
     cidr_limit: int | None = DEFAULT_CIDR_LIMIT
     cidr_limit_set: bool = False
     masq_link_local: bool = False
     masq_link_local_ipv6: bool = False
     resync_interval: int = DEFAULT_RESYNC_INTERVAL
-    masquerade_cidrs: tuple[tuple[Prefix, Origin], ...] = ()
+    masquerade_cidrs: Listed = field(default_factory=Listed.empty)
     default_action: Verdict = Verdict.MASQUERADE
     pod_cidrs: tuple[Prefix, ...] | Auto | None = None
-    native_routing_cidrs: tuple[tuple[Prefix, Origin], ...] = ()
+    native_routing_cidrs: Listed = field(default_factory=Listed.empty)
     exempt_node_ips: bool = False
     egress_interfaces: tuple[str, ...] | Auto | None = None
     snat: Mapping[Family, int | Auto] = field(default_factory=dict)
@@ -112,6 +113,7 @@ class Config:
             exempt_node_addresses=self.exempt_node_ips,
             egress_interfaces=self.egress_interfaces,
             snat={family: s for family, s in self.snat.items() if family in families},
+            large_past=MANY_RULES if self.cidr_limit_set else DEFAULT_CIDR_LIMIT,
         )
 
     def view(self) -> dict[str, Any]:

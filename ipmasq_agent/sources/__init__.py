@@ -9,9 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ipmasq_agent.errors import SourceError
+from ipmasq_agent.policy.assemble import Facts, Need
+
+
+class Part(NamedTuple):
+    """One of the documents that are merged into one: its name for users, and its bytes."""
+
+    name: str
+    content: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,11 @@ class Document:
     content: bytes | None
     revision: str
     noticed: float
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The documents that this one is made of, in order; none where it does not exist."""
+        return () if self.content is None else (Part(self.name, self.content),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +87,45 @@ class Source(Protocol):
 
     def stop(self) -> None:
         """End the watch and its threads. Safe to call twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """A fact as it is now; ``value`` is what ``Facts`` holds of it."""
+
+    need: Need
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class NotLearnt:
+    """A fact cannot be had at the moment; what was learnt before stays true until told."""
+
+    need: Need
+    error: SourceError
+
+
+FactEvent = Learnt | NotLearnt
+
+
+class FactSource(Protocol):
+    """What the agent asks of whoever knows the facts that documents need."""
+
+    def start(self, sink: Callable[[FactEvent], None]) -> None:
+        """Say where to deliver. Nothing is asked of anybody before ``require``."""
+
+    def require(self, needs: frozenset[Need]) -> None:
+        """Watch these facts from now on, and no others; each is delivered when known."""
+
+    def gather(self, needs: frozenset[Need]) -> Facts:
+        """Return these facts once, without ``start``, for verbs that do not watch.
+
+        Raises:
+            SourceError: one of them cannot be had.
+        """
+
+    def refresh(self) -> None:
+        """Look again now at what is required."""
+
+    def stop(self) -> None:
+        """End all watches and their threads. Safe to call twice."""

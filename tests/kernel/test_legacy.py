@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.reconcile import clean, reconcile
 from ipmasq_agent.backends import legacy, legacy_worker
 from ipmasq_agent.backends.detect import choose, holders
@@ -204,7 +205,7 @@ def test_the_failure_of_one_family_does_not_stop_the_other(
         build(self, family, change)
 
     monkeypatch.setattr(LegacyBackend, "apply", broken)
-    outcomes = reconcile(backend, Wish((), frozenset(), tuple(Family)))
+    outcomes = reconcile(backend, Intent(Wish((), frozenset(), tuple(Family))))
     assert isinstance(outcomes[Family.IPV4].error, HostError)
     assert outcomes[Family.IPV6].changed
     assert rules() is None

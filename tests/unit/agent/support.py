@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 from ipmasq_agent.agent.choice import BackendChoice
 from ipmasq_agent.agent.loop import Agent, LoopSettings
@@ -12,8 +14,16 @@ from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.dialects.tables import Table
 from ipmasq_agent.errors import HostError, SourceUnavailable
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.assemble import NO_FACTS, Facts, Need
 from ipmasq_agent.policy.model import Capabilities
-from ipmasq_agent.sources import Document, Sink, SourceFailed
+from ipmasq_agent.sources import (
+    Document,
+    FactEvent,
+    Learnt,
+    NotLearnt,
+    Sink,
+    SourceFailed,
+)
 
 
 class ScriptedSource:
@@ -40,12 +50,36 @@ class ScriptedSource:
         self.stopped = True
 
 
+class ScriptedFacts:
+    """A fact source that says nothing by itself and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.required: frozenset[Need] = frozenset()
+        self.refreshed = 0
+        self.stopped = False
+
+    def start(self, sink: Callable[[FactEvent], None]) -> None:
+        return None
+
+    def require(self, needs: frozenset[Need]) -> None:
+        self.required = needs
+
+    def gather(self, needs: frozenset[Need]) -> Facts:
+        return NO_FACTS
+
+    def refresh(self) -> None:
+        self.refreshed += 1
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
 class FailingBackend(MemoryBackend):
     """A memory backend that cannot read a family in ``broken``, nor knows one in ``unable``."""
 
     def __init__(self, placement: Placement, name: str = "memory") -> None:
         super().__init__(placement)
-        self.name = name
+        self.name = self.place = name
         self.broken: set[Family] = set()
         self.unable: set[Family] = set()
         self.closed = False
@@ -69,12 +103,14 @@ class Bench:
 
     def __init__(self, *, flags: Flags | None = None, cleanup_on_exit: bool = False) -> None:
         self.source = ScriptedSource()
+        self.facts = ScriptedFacts()
         self.backends = {n: FailingBackend(Placement(), n) for n in ("memory", "other")}
         self.backend = self.backends["memory"]
         self.detected = "memory"
         self.held: list[str] = []
+        self.asked_for_large: list[bool] = []
         choice = BackendChoice(
-            detect=lambda: (self.detected, "the test says so"),
+            detect=self._detect,
             make=lambda name: self.backends[name],
             holders=lambda: self.held,
         )
@@ -83,8 +119,22 @@ class Bench:
             choice,
             LoopSettings(flags or Flags(), cleanup_on_exit),
             devices=lambda: ("eth0",),
+            fact_source=self.facts,
         )
         self.source.start(self.agent.events.put)
+
+    def _detect(self, large: bool) -> tuple[str, str]:
+        self.asked_for_large.append(large)
+        return self.detected, "the test says so"
+
+    def learn(self, need: Need, value: Any) -> None:
+        """Let a fact be learnt, and the agent take its turn."""
+        self.agent.events.put(Learnt(need, value))
+        self.agent.turn()
+
+    def fact_fails(self, need: Need, message: str) -> None:
+        self.agent.events.put(NotLearnt(need, SourceUnavailable(message)))
+        self.agent.turn()
 
     def document(self, content: str | None, revision: str = "1") -> None:
         """Let the source see a document, and the agent take its turn."""

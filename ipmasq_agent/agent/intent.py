@@ -1,0 +1,52 @@
+"""What is meant to be in force: a wish and the facts it is made with, each step made once.
+
+Resyncs come every minute with nothing changed, and a policy of a hundred thousand prefixes
+takes a good part of a second to make.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from ipmasq_agent.backends import Backend, Desired, Plan, State
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.assemble import NO_FACTS, Facts, Wish, assemble_family
+from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
+
+
+class Intent:
+    """A wish made into policies, and these into what a backend must hold.
+
+    Attributes:
+        wish: what document and flags ask for.
+        facts: what it depends on; all that it needs is learnt.
+    """
+
+    def __init__(self, wish: Wish, facts: Facts = NO_FACTS) -> None:
+        self.wish = wish
+        self.facts = facts
+        self._policies: dict[Family, tuple[Capabilities, FamilyPolicy]] = {}
+        self._desired: dict[Family, tuple[Any, FamilyPolicy, Any]] = {}
+
+    @property
+    def is_large(self) -> bool:
+        """Whether one rule for each prefix would be too many."""
+        return self.wish.is_large(self.facts)
+
+    def policy(self, backend: Backend[State, Desired, Plan], family: Family) -> FamilyPolicy:
+        """Return the policy of a family, for what the backend's host can do."""
+        # Asked for each family: one may lack its programs, and the other must not suffer.
+        capabilities = backend.capabilities(family)
+        known = self._policies.get(family)
+        if known is None or known[0] != capabilities:
+            policy = assemble_family(self.wish, family, capabilities, self.facts)
+            known = self._policies[family] = capabilities, policy
+        return known[1]
+
+    def desired(self, backend: Backend[State, Desired, Plan], family: Family) -> Desired:
+        """Return what the backend must hold of a family."""
+        policy = self.policy(backend, family)
+        known = self._desired.get(family)
+        if known is None or known[0] is not backend or known[1] is not policy:
+            known = self._desired[family] = backend, policy, backend.compile(policy)
+        return cast(Desired, known[2])

@@ -1,0 +1,74 @@
+"""What the newest document asks for, what it depends on, and what of both is in force.
+
+A document that needs a fact not yet learnt (the cluster's nodes, the node's devices) waits
+for it; the policy before stays in force meanwhile. A fact that was learnt stays true until
+its source says otherwise, also while the source fails.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from ipmasq_agent.agent.intent import Intent
+from ipmasq_agent.agent.logs import event
+from ipmasq_agent.policy.assemble import NO_FACTS, Need, Wish
+from ipmasq_agent.sources import FactEvent, FactSource, Learnt
+
+
+class Knowledge:
+    """A wish and the facts that it needs, as they come in.
+
+    Attributes:
+        intent: what is to be kept in force; None before the first.
+        waiting: what is missing for the newest wish, a line for each fact.
+    """
+
+    def __init__(self, source: FactSource) -> None:
+        self.intent: Intent | None = None
+        self.waiting: tuple[str, ...] = ()
+        self._source = source
+        self._wish: Wish | None = None
+        self._facts = NO_FACTS
+        self._errors: dict[Need, str] = {}
+
+    def require(self, wish: Wish) -> None:
+        """Make ``wish`` the newest one: have its facts watched, and forget all others."""
+        self._wish = wish
+        for need in frozenset(Need) - wish.needs:
+            self._facts = self._facts.with_(need, None)
+            self._errors.pop(need, None)
+        self._source.require(wish.needs)
+
+    def learn(self, events: Iterable[FactEvent]) -> bool:
+        """Take in what was learnt; true where that may change what is to be in force."""
+        before = self._facts
+        needs = self._wish.needs if self._wish else frozenset[Need]()
+        for item in events:
+            if item.need not in needs:
+                continue
+            if isinstance(item, Learnt):
+                self._facts = self._facts.with_(item.need, item.value)
+                if self._errors.pop(item.need, None) is not None:
+                    event(logging.INFO, "known again", what=item.need.value)
+            elif self._errors.get(item.need) != str(item.error):
+                self._errors[item.need] = str(item.error)
+                event(logging.ERROR, "not known", what=item.need.value, error=str(item.error))
+        return self._wish is not None and self._wish.sees(before, self._facts)
+
+    def settle(self) -> None:
+        """Make the newest wish the intent if all that it needs is known."""
+        if self._wish is None:
+            return
+        waiting = tuple(map(self._missing, self._facts.missing(self._wish.needs)))
+        for line in set(waiting) - set(self.waiting):
+            event(logging.WARNING, line)
+        self.waiting = waiting
+        kept = self.intent
+        fresh = kept is None or kept.wish is not self._wish
+        if not waiting and (kept is None or fresh or kept.wish.sees(kept.facts, self._facts)):
+            self.intent = Intent(self._wish, self._facts)
+
+    def _missing(self, need: Need) -> str:
+        why = self._errors.get(need)
+        return f"waiting for {need.value}" + (f": {why}" if why else "")

@@ -1,0 +1,118 @@
+"""Documents that depend on facts: they wait, they follow, and nothing is lost meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+
+from ipmasq_agent.agent.intent import Intent
+from ipmasq_agent.backends.memory import MemoryBackend
+from ipmasq_agent.dialects.iptables import Placement
+from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.assemble import Facts, Links, Need, Wish
+from ipmasq_agent.policy.decisions import Origin
+from tests.unit.agent.support import Bench
+
+V4 = Family.IPV4
+NODES = "exemptNodeIPs: true\nnonMasqueradeCIDRs: [10.0.0.0/8]\n"
+NODE_1, NODE_2 = (V4, 0x01010101), (V4, 0x02020202)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_nothing_is_asked_of_anybody_for_a_document_of_upstreams(bench: Bench) -> None:
+    bench.document("nonMasqueradeCIDRs: [10.0.0.0/8]")
+    assert bench.facts.required == frozenset()
+    assert bench.agent.status.ready
+
+
+def test_a_document_waits_for_its_facts_while_the_one_before_is_kept_healed(bench: Bench) -> None:
+    bench.document("nonMasqueradeCIDRs: [10.9.0.0/16]")
+    before = bench.chain()
+    bench.document(NODES, "2")
+    assert bench.facts.required == {Need.NODE_ADDRESSES}
+    assert bench.chain() == before
+    status = bench.agent.status
+    assert (status.config.accepted, status.ready, status.in_sync) == (True, False, False)
+    assert status.why_not_ready() == "waiting for the addresses of the cluster's nodes"
+    bench.flush()
+    bench.resync()
+    assert bench.chain() == before
+    assert not bench.agent.status.ready
+    bench.fact_fails(Need.NODE_ADDRESSES, "no rights")
+    bench.resync()
+    assert bench.agent.status.why_not_ready().endswith("nodes: no rights")
+    bench.learn(Need.NODE_ADDRESSES, frozenset({NODE_1}))
+    assert bench.chain() == ["1.1.1.1/32", "169.254.0.0/16", "10.0.0.0/8"]
+    assert bench.agent.status.ready
+    assert bench.agent.status.waiting == ()
+
+
+def test_a_first_document_that_waits_touches_nothing(bench: Bench) -> None:
+    bench.document(NODES)
+    bench.resync()
+    assert bench.backend.transactions == 0
+    bench.learn(Need.NODE_ADDRESSES, frozenset())
+    assert bench.chain() == ["169.254.0.0/16", "10.0.0.0/8"]
+
+
+def test_facts_that_change_are_followed_and_a_source_that_fails_changes_nothing(
+    bench: Bench,
+) -> None:
+    bench.document(NODES)
+    bench.learn(Need.NODE_ADDRESSES, frozenset({NODE_1}))
+    bench.learn(Need.NODE_ADDRESSES, frozenset({NODE_1, NODE_2}))
+    assert bench.chain()[:2] == ["1.1.1.1/32", "2.2.2.2/32"]
+    bench.fact_fails(Need.NODE_ADDRESSES, "the API is down")
+    assert bench.chain()[:2] == ["1.1.1.1/32", "2.2.2.2/32"]
+    assert bench.agent.status.ready
+
+
+def test_facts_that_no_document_needs_any_more_are_forgotten(bench: Bench) -> None:
+    bench.document(NODES)
+    bench.learn(Need.NODE_ADDRESSES, frozenset({NODE_1}))
+    bench.document("nonMasqueradeCIDRs: [10.0.0.0/8]", "2")
+    assert bench.facts.required == frozenset()
+    bench.learn(Need.NODE_ADDRESSES, frozenset({NODE_2}))  # on its way when it was called off
+    bench.document(NODES, "3")
+    assert bench.agent.status.waiting
+    assert bench.chain() == ["169.254.0.0/16", "10.0.0.0/8"]
+
+
+def test_devices_of_pods_come_and_go_without_a_pass(bench: Bench) -> None:
+    bench.document("egressInterfaces: [eth*]")
+    bench.learn(Need.LINKS, Links(("eth0", "lo"), ("eth0",)))
+    passes = bench.agent.status.passes
+    for number in range(5):
+        bench.learn(Need.LINKS, Links(("eth0", "lo", f"veth{number}"), ("eth0",)))
+    assert bench.agent.status.passes == passes
+    bench.learn(Need.LINKS, Links(("eth0", "eth1", "lo"), ("eth0",)))
+    assert bench.agent.status.passes == passes + 1
+    hook = bench.backend.tables[V4].rules("POSTROUTING")
+    assert [option.values for rule in hook if (option := rule.option("out-interface"))] == [
+        ("eth0",),
+        ("eth1",),
+    ]
+
+
+def test_a_large_policy_is_told_to_the_choice_of_backend(bench: Bench) -> None:
+    many = ", ".join(f"10.0.{n}.0/24" for n in range(250))
+    bench.document(f"nonMasqueradeCIDRs: [{many}]\ncidrLimit: 1000\nexemptNodeIPs: true\n")
+    bench.learn(Need.NODE_ADDRESSES, frozenset())
+    assert bench.asked_for_large[-1] is False
+    bench.learn(Need.NODE_ADDRESSES, frozenset((V4, n) for n in range(7)))
+    assert bench.asked_for_large[-1] is True
+    (line,) = bench.agent.status.advice
+    assert line.startswith("ipv4: the chain has 259 rules")
+
+
+def test_policies_and_what_backends_hold_are_made_once() -> None:
+    prefix = Prefix(V4, 10 << 24, 8)
+    intent = Intent(Wish(((prefix, Origin("a")),), frozenset(), (V4,)), Facts())
+    backend = MemoryBackend(Placement())
+    first = intent.desired(backend, V4)
+    assert intent.desired(backend, V4) is first
+    assert intent.policy(backend, V4) is intent.policy(backend, V4)
+    assert intent.desired(MemoryBackend(Placement()), V4) is not first
