@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ipmasq_agent.dialects.interpretation import Interpretation
-from ipmasq_agent.policy.addresses import Family, prefixes_of_range
+from ipmasq_agent.policy.addresses import Family, Prefix, parse_address, prefixes_of_range
 from ipmasq_agent.policy.decisions import Origin, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy
+
+_SHOWN = 5  # sources or devices in one sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,13 @@ class Explanation:
     expected: Verdict | None
     route: Route
     exceptions: tuple[str, ...] = ()
+    translated_to: str | None = None
 
     @property
     def source(self) -> str | None:
         """The source address that the receiver sees; None for "the pod's own"."""
         if self.verdict is Verdict.MASQUERADE:
-            return self.route.address
+            return self.translated_to
         return self.asked_source
 
     @property
@@ -55,8 +58,6 @@ class Explanation:
     @property
     def reason(self) -> str:
         """Why: the user's own entry with its line, or what stands in for it."""
-        if self.route.local:
-            return "the destination is an address of this node, whose packets are left alone"
         if self.entry is None:
             return f"decided by {self.rule_text}; no document to compare with"
         if self.expected is not self.verdict:
@@ -84,7 +85,7 @@ class Explanation:
     def as_text(self) -> str:
         """Return the answer for people."""
         seen = self.source or "the pod's own address"
-        if self.verdict is Verdict.MASQUERADE and self.route.address is None:
+        if self.verdict is Verdict.MASQUERADE and self.translated_to is None:
             seen = "unknown: the node has no route to it"
         through = f" (through {self.route.device})" if self.route.device else ""
         lines = [
@@ -122,22 +123,55 @@ def explain(
         wanted: the policy of the document, or None where there is none to compare with.
         route: where the node would send the packet.
     """
-    decided = kernel.policy.decisions.decide(destination)
-    entry = wanted.decisions.decide(destination) if wanted else None
-    verdict, rule = decided.verdict, decided.origin
-    if route.local and not kernel.policy.guards.local_destinations:
-        verdict = Verdict.NON_MASQUERADE
-        rule = Origin("the jump to our chain, which passes over addresses of the node")
+    source = parse_address(asked_source)[1] if asked_source is not None else None
+    verdict, rule = _decide(kernel.policy, destination, source, route)
+    expected, entry = _decide(wanted, destination, source, route) if wanted else (None, None)
+    exceptions = [str(e) for e in kernel.exceptions if e.concerns(destination)]
+    guarding = kernel.policy.guards.sources
+    if verdict is Verdict.MASQUERADE and guarding and source is None:
+        exceptions.append(f"it does not come from {_shown(guarding)}")
+    fixed = (f.address for f in kernel.policy.action.fixed if f.first <= destination <= f.last)
+    address = next(fixed, None)
     return Explanation(
         destination=family.show(destination),
         asked_source=asked_source,
         verdict=verdict,
         rule=rule,
-        entry=entry.origin if entry else None,
-        expected=entry.verdict if entry else None,
+        entry=entry,
+        expected=expected,
         route=route,
-        exceptions=tuple(str(e) for e in kernel.exceptions if e.concerns(destination)),
+        exceptions=tuple(exceptions),
+        translated_to=route.address if address is None else family.show(address),
     )
+
+
+def _decide(
+    policy: FamilyPolicy, destination: int, source: int | None, route: Route
+) -> tuple[Verdict, Origin]:
+    """Return what a policy decides and why, its guards included."""
+    decided, guards = policy.decisions.decide(destination), policy.guards
+    if decided.verdict is not Verdict.NON_MASQUERADE:
+        left_alone = None
+        if route.local and not guards.local_destinations:
+            left_alone = "the destination is an address of this node, whose packets are left alone"
+        elif guards.devices and route.device and route.device not in guards.devices:
+            left_alone = (
+                f"it leaves through {route.device}, and only what leaves through "
+                f"{_shown(guards.devices)} is masqueraded"
+            )
+        elif guards.sources and source is not None and not _within(source, guards.sources):
+            left_alone = f"only what comes from {_shown(guards.sources)} is masqueraded"
+        if left_alone:
+            return Verdict.NON_MASQUERADE, Origin(left_alone)
+    return decided.verdict, decided.origin
+
+
+def _within(address: int, prefixes: Sequence[Prefix]) -> bool:
+    return any(prefix.first <= address <= prefix.last for prefix in prefixes)
+
+
+def _shown(items: Sequence[object]) -> str:
+    return ", ".join(map(str, items[:_SHOWN])) + (", ..." if len(items) > _SHOWN else "")
 
 
 def cidrs_in_force(kernels: Sequence[Interpretation]) -> list[str]:

@@ -1,0 +1,77 @@
+"""Why a packet keeps its source or not, when a policy speaks of some packets only."""
+
+from __future__ import annotations
+
+import pytest
+
+from ipmasq_agent.answers.explain import Explanation, Route, explain
+from ipmasq_agent.dialects.interpretation import Interpretation
+from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
+from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
+from ipmasq_agent.policy.model import Action, FamilyPolicy, FixedSource, Guards
+
+V4 = Family.IPV4
+KEEP, MASQ = Verdict.NON_MASQUERADE, Verdict.MASQUERADE
+TEN = entry_of_prefix(Prefix(V4, 10 << 24, 8), KEEP, Origin("10.0.0.0/8", "cm", 2))
+PODS = (Prefix(V4, 0xAC140000, 24),)
+OUT = Route("eth0", "192.0.2.1")
+
+
+def asked(
+    destination: str = "8.8.8.8",
+    source: str | None = None,
+    guards: Guards | None = None,
+    route: Route = OUT,
+    fixed: tuple[FixedSource, ...] = (),
+) -> Explanation:
+    policy = FamilyPolicy(DecisionMap(V4, [TEN]), guards or Guards(), Action(fixed=fixed))
+    address = parse_address(destination)[1]
+    return explain(V4, address, source, Interpretation(policy), policy, route)
+
+
+def test_the_entry_of_the_document_is_the_reason() -> None:
+    answer = asked("10.1.2.3", "172.20.0.9")
+    assert (answer.verdict, answer.source) == (KEEP, "172.20.0.9")
+    assert answer.reason == "10.0.0.0/8 (cm:2)"
+    assert asked().source == "192.0.2.1"
+
+
+@pytest.mark.parametrize(
+    ("guards", "source", "route", "reason"),
+    [
+        (
+            Guards(devices=("eth1",)),
+            None,
+            OUT,
+            "it leaves through eth0, and only what leaves through eth1 is masqueraded",
+        ),
+        (
+            Guards(sources=PODS),
+            "192.168.0.7",
+            OUT,
+            "only what comes from 172.20.0.0/24 is masqueraded",
+        ),
+        (Guards(), None, Route("lo", "8.8.8.8", True), "is an address of this node"),
+    ],
+)
+def test_guards_that_leave_a_packet_alone_are_the_reason(
+    guards: Guards, source: str | None, route: Route, reason: str
+) -> None:
+    answer = asked(source=source, guards=guards, route=route)
+    assert answer.verdict is KEEP
+    assert answer.expected is KEEP
+    assert reason in answer.reason
+
+
+def test_where_no_source_is_asked_for_its_guard_is_told_as_an_exception() -> None:
+    answer = asked(guards=Guards(sources=PODS))
+    assert answer.verdict is MASQ
+    assert answer.exceptions == ("it does not come from 172.20.0.0/24",)
+    assert asked(source="172.20.0.9", guards=Guards(sources=PODS)).exceptions == ()
+
+
+def test_a_fixed_source_is_the_address_that_is_seen() -> None:
+    address = parse_address("192.0.2.77")[1]
+    fixed = (FixedSource(8 << 24, (9 << 24) - 1, address),)
+    assert asked(fixed=fixed).source == "192.0.2.77"
+    assert asked("9.9.9.9", fixed=fixed).source == "192.0.2.1"
