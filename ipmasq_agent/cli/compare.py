@@ -82,6 +82,7 @@ def command(
 ) -> int:
     """Print the answer; see ``HELP``."""
     from ipmasq_agent.answers.compare import compare
+    from ipmasq_agent.cli.cilium_sides import CiliumSides
     from ipmasq_agent.cli.operands import Operands
     from ipmasq_agent.errors import UsageError
 
@@ -89,7 +90,8 @@ def command(
         raise UsageError("both operands are a pipe", remedy="name a file for one of them")
     if cilium_config is not None and cilium_config.count("/") != 1:
         raise UsageError(f"--cilium-config: {cilium_config!r} is not NAMESPACE/NAME")
-    operands = Operands(settings_of(options), bpffs, cidrs, cilium_config)
+    settings = settings_of(options)
+    operands = Operands(settings, CiliumSides(settings, bpffs, cidrs, cilium_config))
     answer = compare(operands.read(left), operands.read(right))
 
     def as_text() -> str:

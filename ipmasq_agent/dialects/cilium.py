@@ -1,10 +1,10 @@
 """What Cilium's eBPF masquerading decides, in its ip-masq-agent mode.
 
 Its program looks a packet's destination up in a map of prefixes: one that is found keeps
-the pod's address, as does one in the native-routing CIDR; all else is masqueraded
-(snat_v4_needs_masquerade, bpf/lib/nat.h). Link-local prefixes are entries of the map like
-any other. Which pods, devices and ports it does that for is not in the map: ``Guards`` and
-``Action`` of a policy made here say nothing.
+the pod's address, as does one in the native-routing CIDR or at another node of the
+cluster; all else is masqueraded (snat_v4_needs_masquerade, bpf/lib/nat.h). Link-local
+prefixes are entries of the map like any other. Which pods, devices and ports it does that
+for is not in the map: ``Guards`` and ``Action`` of a policy made here say nothing.
 
 Only read, never written: the map is Cilium's.
 """
@@ -16,6 +16,7 @@ import binascii
 import ipaddress
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ipmasq_agent.errors import ConfigError
@@ -31,23 +32,41 @@ HEADER = "IP PREFIX/ADDRESS"
 # What may stand around the prefixes: the header, what is said of an empty map, and what
 # kubectl says when it chooses a container.
 _BESIDE = (HEADER, "No entries found.", "Defaulted container ")
-_FALSE = frozenset({"false", "f", "0", "FALSE", "False", "F"})  # Go's strconv.ParseBool
+# As Go's strconv.ParseBool has it.
+_TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
+_FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 _SHOWN = 20
 
 
+@dataclass(frozen=True, slots=True)
+class Exempt:
+    """What keeps a pod's address without an entry in the map.
+
+    Attributes:
+        native_routing: destinations that are taken as routable with a pod's address.
+        nodes: addresses of the cluster's nodes.
+    """
+
+    native_routing: tuple[Prefix, ...] = ()
+    nodes: frozenset[tuple[Family, int]] = frozenset()
+
+
+NOTHING = Exempt()
+
+
 def policy_of(
-    family: Family, prefixes: Iterable[Prefix], native_routing: Iterable[Prefix], place: str
+    family: Family, prefixes: Iterable[Prefix], exempt: Exempt, place: str
 ) -> FamilyPolicy:
     """Return what Cilium decides with these entries.
 
     Args:
-        family: whose packets are meant; entries of the other one are passed over.
+        family: whose packets are meant; what is of the other one is passed over.
         prefixes: what the map holds.
-        native_routing: destinations that it takes as routable with a pod's address.
+        exempt: what keeps a pod's address beside that.
         place: the name of the map or of the listing that ``prefixes`` come from.
     """
     entries: list[Entry[Verdict]] = []
-    for prefix in native_routing:
+    for prefix in exempt.native_routing:
         if prefix.family is family:
             origin = Origin(f"{native_routing_key(family)}: {prefix}")
             entries.append(entry_of_prefix(prefix, Verdict.NON_MASQUERADE, origin))
@@ -56,6 +75,10 @@ def policy_of(
         if prefix.family is family:
             origin = Origin(str(prefix), place)
             entries.append(entry_of_prefix(prefix, Verdict.NON_MASQUERADE, origin))
+    node = Origin("address of a node of the cluster")
+    for its_family, address in exempt.nodes:
+        if its_family is family:
+            entries.append(Entry(address, address, Verdict.NON_MASQUERADE, node))
     rest = Origin("no entry covers it", place)
     return FamilyPolicy(DecisionMap(family, entries, Verdict.MASQUERADE, rest))
 
@@ -83,6 +106,11 @@ def native_routing(settings: Mapping[str, str]) -> list[Prefix]:
             except ValueError as cause:
                 raise ConfigError([f"{native_routing_key(family)}: {text!r} {cause}"]) from cause
     return prefixes
+
+
+def masquerades_to_nodes(settings: Mapping[str, str]) -> bool:
+    """Whether cilium-config has packets to other nodes masqueraded, which is not its default."""
+    return settings.get("enable-remote-node-masquerade", "").strip() in _TRUE
 
 
 def oddities(settings: Mapping[str, str], families: Sequence[Family]) -> Iterator[str]:

@@ -148,9 +148,9 @@ def test_a_configmap_that_is_named_must_be_there(
     assert set(cluster.asked_for) == {"cilium/cilium-config"}
 
 
-def test_a_cidr_that_cannot_be_read_is_not_passed_over(
+def test_a_native_routing_cidr_that_cannot_be_read_is_an_error(
     cluster: WithCilium, compare: Compare
 ) -> None:
     cluster.settings = {"ipv4-native-routing-cidr": "nonsense"}
-    assert compare().status == 1
+    assert compare().status == 2
     assert "ipv4-native-routing-cidr: 'nonsense' is not a prefix" in compare.err

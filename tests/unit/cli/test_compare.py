@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,10 @@ from typing import Any
 import pytest
 
 from ipmasq_agent import cli
+from ipmasq_agent.cli import wiring
+from ipmasq_agent.errors import SourceUnavailable
+from ipmasq_agent.policy.addresses import parse_address
+from ipmasq_agent.policy.assemble import NO_FACTS, Facts, Need
 
 Compare = Callable[..., tuple[int, str, str]]
 NONE = ("--native-routing-cidr", "none")
@@ -161,6 +167,62 @@ def test_what_cannot_be_compared_is_an_error_with_its_reason(
     status, out, err = compare(*operands)
     assert (status, out) == (2, "")
     assert complaint in err
+
+
+class Nodes:
+    """A cluster of two nodes, as a source of facts."""
+
+    def gather(self, needs: frozenset[Need]) -> Facts:
+        if not needs:
+            return NO_FACTS
+        assert needs == {Need.NODE_ADDRESSES}
+        return Facts(
+            node_addresses=frozenset(
+                parse_address(text) for text in ("203.0.113.1", "203.0.113.2", "2001:db8::1")
+            )
+        )
+
+
+class NoNodes:
+    def gather(self, needs: frozenset[Need]) -> Facts:
+        if needs:
+            raise SourceUnavailable("nobody knows")
+        return NO_FACTS
+
+
+def test_cilium_and_a_document_that_exempts_nodes_decide_alike(
+    compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wiring, "fact_source", lambda settings: Nodes())
+    one = write("one", "10.0.0.0/8")
+    two = write("two", "10.0.0.0/8", more="exemptNodeIPs: true")
+    Path("list.txt").write_text("10.0.0.0/8\n169.254.0.0/16\n")
+    assert compare(two, "cilium:list.txt", *NONE)[0] == 0
+    status, out, _ = compare(one, "cilium:list.txt", *NONE, "-o", "json")
+    assert status == 1
+    assert [each["cidr"] for each in differences(out)] == ["203.0.113.1/32", "203.0.113.2/32"]
+    assert differences(out)[0]["rightEntry"] == "address of a node of the cluster"
+
+
+def test_without_the_nodes_cilium_is_compared_and_it_is_said(
+    compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wiring, "fact_source", lambda settings: NoNodes())
+    Path("list.txt").write_text("10.0.0.0/8\n169.254.0.0/16\n")
+    status, _, err = compare(write("one", "10.0.0.0/8"), "cilium:list.txt", *NONE)
+    assert status == 0
+    assert "never masquerades packets to the addresses of the cluster's nodes" in err
+    assert "(nobody knows)" in err
+
+
+def test_a_document_may_come_through_a_pipe(
+    compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = write("one", "10.0.0.0/8")
+    argv = [sys.executable, "-m", "ipmasq_agent", "compare", "-", one]
+    done = subprocess.run(argv, input="nonMasqueradeCIDRs: []", capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith("--- standard input\n+++ one\n")
 
 
 def test_many_ranges_are_cut_short_for_people_only(compare: Compare) -> None:

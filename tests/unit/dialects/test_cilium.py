@@ -25,7 +25,7 @@ def decide(prefixes: list[str], destination: str, native: str = "") -> tuple[Ver
     policy = cilium.policy_of(
         family,
         [cilium.read_prefix(text) for text in prefixes],
-        [cilium.read_prefix(text) for text in native.split()],
+        cilium.Exempt(tuple(cilium.read_prefix(text) for text in native.split())),
         "cilium_ipmasq_v4",
     )
     entry = policy.decisions.decide(address)
@@ -95,6 +95,29 @@ def test_the_native_routing_cidr_keeps_the_pods_address_too() -> None:
     assert decide([], "fd00::1", "10.0.0.0/8 fd00::/8")[1] == "ipv6-native-routing-cidr: fd00::/8"
 
 
+def test_nodes_of_the_cluster_keep_the_pods_address_and_entries_are_named_before_them() -> None:
+    nodes = cilium.Exempt(nodes=frozenset({parse_address("10.0.0.1"), parse_address("fd00::1")}))
+    prefixes = [cilium.read_prefix("10.0.0.0/30")]
+    decisions = cilium.policy_of(Family.IPV6, prefixes, nodes, "map").decisions
+    kept = decisions.decide(parse_address("fd00::1")[1])
+    assert (kept.verdict, str(kept.origin)) == (
+        Verdict.NON_MASQUERADE,
+        "address of a node of the cluster",
+    )
+    assert decisions.decide(parse_address("fd00::2")[1]).verdict is Verdict.MASQUERADE
+    decisions = cilium.policy_of(Family.IPV4, prefixes, nodes, "map").decisions
+    assert str(decisions.decide(parse_address("10.0.0.1")[1]).origin) == "10.0.0.0/30 (map)"
+
+
+@pytest.mark.parametrize(("text", "masquerades"), [("true", True), ("false", False), ("", False)])
+def test_packets_to_nodes_are_masqueraded_only_if_cilium_config_says_so(
+    text: str, masquerades: bool
+) -> None:
+    settings = {"enable-remote-node-masquerade": text}
+    assert cilium.masquerades_to_nodes(settings) is masquerades
+    assert not cilium.masquerades_to_nodes({})
+
+
 def test_the_longest_prefix_is_the_one_that_is_named() -> None:
     origin = decide(["10.0.0.0/8", "10.1.0.0/16"], "10.1.1.1")[1]
     assert origin == "10.1.0.0/16 (cilium_ipmasq_v4)"
@@ -106,7 +129,7 @@ def test_a_destination_is_kept_exactly_where_a_prefix_holds_it(
 ) -> None:
     prefixes: list[Prefix] = data.draw(st.lists(strategies.prefixes(family)))
     address = data.draw(strategies.addresses(family))
-    decisions = cilium.policy_of(family, prefixes, (), "map").decisions
+    decisions = cilium.policy_of(family, prefixes, cilium.NOTHING, "map").decisions
     held = any(
         ipaddress.ip_address(family.show(address)) in ipaddress.ip_network(str(prefix))
         for prefix in prefixes
