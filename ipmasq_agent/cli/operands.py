@@ -5,6 +5,7 @@ Each kind of operand becomes a ``Side``: a label and a policy for each family.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,8 @@ from ipmasq_agent.backends import detect
 from ipmasq_agent.cli.cilium_sides import CiliumSides
 from ipmasq_agent.cli.options import BACKENDS, Settings, split_configmap
 from ipmasq_agent.cli.wiring import read_intent
-from ipmasq_agent.errors import UsageError
+from ipmasq_agent.dialects.iptables import Placement
+from ipmasq_agent.errors import AgentError, UsageError
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import assemble_family
 from ipmasq_agent.policy.decisions import Verdict
@@ -78,10 +80,27 @@ def _kernel(text: str, requested: str, settings: Settings) -> Side:
     known = dict.fromkeys((*BACKENDS, *detect.BACKENDS))
     if requested not in known:
         raise UsageError(f"{text!r} names no backend", remedy=f"name one of {', '.join(known)}")
-    name, _ = detect.choose(requested)
+    chosen, _ = detect.choose(requested)
+    side = _held(chosen, settings.placement)
+    if requested != "auto" or _tells(side):
+        return side
+    # The rules may be those of another backend: of the set form of the same chain, or of
+    # an agent that was told to use it.
+    place, holders = _place(chosen, settings.placement), detect.holders()
+    for name in detect.BACKENDS:
+        if name in holders or _place(name, settings.placement) == place:
+            with contextlib.suppress(AgentError):  # the one that was chosen could be read
+                other = _held(name, settings.placement)
+                if _tells(other):
+                    return other
+    return side
+
+
+def _held(name: str, placement: Placement) -> Side:
+    """Return what the kernel holds, as one backend reads it."""
     policies: dict[Family, FamilyPolicy] = {}
     notes: list[str] = []
-    backend = detect.make(name, settings.placement)
+    backend = detect.make(name, placement)
     try:
         for family in Family:
             state = backend.read(family)
@@ -95,3 +114,17 @@ def _kernel(text: str, requested: str, settings: Settings) -> Side:
     if not policies:
         notes.append("it masquerades nothing, and holds no rules of ours")
     return Side(f"kernel:{name}", policies, notes=tuple(notes), show=rule_text)
+
+
+def _tells(side: Side) -> bool:
+    """Whether a backend found something, and could read all of it."""
+    verdicts = [policy.decisions.verdicts for policy in side.policies.values()]
+    return bool(verdicts) and not any(Verdict.UNKNOWN in each for each in verdicts)
+
+
+def _place(name: str, placement: Placement) -> str:
+    backend = detect.make(name, placement)
+    try:
+        return backend.place
+    finally:
+        backend.close()

@@ -100,6 +100,49 @@ def test_two_backends_of_one_kernel_are_compared(
     assert "kernel:iptables-legacy: it masquerades nothing" in err
 
 
+def test_the_kernel_is_what_the_backend_that_has_rules_says(
+    compare: Verb, document: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "kernel:iptables-nft leaves its packets" in compare("doc", "kernel")[2]
+    apply("legacy", document)
+    capsys.readouterr()
+    assert compare("doc", "kernel")[:2] == (
+        0,
+        "doc and kernel:iptables-legacy decide alike about ipv4\n",
+    )
+    assert compare("doc", "kernel:iptables")[0] == 1
+    apply("nft", document)
+    capsys.readouterr()
+    assert "kernel:iptables-nft decide alike" in compare("doc", "kernel:auto")[1]
+
+
+def test_a_rule_of_others_that_decides_for_some_packets_is_noted(
+    compare: Verb, document: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    apply("nft", document)
+    capsys.readouterr()
+    others = "iptables-nft -t nat -I POSTROUTING -p udp -j MASQUERADE"
+    subprocess.run(others.split(), check=True)
+    status, _, err = compare("doc", "kernel")
+    assert status == 0
+    assert "note: kernel:iptables-nft: for some packets rule 1 of POSTROUTING: -p udp" in err
+
+
+def test_rules_that_cannot_be_read_are_a_difference(
+    compare: Verb, document: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    apply("nft", document)
+    capsys.readouterr()
+    native = "nft insert rule ip nat POSTROUTING ip daddr 203.0.113.0/24 meta cpu 0 masquerade"
+    subprocess.run(native.split(), check=True)
+    status, out, _ = compare("doc", "kernel", "-o", "json")
+    assert status == 1
+    assert {right for _, _, right in cidrs(out)} == {"unknown"}
+    status, out, _ = compare("kernel", "kernel", "-o", "json")
+    assert status == 1
+    assert {(left, right) for _, left, right in cidrs(out)} == {("unknown", "unknown")}
+
+
 def test_a_rule_for_some_sources_only_is_a_condition(
     compare: Verb, document: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
