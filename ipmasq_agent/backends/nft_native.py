@@ -26,6 +26,7 @@ _DATA_VALUE, _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
 _MATCH_NAME, _MATCH_INFO = 1, 3
 _JUMP, _GOTO = -3, -4
 _EQUAL_OR_NOT = (0, 1)
+_OIFNAME = 7
 
 _FLAGS, _PROTOCOL, _FRAGMENT, _MARK = "flags", "protocol", "fragment", "mark"
 _PORTS = {(0, 2): "sport", (2, 2): "dport", (0, 4): "sport and dport"}
@@ -139,38 +140,89 @@ class _Walk:
 def told_by_expressions(rules: Sequence[tuple[Expression, ...]], family: Family) -> list[Rule]:
     """Return the rules of a chain that iptables refuses to list.
 
-    A jump that depends on nothing, or on ``! --dst-type LOCAL`` as ours does, is told by
-    its expressions; any other rule is carried as one that cannot be read.
+    A jump that depends on nothing but what our jumps have (a source, a device it leaves
+    through, ``! --dst-type LOCAL``) is told by its expressions; any other rule is carried
+    as one that cannot be read.
     """
-    return [_told(expressions, family) for expressions in rules]
+    return [_Telling(family).rule(expressions) for expressions in rules]
 
 
-def _told(expressions: tuple[Expression, ...], family: Family) -> Rule:
-    target: str | None = None
-    verb, guard, plain = "-j", "", True
-    for kind, data in expressions:
+class _Telling:
+    """A rule being told: the options found so far, and what waits for its comparison."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.options: list[str] = []
+        self.target: str | None = None
+        self.verb = "-j"
+        self.loaded: str | None = None
+        self.mask: bytes | None = None
+
+    def rule(self, expressions: tuple[Expression, ...]) -> Rule:
+        plain = True
+        for kind, data in expressions:
+            plain &= self._takes(kind, data)  # all of them: the jump comes last
+        if self.target is not None and plain and self.loaded is None:
+            return parse_rule(" ".join([*self.options, self.verb, self.target]), self.family)
+        kinds = ", ".join(kind for kind, _ in expressions)
+        meaning = (Option("jump", (self.target,)),) if self.target else ()
+        return Rule(f"(native: {kinds})", meaning, readable=False)
+
+    def _takes(self, kind: str, data: bytes) -> bool:
+        """Take in one expression; false where it is not one of a jump of ours."""
         parts = dict(attributes(data))
         if kind == "immediate":
-            verdict = dict(
-                attributes(dict(attributes(parts[_IMMEDIATE_DATA])).get(_DATA_VERDICT, b""))
-            )
-            code = int.from_bytes(verdict.get(_VERDICT_CODE, b""), "big", signed=True)
-            verb = "-g" if code == _GOTO else "-j"
-            if code in (_JUMP, _GOTO) and _VERDICT_CHAIN in verdict:
-                target = _name(verdict[_VERDICT_CHAIN])
-        elif kind == "match" and _name(parts.get(_MATCH_NAME, b"")) == "addrtype":
+            return self._verdict(parts)
+        if kind == "meta":
+            return self._load("device" if _number(parts.get(_META_KEY)) == _OIFNAME else None)
+        if kind == "payload":
+            base, offset = (_number(parts.get(n)) for n in (_PAYLOAD_BASE, _PAYLOAD_OFFSET))
+            name, _ = _NETWORK[self.family].get(offset, (None, 0)) if base == 1 else (None, 0)
+            return self._load("source" if name == "source" else None)
+        if kind == "bitwise":
+            self.mask = _value(parts.get(_BITWISE_MASK))
+            return self.loaded == "source" and not any(_value(parts.get(_BITWISE_XOR)))
+        if kind == "cmp":
+            return _number(parts.get(_CMP_OP)) == 0 and self._compared(_value(parts[_CMP_DATA]))
+        if kind == "match" and _name(parts.get(_MATCH_NAME, b"")) == "addrtype":
             info = parts.get(_MATCH_INFO, b"")[: _ADDRTYPE.size]
-            plain &= len(info) == _ADDRTYPE.size and _ADDRTYPE.unpack(info) == _NOT_LOCAL
-            guard = "-m addrtype ! --dst-type LOCAL "
-        elif kind != "counter" and not (
+            self.options.append("-m addrtype ! --dst-type LOCAL")
+            return len(info) == _ADDRTYPE.size and _ADDRTYPE.unpack(info) == _NOT_LOCAL
+        return kind == "counter" or (
             kind == "match" and _name(parts.get(_MATCH_NAME, b"")) == "comment"
-        ):
-            plain = False
-    if target is not None and plain:
-        return parse_rule(f"{guard}{verb} {target}", family)
-    kinds = ", ".join(kind for kind, _ in expressions)
-    meaning = (Option("jump", (target,)),) if target else ()
-    return Rule(f"(native: {kinds})", meaning, readable=False)
+        )
+
+    def _verdict(self, parts: Mapping[int, bytes]) -> bool:
+        data = dict(attributes(parts.get(_IMMEDIATE_DATA, b"")))
+        verdict = dict(attributes(data.get(_DATA_VERDICT, b"")))
+        code = int.from_bytes(verdict.get(_VERDICT_CODE, b""), "big", signed=True)
+        self.verb = "-g" if code == _GOTO else "-j"
+        if code in (_JUMP, _GOTO) and _VERDICT_CHAIN in verdict:
+            self.target = _name(verdict[_VERDICT_CHAIN])
+        return True
+
+    def _load(self, what: str | None) -> bool:
+        known = what is not None and self.loaded is None
+        self.loaded, self.mask = what, None
+        return known
+
+    def _compared(self, value: bytes) -> bool:
+        loaded, self.loaded = self.loaded, None
+        if loaded == "device":
+            # Compared without its terminating zero, a name stands for all that begin so.
+            self.options.append(f"-o {_name(value)}")
+            return value.endswith(b"\0")
+        if loaded != "source":
+            return False
+        width = self.family.bits // 8
+        mask = self.mask if self.mask is not None else b"\xff" * len(value)
+        address = int.from_bytes(value.ljust(width, b"\0"), "big")
+        bits = int.from_bytes(mask.ljust(width, b"\0"), "big")
+        holes = bits ^ self.family.last_address
+        self.options.append(
+            f"-s {self.family.show(address)}/{self.family.bits - holes.bit_length()}"
+        )
+        return not holes & (holes + 1)
 
 
 def _number(data: bytes | None) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ipmasq_agent.agent.reconcile import reconcile_family
 from ipmasq_agent.backends.nft import NftBackend
 from ipmasq_agent.backends.nft_native import is_shown_in_full
 from ipmasq_agent.dialects.iptables import Placement
@@ -16,7 +17,7 @@ from ipmasq_agent.errors import AgentError, KernelReadError
 from ipmasq_agent.host.nfnetlink import list_rules
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
-from ipmasq_agent.policy.model import FamilyPolicy
+from ipmasq_agent.policy.model import FamilyPolicy, Guards
 from tests.netns import Namespace
 
 V4, V6 = Family.IPV4, Family.IPV6
@@ -202,11 +203,30 @@ def test_our_jump_is_recognised_among_rules_that_iptables_cannot_list(in_ns: Nam
     assert _rules(in_ns, "POSTROUTING") == before
 
 
+@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize("bits", [1, 24, 27, 32])
+def test_our_guards_are_recognised_among_rules_that_iptables_cannot_list(
+    in_ns: Namespace, family: Family, bits: int
+) -> None:
+    """iptables-nft compares whole octets, and masks where a prefix ends within one."""
+    first = parse_address("172.0.0.0" if family is V4 else "fd00::")[1]
+    length = family.bits - 32 + bits
+    prefix = Prefix(family, first >> family.bits - length << family.bits - length, length)
+    guards = Guards(sources=(prefix,), devices=("bond0.100", "eth1"))
+    wanted = FamilyPolicy(DecisionMap(family, ()), guards)
+    backend = NftBackend(PLACEMENT)
+    reconcile_family(backend, family, wanted)
+    table = "ip" if family is V4 else "ip6"
+    in_ns.run(["nft", "add", "rule", table, "nat", "POSTROUTING", "ct", "mark", "5", "accept"])
+    assert not reconcile_family(NftBackend(PLACEMENT), family, wanted)
+    assert backend.interpret(backend.read(family)).policy.guards == guards
+
+
 def test_jump_to_us_on_a_condition_among_rules_that_cannot_be_listed_is_an_error(
     in_ns: Namespace,
 ) -> None:
     in_ns.run(["iptables-nft", "-t", "nat", "-N", "IP-MASQ"])
-    jump = ["-o", "eth7", "-j", "IP-MASQ"]
+    jump = ["-p", "tcp", "-j", "IP-MASQ"]
     in_ns.run(["iptables-nft", "-t", "nat", "-A", "POSTROUTING", *jump])
     _native(in_ns, "POSTROUTING", "ct mark 5 accept")
     before = _rules(in_ns, "POSTROUTING")
