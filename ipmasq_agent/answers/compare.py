@@ -169,6 +169,8 @@ def _ranges(left: DecisionMap, right: DecisionMap) -> list[DecisionChange]:
     """Return the ranges that differ, and those of which neither side can say anything."""
     changes = list(decision_changes(left, right))
     unknown = Verdict.UNKNOWN
+    if unknown not in left.verdicts & right.verdicts:
+        return changes
     for entry in left.ranges:
         if entry.verdict is unknown:
             for other in right.between(entry.first, entry.last):

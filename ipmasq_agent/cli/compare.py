@@ -98,7 +98,8 @@ def command(
         return "\n".join(colour(line) if not answer.equal else line for line in lines)
 
     lines = list(answer.as_lines(_SHOWN))
-    emit(answer.as_data(), output, as_text)
+    # The data of many differences is large, and needless for text.
+    emit(answer.as_data() if output != "text" else None, output, as_text)
     if output == "text":
         for note in answer.notes:
             click.echo(f"note: {note}", err=True)
