@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Sequence
 
 from ipmasq_agent.policy.addresses import Family, Prefix
 
-_IPV4 = re.compile(r"(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})/(\d{1,3})", re.ASCII)
+# An octet as Go writes it → its value, shifted to each of the four places.
+_OCTETS = [{str(octet): octet << shift for octet in range(256)} for shift in (24, 16, 8, 0)]
+# A length as Go writes it → itself, and the bits that must be 0 in an aligned address.
+_LENGTHS = {
+    family: {
+        str(length): (length, (1 << family.bits - length) - 1) for length in range(family.bits + 1)
+    }
+    for family in Family
+}
+_IPV6_START = re.compile(r"[0-9a-fA-F]{1,4}(?::[0-9a-fA-F]{1,4}){0,6}")
 
 
 def parse_cidr(text: str) -> Prefix:
@@ -17,16 +27,50 @@ def parse_cidr(text: str) -> Prefix:
         ValueError: it does not name one; the message completes the sentence
             "TEXT …" and says what to write where that can be guessed.
     """
-    plain = _IPV4.fullmatch(text)
-    if plain:
-        octets = plain.groups()[:4]
-        length = int(plain[5])
-        if all(int(o) < 256 and (o == "0" or o[0] != "0") for o in octets) and length <= 32:
-            number = 0
-            for octet in octets:
-                number = number << 8 | int(octet)
-            return _aligned(Family.IPV4, number, length)
-    return _parse_carefully(text)
+    found = _common(text)
+    return Prefix(*found) if found else _parse_carefully(text)
+
+
+def parse_common(texts: Sequence[str]) -> tuple[list[Family], list[int], list[int]] | None:
+    """Return family, first address and length of each, or None if one has no common form.
+
+    What has none may be wrong, or just rare: ``parse_cidr`` tells.
+    """
+    found = list(map(_common, texts))
+    if None in found:
+        return None
+    families, firsts, lengths = zip(*filter(None, found), strict=True)
+    return list(families), list(firsts), list(lengths)
+
+
+def _common(text: str) -> tuple[Family, int, int] | None:
+    """Read 10.0.0.0/8 or fd00::/8, where nearly all CIDRs are like one of these."""
+    if ":" in text:
+        return _common_ipv6(text)
+    try:
+        one, two, three, rest = text.split(".")
+        four, length_text = rest.split("/")
+        a, b, c, d = _OCTETS
+        number = a[one] | b[two] | c[three] | d[four]
+        length, host_bits = _LENGTHS[Family.IPV4][length_text]
+    except (ValueError, KeyError):
+        return None
+    return None if number & host_bits else (Family.IPV4, number, length)
+
+
+def _common_ipv6(text: str) -> tuple[Family, int, int] | None:
+    address, _, length_text = text.partition("::/")
+    if length_text not in _LENGTHS[Family.IPV6] or not _IPV6_START.fullmatch(address):
+        return None
+    groups = address.split(":")
+    number = 0
+    for group in groups:
+        number = number << 16 | int(group, 16)
+    number <<= 128 - 16 * len(groups)
+    length, host_bits = _LENGTHS[Family.IPV6][length_text]
+    if number & host_bits or number >> 32 == 0xFFFF:  # the latter is IPv4 inside IPv6
+        return None
+    return Family.IPV6, number, length
 
 
 def _parse_carefully(text: str) -> Prefix:

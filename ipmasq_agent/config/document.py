@@ -8,16 +8,16 @@ why a document that begins with ``{`` must be strict JSON.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from typing import TypeVar
 
 import yaml
 
 from ipmasq_agent.config.cidrs import parse_cidr
 from ipmasq_agent.config.lists import (
-    Located,
     read_cidrs,
     read_interfaces,
     read_snat,
@@ -34,9 +34,11 @@ from ipmasq_agent.config.model import (
 )
 from ipmasq_agent.config.reading import SHOWN, Reading
 from ipmasq_agent.errors import ConfigError
-from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import AUTO, Auto
 from ipmasq_agent.policy.decisions import Origin, Verdict
+from ipmasq_agent.policy.prefixes import Listed
+from ipmasq_agent.policy.ranges import are_apart
 
 # Upstream's keys: a document that sets one of them is no longer empty to Cilium.
 _UPSTREAM = frozenset(
@@ -89,10 +91,10 @@ def parse_documents(parts: Sequence[tuple[str, bytes]], name: str, flags: Flags)
     problems += _contradictions(config)
     if not problems:
         problems += _over_limit(config, merged, name, flags)
-        warnings += overlaps(config, name)
     if problems:
         raise ConfigError(_shortened(problems))
-    return Understood(config, tuple(_shortened(warnings)))
+    needless, unsaid = overlaps(config, name)
+    return Understood(config, tuple(_shortened(warnings + needless, unsaid)))
 
 
 def default_config(flags: Flags) -> Config:
@@ -126,12 +128,11 @@ class _Merged:
         cilium = self._profile == CILIUM
         action = self.last("defaultAction", partial(read_word, words=tuple(_ACTIONS)))
         default = _ACTIONS[action or "masquerade"]
-        masquerade = self.cidrs("masqueradeCIDRs") or ()
+        masquerade = self.cidrs("masqueradeCIDRs") or Listed.empty()
         non_masquerade = self.cidrs("nonMasqueradeCIDRs", masked=cilium)
         if non_masquerade is None:
-            taken = {prefix for prefix, _ in masquerade}
             defaults = self._defaults(default, cilium)
-            non_masquerade = tuple(entry for entry in defaults if entry[0] not in taken)
+            non_masquerade = Listed.of(e for e in defaults if not masquerade.holds(e[0]))
         limit = self.last("cidrLimit", Reading.integer)
         link_local = [bool(self.switch(key)) for key in ("masqLinkLocal", "masqLinkLocalIPv6")]
         interval = self.last("resyncInterval", Reading.interval)
@@ -151,22 +152,23 @@ class _Merged:
             masquerade_cidrs=masquerade,
             default_action=default,
             pod_cidrs=AUTO if sources is None and cilium else sources,
-            native_routing_cidrs=self.cidrs("nativeRoutingCIDRs") or (),
+            native_routing_cidrs=self.cidrs("nativeRoutingCIDRs") or Listed.empty(),
             exempt_node_ips=cilium if exempt is None else exempt,
             egress_interfaces=AUTO if devices is None and cilium else devices,
             snat=snat,
             profile=self._profile,
         )
 
-    def _defaults(self, default: Verdict, cilium: bool) -> tuple[Located, ...]:
+    def _defaults(self, default: Verdict, cilium: bool) -> Listed:
         """Return what the absent key nonMasqueradeCIDRs stands for."""
         if default is Verdict.NON_MASQUERADE:
-            return ()  # to keep is the rule already
+            return Listed.empty()  # to keep is the rule already
         if cilium and any(_UPSTREAM & part.nodes.keys() for part in self._parts):
-            return ()  # Cilium has defaults for an empty document only
+            return Listed.empty()  # Cilium has defaults for an empty document only
         every = cilium or self._flags.nomasq_all_reserved_ranges
         origin = Origin("default")
-        return tuple((parse_cidr(text), origin) for text in PRIVATE + (RESERVED if every else ()))
+        ranges = PRIVATE + (RESERVED if every else ())
+        return Listed.of((parse_cidr(text), origin) for text in ranges)
 
     def nodes(self, key: str) -> list[tuple[Reading, yaml.Node]]:
         """Return the key's value in each part that has it."""
@@ -181,13 +183,11 @@ class _Merged:
     def switch(self, key: str) -> bool | None:
         return self.last(key, Reading.boolean)
 
-    def cidrs(self, key: str, *, masked: bool = False) -> tuple[Located, ...] | None:
+    def cidrs(self, key: str, *, masked: bool = False) -> Listed | None:
         """Return the lists of all parts as one; None where no part has the key."""
         nodes = self.nodes(key)
-        if len(nodes) == 1:
-            return read_cidrs(*nodes[0], key, masked=masked)
         lists = [read_cidrs(reading, node, key, masked=masked) for reading, node in nodes]
-        return tuple(entry for entries in lists for entry in entries) if nodes else None
+        return Listed.chained(lists) if nodes else None
 
     def place(self, *keys: str) -> str | None:
         """Return where the first of the keys that is set stands last."""
@@ -239,37 +239,41 @@ def located(origin: Origin) -> str:
     return f"{origin.document}:{origin.line}:{origin.column}"
 
 
-def overlaps(config: Config, name: str) -> list[str]:
-    """Return a warning for each entry that an equal or a larger one makes needless."""
-    needless = _nested(config.non_masquerade_cidrs + config.native_routing_cidrs, name)
-    if not config.masquerade_cidrs:
-        return list(needless)
-    # Between two entries of one list may lie one of the other: only repetitions are sure.
-    lists = (
-        config.non_masquerade_cidrs + config.native_routing_cidrs,
-        config.masquerade_cidrs,
-    )
-    return [line for entries in lists for line in _nested(entries, name, equal_only=True)]
+def overlaps(config: Config, name: str) -> tuple[list[str], int]:
+    """Return a warning for each entry that an equal or a larger one makes needless.
+
+    Returns:
+        As many warnings as are ever shown, and how many more there are.
+    """
+    kept = config.non_masquerade_cidrs + config.native_routing_cidrs
+    # Between two entries of one list may lie one of the other: only repetitions are sure then.
+    mixed = len(config.masquerade_cidrs) > 0
+    lists = (kept, config.masquerade_cidrs)
+    found = chain.from_iterable(_nested(listed, equal_only=mixed) for listed in lists)
+    lines = [
+        f"{located(origins[inner]) if origins[inner].document else name}: {origins[inner].text} "
+        f"{relation} {origins[outer].text}{_in_line(origins[outer], origins[inner])}"
+        for origins, inner, outer, relation in islice(found, SHOWN)
+    ]
+    return lines, sum(1 for _ in found)
 
 
-def _nested(entries: Sequence[Located], name: str, *, equal_only: bool = False) -> Iterable[str]:
-    order = sorted(
-        range(len(entries)),
-        key=lambda n: (entries[n][0].family.bits, entries[n][0].first, entries[n][0].length, n),
-    )
-    outer: tuple[Prefix, Origin] | None = None
-    last = -1
-    for number in order:
-        prefix, origin = entries[number]
-        if outer and outer[0].family is prefix.family and prefix.first <= last:
-            if equal_only and prefix != outer[0]:
-                outer, last = (prefix, origin), prefix.last
-                continue
-            relation = "repeats" if prefix == outer[0] else "is covered by"
-            place = located(origin) if origin.document else name
-            yield f"{place}: {origin.text} {relation} {outer[1].text}{_in_line(outer[1], origin)}"
-        else:
-            outer, last = (prefix, origin), prefix.last
+def _nested(
+    listed: Listed, *, equal_only: bool
+) -> Iterator[tuple[Sequence[Origin], int, int, str]]:
+    """Yield origins, the positions of an inner and of an outer prefix, and their relation."""
+    for family in Family:
+        firsts, lasts, lengths, origins = listed.columns(family)
+        if are_apart(firsts, lasts):
+            continue
+        keys = [first << 8 | length for first, length in zip(firsts, lengths, strict=True)]
+        outer, last = -1, -1
+        for inner in sorted(range(len(keys)), key=keys.__getitem__):
+            equal = outer >= 0 and keys[inner] == keys[outer]
+            if firsts[inner] > last or (equal_only and not equal):
+                outer, last = inner, lasts[inner]
+            else:
+                yield origins, inner, outer, "repeats" if equal else "is covered by"
 
 
 def _in_line(outer: Origin, inner: Origin) -> str:
@@ -279,7 +283,6 @@ def _in_line(outer: Origin, inner: Origin) -> str:
     return f" in line {outer.line}{elsewhere}"
 
 
-def _shortened(lines: list[str]) -> list[str]:
-    if len(lines) <= SHOWN:
-        return lines
-    return [*lines[:SHOWN], f"... and {len(lines) - SHOWN} more of the kind"]
+def _shortened(lines: list[str], unsaid: int = 0) -> list[str]:
+    more = len(lines[SHOWN:]) + unsaid
+    return [*lines[:SHOWN], f"... and {more} more of the kind"] if more else lines

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import yaml
 
-from ipmasq_agent.config.cidrs import parse_cidr
+from ipmasq_agent.config.cidrs import parse_cidr, parse_common
 from ipmasq_agent.config.reading import Reading, is_null, shown
+from ipmasq_agent.config.runs import Run, RunOrigins, groups
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.assemble import AUTO, Auto
 from ipmasq_agent.policy.decisions import Origin
+from ipmasq_agent.policy.prefixes import Listed
 
 Located = tuple[Prefix, Origin]
 # What the name of a device may hold (net/core/dev.c, dev_valid_name), and a glob around it.
@@ -20,9 +22,7 @@ _PATTERN = re.compile(r"!?[^\s/:!]{1,64}")
 _AUTO_ROUTE = "auto-route"
 
 
-def read_cidrs(
-    reading: Reading, node: yaml.Node, key: str, *, masked: bool = False
-) -> tuple[Located, ...]:
+def read_cidrs(reading: Reading, node: yaml.Node, key: str, *, masked: bool = False) -> Listed:
     """Return the CIDRs of a list, each with its place; none of a null.
 
     Args:
@@ -32,12 +32,29 @@ def read_cidrs(
         masked: take an unaligned CIDR for the prefix that it lies in, with a warning.
     """
     if is_null(node):
-        return ()
+        return Listed.empty()
     if not isinstance(node, yaml.SequenceNode):
         reading.problem(node, f"{key}: {shown(node)} is not a list; write [10.0.0.0/8]")
-        return ()
-    entries = (_cidr(reading, item, key, masked) for item in node.value)
-    return tuple(entry for entry in entries if entry is not None)
+        return Listed.empty()
+    parts: list[Sequence[Located]] = []
+    for group in groups(node):
+        if isinstance(group, Run) and (listed := _run(reading, group)) is not None:
+            parts.append(listed)
+        else:
+            entries = (_cidr(reading, item, key, masked) for item in group)
+            parts.append([entry for entry in entries if entry is not None])
+    return Listed.chained(parts)
+
+
+def _run(reading: Reading, run: Run) -> Listed | None:
+    """Return the CIDRs of a run; None where there may be something to say about one."""
+    columns = parse_common(run.texts())
+    if columns is None:
+        return None
+    families, firsts, lengths = columns
+    if Family.IPV6 in families and not reading.flags.enable_ipv6:
+        return None
+    return Listed(families, firsts, lengths, RunOrigins(run, reading.name))
 
 
 def _cidr(reading: Reading, node: yaml.Node, key: str, masked: bool) -> Located | None:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from ipmasq_agent.config.runs import JSON_RUN, JSON_TEXT, Cut, NotARunError, Run, add_run
 from ipmasq_agent.errors import ConfigError
 
 MAX_DEPTH = 100
@@ -64,19 +65,32 @@ class NodeTree:
     # -- YAML ---------------------------------------------------------------------------
 
     def _yaml(self) -> yaml.Node | None:
-        loader = None
+        cut = Cut(self._text)
+        if cut:
+            try:
+                return self._loaded(cut.text, cut)
+            except (yaml.YAMLError, ConfigError, NotARunError):
+                self.more = False  # what is wrong, if anything is, shows in the whole text
         try:
-            loader = _Loader(self._text)
-            return self._composed(loader)
+            return self._loaded(self._text, None)
         except yaml.MarkedYAMLError as cause:
             self._not_yaml(cause)
         except yaml.reader.ReaderError as cause:
             self._not_a_character(cause)
+
+    def _loaded(self, text: str, cut: Cut | None) -> yaml.Node | None:
+        loader = None
+        try:
+            loader = _Loader(text)
+            root = self._composed(loader, cut)
         finally:
             if loader is not None:
                 loader.dispose()
+        if cut is not None:
+            cut.end()
+        return root
 
-    def _composed(self, loader: Any) -> yaml.Node | None:
+    def _composed(self, loader: Any, cut: Cut | None) -> yaml.Node | None:
         """Compose the first document from its events, without recursion."""
         root: yaml.Node | None = None
         anchors: dict[str, yaml.Node] = {}
@@ -118,6 +132,8 @@ class NodeTree:
                 _put(node, *open_[-1])
             else:
                 root = node
+            if cut is not None:
+                cut.put(event, open_[-1][0] if open_ else None)
             if isinstance(node, yaml.CollectionNode) and not isinstance(event, yaml.AliasEvent):
                 open_.append((node, []))
 
@@ -199,15 +215,26 @@ class NodeTree:
             raise ConfigError([f"{self._name}:{line}:{column}: {cause} is not JSON"]) from cause
         root: yaml.Node | None = None
         open_: list[tuple[yaml.CollectionNode, list[yaml.Node]]] = []
-        line, line_start = 0, 0
-        for token in _JSON_TOKEN.finditer(self._text):
+        line = line_start = after = 0
+        while token := _JSON_TOKEN.search(self._text, after):
             word, start = token[0], token.start()
+            after = token.end()
             if word == "\n":
                 line, line_start = line + 1, token.end()
                 continue
             if word in "]}":
                 open_.pop()
                 continue
+            parent = open_[-1][0] if open_ else None
+            if word[0] == '"' and isinstance(parent, yaml.SequenceNode):
+                run = JSON_RUN.match(self._text, start)
+                if run:
+                    add_run(parent, Run(run[0], JSON_TEXT, line, start - line_start))
+                    after = run.end()
+                    if "\n" in run[0]:
+                        line += run[0].count("\n")
+                        line_start = self._text.rindex("\n", start, after) + 1
+                    continue
             mark = _Mark(self._name, start, line, start - line_start, None, None)
             node: yaml.Node
             if word in "[{":

@@ -40,6 +40,11 @@ class Listed(Sequence[tuple[Prefix, Origin]]):
         self._origins = origins
 
     @classmethod
+    def empty(cls) -> Listed:
+        """Return a list of nothing."""
+        return cls((), (), (), ())
+
+    @classmethod
     def of(cls, pairs: Iterable[tuple[Prefix, Origin]]) -> Listed:
         """Return any pairs in this form."""
         if isinstance(pairs, Listed):
@@ -62,7 +67,7 @@ class Listed(Sequence[tuple[Prefix, Origin]]):
         parts = [part for part in map(cls.of, lists) if len(part)]
         if len(parts) == 1:
             return parts[0]
-        whole = cls((), (), (), ())
+        whole = cls.empty()
         whole._families = b"".join(part._families for part in parts)
         whole._firsts = [first for part in parts for first in part._firsts]
         whole._lengths = b"".join(part._lengths for part in parts)

@@ -21,6 +21,11 @@ def check_ranges(firsts: Sequence[int], lasts: Sequence[int], end: int) -> None:
         raise ValueError("an entry is not a range of addresses of its family")
 
 
+def are_apart(firsts: Sequence[int], lasts: Sequence[int]) -> bool:
+    """Whether ranges ascend without overlapping."""
+    return all(map(lt, lasts, islice(firsts, 1, None)))
+
+
 def sweep(firsts: Sequence[int], lasts: Sequence[int], end: int) -> tuple[list[int], list[int]]:
     """Cut 0 to ``end`` into ranges, each with the lowest position that covers it.
 
@@ -40,7 +45,7 @@ def sweep(firsts: Sequence[int], lasts: Sequence[int], end: int) -> tuple[list[i
         ending = [lasts[position] for position in order]
     else:
         starting, ending = list(firsts), list(lasts)
-    if all(map(lt, ending, islice(starting, 1, None))):
+    if are_apart(starting, ending):
         return _apart(starting, ending, order, end)
     return _nested(starting, ending, order, end)
 

@@ -1,0 +1,255 @@
+"""Long runs of plain CIDRs in a document, read without a node for each of them.
+
+libyaml tells Python of every scalar, and an event, a node and its marks cost 10 µs and a
+kilobyte each: a second and 100 MB for a hundred thousand CIDRs. But a list of that length
+is written by a program, line after line alike. Such lines are recognised by a regular
+expression, and YAML is asked about the first and the last of them only.
+
+Why the answer is that of YAML: between two items of one block sequence stand only lines of
+the very form of these two, at the same indentation, blank lines and comments. Each such
+line leaves libyaml's scanner (src/scanner.c) in the state in which it found it: the same
+indentation, a simple key allowed, a block entry expected next. Where the first and the
+last line turn out to be anything else (text of a block scalar, say), the document is read
+as a whole, as if there were no runs.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import yaml
+
+from ipmasq_agent.policy.decisions import Origin
+
+_STR = "tag:yaml.org,2002:str"
+# No scalar with a slash in it is anything but a string to YAML 1.1, quoted or not.
+_QUOTED = r"[0-9a-fA-F.:]+/[0-9]+"
+# A plain scalar may hold a colon before anything but a blank, and libyaml lets none begin
+# with one.
+_SCALAR = rf"(?:[0-9a-fA-F][0-9a-fA-F.:]*/[0-9]+|'{_QUOTED}'|\"{_QUOTED}\")"
+_ITEM = rf"- {_SCALAR}(?: +#[ -~]*| *)\r?\n"
+_NOTHING = r" *(?:#[ -~]*)?\r?\n"
+# Groups: the first line and the last, and the indentation. What is matched once is not
+# given back, so that a long run needs no memory to go back in.
+_YAML_RUN = re.compile(
+    rf"^(?P<first>(?P<indent> *){_ITEM})"
+    rf"(?:(?:{_NOTHING})*+(?P<last>(?P=indent){_ITEM})){{15,}}+",
+    re.MULTILINE,
+)
+_YAML_TEXT = re.compile(r"^ *- ['\"]?([0-9a-fA-F.:/]+)", re.MULTILINE)
+JSON_RUN = re.compile(rf'(?:"{_QUOTED}"[ \t\r\n]*,[ \t\r\n]*){{16,}}+')
+JSON_TEXT = re.compile(r'"([0-9a-fA-F.:/]+)')
+_TEXT = re.compile(r"[0-9a-fA-F.:/]+")
+_Mark: Any = yaml.Mark
+
+
+class Run(Sequence[yaml.ScalarNode]):
+    """Strings of a list that stand one after the other; nodes are made on access."""
+
+    __slots__ = ("_body", "_column", "_count", "_line", "_lines", "_pattern", "_starts")
+
+    def __init__(self, body: str, pattern: re.Pattern[str], line: int, column: int) -> None:
+        """Take the strings that ``pattern`` finds in ``body``.
+
+        Args:
+            body: a part of a document.
+            pattern: its group is the text of each string, without quotes.
+            line: that of the document in which ``body`` begins, from 0.
+            column: where in that line it begins, from 0.
+        """
+        self._body = body
+        self._pattern = pattern
+        self._line = line
+        self._column = column
+        self._count: int | None = None
+        # Where each text begins, and each line ends; most documents are never asked.
+        self._starts: Sequence[int] | None = None
+        self._lines: Sequence[int] = ()
+
+    def texts(self) -> list[str]:
+        """Return the strings."""
+        return self._pattern.findall(self._body)
+
+    def place(self, index: int) -> tuple[str, int, int]:
+        """Return text, line and column of a string, both from 0."""
+        if self._starts is None:
+            self._lines = array("I", (m.start() for m in re.finditer("\n", self._body)))
+            self._starts = array("I", (m.start(1) for m in self._pattern.finditer(self._body)))
+        start = self._starts[index]
+        found = _TEXT.match(self._body, start)
+        assert found is not None  # this is where the pattern matched
+        if self._body[start - 1] in "'\"":
+            start -= 1
+        line = bisect_left(self._lines, start)
+        column = start - self._lines[line - 1] - 1 if line else start + self._column
+        return found[0], self._line + line, column
+
+    @overload
+    def __getitem__(self, index: int) -> yaml.ScalarNode: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[yaml.ScalarNode]: ...
+
+    def __getitem__(self, index: int | slice) -> yaml.ScalarNode | Sequence[yaml.ScalarNode]:
+        if isinstance(index, slice):
+            return tuple(self)[index]
+        text, line, column = self.place(index)
+        mark = _Mark(None, 0, line, column, None, None)
+        return yaml.ScalarNode(_STR, text, mark, mark)
+
+    def __len__(self) -> int:
+        if self._count is None:
+            self._count = len(self.texts())
+        return self._count
+
+
+class RunOrigins(Sequence[Origin]):
+    """The origins of a run's strings, made on access."""
+
+    __slots__ = ("_document", "_run")
+
+    def __init__(self, run: Run, document: str) -> None:
+        self._run = run
+        self._document = document
+
+    @overload
+    def __getitem__(self, index: int) -> Origin: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Origin]: ...
+
+    def __getitem__(self, index: int | slice) -> Origin | Sequence[Origin]:
+        if isinstance(index, slice):
+            return tuple(self)[index]
+        text, line, column = self._run.place(index)
+        return Origin(text, self._document, line + 1, column + 1)
+
+    def __len__(self) -> int:
+        return len(self._run)
+
+
+class Items(Sequence[yaml.Node]):
+    """The items of a sequence in which runs stand; reads as a list of nodes."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: list[yaml.Node | Run]) -> None:
+        self.parts = parts
+
+    def append(self, part: yaml.Node | Run) -> None:
+        """Add a node, or all that a run holds."""
+        self.parts.append(part)
+
+    @overload
+    def __getitem__(self, index: int) -> yaml.Node: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[yaml.Node]: ...
+
+    def __getitem__(self, index: int | slice) -> yaml.Node | Sequence[yaml.Node]:
+        return tuple(self)[index]
+
+    def __iter__(self) -> Iterator[yaml.Node]:
+        for part in self.parts:
+            if isinstance(part, Run):
+                yield from part
+            else:
+                yield part
+
+    def __len__(self) -> int:
+        return sum(len(part) if isinstance(part, Run) else 1 for part in self.parts)
+
+
+def groups(node: yaml.SequenceNode) -> Iterator[Run | list[yaml.Node]]:
+    """Yield the items of a sequence: its runs, and what stands between them."""
+    if not isinstance(node.value, Items):
+        yield node.value
+        return
+    nodes: list[yaml.Node] = []
+    for part in node.value.parts:
+        if isinstance(part, Run):
+            yield nodes
+            yield part
+            nodes = []
+        else:
+            nodes.append(part)
+    yield nodes
+
+
+def add_run(parent: yaml.SequenceNode, run: Run) -> None:
+    """Add all that a run holds to a sequence."""
+    if not isinstance(parent.value, Items):
+        parent.value = Items(parent.value)
+    parent.value.append(run)
+
+
+class NotARunError(Exception):
+    """What looked like items of one list is something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Gap:
+    """Lines that were taken out, and where their neighbours' scalars begin in what is left."""
+
+    first: int
+    last: int
+    body: str
+
+
+class Cut:
+    """A YAML text without its runs, and what puts them back where they were.
+
+    Attributes:
+        text: the text; lines that were taken out are empty.
+    """
+
+    def __init__(self, text: str) -> None:
+        pieces: list[str] = []
+        length = position = 0
+        self._gaps: dict[int, _Gap] = {}
+        for run in _YAML_RUN.finditer(text):
+            after_first, last = run.end("first"), run.start("last")
+            body = text[after_first:last]
+            kept = text[position:after_first], "\n" * body.count("\n")
+            pieces += kept
+            length += len(kept[0])
+            indent = len(run["indent"]) + len("- ")
+            first = length - (after_first - run.start()) + indent
+            length += len(kept[1])
+            self._gaps[first] = _Gap(first, length + indent, body)
+            position = last
+        self.text = "".join([*pieces, text[position:]]) if pieces else text
+        self._open: tuple[_Gap, yaml.Node] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._gaps)
+
+    def put(self, event: Any, parent: yaml.Node | None) -> None:
+        """Follow a node that was added to ``parent``, and add the run that comes after it.
+
+        Raises:
+            NotARunError: the lines around a gap are not neighbours in one sequence.
+        """
+        mark = event.start_mark
+        if self._open is not None:
+            gap, sequence = self._open
+            if mark.index != gap.last or parent is not sequence:
+                raise NotARunError
+            self._open = None
+        elif mark.index in self._gaps:
+            if not isinstance(event, yaml.ScalarEvent) or not isinstance(parent, yaml.SequenceNode):
+                raise NotARunError
+            gap = self._gaps.pop(mark.index)
+            add_run(parent, Run(gap.body, _YAML_TEXT, mark.line + 1, 0))
+            self._open = gap, parent
+
+    def end(self) -> None:
+        """Make sure that every run has found its place.
+
+        Raises:
+            NotARunError: one has not.
+        """
+        if self._gaps or self._open is not None:
+            raise NotARunError
