@@ -126,7 +126,8 @@ class CiliumSides:
     @cached_property
     def _around(self) -> Surroundings:
         notes: list[str] = []
-        settings = {} if self.cidrs else self._cilium_config(notes)
+        asked = self.config is not None or not self.cidrs
+        settings = self._cilium_config(notes) if asked else {}
         routable = tuple(_given(self.cidrs)) if self.cidrs else self._routable(settings, notes)
         nodes: frozenset[tuple[Family, int]] = frozenset()
         if not cilium.masquerades_to_nodes(settings):

@@ -117,6 +117,15 @@ def test_the_users_own_cidr_asks_nobody(cluster: WithCilium, compare: Compare) -
     assert cluster.asked_for == []
 
 
+def test_the_users_own_cidr_goes_before_that_of_a_configmap_that_is_named(
+    cluster: WithCilium, compare: Compare
+) -> None:
+    cluster.settings = {"ipv4-native-routing-cidr": "nonsense", "enable-ip-masq-agent": "false"}
+    named = ("--cilium-config", "cilium/cilium-config")
+    assert compare(*named, "--native-routing-cidr", "172.16.0.0/12").status == 0
+    assert "enable-ip-masq-agent: false" in compare.err
+
+
 def test_settings_that_leave_the_map_unused_are_said(cluster: WithCilium, compare: Compare) -> None:
     cluster.settings = {"enable-bpf-masquerade": "true", "enable-ip-masq-agent": "false"}
     assert compare().status == 1
