@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
-from ipmasq_agent.policy.decisions import DecisionMap, Difference, Verdict
+from ipmasq_agent.policy.decisions import DecisionMap, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +67,5 @@ class FamilyDiff:
 
 def decision_changes(before: DecisionMap, after: DecisionMap) -> Iterator[DecisionChange]:
     """Yield the ranges of destinations whose verdict changes, in order."""
-    for first, last, left, right in _joined(before.difference(after)):
+    for first, last, left, right in before.changes(after):
         yield DecisionChange(before.family, first, last, left, right)
-
-
-def _joined(
-    differences: Iterable[Difference],
-) -> Iterator[tuple[int, int, Verdict, Verdict]]:
-    """Join neighbours that change alike, whatever the reasons on either side."""
-    current: tuple[int, int, Verdict, Verdict] | None = None
-    for first, last, left, right in differences:
-        verdicts = (left.verdict, right.verdict)
-        if current is not None and current[1] + 1 == first and current[2:] == verdicts:
-            current = (current[0], last, *verdicts)
-            continue
-        if current is not None:
-            yield current
-        current = (first, last, *verdicts)
-    if current is not None:
-        yield current

@@ -17,6 +17,8 @@ _LENGTHS = {
     }
     for family in Family
 }
+_IPV4_LENGTHS, _IPV6_LENGTHS = _LENGTHS[Family.IPV4], _LENGTHS[Family.IPV6]
+_HIGHEST, _HIGH, _LOW, _LOWEST = _OCTETS
 _IPV6_START = re.compile(r"[0-9a-fA-F]{1,4}(?::[0-9a-fA-F]{1,4}){0,6}")
 
 
@@ -36,11 +38,20 @@ def parse_common(texts: Sequence[str]) -> tuple[list[Family], list[int], list[in
 
     What has none may be wrong, or just rare: ``parse_cidr`` tells.
     """
-    found = list(map(_common, texts))
-    if None in found:
-        return None
-    families, firsts, lengths = zip(*filter(None, found), strict=True)
-    return list(families), list(firsts), list(lengths)
+    families: list[Family] = []
+    firsts: list[int] = []
+    lengths: list[int] = []
+    # One at a time: a hundred thousand tuples alive would each be looked at by the garbage
+    # collector, over and over.
+    for text in texts:
+        found = _common(text)
+        if found is None:
+            return None
+        family, first, length = found
+        families.append(family)
+        firsts.append(first)
+        lengths.append(length)
+    return families, firsts, lengths
 
 
 def _common(text: str) -> tuple[Family, int, int] | None:
@@ -50,9 +61,8 @@ def _common(text: str) -> tuple[Family, int, int] | None:
     try:
         one, two, three, rest = text.split(".")
         four, length_text = rest.split("/")
-        a, b, c, d = _OCTETS
-        number = a[one] | b[two] | c[three] | d[four]
-        length, host_bits = _LENGTHS[Family.IPV4][length_text]
+        number = _HIGHEST[one] | _HIGH[two] | _LOW[three] | _LOWEST[four]
+        length, host_bits = _IPV4_LENGTHS[length_text]
     except (ValueError, KeyError):
         return None
     return None if number & host_bits else (Family.IPV4, number, length)
@@ -60,14 +70,14 @@ def _common(text: str) -> tuple[Family, int, int] | None:
 
 def _common_ipv6(text: str) -> tuple[Family, int, int] | None:
     address, _, length_text = text.partition("::/")
-    if length_text not in _LENGTHS[Family.IPV6] or not _IPV6_START.fullmatch(address):
+    if length_text not in _IPV6_LENGTHS or not _IPV6_START.fullmatch(address):
         return None
-    groups = address.split(":")
+    groups = [int(group, 16) for group in address.split(":")]
     number = 0
     for group in groups:
-        number = number << 16 | int(group, 16)
+        number = number << 16 | group
     number <<= 128 - 16 * len(groups)
-    length, host_bits = _LENGTHS[Family.IPV6][length_text]
+    length, host_bits = _IPV6_LENGTHS[length_text]
     if number & host_bits or number >> 32 == 0xFFFF:  # the latter is IPv4 inside IPv6
         return None
     return Family.IPV6, number, length

@@ -20,6 +20,8 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from operator import gt, lt
 from typing import Any, overload
 
 import yaml
@@ -51,7 +53,9 @@ _Mark: Any = yaml.Mark
 class Run(Sequence[yaml.ScalarNode]):
     """Strings of a list that stand one after the other; nodes are made on access."""
 
-    __slots__ = ("_body", "_column", "_count", "_line", "_lines", "_pattern", "_starts")
+    __slots__ = (
+        *("_a_line_each", "_body", "_column", "_count", "_line", "_lines", "_pattern", "_starts"),
+    )
 
     def __init__(self, body: str, pattern: re.Pattern[str], line: int, column: int) -> None:
         """Take the strings that ``pattern`` finds in ``body``.
@@ -70,6 +74,7 @@ class Run(Sequence[yaml.ScalarNode]):
         # Where each text begins, and each line ends; most documents are never asked.
         self._starts: Sequence[int] | None = None
         self._lines: Sequence[int] = ()
+        self._a_line_each = False
 
     def texts(self) -> list[str]:
         """Return the strings."""
@@ -80,12 +85,20 @@ class Run(Sequence[yaml.ScalarNode]):
         if self._starts is None:
             self._lines = array("I", (m.start() for m in re.finditer("\n", self._body)))
             self._starts = array("I", (m.start(1) for m in self._pattern.finditer(self._body)))
+            self._a_line_each = (
+                len(self._lines) >= len(self._starts)
+                and all(map(lt, self._starts, self._lines))
+                and all(map(gt, islice(self._starts, 1, None), self._lines))
+            )
         start = self._starts[index]
         found = _TEXT.match(self._body, start)
         assert found is not None  # this is where the pattern matched
         if self._body[start - 1] in "'\"":
             start -= 1
-        line = bisect_left(self._lines, start)
+        line = 0
+        if self._lines:
+            # Mostly there is one in each line, and this is its.
+            line = index if self._a_line_each else bisect_left(self._lines, start)
         column = start - self._lines[line - 1] - 1 if line else start + self._column
         return found[0], self._line + line, column
 

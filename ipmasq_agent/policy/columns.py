@@ -49,8 +49,10 @@ class Chained(Sequence[T]):
     def __getitem__(self, index: int | slice) -> T | Sequence[T]:
         if isinstance(index, slice):
             return Picked(self, range(len(self))[index])
-        position = range(len(self))[index]  # counts from the end, or raises IndexError
+        position = index if index >= 0 else index + len(self)
         number = bisect_right(self._ends, position)
+        if position < 0 or number == len(self._parts):
+            raise IndexError(index)
         return self._parts[number][position - (self._ends[number - 1] if number else 0)]
 
     def __iter__(self) -> Iterator[T]:

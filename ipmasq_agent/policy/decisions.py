@@ -256,6 +256,28 @@ class DecisionMap:
 
     def difference(self, other: DecisionMap) -> Iterator[Difference]:
         """Yield the ranges on which the verdicts differ, in order; none when equal."""
+        for first, last, mine, theirs in self._differing(other):
+            yield Difference(first, last, self.ranges[mine], other.ranges[theirs])
+
+    def changes(self, other: DecisionMap) -> Iterator[tuple[int, int, Verdict, Verdict]]:
+        """Yield the differences without reasons: first, last, verdict here and there.
+
+        Neighbours that differ alike are one.
+        """
+        first, last, mark, other_mark = 0, -1, -1, -1
+        for from_, to, mine, theirs in self._differing(other):
+            its_mark, its_other = self._marks[mine], other._marks[theirs]
+            if from_ == last + 1 and its_mark == mark and its_other == other_mark:
+                last = to
+                continue
+            if last >= 0:
+                yield first, last, _VERDICTS[mark], _VERDICTS[other_mark]
+            first, last, mark, other_mark = from_, to, its_mark, its_other
+        if last >= 0:
+            yield first, last, _VERDICTS[mark], _VERDICTS[other_mark]
+
+    def _differing(self, other: DecisionMap) -> Iterator[tuple[int, int, int, int]]:
+        """Yield first, last, and the position of the range on either side."""
         if other.family is not self.family:
             raise ValueError("maps of two families have nothing to compare")
         end = self.family.last_address
@@ -271,7 +293,7 @@ class DecisionMap:
             right_last = others[j + 1] - 1 if j + 1 < len(others) else end
             last = min(left_last, right_last)
             if self._marks[i] != other._marks[j]:
-                yield Difference(first, last, self.ranges[i], other.ranges[j])
+                yield first, last, i, j
             if last == end:
                 return
             first = last + 1

@@ -96,12 +96,19 @@ def check_difference(left: DecisionMap, right: DecisionMap, others: Sequence[int
     assert mirrored == [tuple(d) for d in differences]
     for earlier, later in itertools.pairwise(differences):
         assert earlier.last < later.first
+    changes = list(left.changes(right))
+    for change, following in itertools.pairwise(changes):
+        assert change[1] + 1 < following[0] or change[2:] != following[2:]
     for address in corners(left) | corners(right) | set(others):
         said = [d for d in differences if d.first <= address <= d.last]
         mine, theirs = left.decide(address), right.decide(address)
         assert bool(said) == (mine.verdict is not theirs.verdict)
+        verdicts = [c[2:] for c in changes if c[0] <= address <= c[1]]
         if said:
             assert (said[0].left, said[0].right) == (mine, theirs)
+            assert verdicts == [(mine.verdict, theirs.verdict)]
+        else:
+            assert not verdicts
 
 
 @given(TWO_MAPS)
