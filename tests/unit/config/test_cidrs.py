@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipmasq_agent.config.cidrs import parse_cidr
+from ipmasq_agent.config.cidrs import parse_cidr, parse_common
 from ipmasq_agent.policy.addresses import Family, Prefix
 from tests.unit.strategies import FAMILIES, prefixes
 
@@ -66,6 +66,7 @@ def test_spellings_that_go_takes_are_taken(text: str, meant: str) -> None:
         ("10.0.0." + "9" * 5_000 + "/32", "has an octet over 255"),
         ("fe80::%eth0/64", "has a zone, %eth0; leave it out"),
         ("::ffff:10.0.0.1/104", "is IPv4 inside IPv6, which decides about no packet; did you mean"),
+        ("0:0:0:0:0:ffff::/96", "is IPv4 inside IPv6, which decides about no packet; did you mean"),
         ("::ffff:10.0.0.0/64", "is IPv4 inside IPv6, which decides about no packet"),
         ("", "is not a CIDR; write an address and a prefix length"),
         ("example.com", "is not a CIDR; write an address and a prefix length"),
@@ -106,3 +107,14 @@ def test_any_text_is_a_prefix_or_a_refusal_whose_suggestion_is_accepted(text: st
     else:
         assert prefix.first % (1 << prefix.family.bits - prefix.length) == 0
         assert prefix.family is (Family.IPV6 if ":" in text else Family.IPV4)
+
+
+@given(st.lists(FAMILIES.flatmap(prefixes).map(str) | ODD | ODD_V6, max_size=4))
+def test_many_are_read_as_each_or_left_to_be_read_one_by_one(texts: list[str]) -> None:
+    columns = parse_common(texts)
+    if columns is not None:
+        assert [Prefix(*one) for one in zip(*columns, strict=True)] == list(map(parse_cidr, texts))
+
+
+def test_common_forms_are_read_many_at_a_time() -> None:
+    assert parse_common(["10.0.0.0/8", "fd00::/8", "FD00:1:2::/48", "0.0.0.0/0"]) is not None
