@@ -71,7 +71,7 @@ Examples:
 @click.option("--keep", is_flag=True, help="Leave the lab standing, as it is at the end.")
 @output_option
 def run_story(backend: str, ipv6: bool, name: str | None, keep: bool, output: str) -> int:
-    """Build a lab, tell the story in five steps, take it down.
+    """Build a lab, tell the story step by step, take it down.
 
     Every check is what the receiving end saw, by ICMP, TCP and UDP. Exit status: 0 when all
     is as it should be, 1 when something is not, 2 when the lab could not be built.
@@ -80,7 +80,7 @@ def run_story(backend: str, ipv6: bool, name: str | None, keep: bool, output: st
     from ipmasq_agent.lab.cluster import Lab, check_tools
     from ipmasq_agent.lab.story import Story
 
-    check_tools()
+    check_tools(backend)
     lab = Lab(name or f"run-{os.getpid()}")
     shown = lab_text.Shown(output)
     steps: list[Step] = []
@@ -163,7 +163,7 @@ def up(backend: str, ipv6: bool, name: str) -> None:
     from ipmasq_agent.lab.cluster import Lab, check_tools
     from ipmasq_agent.lab.story import Story
 
-    check_tools()
+    check_tools(backend)
     lab = Lab(name)
     with claimed(lab, stay=True):
         story = Story(lab, AGENT, backend, ipv6=ipv6)
@@ -206,7 +206,7 @@ Examples (after `ipmasq-agent lab up`):
 def execute(name: str, host: str, argv: tuple[str, ...]) -> None:
     """Run a command in a host of the lab, with its exit status.
 
-    The hosts are k8s-ctr, k8s-w1, router, curl-pod, webpod, w1-pod and switch.
+    The hosts are k8s-ctr, k8s-w1, k8s-b1, router, curl-pod, webpod, w1-pod, b-pod and switch.
     """
     lab = _standing(name)
     words = lab.argv(host, argv)
@@ -226,9 +226,13 @@ Examples (after `ipmasq-agent lab up`):
 @name_option
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def config(name: str, file: Path) -> int:
-    """Give the nodes of the lab another document, and show what their agents say."""
+    """Give the nodes of the first cluster another document, and show what their agents say."""
+    from ipmasq_agent.lab.topology import FIRST_CLUSTER
+
     refused = False
-    for node, status in _standing(name).deliver(file.read_text()).items():
+    documents = {"config": file.read_text()}
+    given = {node.name: documents for node in FIRST_CLUSTER}
+    for node, status in _standing(name).deliver(given).items():
         error = status["config"]["error"]
         refused |= error is not None
         click.echo(f"{node}: {'refused: ' + error if error else 'in force'}")

@@ -10,18 +10,22 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from ipmasq_agent.lab.scenes import PROTOCOLS, SOURCES
-from ipmasq_agent.lab.story import Check, Step
+from ipmasq_agent.lab.probes import Check
+from ipmasq_agent.lab.scene import PROTOCOLS
+from ipmasq_agent.lab.story import Step
 
 _PICTURE = """\
-  curl-pod  webpod                       w1-pod
-  172.20.0.10 │ .20                172.20.1.10 │
-       └──────┴─ k8s-ctr ─────┬───── k8s-w1 ───┘
-             192.168.10.100   │  192.168.10.101
-                              │
+  curl-pod  webpod                       w1-pod              b-pod
+  172.20.0.10 │ .20                172.20.1.10 │       172.30.0.10 │  another
+       └──────┴─ k8s-ctr ─────┬───── k8s-w1 ───┘   ┌─── k8s-b1 ────┘  cluster
+             192.168.10.100   │  192.168.10.101    │ 192.168.10.130
+                              ├────────────────────┘
                         router 192.168.10.200
-                        loop1 10.10.1.200, loop2 10.10.2.200"""
+                        loop1 10.10.1.200, loop2 10.10.2.200
+  eth0 of the nodes: 10.0.2.15, .16 and .45. egress-ip: 192.168.10.150, second on k8s-ctr"""
 _WIDTH = 132
+# Share of lines that two documents must have in common for their difference to tell more.
+_MUCH_THE_SAME = 0.7
 
 
 class Shown:
@@ -51,30 +55,34 @@ class Shown:
         if not self._text:
             return
         out = self._out
-        out.print(f"\n{number}. {step.scene.title}", style="bold", markup=False)
+        out.print(f"\n{number}. {step.title}", style="bold", markup=False)
         for line in _changed_lines(config_before, step.config):
             style = {"+": "green", "-": "red"}.get(line[0], "")
             out.print(f"     {line}", style=style, markup=False)
+        if step.second is not None:
+            out.print("     and in the second cluster:", markup=False)
+            for line in step.second.splitlines():
+                out.print(f"       {line}", markup=False)
         if step.error:
             said = Padding(f"the agent says: {_after_path(step.error)}", (0, 0, 0, 3))
             out.print(said, style="yellow", markup=False)
         out.print(_checks(step.checks))
-        out.print(Padding(step.scene.why, (0, 0, 0, 3)), markup=False)
+        out.print(Padding(step.why, (0, 0, 0, 3)), markup=False)
         for failure in step.failures:
             out.print(f"   NOT AS IT SHOULD BE: {failure}", style="bold red", markup=False)
 
     def closing(self, steps: Sequence[Step]) -> None:
-        """Show which source each destination saw, step by step."""
-        table = Table(box=None, padding=(0, 2, 0, 0))
+        """Show whose address each destination saw, step by step."""
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
         table.add_column("from → to", no_wrap=True)
         for number in range(1, len(steps) + 1):
-            table.add_column(f"step {number}", overflow="fold")
+            table.add_column(f"{number}", no_wrap=True)
         pairs = dict.fromkeys((c.sender, c.to) for s in steps for c in s.checks if not c.kept)
         for sender, to in pairs:
-            cells = [_cell(step, sender, to) for step in steps]
-            table.add_row(f"{sender} → {to}", *cells)
+            table.add_row(f"{sender} → {to}", *(_cell(step, sender, to) for step in steps))
         self._out.print(
-            "\nSource address that each destination saw on new connections († no reply returned):",
+            "\nWhose address each destination saw on new connections, step by step "
+            "(o the sender's own, n its node's, † no reply returned):",
             style="bold",
         )
         self._out.print(table)
@@ -111,24 +119,24 @@ def _checks(checks: Sequence[Check]) -> Table:
 
 
 def _owner(check: Check) -> str:
-    if check.seen in SOURCES[check.sender]:
-        return "the pod's own"
+    if check.verdict == "non-masquerade":
+        return "the pod's own" if check.sender.endswith("pod") else "the sender's own"
     return "masqueraded" if check.seen else ""
 
 
 def _cell(step: Step, sender: str, to: str) -> str:
     found = [c for c in step.checks if (c.sender, c.to, c.kept) == (sender, to, False)]
-    if not found:
-        return "-"
-    seen = dict.fromkeys(check.seen or "lost" for check in found)
-    mark = "" if all(check.reply for check in found) else "†"
-    return ", ".join(seen) + mark
+    marks = {"non-masquerade": "o", "masquerade": "n", "lost": "-"}
+    seen = dict.fromkeys(marks[check.verdict] for check in found)
+    return "/".join(seen) + ("" if all(check.reply for check in found) else "†")
 
 
 def _changed_lines(before: str, after: str) -> list[str]:
-    if not before:
-        return [f"  {line}" for line in after.splitlines()]
-    lines = difflib.ndiff(before.splitlines(), after.splitlines())
+    """Return what is new in a document; all of it where little of the one before is left."""
+    old, new = before.splitlines(), after.splitlines()
+    if difflib.SequenceMatcher(None, old, new).ratio() < _MUCH_THE_SAME:
+        return [f"  {line}" for line in new]
+    lines = difflib.ndiff(old, new)
     return [line for line in lines if line[0] in "+-"] or ["  (the document stays)"]
 
 

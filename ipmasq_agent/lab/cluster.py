@@ -16,27 +16,39 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from ipmasq_agent.errors import LabError, MissingTool
 from ipmasq_agent.host import netns
 from ipmasq_agent.host.commands import PACKAGES, run
-from ipmasq_agent.lab.topology import HOSTS, NODES, SYSCTLS, Host, link_commands
+from ipmasq_agent.lab.mounted import mount, mounted
+from ipmasq_agent.lab.talk import Talk
+from ipmasq_agent.lab.topology import HOSTS, SYSCTLS, Host, link_commands
 
 STATE = Path("/run/ipmasq-lab")
 _PREFIX = "ipmasq-"
 # Says that `ip netns` made its directory a mount because of us, and that it may go with us.
 _MOUNT_MARK = STATE / ".netns-mount"
-_TOOLS = ("ip", "setpriv", "sysctl", "ping", "curl", "iptables-nft", "tcpdump")
+_TOOLS = ("ip", "setpriv", "sysctl", "ping", "curl", "tcpdump")
+# What a data plane needs beside, by the beginning of its name.
+_BACKEND_TOOLS = {
+    "auto": ("iptables-nft",),
+    "iptables": ("iptables-nft",),
+    "ipset": ("iptables-nft", "ipset"),
+    "nftables": ("nft",),
+}
 _START = 20.0
 Condition = Callable[[dict[str, Any]], bool]
 STATUS_URL = "http://127.0.0.1:9797/status"
 
 
-def check_tools() -> None:
+def check_tools(backend: str) -> None:
     """Fail before anything is made where this machine lacks something.
+
+    Args:
+        backend: what the agents will use.
 
     Raises:
         LabError: we are not root.
@@ -44,7 +56,8 @@ def check_tools() -> None:
     """
     if os.geteuid() != 0:
         raise LabError("the lab needs root, to make network namespaces", remedy="try sudo")
-    missing = sorted({PACKAGES.get(tool, tool) for tool in _TOOLS if not shutil.which(tool)})
+    tools = _TOOLS + _BACKEND_TOOLS[backend.partition("-")[0]]
+    missing = sorted({PACKAGES.get(tool, tool) for tool in tools if not shutil.which(tool)})
     if missing:
         raise MissingTool(
             f"the lab needs programs that are not installed: {' '.join(missing)}",
@@ -217,18 +230,17 @@ class Lab:
         return run(self.argv(host, argv)).stdout
 
     def inhabit(self, *, stay: bool) -> None:
-        """Start the servers, and the senders that can be talked to unless they are to stay."""
+        """Start who lives in the hosts; they can be talked to as long as we are there."""
         for host in HOSTS:
-            if host.serves or host.name == "curl-pod":
+            if host.inhabited:
                 self._settle(host, stay=stay)
+        for name, talk in self.talks.items():
+            if talk.answer() != {"ready": name}:
+                raise LabError(f"{name} did not start; see {self.state}/{name}.log")
 
     def _settle(self, host: Host, *, stay: bool) -> None:
-        addresses = [address for link in host.links.values() for address in (link.ipv4, link.ipv6)]
-        argv = [sys.executable, "-m", "ipmasq_agent.lab.inhabitant", host.name, *addresses]
-        process = self._start(host.name, argv, stay=stay, talk=True)
-        self.talks[host.name] = Talk(process)
-        if self.talks[host.name].answer() != {"ready": host.name}:
-            raise LabError(f"{host.name} did not start; see {self.state}/{host.name}.log")
+        argv = [sys.executable, "-m", "ipmasq_agent.lab.inhabitant", host.name, *host.addresses]
+        self.talks[host.name] = Talk(self._start(host.name, argv, stay=stay, talk=True))
 
     def start_agent(self, node: str, argv: Sequence[str], *, stay: bool) -> None:
         """Run the agent in a node."""
@@ -251,23 +263,13 @@ class Lab:
         self._processes.append(process)
         return process
 
-    def document(self, node: str) -> Path:
-        """Return the path that the agent of a node reads."""
-        return self.state / node / "config"
+    def documents(self, node: str) -> Path:
+        """Return the directory that the agent of a node reads: a mounted ConfigMap."""
+        return self.state / node
 
-    def write_document(self, text: str, nodes: Sequence[str] | None = None) -> None:
-        """Give the nodes a document, in the way in which kubelet updates a mounted ConfigMap."""
-        for node in nodes or [node.name for node in NODES]:
-            directory = self.state / node
-            directory.mkdir(exist_ok=True)
-            version = directory / f"..{time.time_ns()}"
-            version.mkdir()
-            (version / "config").write_text(text)
-            link = directory / "..data_tmp"
-            link.symlink_to(version.name)
-            link.rename(directory / "..data")
-            if not self.document(node).is_symlink():
-                self.document(node).symlink_to("..data/config")
+    def write(self, node: str, keys: Mapping[str, str]) -> None:
+        """Give a node its documents, by key."""
+        mount(self.documents(node), keys)
 
     def status(self, node: str) -> dict[str, Any] | None:
         """Return what the agent of a node says of itself; None while it does not answer."""
@@ -279,21 +281,25 @@ class Lab:
             return None
         return answer
 
-    def deliver(self, text: str) -> dict[str, dict[str, Any]]:
-        """Give all nodes a document, and return what each agent says once it has taken it in.
+    def deliver(self, documents: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]]:
+        """Give nodes documents, and return what each agent says once it has taken them in.
+
+        Args:
+            documents: node → key → text.
 
         Raises:
             LabError: an agent never did.
         """
-        before = {node.name: self._revision(node.name, unless=text) for node in NODES}
-        self.write_document(text)
+        before = {node: self._revision(node, unless=keys) for node, keys in documents.items()}
+        for node, keys in documents.items():
+            self.write(node, keys)
         what = "the agent has taken in the document"
         return {node: self.wait_for(node, what, _other_than(old)) for node, old in before.items()}
 
-    def _revision(self, node: str, unless: str) -> str | None:
-        """Return the revision that an agent has; None where its document says ``unless``."""
-        document, status = self.document(node), self.status(node)
-        if status is None or (document.exists() and document.read_text() == unless):
+    def _revision(self, node: str, unless: Mapping[str, str]) -> str | None:
+        """Return the revision that an agent has; None where its documents are ``unless``."""
+        status = self.status(node)
+        if status is None or mounted(self.documents(node)) == unless:
             return None
         revision: str | None = status["config"]["revision"]
         return revision
@@ -338,37 +344,3 @@ def _other_than(revision: str | None) -> Condition:
         return config["revision"] != revision and bool(status["ready"] or config["error"])
 
     return holds
-
-
-class Talk:
-    """A conversation with an inhabitant: one order, one answer."""
-
-    def __init__(self, process: subprocess.Popen[Any]) -> None:
-        self._process = process
-
-    def ask(self, **order: object) -> dict[str, Any]:
-        """Give an order and return the answer."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order).encode() + b"\n")
-        self._process.stdin.flush()
-        return self.answer()
-
-    def answer(self) -> dict[str, Any]:
-        """Return the next answer.
-
-        Raises:
-            LabError: the inhabitant died.
-        """
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise LabError("a host of the lab died; its log has the reason")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        """End it."""
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()

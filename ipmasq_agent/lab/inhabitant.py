@@ -44,6 +44,32 @@ class Seen(NamedTuple):
     payload: bytes
 
 
+class Probe(NamedTuple):
+    """What is sent: to where, from which address of ours, and how to know it again.
+
+    Attributes:
+        patient: a reply must come, so wait long for it.
+        kept: speak on the connection that was opened before, instead of a new one.
+    """
+
+    protocol: str
+    source: str
+    address: str
+    token: bytes
+    patient: bool
+    kept: bool
+
+    @property
+    def by_opening(self) -> bool:
+        """Whether its first packet has no token in it."""
+        return self.protocol == "tcp" and not self.kept
+
+    @classmethod
+    def of(cls, order: dict[str, Any]) -> Probe:
+        """Read one from an order."""
+        return cls(**(order | {"token": order["token"].encode()}))
+
+
 class Observer(threading.Thread):
     """Remembers the packets that arrive for this host's addresses."""
 
@@ -84,27 +110,27 @@ class Observer(threading.Thread):
         with self._changed:
             return self._count
 
-    def wait(self, after: int, protocol: str, destination: str, token: bytes) -> str | None:
-        """Return the source of the packet that a probe sent, or None if none came in time.
+    def wait(self, after: int, probes: list[Probe]) -> list[str | None]:
+        """Return the source of each probe's packet, None for those that did not come in time.
 
         A TCP probe is known by its opening segment, as a connection whose replies get
         lost never carries the token.
         """
 
-        def found() -> str | None:
+        def found(probe: Probe) -> str | None:
             for packet in self._seen:
                 if (
                     packet.number > after
-                    and packet.protocol == protocol
-                    and packet.destination == destination
-                    and (token in packet.payload if token else packet.opening)
+                    and packet.protocol == probe.protocol
+                    and packet.destination == probe.address
+                    and (packet.opening if probe.by_opening else probe.token in packet.payload)
                 ):
                     return packet.source
             return None
 
         with self._changed:
-            self._changed.wait_for(lambda: found() is not None, PATIENT)
-            return found()
+            self._changed.wait_for(lambda: all(map(found, probes)), PATIENT)
+            return [found(probe) for probe in probes]
 
 
 def parse(packet: bytes) -> tuple[str, str, str, bool, bytes] | None:
@@ -120,7 +146,8 @@ def parse(packet: bytes) -> tuple[str, str, str, bool, bytes] | None:
     body = packet[header:]
     ends = socket.inet_ntop(family, source), socket.inet_ntop(family, destination)
     if number == _TCP:
-        opening = body[13] & 0x12 == 0x02  # SYN without ACK
+        # SYN without ACK, to our server: others may have servers of their own here.
+        opening = body[13] & 0x12 == 0x02 and body[2:4] == HTTP_PORT.to_bytes(2, "big")
         return "tcp", *ends, opening, body[(body[12] >> 4) * 4 :]
     if number == _UDP:
         return "udp", *ends, True, body[8:]
@@ -135,66 +162,94 @@ class Sender:
     def __init__(self) -> None:
         self._kept: dict[str, socket.socket] = {}
 
-    def probe(self, protocol: str, address: str, token: bytes, patience: float) -> bool:
-        """Send one probe; true if a reply came back within ``patience`` seconds."""
-        send = {"tcp": self._tcp, "udp": self._udp, "icmp": self._icmp}[protocol]
+    def send(self, probes: list[Probe]) -> list[bool]:
+        """Send probes all at once; for each, whether a reply came back in time."""
+        replies = [False] * len(probes)
+
+        def send(number: int, probe: Probe) -> None:
+            replies[number] = self.probe(probe)
+
+        threads = [threading.Thread(target=send, args=each) for each in enumerate(probes)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return replies
+
+    def probe(self, probe: Probe) -> bool:
+        """Send one probe; true if a reply came back."""
+        if probe.kept:
+            return self._speak(probe)
+        send = {"tcp": _tcp, "udp": _udp, "icmp": _icmp}[probe.protocol]
         try:
-            return send(address, token, patience)
+            return send(probe, PATIENT if probe.patient else IMPATIENT)
         except OSError:
             return False  # no route, unreachable, timed out: no reply is the answer
 
-    def keep(self, name: str, protocol: str, address: str, token: bytes) -> bool:
+    def keep(self, probe: Probe) -> bool:
         """Open a connection that stays open, and send the token on it."""
-        kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
-        connection = socket.socket(_family(address), kind)
+        kind = socket.SOCK_STREAM if probe.protocol == "tcp" else socket.SOCK_DGRAM
+        connection = socket.socket(_family(probe.address), kind)
         connection.settimeout(PATIENT)
-        connection.connect((address, HTTP_PORT if protocol == "tcp" else UDP_PORT))
-        self._kept[name] = connection
-        return self.speak(name, token)
+        connection.bind((probe.source, 0))
+        connection.connect((probe.address, HTTP_PORT if probe.protocol == "tcp" else UDP_PORT))
+        self._kept[probe.protocol] = connection
+        return self._speak(probe)
 
-    def speak(self, name: str, token: bytes) -> bool:
+    def _speak(self, probe: Probe) -> bool:
         """Send the token on a connection that was kept; true if it was answered."""
-        connection = self._kept[name]
+        connection = self._kept[probe.protocol]
         try:
             if connection.type == socket.SOCK_STREAM:
-                connection.sendall(b"GET /%s HTTP/1.1\r\nHost: lab\r\n\r\n" % token)
+                connection.sendall(b"GET /%s HTTP/1.1\r\nHost: lab\r\n\r\n" % probe.token)
             else:
-                connection.send(token)
+                connection.send(probe.token)
             return bool(connection.recv(4096))
         except OSError:
             return False
 
-    def _tcp(self, address: str, token: bytes, patience: float) -> bool:
-        with socket.create_connection((address, HTTP_PORT), timeout=patience) as connection:
-            connection.sendall(b"GET /%s HTTP/1.0\r\n\r\n" % token)
-            answer = b""
-            while b"RemoteAddr" not in answer and (more := connection.recv(4096)):
-                answer += more
-            return b"RemoteAddr" in answer
 
-    def _udp(self, address: str, token: bytes, patience: float) -> bool:
-        with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
-            probe.settimeout(patience)
-            probe.sendto(token, (address, UDP_PORT))
-            return probe.recv(4096) == token
+# Each takes a reply from the address that was asked only: one whose source was translated
+# on its way back is no reply to those who wait for it.
 
-    def _icmp(self, address: str, token: bytes, patience: float) -> bool:
-        family = _family(address)
-        number = _ICMP[family]
-        # The kernel fills in the checksum of ICMPv6; that of ICMP is ours.
-        message = struct.pack("!BBHHH", _ECHO_REQUEST[number], 0, 0, secrets.randbits(16), 1)
-        checksum = struct.pack("!H", internet_checksum(message + token))
-        message = message[:2] + checksum + message[4:] + token
-        with socket.socket(family, socket.SOCK_RAW, number) as probe:
-            probe.sendto(message, (address, 0))
-            deadline = time.monotonic() + patience
-            while (left := deadline - time.monotonic()) > 0:
-                probe.settimeout(left)
-                reply = probe.recv(4096)
-                body = reply[(reply[0] & 15) * 4 :] if family == socket.AF_INET else reply
-                if body[0] in (0, 129) and token in body:
-                    return True
-        return False
+
+def _tcp(probe: Probe, patience: float) -> bool:
+    ends = (probe.address, HTTP_PORT), patience, (probe.source, 0)
+    with socket.create_connection(*ends) as connection:
+        connection.sendall(b"GET /%s HTTP/1.0\r\n\r\n" % probe.token)
+        answer = b""
+        while b"RemoteAddr" not in answer and (more := connection.recv(4096)):
+            answer += more
+        return b"RemoteAddr" in answer
+
+
+def _udp(probe: Probe, patience: float) -> bool:
+    with socket.socket(_family(probe.address), socket.SOCK_DGRAM) as connection:
+        connection.settimeout(patience)
+        connection.bind((probe.source, 0))
+        connection.connect((probe.address, UDP_PORT))
+        connection.send(probe.token)
+        return connection.recv(4096) == probe.token
+
+
+def _icmp(probe: Probe, patience: float) -> bool:
+    family = _family(probe.address)
+    number = _ICMP[family]
+    # The kernel fills in the checksum of ICMPv6; that of ICMP is ours.
+    message = struct.pack("!BBHHH", _ECHO_REQUEST[number], 0, 0, secrets.randbits(16), 1)
+    checksum = struct.pack("!H", internet_checksum(message + probe.token))
+    message = message[:2] + checksum + message[4:] + probe.token
+    with socket.socket(family, socket.SOCK_RAW, number) as raw:
+        raw.bind((probe.source, 0))
+        raw.sendto(message, (probe.address, 0))
+        deadline = time.monotonic() + patience
+        while (left := deadline - time.monotonic()) > 0:
+            raw.settimeout(left)
+            reply, sender = raw.recvfrom(4096)
+            body = reply[(reply[0] & 15) * 4 :] if family == socket.AF_INET else reply
+            if sender[0] == probe.address and body[0] in (0, 129) and probe.token in body:
+                return True
+    return False
 
 
 def internet_checksum(data: bytes) -> int:
@@ -271,20 +326,16 @@ def main() -> None:
 
 
 def _answer(order: dict[str, Any], observer: Observer, sender: Sender) -> dict[str, Any]:
-    token = order.get("token", "").encode()
-    what = order["do"]
-    if what == "mark":
-        return {"mark": observer.mark()}
-    if what == "seen":
-        wanted = b"" if order["protocol"] == "tcp" and not order.get("kept") else token
-        source = observer.wait(order["after"], order["protocol"], order["address"], wanted)
-        return {"source": source}
-    if what == "probe":
-        patience = PATIENT if order["patient"] else IMPATIENT
-        return {"reply": sender.probe(order["protocol"], order["address"], token, patience)}
-    if what == "keep":
-        return {"reply": sender.keep(order["name"], order["protocol"], order["address"], token)}
-    return {"reply": sender.speak(order["name"], token)}
+    probes = [Probe.of(probe) for probe in order.get("probes", ())]
+    match order["do"]:
+        case "mark":
+            return {"mark": observer.mark()}
+        case "seen":
+            return {"sources": observer.wait(order["after"], probes)}
+        case "keep":
+            return {"replies": [sender.keep(probe) for probe in probes]}
+        case _:
+            return {"replies": sender.send(probes)}
 
 
 if __name__ == "__main__":

@@ -1,81 +1,33 @@
-"""The story that a lab tells: documents, what happens, and which source must be seen.
+"""The story that a lab tells, scene after scene.
 
 Plain data, so that a reader can check the expectations against what a network engineer
-knows. ``expected`` is written here and nowhere computed.
+knows. ``expected`` is written here and nowhere computed. All of it is in IPv4; the story in
+IPv6 is its mirror image.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-# What each name stands for as a source, in IPv4 and in IPv6.
-SOURCES = {
-    "curl-pod": ("172.20.0.10", "fd00:172:20::10"),
-    "w1-pod": ("172.20.1.10", "fd00:172:20:1::10"),
-    "k8s-ctr": ("192.168.10.100", "fd00:192:168:10::100"),
-    "k8s-w1": ("192.168.10.101", "fd00:192:168:10::101"),
-}
-PROTOCOLS = ("icmp", "tcp", "udp")
+from ipmasq_agent.lab.key_scenes import KEY_SCENES
+from ipmasq_agent.lab.scene import Documents, Expectation, Scene, one
 
 
-@dataclass(frozen=True, slots=True)
-class Expectation:
-    """Packets from ``sender`` to ``to`` must arrive with the address of ``seen_as``.
-
-    Attributes:
-        sender: the pod that sends.
-        to: a destination of the topology.
-        seen_as: whose address the receiver must see: the pod's, or its node's.
-        reply: whether an answer must come back.
-        kept: name of a connection opened earlier on which to speak, instead of a new one.
-    """
-
-    sender: str
-    to: str
-    seen_as: str
-    reply: bool = True
-    kept: bool = False
+def _listed(*cidrs: str) -> Documents:
+    entries = "".join(f"  - {cidr}\n" for cidr in cidrs)
+    # Healing waits for a resync, and a lab should not wait a minute.
+    return one(f"nonMasqueradeCIDRs:\n{entries}resyncInterval: 1s\n")
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """One step.
-
-    Attributes:
-        title: what the reader is about to see.
-        document: the ConfigMap document, by family; None leaves the one there is.
-        refused: the agent must refuse the document and keep the one before.
-        return_routes: give the router its way back to the pods.
-        open_connections: open one connection for each protocol to loop1, to be kept.
-        flush: somebody empties the chain by hand, and the agent must heal it.
-        expect: what must be seen.
-        why: what it means.
-    """
-
-    title: str
-    document: tuple[str, str] | None
-    expect: tuple[Expectation, ...]
-    why: str
-    refused: bool = False
-    return_routes: bool = False
-    open_connections: bool = False
-    flush: bool = False
-
-
-def _document(ipv4: list[str], ipv6: list[str]) -> tuple[str, str]:
-    def text(cidrs: list[str]) -> str:
-        # Healing waits for a resync, and a lab should not wait a minute.
-        entries = "".join(f"  - {cidr}\n" for cidr in cidrs)
-        return f"nonMasqueradeCIDRs:\n{entries}resyncInterval: 1s\n"
-
-    return text(ipv4), text(ipv6)
-
-
-CLUSTER = (["172.20.0.0/16", "192.168.10.101/32"], ["fd00:172:20::/48", "fd00:192:168:10::101/128"])
-LOOPS = (["10.10.1.0/24", "10.10.2.0/24"], ["fd00:10:10:1::/64", "fd00:10:10:2::/64"])
-FIRST = _document(*CLUSTER)
-SECOND = _document(CLUSTER[0] + LOOPS[0], CLUSTER[1] + LOOPS[1])
-WRONG = _document([*CLUSTER[0], *LOOPS[0], "10.0.0.1/8"], [*CLUSTER[1], *LOOPS[1], "fd00::1/8"])
+CLUSTER = ("172.20.0.0/16", "192.168.10.101/32")
+LOOPS = ("10.10.1.0/24", "10.10.2.0/24")
+FIRST = _listed(*CLUSTER)
+SECOND = _listed(*CLUSTER, *LOOPS)
+WRONG = _listed(*CLUSTER, *LOOPS, "10.0.0.1/8")
+# What the second cluster starts with, and what both have once they are joined.
+ALONE = _listed("172.30.0.0/16")
+JOINED = _listed("172.20.0.0/16", "172.30.0.0/16", "192.168.10.101/32")
+SECOND_JOINED = _listed("172.30.0.0/16", "172.20.0.0/16")
 
 WITHIN = (
     Expectation("curl-pod", "webpod", "curl-pod"),
@@ -88,6 +40,10 @@ OUTSIDE = (
     Expectation("curl-pod", "loop2", "k8s-ctr"),
     Expectation("w1-pod", "loop1", "k8s-w1"),
 )
+CLUSTERS_APART = (
+    Expectation("curl-pod", "b-pod", "k8s-ctr"),
+    Expectation("b-pod", "w1-pod", "k8s-b1"),
+)
 LOOPS_AS_PODS = (
     Expectation("curl-pod", "loop1", "curl-pod"),
     Expectation("curl-pod", "loop2", "curl-pod"),
@@ -99,7 +55,7 @@ SCENES = (
     Scene(
         "The cluster keeps pod addresses, everything else sees the node",
         FIRST,
-        WITHIN + OUTSIDE,
+        WITHIN + OUTSIDE + CLUSTERS_APART,
         "Only the pod network and the worker are in the list, so the router and what lies "
         "behind it see the node that the pod runs on.",
     ),
@@ -119,17 +75,17 @@ SCENES = (
         "The router gets its routes to the pods",
         None,
         (*WITHIN, ROUTER_AS_NODE, *LOOPS_AS_PODS),
-        "172.20.0.0/24 via k8s-ctr, 172.20.1.0/24 via k8s-w1: replies return, and the source is "
-        "still the pod's.",
+        "172.20.0.0/24 via k8s-ctr, 172.20.1.0/24 via k8s-w1 and so on: replies return, and the "
+        "source is still the pod's.",
         return_routes=True,
         open_connections=True,
     ),
     Scene(
-        "A document with an error, and somebody who empties the chain",
+        "A document with an error, and somebody who empties the rules",
         WRONG,
         (ROUTER_AS_NODE, *LOOPS_AS_PODS),
         "The document is refused and the last good one stays in force. It is even healed: the "
-        "chain was emptied by hand, and the agent put it back at its next look.",
+        "rules were emptied by hand, and the agent put them back at its next look.",
         refused=True,
         flush=True,
     ),
@@ -139,9 +95,26 @@ SCENES = (
         (
             *WITHIN,
             *OUTSIDE,
+            *CLUSTERS_APART,
             Expectation("curl-pod", "loop1", "curl-pod", kept=True),
         ),
         "New connections are masqueraded again. Those that were opened before keep the source "
         "they had: the kernel decides once for each connection.",
     ),
+    Scene(
+        "A second cluster joins the mesh, with native routing between the two",
+        JOINED,
+        (
+            Expectation("curl-pod", "b-pod", "curl-pod"),
+            Expectation("b-pod", "w1-pod", "b-pod"),
+            Expectation("b-pod", "webpod", "b-pod"),
+            *OUTSIDE[:2],
+            Expectation("b-pod", "loop1", "k8s-b1"),
+        ),
+        "Each cluster has the other's pod CIDRs in its list, so pods of both see each other. "
+        "Before, they saw a node of the other cluster, and no policy by pod could hold. The "
+        "entry is needed on both sides: each node decides about the packets of its own pods.",
+        second=SECOND_JOINED,
+    ),
+    *KEY_SCENES,
 )

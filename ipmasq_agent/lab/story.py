@@ -2,60 +2,26 @@
 
 from __future__ import annotations
 
-import secrets
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ipmasq_agent.errors import LabError
+from ipmasq_agent.errors import AgentError
 from ipmasq_agent.lab.cluster import Condition, Lab
-from ipmasq_agent.lab.scenes import FIRST, PROTOCOLS, SCENES, SOURCES, Expectation, Scene
+from ipmasq_agent.lab.emptying import emptying
+from ipmasq_agent.lab.mirror import mirrored
+from ipmasq_agent.lab.probes import Check, Prober
+from ipmasq_agent.lab.scene import Documents, Expectation, Scene, shown
+from ipmasq_agent.lab.scenes import ALONE, FIRST, SCENES
 from ipmasq_agent.lab.topology import (
-    DESTINATIONS,
+    FIRST_CLUSTER,
     NODES,
+    PLACES,
     RETURN_ROUTES,
-    RETURN_ROUTES_V6,
-    Address,
+    SECOND_CLUSTER,
+    route_commands,
 )
-
-_CHAIN = "IP-MASQ"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One probe and what became of it; ``seen`` comes from the receiving end."""
-
-    sender: str
-    to: str
-    protocol: str
-    destination: str
-    seen: str | None
-    verdict: str
-    expected: str
-    reply: bool
-    expected_reply: bool
-    kept: bool
-
-    @property
-    def ok(self) -> bool:
-        """Whether the receiver saw what the story says, and the reply came or did not."""
-        return self.seen == self.expected and self.reply == self.expected_reply
-
-    def as_data(self) -> dict[str, Any]:
-        """Return the check as the JSON contract has it."""
-        return {
-            "from": self.sender,
-            "to": self.to,
-            "protocol": self.protocol,
-            "seen": self.seen,
-            "verdict": self.verdict,
-            "expected": self.expected,
-            "ok": self.ok,
-            "destination": self.destination,
-            "reply": self.reply,
-            "expectedReply": self.expected_reply,
-            "connection": "kept" if self.kept else "new",
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +30,21 @@ class Step:
 
     Attributes:
         scene: what was asked.
+        title: what the reader is about to see.
         config: the document in place during the step.
+        second: the document that the second cluster was given in it.
         checks: what was seen.
+        why: what it means.
         error: what the agent says about the document, where it refused it.
         failures: what else went otherwise than the story says.
     """
 
     scene: Scene
+    title: str
     config: str
+    second: str | None
     checks: tuple[Check, ...]
+    why: str
     error: str | None = None
     failures: tuple[str, ...] = ()
 
@@ -84,11 +56,12 @@ class Step:
     def as_data(self) -> dict[str, Any]:
         """Return the step as the JSON contract has it."""
         return {
-            "title": self.scene.title,
+            "title": self.title,
             "config": self.config,
             "checks": [check.as_data() for check in self.checks],
             "ok": self.ok,
-            "why": self.scene.why,
+            "why": self.why,
+            "secondConfig": self.second,
             "error": self.error,
             "failures": list(self.failures),
         }
@@ -108,126 +81,110 @@ class Story:
         """
         self.lab = lab
         self.backend = backend
+        self._asked_backend = backend
         self._agent = agent
-        self._family = 1 if ipv6 else 0
-        self._patient = True
+        self._ipv6 = ipv6
+        self._prober = Prober(lab.talks, self._in_family)
+
+    def _in_family(self, text: str) -> str:
+        return mirrored(text) if self._ipv6 else text
+
+    def _written(self, documents: Documents) -> dict[str, str]:
+        return {key: self._in_family(text) for key, text in documents.items()}
 
     def prepare(self, progress: Callable[[str], None], *, stay: bool = False) -> None:
-        """Build the lab, give the nodes the first document, and start the agents."""
-        progress("building two nodes, three pods and a router")
+        """Build the lab, give the nodes the first documents, and start the agents."""
+        progress("building three nodes of two clusters, their pods and a router")
         self.lab.build()
         self.lab.inhabit(stay=stay)
         progress("starting the agent in the nodes")
-        self.lab.write_document(FIRST[self._family])
-        for node in NODES:
-            flags = [
-                "run",
-                f"--config={self.lab.document(node.name)}",
-                f"--backend={self.backend}",
-                f"--enable-ipv6={'true' if self._family else 'false'}",
-            ]
-            self.lab.start_agent(node.name, [*self._agent, *flags], stay=stay)
+        for nodes, documents in ((FIRST_CLUSTER, FIRST), (SECOND_CLUSTER, ALONE)):
+            for node in nodes:
+                self.lab.write(node.name, self._written(documents))
+                self.lab.start_agent(node.name, self._command(node.name, "run"), stay=stay)
         for node in NODES:
             status = self.lab.wait_for(node.name, "the agent is ready", lambda s: s["ready"])
             self.backend = str(status["mode"])
 
+    def _command(self, node: str, *words: str) -> list[str]:
+        """Return the command line of the agent in a node."""
+        return [
+            *self._agent,
+            *words,
+            f"--config={self.lab.documents(node)}",
+            f"--backend={self._asked_backend}",
+            f"--enable-ipv6={'true' if self._ipv6 else 'false'}",
+        ]
+
     def play(self, progress: Callable[[str], None]) -> Iterator[Step]:
         """Play scene after scene."""
-        config = FIRST[self._family]
+        config = shown(self._written(FIRST))
         for number, scene in enumerate(SCENES, start=1):
             progress(f"step {number} of {len(SCENES)}: {scene.title}")
             if scene.document is not None:
-                config = scene.document[self._family]
+                config = shown(self._written(scene.document))
             yield self._scene(scene, config)
 
     def _scene(self, scene: Scene, config: str) -> Step:
         failures: list[str] = []
-        error = None
-        if scene.document is not None:
-            error = self._deliver(scene, config, failures)
+        error = self._deliver(scene, failures)
         if scene.return_routes:
-            routes = RETURN_ROUTES_V6 if self._family else RETURN_ROUTES
-            dash = "-6 " if self._family else ""
-            self.lab.ip("router", [f"{dash}route add {route}" for route in routes])
+            self.lab.ip("router", [line for _, line in route_commands("router", RETURN_ROUTES)])
         if scene.flush:
-            self._flush_and_heal(failures)
-        checks = tuple(
-            self._check(expectation, protocol)
-            for expectation in scene.expect
-            for protocol in PROTOCOLS
-            if not (expectation.kept and protocol == "icmp")
-        )
+            self._empty_and_heal(failures)
+        checks = self._prober.check(scene.expect)
         if scene.open_connections:
-            self._open()
-        return Step(scene, config, checks, error, tuple(failures))
+            replies = self._prober.open(Expectation("curl-pod", "loop1", "curl-pod"))
+            if not all(replies):
+                failures.append("a connection to loop1 that was to be kept was not answered")
+        for place, key in scene.explains.items():
+            self._explain(place, key, failures)
+        return Step(
+            scene,
+            self._in_family(scene.title),
+            config,
+            shown(self._written(scene.second)) if scene.second is not None else None,
+            checks,
+            self._in_family(scene.why),
+            error,
+            tuple(failures),
+        )
 
-    def _deliver(self, scene: Scene, config: str, failures: list[str]) -> str | None:
-        """Give the nodes the document, and return what an agent says against it."""
+    def _deliver(self, scene: Scene, failures: list[str]) -> str | None:
+        """Give the nodes their documents, and return what an agent says against them."""
+        documents = dict.fromkeys(scene.nodes, scene.document)
+        documents |= dict.fromkeys((node.name for node in SECOND_CLUSTER), scene.second)
+        given = {node: self._written(keys) for node, keys in documents.items() if keys is not None}
         error: str | None = None
-        for node, status in self.lab.deliver(config).items():
-            error = status["config"]["error"]
+        for node, status in self.lab.deliver(given).items():
+            error = error or status["config"]["error"]
             if status["config"]["accepted"] is scene.refused:
-                said = "accepted" if scene.refused else f"refused: {error}"
+                said = "accepted" if scene.refused else f"refused: {status['config']['error']}"
                 failures.append(f"{node}: the document was {said}")
         return error
 
-    def _flush_and_heal(self, failures: list[str]) -> None:
-        """Empty the chain by hand as root would, and wait until the agent has put it back."""
-        variant = self.backend.removeprefix("iptables-")
-        tool = f"{'ip6tables' if self._family else 'iptables'}-{variant}"
-        for node in NODES:
-            status = self.lab.status(node.name) or {"changes": 0}
-            self.lab.run(node.name, [tool, "-t", "nat", "-F", _CHAIN])
+    def _empty_and_heal(self, failures: list[str]) -> None:
+        """Empty the rules by hand as root would, and wait until the agent has put them back."""
+        for node in (node.name for node in FIRST_CLUSTER):
+            status = self.lab.status(node) or {"changes": 0}
             try:
-                self.lab.wait_for(node.name, "the chain is healed", _more_than(status["changes"]))
-            except LabError as error:
-                failures.append(str(error))
+                for argv in emptying(self.backend, ipv6=self._ipv6):
+                    self.lab.run(node, argv)
+                self.lab.wait_for(node, "the rules are healed", _more_than(status["changes"]))
+            except AgentError as error:
+                failures.append(f"{node}: {error}")
 
-    def _check(self, expectation: Expectation, protocol: str) -> Check:
-        receiver, address = DESTINATIONS[expectation.to]
-        destination = self._pick(address)
-        token = secrets.token_hex(8)
-        sender, observer = self.lab.talks[expectation.sender], self.lab.talks[receiver]
-        probe = {"protocol": protocol, "address": destination, "token": token}
-        mark = observer.ask(do="mark")["mark"]
-        if expectation.kept:
-            reply = sender.ask(do="speak", name=protocol, token=token)["reply"]
-        else:
-            patient = self._patient and expectation.reply
-            reply = sender.ask(do="probe", patient=patient, **probe)["reply"]
-            if patient and not reply:
-                self._patient = False  # the story is wrong already: no need to wait as long again
-        seen = observer.ask(do="seen", after=mark, kept=expectation.kept, **probe)["source"]
-        own = SOURCES[expectation.sender][self._family]
-        return Check(
-            sender=expectation.sender,
-            to=expectation.to,
-            protocol=protocol,
-            destination=destination,
-            seen=seen,
-            verdict="lost" if seen is None else "non-masquerade" if seen == own else "masquerade",
-            expected=SOURCES[expectation.seen_as][self._family],
-            reply=reply,
-            expected_reply=expectation.reply,
-            kept=expectation.kept,
-        )
-
-    def _open(self) -> None:
-        """Open the connections that a later scene speaks on."""
-        destination = self._pick(DESTINATIONS["loop1"][1])
-        for protocol in ("tcp", "udp"):
-            answer = self.lab.talks["curl-pod"].ask(
-                do="keep",
-                name=protocol,
-                protocol=protocol,
-                address=destination,
-                token=secrets.token_hex(8),
-            )
-            if not answer["reply"]:
-                raise LabError(f"the {protocol} connection to loop1 could not be opened")
-
-    def _pick(self, address: Address) -> str:
-        return address.ipv6 if self._family else address.ipv4
+    def _explain(self, place: str, key: str, failures: list[str]) -> None:
+        """Ask the agent of the first node about a place: it must name the document."""
+        node, address = FIRST_CLUSTER[0].name, self._in_family(PLACES[place][1])
+        try:
+            told = self.lab.run(node, self._command(node, "explain", address, "--output=json"))
+            document = json.loads(told)["document"]
+        except (AgentError, ValueError, KeyError) as error:
+            failures.append(f"explain {address}: {error}")
+            return
+        if document is None or not document.endswith(key):
+            failures.append(f"explain {address}: names {document}, not {key}")
 
 
 def _more_than(changes: int) -> Condition:

@@ -2,109 +2,111 @@
 
 ::
 
-    curl-pod  webpod                              w1-pod
-        └──┬────┘ cni0                               │ cni0
-        k8s-ctr ── eth1 ───┬──────────┬─── eth1 ── k8s-w1
-           └ eth0 (management)        │        eth0 ┘
+    curl-pod  webpod                     w1-pod                b-pod
+        └──┬────┘ cni0                      │ cni0               │ cni0
+        k8s-ctr ── eth1 ───┬────── eth1 ── k8s-w1      ┌─ eth1 ─ k8s-b1
+           └ eth0 (management)     eth0 ────┘          │         another cluster
+                           └──────────┬────────────────┘
                                     router: loop1, loop2
 
-The IPv6 addresses mirror the IPv4 ones: 172.20.0.10 is fd00:172:20::10.
+Addresses are IPv4 here; each host has their mirror images in IPv6 too (``mirror.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-POD_CIDRS = {"k8s-ctr": "172.20.0.0/24", "k8s-w1": "172.20.1.0/24"}
-POD_CIDRS_V6 = {"k8s-ctr": "fd00:172:20::/64", "k8s-w1": "fd00:172:20:1::/64"}
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """One address of a host in both families, with the lengths of their prefixes."""
-
-    ipv4: str
-    ipv6: str
-    length: int = 24
-
-    def prefixes(self) -> tuple[str, str]:
-        """Return ``ADDRESS/LENGTH`` for IPv4 and for IPv6."""
-        return f"{self.ipv4}/{self.length}", f"{self.ipv6}/64"
+from ipmasq_agent.lab.mirror import mirrored
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A namespace of the lab: its links by name, and its routes in the syntax of ``ip``."""
+    """A namespace of the lab.
+
+    Attributes:
+        name: of the host.
+        links: device → ADDRESS/LENGTH.
+        routes: in the syntax of ``ip``.
+        second: device → a further address of it, which nothing takes unless told to.
+        inhabited: somebody lives there, who serves and sends.
+    """
 
     name: str
-    links: dict[str, Address]
+    links: dict[str, str]
     routes: tuple[str, ...] = ()
-    routes_v6: tuple[str, ...] = ()
-    serves: bool = False
+    second: dict[str, str] = field(default_factory=dict)
+    inhabited: bool = True
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """All addresses, in IPv4 and in IPv6, without their lengths."""
+        given = [a.partition("/")[0] for a in (*self.links.values(), *self.second.values())]
+        return (*given, *map(mirrored, given))
 
 
-def _pod(name: str, node: int, number: int, *, serves: bool = True) -> Host:
-    subnet = "172:20" if node == 0 else f"172:20:{node}"
-    return Host(
-        name,
-        {"eth0": Address(f"172.20.{node}.{number}", f"fd00:{subnet}::{number}")},
-        (f"default via 172.20.{node}.1",),
-        (f"default via fd00:{subnet}::1",),
-        serves,
-    )
+def _pod(name: str, subnet: str, number: int) -> Host:
+    return Host(name, {"eth0": f"{subnet}.{number}/24"}, (f"default via {subnet}.1",))
 
 
-def _node(name: str, node: int, other: int) -> Host:
-    own = "172:20" if node == 0 else f"172:20:{node}"
-    far = "172:20" if other == 0 else f"172:20:{other}"
+# Node → the network of its pods, and its number on the two segments.
+_PLAN = {"k8s-ctr": ("172.20.0", 0), "k8s-w1": ("172.20.1", 1), "k8s-b1": ("172.30.0", 30)}
+_EGRESS_IP = "192.168.10.150"
+
+
+def _node(name: str, **second: str) -> Host:
+    pods, number = _PLAN[name]
+    others = [plan for other, plan in _PLAN.items() if other != name]
     return Host(
         name,
         {
-            "eth0": Address(f"10.0.2.{15 + node}", f"fd00:10:0:2::{15 + node}"),
-            "eth1": Address(f"192.168.10.{100 + node}", f"fd00:192:168:10::{100 + node}"),
-            "cni0": Address(f"172.20.{node}.1", f"fd00:{own}::1"),
+            "eth0": f"10.0.2.{15 + number}/24",
+            "eth1": f"192.168.10.{100 + number}/24",
+            "cni0": f"{pods}.1/24",
         },
         (
             "default via 10.0.2.2",
             "10.10.0.0/16 via 192.168.10.200",
-            f"172.20.{other}.0/24 via 192.168.10.{100 + other}",
+            *(f"{far}.0/24 via 192.168.10.{100 + there}" for far, there in others),
+            # Only who asks for the route's own source takes it: MASQUERADE does not.
+            *(f"10.10.2.0/24 via 192.168.10.200 src {address}" for address in second.values()),
         ),
-        (
-            "default via fd00:10:0:2::2",
-            "fd00:10:10::/48 via fd00:192:168:10::200",
-            f"fd00:{far}::/64 via fd00:192:168:10::{100 + other}",
-        ),
-        serves=node == 1,
+        {device: f"{address}/24" for device, address in second.items()},
     )
 
 
 # Holds the two segments that join the nodes; nobody lives there.
-SWITCH = Host("switch", {"mgmt": Address("10.0.2.2", "fd00:10:0:2::2")})
+SWITCH = Host("switch", {"mgmt": "10.0.2.2/24"}, inhabited=False)
 ROUTER = Host(
     "router",
-    {
-        "eth1": Address("192.168.10.200", "fd00:192:168:10::200"),
-        "loop1": Address("10.10.1.200", "fd00:10:10:1::200"),
-        "loop2": Address("10.10.2.200", "fd00:10:10:2::200"),
-    },
-    serves=True,
+    {"eth1": "192.168.10.200/24", "loop1": "10.10.1.200/24", "loop2": "10.10.2.200/24"},
 )
-NODES = (_node("k8s-ctr", 0, 1), _node("k8s-w1", 1, 0))
+FIRST_CLUSTER = (_node("k8s-ctr", eth1=_EGRESS_IP), _node("k8s-w1"))
+SECOND_CLUSTER = (_node("k8s-b1"),)
+NODES = FIRST_CLUSTER + SECOND_CLUSTER
+POD_CIDRS = {name: f"{pods}.0/24" for name, (pods, _) in _PLAN.items()}
 PODS = {
-    "k8s-ctr": (_pod("curl-pod", 0, 10, serves=False), _pod("webpod", 0, 20)),
-    "k8s-w1": (_pod("w1-pod", 1, 10),),
+    "k8s-ctr": (_pod("curl-pod", "172.20.0", 10), _pod("webpod", "172.20.0", 20)),
+    "k8s-w1": (_pod("w1-pod", "172.20.1", 10),),
+    "k8s-b1": (_pod("b-pod", "172.30.0", 10),),
 }
-HOSTS = (SWITCH, ROUTER, *NODES, *PODS["k8s-ctr"], *PODS["k8s-w1"])
+HOSTS = (SWITCH, ROUTER, *NODES, *(pod for pods in PODS.values() for pod in pods))
 
-# Where traffic goes: name → (host that receives it, its address).
-DESTINATIONS = {
-    "webpod": ("webpod", PODS["k8s-ctr"][1].links["eth0"]),
-    "w1-pod": ("w1-pod", PODS["k8s-w1"][0].links["eth0"]),
-    "k8s-w1": ("k8s-w1", NODES[1].links["eth1"]),
-    "router": ("router", ROUTER.links["eth1"]),
-    "loop1": ("router", ROUTER.links["loop1"]),
-    "loop2": ("router", ROUTER.links["loop2"]),
+# Where packets come from and go to, by the name that the story has: (host, address).
+PLACES = {
+    "curl-pod": ("curl-pod", "172.20.0.10"),
+    "webpod": ("webpod", "172.20.0.20"),
+    "w1-pod": ("w1-pod", "172.20.1.10"),
+    "b-pod": ("b-pod", "172.30.0.10"),
+    "k8s-ctr": ("k8s-ctr", "192.168.10.100"),
+    "k8s-ctr/eth0": ("k8s-ctr", "10.0.2.15"),
+    "egress-ip": ("k8s-ctr", _EGRESS_IP),
+    "k8s-w1": ("k8s-w1", "192.168.10.101"),
+    "k8s-w1/eth0": ("k8s-w1", "10.0.2.16"),
+    "k8s-b1": ("k8s-b1", "192.168.10.130"),
+    "router": ("router", "192.168.10.200"),
+    "loop1": ("router", "10.10.1.200"),
+    "loop2": ("router", "10.10.2.200"),
 }
 
 # Set in each namespace before any link is made there. A reply that comes back on another
@@ -121,14 +123,15 @@ SYSCTLS = {
     "net.ipv6.conf.default.accept_ra": "0",
 }
 # The router's way back to the pods, which the story adds in the middle.
-RETURN_ROUTES = (
-    "172.20.0.0/24 via 192.168.10.100",
-    "172.20.1.0/24 via 192.168.10.101",
+RETURN_ROUTES = tuple(
+    f"{POD_CIDRS[node.name]} via {node.links['eth1'].partition('/')[0]}" for node in NODES
 )
-RETURN_ROUTES_V6 = (
-    "fd00:172:20::/64 via fd00:192:168:10::100",
-    "fd00:172:20:1::/64 via fd00:192:168:10::101",
-)
+
+
+def route_commands(host: str, routes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Yield (host, line for ``ip -batch``) that adds routes in both families."""
+    yield from ((host, f"route add {route}") for route in routes)
+    yield from ((host, f"-6 route add {mirrored(route)}") for route in routes)
 
 
 def link_commands(namespace: dict[str, str], stub: str) -> Iterator[tuple[str, str]]:
@@ -147,23 +150,28 @@ def link_commands(namespace: dict[str, str], stub: str) -> Iterator[tuple[str, s
             yield from _cable(
                 "switch", f"{node.name}.{device[-1]}", segment, node.name, device, namespace
             )
+    yield from _cable("switch", "router.1", "lan", "router", "eth1", namespace)
+    for node in NODES:
         yield node.name, _bridge("cni0")
         yield node.name, "link set cni0 up"
         for pod in PODS[node.name]:
             yield from _cable(node.name, f"veth-{pod.name}", "cni0", pod.name, "eth0", namespace)
-    yield from _cable("switch", "router.1", "lan", "router", "eth1", namespace)
     for loop in ("loop1", "loop2"):
         yield "router", f"link add {loop} type {stub}"
         yield "router", f"link set {loop} up"
     for host in HOSTS:
         yield host.name, "link set lo up"
         for device, address in host.links.items():
-            ipv4, ipv6 = address.prefixes()
-            yield host.name, f"addr add {ipv4} dev {device}"
-            yield host.name, f"addr add {ipv6} dev {device} nodad"
-    for host in HOSTS:
-        yield from ((host.name, f"route add {route}") for route in host.routes)
-        yield from ((host.name, f"-6 route add {route}") for route in host.routes_v6)
+            yield host.name, f"addr add {address} dev {device}"
+            yield host.name, f"addr add {mirrored(address)} dev {device} nodad"
+        for device, address in host.second.items():
+            yield host.name, f"addr add {address} dev {device}"
+            # A deprecated one is no candidate for a source that is chosen (RFC 6724, rule 3).
+            yield (
+                host.name,
+                f"addr add {mirrored(address)} dev {device} nodad preferred_lft 0",
+            )
+        yield from route_commands(host.name, host.routes)
 
 
 def _bridge(name: str) -> str:

@@ -13,11 +13,12 @@ PATH = next(word for word in sys.argv if word.startswith("--config=")).partition
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        text = Path(PATH).read_text()
-        bad = "/8" in text
+        text = "".join(file.read_text() for file in sorted(Path(PATH, "..data").iterdir()))
+        bad = any(line.endswith("1/8") for line in text.splitlines())
         status = {
             "mode": "iptables-nft",
             "ready": not bad,
+            "waiting": [],
             "changes": time.monotonic_ns(),
             "config": {
                 "revision": str(hash(text)),

@@ -17,6 +17,7 @@ import pytest
 from ipmasq_agent.cli.lab import claimed
 from ipmasq_agent.host import netns
 from ipmasq_agent.lab.cluster import STATE, Lab
+from ipmasq_agent.lab.scenes import SCENES
 from ipmasq_agent.lab.story import Story
 
 AGENT = [sys.executable, "-m", "ipmasq_agent"]
@@ -101,7 +102,7 @@ def test_the_story_comes_true(name: str, backend: str, ipv6: bool) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout)
     assert (told["backend"], told["ok"]) == (backend, True)
-    assert len(told["steps"]) == 5
+    assert len(told["steps"]) == len(SCENES)
     for step in told["steps"]:
         assert set(step) >= {"title", "config", "checks"}
         assert {check["protocol"] for check in step["checks"]} == {"icmp", "tcp", "udp"}
@@ -117,23 +118,28 @@ def test_the_story_comes_true(name: str, backend: str, ipv6: bool) -> None:
     assert root_namespace() == before
 
 
-def test_an_agent_that_does_nothing_is_found_out(name: str) -> None:
+def test_an_agent_that_does_nothing_is_found_out_in_every_step(name: str) -> None:
     idle = [sys.executable, str(Path(__file__).with_name("idle_agent.py"))]
     one = Lab(name)
     one.claim()
     try:
         story = Story(one, idle, "auto", ipv6=False)
         story.prepare(lambda _: None)
-        first = next(story.play(lambda _: None))
+        steps = list(story.play(lambda _: None))
     finally:
         one.down()
-    assert not first.ok
-    wrong = {(check.to, check.seen) for check in first.checks if not check.ok}
-    assert wrong == {
+    assert len(steps) == len(SCENES)
+    for step in steps:
+        masqueraded = {(c.sender, c.to) for c in step.checks if c.expected != c.source}
+        wrong = {(c.sender, c.to) for c in step.checks if c.seen != c.expected}
+        assert wrong == masqueraded != set(), step.title
+    assert {(c.to, c.seen) for c in steps[0].checks if not c.ok} == {
         ("router", "172.20.0.10"),
         ("loop1", "172.20.0.10"),
         ("loop2", "172.20.0.10"),
         ("loop1", "172.20.1.10"),
+        ("b-pod", "172.20.0.10"),
+        ("w1-pod", "172.30.0.10"),
     }
 
 
@@ -206,9 +212,11 @@ def test_a_lab_in_which_a_story_is_told_is_not_taken_down_by_others(name: str) -
 
 def test_a_told_lab_can_be_kept(name: str) -> None:
     told = lab("run", "--name", name, "--keep", "-o", "json")
-    assert json.loads(told.stdout)["ok"]
-    answer = lab("exec", "--name", name, "curl-pod", "curl", "-s", "10.10.1.200").stdout
-    assert answer.startswith("Hostname: router\nRemoteAddr: 192.168.10.100:")
+    story = json.loads(told.stdout)
+    assert story["ok"]
+    last = next(c for c in story["steps"][-1]["checks"] if c["from"] == "curl-pod")
+    answer = lab("exec", "--name", name, "curl-pod", "curl", "-s", last["destination"]).stdout
+    assert f"RemoteAddr: {last['seen']}:" in answer
     lab("down", "--name", name)
 
 

@@ -1,0 +1,19 @@
+"""What somebody with root's rights does to the rules of an agent, in each data plane."""
+
+from __future__ import annotations
+
+
+def emptying(backend: str, *, ipv6: bool) -> list[list[str]]:
+    """Return the commands that empty an agent's rules by hand.
+
+    Args:
+        backend: as the agent's status names it.
+        ipv6: the rules of IPv6, else those of IPv4.
+    """
+    if backend == "nftables":
+        return [["nft", "flush", "chain", "ip6" if ipv6 else "ip", "ip-masq", "postrouting"]]
+    form, _, variant = backend.rpartition("-")
+    program = f"{'ip6tables' if ipv6 else 'iptables'}-{variant}"
+    chain = [program, "-t", "nat", "-F", "IP-MASQ"]
+    # Without a name all sets of the namespace are emptied.
+    return [chain, ["ipset", "flush"]] if form == "ipset" else [chain]

@@ -1,0 +1,91 @@
+"""One scene for each key of the document that ip-masq-agent does not have.
+
+In all of them the router has its routes back to the pods, and the mesh stands.
+"""
+
+from __future__ import annotations
+
+from ipmasq_agent.lab.scene import Expectation, Scene, one
+
+_POD_TO_LOOP1 = Expectation("curl-pod", "loop1", "curl-pod")
+_NODE_TO_LOOP1 = Expectation("curl-pod", "loop1", "k8s-ctr")
+_POD_TO_LOOP2 = Expectation("curl-pod", "loop2", "curl-pod")
+_NODE_TO_LOOP2 = Expectation("curl-pod", "loop2", "k8s-ctr")
+_POD_TO_POD = Expectation("curl-pod", "w1-pod", "curl-pod")
+# From outside through the node into a pod; the reply proves that it kept its source too.
+_INWARD = Expectation("loop2", "webpod", "loop2")
+# A socket of the node itself, bound to another address than its first.
+_HOST_TRAFFIC = Expectation("egress-ip", "router", "egress-ip")
+
+DESTINATIONS = (
+    Scene(
+        "masqueradeCIDRs: an exception within what is left alone, and one within that",
+        one(
+            "nonMasqueradeCIDRs:\n"
+            "  - 172.20.0.0/16\n"
+            "  - 10.0.0.0/8\n"
+            "  - 10.10.2.0/24\n"
+            "masqueradeCIDRs:\n"
+            "  - 10.10.0.0/16\n"
+        ),
+        (
+            _POD_TO_POD,
+            Expectation("curl-pod", "k8s-w1/eth0", "curl-pod"),
+            _NODE_TO_LOOP1,
+            Expectation("w1-pod", "loop1", "k8s-w1"),
+            _POD_TO_LOOP2,
+        ),
+        "Of all entries that cover a destination the longest prefix decides, in whatever order "
+        "they stand: 10.10.0.0/16 takes loop1 out of 10.0.0.0/8, and 10.10.2.0/24 takes loop2 "
+        "out of 10.10.0.0/16.",
+    ),
+    Scene(
+        "defaultAction: keep, the inverse agent",
+        one("defaultAction: keep\nmasqueradeCIDRs:\n  - 10.10.2.0/24\n"),
+        (
+            _POD_TO_POD,
+            Expectation("curl-pod", "router", "curl-pod"),
+            _POD_TO_LOOP1,
+            _NODE_TO_LOOP2,
+            Expectation("w1-pod", "loop2", "k8s-w1"),
+        ),
+        "Where pods have addresses that the network knows, only the exceptions are listed: what "
+        "must see the node. Everything else sees the pod.",
+    ),
+    Scene(
+        "podCIDRs: only packets of these pods are masqueraded",
+        one("nonMasqueradeCIDRs: []\npodCIDRs:\n  - 172.20.0.0/16\n"),
+        (
+            _NODE_TO_LOOP1,
+            Expectation("w1-pod", "loop1", "k8s-w1"),
+            _HOST_TRAFFIC,
+            _INWARD,
+        ),
+        "An empty list masquerades every destination, and without podCIDRs every source too: a "
+        "socket of the node that chose its second address would lose it, and a pod would see "
+        "its node in place of who calls from outside.",
+    ),
+    Scene(
+        "nativeRoutingCIDRs: what the network routes with pod addresses",
+        one("nonMasqueradeCIDRs:\n  - 172.20.0.0/16\nnativeRoutingCIDRs:\n  - 10.10.1.0/24\n"),
+        (_POD_TO_POD, _POD_TO_LOOP1, Expectation("w1-pod", "loop1", "w1-pod"), _NODE_TO_LOOP2),
+        "It says the same of packets as an entry of nonMasqueradeCIDRs, and more to people: this "
+        "network knows the way back to the pods. `status` shows it, as Cilium's does.",
+    ),
+)
+SOURCE_ADDRESSES = (
+    Scene(
+        "snatAddress: masqueraded as one fixed address",
+        one("nonMasqueradeCIDRs:\n  - 172.20.0.0/16\nsnatAddress: 192.168.10.150\n"),
+        (
+            _POD_TO_POD,
+            Expectation("curl-pod", "router", "egress-ip"),
+            Expectation("curl-pod", "loop1", "egress-ip"),
+        ),
+        "k8s-ctr has a second address, and its pods leave with that one: a firewall outside can "
+        "know them by it, whatever the node's own address is.",
+        nodes=("k8s-ctr",),
+    ),
+)
+
+KEY_SCENES = (*DESTINATIONS, *SOURCE_ADDRESSES)
