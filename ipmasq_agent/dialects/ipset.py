@@ -1,0 +1,404 @@
+"""The ipset dialect: a policy's destinations as one ``hash:net`` set, asked by one rule.
+
+A hash:net set decides by the longest prefix that it holds for an address; a prefix with
+``nomatch`` is an exception within a shorter one, and the order of additions means nothing.
+It holds no /0: two /1 stand for that (ipset(8)). So a set can say all that a decision map
+can, in the user's own prefixes.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from ipmasq_agent.errors import KernelReadError
+from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
+from ipmasq_agent.policy.decisions import DecisionMap, Verdict
+
+TYPE = "hash:net"
+NEW = "-new"
+"""What is added to a set's name while its contents are filled in, before it is swapped."""
+IN_PLACE = 256
+"""Up to this many elements are changed in place; past it a new set is filled and swapped."""
+_NEARBY = 4096  # elements around a change up to which its states in between are tried out
+_LEAST_ELEMENTS, _LEAST_BUCKETS = 1 << 16, 1 << 10
+_FAMILY_NAMES = {Family.IPV4: "inet", Family.IPV6: "inet6"}
+_SOCKET_FAMILY = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
+_CREATE = re.compile(r"create (\S+) (\S+) (.*)")
+# An element is one integer: the prefix' first address, its length in 8 bits, nomatch in one.
+_LENGTH_BITS = 8
+_SHIFT = _LENGTH_BITS + 1
+
+
+def element(first: int, length: int, nomatch: bool = False) -> int:
+    """Return a prefix as an element; elements sort by address, then by length."""
+    return first << _SHIFT | length << 1 | nomatch
+
+
+class Parts(NamedTuple):
+    """An element taken apart."""
+
+    first: int
+    length: int
+    nomatch: bool
+
+
+def parts(code: int) -> Parts:
+    """Return what an element is made of."""
+    return Parts(code >> _SHIFT, code >> 1 & (1 << _LENGTH_BITS) - 1, bool(code & 1))
+
+
+@dataclass(frozen=True, slots=True)
+class AddressSet:
+    """A hash:net set of one family.
+
+    Attributes:
+        elements: see ``element``; ascending, and no prefix twice.
+        capacity: how many elements it takes (ipset's maxelem).
+    """
+
+    name: str
+    family: Family
+    elements: Sequence[int]
+    capacity: int = _LEAST_ELEMENTS
+
+    def holds_what(self, other: AddressSet) -> bool:
+        """Whether both hold the same elements."""
+        return self.elements == other.elements
+
+    def matched(self) -> Iterator[tuple[int, int]]:
+        """Yield the ranges of addresses that the set matches, ascending, ends included."""
+        start: int | None = None
+        for first, matches in _edges(self.elements, self.family):
+            if matches and start is None:
+                start = first
+            elif not matches and start is not None:
+                yield start, first - 1
+                start = None
+        if start is not None:
+            yield start, self.family.last_address
+
+
+def _edges(elements: Sequence[int], family: Family) -> Iterator[tuple[int, bool]]:
+    """Yield where what the set says may change, ascending, and what it says from there on."""
+    pending: tuple[int, bool] | None = None
+    for edge in _all_edges(elements, family):
+        if pending is not None and pending[0] != edge[0]:
+            yield pending
+        pending = edge  # of several at one address the last counts
+    if pending is not None:
+        yield pending
+
+
+def _all_edges(elements: Sequence[int], family: Family) -> Iterator[tuple[int, bool]]:
+    bits = family.bits
+    open_: list[tuple[int, bool]] = []  # (last address, matches), the innermost at the end
+    for code in elements:
+        first, length, nomatch = parts(code)
+        while open_ and open_[-1][0] < first:
+            last, _ = open_.pop()
+            yield last + 1, open_[-1][1] if open_ else False
+        open_.append((first | (1 << bits - length) - 1, not nomatch))
+        yield first, not nomatch
+    while open_:
+        last, _ = open_.pop()
+        if last < family.last_address:
+            yield last + 1, open_[-1][1] if open_ else False
+
+
+def compile_set(decisions: DecisionMap, name: str) -> AddressSet:
+    """Return the set that matches exactly what is not masqueraded.
+
+    Entries nest or are apart, as prefixes do. One that lies within an entry which comes
+    before it decides about nothing; of the others the innermost decides, as in the set.
+    One that says what the one around it says is left out.
+    """
+    family = decisions.family
+    items = sorted(_items(decisions))
+    found: list[int] = []
+    open_: list[tuple[int, bool, int]] = []  # (last address, keeps, position)
+    for first, length, position, keeps in items:
+        while open_ and open_[-1][0] < first:
+            open_.pop()
+        around, before = (open_[-1][1], open_[-1][2]) if open_ else (False, None)
+        if before is not None and before < position:
+            continue
+        open_.append((first | (1 << family.bits - length) - 1, keeps, position))
+        if keeps is not around:
+            found.append(element(first, length, not keeps))
+    capacity = max(_LEAST_ELEMENTS, 1 << (2 * len(found)).bit_length())
+    return AddressSet(name, family, tuple(found), capacity)
+
+
+def _items(decisions: DecisionMap) -> Iterator[tuple[int, int, int, bool]]:
+    """Yield (first, length, position, keeps) of each prefix that the entries are made of."""
+    family = decisions.family
+    position = -1
+    for position, entry in enumerate(decisions.entries):
+        if entry.verdict is Verdict.UNKNOWN:
+            raise ValueError(f"no set can carry out what is unknown: {entry.origin}")
+        keeps = entry.verdict is Verdict.NON_MASQUERADE
+        size = entry.last - entry.first
+        if not size & (size + 1) and not entry.first & size and size < family.last_address:
+            yield entry.first, family.bits - size.bit_length(), position, keeps
+            continue
+        for prefix in prefixes_of_range(family, entry.first, entry.last):
+            for half in _halves(prefix):
+                yield half.first, half.length, position, keeps
+    if decisions.default is Verdict.NON_MASQUERADE:
+        for half in _halves(Prefix(family, 0, 0)):
+            yield half.first, half.length, position + 1, True
+
+
+def _halves(prefix: Prefix) -> tuple[Prefix, ...]:
+    if prefix.length:
+        return (prefix,)
+    half = 1 << prefix.family.bits - 1
+    return Prefix(prefix.family, 0, 1), Prefix(prefix.family, half, 1)
+
+
+# -- changes ----------------------------------------------------------------------------
+
+
+class Step(NamedTuple):
+    """One edit of a set: an element that comes, or changes, or goes."""
+
+    code: int
+    gone: bool = False
+
+
+def in_place(old: AddressSet, new: AddressSet) -> list[Step] | None:
+    """Return edits, one after the other, that lead from one set to the other; or None.
+
+    After each of them every address is matched as in the old or as in the new set. None
+    where the two differ in too much, or where no such order was found.
+    """
+    going, coming = difference(old.elements, new.elements)
+    if len(coming) + len(going) > IN_PLACE or len(old.elements) + len(coming) > old.capacity:
+        return None
+    flipped = {code for code in going if code ^ 1 in coming}
+    changes = [Step(code) for code in coming]
+    removals = [Step(code, gone=True) for code in going - flipped]
+    if len(changes) + len(removals) <= 1:
+        return changes + removals
+    around = _nearby(old, new, [step.code for step in changes + removals])
+    if around is None:
+        return None
+    # Deep exceptions first, so that what is around them may change next; or the reverse.
+    deep = sorted(changes, key=lambda step: -parts(step.code).length)
+    shallow = deep[::-1]
+    gone_deep = sorted(removals, key=lambda step: -parts(step.code).length)
+    for order in (
+        deep + gone_deep[::-1],
+        deep + gone_deep,
+        shallow + gone_deep[::-1],
+        gone_deep[::-1] + deep,
+        gone_deep + shallow,
+    ):
+        if _is_smooth(old.family, around, order):
+            return order
+    return None
+
+
+def difference(old: Sequence[int], new: Sequence[int]) -> tuple[set[int], set[int]]:
+    """Return the elements that go and those that come; fast where few of many differ."""
+    head = _alike(old, new)
+    left, right = old[head:], new[head:]
+    tail = _alike(left[::-1], right[::-1])
+    left, right = left[: len(left) - tail], right[: len(right) - tail]
+    return set(left).difference(right), set(right).difference(left)
+
+
+def _alike(old: Sequence[int], new: Sequence[int]) -> int:
+    """Return how many elements the two begin with alike, by comparing slices."""
+    low, high = 0, min(len(old), len(new))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if old[low:middle] == new[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _nearby(old: AddressSet, new: AddressSet, touched: Iterable[int]) -> set[int] | None:
+    """Return the old elements that overlap the touched ones; None where these are too many."""
+    bits = old.family.bits
+    nearby: set[int] = set()
+    for code in touched:
+        first, length, _ = parts(code)
+        last = first | (1 << bits - length) - 1
+        for codes in (old.elements, new.elements):
+            start = bisect_left(codes, element(first, 0))
+            stop = bisect_left(codes, element(last + 1, 0))
+            if stop - start > _NEARBY:
+                return None
+            if codes is old.elements:
+                nearby.update(codes[start:stop])
+        nearby.update(_covering(old.elements, first, length, bits))
+        if len(nearby) > _NEARBY:
+            return None
+    return nearby
+
+
+def _covering(codes: Sequence[int], first: int, length: int, bits: int) -> Iterator[int]:
+    for shorter in range(1, length):
+        outer = first >> bits - shorter << bits - shorter
+        at = bisect_left(codes, element(outer, shorter))
+        if at < len(codes) and codes[at] >> 1 == element(outer, shorter) >> 1:
+            yield codes[at]
+
+
+def _is_smooth(family: Family, around: set[int], order: Sequence[Step]) -> bool:
+    """Whether each state on the way gives each address its first or its last verdict."""
+    states = [set(around)]
+    for step in order:
+        state = set(states[-1])
+        state.discard(step.code)
+        state.discard(step.code ^ 1)
+        if not step.gone:
+            state.add(step.code)
+        states.append(state)
+    readings = [_reading(family, state) for state in states]
+    points = sorted({first for reading in readings for first, _ in reading})
+    first, last = readings[0], readings[-1]
+    for point in points:
+        allowed = {_says(first, point), _says(last, point)}
+        if len(allowed) == 1 and any(_says(reading, point) not in allowed for reading in readings):
+            return False
+    return True
+
+
+def _reading(family: Family, state: set[int]) -> list[tuple[int, bool]]:
+    reading = {0: False}
+    reading.update(_edges(sorted(state), family))
+    return sorted(reading.items())
+
+
+def _says(reading: list[tuple[int, bool]], address: int) -> bool:
+    return reading[bisect_left(reading, (address + 1,)) - 1][1]
+
+
+# -- text -------------------------------------------------------------------------------
+
+
+def shown(code: int, family: Family) -> str:
+    """Return an element as ipset takes it: the prefix, and ``nomatch`` for an exception."""
+    first, length, nomatch = parts(code)
+    address = socket.inet_ntop(_SOCKET_FAMILY[family], first.to_bytes(family.bits // 8, "big"))
+    return f"{address}/{length} nomatch" if nomatch else f"{address}/{length}"
+
+
+def create_line(made: AddressSet) -> str:
+    """Return the line that makes a set, with room for its elements and as many again."""
+    buckets = max(_LEAST_BUCKETS, 1 << (len(made.elements) // 4).bit_length())
+    return (
+        f"create {made.name} {TYPE} family {_FAMILY_NAMES[made.family]} "
+        f"hashsize {buckets} maxelem {made.capacity}"
+    )
+
+
+def fill_text(made: AddressSet) -> str:
+    """Return what makes a set and fills it, as input for ``ipset restore``."""
+    lines = [create_line(made)]
+    lines += (f"add {made.name} {shown(code, made.family)}" for code in made.elements)
+    return "\n".join([*lines, ""])
+
+
+def edit_text(name: str, family: Family, steps: Iterable[Step]) -> str:
+    """Return edits in their order, as input for ``ipset restore``."""
+    lines = (
+        f"del {name} {shown(step.code & ~1, family)}"
+        if step.gone
+        else f"add {name} {shown(step.code, family)} -exist"
+        for step in steps
+    )
+    return "\n".join([*lines, ""])
+
+
+class Header(NamedTuple):
+    """What ``ipset list -t`` tells of a set without its elements."""
+
+    kind: str
+    family: Family | None
+    capacity: int
+    size: int
+
+
+def parse_header(text: str) -> Header:
+    """Return what the header of a set says.
+
+    Raises:
+        KernelReadError: it is not one.
+    """
+    fields = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+    words = fields.get("Header", "").split()
+    options = dict(pairwise(words))
+    try:
+        families = {name: family for family, name in _FAMILY_NAMES.items()}
+        return Header(
+            fields["Type"],
+            families.get(options.get("family", "")),
+            int(options.get("maxelem", 0)),
+            int(fields["Number of entries"]),
+        )
+    except (KeyError, ValueError) as cause:
+        raise _unreadable("ipset list -t", text) from cause
+
+
+def parse_saved(text: str, family: Family) -> AddressSet:
+    """Return the set in the output of ``ipset save NAME``.
+
+    Raises:
+        KernelReadError: the output is not that of a hash:net set of the family.
+    """
+    lines = text.splitlines()
+    created = _CREATE.fullmatch(lines[0]) if lines else None
+    if created is None:
+        raise _unreadable("ipset save", text)
+    name, kind, rest = created.groups()
+    words = rest.split()
+    options = dict(pairwise(words))
+    if kind != TYPE or options.get("family") != _FAMILY_NAMES[family]:
+        raise foreign(name, kind, family)
+    start = len(f"add {name} ")
+    socket_family, bits = _SOCKET_FAMILY[family], family.bits
+    codes = []
+    try:
+        for line in lines[1:]:
+            address, slash, rest = line[start:].partition("/")
+            nomatch = False
+            if slash:
+                length_text, _, more = rest.partition(" ")
+                length = int(length_text)
+                nomatch = "nomatch" in more
+            else:
+                address, _, more = address.partition(" ")
+                length, nomatch = bits, "nomatch" in more
+            first = int.from_bytes(socket.inet_pton(socket_family, address), "big")
+            codes.append(first << _SHIFT | length << 1 | nomatch)
+    except (ValueError, OSError) as cause:
+        raise _unreadable("ipset save", text) from cause
+    codes.sort()
+    return AddressSet(name, family, tuple(codes), int(options.get("maxelem", 0)))
+
+
+def foreign(name: str, kind: str, family: Family) -> KernelReadError:
+    """Return the error for a set of that name that is not one of ours."""
+    return KernelReadError(
+        f"there is a set {name} already, and it is a {kind}, not our {TYPE} of {family.value}",
+        remedy=f"see it with `ipset list -t {name}`; rename it, or our chain with --masq-chain; "
+        "nothing was written",
+    )
+
+
+def _unreadable(program: str, text: str) -> KernelReadError:
+    return KernelReadError(
+        f"the output of `{program}` cannot be used: {text[:200]!r}",
+        remedy="run it by hand to see what it says; nothing was written",
+    )

@@ -1,0 +1,161 @@
+"""A decision map as a hash:net set, and the way from one set to another."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ipmasq_agent.dialects.ipset import (
+    IN_PLACE,
+    AddressSet,
+    compile_set,
+    element,
+    fill_text,
+    in_place,
+    parse_header,
+    parse_saved,
+    parts,
+)
+from ipmasq_agent.errors import KernelReadError
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict
+from tests.unit.strategies import FAMILIES, entries, maps, prefixes
+
+V4, V6 = Family.IPV4, Family.IPV6
+KEEP, MASQ = Verdict.NON_MASQUERADE, Verdict.MASQUERADE
+
+
+def matches(elements: frozenset[int], family: Family, address: int) -> bool:
+    """What hash:net says of an address, written down as ipset(8) has it."""
+    best, says = -1, False
+    for code in elements:
+        first, length, nomatch = parts(code)
+        inside = address >> family.bits - length == first >> family.bits - length
+        if inside and length > best:
+            best, says = length, not nomatch
+    return says
+
+
+@st.composite
+def nests(draw: st.DrawFn, family: Family) -> DecisionMap:
+    """A map of prefixes that often nest, of both verdicts, in any order."""
+    made = [
+        Entry(p.first, p.last, draw(st.sampled_from([KEEP, MASQ])), Origin("x"))
+        for p in draw(st.lists(prefixes(family), max_size=12))
+    ]
+    return DecisionMap(family, made, draw(st.sampled_from([KEEP, MASQ])))
+
+
+@settings(max_examples=1000)
+@given(FAMILIES.flatmap(lambda f: st.one_of(maps(f), nests(f))))
+def test_a_set_says_what_the_map_says_and_reads_back_as_it(decisions: DecisionMap) -> None:
+    made = compile_set(decisions, "x")
+    assert list(made.matched()) == list(decisions.stretches(KEEP))
+    assert list(made.elements) == sorted(set(made.elements))
+    assert all(parts(code).length for code in made.elements)
+    for entry in list(decisions.ranges)[:40]:
+        for address in (entry.first, entry.last):
+            assert matches(frozenset(made.elements), made.family, address) is (
+                decisions.decide(address).verdict is KEEP
+            )
+
+
+@settings(max_examples=500)
+@given(FAMILIES.flatmap(lambda f: st.tuples(nests(f), entries(f, 3), st.data())))
+def test_in_every_state_on_the_way_each_address_has_its_old_or_its_new_verdict(
+    drawn: tuple[DecisionMap, list[Entry[Verdict]], st.DataObject],
+) -> None:
+    before, more, data = drawn
+    kept = [e for e in before.entries if data.draw(st.booleans())]
+    after = DecisionMap(before.family, [*more, *kept], before.default)
+    old, new = compile_set(before, "x"), compile_set(after, "x")
+    steps = in_place(old, new)
+    if steps is None:
+        return
+    points = [p for d in (before, after) for e in d.ranges for p in (e.first, e.last)]
+    state = set(old.elements)
+    for step in steps:
+        state -= {step.code, step.code ^ 1}
+        state |= set() if step.gone else {step.code}
+        for point in points:
+            allowed = {before.decide(point).verdict, after.decide(point).verdict}
+            says = KEEP if matches(frozenset(state), before.family, point) else MASQ
+            assert says in allowed
+    assert sorted(state) == list(new.elements)
+
+
+def test_one_that_comes_or_goes_among_very_many_is_one_step() -> None:
+    many = tuple(element(n << 8, 24) for n in range(50_000))
+    whole = AddressSet("x", V4, many, 1 << 17)
+    for number in (0, 77, 49_999):
+        fewer = AddressSet("x", V4, many[:number] + many[number + 1 :], 1 << 17)
+        assert in_place(fewer, whole) == [(many[number], False)]
+        assert in_place(whole, fewer) == [(many[number], True)]
+
+
+def test_a_new_set_is_filled_where_too_much_differs_or_the_old_one_is_too_small() -> None:
+    few = tuple(element(n << 8, 24) for n in range(IN_PLACE + 1))
+    assert in_place(AddressSet("x", V4, ()), AddressSet("x", V4, few)) is None
+    assert in_place(AddressSet("x", V4, few[:1], 1), AddressSet("x", V4, few[:2], 8)) is None
+
+
+def test_a_swap_of_verdicts_that_no_order_makes_smooth_is_left_to_a_new_set() -> None:
+    # 0.0.0.0/1 is kept but for /2; then masqueraded but for /2: no single edit does both.
+    old = AddressSet("x", V4, (element(0, 1), element(0, 2, True), element(0, 3)))
+    new = AddressSet("x", V4, (element(0, 2),))
+    steps = in_place(old, new)
+    assert steps is None or all(step.code in {*old.elements, *new.elements} for step in steps)
+
+
+@given(FAMILIES.flatmap(maps))
+def test_what_is_written_is_read_as_the_same(decisions: DecisionMap) -> None:
+    made = compile_set(decisions, "IP-MASQ-4")
+    text = fill_text(made).replace(" maxelem", " bucketsize 12 maxelem", 1)
+    assert parse_saved(text, made.family) == made
+
+
+def test_ipset_leaves_the_length_of_a_single_address_out() -> None:
+    text = (
+        "create x hash:net family inet hashsize 1024 maxelem 65536 bucketsize 12 initval 0x1\n"
+        "add x 10.1.2.3 nomatch\nadd x 10.0.0.0/8\nadd x 10.1.2.4\n"
+    )
+    assert [parts(code) for code in parse_saved(text, V4).elements] == [
+        (10 << 24, 8, False),
+        (0x0A010203, 32, True),
+        (0x0A010204, 32, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "ipset v7.17: The set with the given name does not exist",
+        "create x hash:net family inet maxelem 5\nadd x 10.0.0.0/x\n",
+        "create x hash:net family inet maxelem 5\nadd x nonsense/8\n",
+    ],
+)
+def test_output_that_cannot_be_used_is_an_error(text: str) -> None:
+    with pytest.raises(KernelReadError, match="cannot be used"):
+        parse_saved(text, V4)
+
+
+@pytest.mark.parametrize(
+    "header", ["hash:ip family inet maxelem 5", "hash:net family inet6 maxelem 5"]
+)
+def test_a_set_of_another_kind_is_an_error_with_a_way_out(header: str) -> None:
+    with pytest.raises(KernelReadError, match="not our hash:net of ipv4") as caught:
+        parse_saved(f"create x {header}\n", V4)
+    assert "--masq-chain" in str(caught.value)
+
+
+def test_a_header_is_read() -> None:
+    text = (
+        "Name: x\nType: hash:net\nRevision: 7\n"
+        "Header: family inet6 hashsize 1024 maxelem 65536 bucketsize 12 initval 0x1\n"
+        "Size in memory: 552\nReferences: 1\nNumber of entries: 2\n"
+    )
+    assert parse_header(text) == ("hash:net", V6, 65536, 2)
+    with pytest.raises(KernelReadError):
+        parse_header("Name: x\n")
