@@ -1,4 +1,4 @@
-"""What nf_tables itself says about its rules, asked over netlink.
+"""Questions to nf_tables over netlink: its objects as attributes, its rules as expressions.
 
 ``iptables-nft-save`` prints the part of a rule that it understands and exits with 0, so
 what it prints can be less than what the kernel does. The kernel's own list of each rule's
@@ -21,16 +21,18 @@ from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.policy.addresses import Family
 
 NETLINK_NETFILTER = 12
-_SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
-_GET_CHAIN, _GET_RULE, _GET_GENERATION = _SUBSYSTEM | 4, _SUBSYSTEM | 7, _SUBSYSTEM | 16
+SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
+_GET_CHAIN, _GET_RULE, _GET_GENERATION = 4, 7, 16
 _GENERATION_ID = 1
-_FLAGS = 0x1 | 0x300  # NLM_F_REQUEST | NLM_F_DUMP
-_ERROR, _DONE = 2, 3
-_HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
+REQUEST = 0x1  # NLM_F_REQUEST
+_DUMP = 0x300  # NLM_F_DUMP
+ERROR, _DONE = 2, 3
+HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
+_NESTED = 0x8000
 _TYPE_MASK = 0x3FFF
 _INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: the ruleset changed while it was listed
-_PROTOCOL = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
+PROTOCOL = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _CHAIN_TABLE, _CHAIN_NAME = 1, 3
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
 _TRIES = 10
@@ -56,35 +58,37 @@ def list_chains(family: Family, table: str) -> set[str]:
         KernelReadError: the kernel refuses, or the chains never stand still.
     """
     try:
-        replies = _dump(_GET_CHAIN, family, b"")
+        replies = dump(_GET_CHAIN, family, b"")
     except KernelReadError as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_NF_TABLES:
             return set()
         raise
     return {
-        _text(found.get(_CHAIN_NAME))
-        for found in replies
-        if _text(found.get(_CHAIN_TABLE)) == table
+        text(found.get(_CHAIN_NAME)) for found in replies if text(found.get(_CHAIN_TABLE)) == table
     }
 
 
-def list_rules(family: Family, table: str) -> dict[str, list[tuple[Expression, ...]]]:
-    """Return chain → the expressions of each of its rules, in order.
+def list_rules(
+    family: Family, table: str, chain: str | None = None
+) -> dict[str, list[tuple[Expression, ...]]]:
+    """Return chain → the expressions of each of its rules, in order; of one chain or of all.
 
     Raises:
         KernelReadError: the kernel refuses, or the rules never stand still.
     """
-    request = _attribute(_RULE_TABLE, table.encode() + b"\0")
+    request = attribute(_RULE_TABLE, table.encode() + b"\0")
+    if chain is not None:
+        request += attribute(_RULE_CHAIN, chain.encode() + b"\0")
     rules: dict[str, list[tuple[Expression, ...]]] = {}
-    for reply in _dump(_GET_RULE, family, request):
-        if _text(reply.get(_RULE_TABLE)) == table:
-            chain = _text(reply.get(_RULE_CHAIN))
-            expressions = tuple(_expressions(reply.get(_RULE_EXPRESSIONS, b"")))
-            rules.setdefault(chain, []).append(expressions)
+    for reply in dump(_GET_RULE, family, request):
+        if text(reply.get(_RULE_TABLE)) == table:
+            name = text(reply.get(_RULE_CHAIN))
+            expressions = tuple(expressions_of(reply.get(_RULE_EXPRESSIONS, b"")))
+            rules.setdefault(name, []).append(expressions)
     return rules
 
 
-def _expressions(data: bytes) -> Iterator[Expression]:
+def expressions_of(data: bytes) -> Iterator[Expression]:
     """Yield the expressions of a rule.
 
     A dump names the expression before its data (nft_expr_fill, net/netfilter/
@@ -108,18 +112,50 @@ def generation() -> int:
     Raises:
         KernelReadError: the kernel refuses.
     """
-    body = struct.pack("=BBH", socket.AF_UNSPEC, 0, 0)
-    try:
-        with _netlink() as netlink:
-            netlink.send(_HEADER.pack(_HEADER.size + len(body), _GET_GENERATION, 1, 1, 0) + body)
-            data = netlink.recv(1 << 16)
-    except OSError as cause:
-        raise _refused("for its generation", cause) from cause
-    length, kind, _, _, _ = _HEADER.unpack_from(data)
-    found = dict(attributes(data[_HEADER.size + 4 : length]))
-    if kind == _ERROR or _GENERATION_ID not in found:
+    found = ask(_GET_GENERATION, socket.AF_UNSPEC, b"")
+    if found is None or _GENERATION_ID not in found:
         raise KernelReadError("nf_tables does not tell its generation")
     return int.from_bytes(found[_GENERATION_ID], "big")
+
+
+def ask(message: int, protocol: int, request: bytes) -> dict[int, bytes] | None:
+    """Return the attributes of the one object that is asked for; None where it is not there.
+
+    Args:
+        message: which kind (NFT_MSG_GET...).
+        protocol: AF_INET or AF_INET6.
+        request: the attributes that name the object.
+
+    Raises:
+        KernelReadError: the kernel refuses.
+    """
+    try:
+        with _netlink() as netlink:
+            netlink.send(packed(message, REQUEST, 1, protocol, request))
+            data = netlink.recv(1 << 17)
+    except OSError as cause:
+        raise _refused("for one of its objects", cause) from cause
+    length, kind, _, _, _ = HEADER.unpack_from(data)
+    payload = data[HEADER.size : length]
+    if kind != ERROR:
+        return dict(attributes(payload[4:]))  # past struct nfgenmsg
+    (code,) = struct.unpack_from("=i", payload)
+    if code == -errno.ENOENT or -code in _NO_NF_TABLES:
+        return None
+    refusal = OSError(-code, os.strerror(-code))
+    raise _refused("for one of its objects", refusal) from refusal
+
+
+def packed(message: int, flags: int, sequence: int, protocol: int, request: bytes) -> bytes:
+    """Return a message to nf_tables: struct nlmsghdr, struct nfgenmsg, attributes."""
+    length = HEADER.size + 4 + len(request)
+    header = HEADER.pack(length, SUBSYSTEM << 8 | message, flags, sequence, 0)
+    return header + struct.pack("=BBH", protocol, 0, 0) + request
+
+
+def open_netlink() -> socket.socket:
+    """Return a socket to netfilter."""
+    return _netlink()
 
 
 def _netlink() -> socket.socket:
@@ -136,7 +172,7 @@ def _refused(what: str, cause: OSError) -> KernelReadError:
     )
 
 
-def _dump(message: int, family: Family, request: bytes) -> list[dict[int, bytes]]:
+def dump(message: int, family: Family, request: bytes) -> list[dict[int, bytes]]:
     """Return the attributes of each object of a dump, from one state of the ruleset."""
     for _ in range(_TRIES):
         replies = _dump_once(message, family, request)
@@ -149,10 +185,9 @@ def _dump(message: int, family: Family, request: bytes) -> list[dict[int, bytes]
 
 
 def _dump_once(message: int, family: Family, request: bytes) -> list[dict[int, bytes]] | None:
-    body = struct.pack("=BBH", _PROTOCOL[family], 0, 0) + request
     try:
         with _netlink() as netlink:
-            netlink.send(_HEADER.pack(_HEADER.size + len(body), message, _FLAGS, 1, 0) + body)
+            netlink.send(packed(message, REQUEST | _DUMP, 1, PROTOCOL[family], request))
             return _collect(netlink)
     except OSError as cause:
         if cause.errno == errno.ENOENT:
@@ -168,12 +203,12 @@ def _collect(netlink: socket.socket) -> list[dict[int, bytes]] | None:
         data = netlink.recv(1 << 17)
         position = 0
         while position < len(data):
-            length, kind, flags, _, _ = _HEADER.unpack_from(data, position)
-            payload = data[position + _HEADER.size : position + length]
+            length, kind, flags, _, _ = HEADER.unpack_from(data, position)
+            payload = data[position + HEADER.size : position + length]
             position += (length + 3) & ~3
             if kind == _DONE:
                 return None if interrupted else replies
-            if kind == _ERROR:
+            if kind == ERROR:
                 (code,) = struct.unpack_from("=i", payload)
                 if code in (-errno.EINTR, -errno.EAGAIN):
                     return None
@@ -193,10 +228,22 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         position += (length + 3) & ~3
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
+def attribute(kind: int, value: bytes) -> bytes:
+    """Return a netlink attribute, padded."""
     padding = b"\0" * (-len(value) % 4)
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + padding
 
 
-def _text(value: bytes | None) -> str:
+def nested(kind: int, *inner: bytes) -> bytes:
+    """Return an attribute that is made of attributes."""
+    return attribute(kind | _NESTED, b"".join(inner))
+
+
+def number(value: bytes | None) -> int:
+    """Return a number as nf_tables gives them: in network order; 0 where there is none."""
+    return int.from_bytes(value or b"", "big")
+
+
+def text(value: bytes | None) -> str:
+    """Return a name without its terminating zero."""
     return (value or b"").rstrip(b"\0").decode(errors="surrogateescape")
