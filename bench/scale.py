@@ -87,6 +87,8 @@ def load(name: str, family: Family, count: int, place: Path) -> Figures:
                 backend.apply(family, change)
             with stage(figures, f"{prefix}check"):
                 left = backend.plan(backend.recall(family), desired)
+        for total in totals:
+            figures[total] = figures.pop(total)  # below its parts
             if left:
                 raise SystemExit(f"{name}: the kernel does not hold what was written")
         return len(change.added) + len(change.removed)

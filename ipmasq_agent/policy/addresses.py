@@ -38,7 +38,17 @@ class Family(enum.Enum):
                 raise ValueError(f"{address} is not an address of {self.value}")
             high, low = address >> 16, address & 0xFFFF
             return f"{high >> 8}.{high & 255}.{low >> 8}.{low & 255}"
-        return str(ipaddress.IPv6Address(address))
+        if address & _LOW_HALF or not 0 < address <= self.last_address:
+            return str(ipaddress.IPv6Address(address))
+        # Prefixes mostly end in zeros; from half of the address on no other run is as long.
+        groups = f"{address >> 64:x}".zfill(16)
+        shown = [groups[place : place + 4].lstrip("0") or "0" for place in (0, 4, 8, 12)]
+        while shown[-1] == "0":
+            shown.pop()
+        return ":".join(shown) + "::"
+
+
+_LOW_HALF = (1 << 64) - 1
 
 
 class Prefix(NamedTuple):

@@ -54,3 +54,20 @@ def test_an_address_that_is_shown_reads_back(case: tuple[Family, int]) -> None:
 def test_what_is_not_an_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_address(text)
+
+
+@given(FAMILIES.flatmap(lambda f: st.tuples(st.just(f), addresses(f), st.integers(0, f.bits))))
+def test_an_address_is_shown_as_the_standard_library_shows_it(
+    case: tuple[Family, int, int],
+) -> None:
+    family, address, zeros = case
+    make = ipaddress.IPv4Address if family is Family.IPV4 else ipaddress.IPv6Address
+    for shown in (address, address >> zeros << zeros):
+        assert family.show(shown) == str(make(shown))
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_what_is_no_address_is_not_shown(family: Family) -> None:
+    for number in (-1, -(1 << 64), family.last_address + 1, family.last_address + (1 << 64)):
+        with pytest.raises(ValueError, match=r"address|permitted"):
+            family.show(number)
