@@ -1,15 +1,22 @@
-"""The devices through which traffic leaves the node."""
+"""The devices of the node, and those through which traffic leaves it."""
 
 from __future__ import annotations
 
-import fcntl
 import fnmatch
-import os
-import socket
-import struct
-from pathlib import Path
 
-_SIOCGIFADDR = 0x8915  # include/uapi/linux/sockios.h: the IPv4 address of a device
+from ipmasq_agent.host.rtnetlink import (
+    Link,
+    Route,
+    devices_with_addresses,
+    list_links,
+    list_routes,
+)
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.assemble import Links
+
+# include/uapi/linux/rtnetlink.h, enum rt_class_t. Forwarded packets come to these where no
+# rule of the node's (ip-rule(8)) sends them elsewhere.
+DEFAULT_TABLE, MAIN_TABLE = 253, 254
 # Devices of pods and of container networks: they have addresses but lead to pods.
 _INWARD = (
     *("lo", "docker*", "cni*", "cbr*", "flannel*", "cali*", "cilium*", "lxc*", "veth*"),
@@ -17,54 +24,50 @@ _INWARD = (
 )
 
 
+def read_links() -> Links:
+    """Return the devices of this network namespace, sorted by name.
+
+    Raises:
+        KernelReadError: they cannot be listed.
+    """
+    links = list_links()
+    return Links(tuple(sorted(link.name for link in links)), _egress(links))
+
+
 def egress_devices() -> tuple[str, ...]:
     """Return the devices that carry a node address or a default route, sorted by name.
 
     Bridges, loopback and the devices of pod networks are left out, unless a default
     route uses them.
+
+    Raises:
+        KernelReadError: they cannot be listed.
     """
-    routed = _default_route_devices()
-    addressed = {
-        name
-        for _, name in socket.if_nameindex()
-        if not any(fnmatch.fnmatch(name, pattern) for pattern in _INWARD)
-        and not os.path.isdir(f"/sys/class/net/{name}/bridge")
-        and (_has_ipv4(name) or name in _global_ipv6_devices())
+    return _egress(list_links())
+
+
+def _egress(links: list[Link]) -> tuple[str, ...]:
+    addressed = devices_with_addresses()
+    routed = {
+        index
+        for family in Family
+        for route in list_routes(family)
+        if _is_default(route)
+        for index in route.devices
     }
-    return tuple(sorted(routed | addressed))
+    return tuple(
+        sorted(
+            link.name
+            for link in links
+            if (link.number in routed and link.name != "lo")
+            or (link.number in addressed and not _leads_inward(link))
+        )
+    )
 
 
-def _default_route_devices() -> set[str]:
-    """Return the devices of default routes (Documentation/networking/proc_net_*.rst)."""
-    devices = set()
-    for line in _lines("/proc/net/route")[1:]:
-        words = line.split()
-        if words[1] == words[7] == "00000000":
-            devices.add(words[0])
-    for line in _lines("/proc/net/ipv6_route"):
-        words = line.split()
-        if words[0] == "0" * 32 and words[1] == "00" and words[-1] != "lo":
-            devices.add(words[-1])
-    return devices
+def _is_default(route: Route) -> bool:
+    return route.length == 0 and route.table in (MAIN_TABLE, DEFAULT_TABLE)
 
 
-def _global_ipv6_devices() -> set[str]:
-    lines = (line.split() for line in _lines("/proc/net/if_inet6"))
-    return {words[5] for words in lines if words[3] == "00"}  # scope 00 is global
-
-
-def _has_ipv4(device: str) -> bool:
-    request = struct.pack("256s", device.encode()[:15])
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            fcntl.ioctl(probe, _SIOCGIFADDR, request)
-        except OSError:
-            return False  # EADDRNOTAVAIL: the device has no IPv4 address
-    return True
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except FileNotFoundError:
-        return []  # a kernel without IPv6
+def _leads_inward(link: Link) -> bool:
+    return link.kind == "bridge" or any(fnmatch.fnmatch(link.name, p) for p in _INWARD)

@@ -1,0 +1,274 @@
+"""Links, addresses and routes as the kernel lists them, and word of their changes.
+
+rtnetlink(7), asked by hand rather than with pyroute2: the daemon listens on every node, and
+that library alone is 24 MB of memory there. Message and attribute numbers:
+include/uapi/linux/{rtnetlink,if_link,if_addr}.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from types import TracebackType
+from typing import NamedTuple
+
+from ipmasq_agent.errors import KernelReadError
+from ipmasq_agent.policy.addresses import Family
+
+NEW_ROUTE, DELETED_ROUTE = 24, 25
+# Multicast groups, as bits of nl_groups: devices; addresses and routes of either family.
+_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
+_GET_LINK, _GET_ADDRESS, _GET_ROUTE = 18, 22, 26
+_REQUEST_DUMP = 0x1 | 0x300
+_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: something changed while it was listed
+_ERROR, _DONE = 2, 3
+_HEADER = struct.Struct("=IHHII")
+_LINK = struct.Struct("=BxHiII")
+_ADDRESS = struct.Struct("=BBBBI")
+_ROUTE = struct.Struct("=BBBBBBBBI")
+_NEXT_HOP = struct.Struct("=HBBi")
+_ATTRIBUTE = struct.Struct("=HH")
+_TYPE_MASK = 0x3FFF
+# Leave the counters out: they are most of what the kernel has to say about a device.
+_WITHOUT_COUNTERS = struct.pack("=HHI", 8, 29, 1 << 3)  # IFLA_EXT_MASK, ..._SKIP_STATS
+_LINK_NAME, _LINK_INFO, _INFO_KIND = 3, 18, 1
+_ROUTE_DESTINATION, _ROUTE_DEVICE, _ROUTE_METRIC, _ROUTE_SOURCE = 1, 4, 6, 7
+_ROUTE_MULTIPATH, _ROUTE_TABLE = 9, 15
+_UNICAST = 1  # RTN_UNICAST; local, broadcast, blackhole... are others
+_CLONED, _DEAD = 0x200, 0x1
+_SCOPE_LINK = 253
+_FAMILIES = {socket.AF_INET: Family.IPV4, socket.AF_INET6: Family.IPV6}
+_NUMBERS = {family: number for number, family in _FAMILIES.items()}
+_TRIES = 10
+# Room for the storm of a node's 200 pods that come at once; the kernel doubles it.
+_RECEIVE_BUFFER = 1 << 20
+
+
+class Link(NamedTuple):
+    """A device: number, name, and kind as ``ip -d link`` shows it ("" for hardware)."""
+
+    number: int
+    name: str
+    kind: str
+
+
+class Route(NamedTuple):
+    """A unicast route that forwarded packets may take.
+
+    Attributes:
+        family: of its destination.
+        first: the lowest address of its destination.
+        length: of its destination's prefix.
+        table: number of its table; 254 is main, 253 default.
+        metric: the lower one wins among routes of one table to one destination.
+        source: the preferred source address, or None where the route leaves it to the device.
+        devices: numbers of the devices it leads through; several where it is multipath.
+    """
+
+    family: Family
+    first: int
+    length: int
+    table: int
+    metric: int
+    source: int | None
+    devices: tuple[int, ...]
+
+
+class Overrun(Exception):
+    """The kernel dropped messages because we read too slowly: look at everything again."""
+
+
+def list_links() -> list[Link]:
+    """Return the devices of this network namespace.
+
+    Raises:
+        KernelReadError: they cannot be listed.
+    """
+    links = []
+    for body in _dump(_GET_LINK, _LINK.pack(0, 0, 0, 0, 0) + _WITHOUT_COUNTERS, "its devices"):
+        _, _, index, _, _ = _LINK.unpack_from(body)
+        found = _attributes(body, _LINK.size)
+        kind = _attributes(found.get(_LINK_INFO, b""), 0).get(_INFO_KIND, b"")
+        links.append(Link(index, _text(found.get(_LINK_NAME, b"")), _text(kind)))
+    return links
+
+
+def devices_with_addresses() -> set[int]:
+    """Return the numbers of the devices that have an address of more than link scope.
+
+    Raises:
+        KernelReadError: the addresses cannot be listed.
+    """
+    bodies = _dump(_GET_ADDRESS, _ADDRESS.pack(0, 0, 0, 0, 0), "its addresses")
+    found = (_ADDRESS.unpack_from(body) for body in bodies)
+    return {index for family, _, _, scope, index in found if _reaches(family, scope)}
+
+
+def _reaches(family: int, scope: int) -> bool:
+    return family in _FAMILIES and scope < _SCOPE_LINK
+
+
+def list_routes(family: Family) -> Iterator[Route]:
+    """Yield the unicast routes of every table, whatever the source or TOS.
+
+    Left out are cached routes, routes whose next hop is dead, and those for some sources
+    (IPv6 subtrees) or some values of TOS only.
+
+    Raises:
+        KernelReadError: they cannot be listed.
+    """
+    request = _ROUTE.pack(_NUMBERS[family], 0, 0, 0, 0, 0, 0, 0, 0)
+    for body in _dump(_GET_ROUTE, request, f"its {family.value} routes"):
+        number, length, source_length, tos, table, _, _, kind, flags = _ROUTE.unpack_from(body)
+        # A kernel without the family lists the routes of others (rtnl_dump_all).
+        if _FAMILIES.get(number) is not family or kind != _UNICAST or source_length or tos:
+            continue
+        if flags & (_CLONED | _DEAD):
+            continue
+        found = _attributes(body, _ROUTE.size)
+        source = found.get(_ROUTE_SOURCE)
+        yield Route(
+            family,
+            int.from_bytes(found.get(_ROUTE_DESTINATION, b"")),
+            length,
+            _number(found.get(_ROUTE_TABLE), table),
+            _number(found.get(_ROUTE_METRIC), 0),
+            None if source is None else int.from_bytes(source),
+            tuple(_devices(found)),
+        )
+
+
+def _devices(found: dict[int, bytes]) -> Iterator[int]:
+    """Yield the devices of a route, from its own attribute or from those of its next hops."""
+    if _ROUTE_DEVICE in found:
+        yield _number(found[_ROUTE_DEVICE], 0)
+    hops = found.get(_ROUTE_MULTIPATH, b"")
+    position = 0
+    while position + _NEXT_HOP.size <= len(hops):
+        length, flags, _, index = _NEXT_HOP.unpack_from(hops, position)
+        if not flags & _DEAD:
+            yield index
+        position += max((length + 3) & ~3, _NEXT_HOP.size)
+
+
+class Message(NamedTuple):
+    """Word of a change: its type, and for a route the length of its destination's prefix."""
+
+    kind: int
+    route_length: int | None
+
+
+class Changes:
+    """Word of every change of devices, addresses and routes from now on; a context manager."""
+
+    def __init__(self) -> None:
+        try:
+            self._socket = _netlink(_GROUPS)
+        except OSError as cause:
+            raise _refused("for word of changes", cause) from cause
+
+    def __enter__(self) -> Changes:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._socket.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable with the next message."""
+        return self._socket.fileno()
+
+    def receive(self) -> list[Message]:
+        """Return what has arrived, without waiting for more.
+
+        Raises:
+            Overrun: messages were lost.
+        """
+        messages: list[Message] = []
+        while True:
+            try:
+                data = self._socket.recv(1 << 17, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return messages
+            except OSError as cause:
+                if cause.errno == errno.ENOBUFS:
+                    raise Overrun from cause
+                raise _refused("for word of changes", cause) from cause
+            for kind, _, body in _split(data):
+                is_route = kind in (NEW_ROUTE, DELETED_ROUTE)
+                messages.append(Message(kind, body[1] if is_route else None))
+
+
+def _dump(kind: int, request: bytes, what: str) -> list[bytes]:
+    """Return the bodies of a whole list, asked for again while it changes meanwhile."""
+    for _ in range(_TRIES):
+        try:
+            with _netlink(0) as netlink:
+                bodies, whole = _dump_once(netlink, kind, request)
+        except OSError as cause:
+            raise _refused(f"for {what}", cause) from cause
+        if whole:
+            return bodies
+    raise KernelReadError(f"the kernel never stood still while it listed {what}")
+
+
+def _dump_once(netlink: socket.socket, kind: int, request: bytes) -> tuple[list[bytes], bool]:
+    netlink.send(_HEADER.pack(_HEADER.size + len(request), kind, _REQUEST_DUMP, 1, 0) + request)
+    bodies: list[bytes] = []
+    whole = True
+    while True:
+        for answer, flags, body in _split(netlink.recv(1 << 17)):
+            whole = whole and not flags & _INTERRUPTED
+            if answer in (_DONE, _ERROR):
+                code = struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
+                if code:
+                    raise OSError(-code, os.strerror(-code))
+                return bodies, whole
+            bodies.append(body)
+
+
+def _split(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yield type, flags and body of each message."""
+    position = 0
+    while position + _HEADER.size <= len(data):
+        length, kind, flags, _, _ = _HEADER.unpack_from(data, position)
+        yield kind, flags, data[position + _HEADER.size : position + length]
+        position += (length + 3) & ~3
+
+
+def _attributes(data: bytes, position: int) -> dict[int, bytes]:
+    found = {}
+    while position + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, position)
+        found[kind & _TYPE_MASK] = data[position + _ATTRIBUTE.size : position + length]
+        position += max((length + 3) & ~3, _ATTRIBUTE.size)
+    return found
+
+
+def _netlink(groups: int) -> socket.socket:
+    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+    netlink.bind((0, groups))
+    return netlink
+
+
+def _number(data: bytes | None, default: int) -> int:
+    return default if data is None else int(struct.unpack("=I", data)[0])
+
+
+def _text(data: bytes) -> str:
+    return data.rstrip(b"\0").decode(errors="replace")
+
+
+def _refused(what: str, cause: OSError) -> KernelReadError:
+    return KernelReadError(
+        f"the kernel cannot be asked {what}: {cause}",
+        remedy="allow sockets of the family AF_NETLINK to the agent",
+    )

@@ -1,0 +1,144 @@
+"""The node's devices and routes, read again whenever the kernel says that they changed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ipmasq_agent.errors import KernelReadError, SourceError
+from ipmasq_agent.host.links import read_links
+from ipmasq_agent.host.preferred_sources import preferred_sources
+from ipmasq_agent.host.rtnetlink import Changes, Message, Overrun
+from ipmasq_agent.policy.assemble import Need
+from ipmasq_agent.sources import FactEvent, Learnt, NotLearnt
+from ipmasq_agent.sources.backoff import Backoff
+from ipmasq_agent.sources.pace import Pace
+
+logger = logging.getLogger(__name__)
+
+READERS: Mapping[Need, Callable[[], Any]] = {
+    Need.LINKS: read_links,
+    Need.ROUTES: preferred_sources,
+}
+# A pod that comes makes a dozen messages within some 50 ms; a node may get 200 at once.
+QUIET, LATE = 0.1, 1.0
+
+
+def read_network(need: Need) -> Any:
+    """Return devices or routes as they are now.
+
+    Raises:
+        SourceError: the kernel does not list them.
+    """
+    try:
+        return READERS[need]()
+    except KernelReadError as cause:
+        raise SourceError(cause.message, remedy=cause.remedy) from cause
+
+
+class NetworkWatch:
+    """Tells devices and routes of this network namespace, at first and when they changed.
+
+    One thread waits for rtnetlink's messages. It works only while there are any, and reads
+    at most once a second while they do not end.
+
+    Args:
+        needs: which of ``READERS`` are asked for.
+        tell: called from the thread.
+    """
+
+    def __init__(self, needs: frozenset[Need], tell: Callable[[FactEvent], None]) -> None:
+        self.needs = needs
+        self._tell = tell
+        self._told: dict[Need, Any] = {}
+        self._pace = Pace(QUIET, LATE)
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._asked = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="network-watch", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch the network namespace of the calling thread."""
+        self._thread.start()
+
+    def refresh(self) -> None:
+        """Read again now, and tell also what has not changed."""
+        if not self._stopping:
+            self._asked.set()
+            os.eventfd_write(self._wake, 1)
+
+    def stop(self) -> None:
+        """End the thread; safe to call twice. Nothing is told after it returns."""
+        if self._stopping:
+            return
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
+        self._thread.join()
+        os.close(self._wake)
+
+    # In the thread
+
+    def _run(self) -> None:
+        backoff = Backoff()
+        while not self._stopping:
+            try:
+                with Changes() as changes:
+                    # Listening comes first: what changes while we read is heard.
+                    self._look()
+                    backoff.reset()
+                    self._follow(changes)
+            except KernelReadError as error:
+                logger.debug("devices and routes cannot be read: %s", error)
+                for need in sorted(self.needs, key=lambda need: need.value):
+                    failure = SourceError(error.message, remedy=error.remedy)
+                    self._tell(NotLearnt(need, failure))
+                self._wait(select.poll(), backoff.next())
+
+    def _follow(self, changes: Changes) -> None:
+        poll = select.poll()
+        poll.register(changes, select.POLLIN)
+        while not self._stopping:
+            due = self._pace.due
+            self._wait(poll, None if due is None else due - time.monotonic())
+            now = time.monotonic()
+            try:
+                if any(map(self._concerns, changes.receive())):
+                    self._pace.noted(now)
+            except Overrun:
+                self._pace.noted(now)
+            due = self._pace.due
+            if self._asked.is_set() or (due is not None and due <= now):
+                self._look()
+
+    def _wait(self, poll: select.poll, seconds: float | None) -> None:
+        """Wait for a message, for a wish of the owner's, or until ``seconds`` have passed."""
+        poll.register(self._wake, select.POLLIN)
+        # Rounded up: to wake a fraction of a millisecond early is to go round once more.
+        timeout = None if seconds is None else max(0, int(seconds * 1000) + 1)
+        if any(descriptor == self._wake for descriptor, _ in poll.poll(timeout)):
+            os.eventfd_read(self._wake)
+
+    def _concerns(self, message: Message) -> bool:
+        """Whether a message may change what is told.
+
+        Of all routes only default ones tell which devices lead out.
+        """
+        return Need.ROUTES in self.needs or message.route_length in (None, 0)
+
+    def _look(self) -> None:
+        started = time.monotonic()
+        asked = self._asked.is_set()
+        self._asked.clear()
+        for need in sorted(self.needs, key=lambda need: need.value):
+            value = READERS[need]()
+            if asked or need not in self._told or self._told[need] != value:
+                self._told[need] = value
+                if not self._stopping:
+                    self._tell(Learnt(need, value))
+        ended = time.monotonic()
+        self._pace.told(ended, took=ended - started)

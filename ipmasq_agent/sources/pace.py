@@ -1,0 +1,53 @@
+"""When to tell of changes that come in storms: soon, but not one by one."""
+
+from __future__ import annotations
+
+
+class Pace:
+    """Gathers changes until ``quiet`` seconds passed without one, at most ``late`` seconds.
+
+    An urgent change is due at once where nothing was told lately; while urgent ones go on,
+    the gaps between two tellings double from ``quiet`` up to ``late``. Holds no clock and
+    no thread: whoever owns it says what time it is, in ``time.monotonic()``'s seconds.
+    """
+
+    def __init__(self, quiet: float, late: float) -> None:
+        self._quiet = quiet
+        self._late = late
+        self._gap = 0.0
+        self._told: float | None = None
+        self._first: float | None = None
+        self._last = 0.0
+        self._rest = 0.0
+        self._urgent = False
+
+    def noted(self, now: float, *, urgent: bool = False) -> None:
+        """Take note of a change."""
+        if self._first is None:
+            self._first = now
+        self._last = now
+        self._urgent = self._urgent or urgent
+
+    @property
+    def due(self) -> float | None:
+        """When to tell of what was noted; None while there is nothing to tell."""
+        if self._first is None:
+            return None
+        settled = min(self._last + self._quiet, self._first + self._late)
+        if self._urgent:
+            spared = self._first if self._told is None else self._told + self._gap
+            settled = min(settled, max(self._first, spared))
+        return max(settled, self._rest)
+
+    def told(self, now: float, *, took: float = 0.0) -> None:
+        """Start anew: all that was noted has been told.
+
+        Args:
+            now: the time at which it was.
+            took: seconds of work that this cost. Ten times as many are left to others
+                before the next telling.
+        """
+        storm = self._told is not None and now - self._told <= 2 * self._gap
+        self._gap = min(2 * self._gap, self._late) if storm else self._quiet
+        self._rest = now + 10 * took
+        self._told, self._first, self._urgent = now, None, False

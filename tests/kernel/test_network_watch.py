@@ -1,0 +1,233 @@
+"""Devices and routes of a real namespace: what iproute2 changes is told, and not too often."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+import pytest
+
+from ipmasq_agent.host.links import egress_devices, read_links
+from ipmasq_agent.host.preferred_sources import preferred_sources
+from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
+from ipmasq_agent.policy.assemble import Links, Need
+from ipmasq_agent.sources.facts import HostAndCluster
+from ipmasq_agent.sources.network import LATE
+from tests.netns import Namespace
+from tests.unit.sources.told import Told
+
+
+def ip(ns: Namespace, *lines: str) -> None:
+    """Run each line with ip(8), all in one process."""
+    ns.run(["ip", "-batch", "-"], stdin="".join(f"{line}\n" for line in lines))
+
+
+def veth(name: str, *more: str) -> tuple[str, ...]:
+    """Return the lines that make a device which is up and has a carrier."""
+    return (
+        f"link add {name} type veth peer name {name}-far",
+        f"link set {name}-far up",
+        f"link set {name} up",
+        *more,
+    )
+
+
+def contains(wanted: object, values: tuple[object, ...]) -> bool:
+    return wanted in values
+
+
+class Watching(Protocol):
+    def __call__(self, *needs: Need) -> tuple[HostAndCluster, Told]: ...
+
+
+@pytest.fixture
+def watching(in_ns: Namespace) -> Iterator[Watching]:
+    sources = []
+
+    def watch(*needs: Need) -> tuple[HostAndCluster, Told]:
+        source, told = HostAndCluster(), Told()
+        sources.append(source)
+        source.start(told)
+        source.require(frozenset(needs))
+        return source, told
+
+    yield watch
+    for source in sources:
+        source.stop()
+
+
+# Reading once
+
+
+def test_devices_with_an_address_or_a_default_route_lead_out(in_ns: Namespace) -> None:
+    ip(
+        in_ns,
+        *veth("eth0", "addr add 192.0.2.2/24 dev eth0"),
+        *veth("eth1", "addr add 2001:db8::2/64 dev eth1 nodad"),
+        *veth("veth7", "addr add 10.244.0.1/32 dev veth7"),
+        *veth("veth8", "route add default dev veth8"),
+        *veth("bare"),
+        "link add cbridge type bridge",
+        "link set cbridge up",
+        "addr add 10.245.0.1/24 dev cbridge",
+    )
+    assert egress_devices() == ("eth0", "eth1", "veth8")
+    assert read_links().egress == ("eth0", "eth1", "veth8")
+    assert set(read_links().names) >= {"lo", "eth0", "eth0-far", "bare", "cbridge"}
+
+
+def test_each_way_of_a_multipath_default_route_leads_out(in_ns: Namespace) -> None:
+    ip(
+        in_ns,
+        *veth("veth1"),
+        *veth("veth2"),
+        "route add default nexthop dev veth1 nexthop dev veth2",
+    )
+    assert egress_devices() == ("veth1", "veth2")
+
+
+def test_link_local_addresses_lead_nowhere(in_ns: Namespace) -> None:
+    ip(in_ns, *veth("eth0", "addr add 169.254.1.1/32 scope link dev eth0"))
+    assert egress_devices() == ()
+
+
+def shown() -> dict[str, str | None]:
+    """Return destination → preferred source, as text."""
+    return {
+        str(prefix): None if source is None else prefix.family.show(source)
+        for prefix, source in preferred_sources()
+    }
+
+
+def test_routes_are_told_with_the_source_they_prefer(in_ns: Namespace) -> None:
+    ip(
+        in_ns,
+        *veth("eth0", "addr add 192.0.2.2/24 dev eth0", "addr add 198.51.100.9/32 dev lo"),
+        "addr add 2001:db8::2/64 dev eth0 nodad",
+        "addr add 2001:db8:9::9/128 dev lo nodad",
+        "route add default via 192.0.2.1 src 198.51.100.9",
+        "route add 203.0.113.0/24 via 192.0.2.1",
+        "route add blackhole 203.0.113.128/25",
+        "route add default via 192.0.2.1 src 192.0.2.2 metric 50",
+        "route add 2001:db8:1::/48 via 2001:db8::1 src 2001:db8:9::9",
+    )
+    assert shown() == {
+        "0.0.0.0/0": "198.51.100.9",
+        "192.0.2.0/24": "192.0.2.2",
+        "203.0.113.0/24": None,
+        "2001:db8:1::/48": "2001:db8:9::9",
+    }
+
+
+def test_the_lowest_metric_and_the_main_table_win(in_ns: Namespace) -> None:
+    ip(
+        in_ns,
+        *veth("eth0", "addr add 192.0.2.2/24 dev eth0", "addr add 192.0.2.3/24 dev eth0"),
+        "route add 203.0.113.0/24 dev eth0 src 192.0.2.3 metric 20",
+        "route add 203.0.113.0/24 dev eth0 src 192.0.2.2 metric 10",
+        "route add 198.51.100.0/24 dev eth0 src 192.0.2.3 metric 9",
+        "route add 198.51.100.0/24 dev eth0 src 192.0.2.2 table default",
+        "route add 198.18.0.0/15 dev eth0 src 192.0.2.2 table default",
+        "route add 198.18.0.0/16 dev eth0 src 192.0.2.3 table 77",
+    )
+    routes = shown()
+    assert routes["203.0.113.0/24"] == "192.0.2.2"
+    assert routes["198.51.100.0/24"] == "192.0.2.3"
+    assert routes["198.18.0.0/15"] == "192.0.2.2"
+    assert "198.18.0.0/16" not in routes
+
+
+def test_routes_of_pods_say_nothing_that_the_route_around_them_does_not(
+    in_ns: Namespace,
+) -> None:
+    ip(in_ns, *veth("veth1"), *(f"route add 10.244.0.{host}/32 dev veth1" for host in range(200)))
+    assert shown() == {}
+
+
+def test_gathering_answers_once(in_ns: Namespace) -> None:
+    ip(in_ns, *veth("eth0", "addr add 192.0.2.2/24 dev eth0"))
+    facts = HostAndCluster().gather(frozenset({Need.LINKS, Need.ROUTES}))
+    assert facts.links == Links(("eth0", "eth0-far", "lo"), ("eth0",))
+    assert facts.routes is not None
+    assert [str(prefix) for prefix, _ in facts.routes] == ["192.0.2.0/24"]
+
+
+# Watching
+
+
+def test_a_device_that_comes_and_goes_is_told(in_ns: Namespace, watching: Watching) -> None:
+    _, told = watching(Need.LINKS)
+    assert told.value(Need.LINKS, lambda links: True) == Links(("lo",), ())
+    ip(in_ns, *veth("eth0"))
+    told.value(Need.LINKS, lambda links: "eth0" in links.names and links.egress == ())
+    ip(in_ns, "addr add 192.0.2.2/24 dev eth0")
+    told.value(Need.LINKS, lambda links: links.egress == ("eth0",))
+    ip(in_ns, "link set eth0 down", "link set eth0 name uplink0", "link set uplink0 up")
+    told.value(Need.LINKS, lambda links: links.egress == ("uplink0",))
+    ip(in_ns, "link del uplink0")
+    told.value(Need.LINKS, lambda links: links == Links(("lo",), ()))
+
+
+def test_a_default_route_that_comes_and_goes_is_told(in_ns: Namespace, watching: Watching) -> None:
+    ip(in_ns, *veth("veth1"))
+    _, told = watching(Need.LINKS)
+    told.value(Need.LINKS, lambda links: links.egress == ())
+    ip(in_ns, "route add ::/0 dev veth1")
+    told.value(Need.LINKS, lambda links: links.egress == ("veth1",))
+    ip(in_ns, "route del ::/0 dev veth1")
+    told.value(Need.LINKS, lambda links: links.egress == ())
+
+
+def test_a_preferred_source_that_changes_is_told(in_ns: Namespace, watching: Watching) -> None:
+    ip(in_ns, *veth("eth0", "addr add 192.0.2.2/24 dev eth0", "addr add 192.0.2.3/24 dev eth0"))
+    _, told = watching(Need.ROUTES)
+    told.value(Need.ROUTES, lambda routes: len(routes) == 1)
+    for source in ("192.0.2.3", "192.0.2.2"):
+        ip(in_ns, f"route replace default via 192.0.2.1 src {source}")
+        wanted = (Prefix(Family.IPV4, 0, 0), parse_address(source)[1])
+        told.value(Need.ROUTES, functools.partial(contains, wanted))
+
+
+def test_pods_that_come_by_the_hundred_are_told_of_a_few_times(
+    in_ns: Namespace, watching: Watching
+) -> None:
+    _, told = watching(Need.LINKS, Need.ROUTES)
+    told.value(Need.LINKS, lambda links: True)
+    told.value(Need.ROUTES, lambda routes: True)
+    began = time.monotonic()
+    for number in range(100):
+        ip(in_ns, *veth(f"veth{number}", f"route add 10.244.0.{number} dev veth{number}"))
+    told.value(Need.LINKS, lambda links: len(links.names) == 201)
+    seconds = time.monotonic() - began
+    assert len(told.events) <= 3 + seconds / LATE * 2
+    assert [each.need for each in told.events].count(Need.ROUTES) == 1
+
+
+def test_what_is_no_longer_required_is_no_longer_told(in_ns: Namespace, watching: Watching) -> None:
+    source, told = watching(Need.LINKS)
+    told.value(Need.LINKS, lambda links: True)
+    source.require(frozenset({Need.ROUTES}))
+    told.value(Need.ROUTES, lambda routes: routes == ())
+    ip(in_ns, *veth("eth0", "addr add 192.0.2.2/24 dev eth0"))
+    told.value(Need.ROUTES, lambda routes: len(routes) == 1)
+    assert [each.need for each in told.events].count(Need.LINKS) == 1
+
+
+def test_refresh_tells_again_what_has_not_changed(in_ns: Namespace, watching: Watching) -> None:
+    source, told = watching(Need.LINKS)
+    told.value(Need.LINKS, lambda links: True)
+    source.refresh()
+    told.wait(lambda: len(told.events) == 2)
+
+
+def test_messages_that_were_lost_are_made_good_by_reading(
+    in_ns: Namespace, watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The smallest buffer there is, and more messages at once than it can hold.
+    monkeypatch.setattr("ipmasq_agent.host.rtnetlink._RECEIVE_BUFFER", 1)
+    _, told = watching(Need.LINKS)
+    told.value(Need.LINKS, lambda links: True)
+    ip(in_ns, *(f"link add br{number} type bridge" for number in range(100)))
+    told.value(Need.LINKS, lambda links: len(links.names) == 101)
