@@ -23,9 +23,11 @@ from typing import IO, Any
 from ipmasq_agent.errors import LabError, MissingTool
 from ipmasq_agent.host import netns
 from ipmasq_agent.host.commands import PACKAGES, run
+from ipmasq_agent.lab.api import kubeconfig
+from ipmasq_agent.lab.mirror import mirrored
 from ipmasq_agent.lab.mounted import mount, mounted
 from ipmasq_agent.lab.talk import Talk
-from ipmasq_agent.lab.topology import HOSTS, SYSCTLS, Host, link_commands
+from ipmasq_agent.lab.topology import HOSTS, POD_CIDRS, SYSCTLS, Host, link_commands
 
 STATE = Path("/run/ipmasq-lab")
 _PREFIX = "ipmasq-"
@@ -92,6 +94,7 @@ class Lab:
         self.state = STATE / name
         self.namespaces = {host.name: f"{_PREFIX}{name}-{host.name}" for host in HOSTS}
         self.talks: dict[str, Talk] = {}
+        self._api: Talk | None = None
         self._processes: list[subprocess.Popen[Any]] = []
         self._lock: IO[str] | None = None
 
@@ -193,9 +196,10 @@ class Lab:
                 STATE.rmdir()  # only when no other lab is there
 
     def _hang_up(self) -> None:
-        for talk in self.talks.values():
+        for talk in (*self.talks.values(), *([self._api] if self._api else [])):
             talk.close()
         self.talks.clear()
+        self._api = None
 
     def _remove_namespaces(self) -> None:
         ours = [name for name in self.namespaces.values() if name in netns.names()]
@@ -223,7 +227,10 @@ class Lab:
         # only, and the machine's is neither made nor held. `env` gives a shell's exit status
         # where there is no such program.
         lock = f"XTABLES_LOCKFILE={self.state / host}.xtables.lock"
-        return ["ip", "netns", "exec", self.namespaces[host], "env", lock, *argv]
+        # The lab's API and no other, and no proxy on the way to it.
+        api = [f"KUBECONFIG={self.kubeconfig}", "NO_PROXY=*", "no_proxy=*"]
+        set_here = [lock, *api, f"NODE_NAME={host}"]
+        return ["ip", "netns", "exec", self.namespaces[host], "env", *set_here, *argv]
 
     def run(self, host: str, argv: Sequence[str]) -> str:
         """Run a program in a host and return what it printed."""
@@ -241,6 +248,29 @@ class Lab:
     def _settle(self, host: Host, *, stay: bool) -> None:
         argv = [sys.executable, "-m", "ipmasq_agent.lab.inhabitant", host.name, *host.addresses]
         self.talks[host.name] = Talk(self._start(host.name, argv, stay=stay, talk=True))
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The credentials for the lab's Kubernetes API."""
+        return self.state / "kubeconfig"
+
+    def start_api(self, host: str, address: str, *, stay: bool) -> None:
+        """Serve the Kubernetes API in a host, at that address of it."""
+        self.kubeconfig.write_text(kubeconfig(address))
+        argv = [sys.executable, "-m", "ipmasq_agent.lab.api"]
+        self._api = Talk(self._start(host, argv, stay=stay, talk=True))
+        if self._api.answer() != {"ready": "api"}:
+            raise LabError(f"the API did not start; see {self.state}/{host}.log")
+
+    def join(self, node: Host) -> None:
+        """Make a node one of those that the API knows."""
+        assert self._api is not None
+        internal, pods = node.links["eth1"].partition("/")[0], POD_CIDRS[node.name]
+        self._api.ask(
+            name=node.name,
+            addresses=[internal, mirrored(internal)],
+            pod_cidrs=[pods, mirrored(pods)],
+        )
 
     def start_agent(self, node: str, argv: Sequence[str], *, stay: bool) -> None:
         """Run the agent in a node."""

@@ -97,6 +97,11 @@ class Story:
         progress("building three nodes of two clusters, their pods and a router")
         self.lab.build()
         self.lab.inhabit(stay=stay)
+        control = FIRST_CLUSTER[0].name
+        address = self._in_family(PLACES[control][1])
+        self.lab.start_api(control, address, stay=stay)
+        for node in FIRST_CLUSTER:
+            self.lab.join(node)
         progress("starting the agent in the nodes")
         for nodes, documents in ((FIRST_CLUSTER, FIRST), (SECOND_CLUSTER, ALONE)):
             for node in nodes:
@@ -130,6 +135,8 @@ class Story:
         error = self._deliver(scene, failures)
         if scene.return_routes:
             self.lab.ip("router", [line for _, line in route_commands("router", RETURN_ROUTES)])
+        if scene.joins is not None:
+            self._join(scene.joins, failures)
         if scene.flush:
             self._empty_and_heal(failures)
         checks = self._prober.check(scene.expect)
@@ -164,15 +171,30 @@ class Story:
         return error
 
     def _empty_and_heal(self, failures: list[str]) -> None:
-        """Empty the rules by hand as root would, and wait until the agent has put them back."""
-        for node in (node.name for node in FIRST_CLUSTER):
-            status = self.lab.status(node) or {"changes": 0}
-            try:
+        """Empty the rules by hand as root would; the agents must put them back."""
+
+        def empty() -> None:
+            for node in FIRST_CLUSTER:
                 for argv in emptying(self.backend, ipv6=self._ipv6):
-                    self.lab.run(node, argv)
-                self.lab.wait_for(node, "the rules are healed", _more_than(status["changes"]))
-            except AgentError as error:
-                failures.append(f"{node}: {error}")
+                    self.lab.run(node.name, argv)
+
+        self._until_changed("the rules are healed", empty, failures)
+
+    def _join(self, name: str, failures: list[str]) -> None:
+        """Let a node join the first cluster; the agents must heed it."""
+        node = next(node for node in NODES if node.name == name)
+        self._until_changed(f"{name} is heeded", lambda: self.lab.join(node), failures)
+
+    def _until_changed(self, what: str, act: Callable[[], None], failures: list[str]) -> None:
+        """Do something that makes each agent of the first cluster change its kernel."""
+        nodes = [node.name for node in FIRST_CLUSTER]
+        before = {node: self.lab.status(node) or {"changes": 0} for node in nodes}
+        try:
+            act()
+            for node, status in before.items():
+                self.lab.wait_for(node, what, _more_than(status["changes"]))
+        except AgentError as error:
+            failures.append(str(error))
 
     def _explain(self, place: str, key: str, failures: list[str]) -> None:
         """Ask the agent of the first node about a place: it must name the document."""
