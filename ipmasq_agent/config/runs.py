@@ -80,8 +80,8 @@ class Run(Sequence[yaml.ScalarNode]):
         """Return the strings."""
         return self._pattern.findall(self._body)
 
-    def place(self, index: int) -> tuple[str, int, int]:
-        """Return text, line and column of a string, both from 0."""
+    def _located(self) -> Sequence[int]:
+        """Return where each text begins, having found out where lines end."""
         if self._starts is None:
             self._lines = array("I", (m.start() for m in re.finditer("\n", self._body)))
             self._starts = array("I", (m.start(1) for m in self._pattern.finditer(self._body)))
@@ -90,7 +90,24 @@ class Run(Sequence[yaml.ScalarNode]):
                 and all(map(lt, self._starts, self._lines))
                 and all(map(gt, islice(self._starts, 1, None), self._lines))
             )
-        start = self._starts[index]
+        return self._starts
+
+    def places(self) -> Iterator[tuple[str, int, int]]:
+        """Yield text, line and column of each string, as ``place`` would."""
+        starts = self._located()
+        if not self._a_line_each:
+            yield from map(self.place, range(len(starts)))
+            return
+        begin = -self._column
+        for index, (text, start) in enumerate(zip(self.texts(), starts, strict=True)):
+            column = start - begin - (self._body[start - 1] in "'\"")
+            yield text, self._line + index, column
+            begin = self._lines[index] + 1
+
+    def place(self, index: int) -> tuple[str, int, int]:
+        """Return text, line and column of a string, both from 0."""
+        starts = self._located()
+        start = starts[index]
         found = _TEXT.match(self._body, start)
         assert found is not None  # this is where the pattern matched
         if self._body[start - 1] in "'\"":
@@ -139,6 +156,10 @@ class RunOrigins(Sequence[Origin]):
             return tuple(self)[index]
         text, line, column = self._run.place(index)
         return Origin(text, self._document, line + 1, column + 1)
+
+    def __iter__(self) -> Iterator[Origin]:
+        for text, line, column in self._run.places():
+            yield Origin(text, self._document, line + 1, column + 1)
 
     def __len__(self) -> int:
         return len(self._run)

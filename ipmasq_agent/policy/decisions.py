@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from operator import eq
 from typing import Generic, NamedTuple, TypeVar, overload
 
@@ -149,6 +150,10 @@ class Entries(_Made):
         """Return verdict and reason of an entry."""
         return _VERDICTS[self._marks[position]], self._origins[position]
 
+    def all_decided(self) -> Iterator[tuple[Verdict, Origin]]:
+        """Yield verdict and reason of each entry."""
+        return zip(map(_VERDICTS.__getitem__, self._marks), self._origins, strict=True)
+
     def _at(self, position: int) -> Entry[Verdict]:
         return Entry(self._firsts[position], self._lasts[position], *self.decided(position))
 
@@ -189,7 +194,12 @@ class _Ranges(_Made):
         return len(self._starts)
 
     def __iter__(self) -> Iterator[Entry[Verdict]]:
-        return map(self._at, range(len(self)))
+        last = self._entries.family.last_address
+        lasts = chain((start - 1 for start in islice(self._starts, 1, None)), (last,))
+        # One after the other they are made much faster; that of NOBODY comes last.
+        decided = [*self._entries.all_decided(), self._rest]
+        for first, last, decider in zip(self._starts, lasts, self._deciders, strict=True):
+            yield Entry(first, last, *decided[decider])
 
 
 class DecisionMap:

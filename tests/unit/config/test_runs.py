@@ -177,6 +177,7 @@ def test_a_long_list_makes_few_nodes(form: str) -> None:
     assert isinstance(understood, Understood)
     listed = understood.config.non_masquerade_cidrs
     assert [str(prefix) for prefix in listed.prefixes()] == LONG
+    assert list(listed) == [listed[index] for index in range(len(LONG))]
     lines = FORMS[form].split("\n")
     for _, origin in (listed[0], listed[1], listed[1_000], listed[-2], listed[-1]):
         assert origin.line is not None

@@ -43,6 +43,7 @@ def corners(decisions: DecisionMap) -> set[int]:
 
 def check_map(decisions: DecisionMap, others: Sequence[int]) -> None:
     expected = 0
+    assert list(decisions.ranges) == [decisions.ranges[n] for n in range(len(decisions.ranges))]
     for entry in decisions.ranges:
         assert entry.first == expected
         assert entry.last >= entry.first
