@@ -47,7 +47,7 @@ def sweep(firsts: Sequence[int], lasts: Sequence[int], end: int) -> tuple[list[i
         starting, ending = list(firsts), list(lasts)
     if are_apart(starting, ending):
         return _apart(starting, ending, order, end)
-    return _nested(starting, ending, order, end)
+    return _nested(starting, lasts, order, end)
 
 
 def _apart(
@@ -70,36 +70,38 @@ def _apart(
 
 
 def _nested(
-    starting: list[int], ending: list[int], order: Sequence[int], end: int
+    starting: list[int], lasts: Sequence[int], order: Sequence[int], end: int
 ) -> tuple[list[int], list[int]]:
     """Do it for any ranges, ascending by where they start.
 
-    One sweep over the address space. The heap holds (position, last) of those entered so
-    far, so its top is the one that decides; those that ended are dropped only when they
-    come to the top, and those that the top outlasts and outranks never get in.
+    One sweep over the address space. The heap holds the positions of those entered so far,
+    so its top is the one that decides; those that ended are dropped only when they come to
+    the top, and those that the top outlasts and outranks never get in.
     """
     starts: list[int] = []
     deciders: list[int] = []
-    covering: list[tuple[int, int]] = []
+    covering: list[int] = []
     starting.append(end + 1)  # so that after the last there is always one more
-    address, upcoming, before = 0, 0, None
+    address, upcoming, before, start = 0, 0, None, starting[0]
     while address <= end:
-        while starting[upcoming] <= address:
-            position, last = order[upcoming], ending[upcoming]
-            if not covering or position < covering[0][0] or last > covering[0][1]:
-                heappush(covering, (position, last))
+        while start <= address:
+            position = order[upcoming]
+            if not covering or position < covering[0] or lasts[position] > lasts[covering[0]]:
+                heappush(covering, position)
             upcoming += 1
-        while covering and covering[0][1] < address:
+            start = starting[upcoming]
+        while covering and lasts[covering[0]] < address:
             heappop(covering)
-        decider, last = NOBODY, starting[upcoming] - 1
+        decider, after = NOBODY, start
         if covering:
-            decider, its_last = covering[0]
-            last = min(last, its_last)
+            decider = covering[0]
+            if lasts[decider] < start:
+                after = lasts[decider] + 1
         if decider != before:
             starts.append(address)
             deciders.append(decider)
             before = decider
-        address = last + 1
+        address = after
     return starts, deciders
 
 
