@@ -34,8 +34,11 @@ _QUOTED = r"[0-9a-fA-F.:]+/[0-9]+"
 # A plain scalar may hold a colon before anything but a blank, and libyaml lets none begin
 # with one.
 _SCALAR = rf"(?:[0-9a-fA-F][0-9a-fA-F.:]*/[0-9]+|'{_QUOTED}'|\"{_QUOTED}\")"
-_ITEM = rf"- {_SCALAR}(?: +#[ -~]*| *)\r?\n"
-_NOTHING = r" *(?:#[ -~]*)?\r?\n"
+# All that YAML allows in a comment but tabs, line breaks (U+0085, U+2028, U+2029 are some to
+# it), byte order marks and what needs four bytes.
+_COMMENT = r"#[ -~\u00a0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd]*"
+_ITEM = rf"- {_SCALAR}(?: +{_COMMENT}| *)\r?\n"
+_NOTHING = rf" *(?:{_COMMENT})?\r?\n"
 # Groups: the first line and the last, and the indentation. What is matched once is not
 # given back, so that a long run needs no memory to go back in.
 _YAML_RUN = re.compile(
