@@ -150,6 +150,11 @@ class Entries(_Made):
         """Return verdict and reason of an entry."""
         return _VERDICTS[self._marks[position]], self._origins[position]
 
+    def spans(self) -> Iterator[tuple[int, int, Verdict]]:
+        """Yield first, last and verdict of each entry."""
+        verdicts = map(_VERDICTS.__getitem__, self._marks)
+        return zip(self._firsts, self._lasts, verdicts, strict=True)
+
     def all_decided(self) -> Iterator[tuple[Verdict, Origin]]:
         """Yield verdict and reason of each entry."""
         return zip(map(_VERDICTS.__getitem__, self._marks), self._origins, strict=True)
@@ -215,7 +220,9 @@ class DecisionMap:
         ranges: the ranges in order, each with the verdict and the reason of its entry.
     """
 
-    __slots__ = ("_marks", "_merged", "_starts", "default", "entries", "family", "ranges")
+    __slots__ = (
+        *("_columns", "_marks", "_merged", "_starts", "default", "entries", "family", "ranges"),
+    )
 
     def __init__(
         self,
@@ -236,8 +243,8 @@ class DecisionMap:
             ValueError: an entry reaches outside the family's address space.
         """
         self.family = family
-        self.entries: Sequence[Entry[Verdict]]
-        self.entries = columns = Entries.of(family, entries)
+        self._columns = columns = Entries.of(family, entries)
+        self.entries: Sequence[Entry[Verdict]] = columns
         self.default = default
         starts, deciders = columns.swept()
         self._starts = column(family, starts)
@@ -250,6 +257,13 @@ class DecisionMap:
     def verdicts(self) -> frozenset[Verdict]:
         """The verdicts that some address has."""
         return frozenset(_VERDICTS[mark] for mark in set(self._marks))
+
+    def spans(self) -> Iterator[tuple[int, int, Verdict]]:
+        """Yield first, last and verdict of each entry in evaluation order.
+
+        Without the reasons, which are what takes time to make.
+        """
+        return self._columns.spans()
 
     def decide(self, address: int) -> Entry[Verdict]:
         """Return the range that ``address`` falls into, in O(log n)."""

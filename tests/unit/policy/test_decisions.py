@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -41,9 +41,23 @@ def corners(decisions: DecisionMap) -> set[int]:
     return {end for end in ends if 0 <= end <= decisions.family.last_address}
 
 
+def _joined(ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Ascending ranges, with those that touch as one."""
+    while ranges:
+        first, last = ranges.pop(0)
+        while ranges and ranges[0][0] == last + 1:
+            last = ranges.pop(0)[1]
+        yield first, last
+
+
 def check_map(decisions: DecisionMap, others: Sequence[int]) -> None:
     expected = 0
     assert list(decisions.ranges) == [decisions.ranges[n] for n in range(len(decisions.ranges))]
+    assert list(decisions.spans()) == [entry[:3] for entry in decisions.entries]
+    for verdict in Verdict:
+        said = [(e.first, e.last) for e in decisions.ranges if e.verdict is verdict]
+        assert (verdict in decisions.verdicts) == bool(said)
+        assert list(decisions.stretches(verdict)) == list(_joined(said))
     for entry in decisions.ranges:
         assert entry.first == expected
         assert entry.last >= entry.first
