@@ -21,7 +21,7 @@ _PICTURE = """\
              192.168.10.100   │  192.168.10.101    │ 192.168.10.130
                               ├────────────────────┘
                         router 192.168.10.200
-                        loop1 10.10.1.200, loop2 10.10.2.200
+                        loop1 10.10.1.200, loop2 10.10.2.200, internet 203.0.113.200
   eth0 of the nodes: 10.0.2.15, .16 and .45. egress-ip: 192.168.10.150, second on k8s-ctr"""
 _WIDTH = 132
 # Share of lines that two documents must have in common for their difference to tell more.

@@ -44,8 +44,8 @@ DESTINATIONS = (
         one("defaultAction: keep\nmasqueradeCIDRs:\n  - 10.10.2.0/24\n"),
         (
             _POD_TO_POD,
-            Expectation("curl-pod", "router", "curl-pod"),
             _POD_TO_LOOP1,
+            Expectation("curl-pod", "internet", "curl-pod"),
             _NODE_TO_LOOP2,
             Expectation("w1-pod", "loop2", "k8s-w1"),
         ),
@@ -73,6 +73,31 @@ DESTINATIONS = (
         "network knows the way back to the pods. `status` shows it, as Cilium's does.",
     ),
 )
+DEVICES = (
+    Scene(
+        "egressInterfaces: masquerade out of these devices only",
+        one("nonMasqueradeCIDRs: []\negressInterfaces:\n  - eth1\n"),
+        (
+            _NODE_TO_LOOP1,
+            Expectation("w1-pod", "loop1", "k8s-w1"),
+            Expectation("curl-pod", "k8s-w1/eth0", "curl-pod"),
+            _INWARD,
+        ),
+        "What leaves through eth1 is masqueraded, what leaves through eth0 (the management "
+        "network here) keeps the pod's address, and so does what goes inward through cni0.",
+    ),
+    Scene(
+        "egressInterfaces: auto, the devices that lead out of the node",
+        one("nonMasqueradeCIDRs: []\negressInterfaces: auto\n"),
+        (
+            _NODE_TO_LOOP1,
+            Expectation("curl-pod", "k8s-w1/eth0", "k8s-ctr/eth0"),
+            _INWARD,
+        ),
+        "eth0 has the default route and eth1 the node's address, so both count as Cilium counts "
+        "them, each with an address of its own; cni0 leads to pods.",
+    ),
+)
 SOURCE_ADDRESSES = (
     Scene(
         "snatAddress: masqueraded as one fixed address",
@@ -86,6 +111,19 @@ SOURCE_ADDRESSES = (
         "know them by it, whatever the node's own address is.",
         nodes=("k8s-ctr",),
     ),
+    Scene(
+        "snatAddress: auto-route, the source that the route prefers",
+        one("nonMasqueradeCIDRs:\n  - 172.20.0.0/16\nsnatAddress: auto-route\n"),
+        (
+            _POD_TO_POD,
+            _NODE_TO_LOOP1,
+            Expectation("curl-pod", "loop2", "egress-ip"),
+            Expectation("w1-pod", "loop2", "k8s-w1"),
+        ),
+        "On k8s-ctr the route to 10.10.2.0/24 says src 192.168.10.150: what the node itself "
+        "would send there has that source, and what it masquerades has it too. Other routes say "
+        "nothing, so the device's first address is taken, as ever.",
+    ),
 )
 
-KEY_SCENES = (*DESTINATIONS, *SOURCE_ADDRESSES)
+KEY_SCENES = (*DESTINATIONS, *DEVICES, *SOURCE_ADDRESSES)

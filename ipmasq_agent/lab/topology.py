@@ -7,7 +7,7 @@
         k8s-ctr ── eth1 ───┬────── eth1 ── k8s-w1      ┌─ eth1 ─ k8s-b1
            └ eth0 (management)     eth0 ────┘          │         another cluster
                            └──────────┬────────────────┘
-                                    router: loop1, loop2
+                                    router: loop1, loop2, internet
 
 Addresses are IPv4 here; each host has their mirror images in IPv6 too (``mirror.py``).
 """
@@ -67,6 +67,7 @@ def _node(name: str, **second: str) -> Host:
         (
             "default via 10.0.2.2",
             "10.10.0.0/16 via 192.168.10.200",
+            "203.0.113.0/24 via 192.168.10.200",
             *(f"{far}.0/24 via 192.168.10.{100 + there}" for far, there in others),
             # Only who asks for the route's own source takes it: MASQUERADE does not.
             *(f"10.10.2.0/24 via 192.168.10.200 src {address}" for address in second.values()),
@@ -79,7 +80,12 @@ def _node(name: str, **second: str) -> Host:
 SWITCH = Host("switch", {"mgmt": "10.0.2.2/24"}, inhabited=False)
 ROUTER = Host(
     "router",
-    {"eth1": "192.168.10.200/24", "loop1": "10.10.1.200/24", "loop2": "10.10.2.200/24"},
+    {
+        "eth1": "192.168.10.200/24",
+        "loop1": "10.10.1.200/24",
+        "loop2": "10.10.2.200/24",
+        "internet": "203.0.113.200/24",
+    },
 )
 FIRST_CLUSTER = (_node("k8s-ctr", eth1=_EGRESS_IP), _node("k8s-w1"))
 SECOND_CLUSTER = (_node("k8s-b1"),)
@@ -107,6 +113,7 @@ PLACES = {
     "router": ("router", "192.168.10.200"),
     "loop1": ("router", "10.10.1.200"),
     "loop2": ("router", "10.10.2.200"),
+    "internet": ("router", "203.0.113.200"),
 }
 
 # Set in each namespace before any link is made there. A reply that comes back on another
@@ -156,7 +163,7 @@ def link_commands(namespace: dict[str, str], stub: str) -> Iterator[tuple[str, s
         yield node.name, "link set cni0 up"
         for pod in PODS[node.name]:
             yield from _cable(node.name, f"veth-{pod.name}", "cni0", pod.name, "eth0", namespace)
-    for loop in ("loop1", "loop2"):
+    for loop in ("loop1", "loop2", "internet"):
         yield "router", f"link add {loop} type {stub}"
         yield "router", f"link set {loop} up"
     for host in HOSTS:
