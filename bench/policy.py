@@ -51,9 +51,7 @@ def measure(family: Family, count: int) -> dict[str, float]:
     wish = config.wish(FLAGS)
     policy = assemble_family(wish, family, Capabilities())
     decisions = policy.decisions
-    fewer = DecisionMap(
-        family, [e for n, e in enumerate(decisions.entries) if n != count // 2]
-    )
+    fewer = DecisionMap(family, [e for n, e in enumerate(decisions.entries) if n != count // 2])
     placement = Placement()
     empty = empty_table(family)
     few = min(count, 10_000)
