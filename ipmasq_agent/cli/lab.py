@@ -48,7 +48,7 @@ Examples:
 """,
 )
 def command() -> None:
-    """Two nodes with pods and a company router, in network namespaces of this machine.
+    """Two clusters' nodes and pods and a company router, in namespaces of this machine.
 
     The real agent runs in the nodes. Nothing outside the lab's namespaces is touched, and
     nothing is left when it goes.

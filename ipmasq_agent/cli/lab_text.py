@@ -59,6 +59,8 @@ class Shown:
         for line in _changed_lines(config_before, step.config):
             style = {"+": "green", "-": "red"}.get(line[0], "")
             out.print(f"     {line}", style=style, markup=False)
+        if len(step.scene.nodes) == 1:
+            out.print(f"     on {step.scene.nodes[0]} alone", markup=False)
         if step.second is not None:
             out.print("     and in the second cluster:", markup=False)
             for line in step.second.splitlines():
@@ -73,18 +75,15 @@ class Shown:
 
     def closing(self, steps: Sequence[Step]) -> None:
         """Show whose address each destination saw, step by step."""
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
         table.add_column("from → to", no_wrap=True)
         for number in range(1, len(steps) + 1):
             table.add_column(f"{number}", no_wrap=True)
         pairs = dict.fromkeys((c.sender, c.to) for s in steps for c in s.checks if not c.kept)
         for sender, to in pairs:
             table.add_row(f"{sender} → {to}", *(_cell(step, sender, to) for step in steps))
-        self._out.print(
-            "\nWhose address each destination saw on new connections, step by step "
-            "(o the sender's own, n its node's, † no reply returned):",
-            style="bold",
-        )
+        self._out.print("\nWhose address did destinations see, step by step?", style="bold")
+        self._out.print("o the sender's own, n one of its node, † no reply returned")
         self._out.print(table)
         checks = [check for step in steps for check in step.checks]
         wrong = sum(not check.ok for check in checks)
