@@ -1,13 +1,15 @@
-"""Where documents come from: a file, or a ConfigMap of the Kubernetes API.
+"""Where documents come from: files, or ConfigMaps of the Kubernetes API.
 
-A source yields raw bytes with a name and a revision. It does not know what is in a
+A source yields raw bytes with a name and a revision, of one document or of several that
+are to be merged. It does not know what is in a
 document, never guesses at defaults, and never takes "cannot be read now" for "does not
-exist": the first is a ``SourceFailed``, the second a ``Document`` whose content is None.
+exist": the first is a ``SourceFailed``, the second a ``Document`` without parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -28,20 +30,30 @@ class Document:
 
     Attributes:
         name: what a user calls it: a path, or ``ConfigMap NAMESPACE/NAME key KEY``.
-        content: its bytes, or None where the document does not exist.
-        revision: changes whenever the content may have; for people and logs, opaque to us.
+        parts: the documents that are merged into it, in order; none where it does not exist.
+        revision: changes whenever a part may have; for people and logs, opaque to us.
         noticed: ``time.monotonic()`` when the source learnt of this state.
     """
 
     name: str
-    content: bytes | None
+    parts: tuple[Part, ...]
     revision: str
     noticed: float
 
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The documents that this one is made of, in order; none where it does not exist."""
-        return () if self.content is None else (Part(self.name, self.content),)
+
+def revision_of(parts: Sequence[Part]) -> str:
+    """Return a revision for documents whose source has none: twelve digits of a digest."""
+    if not parts:
+        return "absent"
+    if len(parts) == 1:
+        return hashlib.sha256(parts[0].content).hexdigest()[:12]
+    digest = hashlib.sha256()
+    for part in parts:
+        # With its length before it, no name or content can pass for the end of another.
+        for piece in (part.name.encode(errors="surrogateescape"), part.content):
+            digest.update(b"%d:" % len(piece))
+            digest.update(piece)
+    return digest.hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,25 +7,25 @@ import re
 from typing import Any
 
 from ipmasq_agent.errors import AccessDenied, SourceError, SourceUnavailable
-from ipmasq_agent.sources import Document, Sink, SourceFailed
+from ipmasq_agent.sources import Document, Part, Sink, SourceFailed
 from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
 from ipmasq_agent.sources.kube_watch import Found, ObjectWatch
-from ipmasq_agent.sources.location import KEYS
+from ipmasq_agent.sources.location import EVERY, KEYS
 
 
 class ConfigMapSource:
-    """Implements ``Source`` for one key of one ConfigMap.
+    """Implements ``Source`` for one ConfigMap.
 
-    Without ``key`` the document is the key ``config``, else ``ip-masq-agent``, else the
-    only key: what a mounted directory means to ``FileSource`` too. A ConfigMap that does
-    not exist, or has no keys at all, is a document without content. One that lacks the key
-    and has others is a failure which names them, since a misspelt key would otherwise
-    silently mean the defaults.
+    Without ``key`` the document is the key ``config``, else ``ip-masq-agent``, else all
+    keys, in the order of their names: what a mounted directory means to ``FileSource`` too.
+    A ConfigMap that does not exist, or has no keys at all, is a document without parts. One
+    that lacks the key asked for and has others is a failure which names them, since a
+    misspelt key would otherwise silently mean the defaults.
 
     Args:
         namespace: of the ConfigMap.
         name: of the ConfigMap.
-        key: the key to read, or None to choose it as above.
+        key: the key to read, ``*`` for all of them, or None to choose as above.
         kubeconfig: see ``KubeApi``.
         context: see ``KubeApi``.
     """
@@ -51,7 +51,7 @@ class ConfigMapSource:
     @property
     def name(self) -> str:
         """As ``ConfigMap kube-system/ip-masq-agent``, with the key if one was asked for."""
-        return self._name_with(self._key)
+        return self._name_with(None if self._key == EVERY else self._key)
 
     @property
     def cheap(self) -> bool:
@@ -64,7 +64,7 @@ class ConfigMapSource:
         Raises:
             AccessDenied: the API refuses us; the remedy is the RBAC rule that is missing.
             SourceUnavailable: the API does not answer.
-            SourceError: there are no credentials, or it is not clear which key is meant.
+            SourceError: there are no credentials, or the key that is meant is missing.
         """
         try:
             return self._document(self._watch.read())
@@ -100,30 +100,28 @@ class ConfigMapSource:
         """Take the document out of a ConfigMap.
 
         Raises:
-            SourceError: the key is missing, or several keys could be meant.
+            SourceError: the key is missing.
         """
         if found.object is None:
-            return Document(self.name, None, "absent", found.noticed)
+            return Document(self.name, (), "absent", found.noticed)
         values = content_of(found.object)
-        key = self._choose(sorted(values))
+        keys = self._choose(sorted(values))
         revision = str(found.object["metadata"]["resourceVersion"])
-        if key is None:
-            return Document(self.name, None, revision, found.noticed)
-        return Document(self._name_with(key), values[key], revision, found.noticed)
+        parts = tuple(Part(self._name_with(key), values[key]) for key in keys)
+        name = parts[0].name if len(parts) == 1 else self.name
+        return Document(name, parts, revision, found.noticed)
 
-    def _choose(self, keys: list[str]) -> str | None:
-        wanted = (self._key,) if self._key is not None else KEYS
-        for key in wanted:
-            if key in keys:
-                return key
-        if not keys:
-            return None
-        if self._key is None and len(keys) == 1:
-            return keys[0]
-        there = f"the ConfigMap {self._namespace}/{self._configmap} has the keys {', '.join(keys)}"
-        missing = f"none of them is {self._key}" if self._key else "none is named " + KEYS[0]
+    def _choose(self, keys: list[str]) -> list[str]:
+        """Return those of the keys, sorted, that are meant."""
+        if self._key in keys:
+            return [self._key]
+        if self._key is None:
+            return next(([key] for key in KEYS if key in keys), keys)
+        if self._key == EVERY or not keys:
+            return keys
         raise SourceError(
-            f"{there}, and {missing}",
+            f"the ConfigMap {self._namespace}/{self._configmap} has the keys {', '.join(keys)}, "
+            f"and none of them is {self._key}",
             remedy=f"name the key, as --configmap {self._namespace}/{self._configmap}:{keys[0]}",
         )
 

@@ -1,4 +1,4 @@
-"""A document in a file, or in a directory as a mounted ConfigMap is one.
+"""A document in a file, or in the files of a directory as a mounted ConfigMap is one.
 
 Changes are noticed through inotify and delivered when they are complete: on the close of
 the last writer or on a rename, never in the middle of a write. Nothing is polled; without
@@ -7,7 +7,6 @@ a change nothing runs.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import threading
@@ -16,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipmasq_agent.errors import SourceError, SourceUnavailable
-from ipmasq_agent.sources import Document, Sink, SourceFailed
+from ipmasq_agent.sources import Document, Part, Sink, SourceFailed, revision_of
 from ipmasq_agent.sources.location import Location, locate
-from ipmasq_agent.sources.settled import BeingWritten, read_settled
+from ipmasq_agent.sources.settled import MAX_BYTES, BeingWritten, read_settled
 from ipmasq_agent.sources.watch import PathWatch
 
 logger = logging.getLogger(__name__)
@@ -41,15 +40,15 @@ class _Outcome:
     """What was last told to the sink, to tell a change from a repetition."""
 
     name: str | None
-    content: bytes | None
+    parts: tuple[Part, ...]
     error: str | None
 
 
 class FileSource:
     """Implements ``Source`` for a path on this machine.
 
-    The path may not exist yet, be a symbolic link at any place, or name a directory, in
-    which the document is ``config``, else ``ip-masq-agent``, else the only regular file.
+    The path may not exist yet, be a symbolic link at any place, or name a directory; which
+    of its files are meant then, ``locate`` says.
 
     Where inotify's limits keep changes from being seen, each document is followed by a
     ``SourceFailed`` that says so; ``refresh`` then reads the file and tries to watch again.
@@ -63,7 +62,7 @@ class FileSource:
         self._watch: PathWatch | None = None
         self._timer: threading.Timer | None = None
         self._told: _Outcome | None = None
-        self._present = False
+        self._present: frozenset[str] = frozenset()
         self._refreshing = False
         self._vanished: float | None = None
         self._busy: float | None = None
@@ -92,11 +91,12 @@ class FileSource:
             location = locate(self._path)
             try:
                 with self._lock:
-                    content = self._content(location)
-                return self._document(location, content, time.monotonic())
+                    parts = self._parts(location)
+                if parts is not None:
+                    return self._document(location, parts, time.monotonic())
             except BeingWritten as cause:
                 if time.monotonic() > deadline:
-                    raise _still_open(location.shown) from cause
+                    raise _still_open(str(cause)) from cause
             time.sleep(pause)
             pause = min(pause * 2, 0.1)
 
@@ -154,23 +154,25 @@ class FileSource:
         if self._may_come_back(location, noticed):
             return
         try:
-            content = self._content(location)
-            if content is None and location.file is not None:
-                # It was removed after it was located: ask anew where the path leads.
+            parts = self._parts(location)
+            if parts is None:
                 self._look_later(RECHECK, noticed)
                 return
-        except BeingWritten:
-            self._wait_for_close(location, noticed)
+        except BeingWritten as cause:
+            self._wait_for_close(str(cause), noticed)
             return
         except SourceError as error:
             self._busy = None
             self._tell(None, error)
             return
         self._busy = None
-        self._tell(self._document(location, content, noticed), self._watch.error)
+        self._tell(self._document(location, parts, noticed), self._watch.error)
 
-    def _content(self, location: Location) -> bytes | None:
-        """Read what is at ``location``, None where there is nothing.
+    def _parts(self, location: Location) -> tuple[Part, ...] | None:
+        """Read what is at ``location``: each file as a whole, between two of its writers.
+
+        Returns:
+            None where a file was removed after it was located: ask anew where the path leads.
 
         Raises:
             BeingWritten: look again when the writers are done.
@@ -178,26 +180,35 @@ class FileSource:
         """
         if location.error is not None:
             raise location.error
-        if location.file is None:
-            return None
-        settled = read_settled(location.file)
-        if self._watch is not None:
-            if settled.leased:
-                self._watch.modified = False
-            elif self._watch.modified:
-                raise BeingWritten
-        return settled.content
+        parts = []
+        for place in location.places:
+            try:
+                settled = read_settled(place.file)
+            except BeingWritten as cause:
+                raise BeingWritten(place.shown) from cause
+            if self._watch is not None:
+                if settled.leased:
+                    self._watch.modified.discard(place.identity)
+                elif place.identity in self._watch.modified:
+                    raise BeingWritten(place.shown)
+            if settled.content is None:
+                return None
+            parts.append(Part(place.shown, settled.content))
+        if sum(len(part.content) for part in parts) > MAX_BYTES:
+            raise SourceError(
+                f"the files of {location.shown} are larger than {MAX_BYTES >> 20} MiB together",
+                remedy="a document of 100,000 CIDRs takes 2 MiB; are these the right files?",
+            )
+        return tuple(parts)
 
-    def _document(self, location: Location, content: bytes | None, noticed: float) -> Document:
-        revision = "absent" if content is None else hashlib.sha256(content).hexdigest()[:12]
-        return Document(location.shown, content, revision, noticed)
+    def _document(self, location: Location, parts: tuple[Part, ...], noticed: float) -> Document:
+        return Document(location.shown, parts, revision_of(parts), noticed)
 
     def _may_come_back(self, location: Location, noticed: float) -> bool:
-        """Wait a little before a document that was there counts as removed."""
-        if not location.gone:
+        """Wait a little before a file that was there counts as removed."""
+        gone = self._present - {place.shown for place in location.places}
+        if not gone or (location.error is not None and not location.vague):
             self._vanished = None
-            return False
-        if not self._present:
             return False
         if self._vanished is None:
             self._vanished = noticed
@@ -207,14 +218,14 @@ class FileSource:
         self._look_later(left, noticed)
         return True
 
-    def _wait_for_close(self, location: Location, noticed: float) -> None:
+    def _wait_for_close(self, path: str, noticed: float) -> None:
         """Keep quiet until the writers are done, and tell if they take long."""
         now = time.monotonic()
         if self._busy is None:
             self._busy = now
         left = self._busy + STUCK - now
         if left <= 0:
-            self._tell(None, _still_open(location.shown))
+            self._tell(None, _still_open(path))
         delay = self._recheck if left <= 0 else min(self._recheck, left)
         self._recheck *= 2
         if delay < STUCK:
@@ -224,7 +235,7 @@ class FileSource:
         """Deliver, unless the sink knows all of it and nobody has asked."""
         outcome = _Outcome(
             document.name if document else None,
-            document.content if document else None,
+            document.parts if document else (),
             str(error) if error else None,
         )
         if outcome == self._told and not self._refreshing:
@@ -233,7 +244,7 @@ class FileSource:
         if self._sink is None:
             return
         if document is not None:
-            self._present = document.content is not None
+            self._present = frozenset(part.name for part in document.parts)
             self._sink(document)
         if error is not None:
             self._sink(SourceFailed(self._path, error))

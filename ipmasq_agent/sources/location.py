@@ -1,4 +1,4 @@
-"""Which file a path means now, and every directory entry that decides it.
+"""Which files a path means now, and every directory entry that decides it.
 
 A path is walked one component at a time, as the kernel does (path_resolution(7)), so that
 each directory in which a rename, a new symbolic link or a removal would change the answer
@@ -13,8 +13,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ipmasq_agent.errors import SourceError, SourceUnavailable
 
@@ -22,6 +23,8 @@ from ipmasq_agent.errors import SourceError, SourceUnavailable
 MAX_LINKS = 40
 # The keys that ConfigMaps for this agent have, in the order of preference.
 KEYS = ("config", "ip-masq-agent")
+# In place of a name: all files of the directory, all keys of the ConfigMap.
+EVERY = "*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,20 @@ class Step:
     entry: str | None
 
 
+class Place(NamedTuple):
+    """A regular file that was found.
+
+    Attributes:
+        shown: its path as a user would write it.
+        file: its path with no symbolic link in it.
+        identity: its st_dev and st_ino, which tell it from a replacement.
+    """
+
+    shown: str
+    file: str
+    identity: tuple[int, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Location:
     """Where a path leads at one moment.
@@ -48,24 +65,20 @@ class Location:
     Attributes:
         steps: what to watch; a change of any of these entries may change the location.
         shown: the document's path as a user would write it.
-        file: path of the regular file, with no symbolic link in it; None if there is none.
-        identity: the file's st_dev and st_ino, which tell it from a replacement.
-        error: why nothing can be said about the document, or None. With ``file`` also None
+        places: the files that make up the document, in the order in which they are merged.
+        error: why nothing can be said about the document, or None. With no places either
             the document does not exist.
     """
 
     steps: tuple[Step, ...]
     shown: str
-    file: str | None = None
-    identity: tuple[int, int] | None = None
+    places: tuple[Place, ...] = ()
     error: SourceError | None = None
 
     @property
-    def gone(self) -> bool:
-        """Whether the path leads to nothing: no such file, or a link to no such file."""
-        return self.file is None and (
-            self.error is None or isinstance(self.error, SourceUnavailable)
-        )
+    def vague(self) -> bool:
+        """Whether the path leads to something that is not there, as a link to no such file."""
+        return isinstance(self.error, SourceUnavailable)
 
 
 def unreadable(path: str, cause: OSError) -> SourceError:
@@ -90,21 +103,33 @@ def locate(path: str) -> Location:
     """Find the document at ``path``: a file, or a directory that holds it.
 
     In a directory (a whole ConfigMap, mounted) the document is the entry ``config``, else
-    ``ip-masq-agent``, else the only regular file; names that start with a dot are kubelet's
-    own and do not count. A directory with several others is an error that names them.
+    ``ip-masq-agent``, else all regular files, in the order of their names; names that start
+    with a dot are kubelet's own and do not count. ``DIRECTORY/*`` means all files of it,
+    whatever their names.
     """
-    steps: list[Step] = []
+    every = os.path.basename(path) == EVERY
+    # As a dict: the steps of a thousand files in one directory are nearly all the same.
+    steps: dict[Step, None] = {}
     try:
-        end, links = _walk(os.path.join(os.getcwd(), path), steps)
+        start = os.path.join(os.getcwd(), os.path.dirname(path) if every else path)
+        end, links = _walk("/", start, steps)
         if end is None or not os.path.isdir(end):
-            return _ending(path, end, links, steps)
-        here = os.stat(end)
-        steps.append(Step(end, here.st_dev, here.st_ino, None))
-        name = _choose(end, path)
-        if name is None:
-            return Location(tuple(steps), path)
-        end, links = _walk(os.path.join(end, name), steps)
-        return _ending(os.path.join(path, name), end, links, steps)
+            if end is not None and every:
+                raise SourceError(
+                    f"{os.path.dirname(path)} is not a directory", remedy="leave the /* out"
+                )
+            place = _ending(path, end, links, steps)
+            return Location(tuple(steps), path, (place,) if place else ())
+        shown = os.path.dirname(path) if every else path
+        places = []
+        end = _enter(end, steps)
+        for name in _choose(end, every=every):
+            found, links = _walk(end, name, steps)
+            place = _ending(os.path.join(shown, name), found, links, steps)
+            if place is not None:
+                places.append(place)
+        single = len(places) == 1 and not every
+        return Location(tuple(steps), places[0].shown if single else path, tuple(places))
     except SourceError as error:
         return Location(tuple(steps), path, error=error)
     except FileNotFoundError:
@@ -114,30 +139,51 @@ def locate(path: str) -> Location:
         return Location(tuple(steps), path, error=unreadable(path, cause))
 
 
-def _ending(shown: str, end: str | None, links: int, steps: Sequence[Step]) -> Location:
-    """Say what a walk has come to: a file, nothing, or something that is no document."""
+def _enter(directory: str, steps: dict[Step, None]) -> str:
+    """Return where the files of a directory are: in a volume of kubelet's, behind ``..data``.
+
+    Kubelet swaps that link first and adds and removes the links of single keys after it
+    (pkg/volume/util/atomic_writer.go), so only what is behind it is one state of them all.
+    """
+    here = os.stat(directory)
+    steps[Step(directory, here.st_dev, here.st_ino, None)] = None
+    if not os.path.islink(os.path.join(directory, "..data")):
+        return directory
+    data, _ = _walk(directory, "..data", steps)
+    if data is None or not os.path.isdir(data):
+        return directory
+    here = os.stat(data)
+    steps[Step(data, here.st_dev, here.st_ino, None)] = None
+    return data
+
+
+def _ending(shown: str, end: str | None, links: int, steps: Collection[Step]) -> Place | None:
+    """Say what a walk has come to: a file, or nothing.
+
+    Raises:
+        SourceError: it is no document.
+    """
     if end is not None:
         status = os.lstat(end)
         if stat.S_ISREG(status.st_mode):
-            return Location(tuple(steps), shown, end, (status.st_dev, status.st_ino))
-        error = SourceError(
+            return Place(shown, end, (status.st_dev, status.st_ino))
+        raise SourceError(
             f"{shown} is not a regular file", remedy="name a file, or a directory that holds one"
         )
-        return Location(tuple(steps), shown, error=error)
     if not links:
-        return Location(tuple(steps), shown)
+        return None
     # A link to nothing is somebody's unfinished work (kubelet's, a mount that is to come),
     # whereas a document that was taken away takes its link along.
-    missing = os.path.join(steps[-1].directory, steps[-1].entry or "")
-    dangling = SourceUnavailable(
+    last = list(steps)[-1]
+    missing = os.path.join(last.directory, last.entry or "")
+    raise SourceUnavailable(
         f"{shown} is a symbolic link to {missing}, which does not exist",
         remedy="create it, or remove the link to have the defaults",
     )
-    return Location(tuple(steps), shown, error=dangling)
 
 
-def _walk(path: str, steps: list[Step]) -> tuple[str | None, int]:
-    """Follow an absolute ``path`` to its end, adding a step for each directory entered.
+def _walk(here: str, path: str, steps: dict[Step, None]) -> tuple[str | None, int]:
+    """Follow ``path`` from ``here`` to its end, adding a step for each directory entered.
 
     Returns:
         The end with no link in it, or None where the way ends early; and the number of
@@ -146,7 +192,7 @@ def _walk(path: str, steps: list[Step]) -> tuple[str | None, int]:
     Raises:
         OSError: a directory may not be entered, or there are too many links.
     """
-    here, status = "/", os.stat("/")
+    status = os.stat(here)
     pending = [part for part in reversed(path.split("/")) if part not in ("", ".")]
     links = 0
     while pending:
@@ -155,7 +201,7 @@ def _walk(path: str, steps: list[Step]) -> tuple[str | None, int]:
             here = os.path.dirname(here)
             status = os.stat(here)
             continue
-        steps.append(Step(here, status.st_dev, status.st_ino, part))
+        steps[Step(here, status.st_dev, status.st_ino, part)] = None
         following = os.path.join(here, part)
         try:
             found = os.lstat(following)
@@ -177,23 +223,17 @@ def _walk(path: str, steps: list[Step]) -> tuple[str | None, int]:
     return here, links
 
 
-def _choose(directory: str, shown: str) -> str | None:
-    """Return the name of the document in a directory, or None if it holds none.
-
-    Raises:
-        SourceError: several files could be meant.
-    """
+def _choose(directory: str, *, every: bool) -> list[str]:
+    """Return the names of the files in a directory that make up the document, in order."""
     with os.scandir(directory) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
     names = {entry.name for entry in visible}
-    for key in KEYS:
-        if key in names:
-            return key
-    files = sorted(entry.name for entry in visible if entry.is_file())
-    if len(files) > 1:
-        raise SourceError(
-            f"the directory {shown} holds several files ({', '.join(files)}), "
-            f"and none is named {' or '.join(KEYS)}",
-            remedy=f"name the file itself, as --config {os.path.join(shown, files[0])}",
-        )
-    return files[0] if files else None
+    if not every:
+        for key in KEYS:
+            if key in names:
+                return [key]
+    files = [entry for entry in visible if entry.is_file()]
+    if every or len(files) > 1:
+        # A link to nothing is a part that is missing, not a part that nobody wants.
+        files += [e for e in visible if e.is_symlink() and not os.path.exists(e.path)]
+    return sorted(entry.name for entry in files)

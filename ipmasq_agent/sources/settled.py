@@ -26,7 +26,10 @@ MAX_BYTES = 64 << 20
 
 
 class BeingWritten(Exception):
-    """The file is open for writing, or changed while we read it: look again later."""
+    """A file is open for writing, or changed while we read it: look again later.
+
+    Whoever knows what users call it passes it on as the text.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 
 from ipmasq_agent.errors import SourceError, UsageError
-from ipmasq_agent.sources import Document, Sink
+from ipmasq_agent.sources import Document, Part, Sink, revision_of
 
 
 class StdinSource:
@@ -27,8 +26,8 @@ class StdinSource:
                 "standard input is a terminal", remedy="pipe a document in, or name a file"
             )
         content = sys.stdin.buffer.read()
-        revision = hashlib.sha256(content).hexdigest()[:12]
-        return Document(self.name, content, revision, time.monotonic())
+        parts = (Part(self.name, content),)
+        return Document(self.name, parts, revision_of(parts), time.monotonic())
 
     def start(self, sink: Sink) -> None:
         """Refuse: a pipe cannot be watched for changes."""

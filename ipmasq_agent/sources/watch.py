@@ -25,7 +25,7 @@ from watchdog.observers.inotify_c import (
 )
 
 from ipmasq_agent.errors import SourceError
-from ipmasq_agent.sources.location import Location, Step, locate
+from ipmasq_agent.sources.location import Location, Place, Step, locate
 
 # In a directory: entries that come, go or are replaced; and the directory itself.
 DIRECTORY = Mask(
@@ -51,8 +51,8 @@ FILE = Mask(
 MAX_ROUNDS = 10
 
 
-# What a set of watches depends on: the steps, and which file it is.
-Watched = tuple[tuple[Step, ...], tuple[int, int] | None]
+# What a set of watches depends on: the steps, and which files they lead to.
+Watched = tuple[tuple[Step, ...], tuple[Place, ...]]
 
 
 class PathWatch:
@@ -64,7 +64,8 @@ class PathWatch:
 
     Attributes:
         error: why changes would go unnoticed now, or None. The next ``follow`` tries anew.
-        modified: whether the file was seen to be written to and not to be closed since.
+        modified: the files (``Place.identity``) that were seen to be written to and not to
+            be closed since.
     """
 
     def __init__(self, path: str, changed: Callable[[float], None], lock: threading.RLock) -> None:
@@ -76,9 +77,9 @@ class PathWatch:
         self._names: dict[WatchDescriptor, set[str | None]] = {}
         self._held: list[tuple[WatchDescriptor, CallbackId]] = []
         self._watched: Watched | None = None
-        self._file: WatchDescriptor | None = None
+        self._files: dict[WatchDescriptor, tuple[int, int]] = {}
         self.error: SourceError | None = None
-        self.modified = False
+        self.modified: set[tuple[int, int]] = set()
 
     def follow(self) -> Location:
         """Say where the path leads, with everything that decides it already watched.
@@ -90,7 +91,7 @@ class PathWatch:
         self.error = None
         complete = True
         for _ in range(MAX_ROUNDS):
-            wanted = (location.steps, location.identity)
+            wanted = (location.steps, location.places)
             if wanted == self._watched or not complete:
                 break
             try:
@@ -117,7 +118,7 @@ class PathWatch:
         """Put watches for ``location`` in place, then take the earlier ones away.
 
         Returns:
-            False if we may not read the file: inotify wants what read(2) wants. Its
+            False if we may not read a file: inotify wants what read(2) wants. Its
             directory reports the change of mode that would allow both.
         """
         if self._inotify is None:
@@ -125,22 +126,24 @@ class PathWatch:
             self._inotify.start()
         names: dict[WatchDescriptor, set[str | None]] = {}
         held: list[tuple[WatchDescriptor, CallbackId]] = []
-        file: WatchDescriptor | None = None
+        files: dict[WatchDescriptor, tuple[int, int]] = {}
         try:
+            entries: dict[str, set[str | None]] = {}
             for step in location.steps:
-                descriptor = self._add(step.directory, DIRECTORY, held)
-                names.setdefault(descriptor, set()).add(step.entry)
-            if location.file is not None:
+                entries.setdefault(step.directory, set()).add(step.entry)
+            for directory, wanted in entries.items():
+                names.setdefault(self._add(directory, DIRECTORY, held), set()).update(wanted)
+            for place in location.places:
                 with contextlib.suppress(PermissionError):
-                    file = self._add(location.file, FILE, held)
+                    files[self._add(place.file, FILE, held)] = place.identity
         except OSError:
             self._inotify.remove_callbacks(held)
             raise
         self._inotify.remove_callbacks(self._held)
-        if file != self._file:
-            self.modified = False
-        self._names, self._held, self._file = names, held, file
-        return location.file is None or file is not None
+        # Of a file that was not watched until now, nothing is known.
+        self.modified &= {file for number, file in files.items() if self._files.get(number) == file}
+        self._names, self._held, self._files = names, held, files
+        return set(files.values()) == {place.identity for place in location.places}
 
     def _add(
         self, path: str, mask: Mask, held: list[tuple[WatchDescriptor, CallbackId]]
@@ -161,13 +164,14 @@ class PathWatch:
         """Pass on what concerns the path."""
         noticed = time.monotonic()
         with self._lock:
-            if event.wd == self._file:
+            file = self._files.get(event.wd)
+            if file is not None:
                 if event.is_modify:
-                    if self.modified:
+                    if file in self.modified:
                         return
-                    self.modified = True
+                    self.modified.add(file)
                 elif event.is_close_write:
-                    self.modified = False
+                    self.modified.discard(file)
             else:
                 names = self._names.get(event.wd, set())
                 entry = os.fsdecode(event.name)
@@ -188,7 +192,7 @@ class PathWatch:
     def on_queue_overflow(self) -> None:
         """Look again, as the kernel has dropped events."""
         with self._lock:
-            self.modified = False
+            self.modified.clear()
             self._changed(time.monotonic())
 
 

@@ -15,7 +15,7 @@ from ipmasq_agent.sources import Document, kube_watch
 from ipmasq_agent.sources.backoff import Backoff
 from ipmasq_agent.sources.configmap import ConfigMapSource
 from tests.kube.cluster import NAME, NAMESPACE, Cluster, established
-from tests.unit.sources.heard import Heard
+from tests.unit.sources.heard import Heard, content_of
 
 FORBIDDEN = (
     f'configmaps is forbidden: User "system:serviceaccount:{NAMESPACE}:masq" cannot list '
@@ -503,9 +503,9 @@ def test_read_answers_once_and_leaves_no_thread(cluster: Cluster, kubeconfig: Pa
     cluster.put({"config": "first"})
     threads = set(threading.enumerate())
     source = ConfigMapSource(NAMESPACE, NAME, kubeconfig=str(kubeconfig))
-    assert source.read().content == b"first"
+    assert content_of(source.read()) == b"first"
     cluster.delete()
-    assert source.read().content is None
+    assert content_of(source.read()) is None
     assert set(threading.enumerate()) == threads
 
 
@@ -574,28 +574,49 @@ def test_the_document_is_found_among_the_keys(
 ) -> None:
     cluster.put(data)
     source = ConfigMapSource(NAMESPACE, NAME, wanted, kubeconfig=str(kubeconfig))
-    assert source.read().content == content
+    assert content_of(source.read()) == content
 
 
 def test_binary_data_is_decoded(cluster: Cluster, kubeconfig: Path) -> None:
     cluster.put({}, {"config": b"\xff\x00binary"})
     source = ConfigMapSource(NAMESPACE, NAME, kubeconfig=str(kubeconfig))
-    assert source.read().content == b"\xff\x00binary"
+    assert content_of(source.read()) == b"\xff\x00binary"
 
 
-@pytest.mark.parametrize(
-    ("data", "wanted"), [({"a": "", "b": ""}, None), ({"a": "", "b": ""}, "confg")]
-)
 def test_a_missing_key_among_others_is_a_failure_that_names_them(
-    cluster: Cluster, watching: Watching, data: dict[str, str], wanted: str | None
+    cluster: Cluster, watching: Watching
 ) -> None:
-    cluster.put(data)
-    _, heard = watching(wanted)
+    cluster.put({"a": "", "b": ""})
+    _, heard = watching("confg")
     error = heard.failure("has the keys a, b").error
     assert f"--configmap {NAMESPACE}/{NAME}:a" in str(error.remedy)
     cluster.wait_for_watch()
-    cluster.put({"confg": "", "config": "here"} if wanted is None else {wanted: "here"})
+    cluster.put({"confg": "here"})
     assert isinstance(heard.content(b"here"), Document)
+
+
+def test_several_keys_are_one_document_in_the_order_of_their_names(
+    cluster: Cluster, watching: Watching
+) -> None:
+    cluster.put({"20-user": "2"}, {"10-team": b"1"})
+    _, heard = watching()
+    document = heard.parts(**{"10-team": b"1", "20-user": b"2"})
+    assert document.name == f"ConfigMap {NAMESPACE}/{NAME}"
+    assert [part.name for part in document.parts] == [
+        f"ConfigMap {NAMESPACE}/{NAME} key {key}" for key in ("10-team", "20-user")
+    ]
+    cluster.wait_for_watch()
+    cluster.put({"20-user": "3"}, {"10-team": b"1"})
+    assert heard.parts(**{"10-team": b"1", "20-user": b"3"}).revision != document.revision
+    cluster.put({"20-user": "3"})
+    heard.parts(**{"20-user": b"3"})
+
+
+def test_all_keys_can_be_asked_for(cluster: Cluster, kubeconfig: Path) -> None:
+    cluster.put({"config": "1", "more": "2"})
+    source = ConfigMapSource(NAMESPACE, NAME, "*", kubeconfig=str(kubeconfig))
+    assert [part.content for part in source.read().parts] == [b"1", b"2"]
+    assert source.name == f"ConfigMap {NAMESPACE}/{NAME}"
 
 
 def test_without_any_credentials_the_error_says_where_they_were_looked_for(

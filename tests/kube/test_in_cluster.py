@@ -16,7 +16,7 @@ from ipmasq_agent.host import commands
 from ipmasq_agent.sources import kube_watch
 from ipmasq_agent.sources.configmap import ConfigMapSource
 from tests.kube.cluster import NAME, NAMESPACE, Cluster, established
-from tests.unit.sources.heard import Heard
+from tests.unit.sources.heard import Heard, content_of
 
 
 def certify(directory: Path) -> Path:
@@ -63,7 +63,7 @@ def test_a_pod_uses_the_token_of_its_service_account(
     cluster: Cluster, source: ConfigMapSource
 ) -> None:
     cluster.put({"config": "first"})
-    assert source.read().content == b"first"
+    assert content_of(source.read()) == b"first"
 
 
 def test_a_token_that_was_rotated_is_read_anew_when_it_is_refused(

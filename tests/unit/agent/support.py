@@ -21,6 +21,7 @@ from ipmasq_agent.sources import (
     FactEvent,
     Learnt,
     NotLearnt,
+    Part,
     Sink,
     SourceFailed,
 )
@@ -138,8 +139,8 @@ class Bench:
 
     def document(self, content: str | None, revision: str = "1") -> None:
         """Let the source see a document, and the agent take its turn."""
-        raw = None if content is None else content.encode()
-        self.agent.events.put(Document("the document", raw, revision, time.monotonic()))
+        parts = () if content is None else (Part("the document", content.encode()),)
+        self.agent.events.put(Document("the document", parts, revision, time.monotonic()))
         self.agent.turn()
 
     def source_fails(self, message: str) -> None:

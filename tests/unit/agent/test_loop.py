@@ -14,7 +14,7 @@ from ipmasq_agent.dialects.iptables import Desired
 from ipmasq_agent.errors import SourceUnavailable
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
-from ipmasq_agent.sources import Document, SourceFailed
+from ipmasq_agent.sources import Document, Part, SourceFailed
 from tests.unit.agent.support import Bench
 
 ONE = "nonMasqueradeCIDRs: [172.20.0.0/16]\n"
@@ -125,7 +125,8 @@ def test_a_burst_of_documents_is_one_pass_over_the_last() -> None:
     bench = Bench()
     for number in range(50):
         content = f"nonMasqueradeCIDRs: [10.{number}.0.0/16]".encode()
-        bench.agent.events.put(Document("the document", content, str(number), 0.0))
+        parts = (Part("the document", content),)
+        bench.agent.events.put(Document("the document", parts, str(number), 0.0))
     bench.agent.turn()
     assert bench.agent.status.passes == 1
     assert bench.chain() == [LINK_LOCAL, "10.49.0.0/16"]
@@ -183,7 +184,7 @@ def test_a_source_that_fails_and_comes_back_is_ready_again_without_a_pass() -> N
 
 def test_a_document_that_comes_with_a_failure_is_applied_and_the_failure_shown() -> None:
     bench = Bench()
-    raw = Document("the document", ONE.encode(), "1", 0.0)
+    raw = Document("the document", (Part("the document", ONE.encode()),), "1", 0.0)
     failed = SourceFailed("the document", SourceUnavailable("changes are not announced"))
     for _ in range(2):
         bench.agent.events.put(raw)

@@ -37,6 +37,19 @@ class Heard:
         assert isinstance(last, Document)
         return last
 
+    def parts(self, **contents: bytes) -> Document:
+        """Wait until the newest that was heard has these parts: last word of name → bytes."""
+
+        def same(event: SourceEvent) -> bool:
+            return isinstance(event, Document) and contents == {
+                part.name.replace("/", " ").split()[-1]: part.content for part in event.parts
+            }
+
+        self.wait(lambda events: bool(events) and same(events[-1]))
+        last = self.events[-1]
+        assert isinstance(last, Document)
+        return last
+
     def failure(self, words: str) -> SourceFailed:
         """Wait until the newest that was heard is a failure that says ``words``."""
         self.wait(
@@ -63,4 +76,10 @@ class Heard:
 
 
 def _content(event: SourceEvent) -> bytes | str | None:
-    return event.content if isinstance(event, Document) else str(event.error)
+    return content_of(event) if isinstance(event, Document) else str(event.error)
+
+
+def content_of(document: Document) -> bytes | None:
+    """Return the bytes of a document of at most one part; None where it does not exist."""
+    assert len(document.parts) < 2
+    return document.parts[0].content if document.parts else None

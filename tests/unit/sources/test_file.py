@@ -12,9 +12,9 @@ from typing import Protocol
 import pytest
 
 from ipmasq_agent.errors import SourceError, SourceUnavailable
-from ipmasq_agent.sources import Document, SourceFailed, file, settled
+from ipmasq_agent.sources import Document, Part, SourceFailed, file, settled
 from ipmasq_agent.sources.file import FileSource
-from tests.unit.sources.heard import Heard
+from tests.unit.sources.heard import Heard, content_of
 
 
 class Watching(Protocol):
@@ -78,7 +78,7 @@ def test_the_first_state_is_delivered_before_start_returns(watching: Watching, p
     _, heard = watching(path)
     [event] = heard.events
     assert isinstance(event, Document)
-    assert (event.name, event.content) == (str(path), b"first")
+    assert (event.name, content_of(event)) == (str(path), b"first")
     assert before <= event.noticed <= time.monotonic()
 
 
@@ -86,7 +86,7 @@ def test_a_missing_file_is_a_document_without_content(watching: Watching, tmp_pa
     _, heard = watching(tmp_path / "no" / "such" / "file")
     [event] = heard.events
     assert isinstance(event, Document)
-    assert (event.content, event.revision) == (None, "absent")
+    assert (content_of(event), event.revision) == (None, "absent")
 
 
 def test_a_path_below_a_file_is_a_document_without_content(watching: Watching, path: Path) -> None:
@@ -425,7 +425,7 @@ def _wait_until(condition: threading.Condition | object) -> None:
 def test_read_returns_the_document_without_watching(path: Path) -> None:
     threads = threading.active_count()
     document = FileSource(path).read()
-    assert (document.content, document.name) == (b"first", str(path))
+    assert (content_of(document), document.name) == (b"first", str(path))
     assert threading.active_count() == threads
 
 
@@ -435,7 +435,7 @@ def test_read_waits_for_a_writer_to_finish(path: Path) -> None:
     closing = threading.Timer(0.05, writer.close)
     closing.start()
     try:
-        assert FileSource(path).read().content == b"whole"
+        assert content_of(FileSource(path).read()) == b"whole"
     finally:
         closing.join()
 
@@ -517,7 +517,7 @@ def test_the_document_of_a_directory_is_found_by_its_name(
     for name in names:
         (tmp_path / name).write_bytes(name.encode())
     document = FileSource(tmp_path).read()
-    assert (document.content, document.name) == (chosen.encode(), str(tmp_path / chosen))
+    assert (content_of(document), document.name) == (chosen.encode(), str(tmp_path / chosen))
 
 
 def test_an_empty_directory_holds_no_document_until_one_comes(
@@ -531,17 +531,148 @@ def test_an_empty_directory_holds_no_document_until_one_comes(
     heard.content(b"here")
 
 
-def test_a_directory_of_several_files_is_refused_with_their_names(
+# Several files
+
+
+def test_several_files_are_one_document_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name in ("b", "a", "10-team", "9-user", ".hidden"):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "directory").mkdir()
+    document = FileSource(tmp_path).read()
+    assert document.name == str(tmp_path)
+    assert document.parts == tuple(
+        Part(str(tmp_path / name), name.encode()) for name in ("10-team", "9-user", "a", "b")
+    )
+
+
+def test_all_files_of_a_directory_can_be_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "config").write_bytes(b"1")
+    assert [part.content for part in FileSource(tmp_path / "*").read().parts] == [b"1"]
+    (tmp_path / "more").write_bytes(b"2")
+    assert [part.content for part in FileSource(tmp_path / "*").read().parts] == [b"1", b"2"]
+    assert content_of(FileSource(tmp_path).read()) == b"1"
+
+
+def test_a_file_is_not_taken_for_a_directory(path: Path) -> None:
+    with pytest.raises(SourceError, match="is not a directory"):
+        FileSource(path / "*").read()
+
+
+def test_a_directory_without_files_holds_no_document(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "*", tmp_path / "missing" / "*"):
+        assert FileSource(path).read().parts == ()
+
+
+def test_the_revision_tells_where_one_file_ends_and_the_next_begins(tmp_path: Path) -> None:
+    revisions = set()
+    for first, second in ((b"ab", b""), (b"a", b"b"), (b"", b"ab")):
+        (tmp_path / "a").write_bytes(first)
+        (tmp_path / "b").write_bytes(second)
+        revisions.add(FileSource(tmp_path).read().revision)
+    assert len(revisions) == 3
+
+
+def test_files_that_come_change_and_go_are_noticed(watching: Watching, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"1")
+    (tmp_path / "b").write_bytes(b"2")
+    _, heard = watching(tmp_path)
+    first = heard.parts(a=b"1", b=b"2")
+    (tmp_path / "c").write_bytes(b"3")
+    assert heard.parts(a=b"1", b=b"2", c=b"3").revision != first.revision
+    (tmp_path / "b").write_bytes(b"changed in place")
+    heard.parts(a=b"1", b=b"changed in place", c=b"3")
+    (tmp_path / "new").write_bytes(b"by a rename")
+    (tmp_path / "new").rename(tmp_path / "a")
+    heard.parts(a=b"by a rename", b=b"changed in place", c=b"3")
+    (tmp_path / "a").unlink()
+    (tmp_path / "b").unlink()
+    heard.parts(c=b"3")
+    (tmp_path / "config").write_bytes(b"one name goes before all others")
+    heard.parts(config=b"one name goes before all others")
+
+
+def test_a_file_that_is_being_written_holds_back_all_of_them(
     watching: Watching, tmp_path: Path
 ) -> None:
-    (tmp_path / "a.yaml").write_bytes(b"a")
-    (tmp_path / "b.yaml").write_bytes(b"b")
+    (tmp_path / "a").write_bytes(b"1")
+    (tmp_path / "b").write_bytes(b"2")
     _, heard = watching(tmp_path)
-    failed = heard.failure("a.yaml, b.yaml")
-    assert failed.error.remedy is not None
-    assert f"--config {tmp_path}/a.yaml" in failed.error.remedy
-    (tmp_path / "b.yaml").unlink()
-    heard.content(b"a")
+    with (tmp_path / "a").open("wb", buffering=0) as writer:
+        writer.write(b"half")
+        (tmp_path / "b").write_bytes(b"3")
+        writer.write(b" and half")
+    heard.parts(a=b"half and half", b=b"3")
+    assert [len(e.parts) for e in heard.events if isinstance(e, Document)] == [2, 2]
+
+
+def test_a_file_that_is_replaced_by_way_of_another_name_is_not_left_out(
+    watching: Watching, tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_bytes(b"1")
+    (tmp_path / "b").write_bytes(b"2")
+    _, heard = watching(tmp_path)
+    (tmp_path / "b").rename(tmp_path / ".b~")
+    (tmp_path / ".b.new").write_bytes(b"3")
+    (tmp_path / ".b.new").rename(tmp_path / "b")
+    heard.parts(a=b"1", b=b"3")
+    assert len(heard.events) == 2
+
+
+def test_a_part_that_is_a_link_to_nothing_is_not_left_out(
+    watching: Watching, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "c").symlink_to("missing/c")
+    _, heard = watching(tmp_path)
+    heard.failure("c is a symbolic link to")
+    (tmp_path / "missing").mkdir()
+    (tmp_path / "missing" / "c").write_bytes(b"c")
+    heard.parts(a=b"a", b=b"b", c=b"c")
+
+
+def test_a_mounted_configmap_of_several_keys_changes_in_one_step(
+    watching: Watching, tmp_path: Path
+) -> None:
+    mount = tmp_path / "volume"
+    # Keys that come and go as well: their links lag behind the swap of ..data.
+    states = [
+        {key: f"{number}".encode() for key in keys}
+        for number, keys in enumerate(["ab", "abc", "bc", "abcd", "ad"] * 5)
+    ]
+    volume(mount, "..0", states[0])
+    _, heard = watching(mount)
+    heard.parts(**states[0])
+    for number, state in enumerate(states[1:], start=1):
+        volume(mount, f"..{number}", state)
+        heard.parts(**state)
+    documents = [event for event in heard.events if isinstance(event, Document)]
+    assert heard.events == documents
+    seen = [{part.content for part in document.parts} for document in documents]
+    assert seen == [{f"{number}".encode()} for number in range(len(states))]
+
+
+def test_a_thousand_files_are_followed(watching: Watching, tmp_path: Path) -> None:
+    for number in range(1000):
+        (tmp_path / f"part{number:03}").write_bytes(b"%d" % number)
+    _, heard = watching(tmp_path)
+    heard.wait(lambda events: isinstance(events[-1], Document) and len(events[-1].parts) == 1000)
+    (tmp_path / "part500").write_bytes(b"changed")
+    heard.wait(
+        lambda events: (
+            isinstance(events[-1], Document) and events[-1].parts[500].content == b"changed"
+        )
+    )
+
+
+def test_files_that_are_too_large_together_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file, "MAX_BYTES", 10)
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"123456")
+    with pytest.raises(SourceError, match="together"):
+        FileSource(tmp_path).read()
 
 
 # What cannot be read
@@ -635,7 +766,7 @@ def test_a_failing_sink_does_not_end_the_watch(
 
     def sink(event: Document | SourceFailed) -> None:
         heard(event)
-        if isinstance(event, Document) and event.content == b"second":
+        if isinstance(event, Document) and content_of(event) == b"second":
             raise ValueError("a bug elsewhere")
 
     source = FileSource(path)
