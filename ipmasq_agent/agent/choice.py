@@ -60,6 +60,9 @@ class BackendChoice:
         for other in list(self._to_clean):
             if self._get(other).place == backend.place:
                 self._to_clean.discard(other)
+                if other != name:
+                    # What it remembers of the place will not be true any more.
+                    self._made.pop(other).close()
         self._current = name
         return backend, [self._get(other) for other in sorted(self._to_clean)]
 

@@ -24,6 +24,8 @@ BACKENDS: Mapping[str, type[IptablesBackend]] = {
     "iptables-nft": NftBackend,
     "iptables-legacy": LegacyBackend,
 }
+WITH_SET = {"ipset-nft": "iptables-nft", "ipset-legacy": "iptables-legacy"}
+"""The same places, with one rule that asks a set."""
 MARKS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 
 
@@ -68,7 +70,9 @@ def _variant() -> tuple[str, str]:
 
 
 def make(name: str, placement: Placement) -> IptablesBackend:
-    """Return the backend of that name."""
+    """Return the backend of that name, which ``choose`` has returned."""
+    if name in WITH_SET:
+        return BACKENDS[WITH_SET[name]](placement, with_set=True)
     return BACKENDS[name](placement)
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import abc
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 
 from ipmasq_agent.backends import Backend
+from ipmasq_agent.backends.ipset import Sets
 from ipmasq_agent.dialects import iptables as dialect
 from ipmasq_agent.dialects.interpretation import Interpretation, interpret
+from ipmasq_agent.dialects.ipset import AddressSet
 from ipmasq_agent.dialects.iptables import Desired, Placement, Plan
 from ipmasq_agent.dialects.tables import Table
 from ipmasq_agent.host.commands import run
@@ -28,21 +33,30 @@ def knows_random_fully(iptables: str) -> bool:
 
 
 class IptablesBackend(Backend[Table, Desired, Plan]):
-    """A nat table of the kernel, spoken to in iptables; ``variant`` is legacy or nft."""
+    """A nat table of the kernel, spoken to in iptables; ``variant`` is legacy or nft.
+
+    It comes in two forms: a rule for each prefix, or one rule that asks a set. Both are
+    the same chain in the same place, so that one becomes the other in one plan.
+    """
 
     variant: str
 
-    def __init__(self, placement: Placement) -> None:
+    def __init__(self, placement: Placement, *, with_set: bool = False) -> None:
         self.placement = placement
-        self.name = self.place = f"iptables-{self.variant}"
+        self.place = f"iptables-{self.variant}"
+        self.name = "ipset" if with_set else self.place
+        self._with_set = with_set
+        self._sets = Sets(placement.chain)
+        # Families in which no set of ours is left, as far as we have looked.
+        self._without_sets: set[Family] = set()
 
     def capabilities(self, family: Family) -> Capabilities:
         """Return what the installed iptables knows."""
         return Capabilities(random_fully=knows_random_fully(program(family, self.variant)))
 
     def compile(self, policy: FamilyPolicy) -> Desired:
-        """Return the chain and the jump for ``policy``."""
-        return dialect.compile_policy(policy, self.placement)
+        """Return the chain, the jumps, and the set if there is to be one, for ``policy``."""
+        return dialect.compile_policy(policy, self.placement, with_set=self._with_set)
 
     def absent(self, family: Family) -> Desired:
         """Return a table without our chain."""
@@ -57,7 +71,7 @@ class IptablesBackend(Backend[Table, Desired, Plan]):
         return dialect.after(actual, desired)
 
     def describe(self, state: Table) -> list[str]:
-        """Return the jumps to our chain and the rules in it, as ``-A`` lines."""
+        """Return the jumps to our chain and the rules in it as ``-A`` lines, then the set."""
         return dialect.describe(state, self.placement.chain)
 
     def advice(self, desired: Desired) -> str | None:
@@ -72,3 +86,47 @@ class IptablesBackend(Backend[Table, Desired, Plan]):
     def interpret(self, state: Table, source: int | None = None) -> Interpretation:
         """Return what the table decides."""
         return interpret(state, self.placement, source)
+
+    @abc.abstractmethod
+    def read_rules(self, family: Family) -> Table:
+        """Return the nat table without any sets.
+
+        Raises:
+            KernelReadError: it cannot be read in full.
+        """
+
+    @abc.abstractmethod
+    def write_rules(self, family: Family, change: Plan) -> None:
+        """Carry out the part of ``change`` that is about the table, in one transaction."""
+
+    def read(self, family: Family) -> Table:
+        """Return the nat table and our sets, whole."""
+        return self._joined(self.read_rules(family), self._sets.read)
+
+    def recall(self, family: Family) -> Table:
+        """Return the nat table and our sets, elements from memory where their count agrees."""
+        return self._joined(self.read_rules(family), self._sets.recall)
+
+    def read_at(self, family: Family, destination: int) -> Table:
+        """Return the nat table, and of our set what it says about one address."""
+        table = self.read_rules(family)
+        return replace(table, sets=self._sets.read_at(family, destination))
+
+    def _joined(
+        self, table: Table, read_sets: Callable[[Family], Mapping[str, AddressSet]]
+    ) -> Table:
+        family = table.family
+        if not self._with_set and family in self._without_sets:
+            # One rule each: a resync need not ask for sets that nobody makes.
+            return table
+        sets = read_sets(family)
+        if not sets:
+            self._without_sets.add(family)
+        return replace(table, sets=sets)
+
+    def apply(self, family: Family, change: Plan) -> None:
+        """Fill sets, write the rules in one transaction, drop the sets they no longer ask."""
+        self._sets.prepare(family, change.sets)
+        if change.changes_rules:
+            self.write_rules(family, change)
+        self._sets.finish(family, change.sets)

@@ -50,12 +50,12 @@ class LegacyBackend(IptablesBackend):
 
     variant = "legacy"
 
-    def __init__(self, placement: Placement) -> None:
-        super().__init__(placement)
+    def __init__(self, placement: Placement, *, with_set: bool = False) -> None:
+        super().__init__(placement, with_set=with_set)
         self._lock: XtablesLock | None = None
         self._workers: dict[Family, _Worker] = {}
 
-    def read(self, family: Family) -> Table:
+    def read_rules(self, family: Family) -> Table:
         """Return the nat table; an empty one where the kernel has none, without making it."""
         if not table_exists(family, "nat"):
             return empty_table(family)
@@ -70,7 +70,7 @@ class LegacyBackend(IptablesBackend):
         with self._lock.held():
             yield
 
-    def apply(self, family: Family, change: Plan) -> None:
+    def write_rules(self, family: Family, change: Plan) -> None:
         """Let the family's worker make the edits and commit them, all in one.
 
         Raises:

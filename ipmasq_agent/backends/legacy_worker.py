@@ -127,6 +127,8 @@ class NatTable:
                 module = rule.create_match(option.values[0])
             elif option.name == "jump":
                 module = rule.create_target(option.values[0])
+            elif module is not None and len(option.values) > 1:
+                module.set_parameter(option.name, list(option.values))  # a set and a direction
             elif module is not None:
                 module.set_parameter(option.name, value or None)
             else:

@@ -26,9 +26,25 @@ class MemoryBackend(IptablesBackend):
 
     def read(self, family: Family) -> Table:
         """Return the table as it is."""
-        return self.tables[family]
+        return self.read_rules(family)
+
+    def recall(self, family: Family) -> Table:
+        """Return the table as it is."""
+        return self.read(family)
+
+    def read_at(self, family: Family, destination: int) -> Table:
+        """Return the table as it is."""
+        return self.read(family)
 
     def apply(self, family: Family, change: Plan) -> None:
+        """Edit the table; there are no sets in memory."""
+        self.write_rules(family, change)
+
+    def read_rules(self, family: Family) -> Table:
+        """Return the table as it is."""
+        return self.tables[family]
+
+    def write_rules(self, family: Family, change: Plan) -> None:
         """Edit the table as iptables-restore would."""
         table = self.tables[family]
         chains = dict(table.chains)

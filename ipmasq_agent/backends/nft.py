@@ -28,11 +28,11 @@ class NftBackend(IptablesBackend):
 
     variant = "nft"
 
-    def __init__(self, placement: Placement) -> None:
-        super().__init__(placement)
+    def __init__(self, placement: Placement, *, with_set: bool = False) -> None:
+        super().__init__(placement, with_set=with_set)
         self._held: dict[Family, tuple[int, Table]] = {}
 
-    def read(self, family: Family) -> Table:
+    def read_rules(self, family: Family) -> Table:
         """Return the nat table, checked against the kernel's own list of its rules.
 
         As long as nobody has committed anything since the last read, that one still holds:
@@ -124,7 +124,7 @@ class NftBackend(IptablesBackend):
         policy = "ACCEPT" if name == POSTROUTING else None
         return Chain(name, policy, tuple(told_by_expressions(kernel.get(name, ()), family)))
 
-    def apply(self, family: Family, change: Plan) -> None:
+    def write_rules(self, family: Family, change: Plan) -> None:
         """Feed the change to iptables-nft-restore: one transaction, nothing flushed."""
         run([program(family, self.variant, "restore"), "--noflush"], stdin=restore_text(change))
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import enum
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
+from ipmasq_agent.dialects.ipset import AddressSet
 from ipmasq_agent.dialects.iptables import (
     PORT_PROTOCOLS,
     POSTROUTING,
@@ -34,6 +35,7 @@ from ipmasq_agent.policy.model import (
     PortRange,
     joined,
 )
+from ipmasq_agent.policy.ranges import intersections
 
 # Targets that decide the source address, and those that let the packet go on.
 _TRANSLATING = frozenset({"MASQUERADE", "SNAT", "NETMAP"})
@@ -61,6 +63,7 @@ _DEEPEST = 64
 
 
 V = TypeVar("V")
+_Ranges = tuple[tuple[int, int], ...]
 
 
 class _Outcome(enum.Enum):
@@ -264,7 +267,7 @@ class _Reading:
         if target in _PASSING:
             self.marked |= target in _MARKING
             return
-        ranges = _destinations(rule, self.table.family) or everything
+        ranges = _destinations(rule, self.table) or everything
         calls = target in self.table.chains and target not in callers and len(callers) < _DEEPEST
         if calls:
             called = self.chain(target, callers)
@@ -335,6 +338,8 @@ class _Reading:
         if name == "mark":
             return _Match.UNREADABLE if self.marked else _unmarked(values, negated)
         if name == "match-set":
+            if _own_set(option, self.table) is not None:
+                return _Match.ALWAYS  # it is read as a destination
             directions = values[-1].split(",") if values else ["dst"]
             return _Match.UNREADABLE if "dst" in directions else _Match.SOMETIMES
         module = values[0] if name == "match" and values else name.partition(".")[0]
@@ -356,8 +361,38 @@ def _unmarked(values: tuple[str, ...], negated: bool) -> _Match:
     return _certain((value == 0) is not negated)
 
 
-def _destinations(rule: Rule, family: Family) -> tuple[tuple[int, int], ...] | None:
-    """Return the destination ranges of a rule; None where its ``-d`` cannot be read."""
+def _destinations(rule: Rule, table: Table) -> _Ranges | None:
+    """Return the destination ranges of a rule, ascending; None where they cannot be read."""
+    ranges = _prefix_ranges(rule, table.family)
+    asked = rule.option("match-set")
+    held = _own_set(asked, table) if asked else None
+    if held is None or asked is None or ranges is None:
+        return ranges
+    matched = held.matched()
+    within = _complement(matched, table.family) if asked.negated else matched
+    if ranges == ((0, table.family.last_address),):
+        return tuple(within)
+    return tuple((first, last) for first, last, _, _ in intersections(ranges, within))
+
+
+def _own_set(option: Option, table: Table) -> AddressSet | None:
+    """Return the set that a rule asks about the destination, if its contents are known."""
+    if len(option.values) != 2 or option.values[1] != "dst":
+        return None
+    return table.sets.get(option.values[0])
+
+
+def _complement(ranges: Iterable[tuple[int, int]], family: Family) -> Iterator[tuple[int, int]]:
+    start = 0
+    for first, last in ranges:
+        if start < first:
+            yield start, first - 1
+        start = last + 1
+    if start <= family.last_address:
+        yield start, family.last_address
+
+
+def _prefix_ranges(rule: Rule, family: Family) -> _Ranges | None:
     option = rule.option("destination")
     if option is None:
         return ((0, family.last_address),)
@@ -366,19 +401,16 @@ def _destinations(rule: Rule, family: Family) -> tuple[tuple[int, int], ...] | N
         return None
     if not option.negated:
         return ((prefix.first, prefix.last),)
-    below = ((0, prefix.first - 1),) if prefix.first else ()
-    above = ((prefix.last + 1, family.last_address),) if prefix.last < family.last_address else ()
-    return below + above
+    return tuple(_complement(((prefix.first, prefix.last),), family))
 
 
 def _clipped(
-    entries: list[Entry[_Outcome]], ranges: tuple[tuple[int, int], ...]
+    entries: Sequence[Entry[_Outcome]], ranges: Sequence[tuple[int, int]]
 ) -> Iterator[Entry[_Outcome]]:
-    """Yield the parts of the entries that lie within the ranges."""
-    for first, last in ranges:
-        for entry in entries:
-            if entry.first <= last and first <= entry.last:
-                yield entry._replace(first=max(first, entry.first), last=min(last, entry.last))
+    """Yield the parts of the entries that lie within the ranges; both ascend."""
+    spans = ((entry.first, entry.last) for entry in entries)
+    for first, last, position, _ in intersections(spans, ranges):
+        yield entries[position]._replace(first=first, last=last)
 
 
 def _reached(partial: list[tuple[int, _Partial]], deciders: list[Entry[int]]) -> Iterator[_Partial]:
@@ -476,9 +508,6 @@ def _ports(translating: list[Rule]) -> tuple[PortRange, ...]:
     return tuple(ports)
 
 
-_Ranges = tuple[tuple[int, int], ...]
-
-
 def _grouped(
     rules: list[Rule], action: Action, family: Family
 ) -> list[tuple[_Ranges, int | None]] | None:
@@ -494,7 +523,7 @@ def _grouped(
         whole = [parse_rule(text, family).meaning for text in target_rules(action, address)]
         if len({rule.option("destination") for rule in group}) != 1:
             return None
-        ranges = _destinations(group[0], family)
+        ranges = _prefix_ranges(group[0], family)
         number = None if address is None else read_prefix(address, family)
         if [_anywhere(rule) for rule in group] != whole or ranges is None:
             return None

@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 import socket
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
+from zlib import crc32
 
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
@@ -25,6 +26,7 @@ NEW = "-new"
 """What is added to a set's name while its contents are filled in, before it is swapped."""
 IN_PLACE = 256
 """Up to this many elements are changed in place; past it a new set is filled and swapped."""
+_LONGEST_STEM = 25
 _NEARBY = 4096  # elements around a change up to which its states in between are tried out
 _LEAST_ELEMENTS, _LEAST_BUCKETS = 1 << 16, 1 << 10
 _FAMILY_NAMES = {Family.IPV4: "inet", Family.IPV6: "inet6"}
@@ -67,9 +69,9 @@ class AddressSet:
     elements: Sequence[int]
     capacity: int = _LEAST_ELEMENTS
 
-    def holds_what(self, other: AddressSet) -> bool:
-        """Whether both hold the same elements."""
-        return self.elements == other.elements
+    def lines(self) -> list[str]:
+        """Return the elements one by one, as ``add NAME PREFIX``."""
+        return [f"add {self.name} {shown(code, self.family)}" for code in self.elements]
 
     def matched(self) -> Iterator[tuple[int, int]]:
         """Yield the ranges of addresses that the set matches, ascending, ends included."""
@@ -282,6 +284,81 @@ def _reading(family: Family, state: set[int]) -> list[tuple[int, bool]]:
 
 def _says(reading: list[tuple[int, bool]], address: int) -> bool:
     return reading[bisect_left(reading, (address + 1,)) - 1][1]
+
+
+@dataclass(frozen=True, slots=True)
+class SetChange:
+    """What becomes of our sets, in this order; the rules are written before the last.
+
+    Attributes:
+        target: the set as it will be; None where nothing is to be filled or edited.
+        steps: edits in place; None where the set is made, or made anew and swapped in.
+        before: the elements that it held before; None where it was not there.
+        leftover: sets in the way of making a new one, which nobody asks.
+        drop: sets to destroy once no rule refers to them.
+    """
+
+    target: AddressSet | None = None
+    steps: tuple[Step, ...] | None = None
+    before: Sequence[int] | None = None
+    leftover: tuple[str, ...] = ()
+    drop: tuple[AddressSet, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.target or self.leftover or self.drop)
+
+    @property
+    def added(self) -> list[str]:
+        """The elements that come, as ``add NAME PREFIX``."""
+        if self.target is None:
+            return []
+        _, coming = difference(self.before or (), self.target.elements)
+        return _element_lines("add", self.target, coming)
+
+    @property
+    def removed(self) -> list[str]:
+        """The elements that go, as ``del NAME PREFIX``."""
+        lines = [line for gone in self.drop for line in _element_lines("del", gone, gone.elements)]
+        if self.target is not None and self.before is not None:
+            going, _ = difference(self.before, self.target.elements)
+            lines += _element_lines("del", self.target, going)
+        return lines
+
+
+NO_SET_CHANGE = SetChange()
+
+
+def _element_lines(verb: str, of: AddressSet, codes: Iterable[int]) -> list[str]:
+    return [f"{verb} {of.name} {shown(code, of.family)}" for code in sorted(codes)]
+
+
+def set_names(chain: str, family: Family) -> tuple[str, str]:
+    """Return the name of the set that belongs to a chain, and the one to fill a new one under.
+
+    A set's name has 31 characters at most (IPSET_MAXNAMELEN).
+    """
+    stem = chain
+    if len(chain) > _LONGEST_STEM:
+        stem = f"{chain[: _LONGEST_STEM - 9]}-{crc32(chain.encode()):08x}"
+    name = f"{stem}-{'4' if family is Family.IPV4 else '6'}"
+    return name, name + NEW
+
+
+def change_set(actual: Mapping[str, AddressSet], desired: AddressSet | None) -> SetChange:
+    """Return what leads from the sets of ours that there are to the one that should be."""
+    if desired is None:
+        return SetChange(drop=tuple(actual.values()))
+    leftover = tuple(name for name in actual if name != desired.name)
+    held = actual.get(desired.name)
+    if held is not None and held.elements == desired.elements:
+        return SetChange(leftover=leftover)
+    steps = in_place(held, desired) if held is not None else None
+    return SetChange(
+        desired,
+        None if steps is None else tuple(steps),
+        None if held is None else held.elements,
+        leftover,
+    )
 
 
 # -- text -------------------------------------------------------------------------------

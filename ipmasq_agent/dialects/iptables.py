@@ -10,6 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ipmasq_agent.dialects.ipset import (
+    NO_SET_CHANGE,
+    AddressSet,
+    SetChange,
+    change_set,
+    compile_set,
+    set_names,
+)
 from ipmasq_agent.dialects.rules import Rule, find_all, parse_rule, quote
 from ipmasq_agent.dialects.tables import Chain, Table
 from ipmasq_agent.errors import KernelReadError
@@ -37,24 +45,42 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """What our part of the table should hold; ``jumps`` is empty when we should have none."""
+    """What our part of the table should hold; ``jumps`` is empty when we should have none.
+
+    Attributes:
+        placement: the chain's name, and where the jumps to it stand.
+        jumps: the jumps to our chain.
+        rules: the rules of our chain.
+        address_set: the set that one of them asks; None where each prefix has its rule.
+    """
 
     placement: Placement
     jumps: tuple[Rule, ...]
     rules: tuple[Rule, ...]
+    address_set: AddressSet | None = None
 
 
-def compile_policy(policy: FamilyPolicy, placement: Placement) -> Desired:
+def compile_policy(
+    policy: FamilyPolicy, placement: Placement, *, with_set: bool = False
+) -> Desired:
     """Return the rules that decide as ``policy`` does.
+
+    With a set, one rule asks it for what is not masqueraded, in place of a rule for each.
 
     Comments stand on the jumps and on the last rule only: in the legacy backend each
     comment is 256 bytes of kernel memory and a call for every packet that passes it.
     """
     family = policy.family
+    address_set = None
+    texts = _chain(policy)
+    if with_set:
+        address_set = compile_set(policy.decisions, set_names(placement.chain, family)[0])
+        texts = _chain_with_set(policy, address_set.name)
     return Desired(
         placement,
         tuple(parse_rule(text, family) for text in _jumps(policy.guards, placement.chain)),
-        tuple(parse_rule(text, family) for text in _chain(policy)),
+        tuple(parse_rule(text, family) for text in texts),
+        address_set,
     )
 
 
@@ -91,11 +117,21 @@ def _chain(policy: FamilyPolicy) -> Iterator[str]:
         else:
             yield from _translating(policy.action, family, entry.first, entry.last)
     if decisions.default is Verdict.MASQUERADE:
-        comment = quote("ipmasq-agent: everything else is masqueraded")
-        *before, last = _translating(policy.action, family, 0, family.last_address)
-        yield from before
-        target = last.rindex("-j ")
-        yield f"{last[:target]}-m comment --comment {comment} {last[target:]}"
+        yield from _rest(policy)
+
+
+def _chain_with_set(policy: FamilyPolicy, name: str) -> Iterator[str]:
+    yield f"-m set --match-set {name} dst -j RETURN"
+    yield from _rest(policy)
+
+
+def _rest(policy: FamilyPolicy) -> Iterator[str]:
+    """Yield the rules for whatever has come so far, the last of them with a comment."""
+    comment = quote("ipmasq-agent: everything else is masqueraded")
+    *before, last = _translating(policy.action, policy.family, 0, policy.family.last_address)
+    yield from before
+    target = last.rindex("-j ")
+    yield f"{last[:target]}-m comment --comment {comment} {last[target:]}"
 
 
 def _translating(action: Action, family: Family, first: int, last: int) -> Iterator[str]:
@@ -179,6 +215,7 @@ class Plan:
         jumps_removed: rules of POSTROUTING that jump to the chain and must not.
         jumps: those to add, in order.
         jump_first: add them before the rules of others rather than after them.
+        sets: what becomes of our sets: filled before the rules, dropped after them.
     """
 
     chain: str
@@ -191,8 +228,14 @@ class Plan:
     jumps_removed: tuple[Jump, ...] = ()
     jumps: tuple[Rule, ...] = ()
     jump_first: bool = False
+    sets: SetChange = NO_SET_CHANGE
 
     def __bool__(self) -> bool:
+        return bool(self.sets) or self.changes_rules
+
+    @property
+    def changes_rules(self) -> bool:
+        """Whether the table itself is written to."""
         return bool(
             self.create
             or self.delete
@@ -206,13 +249,15 @@ class Plan:
     def added(self) -> list[str]:
         """The rules that come, as ``-A CHAIN …`` lines."""
         jumps = [f"-A {POSTROUTING} {rule.text}" for rule in self.jumps]
-        return jumps + [f"-A {self.chain} {rule.text}" for rule in self.insert]
+        rules = [f"-A {self.chain} {rule.text}" for rule in self.insert]
+        return jumps + rules + self.sets.added
 
     @property
     def removed(self) -> list[str]:
         """The rules that go, as ``-A CHAIN …`` lines."""
         jumps = [f"-A {POSTROUTING} {jump.rule.text}" for jump in self.jumps_removed]
-        return jumps + [f"-A {self.chain} {rule.text}" for rule in self.remove]
+        rules = [f"-A {self.chain} {rule.text}" for rule in self.remove]
+        return jumps + rules + self.sets.removed
 
 
 def plan(actual: Table, desired: Desired) -> Plan:
@@ -226,10 +271,12 @@ def plan(actual: Table, desired: Desired) -> Plan:
     chain = placement.chain
     _refuse_unreadable(actual, chain)
     exists = chain in actual.chains
+    sets = change_set(actual.sets, desired.address_set)
     if not desired.jumps:
         jumps = find_all(actual.rules(POSTROUTING), chain)
         removed = tuple(Jump(*numbered) for numbered in enumerate(jumps))
-        return Plan(chain, delete=exists, remove=actual.rules(chain), jumps_removed=removed)
+        rules = actual.rules(chain)
+        return Plan(chain, delete=exists, remove=rules, jumps_removed=removed, sets=sets)
     jumps_removed, jumps_added = _jumps_changed(actual, desired)
     keep, remove, insert = _changed_stretch(actual.rules(chain), desired.rules)
     anew = not exists or len(remove) + len(insert) > EDITED_IN_PLACE
@@ -243,6 +290,7 @@ def plan(actual: Table, desired: Desired) -> Plan:
         jumps_removed=jumps_removed,
         jumps=jumps_added,
         jump_first=placement.jump_first,
+        sets=sets,
     )
 
 
@@ -325,11 +373,12 @@ def restore_text(change: Plan) -> str:
 
 
 def describe(table: Table, chain: str) -> list[str]:
-    """Return what is ours in a table: the jumps to ``chain`` and its rules, as ``-A`` lines."""
+    """Return what is ours in a table: jumps and rules as ``-A`` lines, then our sets."""
     jumps = find_all(table.rules(POSTROUTING), chain)
     return [
         *(f"-A {POSTROUTING} {rule.text}" for rule in jumps),
         *(f"-A {chain} {rule.text}" for rule in table.rules(chain)),
+        *(line for held in table.sets.values() for line in held.lines()),
     ]
 
 
@@ -348,4 +397,5 @@ def after(actual: Table, desired: Desired) -> Table:
         chains.pop(change.chain, None)
     else:
         chains[change.chain] = Chain(change.chain, None, desired.rules)
-    return Table(actual.family, chains)
+    wanted = desired.address_set
+    return Table(actual.family, chains, {wanted.name: wanted} if wanted else {})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from ipmasq_agent.dialects.ipset import AddressSet
 from ipmasq_agent.dialects.rules import Rule, parse_rule
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.policy.addresses import Family
@@ -32,10 +33,14 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The nat table of one family. A chain that does not exist is not in ``chains``."""
+    """The nat table of one family. A chain that does not exist is not in ``chains``.
+
+    ``sets`` are the sets of ours that its rules may refer to, by name.
+    """
 
     family: Family
     chains: Mapping[str, Chain]
+    sets: Mapping[str, AddressSet] = field(default_factory=dict)
 
     def rules(self, chain: str) -> tuple[Rule, ...]:
         """Return the rules of a chain; none where it does not exist."""

@@ -13,6 +13,7 @@ PACKAGES: Mapping[str, str] = {
     "conntrack": "conntrack",
     "curl": "curl",
     "ip": "iproute2",
+    "ipset": "ipset",
     "ip6tables-legacy-save": "iptables",
     "ip6tables-nft-restore": "iptables",
     "ip6tables-nft-save": "iptables",
