@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ipmasq_agent.answers.unified import unified
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
 from ipmasq_agent.policy.decisions import DecisionMap, Verdict
 
@@ -62,7 +62,7 @@ class FamilyDiff:
 
     def unified(self, before: str, after: str) -> list[str]:
         """Return the rules as a unified diff between the two names."""
-        return list(difflib.unified_diff(self.before, self.after, before, after, lineterm="", n=3))
+        return unified(self.before, self.after, before, after)
 
 
 def decision_changes(before: DecisionMap, after: DecisionMap) -> Iterator[DecisionChange]:
