@@ -69,6 +69,8 @@ class Shown:
             said = Padding(f"the agent says: {_after_path(step.error)}", (0, 0, 0, 3))
             out.print(said, style="yellow", markup=False)
         out.print(_checks(step.checks))
+        for line in step.explained:
+            out.print(f"   {line}", style="yellow", markup=False)
         out.print(Padding(step.why, (0, 0, 0, 3)), markup=False)
         for failure in step.failures:
             out.print(f"   NOT AS IT SHOULD BE: {failure}", style="bold red", markup=False)

@@ -125,5 +125,19 @@ SOURCE_ADDRESSES = (
         "nothing, so the device's first address is taken, as ever.",
     ),
 )
+SEVERAL_DOCUMENTS = (
+    Scene(
+        "Several documents: the platform's and a team's",
+        {
+            "10-platform.yaml": "nonMasqueradeCIDRs:\n  - 172.20.0.0/16\n",
+            "20-team.yaml": "nonMasqueradeCIDRs:\n  - 10.10.1.0/24\n",
+        },
+        (_POD_TO_POD, _POD_TO_LOOP1, Expectation("w1-pod", "loop1", "w1-pod"), _NODE_TO_LOOP2),
+        "Keys of one ConfigMap, or files of one directory, are merged in the order of their "
+        "names, so a team adds its networks without touching the platform's list, and `explain` "
+        "names the one that an entry comes from.",
+        explains={"loop1": "20-team.yaml"},
+    ),
+)
 
-KEY_SCENES = (*DESTINATIONS, *DEVICES, *SOURCE_ADDRESSES)
+KEY_SCENES = (*DESTINATIONS, *DEVICES, *SOURCE_ADDRESSES, *SEVERAL_DOCUMENTS)

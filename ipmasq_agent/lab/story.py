@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ipmasq_agent.errors import AgentError
+from ipmasq_agent.errors import AgentError, LabError
 from ipmasq_agent.lab.cluster import Condition, Lab
 from ipmasq_agent.lab.emptying import emptying
 from ipmasq_agent.lab.mirror import mirrored
@@ -36,6 +36,7 @@ class Step:
         checks: what was seen.
         why: what it means.
         error: what the agent says about the document, where it refused it.
+        explained: what the agent says of destinations, where it was asked.
         failures: what else went otherwise than the story says.
     """
 
@@ -46,6 +47,7 @@ class Step:
     checks: tuple[Check, ...]
     why: str
     error: str | None = None
+    explained: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
 
     @property
@@ -63,6 +65,7 @@ class Step:
             "why": self.why,
             "secondConfig": self.second,
             "error": self.error,
+            "explained": list(self.explained),
             "failures": list(self.failures),
         }
 
@@ -144,8 +147,7 @@ class Story:
             replies = self._prober.open(Expectation("curl-pod", "loop1", "curl-pod"))
             if not all(replies):
                 failures.append("a connection to loop1 that was to be kept was not answered")
-        for place, key in scene.explains.items():
-            self._explain(place, key, failures)
+        explained = [self._explain(*each, failures) for each in scene.explains.items()]
         return Step(
             scene,
             self._in_family(scene.title),
@@ -154,6 +156,7 @@ class Story:
             checks,
             self._in_family(scene.why),
             error,
+            tuple(explained),
             tuple(failures),
         )
 
@@ -163,7 +166,12 @@ class Story:
         documents |= dict.fromkeys((node.name for node in SECOND_CLUSTER), scene.second)
         given = {node: self._written(keys) for node, keys in documents.items() if keys is not None}
         error: str | None = None
-        for node, status in self.lab.deliver(given).items():
+        try:
+            answers = self.lab.deliver(given)
+        except LabError as late:
+            failures.append(str(late))
+            return None
+        for node, status in answers.items():
             error = error or status["config"]["error"]
             if status["config"]["accepted"] is scene.refused:
                 said = "accepted" if scene.refused else f"refused: {status['config']['error']}"
@@ -196,17 +204,19 @@ class Story:
         except AgentError as error:
             failures.append(str(error))
 
-    def _explain(self, place: str, key: str, failures: list[str]) -> None:
+    def _explain(self, place: str, key: str, failures: list[str]) -> str:
         """Ask the agent of the first node about a place: it must name the document."""
         node, address = FIRST_CLUSTER[0].name, self._in_family(PLACES[place][1])
         try:
             told = self.lab.run(node, self._command(node, "explain", address, "--output=json"))
-            document = json.loads(told)["document"]
+            answer = json.loads(told)
+            document, reason = answer["document"], answer["reason"]
         except (AgentError, ValueError, KeyError) as error:
             failures.append(f"explain {address}: {error}")
-            return
-        if document is None or not document.endswith(key):
+            return f"explain {address}: no answer"
+        if document is None or not document.endswith(f"/{key}"):
             failures.append(f"explain {address}: names {document}, not {key}")
+        return f"explain {address}: {reason.replace(f'{self.lab.documents(node)}/', '')}"
 
 
 def _more_than(changes: int) -> Condition:
