@@ -35,6 +35,8 @@ from ipmasq_agent.policy.assemble import assemble_family
 
 FLAGS = Flags(enable_ipv6=True, cidr_limit=None)
 LONGEST_CHAIN = 10_000
+# Those that --backend does not name are found by kubelet's mark.
+NAMES = [*detect.BACKENDS, *detect.WITH_SET]
 Figures = dict[str, float]
 
 
@@ -120,7 +122,12 @@ def follow(name: str, family: Family, count: int, place: Path) -> Figures:
     """Let the agent take up a document, then another one, then ask it questions."""
     log = place / "log"
     write, where = to_file(place)
-    flags = ["--backend", name, "--enable-ipv6=true", *where]
+    asked_for = name
+    if name in detect.WITH_SET:
+        asked_for = "ipset"
+        tables = detect.WITH_SET[name]
+        subprocess.run([tables, "-t", "mangle", "-N", detect.MARKS[0]], check=True)
+    flags = ["--backend", asked_for, "--enable-ipv6=true", *where]
     figures: Figures = {}
     write(document(family, 10), 0)
     with agent(*flags, log=log) as process:
@@ -192,7 +199,7 @@ def inside(part: str, name: str, family: Family, count: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", default="1000,10000,100000,1000000")
-    parser.add_argument("--backend", action="append", choices=sorted(detect.BACKENDS))
+    parser.add_argument("--backend", action="append", choices=NAMES)
     parser.add_argument("--family", default="ipv4", choices=[family.value for family in Family])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--part", choices=["load", "follow"], help=argparse.SUPPRESS)
@@ -203,7 +210,7 @@ def main() -> None:
         inside(options.part, options.backend[0], family, sizes[0])
         return
     print(f"{family.value}, medians of {options.rounds} rounds, ms; {machine()}")
-    for name in options.backend or detect.BACKENDS:
+    for name in options.backend or NAMES:
         fitting = [s for s in sizes if s <= LONGEST_CHAIN or not name.startswith("iptables")]
         columns: list[Figures] = []
         for size in fitting:
