@@ -26,7 +26,14 @@ from ipmasq_agent.dialects.iptables import (
 from ipmasq_agent.dialects.rules import Option, Rule, find_all, parse_rule, read_prefix
 from ipmasq_agent.dialects.tables import Table
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict, first_match
+from ipmasq_agent.policy.decisions import (
+    DecisionMap,
+    Entries,
+    Entry,
+    Origin,
+    Verdict,
+    first_match,
+)
 from ipmasq_agent.policy.model import (
     Action,
     FamilyPolicy,
@@ -137,10 +144,13 @@ def interpret(table: Table, placement: Placement, source: int | None = None) -> 
     reading = _Reading(table, placement.chain, source)
     hook = reading.chain(POSTROUTING, ())
     end = Origin(f"no rule of {POSTROUTING} translates it")
-    decided = (
-        Entry(e.first, e.last, _VERDICTS.get(e.verdict, Verdict.NON_MASQUERADE), e.origin)
-        for e in (*hook.ranges, *reading.returned)
-        if e.origin.line is not None
+    by_rules = [e for e in (*hook.ranges, *reading.returned) if e.origin.line is not None]
+    decided = Entries(
+        table.family,
+        [entry.first for entry in by_rules],
+        [entry.last for entry in by_rules],
+        [_VERDICTS.get(entry.verdict, Verdict.NON_MASQUERADE) for entry in by_rules],
+        [entry.origin for entry in by_rules],
     )
     decisions = DecisionMap(table.family, decided, Verdict.NON_MASQUERADE, end)
     action = _action(table.rules(placement.chain), table.family)
@@ -221,14 +231,14 @@ class _Reading:
     def _read_chain(self, name: str, callers: tuple[str, ...]) -> _ChainReading:
         family = self.table.family
         entries: list[Entry[_Outcome]] = []
-        deciders: list[Entry[int]] = []
+        positions: list[int] = []  # of the rule that each of the entries comes from
         partial: list[tuple[int, _Partial]] = []
         returning: list[tuple[int, _Partial]] = []
         for position, rule in enumerate(self.table.rules(name), start=1):
             for item in self._rule(name, position, rule, callers):
                 if isinstance(item, Entry):
                     entries.append(item)
-                    deciders.append(Entry(item.first, item.last, position, item.origin))
+                    positions.append(position)
                 elif item.exception.verdict is Verdict.UNKNOWN and rule.target == "RETURN":
                     returning.append((position, item))
                 else:
@@ -240,6 +250,10 @@ class _Reading:
         ranges = first_match(family, entries, _Outcome.RETURN, end)
         reached: list[_Partial] = []
         if partial or returning:
+            deciders = [
+                Entry(entry.first, entry.last, position, entry.origin)
+                for entry, position in zip(entries, positions, strict=True)
+            ]
             reach = first_match(family, deciders, len(self.table.rules(name)) + 1, end)
             reached += _reached(partial, reach)
             # To return early matters only where the rest of the chain would decide.
@@ -279,14 +293,9 @@ class _Reading:
                 for item in called.partial:
                     if item.first <= last and first <= item.last:
                         yield item.within(first, last)
-            outcomes = _clipped(
-                [
-                    e
-                    for e in called.ranges
-                    if e.verdict is not _Outcome.RETURN or rule.option("goto")
-                ],
-                ranges,
-            )
+            leaves = rule.option("goto") is not None
+            decided = [e for e in called.ranges if leaves or e.verdict is not _Outcome.RETURN]
+            outcomes = _clipped(decided, ranges)
         else:
             outcome = _OUTCOMES.get(target, _Outcome.UNKNOWN)
             outcomes = (Entry(first, last, outcome, origin) for first, last in ranges)
@@ -408,6 +417,11 @@ def _clipped(
     entries: Sequence[Entry[_Outcome]], ranges: Sequence[tuple[int, int]]
 ) -> Iterator[Entry[_Outcome]]:
     """Yield the parts of the entries that lie within the ranges; both ascend."""
+    if len(ranges) == 1 and entries:
+        first, last = ranges[0]
+        if first <= entries[0].first and entries[-1].last <= last:
+            yield from entries
+            return
     spans = ((entry.first, entry.last) for entry in entries)
     for first, last, position, _ in intersections(spans, ranges):
         yield entries[position]._replace(first=first, last=last)
