@@ -180,13 +180,13 @@ class Story:
 
     def _empty_and_heal(self, failures: list[str]) -> None:
         """Empty the rules by hand as root would; the agents must put them back."""
+        for argv in emptying(self.backend, ipv6=self._ipv6):
 
-        def empty() -> None:
-            for node in FIRST_CLUSTER:
-                for argv in emptying(self.backend, ipv6=self._ipv6):
+            def empty(argv: list[str] = argv) -> None:
+                for node in FIRST_CLUSTER:
                     self.lab.run(node.name, argv)
 
-        self._until_changed("the rules are healed", empty, failures)
+            self._until_changed(f"what `{' '.join(argv)}` empties is healed", empty, failures)
 
     def _join(self, name: str, failures: list[str]) -> None:
         """Let a node join the first cluster; the agents must heed it."""

@@ -67,6 +67,7 @@ def test_several_documents_are_shown_with_their_names() -> None:
     [
         ("iptables-nft", False, ["iptables-nft -t nat -F IP-MASQ"]),
         ("iptables-legacy", True, ["ip6tables-legacy -t nat -F IP-MASQ"]),
+        ("ipset", True, ["ip6tables-nft -t nat -F IP-MASQ", "ipset flush"]),
         ("ipset-legacy", False, ["iptables-legacy -t nat -F IP-MASQ", "ipset flush"]),
         ("nftables", True, ["nft flush chain ip6 ip-masq postrouting"]),
     ],
