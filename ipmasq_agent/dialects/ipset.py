@@ -120,6 +120,35 @@ def compile_set(decisions: DecisionMap, name: str) -> AddressSet:
     before it decides about nothing; of the others the innermost decides, as in the set.
     One that says what the one around it says is left out.
     """
+    found = _elements_apart(decisions)
+    if found is None:
+        found = _elements_nested(decisions)
+    capacity = max(_LEAST_ELEMENTS, 1 << (2 * len(found)).bit_length())
+    return AddressSet(name, decisions.family, tuple(found), capacity)
+
+
+def _elements_apart(decisions: DecisionMap) -> list[int] | None:
+    """Return the elements where the entries are prefixes to keep, apart; None where not.
+
+    So most long lists are, and each change of one waits for this.
+    """
+    if decisions.default is not Verdict.MASQUERADE:
+        return None
+    columns = decisions.apart(Verdict.NON_MASQUERADE)
+    if columns is None:
+        return None
+    bits, whole = decisions.family.bits, decisions.family.last_address
+    found = [
+        first << _SHIFT | bits - size.bit_length() << 1
+        for first, last in zip(*columns, strict=True)
+        # Of a prefix the two ends differ in its host bits, and these begin as zeros.
+        if not ((size := first ^ last) & (size + 1) or first & size) and size < whole
+    ]
+    return found if len(found) == len(columns[0]) else None
+
+
+def _elements_nested(decisions: DecisionMap) -> list[int]:
+    """Return the elements for any entries."""
     family = decisions.family
     items = sorted(_items(decisions))
     found: list[int] = []
@@ -133,23 +162,23 @@ def compile_set(decisions: DecisionMap, name: str) -> AddressSet:
         open_.append((first | (1 << family.bits - length) - 1, keeps, position))
         if keeps is not around:
             found.append(element(first, length, not keeps))
-    capacity = max(_LEAST_ELEMENTS, 1 << (2 * len(found)).bit_length())
-    return AddressSet(name, family, tuple(found), capacity)
+    return found
 
 
 def _items(decisions: DecisionMap) -> Iterator[tuple[int, int, int, bool]]:
     """Yield (first, length, position, keeps) of each prefix that the entries are made of."""
     family = decisions.family
     position = -1
-    for position, entry in enumerate(decisions.entries):
-        if entry.verdict is Verdict.UNKNOWN:
-            raise ValueError(f"no set can carry out what is unknown: {entry.origin}")
-        keeps = entry.verdict is Verdict.NON_MASQUERADE
-        size = entry.last - entry.first
-        if not size & (size + 1) and not entry.first & size and size < family.last_address:
-            yield entry.first, family.bits - size.bit_length(), position, keeps
+    for position, (first, last, verdict) in enumerate(decisions.spans()):
+        if verdict is Verdict.UNKNOWN:
+            origin = decisions.entries[position].origin
+            raise ValueError(f"no set can carry out what is unknown: {origin}")
+        keeps = verdict is Verdict.NON_MASQUERADE
+        size = last - first
+        if not size & (size + 1) and not first & size and size < family.last_address:
+            yield first, family.bits - size.bit_length(), position, keeps
             continue
-        for prefix in prefixes_of_range(family, entry.first, entry.last):
+        for prefix in prefixes_of_range(family, first, last):
             for half in _halves(prefix):
                 yield half.first, half.length, position, keeps
     if decisions.default is Verdict.NON_MASQUERADE:

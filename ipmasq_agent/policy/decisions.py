@@ -18,7 +18,7 @@ from typing import Generic, NamedTuple, TypeVar, overload
 
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.columns import column, indices
-from ipmasq_agent.policy.ranges import NOBODY, agreeing, check_ranges, sweep
+from ipmasq_agent.policy.ranges import NOBODY, agreeing, are_apart, check_ranges, sweep
 
 
 class Verdict(enum.StrEnum):
@@ -155,6 +155,15 @@ class Entries(_Made):
         verdicts = map(_VERDICTS.__getitem__, self._marks)
         return zip(self._firsts, self._lasts, verdicts, strict=True)
 
+    def apart(self, verdict: Verdict) -> tuple[Sequence[int], Sequence[int]] | None:
+        """Return the ends of the entries, ascending, if all have this verdict and none overlap."""
+        if self._marks.count(_MARKS[verdict]) < len(self):
+            return None
+        # Each sorted by itself, in C: ranges that do not overlap end in the order in which
+        # they begin, and where some do overlap a later one begins before an end.
+        firsts, lasts = sorted(self._firsts), sorted(self._lasts)
+        return (firsts, lasts) if are_apart(firsts, lasts) else None
+
     def all_decided(self) -> Iterator[tuple[Verdict, Origin]]:
         """Yield verdict and reason of each entry."""
         return zip(map(_VERDICTS.__getitem__, self._marks), self._origins, strict=True)
@@ -264,6 +273,13 @@ class DecisionMap:
         Without the reasons, which are what takes time to make.
         """
         return self._columns.spans()
+
+    def apart(self, verdict: Verdict) -> tuple[Sequence[int], Sequence[int]] | None:
+        """Return first and last addresses of the entries, ascending, if they are simple.
+
+        That is: all of them have this verdict, and no two overlap. Else None.
+        """
+        return self._columns.apart(verdict)
 
     def decide(self, address: int) -> Entry[Verdict]:
         """Return the range that ``address`` falls into, in O(log n)."""

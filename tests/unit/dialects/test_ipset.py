@@ -18,7 +18,7 @@ from ipmasq_agent.dialects.ipset import (
     parts,
 )
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict
 from tests.unit.strategies import FAMILIES, entries, maps, prefixes
 
@@ -59,6 +59,18 @@ def test_a_set_says_what_the_map_says_and_reads_back_as_it(decisions: DecisionMa
             assert matches(frozenset(made.elements), made.family, address) is (
                 decisions.decide(address).verdict is KEEP
             )
+
+
+@given(FAMILIES.flatmap(lambda f: st.tuples(st.just(f), st.lists(prefixes(f), max_size=8))))
+def test_prefixes_that_do_not_overlap_are_the_elements(case: tuple[Family, list[Prefix]]) -> None:
+    family, drawn = case
+    apart: list[Prefix] = []
+    for prefix in drawn:
+        if prefix.length and all(prefix.last < o.first or o.last < prefix.first for o in apart):
+            apart.append(prefix)
+    decisions = DecisionMap(family, [Entry(p.first, p.last, KEEP, Origin("x")) for p in apart])
+    made = compile_set(decisions, "x")
+    assert list(made.elements) == sorted(element(p.first, p.length) for p in apart)
 
 
 @settings(max_examples=500)

@@ -54,7 +54,15 @@ def check_map(decisions: DecisionMap, others: Sequence[int]) -> None:
     expected = 0
     assert list(decisions.ranges) == [decisions.ranges[n] for n in range(len(decisions.ranges))]
     assert list(decisions.spans()) == [entry[:3] for entry in decisions.entries]
+    ends = sorted((entry.first, entry.last) for entry in decisions.entries)
+    overlap = any(before[1] >= after[0] for before, after in itertools.pairwise(ends))
     for verdict in Verdict:
+        apart = decisions.apart(verdict)
+        if overlap or any(entry.verdict is not verdict for entry in decisions.entries):
+            assert apart is None
+        else:
+            assert apart is not None
+            assert list(zip(*apart, strict=True)) == ends
         said = [(e.first, e.last) for e in decisions.ranges if e.verdict is verdict]
         assert (verdict in decisions.verdicts) == bool(said)
         assert list(decisions.stretches(verdict)) == list(_joined(said))
