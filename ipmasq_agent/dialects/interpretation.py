@@ -281,7 +281,9 @@ class _Reading:
         if target in _PASSING:
             self.marked |= target in _MARKING
             return
-        ranges = _destinations(rule, self.table) or everything
+        ranges = _destinations(rule, self.table)
+        if ranges is None:
+            ranges = everything
         calls = target in self.table.chains and target not in callers and len(callers) < _DEEPEST
         if calls:
             called = self.chain(target, callers)
