@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import re
 from typing import Any
 
-from ipmasq_agent.errors import AccessDenied, SourceError, SourceUnavailable
+from ipmasq_agent.errors import SourceError
 from ipmasq_agent.sources import Document, Part, Sink, SourceFailed
+from ipmasq_agent.sources.kube_access import Permission, explained
 from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
-from ipmasq_agent.sources.kube_watch import Found, ObjectWatch
+from ipmasq_agent.sources.kube_list import Found, JsonObject, OneObject
+from ipmasq_agent.sources.kube_watch import Watch
 from ipmasq_agent.sources.location import EVERY, KEYS
 
 
@@ -44,9 +45,8 @@ class ConfigMapSource:
         self._key = key
         self._sink: Sink | None = None
         self._api = KubeApi(kubeconfig, context)
-        self._watch = ObjectWatch(
-            self._api, f"/api/v1/namespaces/{namespace}/configmaps", name, self._explain
-        )
+        path = f"/api/v1/namespaces/{namespace}/configmaps"
+        self._watch = Watch(self._api, path, OneObject(name), self._explain)
 
     @property
     def name(self) -> str:
@@ -84,7 +84,7 @@ class ConfigMapSource:
         """End the watch within a second; not to be called by the sink."""
         self._watch.stop()
 
-    def _found(self, found: Found) -> None:
+    def _found(self, found: Found[JsonObject | None]) -> None:
         assert self._sink is not None
         try:
             event: Document | SourceFailed = self._document(found)
@@ -96,17 +96,17 @@ class ConfigMapSource:
         assert self._sink is not None
         self._sink(SourceFailed(self.name, error))
 
-    def _document(self, found: Found) -> Document:
+    def _document(self, found: Found[JsonObject | None]) -> Document:
         """Take the document out of a ConfigMap.
 
         Raises:
             SourceError: the key is missing.
         """
-        if found.object is None:
+        if found.value is None:
             return Document(self.name, (), "absent", found.noticed)
-        values = content_of(found.object)
+        values = content_of(found.value)
         keys = self._choose(sorted(values))
-        revision = str(found.object["metadata"]["resourceVersion"])
+        revision = str(found.value["metadata"]["resourceVersion"])
         parts = tuple(Part(self._name_with(key), values[key]) for key in keys)
         name = parts[0].name if len(parts) == 1 else self.name
         return Document(name, parts, revision, found.noticed)
@@ -130,47 +130,8 @@ class ConfigMapSource:
         return f"{name} key {key}" if key is not None else name
 
     def _explain(self, refusal: ApiRefusal) -> SourceError:
-        """Say what a refusal of the API means for this ConfigMap, and what to do about it."""
-        host = self._api.host
-        if refusal.status == 401:
-            return AccessDenied(
-                f"the Kubernetes API at {host} does not accept {self._api.credentials}: "
-                f"{refusal.message} (401)",
-                remedy=f"renew them; who they belong to needs the rule {self._rule()} "
-                f"in namespace {self._namespace}",
-            )
-        if refusal.status == 403:
-            return AccessDenied(
-                f"the Kubernetes API does not let us read {self.name}: {refusal.message} (403)",
-                remedy=self._grant(refusal.message),
-            )
-        if refusal.status == 404:
-            return SourceUnavailable(
-                f"{host} knows no ConfigMaps: {refusal.message} (404)",
-                remedy=f"check the server's address in {self._api.credentials}",
-            )
-        return SourceUnavailable(
-            f"the Kubernetes API at {host} cannot answer: {refusal.message} ({refusal.status})"
-        )
-
-    def _rule(self) -> str:
-        return (
-            f'{{apiGroups: [""], resources: [configmaps], resourceNames: [{self._configmap}], '
-            "verbs: [get, list, watch]}"
-        )
-
-    def _grant(self, message: str) -> str:
-        """Return the RBAC rule that is missing, and the commands that would grant it."""
-        account = re.search(r"system:serviceaccount:([^:\s\"]+):([^:\s\"]+)", message)
-        who = f"--serviceaccount={account[1]}:{account[2]}" if account else "--user=USER"
-        whom = f"ServiceAccount {account[1]}/{account[2]}" if account else "our user"
-        role = f"{self._configmap}-reader"
-        return (
-            f"give {whom} a Role in namespace {self._namespace} with the rule {self._rule()}: "
-            f"`kubectl -n {self._namespace} create role {role} --verb=get,list,watch "
-            f"--resource=configmaps --resource-name={self._configmap} && "
-            f"kubectl -n {self._namespace} create rolebinding {role} --role={role} {who}`"
-        )
+        permission = Permission("configmaps", self._namespace, self._configmap)
+        return explained(refusal, self._api, self.name, permission)
 
 
 def content_of(configmap: dict[str, Any]) -> dict[str, bytes]:

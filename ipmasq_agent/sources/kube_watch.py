@@ -1,8 +1,7 @@
-"""Following one object of the Kubernetes API: list, then watch, for as long as it takes.
+"""Following objects of the Kubernetes API: list, then watch, for as long as it takes.
 
 The protocol is that of kubernetes.io/docs/reference/using-api/api-concepts, "Efficient
-detection of changes". Every request names the object in a field selector, since RBAC rules
-with ``resourceNames`` allow list and watch only then.
+detection of changes" and "Retrieving large results sets in chunks".
 """
 
 from __future__ import annotations
@@ -13,18 +12,18 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Generic
 
 import urllib3
 
-from ipmasq_agent.errors import SourceError, SourceUnavailable
+from ipmasq_agent.errors import SourceError
 from ipmasq_agent.sources.backoff import Backoff
-from ipmasq_agent.sources.kube_api import TRANSPORT_ERRORS, ApiRefusal, KubeApi, unreachable
+from ipmasq_agent.sources.kube_api import TRANSPORT_ERRORS, ApiRefusal, KubeApi
+from ipmasq_agent.sources.kube_list import GONE, LIST_TIMEOUT, Found, Value, View, list_all
 
 logger = logging.getLogger(__name__)
 
-GONE = 410
 # Refusals of a watch that say nothing about the version it was to start from.
 TEMPORARY = frozenset({401, 403, 429, 500, 502, 503})
 # Seconds beyond which a server's wish to be left alone is not granted.
@@ -34,53 +33,40 @@ RETRY_AFTER_CAP = 60.0
 WATCH_SECONDS = (300, 600)
 # Seconds that a watch may outlast that before the connection counts as dead.
 OVERTIME = 15.0
-LIST_TIMEOUT = 15.0
 # A watch that ends sooner, with nothing to tell, is not a working watch.
 SHORT = 1.0
 # Seconds that `stop` waits for a request that cannot be interrupted (TCP connect).
 STOP_TIMEOUT = 0.8
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """One state of the object.
-
-    Attributes:
-        object: its JSON, or None where it does not exist.
-        version: the resourceVersion up to which this is true.
-        noticed: ``time.monotonic()`` when its bytes arrived.
-    """
-
-    object: dict[str, Any] | None
-    version: str
-    noticed: float
-
-
 class _Disconnected(Exception):
     """An established watch broke off."""
 
 
-class ObjectWatch:
-    """Calls ``found`` with each state of an object, and ``failed`` when none can be had.
+class Watch(Generic[Value]):
+    """Calls ``found`` with each state of a view, and ``failed`` when none can be had.
 
     Both are called with a lock held, one at a time, from a thread of this object.
 
     Args:
         api: where to ask.
         path: of the collection, as ``/api/v1/namespaces/NAMESPACE/configmaps``.
-        name: of the object in it.
+        view: what of it is followed.
         explain: makes an error for users of a refusal.
     """
 
     def __init__(
-        self, api: KubeApi, path: str, name: str, explain: Callable[[ApiRefusal], SourceError]
+        self,
+        api: KubeApi,
+        path: str,
+        view: View[Value],
+        explain: Callable[[ApiRefusal], SourceError],
     ) -> None:
         self._api = api
         self._path = path
-        self._query = {"fieldSelector": f"metadata.name={name}"}
-        self._name = name
+        self._view = view
         self._explain = explain
-        self._found: Callable[[Found], None] | None = None
+        self._found: Callable[[Found[Value]], None] | None = None
         self._failed: Callable[[SourceError], None] | None = None
         # Guards everything below; reentrant, as a sink may call refresh.
         self._lock = threading.RLock()
@@ -89,7 +75,7 @@ class ObjectWatch:
         self._threads: list[threading.Thread] = []
         self._refreshing = False
         self._response: urllib3.BaseHTTPResponse | None = None
-        self._latest: Found | None = None
+        self._latest: Found[Value] | None = None
         self._failure: str | None = None
         # Of the watching thread alone: from where to watch (None: list first), whether that
         # comes from a list which no watch has worked with yet, and how this attempt goes.
@@ -99,8 +85,8 @@ class ObjectWatch:
         self._working = False
         self._backoff = Backoff()
 
-    def read(self) -> Found:
-        """List the object once.
+    def read(self) -> Found[Value]:
+        """List once.
 
         Raises:
             SourceError: it cannot be had.
@@ -110,7 +96,9 @@ class ObjectWatch:
         except ApiRefusal as refusal:
             raise self._explain(refusal) from refusal
 
-    def start(self, found: Callable[[Found], None], failed: Callable[[SourceError], None]) -> None:
+    def start(
+        self, found: Callable[[Found[Value]], None], failed: Callable[[SourceError], None]
+    ) -> None:
         """Begin to watch in a thread."""
         with self._lock:
             if self._found is not None:
@@ -142,7 +130,7 @@ class ObjectWatch:
     # Threads
 
     def _spawn(self, target: Callable[[], None], purpose: str) -> None:
-        thread = threading.Thread(target=target, name=f"{self._name}-{purpose}", daemon=True)
+        thread = threading.Thread(target=target, name=f"{self._view.name}-{purpose}", daemon=True)
         self._threads = [each for each in self._threads if each.is_alive()]
         self._threads.append(thread)
         thread.start()
@@ -151,7 +139,7 @@ class ObjectWatch:
         """Tell what a list says, unless the watch has told something newer meanwhile."""
         with self._lock:
             before = self._latest
-        outcome: Found | SourceError
+        outcome: Found[Value] | SourceError
         try:
             outcome = self.read()
         except SourceError as error:
@@ -186,7 +174,7 @@ class ObjectWatch:
                 delay = self._backoff.next()
             except _Disconnected as disconnected:
                 # Not a failure yet: whether it is one, the next attempt finds out.
-                logger.debug("the watch of %s broke off: %s", self._name, disconnected)
+                logger.debug("the watch of %s broke off: %s", self._view.name, disconnected)
                 delay = self._backoff.next()
             if delay:
                 self._wake.wait(delay)
@@ -207,26 +195,9 @@ class ObjectWatch:
 
     # Requests
 
-    def _list(self) -> Found:
-        """Ask for the object as it is now, by a list of at most one."""
-        response = self._api.get(self._path, self._query, read_timeout=LIST_TIMEOUT)
-        try:
-            body = response.read()
-            noticed = time.monotonic()
-        except TRANSPORT_ERRORS as cause:
-            response.close()
-            raise unreachable(self._api.host, cause) from cause
-        response.release_conn()
-        try:
-            answer = json.loads(body)
-            version = str(answer["metadata"]["resourceVersion"])
-            objects = [each for each in answer["items"] if each["metadata"]["name"] == self._name]
-        except (ValueError, KeyError, TypeError) as cause:
-            raise SourceUnavailable(
-                f"{self._api.host} does not answer as a Kubernetes API does",
-                remedy=f"check the server's address in {self._api.credentials}",
-            ) from cause
-        return Found(objects[0] if objects else None, version, noticed)
+    def _list(self) -> Found[Value]:
+        """Ask for everything as it is now."""
+        return list_all(self._api, self._path, self._view)
 
     def _watch(self, version: str) -> None:
         """Watch from ``version`` on until the server ends it, keeping ``_version`` up to date.
@@ -237,7 +208,8 @@ class ObjectWatch:
             _Disconnected: it broke off.
         """
         seconds = random.randint(*WATCH_SECONDS)
-        query = self._query | {
+        query = {
+            **self._view.query,
             "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": version,
@@ -282,18 +254,20 @@ class ObjectWatch:
                     float(details.get("retryAfterSeconds") or 0),
                 )
             version = str(subject["metadata"]["resourceVersion"])
-            name = subject["metadata"].get("name")
         except (ValueError, KeyError, TypeError, AttributeError) as cause:
             self._version = None
             raise _Disconnected(f"not an event: {line[:100]!r}") from cause
         self._version = version
-        if kind == "BOOKMARK" or name != self._name:
+        if kind == "BOOKMARK":
             return
         with self._lock:
-            if self._latest is not None and _is_older(version, self._latest.version):
-                # A refresh has overtaken the watch, which may lag behind a list.
+            latest = self._latest
+            # A refresh may have overtaken the watch, which may lag behind a list.
+            if latest is None or _is_older(version, latest.version):
                 return
-            self._tell(Found(None if kind == "DELETED" else subject, version, noticed))
+            value = self._view.changed(latest.value, kind, subject)
+            if value is not latest.value:
+                self._tell(Found(value, version, noticed))
 
     # Telling
 
@@ -303,7 +277,7 @@ class ObjectWatch:
             if self._failure is not None and self._latest is not None:
                 self._tell(replace(self._latest, noticed=time.monotonic()))
 
-    def _tell(self, found: Found) -> None:
+    def _tell(self, found: Found[Value]) -> None:
         with self._lock:
             if self._stopping or self._found is None:
                 return

@@ -25,6 +25,7 @@ READERS: Mapping[Need, Callable[[], Any]] = {
     Need.LINKS: read_links,
     Need.ROUTES: preferred_sources,
 }
+HOST = frozenset(READERS)
 # A pod that comes makes a dozen messages within some 50 ms; a node may get 200 at once.
 QUIET, LATE = 0.1, 1.0
 
@@ -48,7 +49,7 @@ class NetworkWatch:
     at most once a second while they do not end.
 
     Args:
-        needs: which of ``READERS`` are asked for.
+        needs: which of ``HOST`` are asked for.
         tell: called from the thread.
     """
 

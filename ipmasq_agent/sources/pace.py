@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
+
 
 class Pace:
     """Gathers changes until ``quiet`` seconds passed without one, at most ``late`` seconds.
@@ -51,3 +55,51 @@ class Pace:
         self._gap = min(2 * self._gap, self._late) if storm else self._quiet
         self._rest = now + 10 * took
         self._told, self._first, self._urgent = now, None, False
+
+
+class Paced:
+    """Runs ``work`` in a thread of its own whenever something was noted and a pace says so.
+
+    Every note counts as urgent: the first after a silence is worked on at once.
+    """
+
+    def __init__(self, work: Callable[[], None], name: str, pace: Pace) -> None:
+        self._work = work
+        self._pace = pace
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def note(self) -> None:
+        """Have the work done soon."""
+        with self._changed:
+            self._pace.noted(time.monotonic(), urgent=True)
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """End the thread once it has done what it is at; not to be called by the work."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while self._wait():
+            self._work()
+
+    def _wait(self) -> bool:
+        """Wait until there is work to do; false when it is time to stop."""
+        with self._changed:
+            while not self._stopping:
+                due, now = self._pace.due, time.monotonic()
+                if due is not None and due <= now:
+                    # Before the work, which sees all that was noted until it begins.
+                    self._pace.told(now)
+                    return True
+                self._changed.wait(None if due is None else due - now)
+            return False

@@ -1,0 +1,88 @@
+"""What a refusal of the Kubernetes API means to users, and how to grant what is missing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ipmasq_agent.errors import AccessDenied, SourceError, SourceUnavailable
+from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
+
+_VERBS = "get,list,watch"
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """A rule of RBAC's that is needed to follow objects of the core group.
+
+    Attributes:
+        resource: their plural, in lower case.
+        namespace: where they are; None for objects of the whole cluster.
+        name: of the one object that is meant, or None for all. What it is for, where it is
+            None, is in the name of the role that would grant it: ``ipmasq-agent-RESOURCE``.
+    """
+
+    resource: str
+    namespace: str | None = None
+    name: str | None = None
+
+    @property
+    def rule(self) -> str:
+        """As it stands in a Role or a ClusterRole."""
+        names = f"resourceNames: [{self.name}], " if self.name else ""
+        verbs = _VERBS.replace(",", ", ")
+        return f'{{apiGroups: [""], resources: [{self.resource}], {names}verbs: [{verbs}]}}'
+
+    @property
+    def place(self) -> str:
+        """Where the rule has to hold."""
+        return f"in namespace {self.namespace}" if self.namespace else "in the whole cluster"
+
+    def grant(self, message: str) -> str:
+        """Return the rule that is missing, and the commands that would grant it.
+
+        Args:
+            message: of the API, which says who was refused.
+        """
+        account = re.search(r"system:serviceaccount:([^:\s\"]+):([^:\s\"]+)", message)
+        who = f"--serviceaccount={account[1]}:{account[2]}" if account else "--user=USER"
+        whom = f"ServiceAccount {account[1]}/{account[2]}" if account else "our user"
+        kind = "Role" if self.namespace else "ClusterRole"
+        scope = f" -n {self.namespace}" if self.namespace else ""
+        role = f"{self.name}-reader" if self.name else f"ipmasq-agent-{self.resource}"
+        only = f" --resource-name={self.name}" if self.name else ""
+        return (
+            f"give {whom} a {kind} {self.place} with the rule {self.rule}: "
+            f"`kubectl{scope} create {kind.lower()} {role} --verb={_VERBS} "
+            f"--resource={self.resource}{only} && "
+            f"kubectl{scope} create {kind.lower()}binding {role} --{kind.lower()}={role} {who}`"
+        )
+
+
+def explained(refusal: ApiRefusal, api: KubeApi, what: str, permission: Permission) -> SourceError:
+    """Return what to tell a user whose API refused to show us something, and what to do.
+
+    Args:
+        refusal: the API's answer.
+        api: who gave it.
+        what: was asked for, in words.
+        permission: what is needed to have it.
+    """
+    said = f"{refusal.message} ({refusal.status})"
+    if refusal.status == 401:
+        return AccessDenied(
+            f"the Kubernetes API at {api.host} does not accept {api.credentials}: {said}",
+            remedy=f"renew them; who they belong to needs the rule {permission.rule} "
+            f"{permission.place}",
+        )
+    if refusal.status == 403:
+        return AccessDenied(
+            f"the Kubernetes API does not let us read {what}: {said}",
+            remedy=permission.grant(refusal.message),
+        )
+    if refusal.status == 404:
+        return SourceUnavailable(
+            f"{api.host} knows no {permission.resource}: {said}",
+            remedy=f"check the server's address in {api.credentials}",
+        )
+    return SourceUnavailable(f"the Kubernetes API at {api.host} cannot answer: {said}")

@@ -1,0 +1,169 @@
+"""What is kept of the objects of the Kubernetes API, and lists of them, page by page.
+
+The protocol is that of kubernetes.io/docs/reference/using-api/api-concepts, "Retrieving
+large results sets in chunks".
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from ipmasq_agent.errors import SourceUnavailable
+from ipmasq_agent.sources.kube_api import TRANSPORT_ERRORS, ApiRefusal, KubeApi, unreachable
+
+JsonObject = dict[str, Any]
+Value = TypeVar("Value")
+
+GONE = 410
+LIST_TIMEOUT = 15.0
+# How often a list is begun whose later pages the server forgets before they are asked for.
+LIST_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[Value]):
+    """One state of what is followed.
+
+    Attributes:
+        value: what the view makes of it.
+        version: the resourceVersion up to which this is true.
+        noticed: ``time.monotonic()`` when its bytes arrived.
+    """
+
+    value: Value
+    version: str
+    noticed: float
+
+
+class View(Protocol[Value]):
+    """What is kept of the objects, given each once as JSON. Values are never changed in place."""
+
+    @property
+    def name(self) -> str:
+        """What is followed, for threads and logs."""
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """The parameters that select it."""
+
+    @property
+    def page(self) -> int | None:
+        """How many objects to ask for at a time; None for all."""
+
+    def listed(self, objects: Iterator[JsonObject]) -> Value:
+        """Return the value of a whole list."""
+
+    def changed(self, before: Value, kind: str, subject: JsonObject) -> Value:
+        """Return the value after an event: ``before`` itself where nothing has changed.
+
+        Args:
+            before: the value before it.
+            kind: ``ADDED``, ``MODIFIED`` or ``DELETED``.
+            subject: the object, as it is now or as it was last.
+        """
+
+
+class OneObject:
+    """A view of one object: its JSON, or None where it does not exist.
+
+    The object is named in a field selector, since RBAC rules with ``resourceNames`` allow
+    list and watch only then.
+    """
+
+    page = None
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.query = {"fieldSelector": f"metadata.name={name}"}
+
+    def listed(self, objects: Iterator[JsonObject]) -> JsonObject | None:
+        """Return the object among those of a list."""
+        return next((each for each in objects if self._is_it(each)), None)
+
+    def changed(
+        self, before: JsonObject | None, kind: str, subject: JsonObject
+    ) -> JsonObject | None:
+        """Return the object after an event."""
+        if not self._is_it(subject):
+            return before
+        return None if kind == "DELETED" else subject
+
+    def _is_it(self, subject: JsonObject) -> bool:
+        return bool(subject["metadata"].get("name") == self.name)
+
+
+def list_all(api: KubeApi, path: str, view: View[Value]) -> Found[Value]:
+    """Return what a view makes of a whole collection, as it is now.
+
+    No more than one page is held at a time. All pages show the state at the first one; a
+    list that takes longer than the server keeps history is begun anew.
+
+    Raises:
+        ApiRefusal: the list was refused.
+        SourceError: there was no answer, or none of a Kubernetes API.
+    """
+    for _ in range(LIST_TRIES - 1):
+        try:
+            return _list_once(api, path, view)
+        except ApiRefusal as refusal:
+            if refusal.status != GONE:
+                raise
+    return _list_once(api, path, view)
+
+
+def _list_once(api: KubeApi, path: str, view: View[Value]) -> Found[Value]:
+    pages = _Pages(api, path, view)
+    try:
+        objects = pages.objects()
+        value = view.listed(objects)
+        for _ in objects:
+            continue  # to the end: what a view does not ask for may be an error
+    except (ValueError, KeyError, TypeError, AttributeError) as cause:
+        raise SourceUnavailable(
+            f"{api.host} does not answer as a Kubernetes API does",
+            remedy=f"check the server's address in {api.credentials}",
+        ) from cause
+    return Found(value, pages.version, pages.noticed)
+
+
+class _Pages:
+    """One list in progress: the version it shows, and when its last page came."""
+
+    def __init__(self, api: KubeApi, path: str, view: View[Any]) -> None:
+        self._api = api
+        self._path = path
+        self._query = dict(view.query)
+        if view.page is not None:
+            self._query["limit"] = str(view.page)
+        self.version = ""
+        self.noticed = 0.0
+
+    def objects(self) -> Iterator[JsonObject]:
+        """Yield each object of each page."""
+        token = ""
+        while True:
+            answer = self._ask(token)
+            metadata = answer["metadata"]
+            # Of the first page: to watch from there misses nothing.
+            self.version = self.version or str(metadata["resourceVersion"])
+            token = metadata.get("continue") or ""
+            yield from answer.pop("items") or ()
+            if not token:
+                return
+
+    def _ask(self, token: str) -> JsonObject:
+        query = self._query | ({"continue": token} if token else {})
+        response = self._api.get(self._path, query, read_timeout=LIST_TIMEOUT)
+        try:
+            body = response.read()
+            self.noticed = time.monotonic()
+        except TRANSPORT_ERRORS as cause:
+            response.close()
+            raise unreachable(self._api.host, cause) from cause
+        response.release_conn()
+        answer: JsonObject = json.loads(body)
+        return answer
