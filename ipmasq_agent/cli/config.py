@@ -39,6 +39,7 @@ def validate(output: str, **options: Any) -> int:
     Exit status: 0 when it can be used (warnings or not), 2 when it cannot.
     """
     from ipmasq_agent.cli.wiring import understand
+    from ipmasq_agent.config.document import oversize
     from ipmasq_agent.errors import ConfigError
 
     settings = settings_of(options)
@@ -47,6 +48,7 @@ def validate(output: str, **options: Any) -> int:
     warnings: tuple[str, ...] = ()
     try:
         warnings = understand(document, settings).warnings
+        warnings += tuple(oversize(document.parts))
     except ConfigError as error:
         problems = error.problems
     missing = not document.parts

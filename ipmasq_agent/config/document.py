@@ -8,7 +8,7 @@ why a document that begins with ``{`` must be strict JSON.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -102,18 +102,22 @@ def default_config(flags: Flags) -> Config:
     return parse_documents([], "default", flags).config
 
 
+def oversize(parts: Iterable[tuple[str, bytes]]) -> list[str]:
+    """Return a warning for each document that no ConfigMap can hold."""
+    return [
+        f"{name}: has {len(content):,} bytes, and one ConfigMap holds {_CONFIGMAP_HOLDS:,}; "
+        "split it into several (they are merged in the order of their names)"
+        for name, content in parts
+        if len(content) > _CONFIGMAP_HOLDS
+    ]
+
+
 class _Part:
     """One of the documents: its reading, and the nodes of its keys."""
 
     def __init__(self, name: str, content: bytes, flags: Flags) -> None:
         self.reading = Reading(name, flags)
         self.nodes = self.reading.keys(content)
-        if len(content) > _CONFIGMAP_HOLDS:
-            self.reading.warn(
-                None,
-                f"has {len(content):,} bytes, and one ConfigMap holds {_CONFIGMAP_HOLDS:,}; "
-                "split it into several (they are merged in the order of their names)",
-            )
 
 
 class _Merged:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ipmasq_agent.config.document import parse_document, parse_documents
+from ipmasq_agent.config.document import oversize, parse_document, parse_documents
 from ipmasq_agent.config.model import Config, Flags
 from ipmasq_agent.errors import ConfigError
 from ipmasq_agent.policy.addresses import Family, parse_address
@@ -261,7 +261,8 @@ def test_the_limit_counts_what_all_documents_list() -> None:
 
 def test_a_document_beyond_one_configmap_is_told_how_to_be_split() -> None:
     text = "# " + "x" * (1 << 20) + "\n"
-    (warning,) = parse_document(text.encode(), "cm", DUAL).warnings
+    (warning,) = oversize([("small", b""), ("cm", text.encode())])
+    assert warning.startswith("cm: has 1,048,")
     assert "one ConfigMap holds 1,048,576; split it into several" in warning
 
 
