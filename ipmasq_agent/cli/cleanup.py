@@ -19,7 +19,7 @@ Examples:
 )
 @kernel_options
 def command(**options: Any) -> int:
-    """Remove our chain and the jump to it, from every backend and both families.
+    """Remove our chains, jumps, sets and tables, from every backend and both families.
 
     With --backend only from that one. Exit status: 0 when nothing of ours is left.
     """
@@ -30,16 +30,16 @@ def command(**options: Any) -> int:
     settings = settings_of(options)
     named = settings.backend not in ("auto", "iptables")
     failed = 0
-    for name in [settings.backend] if named else detect.holders():
+    for name in [detect.choose(settings.backend)[0]] if named else detect.holders():
         backend = detect.make(name, settings.placement)
         try:
             for family, outcome in clean(backend, Family).items():
                 if outcome.error:
                     failed += 1
-                    click.echo(f"error: {name} {family.value}: {outcome.error}", err=True)
+                    click.echo(f"error: {backend.name} {family.value}: {outcome.error}", err=True)
                 elif outcome.change:
                     count = len(outcome.change.removed)
-                    click.echo(f"{name} {family.value}: removed {count} rules and the chain")
+                    click.echo(f"{backend.name} {family.value}: removed {count} lines of ours")
         finally:
             backend.close()
     return 2 if failed else 0
