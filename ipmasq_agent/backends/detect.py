@@ -1,4 +1,4 @@
-"""Which iptables the node uses, told by where kubelet keeps its marks.
+"""Which backend to use: as asked for, or the iptables where kubelet keeps its marks.
 
 Kubelet makes the chain KUBE-IPTABLES-HINT (KUBE-KUBELET-CANARY before 1.24) in the mangle
 table of the variant that the node uses; Kubernetes' own images look for them in this
@@ -10,20 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from shutil import which
+from typing import Any
 
+from ipmasq_agent.backends import Backend
 from ipmasq_agent.backends.iptables import IptablesBackend, program
 from ipmasq_agent.backends.legacy import LegacyBackend, table_exists
 from ipmasq_agent.backends.nft import NftBackend
+from ipmasq_agent.backends.nftables import NftablesBackend, tables_of_ours
 from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.errors import AgentError
 from ipmasq_agent.host.commands import run
 from ipmasq_agent.host.nfnetlink import list_chains
 from ipmasq_agent.policy.addresses import Family
 
-BACKENDS: Mapping[str, type[IptablesBackend]] = {
+IPTABLES: Mapping[str, type[IptablesBackend]] = {
     "iptables-nft": NftBackend,
     "iptables-legacy": LegacyBackend,
 }
+BACKENDS = (*IPTABLES, NftablesBackend.name)
+"""One for each place in the kernel where rules of ours may be."""
 WITH_SET = {"ipset-nft": "iptables-nft", "ipset-legacy": "iptables-legacy"}
 """The same places, with one rule that asks a set."""
 MARKS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
@@ -69,16 +74,24 @@ def _variant() -> tuple[str, str]:
     return "iptables-nft", "nothing tells; the default"
 
 
-def make(name: str, placement: Placement) -> IptablesBackend:
+def make(name: str, placement: Placement) -> Backend[Any, Any, Any]:
     """Return the backend of that name, which ``choose`` has returned."""
+    if name == NftablesBackend.name:
+        return NftablesBackend(placement)
+    return make_iptables(name, placement)
+
+
+def make_iptables(name: str, placement: Placement) -> IptablesBackend:
+    """Return the backend of that name, one of those that speak iptables."""
     if name in WITH_SET:
-        return BACKENDS[WITH_SET[name]](placement, with_set=True)
-    return BACKENDS[name](placement)
+        return IPTABLES[WITH_SET[name]](placement, with_set=True)
+    return IPTABLES[name](placement)
 
 
 def holders() -> list[str]:
-    """Return the backends that may hold rules here: those whose nat table exists."""
+    """Return the backends that may hold rules here: those whose table exists."""
     exists = {
+        NftablesBackend.name: tables_of_ours(),
         "iptables-nft": any(list_chains(family, "nat") for family in Family),
         "iptables-legacy": any(table_exists(family, "nat") for family in Family),
     }

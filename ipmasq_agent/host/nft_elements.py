@@ -27,7 +27,10 @@ _LONGEST = 0xFFFF - 4
 
 
 class Element(NamedTuple):
-    """One element: its key, what a map gives for it, and whether it ends an interval."""
+    """One element: its key, what a map gives for it, and whether it ends an interval.
+
+    ``data`` is an attribute: NFTA_DATA_VALUE, or NFTA_DATA_VERDICT.
+    """
 
     key: bytes
     data: bytes = b""
@@ -43,7 +46,7 @@ class Intervals(NamedTuple):
 
 def pack(element: Element) -> bytes:
     """Return one element as the kernel takes it."""
-    data = nested(_DATA, attribute(_VALUE, element.data)) if element.data else b""
+    data = nested(_DATA, element.data) if element.data else b""
     flags = attribute(_FLAGS, _IS_END.to_bytes(4, "big")) if element.is_end else b""
     return nested(_ELEMENT, nested(_KEY, attribute(_VALUE, element.key)), data, flags)
 
@@ -95,8 +98,7 @@ def elements_of(data: bytes) -> Iterator[Element]:
     for _, one in attributes(data):
         parts = dict(attributes(one))
         key = dict(attributes(parts.get(_KEY, b""))).get(_VALUE, b"")
-        value = dict(attributes(parts.get(_DATA, b""))).get(_VALUE, b"")
-        yield Element(key, value, bool(number(parts.get(_FLAGS)) & _IS_END))
+        yield Element(key, parts.get(_DATA, b""), bool(number(parts.get(_FLAGS)) & _IS_END))
 
 
 def intervals_of(family: Family, data: bytes) -> Intervals:

@@ -12,7 +12,7 @@ from typing import cast
 
 from ipmasq_agent.agent.reconcile import reconcile_family
 from ipmasq_agent.backends import Change
-from ipmasq_agent.backends.detect import make
+from ipmasq_agent.backends.detect import make_iptables
 from ipmasq_agent.backends.iptables import IptablesBackend, program
 from ipmasq_agent.backends.memory import MemoryBackend
 from ipmasq_agent.dialects.iptables import Placement, Plan
@@ -111,7 +111,7 @@ class InKernel(Subject):
         super().__init__(family)
         self.variant = variant
         self.namespace = namespace
-        self.backend = make(f"iptables-{variant}", Placement())
+        self.backend = make_iptables(f"iptables-{variant}", Placement())
 
     def load(self, text: str) -> None:
         self.namespace.run([program(self.family, self.variant, "restore")], stdin=text)

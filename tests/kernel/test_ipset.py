@@ -29,7 +29,7 @@ class Subject:
         self.variant = variant
         self.family = family
         self.namespace = namespace
-        self.backend: IptablesBackend = detect.make(f"ipset-{variant}", Placement())
+        self.backend: IptablesBackend = detect.make_iptables(f"ipset-{variant}", Placement())
         self.set = f"IP-MASQ-{'4' if family is Family.IPV4 else '6'}"
 
     def write(self, wanted: FamilyPolicy | None) -> bool:

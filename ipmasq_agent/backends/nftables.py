@@ -1,0 +1,220 @@
+"""A table of our own in nf_tables, spoken to over netlink; no program is started.
+
+The nft program reads a whole set back to change one element of it, and libraries that
+speak netlink cost more memory than all the rest of the agent.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ipmasq_agent.backends import Backend
+from ipmasq_agent.backends.nftables_kernel import (
+    Frame,
+    filled,
+    read_frame,
+    read_set,
+    read_set_at,
+    unquiet,
+)
+from ipmasq_agent.backends.nftables_writing import transaction
+from ipmasq_agent.dialects import nftables as dialect
+from ipmasq_agent.dialects.interpretation import Interpretation
+from ipmasq_agent.dialects.iptables import Placement
+from ipmasq_agent.dialects.nftables_plan import Plan, after, describe, plan
+from ipmasq_agent.dialects.nftables_reading import interpret
+from ipmasq_agent.dialects.nftables_state import COMMENT, Kind, NftSet, NftTable
+from ipmasq_agent.host.nfnetlink import generation
+from ipmasq_agent.host.nft_batch import Stale
+from ipmasq_agent.host.nft_objects import SetInfo, comments_of_tables
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
+
+_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What we believe that the kernel holds.
+
+    Attributes:
+        table: with every element.
+        generation: of the ruleset that it was read from, or that our own commit made;
+            None where others committed at the same time.
+        seen: it was read from the kernel, rather than written to it.
+        sets: what the kernel said of each set that was there already.
+    """
+
+    table: NftTable
+    generation: int | None
+    seen: bool
+    sets: Mapping[str, SetInfo] = field(default_factory=dict)
+
+    def proves(self, frame: Frame, info: SetInfo) -> bool:
+        """Whether the elements of a set are still those that we know.
+
+        Either nobody has committed anything since, or it is the same set and has as many
+        elements. That is a sign, not a proof: each resync reads in full.
+        """
+        known, before = self.table.sets.get(info.name), self.sets.get(info.name)
+        if known is None or known.kind is not frame.table.sets[info.name].kind:
+            return False
+        if info.size is not None and info.size != _count(known, self.table.family):
+            return False
+        if frame.generation == self.generation:
+            return True
+        return info.size is not None and before is not None and before.handle == info.handle
+
+
+def _count(held: NftSet, family: Family) -> int:
+    """Return the count of elements that the kernel gives for a set.
+
+    Of a set of intervals it halves the number of its elements, each being two
+    (net/netfilter/nft_set_rbtree.c, nft_rbtree_usize); the one that reaches the last
+    address is one.
+    """
+    if held.kind is Kind.DEVICES:
+        return len(held)
+    opened = bool(held.lasts) and held.lasts[-1] == family.last_address
+    return (2 * len(held) - opened) // 2
+
+
+class NftablesBackend(Backend[NftTable, NftTable, Plan]):
+    """Our own table of nf_tables, ``ip ip-masq`` and ``ip6 ip-masq``."""
+
+    name = place = "nftables"
+
+    def __init__(self, placement: Placement) -> None:
+        self.placement = placement
+        self._held: dict[Family, _Held] = {}
+
+    def capabilities(self, family: Family) -> Capabilities:
+        """Return what every kernel that has nat in nf_tables can do."""
+        return Capabilities()
+
+    def compile(self, policy: FamilyPolicy) -> NftTable:
+        """Return the table for ``policy``."""
+        return dialect.compile_policy(policy, self.placement)
+
+    def absent(self, family: Family) -> NftTable:
+        """Return the state without our table."""
+        return dialect.absent(family, self.placement)
+
+    def plan(self, actual: NftTable, desired: NftTable) -> Plan:
+        """Return the edits from one to the other."""
+        return plan(actual, desired)
+
+    def after(self, actual: NftTable, desired: NftTable) -> NftTable:
+        """Return the table once the edits were made."""
+        return after(actual, desired)
+
+    def describe(self, state: NftTable) -> list[str]:
+        """Return the table as nft commands that make it."""
+        return describe(state)
+
+    def interpret(self, state: NftTable, source: int | None = None) -> Interpretation:
+        """Return what the table decides."""
+        return interpret(state, source)
+
+    def read(self, family: Family) -> NftTable:
+        """Return the table with all of its elements, from the kernel.
+
+        As long as nobody has committed anything since it was last read, that still holds.
+        """
+        held = self._held.get(family)
+        if held and held.seen and held.generation == generation():
+            return held.table
+        return self._read(family, trusted=False)
+
+    def recall(self, family: Family) -> NftTable:
+        """Return the table; elements that we know are asked for only where a sign is against it.
+
+        On a node where others commit all the time the signs are the handle of a set, and
+        the number of its elements.
+        """
+        return self._read(family, trusted=True)
+
+    def _read(self, family: Family, *, trusted: bool) -> NftTable:
+        name = dialect.table_name(self.placement)
+        for _ in range(_TRIES):
+            frame = read_frame(family, name)
+            known = self._known(family, frame) if trusted else {}
+            held = self._held.get(family)
+            seen = not known or (held is not None and held.seen)
+
+            def fill(info: SetInfo, kind: Kind, known: Mapping[str, NftSet] = known) -> NftSet:
+                return known.get(info.name) or read_set(family, name, info, kind)
+
+            table = filled(frame, fill)
+            # Others may have committed while the elements were read. What counts is that
+            # our table stayed the same.
+            if generation() == frame.generation:
+                self._held[family] = _Held(table, frame.generation, seen, frame.sets)
+                return table
+            if read_frame(family, name).same(frame):
+                self._held[family] = _Held(table, None, seen, frame.sets)
+                return table
+        raise unquiet(family)
+
+    def _known(self, family: Family, frame: Frame) -> dict[str, NftSet]:
+        """Return the sets of which we know the elements already."""
+        held = self._held.get(family)
+        if held is None:
+            return {}
+        proven = [name for name, info in frame.sets.items() if held.proves(frame, info)]
+        return {name: held.table.sets[name] for name in proven}
+
+    def read_at(self, family: Family, destination: int) -> NftTable:
+        """Return the table with no more elements than say what becomes of one destination."""
+        name = dialect.table_name(self.placement)
+        frame = read_frame(family, name)
+
+        def fill(info: SetInfo, kind: Kind) -> NftSet:
+            if kind is Kind.ADDRESSES and info.name == dialect.SOURCES:
+                return read_set(family, name, info, kind)
+            if info.name in elsewhere:
+                return NftSet(kind)
+            return read_set_at(family, name, info, kind, destination)
+
+        elsewhere = frozenset[str]()
+        if dialect.PARTS in frame.sets:
+            parts = fill(frame.sets[dialect.PARTS], frame.table.sets[dialect.PARTS].kind)
+            position = bisect_right(parts.firsts, destination) - 1
+            here = parts.values[position] if parts.values and position >= 0 else None
+            elsewhere = frozenset(str(value) for value in parts.values) - {here}
+        return filled(frame, fill)
+
+    def apply(self, family: Family, change: Plan) -> None:
+        """Send ``change`` as one transaction, planned anew where the kernel held something else.
+
+        Raises:
+            Stale: others change our table faster than we can.
+            HostError: the kernel refuses.
+        """
+        for left in reversed(range(_TRIES)):
+            before = generation()
+            try:
+                transaction(change).commit()
+            except Stale:
+                self._held.pop(family, None)
+                if not left:
+                    raise
+                change = self.plan(self.read(family), change.desired)
+                continue
+            now = generation()
+            known = self._held.get(family)
+            alone = now - before in (1, 1 - (1 << 32))
+            stayed = {} if known is None or change.anew else known.sets
+            self._held[family] = _Held(change.desired, now if alone else None, False, stayed)
+            return
+
+
+def tables_of_ours() -> bool:
+    """Whether a table of this agent exists here, under whatever name.
+
+    Raises:
+        KernelReadError: the kernel refuses.
+    """
+    return any(COMMENT in comments_of_tables(family).values() for family in Family)

@@ -1,0 +1,191 @@
+"""Tables, chains and sets of nf_tables, as the kernel lists them.
+
+Attribute numbers: include/uapi/linux/netfilter/nf_tables.h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from ipmasq_agent.host.nfnetlink import (
+    PROTOCOL,
+    ask,
+    attribute,
+    attributes,
+    dump,
+    nested,
+    number,
+    text,
+)
+from ipmasq_agent.host.nft_elements import Element, elements_of, pack
+from ipmasq_agent.policy.addresses import Family
+
+_GET_TABLE, _GET_CHAIN, _GET_SET, _GET_ELEMENT = 1, 4, 10, 13
+_COMMENT = 0  # NFTNL_UDATA_TABLE_COMMENT of libnftnl: type and length as bytes, then text
+
+
+class TableInfo(NamedTuple):
+    """A table: its handle, how many objects it holds, its comment."""
+
+    handle: int
+    use: int
+    comment: str
+
+
+class ChainInfo(NamedTuple):
+    """A chain; ``hook`` is None where packets come from other chains only."""
+
+    name: str
+    handle: int
+    type: str
+    hook: int | None
+    priority: int
+    policy: int
+
+
+class SetInfo(NamedTuple):
+    """A set or a map.
+
+    Attributes:
+        handle: what tells it from another one of the same name.
+        flags: NFT_SET_...
+        key: the type of its keys, and their length in bytes.
+        data: the type of what a map gives.
+        size: how many elements it has, as the kernel counts; None where it does not tell
+            (before Linux 6.15).
+    """
+
+    name: str
+    handle: int
+    flags: int
+    key: tuple[int, int]
+    data: int
+    size: int | None
+
+
+def table_info(family: Family, name: str) -> TableInfo | None:
+    """Return a table, or None where there is none of that name.
+
+    Raises:
+        KernelReadError: the kernel refuses.
+    """
+    found = ask(_GET_TABLE, PROTOCOL[family], _name(1, name))
+    return None if found is None else _table(found)
+
+
+def _table(found: Mapping[int, bytes]) -> TableInfo:
+    return TableInfo(number(found.get(4)), number(found.get(3)), _comment(found.get(6, b"")))
+
+
+def comments_of_tables(family: Family) -> dict[str, str]:
+    """Return the comment of each table of a family; none where there is no nf_tables.
+
+    Raises:
+        KernelReadError: the kernel refuses.
+    """
+    return {text(found.get(1)): _table(found).comment for found in dump(_GET_TABLE, family, b"")}
+
+
+def packed_comment(words: str) -> bytes:
+    """Return a table's comment as nft keeps it, in NFTA_TABLE_USERDATA."""
+    value = words.encode() + b"\0"
+    return bytes([_COMMENT, len(value)]) + value
+
+
+def _comment(data: bytes) -> str:
+    position = 0
+    while position + 2 <= len(data):
+        kind, length = data[position], data[position + 1]
+        if kind == _COMMENT:
+            return text(data[position + 2 : position + 2 + length])
+        position += 2 + length
+    return ""
+
+
+def chain_info(family: Family, table: str, name: str) -> ChainInfo | None:
+    """Return a chain, or None where there is none of that name.
+
+    Raises:
+        KernelReadError: the kernel refuses.
+    """
+    found = ask(_GET_CHAIN, PROTOCOL[family], _name(1, table) + _name(3, name))
+    return None if found is None else _chain(found)
+
+
+def chain_infos(family: Family, table: str) -> list[ChainInfo]:
+    """Return every chain of a table. The kernel lists those of all tables.
+
+    Raises:
+        KernelReadError: the kernel refuses.
+    """
+    replies = dump(_GET_CHAIN, family, _name(1, table))
+    return [_chain(found) for found in replies if text(found.get(1)) == table]
+
+
+def _chain(found: Mapping[int, bytes]) -> ChainInfo:
+    hook = dict(attributes(found.get(4, b"")))
+    return ChainInfo(
+        text(found.get(3)),
+        number(found.get(2)),
+        text(found.get(7)),
+        number(hook[1]) if 1 in hook else None,
+        int.from_bytes(hook.get(2, b""), "big", signed=True),
+        number(found.get(5)),
+    )
+
+
+def set_infos(family: Family, table: str) -> list[SetInfo]:
+    """Return every set and map of a table, without elements.
+
+    Raises:
+        KernelReadError: the kernel refuses.
+    """
+    return [
+        SetInfo(
+            text(found.get(2)),
+            number(found.get(16)),
+            number(found.get(3)),
+            (number(found.get(4)), number(found.get(5))),
+            number(found.get(6)),
+            number(found[20]) if 20 in found else None,
+        )
+        for found in dump(_GET_SET, family, _name(1, table))
+        if text(found.get(1)) == table
+    ]
+
+
+def list_elements(family: Family, table: str, name: str) -> bytes:
+    """Return the elements of a set as the kernel packs them, in its order.
+
+    Raises:
+        KernelReadError: the kernel refuses, or the ruleset never stands still.
+    """
+    replies = dump(_GET_ELEMENT, family, _name(1, table) + _name(2, name))
+    return b"".join([found.get(3, b"") for found in replies])
+
+
+def interval_at(family: Family, table: str, name: str, address: int) -> Iterator[Element]:
+    """Yield the elements of the interval that holds an address: its beginning and its end.
+
+    None where no interval does, and no end where the interval reaches the last address.
+    The kernel finds the nearest element at or below an address, and the nearest end at or
+    above one (net/netfilter/nft_set_rbtree.c, nft_rbtree_get).
+
+    Raises:
+        KernelReadError: the kernel refuses.
+    """
+    size = family.bits // 8
+    asked = [Element(address.to_bytes(size, "big"))]
+    if address < family.last_address:
+        asked.append(Element((address + 1).to_bytes(size, "big"), is_end=True))
+    for element in asked:
+        request = _name(1, table) + _name(2, name) + nested(3, pack(element))
+        found = ask(_GET_ELEMENT, PROTOCOL[family], request)
+        if found is None:
+            return
+        yield from elements_of(found.get(3, b""))
+
+
+def _name(kind: int, name: str) -> bytes:
+    return attribute(kind, name.encode(errors="surrogateescape") + b"\0")
