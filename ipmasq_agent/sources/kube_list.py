@@ -22,6 +22,7 @@ GONE = 410
 LIST_TIMEOUT = 15.0
 # How often a list is begun whose later pages the server forgets before they are asked for.
 LIST_TRIES = 3
+_LIST_KEYS = frozenset({"metadata", "resourceVersion", "continue", "items"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,13 @@ class View(Protocol[Value]):
     def page(self) -> int | None:
         """How many objects to ask for at a time; None for all."""
 
+    @property
+    def keeps(self) -> frozenset[str] | None:
+        """The keys of a list, at any depth, that the view looks at; None for all.
+
+        The others are dropped while a page is parsed, so that it never exists as a whole.
+        """
+
     def listed(self, objects: Iterator[JsonObject]) -> Value:
         """Return the value of a whole list."""
 
@@ -75,6 +83,7 @@ class OneObject:
     """
 
     page = None
+    keeps = None
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -139,6 +148,7 @@ class _Pages:
         self._query = dict(view.query)
         if view.page is not None:
             self._query["limit"] = str(view.page)
+        self._keeps = None if view.keeps is None else view.keeps | _LIST_KEYS
         self.version = ""
         self.noticed = 0.0
 
@@ -165,5 +175,10 @@ class _Pages:
             response.close()
             raise unreachable(self._api.host, cause) from cause
         response.release_conn()
-        answer: JsonObject = json.loads(body)
+        hook = None if self._keeps is None else self._thin
+        answer: JsonObject = json.loads(body, object_hook=hook)
         return answer
+
+    def _thin(self, parsed: JsonObject) -> JsonObject:
+        keeps = self._keeps or ()
+        return {key: parsed[key] for key in parsed if key in keeps}

@@ -25,7 +25,7 @@ PATH = "/api/v1/nodes"
 # The node's own address in the cluster, and the one that others reach it by from outside.
 # Hostname, InternalDNS and ExternalDNS are names.
 TYPES = frozenset({"InternalIP", "ExternalIP"})
-# Nodes to a page: at 20 kB each, 2 MB of text and some 5 MB once parsed, for a moment.
+# Nodes to a page: at 20 kB each, which is many images, 2 MB of text for a moment.
 PAGE = 100
 QUIET, LATE = 0.2, 2.0
 
@@ -39,6 +39,7 @@ class _AllNodes:
 
     name = "nodes"
     page = PAGE
+    keeps = frozenset({"name", "status", "addresses", "type", "address"})
 
     def __init__(self) -> None:
         self.query: dict[str, str] = {}

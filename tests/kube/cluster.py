@@ -286,7 +286,10 @@ class Cluster:
         if verb in self.refusals:
             status, message = self.refusals[verb]
             raise kmock.KubernetesError(status=status, reason="Refused", message=message)
-        # As RBAC with resourceNames has it.
+        self._authorise(request)
+
+    def _authorise(self, request: kmock.Request) -> None:
+        """Refuse as RBAC does with resourceNames."""
         if request.params.get("fieldSelector") != f"metadata.name={NAME}":
             raise kmock.KubernetesError(status=403, reason="Forbidden", message="no selector")
 

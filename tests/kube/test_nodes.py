@@ -1,0 +1,384 @@
+"""Node addresses and pod CIDRs from a Kubernetes API over HTTP."""
+
+from __future__ import annotations
+
+import ipaddress
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from ipmasq_agent.errors import AccessDenied, SourceError, SourceUnavailable
+from ipmasq_agent.policy.addresses import parse_address
+from ipmasq_agent.policy.assemble import Need
+from ipmasq_agent.sources import Learnt, nodes
+from ipmasq_agent.sources.facts import HostAndCluster
+from tests.kube.cluster import DEADLINE
+from tests.kube.node_cluster import NodeCluster, node_object
+from tests.unit.sources.told import Told
+
+NODES, OWN = Need.NODE_ADDRESSES, Need.POD_CIDRS
+FORBIDDEN = (
+    'nodes is forbidden: User "system:serviceaccount:kube-system:masq" cannot list '
+    'resource "nodes" in API group "" at the cluster scope'
+)
+
+
+@pytest.fixture
+def cluster() -> Iterator[NodeCluster]:
+    cluster = NodeCluster()
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def source(cluster: NodeCluster, tmp_path: Path) -> Iterator[HostAndCluster]:
+    path = tmp_path / "kubeconfig"
+    path.write_text(
+        f"""
+        apiVersion: v1
+        kind: Config
+        current-context: lab
+        contexts: [{{name: lab, context: {{cluster: lab, user: lab}}}}]
+        clusters: [{{name: lab, cluster: {{server: "http://127.0.0.1:{cluster.port}"}}}}]
+        users: [{{name: lab, user: {{token: secret}}}}]
+        """
+    )
+    source = HostAndCluster(kubeconfig=str(path), node="node-a")
+    yield source
+    source.stop()
+
+
+class Watching(Protocol):
+    def __call__(self, *needs: Need) -> Told: ...
+
+
+@pytest.fixture
+def watching(source: HostAndCluster) -> Watching:
+    def watch(*needs: Need) -> Told:
+        told = Told()
+        source.start(told)
+        source.require(frozenset(needs))
+        return told
+
+    return watch
+
+
+def set_of(*texts: str) -> frozenset[object]:
+    return frozenset(map(parse_address, texts))
+
+
+def many(first: int, last: int, *, bulk: int = 0) -> list[dict[str, object]]:
+    """Return nodes with one address each."""
+    base = int(ipaddress.IPv4Address("192.168.0.0"))
+    return [
+        node_object(f"node{n}", bulk=bulk, InternalIP=str(ipaddress.IPv4Address(base + n)))
+        for n in range(first, last)
+    ]
+
+
+# Addresses
+
+
+def test_internal_and_external_addresses_of_both_families_are_told(
+    cluster: NodeCluster, watching: Watching
+) -> None:
+    node = node_object(
+        "node-a", InternalIP="192.0.2.1", ExternalIP="203.0.113.1", Hostname="192.0.2.99"
+    )
+    node["status"]["addresses"].append({"type": "InternalIP", "address": "2001:db8::1"})
+    cluster.join(node, node_object("node-b", InternalIP="192.0.2.2", InternalDNS="b.example"))
+    told = watching(NODES)
+    expected = set_of("192.0.2.1", "203.0.113.1", "2001:db8::1", "192.0.2.2")
+    told.value(NODES, lambda value: value == expected)
+
+
+def test_nodes_that_come_change_and_go_are_told(cluster: NodeCluster, watching: Watching) -> None:
+    told = watching(NODES)
+    told.value(NODES, lambda value: value == frozenset())
+    cluster.wait_for_watch()
+    cluster.join(node_object("node-a", InternalIP="192.0.2.1"))
+    told.value(NODES, lambda value: value == set_of("192.0.2.1"))
+    cluster.join(node_object("node-a", InternalIP="192.0.2.7", ExternalIP="203.0.113.7"))
+    told.value(NODES, lambda value: value == set_of("192.0.2.7", "203.0.113.7"))
+    cluster.leave("node-a")
+    told.value(NODES, lambda value: value == frozenset())
+
+
+def test_a_report_that_changes_no_address_wakes_nobody(
+    cluster: NodeCluster, watching: Watching
+) -> None:
+    cluster.join(*many(0, 3))
+    told = watching(NODES)
+    told.value(NODES, lambda value: len(value) == 3)
+    cluster.wait_for_watch()
+    for _ in range(50):
+        cluster.join(*many(0, 3))
+    cluster.join(*many(3, 4))
+    told.value(NODES, lambda value: len(value) == 4)
+    assert len(told.events) == 2
+
+
+def test_an_address_that_is_none_is_left_out(
+    cluster: NodeCluster, watching: Watching, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.join(node_object("node-a", InternalIP="not-an-address", ExternalIP="203.0.113.1"))
+    told = watching(NODES)
+    told.value(NODES, lambda value: value == set_of("203.0.113.1"))
+    assert "'not-an-address'" in caplog.text
+
+
+# Lists
+
+
+def test_lists_are_asked_for_page_by_page(cluster: NodeCluster, watching: Watching) -> None:
+    cluster.join(*many(0, 2 * nodes.PAGE + 1))
+    told = watching(NODES)
+    told.value(NODES, lambda value: len(value) == 2 * nodes.PAGE + 1)
+    calls = cluster.asked("list")
+    assert [call.params["limit"] for call in calls] == [str(nodes.PAGE)] * 3
+    assert [("continue" in call.params) for call in calls] == [False, True, True]
+
+
+def test_a_list_whose_rest_was_forgotten_is_begun_anew(
+    cluster: NodeCluster, watching: Watching
+) -> None:
+    cluster.forgets_after_pages, cluster.forgets = 2, 1
+    cluster.join(*many(0, 3 * nodes.PAGE))
+    told = watching(NODES)
+    told.value(NODES, lambda value: len(value) == 3 * nodes.PAGE)
+    assert len(cluster.asked("list")) == 3 + 3
+    assert len(told.events) == 1
+
+
+def test_a_list_that_is_always_forgotten_is_tried_until_it_is_not(
+    cluster: NodeCluster, watching: Watching
+) -> None:
+    cluster.forgets_after_pages, cluster.forgets = 1, 10
+    cluster.join(*many(0, 2 * nodes.PAGE))
+    told = watching(NODES)
+    told.value(NODES, lambda value: len(value) == 2 * nodes.PAGE)
+
+
+def test_what_joins_while_pages_are_asked_for_is_not_missed(
+    cluster: NodeCluster, watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.join(*many(0, 3 * nodes.PAGE))
+    joining = iter([many(1000, 1001)])
+    original = nodes.addresses_of
+
+    def join_meanwhile(node: dict[str, object]) -> object:
+        for more in joining:
+            cluster.join(*more)
+        return original(node)
+
+    monkeypatch.setattr(nodes, "addresses_of", join_meanwhile)
+    told = watching(NODES)
+    told.value(NODES, lambda value: len(value) == 3 * nodes.PAGE + 1)
+
+
+# Watches
+
+
+def test_a_watch_that_breaks_off_is_resumed_where_it_ended(
+    cluster: NodeCluster, watching: Watching
+) -> None:
+    cluster.join(*many(0, 2))
+    told = watching(NODES)
+    cluster.wait_for_watch()
+    version = cluster.bookmark()
+    cluster.join(*many(2, 3))
+    told.value(NODES, lambda value: len(value) == 3)
+    cluster.break_watches()
+    resumed = cluster.wait_for_watch(2)
+    assert int(resumed.params["resourceVersion"]) == int(version) + 1
+    cluster.leave("node0")
+    told.value(NODES, lambda value: len(value) == 2)
+    assert len(cluster.asked("list")) == 1
+
+
+def test_history_that_was_forgotten_is_made_good_by_a_list(
+    cluster: NodeCluster, watching: Watching
+) -> None:
+    cluster.join(*many(0, 5))
+    told = watching(NODES)
+    told.value(NODES, lambda value: len(value) == 5)
+    cluster.wait_for_watch()
+    cluster.down()
+    cluster.leave("node0", "node1")
+    cluster.join(*many(5, 6))
+    cluster.compact()
+    cluster.up()
+    told.value(NODES, lambda value: len(value) == 4)
+
+
+def test_addresses_stay_known_while_the_api_is_away(
+    cluster: NodeCluster, watching: Watching
+) -> None:
+    cluster.join(*many(0, 5))
+    told = watching(NODES)
+    told.value(NODES, lambda value: len(value) == 5)
+    cluster.wait_for_watch()
+    cluster.down()
+    told.failure(NODES, "cannot be reached")
+    cluster.up()
+    told.value(NODES, lambda value: len(value) == 5)
+    assert all(len(event.value) == 5 for event in told.events if isinstance(event, Learnt))
+
+
+def test_five_thousand_nodes_that_come_and_go_are_told_of_a_few_times(
+    cluster: NodeCluster, watching: Watching
+) -> None:
+    told = watching(NODES)
+    told.value(NODES, lambda value: value == frozenset())
+    cluster.wait_for_watch()
+    for start in range(0, 5000, 100):
+        cluster.join(*many(start, start + 100))
+    told.value(NODES, lambda value: len(value) == 5000)
+    cluster.leave(*(f"node{n}" for n in range(4990)))
+    told.value(NODES, lambda value: len(value) == 10)
+    assert len(told.events) <= 20
+
+
+GROWTH = """
+import re, sys, threading
+from ipmasq_agent.errors import SourceError
+from ipmasq_agent.policy.assemble import Need
+from ipmasq_agent.sources.facts import HostAndCluster
+
+def megabytes():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+
+source = HostAndCluster(kubeconfig=sys.argv[1], node="node0")
+try:
+    source.gather(frozenset({Need.POD_CIDRS}))  # loads the library
+except SourceError:
+    before = megabytes()
+told = threading.Event()
+source.start(lambda event: told.set())
+source.require(frozenset({Need.NODE_ADDRESSES}))
+told.wait(60)
+source.stop()
+print(megabytes() - before)
+"""
+
+
+@pytest.mark.long
+def test_five_thousand_nodes_of_20_kb_cost_less_than_10_mb(
+    cluster: NodeCluster, source: HostAndCluster, tmp_path: Path
+) -> None:
+    cluster.join(*many(0, 5000, bulk=150))
+    argv = [sys.executable, "-c", GROWTH, str(tmp_path / "kubeconfig")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120)
+    assert float(done.stdout) < 10
+
+
+# Refusals
+
+
+def test_forbidden_names_the_clusterrole_and_ends_when_it_is_granted(
+    cluster: NodeCluster, watching: Watching
+) -> None:
+    cluster.join(*many(0, 1))
+    cluster.refusals["list"] = (403, FORBIDDEN)
+    told = watching(NODES)
+    error = told.failure(NODES, "403")
+    assert isinstance(error, AccessDenied)
+    assert error.remedy is not None
+    for words in (
+        "ServiceAccount kube-system/masq",
+        '{apiGroups: [""], resources: [nodes], verbs: [get, list, watch]}',
+        "kubectl create clusterrole ipmasq-agent-nodes --verb=get,list,watch --resource=nodes",
+        "kubectl create clusterrolebinding ipmasq-agent-nodes --clusterrole=ipmasq-agent-nodes "
+        "--serviceaccount=kube-system:masq",
+    ):
+        assert words in error.remedy
+    cluster.refusals.clear()
+    told.value(NODES, lambda value: len(value) == 1)
+
+
+def test_nobody_is_asked_before_a_document_needs_it_nor_after(
+    cluster: NodeCluster, source: HostAndCluster, watching: Watching
+) -> None:
+    told = watching()
+    assert cluster.calls == []
+    source.require(frozenset({NODES}))
+    told.value(NODES, lambda value: True)
+    cluster.wait_for_watch()
+    source.require(frozenset())
+    deadline = time.monotonic() + DEADLINE
+    while cluster.open_watches and time.monotonic() < deadline:
+        continue  # each look is a round trip to the server
+    cluster.join(*many(0, 1))
+    assert len(told.events) == 1
+
+
+# The own node's pod CIDRs
+
+
+def test_pod_cidrs_of_the_own_node_are_told_once_it_has_them(
+    cluster: NodeCluster, watching: Watching
+) -> None:
+    cluster.join(node_object("node-b", cidrs=("10.244.9.0/24",)))
+    told = watching(OWN)
+    assert "NODE_NAME" in str(told.failure(OWN, "no node node-a"))
+    cluster.wait_for_watch()
+    cluster.join(node_object("node-a"))
+    assert isinstance(told.failure(OWN, "no podCIDRs"), SourceUnavailable)
+    cluster.join(node_object("node-a", cidrs=("10.244.1.0/24", "fd00:10:244:1::/64")))
+    cidrs = told.value(OWN, lambda value: True)
+    assert [str(cidr) for cidr in cidrs] == ["10.244.1.0/24", "fd00:10:244:1::/64"]
+    assert {call.params["fieldSelector"] for call in cluster.calls} == {"metadata.name=node-a"}
+
+
+def test_a_node_of_an_old_cluster_has_one_pod_cidr(
+    cluster: NodeCluster, source: HostAndCluster
+) -> None:
+    node = node_object("node-a")
+    node["spec"] = {"podCIDR": "10.244.1.0/24"}
+    cluster.join(node)
+    [cidr] = source.gather(frozenset({OWN})).pod_cidrs or ()
+    assert str(cidr) == "10.244.1.0/24"
+
+
+@pytest.mark.parametrize("cidr", ["10.244.1.0/33", "10.244.1.1/24", "10.244.1.0", "pods"])
+def test_pod_cidrs_that_are_none_are_an_error(
+    cluster: NodeCluster, source: HostAndCluster, cidr: str
+) -> None:
+    cluster.join(node_object("node-a", cidrs=(cidr,)))
+    with pytest.raises(SourceError, match="node-a has podCIDRs"):
+        source.gather(frozenset({OWN}))
+
+
+def test_the_name_of_the_node_comes_from_the_environment(
+    cluster: NodeCluster, source: HostAndCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.join(node_object("node-b", cidrs=("10.244.2.0/24",)))
+    monkeypatch.setenv("NODE_NAME", "node-b")
+    facts = HostAndCluster(kubeconfig=str(tmp_path / "kubeconfig")).gather(frozenset({OWN}))
+    assert [str(cidr) for cidr in facts.pod_cidrs or ()] == ["10.244.2.0/24"]
+
+
+def test_outside_a_cluster_pod_cidrs_can_be_written_down(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SourceError, match="write the CIDRs into the document"):
+        HostAndCluster().gather(frozenset({OWN}))
+
+
+def test_gathering_asks_for_all_that_is_needed(
+    cluster: NodeCluster, source: HostAndCluster
+) -> None:
+    cluster.join(node_object("node-a", cidrs=("10.244.1.0/24",), InternalIP="192.0.2.1"))
+    facts = source.gather(frozenset(Need))
+    assert facts.missing(frozenset(Need)) == []
+    assert facts.node_addresses == set_of("192.0.2.1")
+    assert facts.links is not None
+    assert "lo" in facts.links.names
