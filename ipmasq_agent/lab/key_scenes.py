@@ -73,6 +73,32 @@ DESTINATIONS = (
         "network knows the way back to the pods. `status` shows it, as Cilium's does.",
     ),
 )
+NODES = (
+    Scene(
+        "exemptNodeIPs: nodes of the cluster are never masqueraded",
+        one("nonMasqueradeCIDRs:\n  - 172.20.0.0/16\nexemptNodeIPs: true\n"),
+        (
+            Expectation("curl-pod", "k8s-w1", "curl-pod"),
+            Expectation("curl-pod", "k8s-b1", "k8s-ctr"),
+            Expectation("curl-pod", "router", "k8s-ctr"),
+        ),
+        "No address of a node is in the list any more: the agent asks the Kubernetes API for them. "
+        "k8s-b1 is a node of another cluster, so it sees k8s-ctr.",
+    ),
+    Scene(
+        "A node joins the cluster",
+        None,
+        (
+            Expectation("curl-pod", "k8s-w1", "curl-pod"),
+            Expectation("curl-pod", "k8s-b1", "curl-pod"),
+            Expectation("w1-pod", "k8s-b1", "w1-pod"),
+            Expectation("curl-pod", "router", "k8s-ctr"),
+        ),
+        "k8s-b1 is a node of this cluster now, and sees the pod at once. Nobody wrote a "
+        "document: the agents watch the API.",
+        joins="k8s-b1",
+    ),
+)
 DEVICES = (
     Scene(
         "egressInterfaces: masquerade out of these devices only",
@@ -139,5 +165,29 @@ SEVERAL_DOCUMENTS = (
         explains={"loop1": "20-team.yaml"},
     ),
 )
+PROFILE = (
+    Scene(
+        "profile: cilium, the decisions of Cilium's eBPF masquerading",
+        one(
+            "profile: cilium\n"
+            "nonMasqueradeCIDRs:\n"
+            "  - 10.10.1.200/24\n"
+            "nativeRoutingCIDRs:\n"
+            "  - 172.20.0.0/16\n"
+        ),
+        (
+            _POD_TO_POD,
+            Expectation("curl-pod", "k8s-w1", "curl-pod"),
+            _POD_TO_LOOP1,
+            _NODE_TO_LOOP2,
+            Expectation("w1-pod", "loop2", "k8s-w1"),
+            _HOST_TRAFFIC,
+            _INWARD,
+        ),
+        "The entry with host bits is read as 10.10.1.0/24, as Cilium reads it. Only the node's "
+        "own pods are masqueraded (the API knows their CIDRs), never toward a node, never within "
+        "the native-routing CIDR, and never in reply to a connection from outside.",
+    ),
+)
 
-KEY_SCENES = (*DESTINATIONS, *DEVICES, *SOURCE_ADDRESSES, *SEVERAL_DOCUMENTS)
+KEY_SCENES = (*DESTINATIONS, *NODES, *DEVICES, *SOURCE_ADDRESSES, *SEVERAL_DOCUMENTS, *PROFILE)
