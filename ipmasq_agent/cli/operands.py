@@ -55,7 +55,7 @@ class Operands:
         return readers[kind]() if kind in readers else self._file(text)
 
     def _file(self, text: str) -> Side:
-        if text != "-" and not os.path.lexists(text):
+        if text != "-" and not os.path.lexists(text.removesuffix("/*")):
             # Elsewhere a missing document stands for the defaults. Here it is more likely a
             # slip of the pen, and the answer would not look like one.
             raise UsageError(f"{text!r} does not exist", remedy=f"name {FORMS}")
@@ -64,7 +64,7 @@ class Operands:
 
     def _configmap(self, text: str, rest: str) -> Side:
         split_configmap(rest)
-        return _document(text, replace(self.settings, configmap=rest))
+        return _document(text, replace(self.settings, configmaps=(rest,)))
 
 
 def _document(label: str, settings: Settings) -> Side:

@@ -33,19 +33,27 @@ class Settings:
     """What the shared flags say."""
 
     config: str = DEFAULT_CONFIG
-    configmap: str | None = None
+    configmaps: tuple[str, ...] = ()
     kubeconfig: str | None = None
+    node_name: str | None = None
     backend: str = "auto"
     placement: Placement = field(default_factory=Placement)
     flags: Flags = field(default_factory=Flags)
 
     def source(self) -> Source:
-        """Return the source that the flags name; the API's library is loaded only for it."""
-        if self.configmap is not None:
-            from ipmasq_agent.sources.configmap import ConfigMapSource
+        """Return the source that the flags name; the API's library is loaded only for it.
 
-            namespace, name, key = split_configmap(self.configmap)
-            return ConfigMapSource(namespace, name, key, kubeconfig=self.kubeconfig)
+        Of several ConfigMaps the documents are merged in the order of their names.
+        """
+        if self.configmaps:
+            from ipmasq_agent.sources.configmap import ConfigMapSource
+            from ipmasq_agent.sources.merged import MergedSource
+
+            sources = [
+                ConfigMapSource(*split_configmap(text), kubeconfig=self.kubeconfig)
+                for text in sorted(set(self.configmaps))
+            ]
+            return sources[0] if len(sources) == 1 else MergedSource(sources)
         if self.config == "-":
             from ipmasq_agent.sources.stdin import StdinSource
 
@@ -59,13 +67,15 @@ _SOURCE = (
     click.option(
         "--config",
         metavar="PATH",
-        help="The document: a file, the directory of a mounted ConfigMap, or - for a pipe.  "
-        f"[default: {DEFAULT_CONFIG}]",
+        help="The document: a file, the directory of a mounted ConfigMap (DIRECTORY/* for all "
+        f"of its files), or - for a pipe.  [default: {DEFAULT_CONFIG}]",
     ),
     click.option(
         "--configmap",
         metavar="NAMESPACE/NAME[:KEY]",
-        help="Take the document from the Kubernetes API instead; KEY is `config` unless given.",
+        multiple=True,
+        help="Take the document from the Kubernetes API instead; KEY is `config` unless given, "
+        "and * for all keys. Given several times, the documents are merged by name.",
     ),
 )
 _API = (
@@ -73,6 +83,12 @@ _API = (
         "--kubeconfig",
         metavar="PATH",
         help="Credentials for the API; without it those of the pod, then of the user.",
+    ),
+    click.option(
+        "--node-name",
+        metavar="NAME",
+        help="This node's name in the API, for `podCIDRs: auto`.  "
+        "[default: $NODE_NAME, else the host's name]",
     ),
 )
 _MEANING = (
@@ -157,18 +173,20 @@ def settings_of(options: dict[str, Any]) -> Settings:
     Raises:
         UsageError: they contradict each other, or one cannot be read.
     """
-    if options.get("config") is not None and options.get("configmap") is not None:
+    configmaps: tuple[str, ...] = options.get("configmap") or ()
+    if options.get("config") is not None and configmaps:
         raise UsageError("--config and --configmap name two documents", remedy="give one of them")
-    if options.get("configmap") is not None:
-        split_configmap(options["configmap"])
+    for text in configmaps:
+        split_configmap(text)
     try:
         ports = parse_port_ranges(options.get("to_ports") or "")
     except ValueError as cause:
         raise UsageError(f"--to-ports: {cause}") from cause
     return Settings(
         config=options.get("config") or DEFAULT_CONFIG,
-        configmap=options.get("configmap"),
+        configmaps=configmaps,
         kubeconfig=options.get("kubeconfig"),
+        node_name=options.get("node_name"),
         backend=options.get("backend", "auto"),
         placement=Placement(
             chain=_chain_name(options.get("masq_chain", DEFAULT_CHAIN)),
@@ -195,8 +213,8 @@ def _cidr_limit(backend: str) -> int | None:
 
 
 def split_configmap(text: str) -> tuple[str, str, str | None]:
-    """Return namespace, name and key of ``NAMESPACE/NAME[:KEY]``."""
-    match = re.fullmatch(r"([a-z0-9.-]+)/([a-z0-9.-]+)(?::([A-Za-z0-9._-]+))?", text)
+    """Return namespace, name and key of ``NAMESPACE/NAME[:KEY]``; the key ``*`` means all."""
+    match = re.fullmatch(r"([a-z0-9.-]+)/([a-z0-9.-]+)(?::([A-Za-z0-9._-]+|\*))?", text)
     if match is None:
         raise UsageError(
             f"--configmap: {text!r} is not NAMESPACE/NAME or NAMESPACE/NAME:KEY",

@@ -27,7 +27,7 @@ def fact_source(settings: Settings) -> FactSource:
     """Return who knows what documents may need beside themselves."""
     from ipmasq_agent.sources.facts import HostAndCluster
 
-    return HostAndCluster(kubeconfig=settings.kubeconfig)
+    return HostAndCluster(kubeconfig=settings.kubeconfig, node=settings.node_name)
 
 
 def gather(settings: Settings, wish: Wish) -> Facts:

@@ -119,8 +119,7 @@ def test_the_command_line_takes_the_arguments(variant: str) -> None:
 
 
 def test_the_role_grants_reading_of_the_one_configmap_that_the_arguments_name() -> None:
-    named = settings(API).configmap
-    assert named is not None
+    [named] = settings(API).configmaps
     namespace, name, key = split_configmap(named)
     role = one(API, "Role")
     assert role["metadata"]["namespace"] == namespace

@@ -14,8 +14,8 @@ from ipmasq_agent.policy.model import PortRange
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"config": "a", "configmap": "b/c"}, "two documents"),
-        ({"configmap": "no-namespace"}, "NAMESPACE/NAME"),
+        ({"config": "a", "configmap": ("b/c",)}, "two documents"),
+        ({"configmap": ("a/b", "no-namespace")}, "NAMESPACE/NAME"),
         ({"to_ports": "70000"}, "1-65535"),
         ({"to_ports": "20-10"}, "upwards"),
         ({"to_ports": "a-b"}, "not a port"),
@@ -42,3 +42,12 @@ def test_flags_add_up() -> None:
 def test_a_configmap_may_name_its_key() -> None:
     assert split_configmap("kube-system/ip-masq-agent") == ("kube-system", "ip-masq-agent", None)
     assert split_configmap("a/b:config.yaml") == ("a", "b", "config.yaml")
+    assert split_configmap("a/b:*") == ("a", "b", "*")
+
+
+def test_several_configmaps_are_merged_in_the_order_of_their_names() -> None:
+    settings = settings_of({"configmap": ("kube-system/b", "kube-system/a:*", "kube-system/b")})
+    assert settings.source().name == "ConfigMap kube-system/a, ConfigMap kube-system/b"
+    assert settings_of({"configmap": ("kube-system/b:c",)}).source().name == (
+        "ConfigMap kube-system/b key c"
+    )
