@@ -77,12 +77,14 @@ class Batch:
             self._last = None
 
     def commit(self) -> None:
-        """Send the transaction.
+        """Send the transaction; one of nothing changes nothing.
 
         Raises:
             Stale: the ruleset is not the one that the change was made for.
             HostError: the kernel refuses.
         """
+        if self._last is None:
+            return
         self._flush(acknowledged=True)
         data = b"".join([*self._parts, _mark(_END, len(self._names))])
         self._parts.clear()
