@@ -12,9 +12,9 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
-API, FILE = "deploy", "deploy/overlays/file"
-VARIANTS = (API, FILE)
-"""The two ways to install: watching the API, and reading a mounted file."""
+API, FILE, NODES = "deploy", "deploy/overlays/file", "deploy/overlays/nodes"
+VARIANTS = (API, FILE, NODES)
+"""The ways to install: watching the API, reading a mounted file, and reading nodes too."""
 
 Object = dict[str, Any]
 

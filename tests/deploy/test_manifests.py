@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,10 +18,12 @@ from ipmasq_agent.cli.goflags import normalise
 from ipmasq_agent.cli.options import DEFAULT_CONFIG, Settings, settings_of, split_configmap
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
+from ipmasq_agent.sources.kube_access import Permission
 from tests.deploy.manifests import (
     API,
     DEPLOY,
     FILE,
+    NODES,
     VARIANTS,
     Object,
     configmap,
@@ -105,7 +108,8 @@ def test_the_image_is_of_this_version() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_all_objects_live_in_kube_system_and_carry_the_recommended_labels(variant: str) -> None:
     for item in objects(variant):
-        assert item["metadata"]["namespace"] == "kube-system"
+        if not item["kind"].startswith("Cluster"):
+            assert item["metadata"]["namespace"] == "kube-system"
         assert item["metadata"]["labels"]["app.kubernetes.io/name"] == "ipmasq-agent"
     template = one(variant, "DaemonSet")["spec"]["template"]["metadata"]["labels"]
     selector = one(variant, "DaemonSet")["spec"]["selector"]["matchLabels"]
@@ -154,6 +158,40 @@ def test_only_the_agent_that_calls_the_api_gets_a_token() -> None:
         assert one(variant, "ServiceAccount")["automountServiceAccountToken"] is False
     assert pod(API)["automountServiceAccountToken"] is True
     assert pod(FILE)["automountServiceAccountToken"] is False
+    assert pod(NODES)["automountServiceAccountToken"] is True
+
+
+def test_nodes_may_be_read_only_where_that_was_asked_for() -> None:
+    kinds = {variant: {item["kind"] for item in objects(variant)} for variant in VARIANTS}
+    assert kinds[NODES] - kinds[API] == {"ClusterRole", "ClusterRoleBinding"}
+    role, binding = one(NODES, "ClusterRole"), one(NODES, "ClusterRoleBinding")
+    permission = Permission("nodes")
+    assert [yaml.safe_load(permission.rule)] == role["rules"]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    # The commands that a refusal names make the same objects.
+    assert f"create clusterrole {role['metadata']['name']} " in permission.grant("")
+    assert binding["subjects"] == one(API, "RoleBinding")["subjects"]
+
+
+def test_the_component_goes_with_the_file_overlay_too(tmp_path: Path) -> None:
+    (tmp_path / "deploy").symlink_to(DEPLOY)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/kustomization.yaml").write_text(
+        "resources: [../deploy/overlays/file]\ncomponents: [../deploy/components/nodes]\n"
+    )
+    both = objects(str(tmp_path / "mine"))
+    assert {item["kind"] for item in both} == {
+        *("DaemonSet", "ServiceAccount", "ClusterRole", "ClusterRoleBinding")
+    }
+    (daemonset,) = [item for item in both if item["kind"] == "DaemonSet"]
+    assert daemonset["spec"]["template"]["spec"]["automountServiceAccountToken"] is True
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_agent_is_told_which_node_it_is_on(variant: str) -> None:
+    (variable,) = container(variant)["env"]
+    assert variable["name"] == "NODE_NAME"
+    assert variable["valueFrom"] == {"fieldRef": {"fieldPath": "spec.nodeName"}}
 
 
 def test_the_file_overlay_grants_nothing() -> None:
