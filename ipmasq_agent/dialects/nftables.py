@@ -101,8 +101,7 @@ def absent(family: Family, placement: Placement) -> NftTable:
 
 
 def _columns(policy: FamilyPolicy) -> tuple[Sequence[int], Sequence[int]]:
-    stretches = list(policy.decisions.stretches(Verdict.NON_MASQUERADE))
-    return [first for first, _ in stretches], [last for _, last in stretches]
+    return policy.decisions.ends(Verdict.NON_MASQUERADE)
 
 
 def _guarding(guards: Guards, family: Family, sets: dict[str, NftSet]) -> Iterator[NftRule]:

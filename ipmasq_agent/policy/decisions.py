@@ -341,14 +341,28 @@ class DecisionMap:
             j += right_last == last
 
     def stretches(self, verdict: Verdict) -> Iterator[tuple[int, int]]:
-        """Yield the ranges of one verdict, neighbours joined, as first and last address."""
+        """Return the ranges of one verdict, neighbours joined, as first and last address."""
         starts, marks = self._shape()
-        mark, count = _MARKS[verdict], len(starts)
-        for position, its_mark in enumerate(marks):
-            if its_mark == mark:
-                after = position + 1
-                last = starts[after] - 1 if after < count else self.family.last_address
-                yield starts[position], last
+        mark = _MARKS[verdict]
+        after = chain(islice(starts, 1, None), (self.family.last_address + 1,))
+        return (
+            (first, following - 1)
+            for first, following, its_mark in zip(starts, after, marks, strict=True)
+            if its_mark == mark
+        )
+
+    def ends(self, verdict: Verdict) -> tuple[list[int], list[int]]:
+        """Return first and last addresses of the ranges of one verdict, neighbours joined."""
+        starts, marks = self._shape()
+        mark = _MARKS[verdict]
+        if mark in marks and marks == (marks[:2] * len(marks))[: len(marks)]:
+            # Two verdicts take turns, as nearly always: each range ends where the next begins.
+            own = marks.index(mark)
+            after = [*starts[own + 1 :: 2], self.family.last_address + 1]
+            firsts = list(starts[own::2])
+            return firsts, [following - 1 for following in after[: len(firsts)]]
+        found = list(self.stretches(verdict))
+        return [first for first, _ in found], [last for _, last in found]
 
     def shape(self) -> tuple[tuple[int, Verdict], ...]:
         """Return where each stretch of one verdict begins: what equality compares."""

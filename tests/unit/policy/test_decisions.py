@@ -65,6 +65,7 @@ def check_map(decisions: DecisionMap, others: Sequence[int]) -> None:
             assert list(zip(*apart, strict=True)) == ends
         said = [(e.first, e.last) for e in decisions.ranges if e.verdict is verdict]
         assert (verdict in decisions.verdicts) == bool(said)
+        assert list(zip(*decisions.ends(verdict), strict=True)) == list(_joined(list(said)))
         assert list(decisions.stretches(verdict)) == list(_joined(said))
     for entry in decisions.ranges:
         assert entry.first == expected
