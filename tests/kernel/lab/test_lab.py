@@ -287,3 +287,28 @@ def test_a_name_that_cannot_be_is_refused() -> None:
     done = lab("up", "--name", "../etc", check=False)
     assert done.returncode == 2
     assert "cannot name a lab" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("backend", "needed"),
+    [
+        ("auto", {"iptables"}),
+        ("iptables-legacy", {"iptables"}),
+        ("ipset", {"ipset", "iptables"}),
+        ("nftables", {"nftables"}),
+    ],
+)
+def test_a_lab_says_what_its_backend_needs_before_it_makes_anything(
+    name: str, backend: str, needed: set[str]
+) -> None:
+    done = subprocess.run(
+        [*AGENT, "lab", "run", "--name", name, "--backend", backend],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/nowhere"},
+        check=False,
+    )
+    assert done.returncode == 2
+    told = done.stderr.partition("not installed: ")[2].splitlines()[0].split()
+    assert set(told) & {"iptables", "ipset", "nftables"} == needed
+    assert "iproute2" in told
