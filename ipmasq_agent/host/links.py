@@ -6,7 +6,6 @@ import fnmatch
 
 from ipmasq_agent.host.rtnetlink import (
     Link,
-    Route,
     devices_with_addresses,
     list_links,
     list_routes,
@@ -51,8 +50,8 @@ def _egress(links: list[Link]) -> tuple[str, ...]:
     routed = {
         index
         for family in Family
-        for route in list_routes(family)
-        if _is_default(route)
+        for route in list_routes(family, longest=0)
+        if route.table in (MAIN_TABLE, DEFAULT_TABLE)
         for index in route.devices
     }
     return tuple(
@@ -63,10 +62,6 @@ def _egress(links: list[Link]) -> tuple[str, ...]:
             or (link.number in addressed and not _leads_inward(link))
         )
     )
-
-
-def _is_default(route: Route) -> bool:
-    return route.length == 0 and route.table in (MAIN_TABLE, DEFAULT_TABLE)
 
 
 def _leads_inward(link: Link) -> bool:

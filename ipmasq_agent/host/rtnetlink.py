@@ -37,6 +37,11 @@ _WITHOUT_COUNTERS = struct.pack("=HHI", 8, 29, 1 << 3)  # IFLA_EXT_MASK, ..._SKI
 _LINK_NAME, _LINK_INFO, _INFO_KIND = 3, 18, 1
 _ROUTE_DESTINATION, _ROUTE_DEVICE, _ROUTE_METRIC, _ROUTE_SOURCE = 1, 4, 6, 7
 _ROUTE_MULTIPATH, _ROUTE_TABLE = 9, 15
+_OF_LINK, _OF_INFO = frozenset({_LINK_NAME, _LINK_INFO}), frozenset({_INFO_KIND})
+_OF_ROUTE = frozenset(
+    {_ROUTE_DESTINATION, _ROUTE_DEVICE, _ROUTE_METRIC, _ROUTE_SOURCE, _ROUTE_MULTIPATH}
+    | {_ROUTE_TABLE}
+)
 _UNICAST = 1  # RTN_UNICAST; local, broadcast, blackhole... are others
 _CLONED, _DEAD = 0x200, 0x1
 _SCOPE_LINK = 253
@@ -90,8 +95,8 @@ def list_links() -> list[Link]:
     links = []
     for body in _dump(_GET_LINK, _LINK.pack(0, 0, 0, 0, 0) + _WITHOUT_COUNTERS, "its devices"):
         _, _, index, _, _ = _LINK.unpack_from(body)
-        found = _attributes(body, _LINK.size)
-        kind = _attributes(found.get(_LINK_INFO, b""), 0).get(_INFO_KIND, b"")
+        found = _attributes(body, _LINK.size, _OF_LINK)
+        kind = _attributes(found.get(_LINK_INFO, b""), 0, _OF_INFO).get(_INFO_KIND, b"")
         links.append(Link(index, _text(found.get(_LINK_NAME, b"")), _text(kind)))
     return links
 
@@ -111,11 +116,15 @@ def _reaches(family: int, scope: int) -> bool:
     return family in _FAMILIES and scope < _SCOPE_LINK
 
 
-def list_routes(family: Family) -> Iterator[Route]:
-    """Yield the unicast routes of every table, whatever the source or TOS.
+def list_routes(family: Family, *, longest: int | None = None) -> Iterator[Route]:
+    """Yield the unicast routes of every table.
 
     Left out are cached routes, routes whose next hop is dead, and those for some sources
     (IPv6 subtrees) or some values of TOS only.
+
+    Args:
+        family: of the destinations.
+        longest: leave out longer prefixes; 0 for default routes alone.
 
     Raises:
         KernelReadError: they cannot be listed.
@@ -126,9 +135,9 @@ def list_routes(family: Family) -> Iterator[Route]:
         # A kernel without the family lists the routes of others (rtnl_dump_all).
         if _FAMILIES.get(number) is not family or kind != _UNICAST or source_length or tos:
             continue
-        if flags & (_CLONED | _DEAD):
+        if flags & (_CLONED | _DEAD) or (longest is not None and length > longest):
             continue
-        found = _attributes(body, _ROUTE.size)
+        found = _attributes(body, _ROUTE.size, _OF_ROUTE)
         source = found.get(_ROUTE_SOURCE)
         yield Route(
             family,
@@ -243,12 +252,17 @@ def _split(data: bytes) -> Iterator[tuple[int, int, bytes]]:
         position += (length + 3) & ~3
 
 
-def _attributes(data: bytes, position: int) -> dict[int, bytes]:
+def _attributes(data: bytes, position: int, wanted: frozenset[int]) -> dict[int, bytes]:
+    """Return the wanted attributes; a device has some forty others."""
     found = {}
-    while position + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, position)
-        found[kind & _TYPE_MASK] = data[position + _ATTRIBUTE.size : position + length]
-        position += max((length + 3) & ~3, _ATTRIBUTE.size)
+    end = len(data) - _ATTRIBUTE.size
+    unpack = _ATTRIBUTE.unpack_from
+    while position <= end:
+        length, kind = unpack(data, position)
+        kind &= _TYPE_MASK
+        if kind in wanted:
+            found[kind] = data[position + 4 : position + length]
+        position += (length + 3 & ~3) or 4
     return found
 
 

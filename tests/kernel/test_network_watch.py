@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Iterator
 from typing import Protocol
@@ -11,12 +12,14 @@ import pytest
 
 from ipmasq_agent.host.links import egress_devices, read_links
 from ipmasq_agent.host.preferred_sources import preferred_sources
+from ipmasq_agent.host.rtnetlink import Overrun
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.assemble import Links, Need
+from ipmasq_agent.sources import FactEvent
 from ipmasq_agent.sources.facts import HostAndCluster
 from ipmasq_agent.sources.network import LATE
 from tests.netns import Namespace
-from tests.unit.sources.told import Told
+from tests.unit.sources.told import DEADLINE, Told
 
 
 def ip(ns: Namespace, *lines: str) -> None:
@@ -223,11 +226,31 @@ def test_refresh_tells_again_what_has_not_changed(in_ns: Namespace, watching: Wa
 
 
 def test_messages_that_were_lost_are_made_good_by_reading(
-    in_ns: Namespace, watching: Watching, monkeypatch: pytest.MonkeyPatch
+    in_ns: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The smallest buffer there is, and more messages at once than it can hold.
+    # The smallest buffer there is, and nobody who empties it until all has happened.
     monkeypatch.setattr("ipmasq_agent.host.rtnetlink._RECEIVE_BUFFER", 1)
-    _, told = watching(Need.LINKS)
-    told.value(Need.LINKS, lambda links: True)
-    ip(in_ns, *(f"link add br{number} type bridge" for number in range(100)))
-    told.value(Need.LINKS, lambda links: len(links.names) == 101)
+    told, released = Told(), threading.Event()
+    overruns: list[Overrun] = []
+
+    class Counted(Overrun):
+        def __init__(self) -> None:
+            overruns.append(self)
+
+    def held(event: FactEvent) -> None:
+        told(event)
+        released.wait(DEADLINE)
+
+    monkeypatch.setattr("ipmasq_agent.host.rtnetlink.Overrun", Counted)
+    source = HostAndCluster()
+    source.start(held)
+    source.require(frozenset({Need.LINKS}))
+    try:
+        told.value(Need.LINKS, lambda links: True)
+        ip(in_ns, *(f"link add br{number} type bridge" for number in range(100)))
+        released.set()
+        told.value(Need.LINKS, lambda links: len(links.names) == 101)
+    finally:
+        released.set()
+        source.stop()
+    assert overruns
