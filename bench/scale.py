@@ -44,7 +44,7 @@ def document(family: Family, count: int, shift: int = 0) -> str:
     """Return a document of ``count`` prefixes that do not touch; ``shift`` moves them all."""
     bits = family.bits - 28
     base = 1 << 24 if family is Family.IPV4 else 0xFD << 120
-    lines = (f"- {family.show(base | n << bits + 1)}/28\n" for n in range(shift, count + shift))
+    lines = (f"- {family.show(base + (n << bits + 1))}/28\n" for n in range(shift, count + shift))
     return f"cidrLimit: {count}\nnonMasqueradeCIDRs:\n{''.join(lines)}"
 
 
