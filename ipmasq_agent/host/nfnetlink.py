@@ -35,6 +35,7 @@ _INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: the ruleset changed while it was listed
 PROTOCOL = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _CHAIN_TABLE, _CHAIN_NAME = 1, 3
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
+_ACKNOWLEDGED = 0x4  # NLM_F_ACK
 _TRIES = 10
 # What a kernel without nfnetlink, or without its nf_tables part, answers (net/netfilter/
 # nfnetlink.c, nfnetlink_rcv_msg).
@@ -129,17 +130,27 @@ def ask(message: int, protocol: int, request: bytes) -> dict[int, bytes] | None:
     Raises:
         KernelReadError: the kernel refuses.
     """
+    found: dict[int, bytes] | None = None
+    code: int | None = None
     try:
         with _netlink() as netlink:
-            netlink.send(packed(message, REQUEST, 1, protocol, request))
-            data = netlink.recv(1 << 17)
+            # With an acknowledgement: where the kernel finds nothing it may send no object and
+            # no error, as for the end of an interval that reaches the last address.
+            netlink.send(packed(message, REQUEST | _ACKNOWLEDGED, 1, protocol, request))
+            while code is None:
+                data, position = netlink.recv(1 << 17), 0
+                while position < len(data):
+                    length, kind, _, _, _ = HEADER.unpack_from(data, position)
+                    payload = data[position + HEADER.size : position + length]
+                    position += (length + 3) & ~3
+                    if kind == ERROR:
+                        (code,) = struct.unpack_from("=i", payload)
+                    else:
+                        found = dict(attributes(payload[4:]))  # past struct nfgenmsg
     except OSError as cause:
         raise _refused("for one of its objects", cause) from cause
-    length, kind, _, _, _ = HEADER.unpack_from(data)
-    payload = data[HEADER.size : length]
-    if kind != ERROR:
-        return dict(attributes(payload[4:]))  # past struct nfgenmsg
-    (code,) = struct.unpack_from("=i", payload)
+    if not code:
+        return found
     if code == -errno.ENOENT or -code in _NO_NF_TABLES:
         return None
     refusal = OSError(-code, os.strerror(-code))
