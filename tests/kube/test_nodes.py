@@ -110,8 +110,11 @@ def test_nodes_that_come_change_and_go_are_told(cluster: NodeCluster, watching: 
 
 
 def test_a_report_that_changes_no_address_wakes_nobody(
-    cluster: NodeCluster, watching: Watching
+    cluster: NodeCluster, watching: Watching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Tell each change by itself.
+    monkeypatch.setattr(nodes, "QUIET", 0)
+    monkeypatch.setattr(nodes, "LATE", 0)
     cluster.join(*many(0, 3))
     told = watching(NODES)
     told.value(NODES, lambda value: len(value) == 3)
@@ -153,6 +156,14 @@ def test_a_list_whose_rest_was_forgotten_is_begun_anew(
     told.value(NODES, lambda value: len(value) == 3 * nodes.PAGE)
     assert len(cluster.asked("list")) == 3 + 3
     assert len(told.events) == 1
+
+
+def test_a_list_that_is_asked_for_once_is_begun_anew_too(
+    cluster: NodeCluster, source: HostAndCluster
+) -> None:
+    cluster.forgets_after_pages, cluster.forgets = 2, 2
+    cluster.join(*many(0, 3 * nodes.PAGE))
+    assert len(source.gather(frozenset({NODES})).node_addresses or ()) == 3 * nodes.PAGE
 
 
 def test_a_list_that_is_always_forgotten_is_tried_until_it_is_not(

@@ -652,6 +652,22 @@ def test_a_mounted_configmap_of_several_keys_changes_in_one_step(
     assert seen == [{f"{number}".encode()} for number in range(len(states))]
 
 
+def test_the_swap_of_a_volume_counts_and_not_the_links_of_its_keys(
+    watching: Watching, tmp_path: Path
+) -> None:
+    mount = tmp_path / "volume"
+    volume(mount, "..1", {"a": b"1", "b": b"1"})
+    _, heard = watching(mount)
+    heard.parts(a=b"1", b=b"1")
+    (mount / "..2").mkdir()
+    (mount / "..2/b").write_bytes(b"2")
+    (mount / "..2/c").write_bytes(b"2")
+    (mount / "..data_tmp").symlink_to("..2")
+    (mount / "..data_tmp").rename(mount / "..data")
+    # The link of `a` is still there, that of `c` not yet.
+    heard.parts(b=b"2", c=b"2")
+
+
 def test_a_thousand_files_are_followed(watching: Watching, tmp_path: Path) -> None:
     for number in range(1000):
         (tmp_path / f"part{number:03}").write_bytes(b"%d" % number)
