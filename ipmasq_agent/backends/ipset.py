@@ -5,19 +5,15 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from ipmasq_agent.dialects.ipset import (
-    NEW,
+from ipmasq_agent.dialects.ipset import NEW, AddressSet, SetChange, element, set_names
+from ipmasq_agent.dialects.ipset_text import (
     TYPE,
-    AddressSet,
     Header,
-    SetChange,
     edit_text,
-    element,
     fill_text,
     foreign,
     parse_header,
     parse_saved,
-    set_names,
 )
 from ipmasq_agent.errors import CommandFailed, MissingTool
 from ipmasq_agent.host.commands import run
@@ -36,13 +32,17 @@ class Sets:
     What was read or written is remembered, for ``recall``.
     """
 
-    def __init__(self, chain: str) -> None:
-        self._chain = chain
+    def __init__(self, stem: str) -> None:
+        self._stem = stem
         self._known: dict[Family, AddressSet] = {}
+
+    def name(self, family: Family) -> str:
+        """Return the name of a family's set."""
+        return set_names(self._stem, family)[0]
 
     def names(self, family: Family) -> list[str]:
         """Return which of our sets exist; none where the program is not installed."""
-        ours = set_names(self._chain, family)
+        ours = set_names(self._stem, family)
         try:
             listed = run(["ipset", "list", "-n"]).stdout.split("\n")
         except MissingTool:
@@ -55,7 +55,7 @@ class Sets:
         Raises:
             KernelReadError: a set of that name is not one of ours.
         """
-        name, _ = set_names(self._chain, family)
+        name, _ = set_names(self._stem, family)
         found: dict[str, AddressSet] = {}
         for existing in self.names(family):
             # What was being filled when an agent was killed goes, whatever is in it.
@@ -70,7 +70,7 @@ class Sets:
 
     def recall(self, family: Family) -> dict[str, AddressSet]:
         """Return our sets, the elements from memory where the kernel's count agrees."""
-        name, new = set_names(self._chain, family)
+        name, new = set_names(self._stem, family)
         known = self._known.get(family)
         if known is None or self._header(name, family) != _expected(known):
             return self.read(family)
@@ -81,7 +81,7 @@ class Sets:
 
     def read_at(self, family: Family, address: int) -> dict[str, AddressSet]:
         """Return our set as if it held that one address, if it matches it."""
-        name, _ = set_names(self._chain, family)
+        name, _ = set_names(self._stem, family)
         if self._header(name, family) is None:
             return {}
         test = run(["ipset", "test", name, family.show(address)], check=False)

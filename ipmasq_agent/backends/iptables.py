@@ -46,7 +46,9 @@ class IptablesBackend(Backend[Table, Desired, Plan]):
         self.place = f"iptables-{self.variant}"
         self.name = "ipset" if with_set else self.place
         self._with_set = with_set
-        self._sets = Sets(placement.chain)
+        # Both variants share the kernel's sets, and have sets of their own there.
+        legacy = "-legacy" if self.variant == "legacy" else ""
+        self._sets = Sets(f"{placement.chain}{legacy}")
         # Families in which no set of ours is left, as far as we have looked.
         self._without_sets: set[Family] = set()
 
@@ -56,7 +58,8 @@ class IptablesBackend(Backend[Table, Desired, Plan]):
 
     def compile(self, policy: FamilyPolicy) -> Desired:
         """Return the chain, the jumps, and the set if there is to be one, for ``policy``."""
-        return dialect.compile_policy(policy, self.placement, with_set=self._with_set)
+        name = self._sets.name(policy.family) if self._with_set else None
+        return dialect.compile_policy(policy, self.placement, set_name=name)
 
     def absent(self, family: Family) -> Desired:
         """Return a table without our chain."""

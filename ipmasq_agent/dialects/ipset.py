@@ -8,32 +8,25 @@ can, in the user's own prefixes.
 
 from __future__ import annotations
 
-import re
-import socket
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 from zlib import crc32
 
-from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
 from ipmasq_agent.policy.decisions import DecisionMap, Verdict
 
-TYPE = "hash:net"
 NEW = "-new"
 """What is added to a set's name while its contents are filled in, before it is swapped."""
 IN_PLACE = 256
 """Up to this many elements are changed in place; past it a new set is filled and swapped."""
 _LONGEST_STEM = 25
 _NEARBY = 4096  # elements around a change up to which its states in between are tried out
-_LEAST_ELEMENTS, _LEAST_BUCKETS = 1 << 16, 1 << 10
-_FAMILY_NAMES = {Family.IPV4: "inet", Family.IPV6: "inet6"}
-_SOCKET_FAMILY = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
-_CREATE = re.compile(r"create (\S+) (\S+) (.*)")
+_LEAST_ELEMENTS = 1 << 16
 # An element is one integer: the prefix' first address, its length in 8 bits, nomatch in one.
 _LENGTH_BITS = 8
+_LENGTHS = (1 << _LENGTH_BITS) - 1
 _SHIFT = _LENGTH_BITS + 1
 
 
@@ -52,7 +45,7 @@ class Parts(NamedTuple):
 
 def parts(code: int) -> Parts:
     """Return what an element is made of."""
-    return Parts(code >> _SHIFT, code >> 1 & (1 << _LENGTH_BITS) - 1, bool(code & 1))
+    return Parts(code >> _SHIFT, code >> 1 & _LENGTHS, bool(code & 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,14 +354,14 @@ def _element_lines(verb: str, of: AddressSet, codes: Iterable[int]) -> list[str]
     return [f"{verb} {of.name} {shown(code, of.family)}" for code in sorted(codes)]
 
 
-def set_names(chain: str, family: Family) -> tuple[str, str]:
-    """Return the name of the set that belongs to a chain, and the one to fill a new one under.
+def set_names(stem: str, family: Family) -> tuple[str, str]:
+    """Return the name of a set of ours, and the one under which a new one is filled.
 
-    A set's name has 31 characters at most (IPSET_MAXNAMELEN).
+    A set's name has 31 characters at most (IPSET_MAXNAMELEN): a long stem is cut short,
+    and told from others by its checksum.
     """
-    stem = chain
-    if len(chain) > _LONGEST_STEM:
-        stem = f"{chain[: _LONGEST_STEM - 9]}-{crc32(chain.encode()):08x}"
+    if len(stem) > _LONGEST_STEM:
+        stem = f"{stem[: _LONGEST_STEM - 9]}-{crc32(stem.encode()):08x}"
     name = f"{stem}-{'4' if family is Family.IPV4 else '6'}"
     return name, name + NEW
 
@@ -390,121 +383,8 @@ def change_set(actual: Mapping[str, AddressSet], desired: AddressSet | None) -> 
     )
 
 
-# -- text -------------------------------------------------------------------------------
-
-
 def shown(code: int, family: Family) -> str:
     """Return an element as ipset takes it: the prefix, and ``nomatch`` for an exception."""
-    first, length, nomatch = parts(code)
-    address = socket.inet_ntop(_SOCKET_FAMILY[family], first.to_bytes(family.bits // 8, "big"))
-    return f"{address}/{length} nomatch" if nomatch else f"{address}/{length}"
-
-
-def create_line(made: AddressSet) -> str:
-    """Return the line that makes a set, with room for its elements and as many again."""
-    buckets = max(_LEAST_BUCKETS, 1 << (len(made.elements) // 4).bit_length())
-    return (
-        f"create {made.name} {TYPE} family {_FAMILY_NAMES[made.family]} "
-        f"hashsize {buckets} maxelem {made.capacity}"
-    )
-
-
-def fill_text(made: AddressSet) -> str:
-    """Return what makes a set and fills it, as input for ``ipset restore``."""
-    lines = [create_line(made)]
-    lines += (f"add {made.name} {shown(code, made.family)}" for code in made.elements)
-    return "\n".join([*lines, ""])
-
-
-def edit_text(name: str, family: Family, steps: Iterable[Step]) -> str:
-    """Return edits in their order, as input for ``ipset restore``."""
-    lines = (
-        f"del {name} {shown(step.code & ~1, family)}"
-        if step.gone
-        else f"add {name} {shown(step.code, family)} -exist"
-        for step in steps
-    )
-    return "\n".join([*lines, ""])
-
-
-class Header(NamedTuple):
-    """What ``ipset list -t`` tells of a set without its elements."""
-
-    kind: str
-    family: Family | None
-    capacity: int
-    size: int
-
-
-def parse_header(text: str) -> Header:
-    """Return what the header of a set says.
-
-    Raises:
-        KernelReadError: it is not one.
-    """
-    fields = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
-    words = fields.get("Header", "").split()
-    options = dict(pairwise(words))
-    try:
-        families = {name: family for family, name in _FAMILY_NAMES.items()}
-        return Header(
-            fields["Type"],
-            families.get(options.get("family", "")),
-            int(options.get("maxelem", 0)),
-            int(fields["Number of entries"]),
-        )
-    except (KeyError, ValueError) as cause:
-        raise _unreadable("ipset list -t", text) from cause
-
-
-def parse_saved(text: str, family: Family) -> AddressSet:
-    """Return the set in the output of ``ipset save NAME``.
-
-    Raises:
-        KernelReadError: the output is not that of a hash:net set of the family.
-    """
-    lines = text.splitlines()
-    created = _CREATE.fullmatch(lines[0]) if lines else None
-    if created is None:
-        raise _unreadable("ipset save", text)
-    name, kind, rest = created.groups()
-    words = rest.split()
-    options = dict(pairwise(words))
-    if kind != TYPE or options.get("family") != _FAMILY_NAMES[family]:
-        raise foreign(name, kind, family)
-    start = len(f"add {name} ")
-    socket_family, bits = _SOCKET_FAMILY[family], family.bits
-    codes = []
-    try:
-        for line in lines[1:]:
-            address, slash, rest = line[start:].partition("/")
-            nomatch = False
-            if slash:
-                length_text, _, more = rest.partition(" ")
-                length = int(length_text)
-                nomatch = "nomatch" in more
-            else:
-                address, _, more = address.partition(" ")
-                length, nomatch = bits, "nomatch" in more
-            first = int.from_bytes(socket.inet_pton(socket_family, address), "big")
-            codes.append(first << _SHIFT | length << 1 | nomatch)
-    except (ValueError, OSError) as cause:
-        raise _unreadable("ipset save", text) from cause
-    codes.sort()
-    return AddressSet(name, family, tuple(codes), int(options.get("maxelem", 0)))
-
-
-def foreign(name: str, kind: str, family: Family) -> KernelReadError:
-    """Return the error for a set of that name that is not one of ours."""
-    return KernelReadError(
-        f"there is a set {name} already, and it is a {kind}, not our {TYPE} of {family.value}",
-        remedy=f"see it with `ipset list -t {name}`; rename it, or our chain with --masq-chain; "
-        "nothing was written",
-    )
-
-
-def _unreadable(program: str, text: str) -> KernelReadError:
-    return KernelReadError(
-        f"the output of `{program}` cannot be used: {text[:200]!r}",
-        remedy="run it by hand to see what it says; nothing was written",
-    )
+    # Taken apart by hand: this is done for each of a hundred thousand.
+    prefix = f"{family.show(code >> _SHIFT)}/{code >> 1 & _LENGTHS}"
+    return f"{prefix} nomatch" if code & 1 else prefix

@@ -16,7 +16,6 @@ from ipmasq_agent.dialects.ipset import (
     SetChange,
     change_set,
     compile_set,
-    set_names,
 )
 from ipmasq_agent.dialects.rules import Rule, find_all, parse_rule, quote
 from ipmasq_agent.dialects.tables import Chain, Table
@@ -61,7 +60,7 @@ class Desired:
 
 
 def compile_policy(
-    policy: FamilyPolicy, placement: Placement, *, with_set: bool = False
+    policy: FamilyPolicy, placement: Placement, *, set_name: str | None = None
 ) -> Desired:
     """Return the rules that decide as ``policy`` does.
 
@@ -73,8 +72,8 @@ def compile_policy(
     family = policy.family
     address_set = None
     texts = _chain(policy)
-    if with_set:
-        address_set = compile_set(policy.decisions, set_names(placement.chain, family)[0])
+    if set_name is not None:
+        address_set = compile_set(policy.decisions, set_name)
         texts = _chain_with_set(policy, address_set.name)
     return Desired(
         placement,

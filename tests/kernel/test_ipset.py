@@ -30,7 +30,8 @@ class Subject:
         self.family = family
         self.namespace = namespace
         self.backend: IptablesBackend = detect.make_iptables(f"ipset-{variant}", Placement())
-        self.set = f"IP-MASQ-{'4' if family is Family.IPV4 else '6'}"
+        stem = "IP-MASQ" if variant == "nft" else "IP-MASQ-legacy"
+        self.set = f"{stem}-{'4' if family is Family.IPV4 else '6'}"
 
     def write(self, wanted: FamilyPolicy | None) -> bool:
         return bool(reconcile_family(self.backend, self.family, wanted))

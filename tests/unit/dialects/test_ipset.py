@@ -11,12 +11,10 @@ from ipmasq_agent.dialects.ipset import (
     AddressSet,
     compile_set,
     element,
-    fill_text,
     in_place,
-    parse_header,
-    parse_saved,
     parts,
 )
+from ipmasq_agent.dialects.ipset_text import fill_text, parse_header, parse_saved
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict
