@@ -214,10 +214,11 @@ class _Origins(Sequence[Origin]):
     def __getitem__(self, index: int | slice) -> Origin | Sequence[Origin]:
         if isinstance(index, slice):
             return [self[n] for n in range(len(self))[index]]
+        position = range(len(self))[index]  # raises IndexError at the end, as iteration needs
         origin, ranges = self._decided.origin, self._decided.ranges
         if not self._decided.named:
             return origin
-        element = range_text(self._family, ranges.firsts[index], ranges.lasts[index])
+        element = range_text(self._family, ranges.firsts[position], ranges.lasts[position])
         return origin._replace(text=f"{origin.text}, with {element} in it")
 
     def __len__(self) -> int:
