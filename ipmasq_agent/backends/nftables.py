@@ -44,12 +44,14 @@ class _Held:
         generation: of the ruleset that it was read from, or that our own commit made;
             None where others committed at the same time.
         seen: it was read from the kernel, rather than written to it.
+        handle: of the table, which tells it from another one of its name.
         sets: what the kernel said of each set that was there already.
     """
 
     table: NftTable
     generation: int | None
     seen: bool
+    handle: int = 0
     sets: Mapping[str, SetInfo] = field(default_factory=dict)
 
     def proves(self, frame: Frame, info: SetInfo) -> bool:
@@ -65,7 +67,8 @@ class _Held:
             return False
         if frame.generation == self.generation:
             return True
-        return info.size is not None and before is not None and before.handle == info.handle
+        same = frame.handle == self.handle and before is not None and before.handle == info.handle
+        return info.size is not None and same
 
 
 def _count(held: NftSet, family: Family) -> int:
@@ -151,10 +154,10 @@ class NftablesBackend(Backend[NftTable, NftTable, Plan]):
             # Others may have committed while the elements were read. What counts is that
             # our table stayed the same.
             if generation() == frame.generation:
-                self._held[family] = _Held(table, frame.generation, seen, frame.sets)
+                self._held[family] = _Held(table, frame.generation, seen, frame.handle, frame.sets)
                 return table
             if read_frame(family, name).same(frame):
-                self._held[family] = _Held(table, None, seen, frame.sets)
+                self._held[family] = _Held(table, None, seen, frame.handle, frame.sets)
                 return table
         raise unquiet(family)
 
@@ -206,8 +209,13 @@ class NftablesBackend(Backend[NftTable, NftTable, Plan]):
             now = generation()
             known = self._held.get(family)
             alone = now - before in (1, 1 - (1 << 32))
-            stayed = {} if known is None or change.anew else known.sets
-            self._held[family] = _Held(change.desired, now if alone else None, False, stayed)
+            number = now if alone else None
+            if known is None or change.anew:
+                self._held[family] = _Held(change.desired, number, seen=False)
+            else:
+                self._held[family] = _Held(
+                    change.desired, number, seen=False, handle=known.handle, sets=known.sets
+                )
             return
 
 
