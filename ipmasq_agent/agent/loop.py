@@ -151,7 +151,7 @@ class Agent:
         if needed and intent is not None:
             # What others did to our rules is found at each resync, and is looked for when
             # something went wrong; a change of ours alone builds on what we know.
-            self._pass(intent, thorough=due or reload or not self.status.in_sync)
+            self._pass(intent, thorough=due or reload or bool(self.status.errors))
         elif due:
             self._schedule(failed=False)
         self._publish()
@@ -253,7 +253,7 @@ class Agent:
             changed=any(outcome.changed for outcome in outcomes.values()),
             mode=backend.name,
             mode_reason=self.choice.reason,
-            devices=self.devices(),
+            devices=self._devices(),
             families=wish.families,
             advice=_advice(backend, intent, failed),
         )
@@ -266,6 +266,14 @@ class Agent:
                 self.metrics.lag.observe(ended - self._changed_at)
         if not failed:
             self._changed_at = None
+
+    def _devices(self) -> tuple[str, ...]:
+        """Return the egress devices for the status line; those of before if they are not told."""
+        try:
+            return self.devices()
+        except AgentError as error:
+            event(logging.WARNING, "devices cannot be listed", error=str(error))
+            return self.status.devices
 
     def _report(self, outcomes: Outcomes, backend: str, verb: str) -> None:
         for family, outcome in outcomes.items():
@@ -284,8 +292,8 @@ class Agent:
                     f"rules {verb}",
                     backend=backend,
                     family=family.value,
-                    added=len(outcome.change.added),
-                    removed=len(outcome.change.removed),
+                    added=outcome.change.counts[0],
+                    removed=outcome.change.counts[1],
                     ms=None if since is None else _ms(time.monotonic() - since),
                 )
 

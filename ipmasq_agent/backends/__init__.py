@@ -21,6 +21,10 @@ class Change(Protocol):
     def __bool__(self) -> bool: ...
 
     @property
+    def counts(self) -> tuple[int, int]:
+        """How many lines come and how many go, without writing them down."""
+
+    @property
     def added(self) -> Sequence[str]:
         """What comes, line by line."""
 

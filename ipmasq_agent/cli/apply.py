@@ -60,7 +60,8 @@ def command(output: str, **options: Any) -> int:
         lines = []
         for family, outcome in outcomes.items():
             if outcome.error is None and outcome.change is not None:
-                counts = f"{len(outcome.change.added)} added, {len(outcome.change.removed)} removed"
+                added, removed = outcome.change.counts
+                counts = f"{added} added, {removed} removed"
                 done = counts if outcome.changed else "nothing to change"
                 lines.append(f"{family.value} ({backend.name}): {done}")
         return "\n".join(lines)

@@ -38,7 +38,7 @@ def command(**options: Any) -> int:
                     failed += 1
                     click.echo(f"error: {backend.name} {family.value}: {outcome.error}", err=True)
                 elif outcome.change:
-                    count = len(outcome.change.removed)
+                    _, count = outcome.change.counts
                     click.echo(f"{backend.name} {family.value}: removed {count} lines of ours")
         finally:
             backend.close()

@@ -330,6 +330,15 @@ class SetChange:
         return bool(self.target or self.leftover or self.drop)
 
     @property
+    def counts(self) -> tuple[int, int]:
+        """How many elements come and how many go."""
+        dropped = sum(len(gone.elements) for gone in self.drop)
+        if self.target is None:
+            return 0, dropped
+        going, coming = difference(self.before or (), self.target.elements)
+        return len(coming), len(going) + dropped
+
+    @property
     def added(self) -> list[str]:
         """The elements that come, as ``add NAME PREFIX``."""
         if self.target is None:

@@ -6,7 +6,7 @@ jump to it from POSTROUTING; the rest belongs to others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -134,22 +134,44 @@ def _rest(policy: FamilyPolicy) -> Iterator[str]:
 
 
 def _translating(action: Action, family: Family, first: int, last: int) -> Iterator[str]:
-    """Yield the rules that masquerade what goes to ``first`` to ``last``, ends included."""
-    left = last - first + 1
+    """Yield the rules that masquerade what goes to ``first`` to ``last``, ends included.
+
+    The source that most prefixes would be needed for comes last, for whatever is left:
+    a default route and one network beside it so take two rules, and not one for each
+    prefix around that network.
+    """
+    pieces: dict[int | None, list[Prefix]] = {}
+    for start, end, address in _pieces(action, first, last):
+        pieces.setdefault(address, []).extend(prefixes_of_range(family, start, end))
+    rest = max(pieces, key=lambda address: len(pieces[address]))
+    for address in pieces:
+        if address != rest:
+            yield from _to_source(action, family, pieces[address], address)
+    yield from _to_source(action, family, prefixes_of_range(family, first, last), rest)
+
+
+def _pieces(action: Action, first: int, last: int) -> Iterator[tuple[int, int, int | None]]:
+    """Yield the parts of a range, each with its source; None for the device's own."""
+    at = first
     for fixed in action.fixed:
         start, end = max(first, fixed.first), min(last, fixed.last)
         if start > end:
             continue
-        left -= end - start + 1
-        source = family.show(fixed.address)
-        for prefix in prefixes_of_range(family, start, end):
-            for text in target_rules(action, source):
-                yield _restricted(prefix, text)
-    if left:
-        # What has an address of its own was taken by the rules above.
-        for prefix in prefixes_of_range(family, first, last):
-            for text in target_rules(action):
-                yield _restricted(prefix, text)
+        if at < start:
+            yield at, start - 1, None
+        yield start, end, fixed.address
+        at = end + 1
+    if at <= last:
+        yield at, last, None
+
+
+def _to_source(
+    action: Action, family: Family, prefixes: Iterable[Prefix], address: int | None
+) -> Iterator[str]:
+    source = None if address is None else family.show(address)
+    for prefix in prefixes:
+        for text in target_rules(action, source):
+            yield _restricted(prefix, text)
 
 
 def _restricted(prefix: Prefix, text: str) -> str:
@@ -242,6 +264,15 @@ class Plan:
             or self.insert
             or self.jumps_removed
             or self.jumps
+        )
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many lines come and how many go, without writing them down."""
+        coming, going = self.sets.counts
+        return (
+            len(self.jumps) + len(self.insert) + coming,
+            len(self.jumps_removed) + len(self.remove) + going,
         )
 
     @property

@@ -63,6 +63,22 @@ class Plan:
         )
 
     @property
+    def counts(self) -> tuple[int, int]:
+        """How many lines come and how many go, without writing them down."""
+        if self.anew:
+            return self.desired.count(), self.actual.count()
+        coming = sum(len(change.added) for change in self.sets_changed)
+        going = sum(len(change.removed) for change in self.sets_changed)
+        return (
+            coming
+            + self.desired.count(self.chains_added, self.sets_added)
+            + sum(1 for _ in self._rules(self.desired)),
+            going
+            + self.actual.count(self.chains_removed, self.sets_removed)
+            + sum(1 for _ in self._rules(self.actual)),
+        )
+
+    @property
     def added(self) -> list[str]:
         """What comes, as the commands that make it."""
         if self.anew:

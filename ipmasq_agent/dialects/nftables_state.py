@@ -6,7 +6,7 @@ The lines are in nft's own syntax: what a plan prints can be fed to ``nft -f``.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ipmasq_agent.dialects.nftables_rules import NFT_FAMILY, NftRule
@@ -151,6 +151,15 @@ class NftTable:
         """Yield the commands that fill a set, one for each element."""
         for words in self.sets[name].lines(self.family, positions):
             yield f"add element {self.path} {name} {{ {words} }}"
+
+    def count(self, chains: Iterable[str] | None = None, sets: Iterable[str] | None = None) -> int:
+        """Return how many lines make these chains and sets; or the whole table, by default."""
+        whole = chains is None and sets is None
+        some = self.chains if chains is None else chains
+        rules = sum(1 + len(self.chains[name].rules) for name in some)
+        held = self.sets if sets is None else sets
+        elements = sum(1 + len(self.sets[name]) for name in held)
+        return rules + elements + (len(self.foreign) + self.exists if whole else 0)
 
     def lines(self) -> list[str]:
         """Return the commands that make the whole table, in an order in which they work."""

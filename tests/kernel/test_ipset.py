@@ -34,7 +34,9 @@ class Subject:
         self.set = f"{stem}-{'4' if family is Family.IPV4 else '6'}"
 
     def write(self, wanted: FamilyPolicy | None) -> bool:
-        return bool(reconcile_family(self.backend, self.family, wanted))
+        change = reconcile_family(self.backend, self.family, wanted)
+        assert change.counts == (len(change.added), len(change.removed))
+        return bool(change)
 
     def ipset(self, *words: str) -> str:
         return self.namespace.run(["ipset", *words]).stdout

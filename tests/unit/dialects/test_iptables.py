@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,9 @@ from ipmasq_agent.dialects.iptables import (
 from ipmasq_agent.dialects.rules import Rule, parse_rule
 from ipmasq_agent.dialects.tables import Chain, Table, empty_table, parse_saved
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict
-from ipmasq_agent.policy.model import FamilyPolicy
+from ipmasq_agent.policy.model import Action, FamilyPolicy, FixedSource
 from tests.golden.cases import CASES
 from tests.unit.strategies import ANY_POLICY, FAMILIES, policies
 
@@ -119,6 +120,7 @@ def test_the_edits_of_a_plan_lead_to_what_was_foretold(case: tuple[Table, Desire
         assert carried_out(actual, restore_text(change)) == then
     assert memory.tables[actual.family] == then
     assert bool(change) == bool(change.added or change.removed or change.create or change.delete)
+    assert change.counts == (len(change.added), len(change.removed))
 
 
 @given(CHANGES)
@@ -210,3 +212,19 @@ def test_a_rule_of_ours_that_cannot_be_read_stops_the_plan(chain: str) -> None:
 def test_an_empty_plan_is_false() -> None:
     assert not Plan("IP-MASQ")
     assert not plan(empty_table(V4), absent(Placement()))
+
+
+def test_a_default_source_and_a_network_beside_it_take_a_rule_each() -> None:
+    network = Prefix(V4, (10 << 24) + (10 << 16), 24)
+    fixed = (
+        FixedSource(0, network.first - 1, 1),
+        FixedSource(network.first, network.last, 2),
+        FixedSource(network.last + 1, V4.last_address, 1),
+    )
+    policy = FamilyPolicy(DecisionMap(V4, ()), action=Action(fixed=fixed, random_fully=False))
+    rules = [rule.text for rule in compile_policy(policy, Placement()).rules]
+    assert rules[0] == "-d 10.10.0.0/24 -j SNAT --to-source 0.0.0.2"
+    assert rules[1].endswith("-j SNAT --to-source 0.0.0.1")
+    assert len(rules) == 2
+    few = dataclasses.replace(policy, action=Action(fixed=fixed[1:2]))
+    assert len(compile_policy(few, Placement()).rules) == 2

@@ -83,6 +83,7 @@ def test_a_plan_is_empty_where_nothing_differs_and_says_all_that_does(
         desired = compiled(pair[1])
     change = plan(before, desired)
     assert bool(change) == (before != desired) == bool(change.added or change.removed)
+    assert change.counts == (len(change.added), len(change.removed))
     assert not plan(after(before, desired), desired)
     lines = set(describe(before)) - set(change.removed) | set(change.added)
     assert lines == set(describe(desired))
