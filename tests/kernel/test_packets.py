@@ -1,0 +1,173 @@
+"""Random documents, every data plane, real packets: each arrives with the source it should.
+
+What is expected is worked out here from the document's own words, by the longest of the
+prefixes that hold a destination, and never by the code that is tested.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+import pytest
+
+from ipmasq_agent.agent.intent import Intent
+from ipmasq_agent.agent.reconcile import clean, reconcile
+from ipmasq_agent.backends import detect
+from ipmasq_agent.config.document import parse_document
+from ipmasq_agent.config.model import Flags
+from ipmasq_agent.dialects.iptables import Placement
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.assemble import Facts, Links
+from ipmasq_agent.policy.model import parse_port_ranges
+from tests.kernel.crossing import PLANS, Crossing, arrivals, crossing
+
+pytestmark = pytest.mark.kernel
+BACKENDS = ("iptables-nft", "iptables-legacy", "ipset-nft", "ipset-legacy", "nftables")
+POLICIES, DESTINATIONS = 50, 20
+FIXED = {Family.IPV4: "203.0.113.77", Family.IPV6: "2001:db8:77::77"}
+DEVICES = ("eth0", "eth1", "lo", "pod0", "pod1")
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a document says, in the words of this test."""
+
+    keep: tuple[Network, ...]
+    masquerade: tuple[Network, ...]
+    keep_the_rest: bool
+    pods: tuple[Network, ...] | None
+    devices: tuple[str, ...] | None
+    fixed: bool
+    ports: str
+
+    def document(self, family: Family) -> str:
+        lines = [
+            f"nonMasqueradeCIDRs: {_listed(self.keep)}",
+            f"masqueradeCIDRs: {_listed(self.masquerade)}",
+            f"defaultAction: {'keep' if self.keep_the_rest else 'masquerade'}",
+            "cidrLimit: 1000\nmasqLinkLocal: true\nmasqLinkLocalIPv6: true",
+        ]
+        if self.pods is not None:
+            lines.append(f"podCIDRs: {_listed(self.pods)}")
+        if self.devices is not None:
+            lines.append(f"egressInterfaces: {_listed(self.devices)}")
+        if self.fixed:
+            lines.append(f"snatAddress: {{{family.value}: '{FIXED[family]}'}}")
+        return "\n".join(lines)
+
+    def seen(self, family: Family, pod: int, destination: str) -> str:
+        """Return the source with which a packet of a pod must arrive."""
+        plan = PLANS[family]
+        address = ipaddress.ip_address(destination)
+        source = ipaddress.ip_address(plan.pods[pod])
+        out = 1 if address in ipaddress.ip_network(plan.through_eth1) else 0
+        covering = [(n.prefixlen, True) for n in self.keep if address in n]
+        covering += [(n.prefixlen, False) for n in self.masquerade if address in n]
+        kept = max(covering)[1] if covering else self.keep_the_rest
+        if self.pods is not None and not any(source in network for network in self.pods):
+            kept = True
+        if self.devices is not None and f"eth{out}" not in self.devices:
+            kept = True
+        if kept:
+            return plan.pods[pod]
+        return FIXED[family] if self.fixed else plan.eth[out]
+
+
+def _listed(items: tuple[object, ...]) -> str:
+    return "[" + ", ".join(f"'{item}'" for item in items) + "]"
+
+
+def random_network(family: Family, random: Random) -> Network:
+    """A prefix that may hold destinations: long, short, nested or everything."""
+    base = int(ipaddress.ip_address(random_destination(family, random)))
+    bits = family.bits
+    if family is Family.IPV4:
+        length = random.choice([0, 1, 3, 8, 9, 16, 23, 24, 30, 32])
+    else:
+        length = random.choice([0, 1, 4, 8, 16, 48, 64, 65, 127, 128])
+    kind = ipaddress.IPv4Network if family is Family.IPV4 else ipaddress.IPv6Network
+    return kind((base >> bits - length << bits - length, length))
+
+
+def random_destination(family: Family, random: Random) -> str:
+    """An address that is neither the node's nor special; close to others rather often."""
+    if family is Family.IPV4:
+        first = random.choice([8, 9, 10, 10, 11, 70, 71, 100, 110])
+        rest = [random.choice([0, 1, random.randrange(256)]) for _ in range(2)]
+        return ".".join(map(str, (first, *rest, random.randrange(1, 255))))
+    first = random.choice([0x2A00, 0x2A01, 0x3001, 0x3FF0, 0xFD11, 0xFD12])
+    rest = [random.choice([0, 1, random.randrange(1 << 16)]) for _ in range(3)]
+    return str(ipaddress.IPv6Address(":".join(f"{g:x}" for g in (first, *rest, 0, 0, 0, 7))))
+
+
+def random_spec(family: Family, random: Random) -> Spec:
+    drawn = (random_network(family, random) for _ in range(random.randrange(12)))
+    networks = list(dict.fromkeys(drawn))
+    some = [network for network in networks if random.random() < 0.4]
+    pods = [ipaddress.ip_network(network) for network in PLANS[family].pod_networks]
+    chosen = random.sample(pods, random.randrange(1, 3))
+    return Spec(
+        keep=tuple(network for network in networks if network not in some),
+        masquerade=tuple(some),
+        keep_the_rest=random.random() < 0.3,
+        pods=tuple(chosen) if random.random() < 0.4 else None,
+        devices=random.choice([None, None, ("eth0",), ("eth1",), ("eth0", "eth1"), ("lo",)]),
+        fixed=random.random() < 0.3,
+        ports=random.choice(["", "", "1024-1999", "2000-2999,30000-30099"]),
+    )
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Crossing]:
+    with crossing() as made:
+        yield made
+
+
+@pytest.mark.parametrize("family", list(Family), ids=lambda family: family.value)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_packets_arrive_with_the_source_that_the_document_says(
+    backend: str, family: Family, node: Crossing
+) -> None:
+    random = Random(f"{family.value} packets")
+    facts = Facts(links=Links(DEVICES, ("eth0", "eth1")))
+    number = masqueraded = 0
+    with node.node.entered(), node.listening(family) as listener:
+        made = detect.make(backend, Placement())
+        try:
+            for step in range(POLICIES):
+                spec = random_spec(family, random)
+                flags = Flags(enable_ipv6=True, to_ports=parse_port_ranges(spec.ports))
+                text = spec.document(family)
+                wish = parse_document(text.encode(), "cm", flags).config.wish(flags)
+                outcomes = reconcile(made, Intent(wish, facts), thorough=step % 2 == 0)
+                assert [str(o.error) for o in outcomes.values() if o.error] == []
+                expected: dict[int, tuple[str, str]] = {}
+                for pod in (0, 1):
+                    sent = {}
+                    for _ in range(DESTINATIONS // 2):
+                        sent[number] = random_destination(family, random)
+                        expected[number] = sent[number], spec.seen(family, pod, sent[number])
+                        number += 1
+                    node.send(family, pod, sent)
+                found = arrivals(listener, len(expected))
+                seen = {n: (to, arrival.source) for n, (to, arrival) in found.items()}
+                assert seen == expected, f"policy {step}:\n{text}"
+                translated = [
+                    arrival.port
+                    for n, (_, arrival) in found.items()
+                    if expected[n][1] not in PLANS[family].pods
+                ]
+                masqueraded += len(translated)
+                if spec.ports:
+                    ranges = parse_port_ranges(spec.ports)
+                    assert all(any(r.first <= p <= r.last for r in ranges) for p in translated)
+        finally:
+            gone = clean(made, Family)
+            made.close()
+    assert not [str(outcome.error) for outcome in gone.values() if outcome.error]
+    # Both ways were walked, or the test shows less than it says.
+    assert 200 < masqueraded < 800
