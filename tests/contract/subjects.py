@@ -6,6 +6,7 @@ before us, and what they find after us.
 
 from __future__ import annotations
 
+import itertools
 import socket
 from abc import ABC, abstractmethod
 from typing import cast
@@ -112,6 +113,9 @@ class InKernel(Subject):
         self.variant = variant
         self.namespace = namespace
         self.backend = make_iptables(f"iptables-{variant}", Placement())
+        # Below those that the kernel picks: conntrack knows a flow for 30 s, and a packet
+        # from a port that it picked again would not be the first of its connection.
+        self._ports = itertools.count(10_000)
 
     def load(self, text: str) -> None:
         self.namespace.run([program(self.family, self.variant, "restore")], stdin=text)
@@ -131,4 +135,5 @@ class InKernel(Subject):
         kind = socket.AF_INET if self.family is Family.IPV4 else socket.AF_INET6
         for destination in destinations:
             with socket.socket(kind, socket.SOCK_DGRAM) as sender:
+                sender.bind(("", next(self._ports)))
                 sender.sendto(b"x", (destination, 9))
