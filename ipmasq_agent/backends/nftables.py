@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ipmasq_agent.backends import Backend
 from ipmasq_agent.backends.nftables_kernel import (
@@ -19,7 +19,7 @@ from ipmasq_agent.backends.nftables_kernel import (
     read_set_at,
     unquiet,
 )
-from ipmasq_agent.backends.nftables_writing import transaction
+from ipmasq_agent.backends.nftables_writing import Writing
 from ipmasq_agent.dialects import nftables as dialect
 from ipmasq_agent.dialects.interpretation import Interpretation
 from ipmasq_agent.dialects.iptables import Placement
@@ -54,14 +54,15 @@ class _Held:
     handle: int = 0
     sets: Mapping[str, SetInfo] = field(default_factory=dict)
 
-    def proves(self, frame: Frame, info: SetInfo) -> bool:
+    def proves(self, frame: Frame, name: str) -> bool:
         """Whether the elements of a set are still those that we know.
 
         Either nobody has committed anything since, or it is the same set and has as many
         elements. That is a sign, not a proof: each resync reads in full.
         """
-        known, before = self.table.sets.get(info.name), self.sets.get(info.name)
-        if known is None or known.kind is not frame.table.sets[info.name].kind:
+        info = frame.sets[name]
+        known, before = self.table.sets.get(name), self.sets.get(name)
+        if known is None or known.kind is not frame.table.sets[name].kind:
             return False
         if info.size is not None and info.size != _count(known, self.table.family):
             return False
@@ -147,8 +148,10 @@ class NftablesBackend(Backend[NftTable, NftTable, Plan]):
             held = self._held.get(family)
             seen = not known or (held is not None and held.seen)
 
-            def fill(info: SetInfo, kind: Kind, known: Mapping[str, NftSet] = known) -> NftSet:
-                return known.get(info.name) or read_set(family, name, info, kind)
+            def fill(
+                own: str, info: SetInfo, kind: Kind, known: Mapping[str, NftSet] = known
+            ) -> NftSet:
+                return known[own] if own in known else read_set(family, name, info, kind)
 
             table = filled(frame, fill)
             # Others may have committed while the elements were read. What counts is that
@@ -166,7 +169,7 @@ class NftablesBackend(Backend[NftTable, NftTable, Plan]):
         held = self._held.get(family)
         if held is None:
             return {}
-        proven = [name for name, info in frame.sets.items() if held.proves(frame, info)]
+        proven = [name for name in frame.sets if held.proves(frame, name)]
         return {name: held.table.sets[name] for name in proven}
 
     def read_at(self, family: Family, destination: int) -> NftTable:
@@ -174,49 +177,64 @@ class NftablesBackend(Backend[NftTable, NftTable, Plan]):
         name = dialect.table_name(self.placement)
         frame = read_frame(family, name)
 
-        def fill(info: SetInfo, kind: Kind) -> NftSet:
-            if kind is Kind.ADDRESSES and info.name == dialect.SOURCES:
+        elsewhere = frozenset[str]()
+
+        def fill(own: str, info: SetInfo, kind: Kind) -> NftSet:
+            if own == dialect.SOURCES:
                 return read_set(family, name, info, kind)
-            if info.name in elsewhere:
+            if own in elsewhere:
                 return NftSet(kind)
             return read_set_at(family, name, info, kind, destination)
 
-        elsewhere = frozenset[str]()
         if dialect.PARTS in frame.sets:
-            parts = fill(frame.sets[dialect.PARTS], frame.table.sets[dialect.PARTS].kind)
+            info, kind = frame.sets[dialect.PARTS], frame.table.sets[dialect.PARTS].kind
+            parts = fill(dialect.PARTS, info, kind)
             position = bisect_right(parts.firsts, destination) - 1
             here = parts.values[position] if parts.values and position >= 0 else None
             elsewhere = frozenset(str(value) for value in parts.values) - {here}
         return filled(frame, fill)
 
     def apply(self, family: Family, change: Plan) -> None:
-        """Send ``change`` as one transaction, planned anew where the kernel held something else.
+        """Carry out ``change``, planned anew where the kernel held something else.
+
+        What no packet can meet yet is written first. The transaction that makes it count is
+        as small as it can be: while the kernel carries one out, elements that it adds come
+        into force one by one.
 
         Raises:
             Stale: others change our table faster than we can.
             HostError: the kernel refuses.
         """
         for left in reversed(range(_TRIES)):
+            writing = Writing(change)
+            commits = [batch for batch in (writing.preparation(), writing.change()) if batch]
             before = generation()
             try:
-                transaction(change).commit()
+                for batch in commits:
+                    batch.commit()
             except Stale:
                 self._held.pop(family, None)
                 if not left:
                     raise
                 change = self.plan(self.read(family), change.desired)
                 continue
-            now = generation()
-            known = self._held.get(family)
-            alone = now - before in (1, 1 - (1 << 32))
-            number = now if alone else None
-            if known is None or change.anew:
-                self._held[family] = _Held(change.desired, number, seen=False)
-            else:
-                self._held[family] = _Held(
-                    change.desired, number, seen=False, handle=known.handle, sets=known.sets
-                )
+            self._wrote(family, change, before, len(commits), writing.held_as)
             return
+
+    def _wrote(
+        self, family: Family, change: Plan, before: int, commits: int, names: Mapping[str, str]
+    ) -> None:
+        """Remember what was written, and whether nobody else wrote in between."""
+        now = generation()
+        known = self._held.get(family)
+        number = now if (now - before) % (1 << 32) == commits else None
+        table = replace(change.desired, held_as=names)
+        if known is None or change.anew:
+            self._held[family] = _Held(table, number, seen=False)
+        else:
+            self._held[family] = _Held(
+                table, number, seen=False, handle=known.handle, sets=known.sets
+            )
 
 
 def tables_of_ours() -> bool:

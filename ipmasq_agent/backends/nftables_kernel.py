@@ -6,7 +6,7 @@ of a set may be very many; whoever knows them already says so, and spares their 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ipmasq_agent.backends.nftables_codec import rule_of, verdict_of
@@ -19,7 +19,9 @@ from ipmasq_agent.backends.nftables_writing import (
     VERDICT_TYPE,
 )
 from ipmasq_agent.dialects.nftables import POSTROUTING
+from ipmasq_agent.dialects.nftables_rules import NftRule
 from ipmasq_agent.dialects.nftables_state import (
+    BESIDE,
     COMMENT,
     Hook,
     Kind,
@@ -47,7 +49,7 @@ _TRIES = 10
 _HOOKS = ("prerouting", "input", "forward", "output", POSTROUTING)  # enum nf_inet_hooks
 _POLICIES = {0: "drop", 1: "accept"}
 
-Reader = Callable[[SetInfo, Kind], NftSet]
+Reader = Callable[[str, SetInfo, Kind], NftSet]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Frame:
         generation: the number of that state.
         table: with sets that hold nothing.
         handle: of the table; 0 where there is none.
-        sets: what the kernel says of each set.
+        sets: what the kernel says of each set, by its own name.
     """
 
     generation: int
@@ -108,22 +110,43 @@ def _read_frame(family: Family, name: str, now: int) -> Frame:
         chains = {chain.name: _hook(chain) for chain in chain_infos(family, name)}
         others = table.use - len(chains) - len(sets)
         foreign = (f"{others} objects or flow tables",) if others > 0 else ()
+    told = {
+        chain: tuple(rule_of(rule, family) for rule in rules.get(chain, ())) for chain in chains
+    }
+    names = _own_names(sets, told.values())
+    sets = {names.get(raw, raw): info for raw, info in sets.items()}
     return Frame(
         now,
         NftTable(
             family,
             name,
             {
-                chain: NftChain(hook, tuple(rule_of(rule, family) for rule in rules.get(chain, ())))
+                chain: NftChain(hook, tuple(rule.renamed(names) for rule in told[chain]))
                 for chain, hook in chains.items()
             },
-            {info.name: NftSet(_kind(info, family)) for info in sets.values()},
+            {own: NftSet(_kind(info, family)) for own, info in sets.items()},
             marked=table.comment == COMMENT,
             foreign=foreign,
+            held_as={own: raw for raw, own in names.items()},
         ),
         table.handle,
         sets,
     )
+
+
+def _own_names(sets: Iterable[str], chains: Iterable[Sequence[NftRule]]) -> dict[str, str]:
+    """Return the own names of sets that took another one's place.
+
+    Of a set and the one beside it, that counts which the rules ask. The other is left from
+    a change that was broken off, and has the name that is free.
+    """
+    asked = set[str]().union(*(rule.sets for rules in chains for rule in rules))
+    names: dict[str, str] = {}
+    for raw in sets:
+        own = raw.removesuffix(BESIDE)
+        if own != raw and raw in asked and own not in asked:
+            names |= {raw: own, own: raw}
+    return names
 
 
 def _hook(chain: ChainInfo) -> Hook | None:
@@ -147,7 +170,7 @@ def _kind(info: SetInfo, family: Family) -> Kind:
 def filled(frame: Frame, read: Reader) -> NftTable:
     """Return the table of a frame with its sets filled by ``read``."""
     table = frame.table
-    sets = {name: read(frame.sets[name], held.kind) for name, held in table.sets.items()}
+    sets = {name: read(name, frame.sets[name], held.kind) for name, held in table.sets.items()}
     return replace(table, sets=sets)
 
 

@@ -1,4 +1,4 @@
-"""A change of our nftables table as one transaction of the kernel's messages."""
+"""A change of our nftables table as the kernel's messages."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from ipmasq_agent.backends.nftables_codec import JUMP, name_bytes, packed_rule, verdict_bytes
-from ipmasq_agent.dialects.nftables_plan import Plan
-from ipmasq_agent.dialects.nftables_rules import NftRule
-from ipmasq_agent.dialects.nftables_state import COMMENT, Kind, NftSet
+from ipmasq_agent.dialects.nftables_plan import Plan, SetChange
+from ipmasq_agent.dialects.nftables_state import BESIDE, COMMENT, Kind, NftSet
 from ipmasq_agent.host.nfnetlink import attribute, nested
 from ipmasq_agent.host.nft_batch import APPEND, CREATE, EXCLUSIVE, Batch
 from ipmasq_agent.host.nft_elements import Element, Intervals, packed_elements, packed_intervals
@@ -31,67 +30,124 @@ _OF_KEY, _OF_DATA = 0, 1
 _HOST_ORDER, _NETWORK_ORDER = 1, 2
 
 
-def transaction(change: Plan) -> Batch:
-    """Return ``change`` as a transaction.
+class Writing:
+    """A change on its way to the kernel.
 
     What refers to something goes before it and comes after it: rules to sets and chains,
     the elements of a verdict map to chains.
+
+    Attributes:
+        held_as: the names of sets in the kernel, once it is done, where not their own.
     """
-    return _Writing(change).batch
 
-
-class _Writing:
     def __init__(self, change: Plan) -> None:
-        self.change = change
+        self.plan = change
         self.actual, self.desired = change.actual, change.desired
         self.family = self.desired.family
-        self.table = attribute(1, name_bytes(self.desired.name))
-        self.batch = Batch(self.family)
-        if change.anew:
+        self._table = attribute(1, name_bytes(self.desired.name))
+        self._batch = Batch(self.family)
+        self._replaced = [edit.name for edit in change.sets_changed if not edit.in_place]
+        before = {} if change.anew else self.actual.held_as
+        self.held_as = {own: raw for own, raw in before.items() if own in self.desired.sets}
+        for name in self._replaced:
+            self.held_as[name] = _beside(self._raw(name))
+        chains = self.desired.chains if change.anew else change.chains_added
+        self._hooked = [name for name in chains if self.desired.chains[name].hook]
+        self._hookless = [name for name in chains if name not in self._hooked]
+
+    def preparation(self) -> Batch:
+        """Return what packets do not meet yet: new sets, and the chains of new parts.
+
+        Not where a table is to be undone: then it is all made at once.
+        """
+        if self.plan.anew and not self.actual.exists and self.desired.exists:
+            self._make_table()
+        elif not self.plan.anew:
+            taken = {self._raw(name) for name in self.actual.sets}
+            for name in self._replaced:
+                if self.held_as[name] in taken:
+                    self._delete_set(self.held_as[name])  # left from a change broken off
+            self._make(self.plan.sets_added)
+        return self._taken()
+
+    def change(self) -> Batch:
+        """Return what makes it count."""
+        if self.plan.anew:
             if self.actual.exists:
                 self._add(_DELETE_TABLE, b"", "delete table")
-            if self.desired.exists:
-                self._make(tuple(self.desired.chains), tuple(self.desired.sets), new_table=True)
-        else:
-            self._remove()
-            self._make(change.chains_added, change.sets_added)
+                if self.desired.exists:
+                    self._make_table()
+            self._hook()
+            return self._taken()
+        plan = self.plan
+        for name in (*plan.chains_removed, *plan.rewritten):
+            self._add(_DELETE_RULE, attribute(2, name_bytes(name)), f"empty chain {name}")
+        for edit in plan.sets_changed:
+            if edit.in_place:
+                self._edit(edit)
+        self._hook()
+        for name in plan.rewritten:
+            self._fill(name)
+        spared = set(self.held_as.values()) | {self._raw(name) for name in self._replaced}
+        for name in plan.sets_removed:
+            if self._raw(name) not in spared:
+                self._delete_set(self._raw(name))
+        for name in self._replaced:
+            self._delete_set(self._raw(name))
+        for name in plan.chains_removed:
+            self._add(_DELETE_CHAIN, attribute(3, name_bytes(name)), f"delete chain {name}")
+        return self._taken()
+
+    def _taken(self) -> Batch:
+        batch, self._batch = self._batch, Batch(self.family)
+        return batch
+
+    def _raw(self, name: str) -> str:
+        """Return the name that a set has in the kernel now."""
+        return self.actual.held_as.get(name, name)
 
     def _add(self, message: int, body: bytes, name: str, flags: int = 0) -> None:
-        self.batch.add(message, flags, self.table + body, name)
+        self._batch.add(message, flags, self._table + body, name)
 
-    def _remove(self) -> None:
-        change = self.change
-        for name in (*change.chains_removed, *change.rewritten):
-            self._add(_DELETE_RULE, attribute(2, name_bytes(name)), f"empty chain {name}")
-        for edit in change.sets_changed:
-            held = self.actual.sets[edit.name]
-            parts = _packed(self.family, held, edit.removed)
-            # Without elements the message means all of them.
-            whole = len(edit.removed) == len(held) > 0
-            self._elements(_DELETE_ELEMENT, edit.name, (b"",) if whole else parts)
-        for name in change.sets_removed:
-            self._add(_DELETE_SET, attribute(2, name_bytes(name)), f"delete set {name}")
-        for name in change.chains_removed:
-            self._add(_DELETE_CHAIN, attribute(3, name_bytes(name)), f"delete chain {name}")
+    def _delete_set(self, raw: str) -> None:
+        self._add(_DELETE_SET, attribute(2, name_bytes(raw)), f"delete set {raw}")
 
-    def _make(self, chains: Sequence[str], sets: Sequence[str], *, new_table: bool = False) -> None:
-        if new_table:
-            body = attribute(6, packed_comment(COMMENT))
-            self._add(_NEW_TABLE, body, "add table", CREATE | EXCLUSIVE)
-        for name in chains:
+    def _make_table(self) -> None:
+        body = attribute(6, packed_comment(COMMENT))
+        self._add(_NEW_TABLE, body, "add table", CREATE | EXCLUSIVE)
+        self._make(self.desired.sets)
+
+    def _make(self, sets: Iterable[str]) -> None:
+        """Add sets, and the chains that packets come to through them alone."""
+        for name in self._hookless:
             self._add(_NEW_CHAIN, self._chain(name), f"add chain {name}", CREATE | EXCLUSIVE)
-        for number, name in enumerate(sets, start=1):
-            body = _set(name, number, self.desired.sets[name], self.family)
-            self._add(_NEW_SET, body, f"add set {name}", CREATE | EXCLUSIVE)
-            held = self.desired.sets[name]
-            everything = range(len(held))
-            self._elements(_NEW_ELEMENT, name, _packed(self.family, held, everything))
-        for edit in self.change.sets_changed:
-            held = self.desired.sets[edit.name]
-            self._elements(_NEW_ELEMENT, edit.name, _packed(self.family, held, edit.added))
-        for name in (*chains, *self.change.rewritten):
-            for rule in self.desired.chains[name].rules:
-                self._add(_NEW_RULE, self._rule(name, rule), f"add rule to {name}", CREATE | APPEND)
+        for number, name in enumerate((*sets, *self._replaced), start=1):
+            held, raw = self.desired.sets[name], self.held_as.get(name, name)
+            body = _set(raw, number, held, self.family)
+            self._add(_NEW_SET, body, f"add set {raw}", CREATE | EXCLUSIVE)
+            self._elements(_NEW_ELEMENT, raw, _packed(self.family, held, range(len(held))))
+        for name in self._hookless:
+            self._fill(name)
+
+    def _hook(self) -> None:
+        for name in self._hooked:
+            self._add(_NEW_CHAIN, self._chain(name), f"add chain {name}", CREATE | EXCLUSIVE)
+            self._fill(name)
+
+    def _fill(self, chain: str) -> None:
+        for rule in self.desired.chains[chain].rules:
+            packed = packed_rule(rule.renamed(self.held_as), self.family)
+            body = attribute(2, name_bytes(chain)) + nested(4, packed)
+            self._add(_NEW_RULE, body, f"add rule to {chain}", CREATE | APPEND)
+
+    def _edit(self, edit: SetChange) -> None:
+        actual, desired = self.actual.sets[edit.name], self.desired.sets[edit.name]
+        gone = _packed(self.family, actual, edit.removed)
+        # Without elements the message means all of them.
+        whole = len(edit.removed) == len(actual) > 0
+        self._elements(_DELETE_ELEMENT, self._raw(edit.name), (b"",) if whole else gone)
+        come = _packed(self.family, desired, edit.added)
+        self._elements(_NEW_ELEMENT, self._raw(edit.name), come)
 
     def _chain(self, name: str) -> bytes:
         hook = self.desired.chains[name].hook
@@ -103,15 +159,16 @@ class _Writing:
         policy = attribute(5, _ACCEPT.to_bytes(4, "big"))
         return body + nested(4, where) + policy + attribute(7, name_bytes(hook.type))
 
-    def _rule(self, chain: str, rule: NftRule) -> bytes:
-        return attribute(2, name_bytes(chain)) + nested(4, packed_rule(rule, self.family))
-
     def _elements(self, message: int, name: str, parts: Iterable[bytes]) -> None:
         flags = CREATE | EXCLUSIVE if message == _NEW_ELEMENT else 0
         verb = "add to" if message == _NEW_ELEMENT else "delete from"
         for part in parts:
             elements = nested(3, part) if part else b""
             self._add(message, attribute(2, name_bytes(name)) + elements, f"{verb} {name}", flags)
+
+
+def _beside(raw: str) -> str:
+    return raw.removesuffix(BESIDE) if raw.endswith(BESIDE) else raw + BESIDE
 
 
 def _set(name: str, number: int, held: NftSet, family: Family) -> bytes:

@@ -1,4 +1,11 @@
-"""What turns one table of nftables into another, as a value that can be printed."""
+"""What turns one table of nftables into another, as a value that can be printed.
+
+Packets look a set up while a transaction is still being put together. The kernel stops at
+the element nearest to an address, also where that one is not valid yet or no more, and
+then finds nothing (net/netfilter/nft_set_rbtree.c, __nft_rbtree_lookup). So a set is
+edited in place only where no range that comes overlaps one that goes. Otherwise another one is
+filled beside it, and takes its place together with the rules that ask it.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from ipmasq_agent.dialects.nftables_state import Kind, NftSet, NftTable
+from ipmasq_agent.dialects.nftables_state import BESIDE, Kind, NftSet, NftTable
 from ipmasq_agent.errors import KernelReadError
+from ipmasq_agent.policy.ranges import intersections
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,16 +26,18 @@ class SetChange:
         name: of the set.
         removed: positions, in the set as it is, of the elements that go.
         added: positions, in the set as it should be, of those that come.
+        in_place: nothing but these is written; otherwise another set takes its place.
     """
 
     name: str
     removed: tuple[int, ...]
     added: tuple[int, ...]
+    in_place: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A change of one table, to be made in one transaction.
+    """A change of one table. Packets see all of it at once, or nothing.
 
     Attributes:
         actual: the table as it was read.
@@ -35,7 +45,8 @@ class Plan:
         anew: the whole table is deleted and, where it should exist, made from nothing.
         chains_removed: names of the chains that go.
         chains_added: names of those that come, with their rules.
-        rewritten: names of chains that stay and whose rules are replaced.
+        rewritten: names of chains that stay and whose rules are replaced, or written again
+            for another set in the place of one that they ask.
         sets_removed: names of the sets that go.
         sets_added: names of those that come, with their elements.
         sets_changed: what changes in those that stay.
@@ -149,9 +160,13 @@ def plan(actual: NftTable, desired: NftTable) -> Plan:
         return Plan(actual, desired, anew=True)
     common = actual.chains.keys() & desired.chains.keys()
     staying = actual.sets.keys() & desired.sets.keys()
-    changes = (
-        _set_change(n, actual.sets[n], desired.sets[n]) for n in desired.sets if n in staying
-    )
+    changes = [
+        change
+        for name in desired.sets
+        if name in staying
+        for change in _set_changes(name, actual.sets[name], desired.sets[name])
+    ]
+    replaced = {change.name for change in changes if not change.in_place}
     return Plan(
         actual,
         desired,
@@ -160,11 +175,15 @@ def plan(actual: NftTable, desired: NftTable) -> Plan:
         rewritten=tuple(
             name
             for name in desired.chains
-            if name in common and actual.chains[name].rules != desired.chains[name].rules
+            if name in common
+            and (
+                actual.chains[name].rules != desired.chains[name].rules
+                or any(not replaced.isdisjoint(rule.sets) for rule in desired.chains[name].rules)
+            )
         ),
         sets_removed=tuple(name for name in actual.sets if name not in staying),
         sets_added=tuple(name for name in desired.sets if name not in staying),
-        sets_changed=tuple(change for change in changes if change is not None),
+        sets_changed=tuple(changes),
     )
 
 
@@ -203,6 +222,7 @@ def _refuse_foreign(actual: NftTable, desired: NftTable) -> None:
 
 
 def _is_our_name(name: str) -> bool:
+    name = name.removesuffix(BESIDE)
     known = ("postrouting", "keep", "sources", "interfaces", "fixed", "parts")
     return name in known or name.startswith("keep-")
 
@@ -219,15 +239,20 @@ def _alike(left: Sequence[object], right: Sequence[object]) -> tuple[int, int]:
     return head, tail
 
 
-def _set_change(name: str, actual: NftSet, desired: NftSet) -> SetChange | None:
+def _set_changes(name: str, actual: NftSet, desired: NftSet) -> Iterator[SetChange]:
+    """Yield what changes in a set; nothing where nothing does."""
     if actual == desired:
-        return None
+        return
+    in_place = True
     if actual.kind is Kind.DEVICES:
         removed = [n for n, device in enumerate(actual.names) if device not in desired.names]
         added = [n for n, device in enumerate(desired.names) if device not in actual.names]
     else:
         removed, added = _ranges_changed(actual, desired)
-    return SetChange(name, tuple(removed), tuple(added))
+        going = ((actual.firsts[n], actual.lasts[n]) for n in removed)
+        coming = ((desired.firsts[n], desired.lasts[n]) for n in added)
+        in_place = next(intersections(going, coming), None) is None
+    yield SetChange(name, tuple(removed), tuple(added), in_place)
 
 
 def _ranges_changed(actual: NftSet, desired: NftSet) -> tuple[list[int], list[int]]:

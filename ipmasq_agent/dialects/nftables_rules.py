@@ -7,7 +7,8 @@ cannot be read, and decides nothing that we could tell.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import PortRange
@@ -80,6 +81,7 @@ class Share:
         return f"numgen random mod {self.of} < {self.size}"
 
 
+_ASKING = (SourceOutside, DeviceOutside, DestinationIn)
 Match = ToThisNode | SourceOutside | DeviceOutside | DestinationIn | OfProtocol | Share
 
 
@@ -152,6 +154,31 @@ class NftRule:
 
     matches: tuple[Match, ...]
     action: Ending | Dispatch | Translate | Unreadable
+
+    @property
+    def sets(self) -> set[str]:
+        """The names of the sets and maps that it asks."""
+        asked = {match.name for match in self.matches if isinstance(match, _ASKING)}
+        if isinstance(self.action, Dispatch):
+            asked.add(self.action.name)
+        elif isinstance(self.action, Translate) and self.action.fixed is not None:
+            asked.add(self.action.fixed)
+        return asked
+
+    def renamed(self, names: Mapping[str, str]) -> NftRule:
+        """Return the rule with other names for the sets that it asks."""
+        matches = tuple(
+            replace(match, name=names.get(match.name, match.name))
+            if isinstance(match, _ASKING)
+            else match
+            for match in self.matches
+        )
+        action = self.action
+        if isinstance(action, Dispatch):
+            action = Dispatch(names.get(action.name, action.name))
+        elif isinstance(action, Translate) and action.fixed is not None:
+            action = replace(action, fixed=names.get(action.fixed, action.fixed))
+        return NftRule(matches, action)
 
     def text(self, family: Family) -> str:
         """Return what follows ``add rule ip ip-masq CHAIN``."""

@@ -15,6 +15,9 @@ from ipmasq_agent.policy.columns import column
 
 COMMENT = "kept by ipmasq-agent, which undoes what others change here"
 
+BESIDE = "-2"
+"""What ends the name of a set that took the place of another one, every other time."""
+
 
 class Kind(enum.Enum):
     """What a set holds; a map gives something for each of it."""
@@ -107,6 +110,8 @@ class NftTable:
         exists: whether there is a table of that name.
         marked: it has our comment, so whatever is in it is ours to undo.
         foreign: what it holds that is neither chain nor set, in words.
+        held_as: the names that sets have in the kernel, where these are not their own: a set
+            that takes the place of another one is filled beside it.
     """
 
     family: Family
@@ -116,6 +121,7 @@ class NftTable:
     exists: bool = True
     marked: bool = field(default=True, compare=False)
     foreign: tuple[str, ...] = ()
+    held_as: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def path(self) -> str:

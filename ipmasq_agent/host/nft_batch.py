@@ -57,6 +57,9 @@ class Batch:
         self._names = ["begin"]
         self._last: Callable[[int], bytes] | None = None
 
+    def __bool__(self) -> bool:
+        return len(self._names) > 1
+
     def add(self, message: int, flags: int, body: bytes, name: str) -> None:
         """Append a message.
 
