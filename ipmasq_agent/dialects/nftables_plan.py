@@ -1,10 +1,11 @@
 """What turns one table of nftables into another, as a value that can be printed.
 
-Packets look a set up while a transaction is still being put together. The kernel stops at
-the element nearest to an address, also where that one is not valid yet or no more, and
-then finds nothing (net/netfilter/nft_set_rbtree.c, __nft_rbtree_lookup). So a set is
-edited in place only where no range that comes overlaps one that goes. Otherwise another one is
-filled beside it, and takes its place together with the rules that ask it.
+Packets look a set up while a transaction is being put together and carried out. Kernels
+before 6.17 stop at the element nearest to an address, also where that one is not valid yet
+or no more, and then find nothing; later ones still miss some (net/netfilter/
+nft_set_rbtree.c; commits a60f7bf4a152 and 7e43e0a1141d). So a set is edited in place only
+where no range that comes overlaps one that goes. Otherwise another one is filled beside
+it, and takes its place together with the rules that ask it.
 """
 
 from __future__ import annotations

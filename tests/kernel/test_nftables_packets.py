@@ -294,6 +294,8 @@ def test_no_flow_has_the_wrong_source_while_the_policy_changes_all_the_time(lab:
         few,
         policy(lab.family, [1, 4], sources=[3, 20], devices=["eth0", "eth1"]),
         policy(lab.family, [*range(3, 9999, 2), 1]),  # in parts
+        policy(lab.family, [*range(4, 7000, 2), 0, 1]),  # one range of 0 and 1
+        policy(lab.family, [*range(3, 7000, 2), 1]),
         policy(lab.family, [1, 3], ports="1024-65535", random_fully=False),
         policy(lab.family, [1], fixed=[7]),
     ]
