@@ -7,16 +7,13 @@ import json
 import signal
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests import oracle
+from tests.kernel.running import DEADLINE, Running, wait_until, write
 from tests.kube.cluster import Cluster
 from tests.netns import Namespace
 
@@ -24,53 +21,7 @@ ONE = "nonMasqueradeCIDRs: [172.20.0.0/16]\n"
 TWO = "nonMasqueradeCIDRs: [172.20.0.0/16, 10.10.1.0/24]\n"
 BAD = "nonMasqueradeCIDRs: [10.0.0.1/8]\n"
 LINK_LOCAL = "169.254.0.0/16"
-DEADLINE = 20.0
 VARIANTS: list[oracle.Variant] = ["nft", "legacy"]
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE:g} s: {what}"
-        time.sleep(0.01)
-
-
-class Running:
-    """An agent in the namespace that the test has entered."""
-
-    def __init__(self, log: Path, *flags: str) -> None:
-        self.log = log
-        with log.open("w") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "ipmasq_agent", *flags], stdout=out, stderr=out
-            )
-
-    def get(self, path: str) -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:9797{path}", timeout=5) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-        except OSError as error:
-            return 0, str(error)
-
-    def status(self) -> dict[str, Any]:
-        code, body = self.get("/status")
-        answer: dict[str, Any] = json.loads(body) if code == 200 else {}
-        return answer
-
-    def ready(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
-        return self.get("/readyz")[0] == 200
-
-    def wait_ready(self) -> None:
-        wait_until(self.ready, f"ready\n{self.log.read_text()}")
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        return self.process.wait(DEADLINE)
 
 
 @pytest.fixture
@@ -97,13 +48,6 @@ def chain(variant: oracle.Variant, family: oracle.Family = "ipv4") -> list[str |
     """The destinations of the chain's rules in order, None for the last; None without one."""
     rules = oracle.read_chain(variant, family, "IP-MASQ")
     return None if rules is None else [rule.destination for rule in rules]
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a document as careful programs do."""
-    new = path.with_suffix(".new")
-    new.write_text(text)
-    new.rename(path)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -18,7 +18,8 @@ from ipmasq_agent.errors import AgentError, KernelReadError
 from ipmasq_agent.policy.addresses import Family
 from tests import oracle
 from tests.kernel.legacy import wait_until, workers_of
-from tests.kernel.test_agent import ONE, TWO, Running, chain, run, write
+from tests.kernel.running import Running, write
+from tests.kernel.test_agent import ONE, TWO, chain, run
 from tests.netns import Namespace
 
 __all__ = ["run"]  # a fixture

@@ -1,0 +1,68 @@
+"""The agent as a process of its own, and what tests wait for and do to its document."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+DEADLINE = 20.0
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE:g} s: {what}"
+        time.sleep(0.01)
+
+
+class Running:
+    """An agent in the namespace that the test has entered."""
+
+    def __init__(self, log: Path, *flags: str) -> None:
+        self.log = log
+        with log.open("w") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ipmasq_agent", *flags], stdout=out, stderr=out
+            )
+
+    def get(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:9797{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError as error:
+            return 0, str(error)
+
+    def status(self) -> dict[str, Any]:
+        code, body = self.get("/status")
+        answer: dict[str, Any] = json.loads(body) if code == 200 else {}
+        return answer
+
+    def ready(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        return self.get("/readyz")[0] == 200
+
+    def wait_ready(self) -> None:
+        wait_until(self.ready, f"ready\n{self.log.read_text()}")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(DEADLINE)
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a document as careful programs do."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.rename(path)
