@@ -25,6 +25,7 @@ from ipmasq_agent.policy.addresses import Family
 from tests.netns import Namespace
 
 PORT = 9999
+_FIRST_PORT = 20_000
 _PATIENCE = 5.0
 _IP_PKTINFO, _IPV6_RECVPKTINFO, _IPV6_PKTINFO = 8, 49, 50  # linux/in.h, linux/in6.h
 
@@ -125,12 +126,16 @@ class Crossing:
             listener.bind(("", PORT))
             yield listener
 
-    def send(self, family: Family, pod: int, destinations: Mapping[int, str]) -> None:
-        """Send each number to its destination, each as a new flow."""
-        with self.pods[pod].entered():
+    def send(self, family: Family, sender: Namespace, destinations: Mapping[int, str]) -> None:
+        """Send each number to its destination from a pod or the node, each as a new flow.
+
+        The port comes from the number, so that no flow is one that the kernel remembers.
+        """
+        with sender.entered():
             for number, destination in destinations.items():
-                with socket.socket(PLANS[family].kind, socket.SOCK_DGRAM) as sender:
-                    sender.sendto(struct.pack("!Q", number), (destination, PORT))
+                with socket.socket(PLANS[family].kind, socket.SOCK_DGRAM) as out:
+                    out.bind(("", _FIRST_PORT + number))
+                    out.sendto(struct.pack("!Q", number), (destination, PORT))
 
 
 def arrivals(listener: socket.socket, count: int) -> dict[int, tuple[str, Arrival]]:

@@ -26,7 +26,8 @@ from tests.kernel.crossing import PLANS, Crossing, arrivals, crossing
 
 pytestmark = pytest.mark.kernel
 BACKENDS = ("iptables-nft", "iptables-legacy", "ipset-nft", "ipset-legacy", "nftables")
-POLICIES, DESTINATIONS = 50, 20
+POLICIES = 50
+SENDERS = {0: 9, 1: 8, None: 3}  # pods and the node itself, with 20 destinations in all
 FIXED = {Family.IPV4: "203.0.113.77", Family.IPV6: "2001:db8:77::77"}
 DEVICES = ("eth0", "eth1", "lo", "pod0", "pod1")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -59,12 +60,19 @@ class Spec:
             lines.append(f"snatAddress: {{{family.value}: '{FIXED[family]}'}}")
         return "\n".join(lines)
 
-    def seen(self, family: Family, pod: int, destination: str) -> str:
-        """Return the source with which a packet of a pod must arrive."""
+    def seen(self, family: Family, pod: int | None, destination: str) -> tuple[str, bool]:
+        """Return the source with which a packet must arrive, and whether it is masqueraded.
+
+        Args:
+            family: of its addresses.
+            pod: who sends it; None for the node itself.
+            destination: where to.
+        """
         plan = PLANS[family]
         address = ipaddress.ip_address(destination)
-        source = ipaddress.ip_address(plan.pods[pod])
         out = 1 if address in ipaddress.ip_network(plan.through_eth1) else 0
+        before = plan.eth[out] if pod is None else plan.pods[pod]
+        source = ipaddress.ip_address(before)
         covering = [(n.prefixlen, True) for n in self.keep if address in n]
         covering += [(n.prefixlen, False) for n in self.masquerade if address in n]
         kept = max(covering)[1] if covering else self.keep_the_rest
@@ -73,8 +81,8 @@ class Spec:
         if self.devices is not None and f"eth{out}" not in self.devices:
             kept = True
         if kept:
-            return plan.pods[pod]
-        return FIXED[family] if self.fixed else plan.eth[out]
+            return before, False
+        return FIXED[family] if self.fixed else plan.eth[out], True
 
 
 def _listed(items: tuple[object, ...]) -> str:
@@ -145,22 +153,18 @@ def test_packets_arrive_with_the_source_that_the_document_says(
                 wish = parse_document(text.encode(), "cm", flags).config.wish(flags)
                 outcomes = reconcile(made, Intent(wish, facts), thorough=step % 2 == 0)
                 assert [str(o.error) for o in outcomes.values() if o.error] == []
-                expected: dict[int, tuple[str, str]] = {}
-                for pod in (0, 1):
+                expected: dict[int, tuple[str, str, bool]] = {}
+                for pod, share in SENDERS.items():
                     sent = {}
-                    for _ in range(DESTINATIONS // 2):
+                    for _ in range(share):
                         sent[number] = random_destination(family, random)
-                        expected[number] = sent[number], spec.seen(family, pod, sent[number])
+                        expected[number] = sent[number], *spec.seen(family, pod, sent[number])
                         number += 1
-                    node.send(family, pod, sent)
+                    node.send(family, node.node if pod is None else node.pods[pod], sent)
                 found = arrivals(listener, len(expected))
                 seen = {n: (to, arrival.source) for n, (to, arrival) in found.items()}
-                assert seen == expected, f"policy {step}:\n{text}"
-                translated = [
-                    arrival.port
-                    for n, (_, arrival) in found.items()
-                    if expected[n][1] not in PLANS[family].pods
-                ]
+                assert seen == {n: e[:2] for n, e in expected.items()}, f"policy {step}:\n{text}"
+                translated = [found[n][1].port for n, e in expected.items() if e[2]]
                 masqueraded += len(translated)
                 if spec.ports:
                     ranges = parse_port_ranges(spec.ports)
