@@ -5,6 +5,7 @@ What the documents say alike must hold for every single flow.
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -22,39 +23,77 @@ from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.policy.addresses import Family
-from tests.kernel.crossing import Crossing, crossing
+from ipmasq_agent.policy.assemble import Facts, Links
+from tests.kernel.crossing import PLANS, Crossing, crossing
 from tests.kernel.flows import KEPT, MASQUERADED, both, count_in, flowing, verify
 from tests.kernel.running import Running, wait_until, write
 
 pytestmark = pytest.mark.kernel
 BACKENDS = ("iptables-nft", "iptables-legacy", "ipset-nft", "ipset-legacy", "nftables")
+FLIPPING = pytest.mark.parametrize(
+    ("backend", "kind"),
+    [
+        *itertools.product(BACKENDS, ("near", "far")),
+        *((backend, "large") for backend in BACKENDS if not backend.startswith("iptables")),
+    ],
+)
 FLAGS = Flags(enable_ipv6=True)
-_MORE = [f"10.{40 + n // 200}.{n % 200}.0/24" for n in range(400)]
-_MOST = [f"10.{40 + n // 125}.{n % 125 * 2}.0/24" for n in range(6000)]
-# All of them keep KEPT and masquerade MASQUERADED, each in its own words. Between some lie
-# few differences, between others many: edits in place and whole new contents.
-DOCUMENTS: tuple[dict[str, Any], ...] = (
-    {"nonMasqueradeCIDRs": ["172.20.0.0/16", KEPT]},
-    {"nonMasqueradeCIDRs": ["10.0.0.0/8"], "masqueradeCIDRs": ["10.10.2.0/23", "10.10.2.128/25"]},
+# All documents keep KEPT and masquerade MASQUERADED, each in words of its own.
+WORDS: tuple[tuple[list[str], list[str]], ...] = (
+    ([KEPT], []),
+    (["10.10.1.0/25", "10.10.1.128/25"], []),
+    (["10.0.0.0/8"], ["10.10.2.0/23", "10.10.2.128/25"]),
+    (["10.0.0.0/8", KEPT], ["10.10.0.0/16"]),
+    (["10.10.0.0/16"], [MASQUERADED, "10.10.3.0/25"]),
+)
+
+
+def ladder(octet: int) -> list[str]:
+    """Return a prefix of each length from 9 to 25 within one of 8, all of them apart."""
+    heads = (octet << 24 | 0x1FFFFFF << 33 - length & 0xFFFFFF for length in range(9, 26))
+    return [f"{ipaddress.IPv4Address(head)}/{9 + n}" for n, head in enumerate(heads)]
+
+
+# Few enough differences for a set to be edited in place, element after element: what lies
+# between two that belong together gives packets time to fall between them.
+NEAR: tuple[dict[str, Any], ...] = tuple(
     {
-        "nonMasqueradeCIDRs": ["10.10.1.0/25", "10.10.1.128/25", "10.11.0.0/16"],
+        "nonMasqueradeCIDRs": [
+            *keep,
+            "21.0.0.0/8",
+            *itertools.chain.from_iterable(map(ladder, (20, *range(30 + 4 * n, 34 + 4 * n)))),
+        ],
+        "masqueradeCIDRs": masquerade,
+    }
+    for n, (keep, masquerade) in enumerate(WORDS)
+)
+# Whole new contents, other rules around them.
+FAR: tuple[dict[str, Any], ...] = (
+    {"nonMasqueradeCIDRs": ["172.20.0.0/16", KEPT]},
+    {"nonMasqueradeCIDRs": WORDS[2][0], "masqueradeCIDRs": WORDS[2][1]},
+    {
+        "nonMasqueradeCIDRs": [*WORDS[1][0], "10.11.0.0/16"],
         "masqueradeCIDRs": ["10.0.0.0/8"],
+        "snatAddress": {family.value: plan.eth[0] for family, plan in PLANS.items()},
     },
     {
-        "nonMasqueradeCIDRs": [KEPT, *_MORE],
+        "nonMasqueradeCIDRs": [KEPT, *(f"10.{40 + n // 200}.{n % 200}.0/24" for n in range(400))],
         "podCIDRs": ["172.20.0.0/16", "fd00:172:20::/48"],
     },
     {
         "defaultAction": "keep",
         "masqueradeCIDRs": [MASQUERADED, "10.10.3.0/24"],
         "nonMasqueradeCIDRs": [KEPT],
+        "egressInterfaces": ["eth*"],
     },
 )
 # For sets, also what takes them many elements, past one part of a table in nftables.
+_MOST = [f"10.{40 + n // 125}.{n % 125 * 2}.0/24" for n in range(6000)]
 LARGE: tuple[dict[str, Any], ...] = (
     {"nonMasqueradeCIDRs": [KEPT, *_MOST]},
-    {"nonMasqueradeCIDRs": [KEPT, *_MOST[1:], "10.10.0.0/23"]},
+    {"nonMasqueradeCIDRs": [*_MOST[1:], "10.10.0.0/23"]},
 )
+KINDS = {"near": NEAR, "far": FAR, "large": (*LARGE, FAR[0])}
 
 
 def text(document: dict[str, Any]) -> str:
@@ -67,7 +106,8 @@ def text(document: dict[str, Any]) -> str:
 
 def intents(documents: Sequence[dict[str, Any]]) -> list[Intent]:
     parsed = (parse_document(text(document).encode(), "cm", FLAGS) for document in documents)
-    return [Intent(one.config.wish(FLAGS)) for one in parsed]
+    facts = Facts(links=Links(("eth0", "eth1", "lo", "pod0", "pod1"), ("eth0", "eth1")))
+    return [Intent(one.config.wish(FLAGS), facts) for one in parsed]
 
 
 def tour(count: int) -> list[int]:
@@ -96,8 +136,8 @@ def bring(backend: Any, intent: Intent, *, thorough: bool) -> None:
     assert [str(outcome.error) for outcome in outcomes.values() if outcome.error] == []
 
 
-def flip(node: Crossing, backend: str, times: int) -> None:
-    wanted = intents(DOCUMENTS if backend.startswith("iptables") else DOCUMENTS + LARGE)
+def flip(node: Crossing, backend: str, kind: str, times: int) -> None:
+    wanted = intents(KINDS[kind])
     stations = itertools.islice(itertools.cycle(tour(len(wanted))), times)
     with node.node.entered():
         made = detect.make(backend, Placement())
@@ -112,19 +152,23 @@ def flip(node: Crossing, backend: str, times: int) -> None:
     verify(counts, at_least=times * 5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_no_flow_has_a_wrong_source_while_the_policy_flips(backend: str, node: Crossing) -> None:
-    flip(node, backend, 50)
+@FLIPPING
+def test_no_flow_has_a_wrong_source_while_the_policy_flips(
+    backend: str, kind: str, node: Crossing
+) -> None:
+    flip(node, backend, kind, 40 if kind == "near" else 20)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_no_flow_has_a_wrong_source_in_a_thousand_flips(backend: str, node: Crossing) -> None:
-    flip(node, backend, 1000)
+@FLIPPING
+def test_no_flow_has_a_wrong_source_in_a_thousand_flips(
+    backend: str, kind: str, node: Crossing
+) -> None:
+    flip(node, backend, kind, 1000)
 
 
 def move(node: Crossing, rounds: int) -> None:
-    wanted = itertools.cycle(intents(DOCUMENTS))
+    wanted = itertools.cycle(intents(NEAR + FAR))
     stations = [BACKENDS[number] for number in tour(len(BACKENDS))]
     with node.node.entered():
         where = stations[:1]
@@ -169,15 +213,15 @@ def test_no_flow_has_a_wrong_source_while_the_document_of_an_agent_is_rewritten(
     backend: str, node: Crossing, tmp_path: Path
 ) -> None:
     document = tmp_path / "config"
-    document.write_text(text(DOCUMENTS[0]))
+    document.write_text(text(NEAR[0]))
     flags = (f"--backend={backend}", f"--config={document}", "--enable-ipv6")
     with node.node.entered():
         agent = Running(tmp_path / "log", "run", *flags, "--cleanup-on-exit")
         try:
             agent.wait_ready()
             with flowing(node) as counts:
-                for changes, number in enumerate([*tour(len(DOCUMENTS))[1:], 0, 1], start=1):
-                    write(document, text(DOCUMENTS[number]))
+                for changes, number in enumerate([*tour(len(NEAR))[1:], 0, 1], start=1):
+                    write(document, text(NEAR[number]))
                     wait_until(partial(_changed, agent, changes + 1), "the change")
             assert agent.ready()
         finally:
