@@ -24,6 +24,7 @@ from ipmasq_agent.config.model import Flags
 from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import Facts, Links
+from tests import oracle
 from tests.kernel.crossing import PLANS, Crossing, crossing
 from tests.kernel.flows import KEPT, MASQUERADED, both, count_in, flowing, verify
 from tests.kernel.running import Running, wait_until, write
@@ -156,7 +157,7 @@ def flip(node: Crossing, backend: str, kind: str, times: int) -> None:
 def test_no_flow_has_a_wrong_source_while_the_policy_flips(
     backend: str, kind: str, node: Crossing
 ) -> None:
-    flip(node, backend, kind, 40 if kind == "near" else 20)
+    flip(node, backend, kind, 20)
 
 
 @pytest.mark.long
@@ -226,4 +227,50 @@ def test_no_flow_has_a_wrong_source_while_the_document_of_an_agent_is_rewritten(
             assert agent.ready()
         finally:
             agent.stop()
+    verify(counts, at_least=1000)
+
+
+def _holds(variant: oracle.Variant, *, with_set: bool) -> bool:
+    """Whether one iptables has our rules, in that form and both families, and the other none."""
+    (other,) = set(oracle.VARIANTS) - {variant}
+    for family in oracle.FAMILIES:
+        rules = oracle.read_chain(variant, family, "IP-MASQ") or ()
+        if not rules or any("--match-set" in rule.other for rule in rules) is not with_set:
+            return False
+        if oracle.read_chain(other, family, "IP-MASQ") is not None:
+            return False
+    return True
+
+
+def test_no_flow_has_a_wrong_source_while_an_agent_follows_the_node(
+    node: Crossing, tmp_path: Path
+) -> None:
+    """Kubelet's mark comes and goes, documents are large and small: ``auto`` goes everywhere."""
+    places = list(itertools.product(oracle.VARIANTS, (False, True)))
+    document = tmp_path / "config"
+    document.write_text(text(NEAR[0]))
+    mark, marked = "KUBE-IPTABLES-HINT", True
+    for variant in oracle.VARIANTS:
+        # Where both have it, it is nft.
+        node.node.run([f"iptables-{variant}", "-t", "mangle", "-N", mark])
+    with node.node.entered():
+        flags = (f"--config={document}", "--enable-ipv6", "--cleanup-on-exit")
+        agent = Running(tmp_path / "log", "run", *flags)
+        try:
+            agent.wait_ready()
+            with flowing(node) as counts:
+                for number in [*tour(len(places))[1:], 0]:
+                    variant, large = places[number]
+                    if marked is not (variant == "nft"):
+                        marked = not marked
+                        edit = "-N" if marked else "-X"
+                        node.node.run(["iptables-nft", "-t", "mangle", edit, mark])
+                    write(document, text(LARGE[0] if large else NEAR[0]) + " " * number)
+                    wait_until(
+                        partial(_holds, variant, with_set=large), f"{variant}, large: {large}"
+                    )
+        finally:
+            agent.stop()
+            for variant in oracle.VARIANTS:
+                node.node.run([f"iptables-{variant}", "-t", "mangle", "-X"])
     verify(counts, at_least=1000)
