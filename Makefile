@@ -15,7 +15,7 @@ demo: $(VENV)/agent ## the lab: which source address does each destination see, 
 	@$(BIN)/ipmasq-agent lab run
 
 test: $(VENV)/ready lint ## lint, types, layer contracts, and every test but the long ones
-	$(BIN)/python -m pytest -q -m "not long"
+	$(BIN)/python -m pytest -q -m "not long" -n auto --dist worksteal
 
 test-long: $(VENV)/ready ## fuzzing and soak runs
 	$(BIN)/python -m pytest -q -m long --timeout=3600

@@ -120,21 +120,28 @@ def claimed(lab: Lab, *, stay: bool) -> Iterator[None]:
         for number in numbers:
             signal.signal(number, signal.SIG_IGN)
 
+    claiming = True
+    interrupted = ours = left = False
+
     def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
         ignore()  # once is enough: cleaning up is not interrupted
-        raise KeyboardInterrupt
+        interrupted = True
+        if not claiming:
+            raise KeyboardInterrupt
 
     before = {number: signal.signal(number, stop) for number in numbers}
-    ours = left = False
     try:
         try:
             # An interruption waits until it is known whether there is a lab to take down.
-            signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+            # Blocking the signals would not do: a thread that does not would take them.
             try:
                 lab.claim()
                 ours = True
             finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+                claiming = False
+            if interrupted:
+                raise KeyboardInterrupt
             yield
             if stay:
                 lab.leave()

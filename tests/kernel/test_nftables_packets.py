@@ -305,7 +305,7 @@ def test_no_flow_has_the_wrong_source_while_the_policy_changes_all_the_time(lab:
         flows = Flows(lab, {kept: lab.inside[0], masqueraded: NODE[lab.family]["eth0"]})
         flows.start()
         try:
-            for number in range(600):
+            for number in range(240):
                 flows.step = f"to policy {number % len(policies)}"
                 reconcile_family(backend, lab.family, policies[number % len(policies)])
             for other in ["iptables-nft", "iptables-legacy"] * 3:

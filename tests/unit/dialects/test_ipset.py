@@ -46,7 +46,7 @@ def nests(draw: st.DrawFn, family: Family) -> DecisionMap:
     return DecisionMap(family, made, draw(st.sampled_from([KEEP, MASQ])))
 
 
-@settings(max_examples=1000)
+@settings(max_examples=400)
 @given(FAMILIES.flatmap(lambda f: st.one_of(maps(f), nests(f))))
 def test_a_set_says_what_the_map_says_and_reads_back_as_it(decisions: DecisionMap) -> None:
     made = compile_set(decisions, "x")
@@ -84,7 +84,7 @@ def with_every_length(made: list[Entry[Verdict]], family: Family, default: Verdi
     return DecisionMap(family, [*lower, *upper], default)
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(FAMILIES.flatmap(lambda f: st.tuples(nests(f), entries(f, 3), st.data())))
 def test_in_every_state_on_the_way_each_address_has_its_old_or_its_new_verdict(
     drawn: tuple[DecisionMap, list[Entry[Verdict]], st.DataObject],

@@ -53,7 +53,6 @@ def with_rules(table: NftTable, *rules: NftRule) -> NftTable:
 
 
 @given(ANY_POLICY)
-@settings(max_examples=1000, deadline=None)
 def test_a_table_is_understood_as_the_policy_it_was_made_from(wanted: FamilyPolicy) -> None:
     understood = interpret(compiled(wanted))
     assert understood.policy == wanted
@@ -61,7 +60,7 @@ def test_a_table_is_understood_as_the_policy_it_was_made_from(wanted: FamilyPoli
 
 
 @given(ANY_POLICY)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_so_is_a_table_whose_destinations_are_kept_in_parts(wanted: FamilyPolicy) -> None:
     with many_parts():
         table = compiled(wanted)
@@ -71,7 +70,7 @@ def test_so_is_a_table_whose_destinations_are_kept_in_parts(wanted: FamilyPolicy
 
 
 @given(FAMILIES.flatmap(lambda f: st.tuples(policies(f), policies(f))), st.booleans())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_a_plan_is_empty_where_nothing_differs_and_says_all_that_does(
     pair: tuple[FamilyPolicy, FamilyPolicy], parted: bool
 ) -> None:
