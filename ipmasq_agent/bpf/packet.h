@@ -1,0 +1,323 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Reading a packet: where its headers are, and the key of its flow. */
+#ifndef IPMASQ_PACKET_H
+#define IPMASQ_PACKET_H
+
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <bpf/bpf_endian.h>
+#include "maps.h"
+
+#define ETH_P_8021Q_	0x8100
+#define ETH_P_8021AD_	0x88a8
+#define MAX_TAGS	2
+#define MAX_EXTENSIONS	8
+#define IP_MORE		0x2000
+#define IP_OFFSET	0x1fff
+#define TCP_FLAGS_AT	13
+#define TCP_FIN		0x01
+#define TCP_SYN		0x02
+#define TCP_RST		0x04
+#define TCP_ACK		0x10
+
+/* linux/icmp.h wants the headers of the C library, which are not made for this target. */
+#define ICMP_ECHOREPLY	     0
+#define ICMP_DEST_UNREACH    3
+#define ICMP_SOURCE_QUENCH   4
+#define ICMP_REDIRECT	     5
+#define ICMP_ECHO	     8
+#define ICMP_TIME_EXCEEDED   11
+#define ICMP_PARAMETERPROB   12
+#define ICMP_TIMESTAMP	     13
+#define ICMP_TIMESTAMPREPLY  14
+#define ICMPV6_ECHO_REQUEST  128
+#define ICMPV6_ECHO_REPLY    129
+#define ICMPV6_FIRST_OF_LINK 130
+#define ICMPV6_LAST_OF_LINK  153
+
+#define PROTOCOL_AH	  51
+#define PROTOCOL_DCCP	  33
+#define PROTOCOL_SCTP	  132
+#define PROTOCOL_UDPLITE 136
+#define EXT_HOP		  0
+#define EXT_ROUTING	  43
+#define EXT_FRAGMENT	  44
+#define EXT_DESTINATION	  60
+
+enum kind {
+	PLAIN,	     /* no ports that could be changed: SCTP, whose checksum covers them, GRE... */
+	PORTS,	     /* TCP, UDP, or an ICMP query: a port or identifier, and a checksum */
+	ANSWER,	     /* the reply to an ICMP query: its identifier is the other side's choice */
+	ICMP_ERROR,  /* with a part of the packet that it is about */
+	LINK,	     /* neighbour discovery and the like: not for translation */
+	UNSUPPORTED, /* nothing that could be translated */
+};
+
+enum part {
+	WHOLE,
+	FIRST, /* of a fragmented packet: it has the ports */
+	LATER,
+};
+
+struct packet {
+	struct flow_key key;
+	__u32 network;	 /* offsets from the packet's begin */
+	__u32 transport; /* not there in a LATER one */
+	__be32 fragment_id;
+	__u8 kind;
+	__u8 part;
+	__u8 tcp_flags;
+};
+
+/* The checksum field of a protocol: its offset, or -1 where there is none to keep right. */
+static __always_inline int checksum_at(__u8 protocol)
+{
+	switch (protocol) {
+	case IPPROTO_TCP:
+		return 16;
+	case IPPROTO_UDP:
+		return 6;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		return 2;
+	default:
+		return -1;
+	}
+}
+
+/* Find the IP header behind Ethernet and up to two VLAN tags; false where there is none. */
+static __always_inline bool find_network(struct __sk_buff *skb, __u8 link_header,
+					 struct packet *p)
+{
+	__be16 type;
+
+	p->network = link_header;
+	if (!link_header) {
+		type = skb->protocol;
+	} else {
+		if (bpf_skb_load_bytes(skb, link_header - 2, &type, sizeof(type)))
+			return false;
+#pragma unroll
+		for (int tag = 0; tag < MAX_TAGS; tag++) {
+			if (type != bpf_htons(ETH_P_8021Q_) && type != bpf_htons(ETH_P_8021AD_))
+				break;
+			p->network += 4;
+			if (bpf_skb_load_bytes(skb, p->network - 2, &type, sizeof(type)))
+				return false;
+		}
+	}
+	if (type == bpf_htons(ETH_P_IP))
+		p->key.family = IPV4;
+	else if (type == bpf_htons(ETH_P_IPV6))
+		p->key.family = IPV6;
+	else
+		return false;
+	return true;
+}
+
+static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
+{
+	struct iphdr header;
+	__u16 fragment;
+
+	if (bpf_skb_load_bytes(skb, p->network, &header, sizeof(header)))
+		return -1;
+	if (header.version != 4 || header.ihl < 5)
+		return -1;
+	p->key.source.word[0] = header.saddr;
+	p->key.destination.word[0] = header.daddr;
+	p->key.protocol = header.protocol;
+	p->transport = p->network + header.ihl * 4;
+	fragment = bpf_ntohs(header.frag_off);
+	p->part = fragment & IP_OFFSET ? LATER : fragment & IP_MORE ? FIRST : WHOLE;
+	p->fragment_id = header.id;
+	return 0;
+}
+
+static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
+{
+	struct ipv6hdr header;
+	__u8 next;
+
+	if (bpf_skb_load_bytes(skb, p->network, &header, sizeof(header)))
+		return -1;
+	if (header.version != 6)
+		return -1;
+	__builtin_memcpy(&p->key.source, &header.saddr, sizeof(struct address));
+	__builtin_memcpy(&p->key.destination, &header.daddr, sizeof(struct address));
+	p->transport = p->network + sizeof(header);
+	next = header.nexthdr;
+	for (int extension = 0; extension < MAX_EXTENSIONS; extension++) {
+		struct {
+			__u8 next, length;
+			__be16 offset;
+			__be32 id;
+		} ext;
+
+		if (next != EXT_HOP && next != EXT_ROUTING && next != EXT_DESTINATION &&
+		    next != EXT_FRAGMENT && next != PROTOCOL_AH)
+			break;
+		if (bpf_skb_load_bytes(skb, p->transport, &ext, sizeof(ext)))
+			return -1;
+		if (next == EXT_FRAGMENT) {
+			__u16 offset = bpf_ntohs(ext.offset);
+
+			p->fragment_id = ext.id;
+			/* RFC 6946: one with offset 0 and no more to come is whole. */
+			p->part = offset & ~7 ? LATER : offset & 1 ? FIRST : WHOLE;
+			p->transport += sizeof(ext);
+		} else if (next == PROTOCOL_AH) {
+			/* RFC 4302: it signs the addresses. */
+			p->kind = UNSUPPORTED;
+			p->transport += (ext.length + 2) * 4;
+		} else {
+			p->transport += (ext.length + 1) * 8;
+		}
+		next = ext.next;
+		if (p->part == LATER)
+			break; /* what follows is in the middle of something */
+	}
+	p->key.protocol = next;
+	return 0;
+}
+
+static __always_inline void parse_icmp(struct packet *p, __u8 type, __be16 id)
+{
+	switch (type) {
+	case ICMP_ECHO:
+	case ICMP_TIMESTAMP:
+		p->kind = PORTS;
+		p->key.source_port = id;
+		break;
+	case ICMP_ECHOREPLY:
+	case ICMP_TIMESTAMPREPLY:
+		p->kind = ANSWER;
+		p->key.destination_port = id;
+		break;
+	case ICMP_DEST_UNREACH:
+	case ICMP_SOURCE_QUENCH:
+	case ICMP_REDIRECT:
+	case ICMP_TIME_EXCEEDED:
+	case ICMP_PARAMETERPROB:
+		p->kind = ICMP_ERROR;
+		break;
+	default:
+		p->kind = UNSUPPORTED;
+	}
+}
+
+static __always_inline void parse_icmpv6(struct packet *p, __u8 type, __be16 id)
+{
+	if (type == ICMPV6_ECHO_REQUEST) {
+		p->kind = PORTS;
+		p->key.source_port = id;
+	} else if (type == ICMPV6_ECHO_REPLY) {
+		p->kind = ANSWER;
+		p->key.destination_port = id;
+	} else if (type < 128) {
+		p->kind = ICMP_ERROR; /* RFC 4443: errors have the high bit clear */
+	} else if (type >= ICMPV6_FIRST_OF_LINK && type <= ICMPV6_LAST_OF_LINK) {
+		p->kind = LINK; /* multicast listeners, neighbours, routers */
+	} else {
+		p->kind = UNSUPPORTED;
+	}
+}
+
+/*
+ * Read the headers from p->network on, of the family that is set. `quoted` is a packet
+ * within an ICMP error: of its transport header eight bytes are sure to be there.
+ * Returns 0, -1 where not even the addresses can be read, or -2 where the rest cannot.
+ */
+static __noinline int parse(struct __sk_buff *skb, struct packet *p, bool quoted)
+{
+	union {
+		struct {
+			__be16 source, destination;
+		} ports;
+		struct {
+			__u8 type, code;
+			__be16 checksum, id, sequence;
+		} icmp;
+	} header = {};
+
+	p->kind = PLAIN;
+	p->part = WHOLE;
+	if ((p->key.family == IPV4 ? parse_ipv4(skb, p) : parse_ipv6(skb, p)) < 0)
+		return -1;
+	if (p->kind == UNSUPPORTED)
+		return 0;
+	switch (p->key.protocol) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+		p->kind = PORTS;
+		if (p->part == LATER)
+			return 0;
+		if (bpf_skb_load_bytes(skb, p->transport, &header.ports, sizeof(header.ports)))
+			return -2;
+		p->key.source_port = header.ports.source;
+		p->key.destination_port = header.ports.destination;
+		if (p->key.protocol == IPPROTO_TCP && !quoted &&
+		    bpf_skb_load_bytes(skb, p->transport + TCP_FLAGS_AT, &p->tcp_flags, 1))
+			return -2;
+		return 0;
+	case PROTOCOL_SCTP:
+		if (p->part == LATER)
+			return 0;
+		if (bpf_skb_load_bytes(skb, p->transport, &header.ports, sizeof(header.ports)))
+			return -2;
+		p->key.source_port = header.ports.source;
+		p->key.destination_port = header.ports.destination;
+		return 0;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		if ((p->key.protocol == IPPROTO_ICMP) != (p->key.family == IPV4)) {
+			p->kind = UNSUPPORTED;
+			return 0;
+		}
+		p->kind = PORTS;
+		if (p->part == LATER)
+			return 0;
+		if (bpf_skb_load_bytes(skb, p->transport, &header.icmp, sizeof(header.icmp)))
+			return -2;
+		if (p->key.family == IPV4)
+			parse_icmp(p, header.icmp.type, header.icmp.id);
+		else
+			parse_icmpv6(p, header.icmp.type, header.icmp.id);
+		return 0;
+	case PROTOCOL_AH:	/* signs the addresses */
+	case PROTOCOL_DCCP:	/* its checksum covers the addresses, and is not ours to fix */
+	case PROTOCOL_UDPLITE:
+		p->kind = UNSUPPORTED;
+		return 0;
+	default:
+		return 0;
+	}
+}
+
+static __always_inline bool same(const struct address *a, const struct address *b)
+{
+	return a->word[0] == b->word[0] && a->word[1] == b->word[1] && a->word[2] == b->word[2] &&
+	       a->word[3] == b->word[3];
+}
+
+/* Whether a packet stays on its link, or comes from no address that could be replaced. */
+static __always_inline bool of_link(const struct flow_key *key)
+{
+	__u32 source = bpf_ntohl(key->source.word[0]);
+	__u32 destination = bpf_ntohl(key->destination.word[0]);
+
+	if (key->family == IPV4)
+		return !source || destination >= 0xe0000000; /* multicast, reserved, broadcast */
+	if (destination >> 24 == 0xff || source >> 22 == 0xfe80 >> 6)
+		return true;
+	return !key->source.word[0] && !key->source.word[1] && !key->source.word[2] &&
+	       !key->source.word[3];
+}
+
+#endif
