@@ -26,7 +26,7 @@ _REQUEST_DUMP = 0x1 | 0x300
 _INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: something changed while it was listed
 _ERROR, _DONE = 2, 3
 _HEADER = struct.Struct("=IHHII")
-_LINK = struct.Struct("=BxHiII")
+_LINK = struct.Struct("=BxHiII")  # struct ifinfomsg
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _NEXT_HOP = struct.Struct("=HBBi")
@@ -35,6 +35,10 @@ _TYPE_MASK = 0x3FFF
 # Leave the counters out: they are most of what the kernel has to say about a device.
 _WITHOUT_COUNTERS = struct.pack("=HHI", 8, 29, 1 << 3)  # IFLA_EXT_MASK, ..._SKIP_STATS
 _LINK_NAME, _LINK_INFO, _INFO_KIND = 3, 18, 1
+_ADDRESS_ADDRESS, _ADDRESS_LOCAL, _ADDRESS_FLAGS = 1, 2, 8
+_OF_ADDRESS = frozenset({_ADDRESS_ADDRESS, _ADDRESS_LOCAL, _ADDRESS_FLAGS})
+# IFA_F_SECONDARY (of IPv6: temporary), IFA_F_DADFAILED, _DEPRECATED, _TENTATIVE
+_SECOND_CHOICE = 0x01 | 0x08 | 0x20 | 0x40
 _ROUTE_DESTINATION, _ROUTE_DEVICE, _ROUTE_METRIC, _ROUTE_SOURCE = 1, 4, 6, 7
 _ROUTE_MULTIPATH, _ROUTE_TABLE = 9, 15
 _OF_LINK, _OF_INFO = frozenset({_LINK_NAME, _LINK_INFO}), frozenset({_INFO_KIND})
@@ -53,11 +57,27 @@ _RECEIVE_BUFFER = 1 << 20
 
 
 class Link(NamedTuple):
-    """A device: number, name, and kind as ``ip -d link`` shows it ("" for hardware)."""
+    """A device.
+
+    Attributes:
+        kind: as ``ip -d link`` shows it; "" for hardware.
+        hardware: ARPHRD_... of include/uapi/linux/if_arp.h, 1 for Ethernet.
+    """
 
     number: int
     name: str
     kind: str
+    hardware: int = 1
+
+
+class Address(NamedTuple):
+    """An address of a device; ``first_choice`` where nothing speaks against using it."""
+
+    device: int
+    family: Family
+    address: int
+    scope: int
+    first_choice: bool
 
 
 class Route(NamedTuple):
@@ -94,11 +114,32 @@ def list_links() -> list[Link]:
     """
     links = []
     for body in _dump(_GET_LINK, _LINK.pack(0, 0, 0, 0, 0) + _WITHOUT_COUNTERS, "its devices"):
-        _, _, index, _, _ = _LINK.unpack_from(body)
+        _, hardware, index, _, _ = _LINK.unpack_from(body)
         found = _attributes(body, _LINK.size, _OF_LINK)
         kind = _attributes(found.get(_LINK_INFO, b""), 0, _OF_INFO).get(_INFO_KIND, b"")
-        links.append(Link(index, _text(found.get(_LINK_NAME, b"")), _text(kind)))
+        links.append(Link(index, _text(found.get(_LINK_NAME, b"")), _text(kind), hardware))
     return links
+
+
+def list_addresses() -> list[Address]:
+    """Return the addresses of more than link scope, in the order in which the kernel has them.
+
+    Raises:
+        KernelReadError: they cannot be listed.
+    """
+    found = []
+    for body in _dump(_GET_ADDRESS, _ADDRESS.pack(0, 0, 0, 0, 0), "its addresses"):
+        number, _, flags, scope, index = _ADDRESS.unpack_from(body)
+        family = _FAMILIES.get(number)
+        if family is None or scope >= _SCOPE_LINK:
+            continue
+        values = _attributes(body, _ADDRESS.size, _OF_ADDRESS)
+        # IFA_ADDRESS is the peer's on a point-to-point device; IPv6 has no IFA_LOCAL there.
+        data = values.get(_ADDRESS_LOCAL, values.get(_ADDRESS_ADDRESS, b""))
+        flags = _number(values.get(_ADDRESS_FLAGS), flags)
+        first_choice = not flags & _SECOND_CHOICE
+        found.append(Address(index, family, int.from_bytes(data), scope, first_choice))
+    return found
 
 
 def devices_with_addresses() -> set[int]:
@@ -107,13 +148,7 @@ def devices_with_addresses() -> set[int]:
     Raises:
         KernelReadError: the addresses cannot be listed.
     """
-    bodies = _dump(_GET_ADDRESS, _ADDRESS.pack(0, 0, 0, 0, 0), "its addresses")
-    found = (_ADDRESS.unpack_from(body) for body in bodies)
-    return {index for family, _, _, scope, index in found if _reaches(family, scope)}
-
-
-def _reaches(family: int, scope: int) -> bool:
-    return family in _FAMILIES and scope < _SCOPE_LINK
+    return {found.device for found in list_addresses()}
 
 
 def list_routes(family: Family, *, longest: int | None = None) -> Iterator[Route]:
