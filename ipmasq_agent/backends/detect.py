@@ -9,6 +9,7 @@ on a node that uses nf_tables only, so it is opened only where the kernel alread
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from shutil import which
 from typing import Any
 
@@ -27,7 +28,8 @@ IPTABLES: Mapping[str, type[IptablesBackend]] = {
     "iptables-nft": NftBackend,
     "iptables-legacy": LegacyBackend,
 }
-BACKENDS = (*IPTABLES, NftablesBackend.name)
+BPF = "bpf"
+BACKENDS = (*IPTABLES, NftablesBackend.name, BPF)
 """One for each place in the kernel where rules of ours may be."""
 WITH_SET = {"ipset-nft": "iptables-nft", "ipset-legacy": "iptables-legacy"}
 """The same places, with one rule that asks a set."""
@@ -78,6 +80,10 @@ def make(name: str, placement: Placement) -> Backend[Any, Any, Any]:
     """Return the backend of that name, which ``choose`` has returned."""
     if name == NftablesBackend.name:
         return NftablesBackend(placement)
+    if name == BPF:
+        from ipmasq_agent.backends.bpf import BpfBackend  # libbpf is for those who use it
+
+        return BpfBackend(Path(placement.pins), placement.flows)
     return make_iptables(name, placement)
 
 
@@ -88,10 +94,11 @@ def make_iptables(name: str, placement: Placement) -> IptablesBackend:
     return IPTABLES[name](placement)
 
 
-def holders() -> list[str]:
+def holders(placement: Placement) -> list[str]:
     """Return the backends that may hold rules here: those whose table exists."""
     exists = {
         NftablesBackend.name: tables_of_ours(),
+        BPF: Path(placement.pins).is_dir(),
         "iptables-nft": any(list_chains(family, "nat") for family in Family),
         "iptables-legacy": any(table_exists(family, "nat") for family in Family),
     }

@@ -30,7 +30,9 @@ def command(**options: Any) -> int:
     settings = settings_of(options)
     named = settings.backend not in ("auto", "iptables")
     failed = 0
-    for name in [detect.choose(settings.backend)[0]] if named else detect.holders():
+    for name in (
+        [detect.choose(settings.backend)[0]] if named else detect.holders(settings.placement)
+    ):
         backend = detect.make(name, settings.placement)
         try:
             for family, outcome in clean(backend, Family).items():

@@ -86,7 +86,7 @@ def _kernel(text: str, requested: str, settings: Settings) -> Side:
         return side
     # The rules may be those of another backend: of the set form of the same chain, or of
     # an agent that was told to use it.
-    place, holders = _place(chosen, settings.placement), detect.holders()
+    place, holders = _place(chosen, settings.placement), detect.holders(settings.placement)
     for name in detect.BACKENDS:
         if name in holders or _place(name, settings.placement) == place:
             with contextlib.suppress(AgentError):  # the one that was chosen could be read

@@ -12,7 +12,7 @@ import click
 
 from ipmasq_agent.cli.goflags import GoBool
 from ipmasq_agent.config.model import DEFAULT_CIDR_LIMIT, Flags
-from ipmasq_agent.dialects.iptables import DEFAULT_CHAIN, Placement
+from ipmasq_agent.dialects.iptables import DEFAULT_CHAIN, DEFAULT_PINS, Placement
 from ipmasq_agent.errors import UsageError
 from ipmasq_agent.policy.model import parse_port_ranges
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ipmasq_agent.sources import Source
 
 DEFAULT_CONFIG = "/etc/config/ip-masq-agent"
-BACKENDS = ("auto", "iptables", "iptables-legacy", "iptables-nft", "ipset", "nftables")
+BACKENDS = ("auto", "iptables", "iptables-legacy", "iptables-nft", "ipset", "nftables", "bpf")
 # XT_EXTENSION_MAXNAMELEN less the terminating zero: what a chain's name may hold.
 _LONGEST_CHAIN = 28
 _BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
@@ -145,6 +145,22 @@ _RULES = (
         default="",
         help="Source ports for TCP, UDP and SCTP, like 1024-29999,32768-65535.",
     ),
+    click.option(
+        "--bpf-pins",
+        metavar="DIR",
+        default=DEFAULT_PINS,
+        envvar="IPMASQ_BPF_PINS",
+        show_default=True,
+        show_envvar=True,
+        help="Where the maps and programs of the bpf data plane are pinned.",
+    ),
+    click.option(
+        "--bpf-flows",
+        type=click.IntRange(1024, 1 << 26),
+        metavar="COUNT",
+        help="How many flows the bpf data plane remembers.  [default: one for each 32 KiB of "
+        "memory, up to 524288]",
+    ),
 )
 
 
@@ -191,6 +207,8 @@ def settings_of(options: dict[str, Any]) -> Settings:
         placement=Placement(
             chain=_chain_name(options.get("masq_chain", DEFAULT_CHAIN)),
             jump_first=options.get("jump_position") == "first",
+            pins=options.get("bpf_pins") or DEFAULT_PINS,
+            flows=options.get("bpf_flows"),
         ),
         flags=Flags(
             enable_ipv6=options.get("enable_ipv6", False),
@@ -208,7 +226,7 @@ def _cidr_limit(backend: str) -> int | None:
     Plain iptables keeps upstream's limit. The other data planes take what they can hold,
     and auto chooses one of these where it has one.
     """
-    has_sets = backend in ("ipset", "nftables") or (backend == "auto" and which("ipset"))
+    has_sets = backend in ("ipset", "nftables", "bpf") or (backend == "auto" and which("ipset"))
     return None if has_sets else DEFAULT_CIDR_LIMIT
 
 

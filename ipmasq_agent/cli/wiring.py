@@ -19,7 +19,7 @@ def backend_choice(settings: Settings) -> BackendChoice:
     return BackendChoice(
         detect=lambda large: detect.choose(settings.backend, large=large),
         make=lambda name: detect.make(name, settings.placement),
-        holders=detect.holders,
+        holders=lambda: detect.holders(settings.placement),
     )
 
 

@@ -26,6 +26,7 @@ from ipmasq_agent.policy.model import Action, FamilyPolicy, Guards
 
 POSTROUTING = "POSTROUTING"
 DEFAULT_CHAIN = "IP-MASQ"
+DEFAULT_PINS = "/sys/fs/bpf/ipmasq-agent"
 # The protocols whose ports MASQUERADE --to-ports can choose.
 PORT_PROTOCOLS = ("tcp", "udp", "sctp")
 # Up to this many rules in the changed stretch are edited in place, so that the rules
@@ -36,10 +37,20 @@ EDITED_IN_PLACE = 64
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where our rules live: the chain's name, and the place of the jump to it."""
+    """Where our rules live.
+
+    Attributes:
+        chain: the chain's name; other data planes derive their names from it.
+        jump_first: the jump to it comes before all others.
+        pins: where the maps and programs of the eBPF data plane are pinned.
+        flows: how many flows its table holds where it is made; None for what suits the
+            machine.
+    """
 
     chain: str = DEFAULT_CHAIN
     jump_first: bool = False
+    pins: str = DEFAULT_PINS
+    flows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,233 @@
+"""Our own eBPF programs in tc: what Cilium's masquerading does, with any policy.
+
+Maps, programs and links are pinned, so that flows and translation outlive the agent.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from ipmasq_agent.backends import Backend
+from ipmasq_agent.backends.bpf_kernel import Maps
+from ipmasq_agent.dialects import bpf as dialect
+from ipmasq_agent.dialects import bpf_layout as layout
+from ipmasq_agent.dialects.bpf import Desired, Device, Hook, Plan, Rules, Table
+from ipmasq_agent.dialects.bpf_layout import Flag, Settings
+from ipmasq_agent.dialects.interpretation import Interpretation
+from ipmasq_agent.host.bpf_hooks import Hooks
+from ipmasq_agent.host.egress import EgressDevice, list_devices
+from ipmasq_agent.host.links import egress_devices
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
+
+V = TypeVar("V")
+_STAMP_BITS = 63
+_MASK = {family: number for number, family in enumerate(layout.FAMILIES)}
+
+
+class BpfBackend(Backend[Table, Desired, Plan]):
+    """Programs at the egress and ingress of devices, and the maps that they share.
+
+    Args:
+        pins: the directory, on a bpf file system, of this node's maps and programs.
+        flows: how many flows the table holds where it is made anew; None for what the
+            machine's memory suggests.
+    """
+
+    name = place = "bpf"
+
+    def __init__(self, pins: Path, flows: int | None = None) -> None:
+        self._pins = pins
+        self._hooks = Hooks(pins, flows)
+        self._known: dict[Family, tuple[int, Rules]] = {}
+
+    def capabilities(self, family: Family) -> Capabilities:
+        """Return what the programs can do on any kernel."""
+        return Capabilities()
+
+    def compile(self, policy: FamilyPolicy) -> Desired:
+        """Return what the maps must say."""
+        return dialect.compile_policy(policy)
+
+    def absent(self, family: Family) -> Desired:
+        """Return the state in which nothing of ours is there."""
+        return Desired(family)
+
+    def plan(self, actual: Table, desired: Desired) -> Plan:
+        """Return the change from one to the other."""
+        return dialect.plan(actual, desired)
+
+    def after(self, actual: Table, desired: Desired) -> Table:
+        """Return the table once the change was made."""
+        return dialect.after(actual, desired)
+
+    def describe(self, state: Table) -> list[str]:
+        """Return what is in force, one fact a line."""
+        return dialect.describe(state)
+
+    def interpret(self, state: Table, source: int | None = None) -> Interpretation:
+        """Return what programs and maps decide."""
+        return dialect.interpret(state, source)
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def read(self, family: Family) -> Table:
+        """Return what the maps hold, with every prefix."""
+        self._known.pop(family, None)
+        return self._read(family)
+
+    def recall(self, family: Family) -> Table:
+        """Return what the maps hold; prefixes from memory where their stamp is ours."""
+        return self._read(family)
+
+    def read_at(self, family: Family, destination: int) -> Table:
+        """Return what the maps hold about one destination."""
+        return self._read(family, destination)
+
+    def _read(self, family: Family, destination: int | None = None) -> Table:
+        devices = list_devices()
+        present = {name: _device(family, found) for name, found in devices.items()}
+        table = Table(family, present=present, leading_out=egress_devices())
+        if not self._hooks.exist():
+            return replace(table, remains=self._pins.exists())
+        with Maps(self._pins) as maps:
+            number = maps.generation(family)
+            slots = [layout.slot(family, n) for n in range(layout.GENERATIONS)]
+            settings = maps.settings(slots[number])
+            hooks = self._read_hooks(maps, family, number, devices)
+            in_force = bool(settings.flags & Flag.MANAGED)
+            remains = not in_force and (
+                any(maps.settings(slot).flags for slot in slots) or not _any_in_force(maps)
+            )
+            table = replace(table, hooks=hooks, remains=remains)
+            if not in_force:
+                return table
+            rules = self._rules(maps, slots[number], settings, table, destination)
+        return replace(table, rules=rules)
+
+    def _rules(
+        self, maps: Maps, slot: int, settings: Settings, table: Table, destination: int | None
+    ) -> Rules:
+        family, devices = table.family, [n for n, hook in table.hooks.items() if hook.egress]
+        if destination is not None:
+            return maps.rules_at(family, slot, settings, devices, destination)
+        stamp, known = self._known.get(family, (None, None))
+        if known is None or stamp != settings.stamp:
+            known = maps.rules(family, slot, settings, devices)
+            self._known[family] = settings.stamp, known
+        named = tuple(sorted(devices)) if settings.flags & Flag.ONLY_DEVICES else None
+        return replace(known, devices=named)
+
+    def _read_hooks(
+        self, maps: Maps, family: Family, generation: int, devices: dict[str, EgressDevice]
+    ) -> dict[str, Hook]:
+        names = {found.number: name for name, found in devices.items()}
+        hooks = {}
+        for number, held in maps.devices().items():
+            if not held.egress[_MASK[family]] >> generation & 1:
+                continue
+            device = Device(number, held.sources[_MASK[family]], held.link_header)
+            gone = number not in names
+            complete = not gone and self._hooks.complete(number)
+            hooks[names.get(number, f"#{number}")] = Hook(device, True, complete)
+        return hooks
+
+    # -- writing ----------------------------------------------------------------------------
+
+    def apply(self, family: Family, change: Plan) -> None:
+        """Carry out ``change``: what is new is prepared, then one number switches to it."""
+        if change.desired.rules is None:
+            self._leave(family)
+            return
+        rules = change.desired.rules
+        if change.attach or not self._hooks.exist():
+            self._hooks.load()
+        with Maps(self._pins) as maps:
+            old = maps.generation(family)
+            new = 1 - old if change.switches else old
+            stamp = secrets.randbits(_STAMP_BITS)
+            if change.switches:
+                maps.fill(layout.slot(family, new), rules, stamp)
+            wanted = change.actual.wanted(rules)
+            for device in wanted.values():
+                self._tell(maps, family, device, new)
+            for name in change.attach:
+                self._hooks.attach(wanted[name].number)
+            if change.switches:
+                maps.switch(family, new)
+                maps.empty(layout.slot(family, old))
+                maps.set_settings(layout.slot(family, old), Settings(0, Flag(0), ()))
+            elif change.steps:
+                slot = layout.slot(family, new)
+                maps.edit(slot, family, change.steps)
+                maps.set_settings(slot, maps.settings(slot)._replace(stamp=stamp))
+            self._forget(maps, family, new, {device.number for device in wanted.values()})
+            self._tidy(maps)
+            if change.switches or change.steps:
+                self._known[family] = stamp, rules
+
+    def _tell(self, maps: Maps, family: Family, device: Device, generation: int) -> None:
+        """Tell the programs that a device is one of a generation's policy."""
+        held = maps.devices().get(device.number)
+        sources, egress = (held.sources, held.egress) if held else ((None, None), (0, 0))
+        place = _MASK[family]
+        told = layout.Device(
+            _with(sources, place, device.source),
+            _with(egress, place, egress[place] | 1 << generation),
+            device.link_header,
+        )
+        if told != held:
+            maps.set_device(device.number, told)
+
+    def _forget(self, maps: Maps, family: Family, generation: int, wanted: set[int]) -> None:
+        """Leave no device in a policy but the wanted ones; programs stay, for their flows."""
+        place = _MASK[family]
+        for number, held in maps.devices().items():
+            bits = 1 << generation if number in wanted else 0
+            told = held._replace(egress=_with(held.egress, place, bits))
+            if told != held:
+                maps.set_device(number, told)
+
+    def _tidy(self, maps: Maps) -> None:
+        """Remove what is left of devices that are no more."""
+        present = {found.number for found in list_devices().values()}
+        gone = [number for number in maps.devices() if number not in present]
+        for number in gone:
+            maps.drop_device(number)
+        self._hooks.tidy(gone)
+
+    def _leave(self, family: Family) -> None:
+        """Remove what is of a family, and everything with the last one."""
+        self._known.pop(family, None)
+        devices: list[int] = []
+        if self._hooks.exist():
+            with Maps(self._pins) as maps:
+                for number in range(layout.GENERATIONS):
+                    slot = layout.slot(family, number)
+                    maps.set_settings(slot, Settings(0, Flag(0), ()))
+                    maps.empty(slot)
+                self._forget(maps, family, 0, set())
+                if _any_in_force(maps):
+                    return
+                devices = list(maps.devices())
+        self._hooks.remove(devices)
+
+
+def _any_in_force(maps: Maps) -> bool:
+    """Whether either family has a policy, or flows that go on."""
+    return any(
+        maps.settings(layout.slot(family, number)).flags
+        for family in layout.FAMILIES
+        for number in range(layout.GENERATIONS)
+    )
+
+
+def _device(family: Family, found: EgressDevice) -> Device:
+    return Device(found.number, found.sources.get(family), found.link_header)
+
+
+def _with(pair: tuple[V, V], place: int, value: V) -> tuple[V, V]:
+    return (value, pair[1]) if place == 0 else (pair[0], value)

@@ -1,0 +1,65 @@
+"""bpf(2) itself, and what its errors mean to whoever runs us.
+
+Commands and layouts: include/uapi/linux/bpf.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+
+from ipmasq_agent.errors import HostError
+
+PRIVILEGE = "run as root, or with the capabilities BPF and NET_ADMIN (SYS_ADMIN before Linux 5.8)"
+# arch/*/entry/syscalls; the generic table (asm-generic/unistd.h) is for all newer ones.
+_GENERIC_SYSCALL = 280
+_SYSCALLS = {
+    "x86_64": 321,
+    "i386": 357,
+    "i686": 357,
+    "armv7l": 386,
+    "ppc64le": 361,
+    "ppc64": 361,
+    "s390x": 351,
+}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def bpf(command: int, attributes: bytes | ctypes.Array[ctypes.c_char]) -> int:
+    """Make the system call; its buffers are kept alive by whoever packed their addresses.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    number = _SYSCALLS.get(platform.machine(), _GENERIC_SYSCALL)
+    size = len(attributes)
+    result = _libc.syscall(
+        ctypes.c_long(number), ctypes.c_int(command), attributes, ctypes.c_uint(size)
+    )
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return int(result)
+
+
+def refused(what: str, cause: OSError) -> HostError:
+    """Return what to tell the user when bpf(2) fails to do ``what``."""
+    match cause.errno:
+        case errno.EPERM | errno.EACCES:
+            return HostError(f"may not {what}: {cause.strerror}", remedy=PRIVILEGE)
+        case errno.ENOSYS:
+            return HostError(
+                "this kernel has no bpf(2)", remedy="use one built with CONFIG_BPF_SYSCALL"
+            )
+        case errno.ENOMEM:
+            return HostError(
+                f"the kernel has no memory to {what}",
+                remedy="raise the memory limit of the agent, to which maps count",
+            )
+        case errno.ENOSPC | errno.E2BIG:
+            return HostError(f"cannot {what}: the map is full")
+        case _:
+            return HostError(f"cannot {what}: {cause.strerror}")

@@ -1,0 +1,140 @@
+"""Loading a compiled program through libbpf, its maps and programs pinned in a directory.
+
+What is pinned there already is used again: flows outlive an upgrade of the programs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ipmasq_agent.errors import HostError, MissingTool
+from ipmasq_agent.host.bpf_objects import open_pinned, pin
+from ipmasq_agent.host.bpf_syscall import refused
+
+_LIBRARY = "libbpf.so.1"
+_NEW = "_new"  # no dots: bpffs keeps names with them for itself
+_SHOWN = 12
+_PRINTF = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+
+class Library:
+    """libbpf, with the types of what we call; and its last messages."""
+
+    def __init__(self) -> None:
+        try:
+            self._library = ctypes.CDLL(_LIBRARY, use_errno=True)
+        except OSError as cause:
+            raise MissingTool(
+                f"{_LIBRARY} is not installed, and eBPF programs are loaded through it",
+                remedy="apt-get install libbpf1",
+            ) from cause
+        self.messages: deque[str] = deque(maxlen=200)
+        libc = ctypes.CDLL(None)
+
+        def note(level: int, form: bytes, arguments: int) -> int:
+            text = ctypes.create_string_buffer(1 << 16)
+            libc.vsnprintf(text, ctypes.c_size_t(len(text)), form, ctypes.c_void_p(arguments))
+            self.messages.extend(text.value.decode(errors="replace").rstrip().splitlines())
+            return 0
+
+        self._note = _PRINTF(note)  # kept alive as long as the library may call it
+        self._library.libbpf_set_print(self._note)
+
+    def call(self, name: str, result: Any, *arguments: Any) -> Any:
+        """Call a function whose result has that type."""
+        function = getattr(self._library, name)
+        function.restype = result
+        return function(*arguments)
+
+    def last(self) -> str:
+        """Return the last messages; of the verifier these are what it found."""
+        return "\n".join(list(self.messages)[-_SHOWN:])
+
+
+def load(bytecode: Path, pins: Path, capacities: Mapping[str, int]) -> None:
+    """Load what was compiled, and pin its maps and programs by their names.
+
+    Args:
+        bytecode: the ELF object that clang made.
+        pins: a directory on a bpf file system. Maps that are there are used as they are;
+            programs that are there are replaced, each in one step.
+        capacities: name of a map → how many entries it is to hold where it is made.
+
+    Raises:
+        MissingTool: libbpf is not installed.
+        HostError: the kernel refuses; with the verifier's last words.
+    """
+    library = Library()
+    found = library.call("bpf_object__open_file", ctypes.c_void_p, os.fsencode(bytecode), None)
+    if not found:
+        raise HostError(
+            f"{bytecode} cannot be opened: {os.strerror(ctypes.get_errno())}",
+            remedy="install the package again, with clang there to compile it",
+        )
+    opened = ctypes.c_void_p(found)
+    try:
+        _pin_maps(library, opened, pins, capacities)
+        if library.call("bpf_object__load", ctypes.c_int, opened):
+            code = ctypes.get_errno()
+            if code in (errno.EPERM, errno.ENOMEM):
+                raise refused("load the eBPF programs", OSError(code, os.strerror(code)))
+            raise HostError(
+                f"the kernel refuses the eBPF programs: {os.strerror(code)}\n{library.last()}",
+                remedy="Linux 5.15 or newer is needed; choose another --backend on this node",
+            )
+        for program, name in _each(library, opened, "program"):
+            descriptor = library.call("bpf_program__fd", ctypes.c_int, program)
+            fresh = pins / f"{name}{_NEW}"
+            fresh.unlink(missing_ok=True)
+            pin(descriptor, fresh)
+            fresh.rename(pins / name)
+    finally:
+        library.call("bpf_object__close", None, opened)
+
+
+def _pin_maps(
+    library: Library, opened: ctypes.c_void_p, pins: Path, capacities: Mapping[str, int]
+) -> None:
+    for found, name in _each(library, opened, "map"):
+        path = pins / name
+        held = open_pinned(path)
+        capacity = capacities.get(name)
+        if held is not None:
+            # libbpf takes a pinned map only where it is of the size that is asked for.
+            capacity = held.capacity
+            held.close()
+        if capacity is not None:
+            _checked(library, "bpf_map__set_max_entries", found, ctypes.c_uint32(capacity))
+        _checked(library, "bpf_map__set_pin_path", found, os.fsencode(path))
+
+
+def _checked(library: Library, name: str, *arguments: Any) -> None:
+    code = library.call(name, ctypes.c_int, *arguments)
+    if code:
+        raise refused(f"prepare the maps ({name})", OSError(-code, os.strerror(-code)))
+
+
+def _each(
+    library: Library, opened: ctypes.c_void_p, kind: str
+) -> Iterator[tuple[ctypes.c_void_p, str]]:
+    """Yield the maps or programs of an object with their names."""
+
+    def following(item: int | None) -> int | None:
+        before = ctypes.c_void_p(item)
+        found: int | None = library.call(
+            f"bpf_object__next_{kind}", ctypes.c_void_p, opened, before
+        )
+        return found
+
+    item = following(None)
+    while item:
+        one = ctypes.c_void_p(item)
+        name = library.call(f"bpf_{kind}__name", ctypes.c_char_p, one)
+        yield one, name.decode()
+        item = following(item)

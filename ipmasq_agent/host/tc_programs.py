@@ -1,0 +1,163 @@
+"""Programs at the ingress and egress of a device: by a tcx link, or as a filter of clsact.
+
+A link belongs to whoever holds it: pinned, it outlives us, and other tools that replace
+filters do not touch it. Kernels before 6.6 have no tcx; there our filter has a handle and
+a priority of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import errno
+import os
+import struct
+from pathlib import Path
+
+from ipmasq_agent.errors import HostError
+from ipmasq_agent.host.bpf_objects import get_pinned, object_info, pin
+from ipmasq_agent.host.bpf_syscall import bpf, refused
+from ipmasq_agent.host.libbpf import Library
+
+HANDLE, PRIORITY = 0x6D61, 49
+"""Of our filter in clsact, where tcx is not to be had."""
+_LINK_CREATE, _LINK_UPDATE, _LINK_DETACH = 28, 29, 34
+_LINK_INFO = struct.Struct("=III4xII")  # type, id, prog_id, and of tcx: ifindex, attach type
+_REPLACE = 1  # BPF_TC_F_REPLACE
+
+
+class Direction(enum.Enum):
+    """Which way packets go: the attach types of tcx and of libbpf's filters."""
+
+    INGRESS = (46, 1)
+    EGRESS = (47, 2)
+
+
+class _Hook(ctypes.Structure):
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("ifindex", ctypes.c_int),
+        ("attach_point", ctypes.c_int),
+        ("parent", ctypes.c_uint32),
+    ]
+
+
+class _Options(ctypes.Structure):
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("prog_fd", ctypes.c_int),
+        ("flags", ctypes.c_uint32),
+        ("prog_id", ctypes.c_uint32),
+        ("handle", ctypes.c_uint32),
+        ("priority", ctypes.c_uint32),
+    ]
+
+
+def attach(ifindex: int, direction: Direction, program: int, link: Path, *, tcx: bool) -> None:
+    """Attach a program, in place of the one that we have there.
+
+    Args:
+        ifindex: of a device in this network namespace.
+        direction: where at the device.
+        program: its descriptor.
+        link: where the link is pinned, or is to be.
+        tcx: try that first.
+
+    Raises:
+        HostError: the kernel refuses, or the device is gone.
+    """
+    held = get_pinned(link) if tcx else None
+    if held is not None:
+        try:
+            if _ifindex(held) == ifindex:
+                bpf(_LINK_UPDATE, struct.pack("=IIII", held, program, 0, 0))
+                return
+        except OSError as cause:
+            raise refused(f"replace the program of device {ifindex}", cause) from cause
+        finally:
+            os.close(held)
+        link.unlink()  # its device is gone, and another one has the number
+    if not tcx or not _link(ifindex, direction, program, link):
+        _filter(ifindex, direction, program)
+
+
+def _link(ifindex: int, direction: Direction, program: int, link: Path) -> bool:
+    """Attach by a link, and pin it; false where the kernel has no tcx."""
+    kind, _ = direction.value
+    try:
+        made = bpf(_LINK_CREATE, struct.pack("=IIIIIIQ", program, ifindex, kind, 0, 0, 0, 0))
+    except OSError as cause:
+        if cause.errno == errno.EINVAL:
+            return False
+        raise refused(f"attach to device {ifindex}", cause) from cause
+    try:
+        pin(made, link)
+    finally:
+        os.close(made)
+    return True
+
+
+def _filter(ifindex: int, direction: Direction, program: int) -> None:
+    library, hook = Library(), _hook(ifindex, direction)
+    code = library.call("bpf_tc_hook_create", ctypes.c_int, ctypes.byref(hook))
+    if code not in (0, -errno.EEXIST):
+        raise refused(f"give device {ifindex} a clsact", OSError(-code, os.strerror(-code)))
+    options = _options(prog_fd=program, flags=_REPLACE)
+    code = library.call("bpf_tc_attach", ctypes.c_int, ctypes.byref(hook), ctypes.byref(options))
+    if code:
+        raise refused(f"attach to device {ifindex}", OSError(-code, os.strerror(-code)))
+
+
+def attached(ifindex: int, direction: Direction, link: Path) -> int | None:
+    """Return the number of the program that we have there, by link or filter; None for none.
+
+    Raises:
+        HostError: the kernel cannot be asked.
+    """
+    held = get_pinned(link)
+    if held is not None:
+        try:
+            _, _, program, device, _ = _LINK_INFO.unpack(object_info(held, _LINK_INFO.size))
+        finally:
+            os.close(held)
+        return int(program) if device == ifindex else None
+    hook, options = _hook(ifindex, direction), _options()
+    library = Library()
+    code = library.call("bpf_tc_query", ctypes.c_int, ctypes.byref(hook), ctypes.byref(options))
+    return None if code else int(options.prog_id)
+
+
+def detach(ifindex: int, direction: Direction, link: Path) -> None:
+    """Take our program away; whatever else is there stays, clsact too.
+
+    Raises:
+        HostError: the kernel refuses.
+    """
+    held = get_pinned(link)
+    if held is not None:
+        try:
+            bpf(_LINK_DETACH, struct.pack("=I", held))
+        except OSError as cause:
+            if cause.errno != errno.ENOLINK:  # its device is gone already
+                raise refused(f"detach from device {ifindex}", cause) from cause
+        finally:
+            os.close(held)
+        link.unlink(missing_ok=True)
+        return
+    hook, options = _hook(ifindex, direction), _options()
+    library = Library()
+    code = library.call("bpf_tc_detach", ctypes.c_int, ctypes.byref(hook), ctypes.byref(options))
+    if code and -code not in (errno.ENOENT, errno.ENODEV, errno.EINVAL):
+        raise HostError(f"cannot detach from device {ifindex}: {os.strerror(-code)}")
+
+
+def _ifindex(link: int) -> int:
+    return int(_LINK_INFO.unpack(object_info(link, _LINK_INFO.size))[3])
+
+
+def _hook(ifindex: int, direction: Direction) -> _Hook:
+    return _Hook(ctypes.sizeof(_Hook), ifindex, direction.value[1], 0)
+
+
+def _options(prog_fd: int = 0, flags: int = 0) -> _Options:
+    return _Options(ctypes.sizeof(_Options), prog_fd, flags, 0, HANDLE, PRIORITY)
