@@ -6,14 +6,15 @@
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS builder
-# python-iptables is published as source with a small C part; all else comes as wheels.
+# python-iptables is published as source with a small C part; all else comes as wheels. The
+# eBPF programs are compiled here, with the headers of libbpf; nodes need its library only.
 # Package versions are Debian stable's own: a pin would only keep security fixes out.
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends gcc libc6-dev \
+ && apt-get install --yes --no-install-recommends clang gcc libbpf-dev libc6-dev \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY constraints.txt pyproject.toml setup.py README.md LICENSE ./
 COPY ipmasq_agent ipmasq_agent
 # An environment without pip, moved whole to the final stage, whose interpreter is at the
 # same path. Bytecode is made here and trusted as it is: nothing can write it later, on a
@@ -32,7 +33,7 @@ LABEL org.opencontainers.image.title="ipmasq-agent" \
 # needs by itself, and a node whose kubelet uses legacy iptables has ip_tables loaded.
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends ipset iptables nftables \
+ && apt-get install --yes --no-install-recommends ipset iptables libbpf1 nftables \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=builder /opt/ipmasq-agent /opt/ipmasq-agent
 ENV PATH=/opt/ipmasq-agent/bin:$PATH \

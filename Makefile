@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+BPF    := ipmasq_agent/bpf
+BYTECODE := $(BPF)/masq.bpf.o
 
 .PHONY: demo test test-long lint tools clean
 .DEFAULT_GOAL := help
@@ -11,13 +13,13 @@ BIN    := $(VENV)/bin
 help: ## this text
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
-demo: $(VENV)/agent ## the lab: which source address does each destination see, as the ConfigMap changes
+demo: $(BYTECODE) ## the lab: which source address does each destination see, as the ConfigMap changes
 	@$(BIN)/ipmasq-agent lab run
 
-test: $(VENV)/ready lint ## lint, types, layer contracts, and every test but the long ones
+test: $(VENV)/ready $(BYTECODE) lint ## lint, types, layer contracts, and every test but the long ones
 	$(BIN)/python -m pytest -q -m "not long" -n auto --dist worksteal
 
-test-long: $(VENV)/ready ## fuzzing and soak runs
+test-long: $(VENV)/ready $(BYTECODE) ## fuzzing and soak runs
 	$(BIN)/python -m pytest -q -m long --timeout=3600
 
 lint: $(VENV)/ready
@@ -41,5 +43,8 @@ $(VENV)/ready: $(VENV)/agent
 	@$(INSTALL) --editable '.[test]'
 	@touch $@
 
+$(BYTECODE): $(VENV)/agent $(wildcard $(BPF)/*.c $(BPF)/*.h) $(BPF)/compile
+	@$(BPF)/compile
+
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis $(BYTECODE)

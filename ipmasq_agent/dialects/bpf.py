@@ -19,11 +19,12 @@ from ipmasq_agent.dialects.bpf_layout import MAX_PORT_RANGES
 from ipmasq_agent.dialects.interpretation import Interpretation
 from ipmasq_agent.dialects.ipset import AddressSet, Step, compile_set, difference, in_place, parts
 from ipmasq_agent.errors import HostError
-from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
+from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range, range_text
 from ipmasq_agent.policy.decisions import DecisionMap, Entries, Origin, Verdict
 from ipmasq_agent.policy.model import Action, FamilyPolicy, FixedSource, Guards, PortRange, joined
 
 DECISIONS = "decisions"
+TRIE = "the trie of decisions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,10 +321,8 @@ class _Origins(Sequence[Origin]):
         if isinstance(index, slice):
             return [self[n] for n in range(len(self))[index]]
         first, last = (ends[index] for ends in self._ends)
-        prefixes = prefixes_of_range(self._family, first, last)
-        named = next(iter(prefixes))
-        more = " and what follows it" if named.last < last else ""
-        return Origin(f"{named}{more} in the trie of decisions")
+        text = range_text(self._family, first, last)
+        return Origin(text, TRIE, range(len(self))[index] + 1)
 
     def __len__(self) -> int:
         return len(self._ends[0])
@@ -370,5 +369,5 @@ def _decisions(keep: AddressSet) -> DecisionMap:
     firsts, lasts = [first for first, _ in ranges], [last for _, last in ranges]
     verdicts: Iterable[Verdict] = (Verdict.NON_MASQUERADE for _ in ranges)
     entries = Entries(family, firsts, lasts, verdicts, _Origins(family, firsts, lasts))
-    rest = Origin("no prefix in the trie of decisions keeps it")
+    rest = Origin(f"no prefix in {TRIE} keeps it")
     return DecisionMap(family, entries, Verdict.MASQUERADE, rest)

@@ -26,9 +26,9 @@ from ipmasq_agent.dialects.nftables_rules import (
     Translate,
     Unreadable,
 )
-from ipmasq_agent.dialects.nftables_state import Kind, NftSet, NftTable, range_text
+from ipmasq_agent.dialects.nftables_state import Kind, NftSet, NftTable
 from ipmasq_agent.dialects.rules import Rule
-from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
+from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range, range_text
 from ipmasq_agent.policy.columns import Chained
 from ipmasq_agent.policy.decisions import DecisionMap, Entries, Origin, Verdict
 from ipmasq_agent.policy.model import (

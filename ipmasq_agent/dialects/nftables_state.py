@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ipmasq_agent.dialects.nftables_rules import NFT_FAMILY, NftRule
-from ipmasq_agent.policy.addresses import Family, prefixes_of_range
+from ipmasq_agent.policy.addresses import Family, range_text
 from ipmasq_agent.policy.columns import column
 
 COMMENT = "kept by ipmasq-agent, which undoes what others change here"
@@ -182,13 +182,3 @@ class NftTable:
 
 
 _ADDRESS = {Family.IPV4: "ipv4", Family.IPV6: "ipv6"}
-
-
-def range_text(family: Family, first: int, last: int) -> str:
-    """Return a range as nft prints it: a prefix where it is one."""
-    if first == last:
-        return family.show(first)
-    prefix = next(prefixes_of_range(family, first, last))
-    if prefix.last == last:
-        return str(prefix)
-    return f"{family.show(first)}-{family.show(last)}"

@@ -87,3 +87,13 @@ def prefixes_of_range(family: Family, first: int, last: int) -> Iterator[Prefix]
         size = aligned if aligned < fitting else fitting
         yield Prefix(family, first, bits - size)
         first += 1 << size
+
+
+def range_text(family: Family, first: int, last: int) -> str:
+    """Return a range as nft prints it: a prefix where it is one."""
+    if first == last:
+        return family.show(first)
+    prefix = next(prefixes_of_range(family, first, last))
+    if prefix.last == last:
+        return str(prefix)
+    return f"{family.show(first)}-{family.show(last)}"

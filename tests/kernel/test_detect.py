@@ -14,6 +14,7 @@ import pytest
 from ipmasq_agent.backends import detect
 from ipmasq_agent.backends.detect import choose, holders
 from ipmasq_agent.backends.legacy import table_exists
+from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.errors import AgentError, KernelReadError
 from ipmasq_agent.policy.addresses import Family
 from tests import oracle
@@ -119,11 +120,11 @@ def test_a_failed_look_is_never_taken_for_a_node_without_marks(
 def test_those_who_may_hold_rules_are_those_with_a_nat_table(in_ns: Namespace) -> None:
     mark("nft")
     mark("legacy")
-    assert holders() == []
+    assert holders(Placement()) == []
     subprocess.run(["ip6tables-legacy", "-t", "nat", "-N", "X"], check=True)
-    assert holders() == ["iptables-legacy"]
+    assert holders(Placement()) == ["iptables-legacy"]
     subprocess.run(["iptables-nft", "-t", "nat", "-N", "X"], check=True)
-    assert holders() == ["iptables-nft", "iptables-legacy"]
+    assert holders(Placement()) == ["iptables-nft", "iptables-legacy"]
 
 
 # -- the agent at a node that changes its mind -----------------------------------------------

@@ -176,7 +176,7 @@ def move(node: Crossing, rounds: int) -> None:
         choice = BackendChoice(
             detect=lambda large: (where[0], "the test says so"),
             make=lambda name: detect.make(name, Placement()),
-            holders=detect.holders,
+            holders=lambda: detect.holders(Placement()),
         )
         try:
             backend, _ = choice.current()

@@ -17,7 +17,7 @@ from ipmasq_agent.agent.reconcile import clean, reconcile
 from ipmasq_agent.backends import legacy, legacy_worker
 from ipmasq_agent.backends.detect import choose, holders
 from ipmasq_agent.backends.legacy import LegacyBackend
-from ipmasq_agent.dialects.iptables import Plan
+from ipmasq_agent.dialects.iptables import Placement, Plan
 from ipmasq_agent.dialects.rules import parse_rule
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.policy.addresses import Family
@@ -66,7 +66,7 @@ def test_looking_makes_no_legacy_table(in_ns: Namespace, tmp_path: Path) -> None
             with made.session(family):
                 assert made.read(family).rules(CHAIN) == ()
     assert choose("auto") == ("iptables-nft", "nothing tells; the default")
-    assert holders() == []
+    assert holders(Placement()) == []
     for family_name in oracle.FAMILIES:
         assert oracle.legacy_tables(family_name) == set()
     assert workers_of(os.getpid()) == []

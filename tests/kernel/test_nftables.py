@@ -279,11 +279,11 @@ def test_others_are_left_alone_and_cleanup_leaves_nothing(subject: Subject) -> N
     before = oracle.snapshot(subject.namespace.name, handles=True)
     subject.write(policy(subject.family, range(5), ports=PORTS[2], fixed=[7]))
     subject.write(policy(subject.family, range(90), sources=[3]))
-    assert "nftables" in detect.holders()
+    assert "nftables" in detect.holders(Placement())
     assert subject.write(None)
     assert oracle.snapshot(subject.namespace.name, handles=True) == before
     assert not subject.write(None)
-    assert "nftables" not in detect.holders()
+    assert "nftables" not in detect.holders(Placement())
 
 
 def test_a_table_of_our_name_that_is_not_ours_is_never_touched(subject: Subject) -> None:
