@@ -40,6 +40,7 @@ _BACKEND_TOOLS = {
     "iptables": ("iptables-nft",),
     "ipset": ("iptables-nft", "ipset"),
     "nftables": ("nft",),
+    "bpf": ("bpftool",),
 }
 _START = 20.0
 Condition = Callable[[dict[str, Any]], bool]
@@ -186,6 +187,8 @@ class Lab:
         for process in self._processes:
             process.wait()
         self._processes.clear()
+        if os.path.ismount(self._pins):
+            run(["umount", str(self._pins)])  # what is pinned there goes with it
         shutil.rmtree(self.state, ignore_errors=True)
         self._release_lock()
         if not labs():
@@ -229,12 +232,27 @@ class Lab:
         lock = f"XTABLES_LOCKFILE={self.state / host}.xtables.lock"
         # The lab's API and no other, and no proxy on the way to it.
         api = [f"KUBECONFIG={self.kubeconfig}", "NO_PROXY=*", "no_proxy=*"]
-        set_here = [lock, *api, f"NODE_NAME={host}"]
+        # Programs and maps of a host's own; there is one bpf file system for all hosts.
+        pins = f"IPMASQ_BPF_PINS={self._pins / host}"
+        set_here = [lock, pins, *api, f"NODE_NAME={host}"]
         return ["ip", "netns", "exec", self.namespaces[host], "env", *set_here, *argv]
 
     def run(self, host: str, argv: Sequence[str]) -> str:
         """Run a program in a host and return what it printed."""
         return run(self.argv(host, argv)).stdout
+
+    @property
+    def _pins(self) -> Path:
+        return self.state / "bpf"
+
+    def mount_pins(self) -> None:
+        """Mount the bpf file system on which agents pin their maps and programs.
+
+        Raises:
+            CommandFailed: it cannot be mounted.
+        """
+        self._pins.mkdir()
+        run(["mount", "-t", "bpf", "bpf", str(self._pins)])
 
     def inhabit(self, *, stay: bool) -> None:
         """Start who lives in the hosts; they can be talked to as long as we are there."""

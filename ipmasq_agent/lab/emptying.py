@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Devices hold programs by links; without its pin a link is gone.
+_DETACH = 'rm "$IPMASQ_BPF_PINS"/link-*'
+
 
 def emptying(backend: str, *, ipv6: bool) -> list[list[str]]:
     """Return the commands that empty an agent's rules by hand.
@@ -10,6 +13,9 @@ def emptying(backend: str, *, ipv6: bool) -> list[list[str]]:
         backend: as the agent's status names it.
         ipv6: the rules of IPv6, else those of IPv4.
     """
+    if backend == "bpf":
+        # As cleaning up the filters of a device by hand, or another agent, would.
+        return [["sh", "-c", _DETACH]]
     if backend == "nftables":
         return [["nft", "flush", "chain", "ip6" if ipv6 else "ip", "ip-masq", "postrouting"]]
     # A node that nobody marked is taken for one of iptables-nft, and nobody marks the lab's.

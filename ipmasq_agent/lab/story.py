@@ -99,6 +99,8 @@ class Story:
         """Build the lab, give the nodes the first documents, and start the agents."""
         progress("building three nodes of two clusters, their pods and a router")
         self.lab.build()
+        if self._asked_backend == "bpf":
+            self.lab.mount_pins()
         self.lab.inhabit(stay=stay)
         control = FIRST_CLUSTER[0].name
         address = self._in_family(PLACES[control][1])
