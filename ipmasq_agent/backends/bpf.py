@@ -129,7 +129,7 @@ class BpfBackend(Backend[Table, Desired, Plan]):
         for number, held in maps.devices().items():
             if not held.egress[_MASK[family]] >> generation & 1:
                 continue
-            device = Device(number, held.sources[_MASK[family]], held.link_header)
+            device = Device(number, held.sources[_MASK[family]], *held[2:])
             gone = number not in names
             complete = not gone and self._hooks.complete(number)
             hooks[names.get(number, f"#{number}")] = Hook(device, True, complete)
@@ -178,6 +178,7 @@ class BpfBackend(Backend[Table, Desired, Plan]):
             _with(sources, place, device.source),
             _with(egress, place, egress[place] | 1 << generation),
             device.link_header,
+            device.loopback,
         )
         if told != held:
             maps.set_device(device.number, told)
@@ -226,7 +227,8 @@ def _any_in_force(maps: Maps) -> bool:
 
 
 def _device(family: Family, found: EgressDevice) -> Device:
-    return Device(found.number, found.sources.get(family), found.link_header)
+    source = found.sources.get(family)
+    return Device(found.number, source, found.link_header, found.loopback)
 
 
 def _with(pair: tuple[V, V], place: int, value: V) -> tuple[V, V]:

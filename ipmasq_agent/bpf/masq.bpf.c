@@ -256,6 +256,8 @@ int outward(struct __sk_buff *skb)
 	in_force = bpf_map_lookup_elem(&settings, &slot);
 	if (!in_force || !(in_force->flags & (MANAGED | DRAINING)))
 		return NEXT;
+	if (device->loopback && !(in_force->flags & LOCAL_TOO))
+		return NEXT;
 	error = parse(skb, &p, false);
 	if (error == -1)
 		return NEXT; /* it says IP and is not */
@@ -363,6 +365,8 @@ int inward(struct __sk_buff *skb)
 	slot = slot_in_force(p.key.family);
 	in_force = bpf_map_lookup_elem(&settings, &slot);
 	if (!in_force || !(in_force->flags & (MANAGED | DRAINING)))
+		return NEXT;
+	if (device->loopback && !(in_force->flags & LOCAL_TOO))
 		return NEXT;
 	if (parse(skb, &p, false) || of_link(&p.key) || p.kind == LINK || p.kind == UNSUPPORTED)
 		return NEXT;

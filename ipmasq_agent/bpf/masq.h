@@ -45,7 +45,7 @@ enum verdict {
 #define FIXED_SOURCES	 (1 << 2) /* some destinations have a source address of their own */
 #define RANDOM_FULLY	 (1 << 3) /* do not try the pod's own port first */
 #define ONLY_DEVICES	 (1 << 4) /* the policy names devices: told to readers only */
-#define LOCAL_TOO	 (1 << 5) /* also packets to the node itself: told to readers only */
+#define LOCAL_TOO	 (1 << 5) /* also packets to the node itself */
 #define DRAINING	 (1 << 6) /* flows there are go on, new ones are none of ours */
 
 #define MAX_PORT_RANGES 15
@@ -74,7 +74,8 @@ struct device {
 	__u8 has_source[FAMILIES];
 	__u8 egress[FAMILIES]; /* bit n: in generation n it is a device of the policy */
 	__u8 link_header; /* bytes before the IP header: 14, or 0 where there is none */
-	__u8 pad[3];
+	__u8 loopback;	  /* all that leaves here is for the node itself */
+	__u8 pad[2];
 };
 
 /* Which way packets with these addresses go: from here to the outside, or back. */

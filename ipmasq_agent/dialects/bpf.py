@@ -37,8 +37,7 @@ class Rules:
         devices: only packets through these; None for those that lead out of the node.
         ports: source ports to use.
         fixed: destinations with a source address of their own.
-        local_destinations: carried for whoever reads the policy back; a packet to the
-            node itself never leaves through a device.
+        local_destinations: also what the node sends to itself, through its loopback.
     """
 
     keep: AddressSet
@@ -91,11 +90,13 @@ class Device:
         number: its ifindex.
         source: the address that packets leaving through it get; None where it has none.
         link_header: bytes before the IP header in its packets.
+        loopback: all that leaves here is for the node itself.
     """
 
     number: int
     source: int | None
     link_header: int = 14
+    loopback: bool = False
 
 
 @dataclass(frozen=True, slots=True)

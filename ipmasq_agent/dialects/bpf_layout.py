@@ -25,7 +25,7 @@ NUMBER = struct.Struct("=I")
 VERDICT = struct.Struct("=B")
 MAX_PORT_RANGES = 15
 SETTINGS = struct.Struct(f"=QII{2 * MAX_PORT_RANGES}HI")
-DEVICE = struct.Struct("=16s16s2B2BB3x")
+DEVICE = struct.Struct("=16s16s2B2BBB2x")
 FLOW_KEY = struct.Struct("=16s16s2s2sBBBx")
 FLOW = struct.Struct("=16s2s2xII")
 SWEPT = struct.Struct("=5Q")
@@ -89,11 +89,13 @@ class Device(NamedTuple):
         sources: family → the address that masquerading gives, or None.
         egress: family → bit n is set where it is a device of generation n's policy.
         link_header: bytes before the IP header.
+        loopback: all that leaves here is for the node itself.
     """
 
     sources: tuple[int | None, int | None]
     egress: tuple[int, int]
     link_header: int
+    loopback: bool = False
 
 
 def slot(family: Family, generation: int) -> int:
@@ -157,12 +159,14 @@ def pack_device(device: Device) -> bytes:
         *(address is not None for _, address in known),
         *device.egress,
         device.link_header,
+        device.loopback,
     )
 
 
 def unpack_device(data: bytes) -> Device:
     """Return what is known of a device from its struct."""
-    four, six, has_four, has_six, egress_four, egress_six, link_header = DEVICE.unpack(data)
+    four, six, has_four, has_six, *others = DEVICE.unpack(data)
+    egress_four, egress_six, link_header, loopback = others
     return Device(
         (
             unpack_address(Family.IPV4, four) if has_four else None,
@@ -170,6 +174,7 @@ def unpack_device(data: bytes) -> Device:
         ),
         (egress_four, egress_six),
         link_header,
+        bool(loopback),
     )
 
 

@@ -22,11 +22,13 @@ class EgressDevice:
         number: its ifindex.
         sources: family → the address that the kernel would take first for what it sends.
         link_header: bytes before the IP header of its packets.
+        loopback: it leads to the node itself alone.
     """
 
     number: int
     sources: Mapping[Family, int]
     link_header: int
+    loopback: bool
 
 
 def list_devices() -> dict[str, EgressDevice]:
@@ -45,6 +47,7 @@ def list_devices() -> dict[str, EgressDevice]:
             link.number,
             sources.get(link.number, {}),
             _ETHERNET_HEADER if link.hardware in (_ETHERNET, _LOOPBACK) else 0,
+            link.hardware == _LOOPBACK,
         )
         for link in list_links()
     }
