@@ -198,8 +198,6 @@ static __always_inline bool allowed(const struct settings *in_force, __be16 port
 {
 	__u16 number = bpf_ntohs(port);
 
-	if (in_force->flags & RANDOM_FULLY)
-		return false;
 	for (__u32 n = 0; n < MAX_PORT_RANGES; n++) {
 		if (n >= in_force->port_ranges)
 			break;
@@ -223,17 +221,17 @@ static __noinline int claim(struct __sk_buff *skb, const struct packet *p, __u32
 		.state = TRANSLATED,
 		.expires = expires,
 	};
-	/* What already has the address keeps its port if it can: the host's own packets. */
+	/* The host's own packets have the address already: their port is no pod's to guess. */
 	bool own = same(&reply->destination, &p->key.source);
-	bool keep = own || p->kind != PORTS;
+	/* Identifiers of ICMP are not ports: no range is meant for them. */
+	bool keep = p->kind != PORTS || p->key.protocol == IPPROTO_ICMP ||
+		    p->key.protocol == IPPROTO_ICMPV6;
 	__u32 now = seconds();
 
 	if (!in_force)
 		return -2;
-	if (p->key.protocol != IPPROTO_ICMP && p->key.protocol != IPPROTO_ICMPV6)
-		keep = keep || allowed(in_force, p->key.source_port);
-	else
-		keep = true; /* identifiers are not ports: no range is meant for them */
+	if (!keep && (own || !(in_force->flags & RANDOM_FULLY)))
+		keep = allowed(in_force, p->key.source_port);
 	reply->destination_port = p->key.source_port;
 	for (int attempt = 0; attempt < PORT_TRIES; attempt++) {
 		struct flow *held;

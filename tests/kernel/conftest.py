@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.pins import PINS, bpf_file_system
 from tests.netns import Namespace, sweep
 
 HERE = Path(__file__).parent
@@ -23,6 +24,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _swept() -> None:
     """Remove what a killed test run left behind, before this one begins."""
     sweep()
+
+
+@pytest.fixture(autouse=True)
+def _own_pins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Pin eBPF maps and programs on a file system that goes with the test."""
+    with bpf_file_system() as place:
+        monkeypatch.setenv(PINS, str(place / "pins"))
+        yield
 
 
 @pytest.fixture

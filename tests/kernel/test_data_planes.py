@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 
 from tests.kernel.agent import status_of
+from tests.kernel.pins import PINS
 from tests.netns import Namespace
 
 pytestmark = pytest.mark.kernel
-BACKENDS = ("iptables-nft", "iptables-legacy", "ipset", "nftables")
+BACKENDS = ("iptables-nft", "iptables-legacy", "ipset", "nftables", "bpf")
 DOCUMENT = """\
 nonMasqueradeCIDRs: [10.0.0.0/8, 'fd00:1::/64']
 masqueradeCIDRs: [10.66.0.0/16]
@@ -64,6 +66,10 @@ def traces(namespace: Namespace) -> str:
     ):
         shown = namespace.run(reader).stdout
         found += [line for line in shown.splitlines() if "ip-masq" in line.lower()]
+    if Path(os.environ[PINS]).exists():
+        found.append("pins of eBPF maps")
+    shown = namespace.run(["bpftool", "net", "list"]).stdout
+    found += [line for line in shown.splitlines() if "outward" in line or "inward" in line]
     return "\n".join(found)
 
 

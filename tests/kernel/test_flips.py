@@ -21,16 +21,16 @@ from ipmasq_agent.agent.reconcile import clean, reconcile
 from ipmasq_agent.backends import detect
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
-from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import Facts, Links
 from tests import oracle
 from tests.kernel.crossing import PLANS, Crossing, crossing
 from tests.kernel.flows import KEPT, MASQUERADED, both, count_in, flowing, verify
+from tests.kernel.pins import placement
 from tests.kernel.running import Running, wait_until, write
 
 pytestmark = pytest.mark.kernel
-BACKENDS = ("iptables-nft", "iptables-legacy", "ipset-nft", "ipset-legacy", "nftables")
+BACKENDS = ("iptables-nft", "iptables-legacy", "ipset-nft", "ipset-legacy", "nftables", "bpf")
 FLIPPING = pytest.mark.parametrize(
     ("backend", "kind"),
     [
@@ -141,7 +141,7 @@ def flip(node: Crossing, backend: str, kind: str, times: int) -> None:
     wanted = intents(KINDS[kind])
     stations = itertools.islice(itertools.cycle(tour(len(wanted))), times)
     with node.node.entered():
-        made = detect.make(backend, Placement())
+        made = detect.make(backend, placement())
         try:
             bring(made, wanted[0], thorough=True)
             with flowing(node) as counts:
@@ -175,8 +175,8 @@ def move(node: Crossing, rounds: int) -> None:
         where = stations[:1]
         choice = BackendChoice(
             detect=lambda large: (where[0], "the test says so"),
-            make=lambda name: detect.make(name, Placement()),
-            holders=lambda: detect.holders(Placement()),
+            make=lambda name: detect.make(name, placement()),
+            holders=lambda: detect.holders(placement()),
         )
         try:
             backend, _ = choice.current()
@@ -209,7 +209,7 @@ def _changed(agent: Running, times: int) -> bool:
     return bool(agent.status().get("changes", 0) >= times)
 
 
-@pytest.mark.parametrize("backend", ["iptables-nft", "iptables-legacy", "ipset", "nftables"])
+@pytest.mark.parametrize("backend", ["iptables-nft", "iptables-legacy", "ipset", "nftables", "bpf"])
 def test_no_flow_has_a_wrong_source_while_the_document_of_an_agent_is_rewritten(
     backend: str, node: Crossing, tmp_path: Path
 ) -> None:

@@ -18,14 +18,14 @@ from ipmasq_agent.agent.reconcile import clean, reconcile
 from ipmasq_agent.backends import detect
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
-from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import Facts, Links
 from ipmasq_agent.policy.model import parse_port_ranges
 from tests.kernel.crossing import PLANS, Crossing, arrivals, crossing
+from tests.kernel.pins import placement
 
 pytestmark = pytest.mark.kernel
-BACKENDS = ("iptables-nft", "iptables-legacy", "ipset-nft", "ipset-legacy", "nftables")
+BACKENDS = ("iptables-nft", "iptables-legacy", "ipset-nft", "ipset-legacy", "nftables", "bpf")
 POLICIES = 50
 SENDERS = {0: 9, 1: 8, None: 3}  # pods and the node itself, with 20 destinations in all
 FIXED = {Family.IPV4: "203.0.113.77", Family.IPV6: "2001:db8:77::77"}
@@ -144,7 +144,7 @@ def test_packets_arrive_with_the_source_that_the_document_says(
     facts = Facts(links=Links(DEVICES, ("eth0", "eth1")))
     number = masqueraded = 0
     with node.node.entered(), node.listening(family) as listener:
-        made = detect.make(backend, Placement())
+        made = detect.make(backend, placement())
         try:
             for step in range(POLICIES):
                 spec = random_spec(family, random)

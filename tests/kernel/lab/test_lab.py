@@ -94,7 +94,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 @pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
-@pytest.mark.parametrize("backend", ["iptables-nft", "iptables-legacy", "ipset", "nftables"])
+@pytest.mark.parametrize("backend", ["iptables-nft", "iptables-legacy", "ipset", "nftables", "bpf"])
 def test_the_story_comes_true(name: str, backend: str, ipv6: bool) -> None:
     before = root_namespace()
     flags = ["--ipv6"] if ipv6 else []
