@@ -1,0 +1,263 @@
+"""The programs under test, loaded once; each test puts its own policy into their maps."""
+
+from __future__ import annotations
+
+import ipaddress
+import shutil
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from platform import machine
+
+from scapy.packet import Packet
+
+from tests.bpf import layout
+from tests.bpf.packets import Addresses, address, frame
+from tests.bpf.syscall import Map, make_trie, pinned, possible_cpus, run_program
+from tests.kernel import bpffs
+
+SOURCES = Path(__file__).parents[2] / "ipmasq_agent/bpf"
+PASS, DROP = -1, 2
+PROGRAMS = ("outward", "inward", "sweep")
+
+
+def compile_programs(place: Path, sources: Path = SOURCES) -> Path:
+    """Compile a copy with small tables, and return the object."""
+    copy = shutil.copytree(sources, place / "bpf")
+    maps = copy / "maps.h"
+    text = maps.read_text()
+    assert "(1 << 19)" in text
+    maps.write_text(text.replace("(1 << 19)", "(1 << 12)"))
+    clang = shutil.which("clang") or shutil.which("clang-14")
+    assert clang, "the eBPF programs are compiled by clang"
+    done = subprocess.run(
+        [
+            *(clang, "-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3"),
+            *(f"-I/usr/include/{machine()}-linux-gnu", "-c", "masq.bpf.c", "-o", "masq.bpf.o"),
+        ],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return copy / "masq.bpf.o"
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of the table of flows, without its family."""
+
+    source: str
+    sport: int
+    destination: str
+    dport: int
+    protocol: int
+    side: int = layout.OUTWARD
+
+    def packed(self, family: int) -> bytes:
+        return struct.pack(
+            layout.FLOW_KEY,
+            *(address(self.source), address(self.destination)),
+            *(socket.htons(self.sport), socket.htons(self.dport)),
+            *(self.protocol, family, self.side, 0),
+        )
+
+
+@dataclass(frozen=True)
+class Flow:
+    address: str
+    port: int
+    state: int
+    expires: int
+
+
+def _text(packed: bytes, family: int) -> str:
+    size = 4 if family == layout.IPV4 else 16
+    return str(ipaddress.ip_address(packed[:size]))
+
+
+class Datapath:
+    """The loaded programs and their maps, from the object at ``path``."""
+
+    def __init__(self, path: Path, scratch: Path) -> None:
+        mounted = scratch / "bpffs"
+        with bpffs.private_mounts():
+            bpffs.mount(mounted)
+            done = subprocess.run(
+                [
+                    *("bpftool", "prog", "loadall", path, mounted / "programs"),
+                    *("type", "classifier", "pinmaps", mounted / "maps"),
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr[-3000:]
+            self.programs = {name: pinned(mounted / "programs" / name) for name in PROGRAMS}
+            self.maps = {
+                name: Map(pinned(mounted / "maps" / name), key, value)
+                for name, (key, value) in layout.MAPS.items()
+            }
+        self._cpus = possible_cpus()
+        counters = self.maps["counters"]
+        self.maps["counters"] = Map(counters.descriptor, 4, 8 * self._cpus)
+        self._tries = {
+            (name, slot): make_trie(20, 16 if name == "fixed" else 1)
+            for name in ("decisions", "sources", "fixed")
+            for slot in range(layout.SLOTS)
+        }
+        for (name, slot), trie in self._tries.items():
+            self.maps[name].put(struct.pack("=I", slot), struct.pack("=I", trie.descriptor))
+        self.ifindex = 0
+
+    def forget(self) -> None:
+        """Make everything as it was after loading; inner tries stay, and are empty."""
+        for name in ("flows", "fragments", "devices"):
+            self.maps[name].clear()
+        for trie in self._tries.values():
+            trie.clear()
+        for slot in range(layout.SLOTS):
+            self.maps["settings"].put(struct.pack("=I", slot), bytes(80))
+        for family in range(layout.FAMILIES):
+            self.put_in_force(family, 0)
+        for index in range(layout.FAMILIES * len(layout.OUTCOMES)):
+            self.maps["counters"].put(struct.pack("=I", index), bytes(8 * self._cpus))
+
+    # -- what the agent writes ------------------------------------------------------------
+
+    def policy(
+        self,
+        family: int,
+        decisions: Mapping[str, int],
+        *,
+        generation: int = 0,
+        sources: Iterable[str] = (),
+        fixed: Mapping[str, str] | None = None,
+        flags: int = layout.MANAGED,
+        ports: Iterable[tuple[int, int]] = (),
+    ) -> None:
+        """Fill a generation of a family, and put it in force."""
+        slot = family * layout.GENERATIONS + generation
+        self._fill("decisions", slot, {net: bytes([v]) for net, v in decisions.items()})
+        self._fill("sources", slot, dict.fromkeys(sources, b"\x01"))
+        self._fill("fixed", slot, {net: address(to) for net, to in (fixed or {}).items()})
+        flags |= layout.ONLY_SOURCES if sources else 0
+        flags |= layout.FIXED_SOURCES if fixed else 0
+        ranges = list(ports)
+        numbers = [number for pair in ranges for number in pair]
+        count = sum(last - first + 1 for first, last in ranges)
+        numbers += [0] * (30 - len(numbers))
+        value = struct.pack(layout.SETTINGS, 1, flags, len(ranges), *numbers, count)
+        self.maps["settings"].put(struct.pack("=I", slot), value)
+        self.put_in_force(family, generation)
+
+    def put_in_force(self, family: int, generation: int) -> None:
+        self.maps["control"].put(struct.pack("=I", family), struct.pack("=I", generation))
+
+    def device(
+        self,
+        addresses: Addresses,
+        *,
+        source: str | None = "node",
+        egress: int = 0b11,
+        link_header: int = 14,
+        loopback: bool = False,
+    ) -> None:
+        """Say about the test's device what the agent says; ``source`` names an address."""
+        held = [bytes(16), bytes(16)]
+        has, bits = [0, 0], [0, 0]
+        if source is not None:
+            held[addresses.number] = address(getattr(addresses, source))
+            has[addresses.number] = 1
+        bits[addresses.number] = egress
+        value = struct.pack(layout.DEVICE, *held, *has, *bits, link_header, loopback)
+        self.maps["devices"].put(struct.pack("=I", self.ifindex), value)
+
+    def _fill(self, name: str, slot: int, entries: Mapping[str, bytes]) -> None:
+        trie = self._tries[name, slot]
+        trie.clear()
+        for text, value in entries.items():
+            net = ipaddress.ip_network(text)
+            trie.put(struct.pack(layout.PREFIX, net.prefixlen, address(str(net[0]))), value)
+
+    # -- packets --------------------------------------------------------------------------
+
+    def out(self, packet: Packet | bytes) -> bytes | None:
+        """Send a packet out of the device: the frame that leaves, or None where it is dropped."""
+        return self._run("outward", packet)
+
+    def back(self, packet: Packet | bytes) -> bytes | None:
+        """Let a packet come in through the device: the frame that goes on, or None."""
+        return self._run("inward", packet)
+
+    def sweep(self) -> tuple[int, ...]:
+        """Removed; alive of IPv4, of IPv6; translated of IPv4, of IPv6."""
+        verdict, _ = run_program(self.programs["sweep"], bytes(14), self.ifindex)
+        assert verdict == 0
+        found = self.maps["swept"].get(bytes(4))
+        assert found is not None
+        return struct.unpack(layout.SWEPT, found)
+
+    def _run(self, program: str, packet: Packet | bytes) -> bytes | None:
+        data = packet if isinstance(packet, bytes) else frame(packet)
+        verdict, after = run_program(self.programs[program], data, self.ifindex)
+        assert verdict in (PASS, DROP)
+        assert len(after) == len(data)
+        return after if verdict == PASS else None
+
+    # -- what the programs wrote ----------------------------------------------------------
+
+    def counted(self, family: int) -> dict[str, int]:
+        """What was counted for a family, without what was not."""
+        found = {}
+        for number, name in enumerate(layout.OUTCOMES):
+            index = struct.pack("=I", family * len(layout.OUTCOMES) + number)
+            value = self.maps["counters"].get(index)
+            assert value is not None
+            if total := sum(struct.unpack(f"={self._cpus}Q", value)):
+                found[name] = total
+        return found
+
+    def flows(self, family: int) -> dict[Key, Flow]:
+        """The table of flows of a family."""
+        found = {}
+        for key, value in self.maps["flows"].entries().items():
+            source, destination, sport, dport, protocol, of, side, _ = struct.unpack(
+                layout.FLOW_KEY, key
+            )
+            if of == family:
+                ends = (
+                    *(_text(source, family), socket.ntohs(sport)),
+                    *(_text(destination, family), socket.ntohs(dport)),
+                )
+                to, port, _, state, expires = struct.unpack(layout.FLOW, value)
+                flow = Flow(_text(to, family), socket.ntohs(port), state, expires)
+                found[Key(*ends, protocol, side)] = flow
+        return found
+
+    def flow(self, family: int, key: Key) -> Flow | None:
+        return self.flows(family).get(key)
+
+    def put_flow(self, family: int, key: Key, flow: Flow) -> None:
+        value = struct.pack(
+            layout.FLOW,
+            *(address(flow.address), socket.htons(flow.port), 0, flow.state, flow.expires),
+        )
+        self.maps["flows"].put(key.packed(family), value)
+
+    def let_expire(self, family: int, protocol: int | None = None) -> None:
+        """Make every flow of a family, or of one protocol there, one that has expired."""
+        for key, flow in self.flows(family).items():
+            if protocol is None or key.protocol == protocol:
+                past = Flow(flow.address, flow.port, flow.state, now() - 1)
+                self.put_flow(family, key, past)
+
+
+def now() -> int:
+    """Seconds as the programs count them."""
+    return int(time.clock_gettime(time.CLOCK_MONOTONIC))
