@@ -128,13 +128,18 @@ static __noinline int keep_inward(const struct flow_key *outward, const struct f
 	return 0;
 }
 
+/* Remove a flow; its way back only while it is its own, not that of one which took it over. */
 static __always_inline void forget(const struct flow_key *outward, const struct flow *flow)
 {
 	struct flow_key key;
+	const struct flow *back;
 
 	if (flow->state & TRANSLATED) {
 		inward_key(&key, outward, flow);
-		bpf_map_delete_elem(&flows, &key);
+		back = bpf_map_lookup_elem(&flows, &key);
+		if (back && same(&back->address, &outward->source) &&
+		    back->port == outward->source_port)
+			bpf_map_delete_elem(&flows, &key);
 	}
 	bpf_map_delete_elem(&flows, outward);
 }

@@ -148,7 +148,10 @@ static __noinline int begin(struct __sk_buff *skb, struct packet *p, const struc
 		return dropped(p, OUT_DROPPED_ADDRESS);
 
 	held = bpf_map_lookup_elem(&flows, &p->key);
-	if (held && d.masquerade && held->state & TRANSLATED && same(&held->address, &d.source)) {
+	/* Its first packet once more: the answer was lost. What has ended gets a port anew. */
+	if (held && alive(held, now) && d.masquerade &&
+	    (held->state & (TRANSLATED | FIN_OUTWARD | FIN_INWARD | RESET)) == TRANSLATED &&
+	    same(&held->address, &d.source)) {
 		flow.state |= TRANSLATED;
 		flow.address = held->address;
 		flow.port = held->port;
