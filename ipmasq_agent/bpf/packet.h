@@ -38,8 +38,6 @@
 #define ICMP_TIMESTAMPREPLY  14
 #define ICMPV6_ECHO_REQUEST  128
 #define ICMPV6_ECHO_REPLY    129
-#define ICMPV6_FIRST_OF_LINK 130
-#define ICMPV6_LAST_OF_LINK  153
 
 #define PROTOCOL_AH	  51
 #define PROTOCOL_DCCP	  33
@@ -140,6 +138,12 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
 	return 0;
 }
 
+static __always_inline bool is_extension(__u8 next)
+{
+	return next == EXT_HOP || next == EXT_ROUTING || next == EXT_DESTINATION ||
+	       next == EXT_FRAGMENT || next == PROTOCOL_AH;
+}
+
 static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 {
 	struct ipv6hdr header;
@@ -153,18 +157,19 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 	__builtin_memcpy(&p->key.destination, &header.daddr, sizeof(struct address));
 	p->transport = p->network + sizeof(header);
 	next = header.nexthdr;
-	for (int extension = 0; extension < MAX_EXTENSIONS; extension++) {
+	for (int extension = 0; is_extension(next); extension++) {
 		struct {
 			__u8 next, length;
 			__be16 offset;
 			__be32 id;
 		} ext;
 
-		if (next != EXT_HOP && next != EXT_ROUTING && next != EXT_DESTINATION &&
-		    next != EXT_FRAGMENT && next != PROTOCOL_AH)
+		if (extension == MAX_EXTENSIONS) {
+			p->kind = UNSUPPORTED; /* what has ports may come behind it */
 			break;
+		}
 		if (bpf_skb_load_bytes(skb, p->transport, &ext, sizeof(ext)))
-			return -1;
+			return -2;
 		if (next == EXT_FRAGMENT) {
 			__u16 offset = bpf_ntohs(ext.offset);
 
@@ -212,6 +217,15 @@ static __always_inline void parse_icmp(struct packet *p, __u8 type, __be16 id)
 	}
 }
 
+/* Listeners, routers and neighbours; other types in between are answered from afar too. */
+static __always_inline bool is_of_link_icmpv6(__u8 type)
+{
+	return (type >= 130 && type <= 137) || /* RFC 2710, RFC 4861 */
+	       (type >= 141 && type <= 143) || /* RFC 3122, RFC 3810 */
+	       type == 148 || type == 149 ||   /* RFC 3971 */
+	       (type >= 151 && type <= 153);   /* RFC 4286 */
+}
+
 static __always_inline void parse_icmpv6(struct packet *p, __u8 type, __be16 id)
 {
 	if (type == ICMPV6_ECHO_REQUEST) {
@@ -222,8 +236,8 @@ static __always_inline void parse_icmpv6(struct packet *p, __u8 type, __be16 id)
 		p->key.destination_port = id;
 	} else if (type < 128) {
 		p->kind = ICMP_ERROR; /* RFC 4443: errors have the high bit clear */
-	} else if (type >= ICMPV6_FIRST_OF_LINK && type <= ICMPV6_LAST_OF_LINK) {
-		p->kind = LINK; /* multicast listeners, neighbours, routers */
+	} else if (is_of_link_icmpv6(type)) {
+		p->kind = LINK;
 	} else {
 		p->kind = UNSUPPORTED;
 	}
@@ -245,11 +259,13 @@ static __noinline int parse(struct __sk_buff *skb, struct packet *p, bool quoted
 			__be16 checksum, id, sequence;
 		} icmp;
 	} header = {};
+	int error;
 
 	p->kind = PLAIN;
 	p->part = WHOLE;
-	if ((p->key.family == IPV4 ? parse_ipv4(skb, p) : parse_ipv6(skb, p)) < 0)
-		return -1;
+	error = p->key.family == IPV4 ? parse_ipv4(skb, p) : parse_ipv6(skb, p);
+	if (error)
+		return error;
 	if (p->kind == UNSUPPORTED)
 		return 0;
 	switch (p->key.protocol) {

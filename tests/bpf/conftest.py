@@ -64,12 +64,28 @@ def empty(loaded: Datapath, node: Namespace) -> Iterator[Datapath]:
         yield loaded
 
 
-@pytest.fixture
-def masq(empty: Datapath, family: Addresses) -> Datapath:
-    """The programs with a policy: everything is masqueraded but what goes to `kept`."""
-    empty.policy(
+def _with_policy(programs: Datapath, family: Addresses) -> Datapath:
+    programs.policy(
         family.number,
         {family.everything: layout.MASQUERADE, family.kept_prefix: layout.NON_MASQUERADE},
     )
-    empty.device(family)
-    return empty
+    programs.device(family)
+    return programs
+
+
+@pytest.fixture
+def masq(empty: Datapath, family: Addresses) -> Datapath:
+    """The programs with a policy: everything is masqueraded but what goes to `kept`."""
+    return _with_policy(empty, family)
+
+
+@pytest.fixture
+def masq_v4(empty: Datapath) -> Datapath:
+    """As `masq`, for what only IPv4 has."""
+    return _with_policy(empty, FAMILIES[0])
+
+
+@pytest.fixture
+def masq_v6(empty: Datapath) -> Datapath:
+    """As `masq`, for what only IPv6 has."""
+    return _with_policy(empty, FAMILIES[1])
