@@ -176,13 +176,33 @@ static __always_inline bool is_of_host(struct __sk_buff *skb, const struct flow_
 	return true;
 }
 
-/* A port at random: of the policy's ranges, else of those that need no privilege. */
-static __always_inline __be16 any_port(const struct settings *in_force)
+/*
+ * Whether replies with this key belong to a flow that has the address and port of its own:
+ * the host's, to which the policy means nothing. What only came in and was never answered
+ * takes no port from anybody.
+ */
+static __always_inline bool is_of_kept_flow(const struct flow_key *reply, __u32 now)
 {
+	struct flow_key key;
+	const struct flow *held;
+
+	swap_ends(&key, reply, OUTWARD);
+	held = bpf_map_lookup_elem(&flows, &key);
+	return held && alive(held, now) && (held->state & (TRANSLATED | SEEN_OUTWARD)) == SEEN_OUTWARD;
+}
+
+/*
+ * A port at random: of the policy's ranges, else of those that need no privilege. In network
+ * order. Not static, so that the verifier reads it once and not for each attempt of `claim`:
+ * with those it came near to the limit of a million instructions.
+ */
+__noinline __u32 any_port(__u32 slot)
+{
+	const struct settings *in_force = bpf_map_lookup_elem(&settings, &slot);
 	__u32 random = bpf_get_prandom_u32();
 	__u32 left;
 
-	if (!in_force->port_ranges || !in_force->port_count)
+	if (!in_force || !in_force->port_ranges || !in_force->port_count)
 		return bpf_htons(FIRST_PORT +
 				 (__u32)((__u64)random * (LAST_PORT - FIRST_PORT + 1) >> 32));
 	left = (__u64)random * in_force->port_count >> 32;
@@ -245,9 +265,9 @@ static __noinline int claim(struct __sk_buff *skb, const struct packet *p, __u32
 		if (attempt || !keep) {
 			if (p->kind != PORTS)
 				return -1;
-			reply->destination_port = any_port(in_force);
+			reply->destination_port = any_port(slot);
 		}
-		if (!own && is_of_host(skb, reply))
+		if (!own && (is_of_host(skb, reply) || is_of_kept_flow(reply, now)))
 			continue;
 		error = bpf_map_update_elem(&flows, reply, &back, BPF_NOEXIST);
 		if (!error)
