@@ -66,6 +66,11 @@ class BackendChoice:
         self._current = name
         return backend, [self._get(other) for other in sorted(self._to_clean)]
 
+    @property
+    def in_use(self) -> AnyBackend | None:
+        """The backend of the latest pass; None before the first."""
+        return self._made.get(self._current) if self._current is not None else None
+
     def cleaned(self, backend: AnyBackend) -> None:
         """Forget a backend that holds nothing of ours any more."""
         for name in [name for name, made in self._made.items() if made is backend]:

@@ -12,7 +12,7 @@ import logging
 import queue
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any
@@ -41,6 +41,7 @@ from ipmasq_agent.sources import (
 
 # Seconds until a failed pass is tried again: doubled each time, up to the second figure.
 _FIRST_RETRY, _LAST_RETRY = 0.5, 30.0
+DRAIN_TIMEOUT = 3600.0
 
 
 class Signal(Enum):
@@ -59,6 +60,8 @@ class LoopSettings:
 
     flags: Flags
     cleanup_on_exit: bool = False
+    drain_timeout: float = DRAIN_TIMEOUT
+    """Seconds for which flows of a data plane that was left may go on."""
 
 
 class Agent:
@@ -87,6 +90,8 @@ class Agent:
         self._seen: Document | None = None  # the newest one
         self._refused: str | None = None  # why that one cannot be used
         self._changed_at: float | None = None
+        self._draining: dict[str, float] = {}  # backend that was left → since when
+        self._flows_left: tuple[str, ...] = ()
         self._retries = 0
         # Also before the first document: a file that cannot be read now is looked at again.
         self._next_pass = time.monotonic() + DEFAULT_RESYNC_INTERVAL / UNITS["s"]
@@ -102,6 +107,15 @@ class Agent:
             self.source.stop()
             self.fact_source.stop()
             self._leave()
+
+    def counters(self) -> Mapping[tuple[Family, str], int]:
+        """Return what the data plane in use counts by itself; in any thread.
+
+        Raises:
+            AgentError: it cannot be read.
+        """
+        backend = self.choice.in_use
+        return backend.counters() if backend is not None else {}
 
     def send(self, signal: Signal) -> None:
         """Ask for something. Safe in a signal handler: the queue is reentrant."""
@@ -243,9 +257,12 @@ class Agent:
         if not failed:
             # The backend in use decides now; only then may the one before it go.
             for other in left_behind:
+                if not self._drained(other):
+                    continue
                 gone = clean(other, Family)
                 self._report(gone, other.name, "left")
                 if not any(outcome.error for outcome in gone.values()):
+                    self._draining.pop(other.name, None)
                     self.choice.cleaned(other)
         self._report(outcomes, backend.name, "applied")
         self._finish(
@@ -255,7 +272,7 @@ class Agent:
             mode_reason=self.choice.reason,
             devices=self._devices(),
             families=wish.families,
-            advice=_advice(backend, intent, failed),
+            advice=(*_advice(backend, intent, failed), *self._flows_left),
         )
         ended = time.monotonic()
         event(logging.DEBUG, "pass done", backend=backend.name, ms=_ms(ended - started))
@@ -266,6 +283,24 @@ class Agent:
                 self.metrics.lag.observe(ended - self._changed_at)
         if not failed:
             self._changed_at = None
+
+    def _drained(self, other: AnyBackend) -> bool:
+        """Whether a backend that was left has no flows that would break without it."""
+        began = self._draining.setdefault(other.name, time.monotonic())
+        self._flows_left = ()
+        try:
+            left = other.drain()
+        except AgentError as error:
+            event(logging.ERROR, "cannot drain", backend=other.name, error=str(error))
+            return False
+        if not left:
+            return True
+        patience = self.settings.drain_timeout - (time.monotonic() - began)
+        event(logging.INFO, "draining", backend=other.name, flows=left, seconds=int(patience))
+        if patience <= 0:
+            return True
+        self._flows_left = (f"{other.name}: {left} flows go on there until they end",)
+        return False
 
     def _devices(self) -> tuple[str, ...]:
         """Return the egress devices for the status line; those of before if they are not told."""

@@ -2,13 +2,55 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterator, Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client import generate_latest as _generate_latest
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from ipmasq_agent.agent.logs import event
 from ipmasq_agent.agent.reconcile import Outcomes
 from ipmasq_agent.agent.status import Status
+from ipmasq_agent.errors import AgentError
+from ipmasq_agent.policy.addresses import Family
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+
+class _Counted(Collector):
+    """The counters of a data plane that has its own."""
+
+    def __init__(self, read: Callable[[], Mapping[tuple[Family, str], int]]) -> None:
+        self._read = read
+
+    def describe(self) -> list[Metric]:
+        """Return nothing: what there is depends on the data plane."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield packets and flows by what became of them."""
+        packets = CounterMetricFamily(
+            "ipmasq_agent_packets", "Packets, by what became of them.", labels=["family", "outcome"]
+        )
+        flows = CounterMetricFamily(
+            "ipmasq_agent_flows", "New flows, by what was decided.", labels=["family", "outcome"]
+        )
+        try:
+            counted = self._read()
+        except AgentError as error:
+            event(logging.WARNING, "counters cannot be read", error=str(error))
+            return
+        for (family, outcome), count in counted.items():
+            kind, _, rest = outcome.partition("_")
+            if kind == "flows":
+                flows.add_metric([family.value, rest], count)
+            else:
+                packets.add_metric([family.value, outcome], count)
+        if counted:
+            yield packets
+            yield flows
 
 
 class Metrics:
@@ -62,6 +104,15 @@ class Metrics:
             "Entries of the document in force.",
             registry=self.registry,
         )
+
+    def count_packets(self, read: Callable[[], Mapping[tuple[Family, str], int]]) -> None:
+        """Show what the data plane counts by itself, read at each scrape.
+
+        Args:
+            read: family and outcome → how many packets, or for outcomes that begin with
+                ``flows_`` how many flows.
+        """
+        self.registry.register(_Counted(read))
 
     def passed(self, outcomes: Outcomes, seconds: float) -> None:
         """Count one pass."""

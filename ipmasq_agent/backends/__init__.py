@@ -6,7 +6,7 @@ A backend knows one data plane and nothing of documents or of other backends.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
@@ -118,6 +118,25 @@ class Backend(abc.ABC, Generic[State, Desired, Plan]):
     def advice(self, desired: Desired) -> str | None:
         """Return what a user should know about holding ``desired`` this way; None for nothing."""
         return None
+
+    def drain(self) -> int:
+        """Leave new flows to another backend; return how many of ours would break without us.
+
+        What connection tracking translates goes on by itself, so there is nothing to wait
+        for unless a backend translates on its own.
+
+        Raises:
+            AgentError: it cannot be told.
+        """
+        return 0
+
+    def counters(self) -> Mapping[tuple[Family, str], int]:
+        """Return how often each outcome was met, where the data plane counts by itself.
+
+        Raises:
+            AgentError: they cannot be read.
+        """
+        return {}
 
     def close(self) -> None:
         """Give back what the backend holds on this host (processes, files), not its rules."""

@@ -200,6 +200,31 @@ class BpfBackend(Backend[Table, Desired, Plan]):
             maps.drop_device(number)
         self._hooks.tidy(gone)
 
+    def drain(self) -> int:
+        """Let flows go on, and begin none; return how many still are translated."""
+        if not self._hooks.exist():
+            return 0
+        with Maps(self._pins) as maps:
+            for family in layout.FAMILIES:
+                self._known.pop(family, None)
+                slot = layout.slot(family, maps.generation(family))
+                settings = maps.settings(slot)
+                if settings.flags & Flag.MANAGED:
+                    maps.set_settings(slot, settings._replace(flags=Flag.DRAINING))
+            self._hooks.run_sweep()
+            return sum(maps.swept().translated)
+
+    def counters(self) -> dict[tuple[Family, str], int]:
+        """Return how many packets and flows met each outcome, since the maps were made."""
+        if not self._hooks.exist():
+            return {}
+        with Maps(self._pins) as maps:
+            return {
+                (family, outcome): count
+                for family in layout.FAMILIES
+                for outcome, count in maps.counted(family).items()
+            }
+
     def _leave(self, family: Family) -> None:
         """Remove what is of a family, and everything with the last one."""
         self._known.pop(family, None)

@@ -18,7 +18,6 @@ from ipmasq_agent.policy.model import FixedSource, joined
 
 CAPACITY = 1 << 20
 """How many prefixes a trie may hold; more where a policy has more."""
-MAPS = ("decisions", "sources", "fixed", "settings", "control", "devices", "flows", "counters")
 _VALUE_SIZES = {"decisions": 1, "sources": 1, "fixed": layout.ADDRESS_SIZE}
 _EVERYTHING = (0, 0)  # the prefix that stands for what no other one says
 
@@ -58,9 +57,15 @@ class Maps:
         return layout.NUMBER.unpack(value)[0] & 1 if value else 0
 
     def switch(self, family: Family, generation: int) -> None:
-        """Put a generation in force."""
+        """Put a generation in force, and wait until no packet is decided by another."""
         key = layout.NUMBER.pack(layout.FAMILIES.index(family))
         self["control"].update(key, layout.NUMBER.pack(generation))
+        # The kernel waits for the programs that run whenever a map of maps was written
+        # (maybe_wait_bpf_programs, kernel/bpf/syscall.c); for an array it does not.
+        slot = layout.slot(family, generation)
+        with self.trie("decisions", slot) as trie:
+            if trie is not None:
+                self["decisions"].update(layout.NUMBER.pack(slot), layout.NUMBER.pack(trie.fd))
 
     def settings(self, slot: int) -> Settings:
         """Return the settings of a slot."""
@@ -180,13 +185,15 @@ class Maps:
         self.set_settings(slot, Settings(stamp, _flags(rules), rules.ports))
 
     def _place(self, kind: str, slot: int, keys: Sequence[bytes], values: bytes) -> None:
-        """Make a trie with these prefixes the slot's."""
+        """Make a trie with these prefixes the slot's; none where there are no prefixes."""
+        if not keys:
+            self._displace(kind, slot)
+            return
         capacity = max(CAPACITY, 2 * len(keys))
         size = _VALUE_SIZES[kind]
         trie = create_trie(f"{kind}_{slot}", layout.PREFIX.size, size, capacity)
         try:
-            if keys:
-                trie.fill(b"".join(keys), values, len(keys))
+            trie.fill(b"".join(keys), values, len(keys))
             self[kind].update(layout.NUMBER.pack(slot), layout.NUMBER.pack(trie.fd))
         finally:
             trie.close()
@@ -208,7 +215,16 @@ class Maps:
     def empty(self, slot: int) -> None:
         """Give back the tries of a slot that is not in force."""
         for kind in _VALUE_SIZES:
-            self[kind].delete(layout.NUMBER.pack(slot))
+            self._displace(kind, slot)
+
+    def _displace(self, kind: str, slot: int) -> None:
+        key = layout.NUMBER.pack(slot)
+        if self[kind].lookup(key) is not None:  # to delete is to wait for programs that run
+            self[kind].delete(key)
+
+    def swept(self) -> layout.Swept:
+        """Return what the latest sweep through the flows found."""
+        return layout.unpack_swept(self["swept"].lookup(layout.NUMBER.pack(0)) or b"")
 
     def counted(self, family: Family) -> Mapping[str, int]:
         """Return how often each outcome was met."""

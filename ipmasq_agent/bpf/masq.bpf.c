@@ -413,7 +413,9 @@ static long sweep_one(void *map, const void *key, void *value, void *context)
 		sweeping->found->removed++;
 	} else if (of->side == OUTWARD) {
 		sweeping->found->alive[of->family & 1]++;
-		if (flow->state & TRANSLATED)
+		/* The host's own keep their address, and often their port: nothing to wait for. */
+		if (flow->state & TRANSLATED && (!same(&flow->address, &of->source) ||
+						 flow->port != of->source_port))
 			sweeping->found->translated[of->family & 1]++;
 	}
 	return 0;

@@ -160,7 +160,7 @@ enum outcome {
 struct swept {
 	__u64 removed;
 	__u64 alive[FAMILIES]; /* OUTWARD */
-	__u64 translated[FAMILIES];
+	__u64 translated[FAMILIES]; /* to another address or port */
 };
 
 #endif

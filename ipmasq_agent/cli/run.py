@@ -6,13 +6,18 @@ import logging
 import signal
 import time
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ipmasq_agent import __version__
 from ipmasq_agent.cli.goflags import GoBool
 from ipmasq_agent.cli.options import Settings, agent_options, settings_of
+from ipmasq_agent.config.durations import UNITS, parse_duration
+from ipmasq_agent.errors import UsageError
+
+if TYPE_CHECKING:
+    from ipmasq_agent.agent.loop import LoopSettings
 
 # A pass that takes longer than this is stuck, and a restart is the better agent.
 _STUCK = 300.0
@@ -44,6 +49,13 @@ Examples:
     help="Remove our rules when told to stop. They stay otherwise, so traffic goes on.",
 )
 @click.option(
+    "--drain-timeout",
+    metavar="DURATION",
+    default="1h",
+    show_default=True,
+    help="After a move away from bpf, how long the flows that it translates may go on.",
+)
+@click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
 @click.option(
@@ -61,6 +73,7 @@ Examples:
 def command(
     http_address: str,
     cleanup_on_exit: bool,
+    drain_timeout: str,
     log_format: str,
     log_level: str,
     verbosity: int,
@@ -73,16 +86,26 @@ def command(
     the document and the kernel again; SIGTERM stops and leaves the rules in place.
     """
     from ipmasq_agent.agent import logs
+    from ipmasq_agent.agent.loop import LoopSettings
 
     # klog's --v: what upstream logs at 4 and above is what we call debug.
     logs.configure(log_format, "debug" if verbosity >= 4 else log_level)
-    return _run(settings_of(options), http_address, cleanup_on_exit)
+    settings = settings_of(options)
+    loop = LoopSettings(settings.flags, cleanup_on_exit, _seconds(drain_timeout))
+    return _run(settings, http_address, loop)
 
 
-def _run(settings: Settings, http_address: str, cleanup_on_exit: bool) -> int:
+def _seconds(duration: str) -> float:
+    try:
+        return parse_duration(duration) / UNITS["s"]
+    except ValueError as cause:
+        raise UsageError(f"--drain-timeout: {duration!r} {cause}") from cause
+
+
+def _run(settings: Settings, http_address: str, loop: LoopSettings) -> int:
     from ipmasq_agent.agent.http import HttpServer
     from ipmasq_agent.agent.logs import event
-    from ipmasq_agent.agent.loop import Agent, LoopSettings, Signal
+    from ipmasq_agent.agent.loop import Agent, Signal
     from ipmasq_agent.cli.wiring import backend_choice, fact_source
     from ipmasq_agent.host.links import egress_devices
 
@@ -94,11 +117,14 @@ def _run(settings: Settings, http_address: str, cleanup_on_exit: bool) -> int:
     agent = Agent(
         settings.source(),
         backend_choice(settings),
-        LoopSettings(settings.flags, cleanup_on_exit),
+        loop,
         egress_devices,
         fact_source(settings),
         metrics,
     )
+
+    if metrics:
+        metrics.count_packets(agent.counters)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         agent.send(Signal.RELOAD if number == signal.SIGHUP else Signal.STOP)

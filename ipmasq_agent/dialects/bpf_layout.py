@@ -98,6 +98,20 @@ class Device(NamedTuple):
     loopback: bool = False
 
 
+class Swept(NamedTuple):
+    """What a sweep through the flows found; a number for each family.
+
+    Attributes:
+        removed: those that had expired.
+        alive: those that have not.
+        translated: of these, those that get another address or port.
+    """
+
+    removed: int
+    alive: tuple[int, int]
+    translated: tuple[int, int]
+
+
 def slot(family: Family, generation: int) -> int:
     """Return the number of tries and settings."""
     return FAMILIES.index(family) * GENERATIONS + generation
@@ -176,6 +190,12 @@ def unpack_device(data: bytes) -> Device:
         link_header,
         bool(loopback),
     )
+
+
+def unpack_swept(data: bytes) -> Swept:
+    """Return what a sweep found from its struct."""
+    removed, *counts = SWEPT.unpack(data)
+    return Swept(removed, (counts[0], counts[1]), (counts[2], counts[3]))
 
 
 def counter_index(family: Family, outcome: int) -> bytes:
