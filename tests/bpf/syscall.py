@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = range(5)
-OBJ_GET, PROG_TEST_RUN = 7, 10
+OBJ_PIN, OBJ_GET, PROG_TEST_RUN = 6, 7, 10
 LPM_TRIE, NO_PREALLOC = 11, 1
 
 _SYSCALL = {"x86_64": 321, "aarch64": 280}[platform.machine()]
@@ -35,6 +35,12 @@ def pinned(path: Path) -> int:
     """Open what is pinned; a descriptor that outlives the file system."""
     name = ctypes.create_string_buffer(str(path).encode())
     return call(OBJ_GET, struct.pack("=QII", ctypes.addressof(name), 0, 0))[0]
+
+
+def pin(descriptor: int, path: Path) -> None:
+    """Pin a program or map, for those who want a path of it."""
+    name = ctypes.create_string_buffer(str(path).encode())
+    call(OBJ_PIN, struct.pack("=QII", ctypes.addressof(name), descriptor, 0))
 
 
 def possible_cpus() -> int:

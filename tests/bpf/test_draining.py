@@ -1,0 +1,77 @@
+"""Draining: flows go on, new ones are left to others; and the sweep through the flows."""
+
+from __future__ import annotations
+
+import pytest
+from scapy.packet import Raw
+
+from tests.bpf import layout
+from tests.bpf.datapath import Datapath
+from tests.bpf.packets import FAMILIES, Addresses, flow, frame, network, tcp, udp
+
+PROTOCOLS = ("tcp", "udp", "echo")
+UDP = 17
+
+
+def drain(masq: Datapath, family: Addresses) -> None:
+    masq.policy(
+        family.number, {family.everything: layout.MASQUERADE}, flags=layout.DRAINING, generation=1
+    )
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_flows_go_on_while_new_ones_are_left_to_others(
+    masq: Datapath, family: Addresses, protocol: str
+) -> None:
+    masq.out(flow(protocol, family.pod, 1500, family.outside, 80))
+    drain(masq, family)
+    out = masq.out(flow(protocol, family.pod, 1500, family.outside, 80, "A"))
+    assert out == frame(flow(protocol, family.node, 1500, family.outside, 80, "A"))
+    back = masq.back(flow(protocol, family.outside, 80, family.node, 1500, reply=True))
+    assert back == frame(flow(protocol, family.outside, 80, family.pod, 1500, reply=True))
+    held = set(masq.flows(family.number))
+    new = frame(flow(protocol, family.pod, 1501, family.outside, 80))
+    assert masq.out(new) == new
+    came = frame(flow(protocol, family.outside, 4000, family.pod, 8080))
+    assert masq.back(came) == came
+    assert set(masq.flows(family.number)) == held
+    assert masq.counted(family.number)["OUT_KEPT_DRAINING"] == 1
+
+
+def test_what_cannot_be_translated_is_left_to_others_while_draining(
+    masq: Datapath, family: Addresses
+) -> None:
+    drain(masq, family)
+    field = {"proto": 136} if family.v4 else {"nh": 136}
+    packet = frame(network(family.pod, family.outside, **field) / Raw(bytes(32)))
+    assert masq.out(packet) == packet
+
+
+def test_expired_flows_are_left_to_others_while_draining(masq: Datapath, family: Addresses) -> None:
+    masq.out(udp(family.pod, 1500, family.outside, 80))
+    masq.let_expire(family.number)
+    drain(masq, family)
+    packet = frame(udp(family.pod, 1500, family.outside, 80))
+    assert masq.out(packet) == packet
+
+
+def test_a_sweep_removes_what_has_expired_and_counts_the_rest(empty: Datapath) -> None:
+    for family in FAMILIES:
+        empty.policy(
+            family.number,
+            {family.everything: layout.MASQUERADE, family.kept_prefix: layout.NON_MASQUERADE},
+        )
+    for family in FAMILIES:
+        empty.device(family)
+        for number in range(3):
+            empty.out(udp(family.pod, 1500 + number, family.outside, 80))
+        empty.out(tcp(family.pod, 1500, family.outside, 80))
+        empty.out(tcp(family.pod, 1500, family.kept, 80))
+    # Removed; alive of IPv4 and IPv6; of those translated.
+    assert empty.sweep() == (0, 5, 5, 4, 4)
+    empty.let_expire(layout.IPV6, UDP)
+    assert empty.sweep() == (6, 5, 2, 4, 1)
+    assert len(empty.flows(layout.IPV6)) == 3
+    empty.let_expire(layout.IPV4)
+    assert empty.sweep() == (9, 0, 2, 0, 1)
+    assert empty.flows(layout.IPV4) == {}

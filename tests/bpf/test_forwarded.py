@@ -1,0 +1,128 @@
+"""Packets that the node forwards, and that another translator had first.
+
+BPF_PROG_TEST_RUN gives every packet a socket, and one with a socket is the host's own. So
+these packets come in at `in0`, whose other end sends them, and are forwarded to `out0`.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from scapy.layers.inet import IP
+from scapy.layers.inet6 import IPv6
+from scapy.packet import Packet
+
+from tests.bpf import layout
+from tests.bpf.datapath import Datapath
+from tests.bpf.packets import FAMILIES, LINK, Addresses, flow, frame
+from tests.bpf.syscall import pin
+from tests.kernel import bpffs
+from tests.netns import Namespace
+
+MAC = "02:00:00:00:00:02"  # the destination of every frame
+PROTOCOLS = ("tcp", "udp", "echo")
+SETTINGS = (
+    "net.ipv4.ip_forward=1",
+    "net.ipv6.conf.all.forwarding=1",
+    "net.ipv4.conf.all.rp_filter=0",
+    "net.ipv4.conf.in0.rp_filter=0",
+)
+
+
+@pytest.fixture(scope="module")
+def relay() -> Iterator[Namespace]:
+    """A node that forwards from `in0` to `out0`; it has none of the addresses itself."""
+    with Namespace("relay") as made:
+        made.run(["ip", "link", "add", "in0", "address", MAC, "type", "veth", "peer", "pod0"])
+        made.run(["ip", "link", "add", "out0", "type", "veth", "peer", "far0"])
+        made.run(["sysctl", "-qw", *SETTINGS])
+        for device in ("in0", "pod0", "out0", "far0"):
+            made.run(["ip", "link", "set", device, "up"])
+        for family in FAMILIES:
+            made.run(["ip", "route", "add", family.everything, "dev", "out0"])
+            neighbour = ("ip", "neigh", "add", family.outside, "lladdr", MAC)
+            made.run([*neighbour, "dev", "out0", "nud", "permanent"])
+        yield made
+
+
+@pytest.fixture
+def masq(
+    loaded: Datapath, relay: Namespace, family: Addresses, tmp_path: Path
+) -> Iterator[Datapath]:
+    """The programs with a policy, `outward` attached to `out0`."""
+    with relay.entered():
+        loaded.ifindex = socket.if_nametoindex("out0")
+        loaded.forget()
+        loaded.policy(family.number, {family.everything: layout.MASQUERADE})
+        loaded.device(family)
+        relay.run(["tc", "qdisc", "add", "dev", "out0", "clsact"])
+        with bpffs.private_mounts():
+            place = bpffs.mount(tmp_path / "bpffs") / "outward"
+            pin(loaded.programs["outward"], place)
+            filtered = ("bpf", "direct-action", "object-pinned", str(place))
+            relay.run(["tc", "filter", "add", "dev", "out0", "egress", *filtered])
+        yield loaded
+        relay.run(["tc", "qdisc", "del", "dev", "out0", "clsact"])
+
+
+def forwarded(family: Addresses, packet: Packet) -> Packet:
+    """Send a packet in at `in0`, and return what came out at the other end of `out0`."""
+    kind = 0x0800 if family.v4 else 0x86DD
+    with (
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(kind)) as receiver,
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender,
+    ):
+        receiver.bind(("far0", kind))
+        receiver.settimeout(10)
+        sender.bind(("pod0", 0))
+        sender.send(frame(packet))
+        while True:
+            came = (IP if family.v4 else IPv6)(receiver.recv(2048)[LINK:])
+            if came.dst == packet.dst:
+                return came
+
+
+def hop(packet: Packet) -> Packet:
+    """A packet as the node that forwards it makes it."""
+    name = "ttl" if isinstance(packet, IP) else "hlim"
+    packet.setfieldval(name, packet.getfieldval(name) - 1)
+    return packet
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_forwarded_packet_is_translated(masq: Datapath, family: Addresses, protocol: str) -> None:
+    came = forwarded(family, flow(protocol, family.pod, 1500, family.outside, 80))
+    assert bytes(came) == bytes(hop(flow(protocol, family.node, 1500, family.outside, 80)))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_another_device_of_ours_translated_is_not_translated_again(
+    masq: Datapath, family: Addresses, protocol: str
+) -> None:
+    masq.out(flow(protocol, family.pod, 1500, family.outside, 80))
+    before = masq.flows(family.number)
+    masq.device(family, source="other_node")  # it would get another address here
+    sent = flow(protocol, family.node, 1500, family.outside, 80)
+    assert bytes(forwarded(family, sent)) == bytes(hop(sent))
+    assert masq.flows(family.number) == before
+    assert masq.counted(family.number)["OUT_KEPT_BY_POLICY"] == 1
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_drained_flow_is_handed_over_to_who_translates_it_by_now(
+    masq: Datapath, family: Addresses, protocol: str
+) -> None:
+    masq.out(flow(protocol, family.pod, 1500, family.outside, 80))
+    masq.out(flow(protocol, family.pod, 1501, family.outside, 80))
+    masq.policy(
+        family.number, {family.everything: layout.MASQUERADE}, flags=layout.DRAINING, generation=1
+    )
+    sent = flow(protocol, family.node, 1500, family.outside, 80, "A")
+    assert bytes(forwarded(family, sent)) == bytes(hop(sent))
+    assert masq.counted(family.number)["OUT_HANDED_OVER"] == 1
+    left = masq.flows(family.number)
+    assert len(left) == 2  # both halves of the other one
+    assert all(1501 in (key.sport, key.dport) for key in left)
