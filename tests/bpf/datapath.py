@@ -25,6 +25,13 @@ PASS, DROP = -1, 2
 PROGRAMS = ("outward", "inward", "sweep")
 
 
+def find_clang() -> list[str]:
+    """Clang, told to compile for eBPF as the package does."""
+    clang = shutil.which("clang") or shutil.which("clang-14")
+    assert clang, "the eBPF programs are compiled by clang"
+    return [clang, "-target", "bpf", "-mcpu=v3", f"-I/usr/include/{machine()}-linux-gnu"]
+
+
 def compile_programs(place: Path, sources: Path = SOURCES) -> Path:
     """Compile a copy with small tables, and return the object."""
     copy = shutil.copytree(sources, place / "bpf")
@@ -32,13 +39,9 @@ def compile_programs(place: Path, sources: Path = SOURCES) -> Path:
     text = maps.read_text()
     assert "(1 << 19)" in text
     maps.write_text(text.replace("(1 << 19)", "(1 << 12)"))
-    clang = shutil.which("clang") or shutil.which("clang-14")
-    assert clang, "the eBPF programs are compiled by clang"
+    warnings = ("-Wall", "-Werror")
     done = subprocess.run(
-        [
-            *(clang, "-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3"),
-            *(f"-I/usr/include/{machine()}-linux-gnu", "-c", "masq.bpf.c", "-o", "masq.bpf.o"),
-        ],
+        [*find_clang(), "-O2", "-g", *warnings, "-c", "masq.bpf.c", "-o", "masq.bpf.o"],
         cwd=copy,
         capture_output=True,
         text=True,
