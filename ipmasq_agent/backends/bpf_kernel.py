@@ -60,12 +60,7 @@ class Maps:
         """Put a generation in force, and wait until no packet is decided by another."""
         key = layout.NUMBER.pack(layout.FAMILIES.index(family))
         self["control"].update(key, layout.NUMBER.pack(generation))
-        # The kernel waits for the programs that run whenever a map of maps was written
-        # (maybe_wait_bpf_programs, kernel/bpf/syscall.c); for an array it does not.
-        slot = layout.slot(family, generation)
-        with self.trie("decisions", slot) as trie:
-            if trie is not None:
-                self["decisions"].update(layout.NUMBER.pack(slot), layout.NUMBER.pack(trie.fd))
+        self._wait()
 
     def settings(self, slot: int) -> Settings:
         """Return the settings of a slot."""
@@ -86,10 +81,27 @@ class Maps:
     def set_device(self, number: int, device: layout.Device) -> None:
         """Tell the programs about a device."""
         self["devices"].update(layout.NUMBER.pack(number), layout.pack_device(device))
+        # A hash gives the room of the value that was replaced to the next one that comes,
+        # also while a program reads it (alloc_htab_elem, kernel/bpf/hashtab.c).
+        self._wait()
+
+    def _wait(self) -> None:
+        """Wait until no program runs that began before now.
+
+        The kernel does so whenever a map of maps was written (maybe_wait_bpf_programs,
+        kernel/bpf/syscall.c), also when nothing in it changed.
+        """
+        for slot in range(len(layout.FAMILIES) * layout.GENERATIONS):
+            with self.trie("decisions", slot) as trie:
+                if trie is not None:
+                    key, value = layout.NUMBER.pack(slot), layout.NUMBER.pack(trie.fd)
+                    self["decisions"].update(key, value)
+                    return
 
     def drop_device(self, number: int) -> None:
         """Have the programs forget a device."""
         self["devices"].delete(layout.NUMBER.pack(number))
+        self._wait()
 
     # -- tries ----------------------------------------------------------------------------
 

@@ -70,10 +70,17 @@ static __always_inline __u32 advanced(__u32 state, const struct packet *p)
  */
 static __always_inline bool touch(struct flow *flow, const struct packet *p, __u32 now)
 {
-	__u32 state = advanced(flow->state, p), expires = now + lifetime(p->key.protocol, state);
+	__u32 before = flow->state, state = advanced(before, p);
+	__u32 expires = now + lifetime(p->key.protocol, state);
 
-	if (state != flow->state)
-		flow->state = state;
+	/*
+	 * Bit by bit: other CPUs do so too, and the table may give the entry to another flow
+	 * at any moment, which must never become translated, or kept, by this one's state.
+	 */
+	if (state & ~before)
+		__sync_fetch_and_or(&flow->state, state & ~before);
+	if (before & ~state)
+		__sync_fetch_and_and(&flow->state, ~(before & ~state));
 	if (expires == flow->expires)
 		return false;
 	flow->expires = expires;

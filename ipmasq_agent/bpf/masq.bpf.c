@@ -350,7 +350,7 @@ static __noinline int touch_inward(struct flow *inward, const struct packet *p, 
 		bpf_map_update_elem(&flows, &key, &fresh, BPF_NOEXIST);
 		inward->expires = fresh.expires;
 	}
-	inward->state |= SEEN_INWARD;
+	__sync_fetch_and_or(&inward->state, SEEN_INWARD);
 	return 0;
 }
 
