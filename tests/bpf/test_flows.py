@@ -98,6 +98,20 @@ def test_a_new_connection_after_the_end_of_one_is_decided_anew(
     assert list(masq.flows(family.number)) == [outward]
 
 
+def test_a_connection_from_outside_may_follow_one_that_was_translated(
+    masq: Datapath, family: Addresses
+) -> None:
+    establish(masq, family)
+    masq.back(tcp(family.outside, 80, family.pod, 1500, "S"))  # while that one is open: nothing
+    out = masq.out(tcp(family.pod, 1500, family.outside, 80, "A"))
+    assert out == frame(tcp(family.node, 1500, family.outside, 80, "A"))
+    masq.out(tcp(family.pod, 1500, family.outside, 80, "FA"))
+    masq.back(tcp(family.outside, 80, family.pod, 1500, "S"))
+    reply = frame(tcp(family.pod, 1500, family.outside, 80, "SA"))
+    assert masq.out(reply) == reply
+    assert masq.counted(family.number)["OUT_KEPT_REPLY"] == 1
+
+
 def test_a_lost_answer_to_a_new_connection_moves_nothing(masq: Datapath, family: Addresses) -> None:
     masq.policy(
         family.number,

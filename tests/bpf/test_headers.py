@@ -28,7 +28,7 @@ V4, V6 = FAMILIES
 def pieces(whole: Packet, number: int = 99) -> list[bytes]:
     """A packet with UDP or ICMP in three fragments, as frames."""
     payload = bytes(whole.payload)
-    cut = [payload[:16], payload[16:32], payload[32:]]
+    cut = [payload[:8], payload[8:16], payload[16:]]  # the first has no more than the ports
     found = []
     for place, part in enumerate(cut):
         more = place < 2
@@ -38,12 +38,12 @@ def pieces(whole: Packet, number: int = 99) -> list[bytes]:
                 dst=whole.dst,
                 id=number,
                 proto=bytes(whole)[9],
-                frag=place * 2,
+                frag=place,
                 flags="MF" if more else 0,
             )
         else:
             header = network(whole.src, whole.dst) / IPv6ExtHdrFragment(
-                nh=bytes(whole)[6], id=number, offset=place * 2, m=int(more)
+                nh=bytes(whole)[6], id=number, offset=place, m=int(more)
             )
         found.append(frame(header / Raw(part)))
     return found
