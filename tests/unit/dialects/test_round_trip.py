@@ -6,13 +6,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ipmasq_agent.dialects import iptables, nftables
+from ipmasq_agent.dialects import bpf, iptables, nftables
 from ipmasq_agent.dialects.interpretation import interpret
 from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.dialects.nftables_reading import interpret as interpret_nftables
 from ipmasq_agent.dialects.tables import empty_table
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
+from tests.unit.dialects.bpf_node import on_a_node
 from tests.unit.strategies import policies
 
 PLACEMENT = Placement()
@@ -32,7 +33,11 @@ def by_a_table(policy: FamilyPolicy) -> FamilyPolicy:
     return interpret_nftables(nftables.compile_policy(policy, PLACEMENT)).policy
 
 
-DIALECTS = (by_rules, by_a_set, by_a_table)
+def by_maps(policy: FamilyPolicy) -> FamilyPolicy:
+    return bpf.interpret(on_a_node(policy)).policy
+
+
+DIALECTS = (by_rules, by_a_set, by_a_table, by_maps)
 
 
 @pytest.mark.parametrize("family", list(Family), ids=lambda family: family.value)
