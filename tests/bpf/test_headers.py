@@ -253,3 +253,12 @@ def test_what_is_not_ip_is_left_alone(masq: Datapath, family: Addresses) -> None
     arp = bytes(Ether(src="02:00:00:00:00:01", dst="ff:ff:ff:ff:ff:ff", type=0x806) / bytes(28))
     assert masq.out(arp) == arp
     assert masq.counted(family.number) == {}
+
+
+def test_a_later_fragment_from_outside_begins_no_flow(masq: Datapath, family: Addresses) -> None:
+    first, later, _ = pieces(long_udp(family.outside, 4000, family.pod, 53))
+    masq.back(first)
+    assert len(masq.flows(family.number)) == 1
+    masq.maps["flows"].clear()
+    assert masq.back(later) == later
+    assert masq.flows(family.number) == {}
