@@ -11,7 +11,7 @@ from ipmasq_agent.dialects.bpf import DECISIONS, Rules
 from ipmasq_agent.dialects.bpf_layout import Flag, Settings
 from ipmasq_agent.dialects.ipset import AddressSet, Step, element, parts
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.host.bpf_objects import BpfMap, create_trie, open_number, open_pinned
+from ipmasq_agent.host.bpf_objects import BpfMap, create_trie, open_pinned, pin
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
 from ipmasq_agent.policy.assemble import collapsed
 from ipmasq_agent.policy.model import FixedSource, joined
@@ -107,16 +107,20 @@ class Maps:
 
     @contextmanager
     def trie(self, kind: str, slot: int) -> Iterator[BpfMap | None]:
-        """Open the trie of a slot; None where there is none."""
-        value = self[kind].lookup(layout.NUMBER.pack(slot))
-        if value is None:
-            yield None
-            return
-        found = open_number(layout.NUMBER.unpack(value)[0])
+        """Open the trie of a slot; None where there is none.
+
+        Each is pinned by itself too: a map of maps gives numbers, and to open a map by its
+        number is for CAP_SYS_ADMIN alone.
+        """
+        found = open_pinned(self._trie(kind, slot))
         try:
             yield found
         finally:
-            found.close()
+            if found is not None:
+                found.close()
+
+    def _trie(self, kind: str, slot: int) -> Path:
+        return self._pins / f"{kind}_{slot}"
 
     def rules(self, family: Family, slot: int, settings: Settings, devices: Iterable[str]) -> Rules:
         """Return what a slot says, read in full."""
@@ -206,6 +210,8 @@ class Maps:
         trie = create_trie(f"{kind}_{slot}", layout.PREFIX.size, size, capacity)
         try:
             trie.fill(b"".join(keys), values, len(keys))
+            self._trie(kind, slot).unlink(missing_ok=True)
+            pin(trie.fd, self._trie(kind, slot))
             self[kind].update(layout.NUMBER.pack(slot), layout.NUMBER.pack(trie.fd))
         finally:
             trie.close()
@@ -233,6 +239,7 @@ class Maps:
         key = layout.NUMBER.pack(slot)
         if self[kind].lookup(key) is not None:  # to delete is to wait for programs that run
             self[kind].delete(key)
+        self._trie(kind, slot).unlink(missing_ok=True)
 
     def swept(self) -> layout.Swept:
         """Return what the latest sweep through the flows found."""

@@ -1,4 +1,4 @@
-"""eBPF maps and programs by their descriptors: opened by path or number, read, written."""
+"""eBPF maps and programs by their descriptors: pinned, opened, read, written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import TracebackType
 from ipmasq_agent.host.bpf_syscall import bpf, refused
 
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY = 0, 1, 2, 3, 4
-_PIN, _GET, _RUN, _MAP_BY_ID, _INFO = 6, 7, 10, 14, 15
+_PIN, _GET, _RUN, _INFO = 6, 7, 10, 15
 _LOOKUP_BATCH, _UPDATE_BATCH = 24, 26
 _LPM_TRIE, _NO_PREALLOC = 11, 1
 _PER_CPU = frozenset({5, 6, 10})  # hash, array, LRU hash
@@ -314,18 +314,6 @@ def open_pinned(path: Path) -> BpfMap | None:
     """
     descriptor = get_pinned(path)
     return None if descriptor is None else BpfMap(descriptor)
-
-
-def open_number(number: int) -> BpfMap:
-    """Return the map of that number, which a map of maps gives as its value.
-
-    Raises:
-        HostError: it is gone, or may not be opened.
-    """
-    try:
-        return BpfMap(bpf(_MAP_BY_ID, struct.pack("=III", number, 0, 0)))
-    except OSError as cause:
-        raise refused(f"open the map of number {number}", cause) from cause
 
 
 def create_trie(name: str, key_size: int, value_size: int, capacity: int) -> BpfMap:

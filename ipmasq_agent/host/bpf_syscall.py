@@ -12,7 +12,7 @@ import platform
 
 from ipmasq_agent.errors import HostError
 
-PRIVILEGE = "run as root, or with the capabilities BPF and NET_ADMIN (SYS_ADMIN before Linux 5.8)"
+PRIVILEGE = "run as root, or with the capabilities BPF, PERFMON and NET_ADMIN"
 # arch/*/entry/syscalls; the generic table (asm-generic/unistd.h) is for all newer ones.
 _GENERIC_SYSCALL = 280
 _SYSCALLS = {

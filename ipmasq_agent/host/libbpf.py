@@ -53,8 +53,11 @@ class Library:
         return function(*arguments)
 
     def last(self) -> str:
-        """Return the last messages; of the verifier these are what it found."""
-        return "\n".join(list(self.messages)[-_SHOWN:])
+        """Return what the verifier found, or without that the last messages."""
+        lines = list(self.messages)
+        ends = [n for n, line in enumerate(lines) if "END PROG LOAD LOG" in line]
+        end = ends[0] if ends else len(lines)
+        return "\n".join(lines[max(0, end - _SHOWN) : end])
 
 
 def load(bytecode: Path, pins: Path, capacities: Mapping[str, int]) -> None:
