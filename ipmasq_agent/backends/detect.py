@@ -8,6 +8,7 @@ on a node that uses nf_tables only, so it is opened only where the kernel alread
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from shutil import which
@@ -98,7 +99,7 @@ def holders(placement: Placement) -> list[str]:
     """Return the backends that may hold rules here: those whose table exists."""
     exists = {
         NftablesBackend.name: tables_of_ours(),
-        BPF: Path(placement.pins).is_dir(),
+        BPF: os.path.isdir(placement.pins),  # who may not look has pinned nothing there
         "iptables-nft": any(list_chains(family, "nat") for family in Family),
         "iptables-legacy": any(table_exists(family, "nat") for family in Family),
     }

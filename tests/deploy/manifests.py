@@ -13,8 +13,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 API, FILE, NODES = "deploy", "deploy/overlays/file", "deploy/overlays/nodes"
-VARIANTS = (API, FILE, NODES)
-"""The ways to install: watching the API, reading a mounted file, and reading nodes too."""
+BPF = "deploy/overlays/bpf"
+VARIANTS = (API, FILE, NODES, BPF)
+"""The ways to install: watching the API, reading a mounted file, reading nodes too, eBPF."""
 
 Object = dict[str, Any]
 

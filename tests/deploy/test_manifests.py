@@ -21,6 +21,7 @@ from ipmasq_agent.config.model import Flags
 from ipmasq_agent.sources.kube_access import Permission
 from tests.deploy.manifests import (
     API,
+    BPF,
     DEPLOY,
     FILE,
     NODES,
@@ -33,7 +34,7 @@ from tests.deploy.manifests import (
     pod,
     render,
 )
-from tests.kernel.test_capabilities import SHOWN
+from tests.kernel.test_capabilities import SHOWN, SHOWN_FOR_BPF
 
 # The oldest and the newest API whose schemas are at hand.
 KUBERNETES = ("1.25", "1.37")
@@ -118,7 +119,7 @@ def test_all_objects_live_in_kube_system_and_carry_the_recommended_labels(varian
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_command_line_takes_the_arguments(variant: str) -> None:
-    assert settings(variant).backend == "auto"
+    assert settings(variant).backend == ("bpf" if variant == BPF else "auto")
     assert run_parameters(variant)["log_format"] == "json"
 
 
@@ -217,9 +218,18 @@ def test_every_mount_has_its_volume_and_every_volume_its_mount(variant: str) -> 
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_xtables_lock_is_the_only_path_of_the_host(variant: str) -> None:
+def test_no_path_of_the_host_is_mounted_but_the_lock_and_for_ebpf_its_file_system(
+    variant: str,
+) -> None:
     paths = [volume["hostPath"] for volume in pod(variant)["volumes"] if "hostPath" in volume]
-    assert paths == [{"path": "/run/xtables.lock", "type": "FileOrCreate"}]
+    pins = [{"path": "/sys/fs/bpf", "type": "Directory"}] if variant == BPF else []
+    assert paths == [{"path": "/run/xtables.lock", "type": "FileOrCreate"}, *pins]
+
+
+def test_the_programs_are_pinned_where_the_file_system_is_mounted() -> None:
+    assert settings(BPF).backend == "bpf"
+    (mount,) = [m for m in container(BPF)["volumeMounts"] if m["name"] == "bpf"]
+    assert Path(settings(BPF).placement.pins).parent == Path(mount["mountPath"])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -239,7 +249,7 @@ def test_the_probes_ask_where_the_agent_answers(variant: str) -> None:
 def test_the_container_has_no_privilege_that_was_not_shown_to_be_needed(variant: str) -> None:
     context = container(variant)["securityContext"]
     assert context["capabilities"]["drop"] == ["ALL"]
-    assert set(context["capabilities"]["add"]) == SHOWN
+    assert set(context["capabilities"]["add"]) == (SHOWN_FOR_BPF if variant == BPF else SHOWN)
     assert context["allowPrivilegeEscalation"] is False
     assert context["readOnlyRootFilesystem"] is True
     assert "privileged" not in context

@@ -7,19 +7,24 @@ tests/deploy compares ``SHOWN`` with the manifests.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import oracle
+from tests.kernel.pins import PINS
 from tests.netns import Namespace
 
 SHOWN = frozenset({"NET_ADMIN", "NET_RAW"})
 """The capabilities that the tests below show to be needed, and to be enough."""
+SHOWN_FOR_BPF = SHOWN | {"BPF", "PERFMON"}
+"""Those for the eBPF data plane, which must also be able to leave for another one."""
 
 DOCUMENT = "nonMasqueradeCIDRs: [10.0.0.0/8, 'fd00::/8']\n"
 # Neighbours' rules, as kube-proxy in IPVS mode writes them: iptables asks the kernel for the
@@ -173,3 +178,50 @@ def test_the_daemon_does_its_whole_work_with_the_declared_capabilities(
     child.terminate()
     assert child.wait(10) == 0
     assert chains_of_ours(ns, variant) == ["ipv4", "ipv6"]
+
+
+@pytest.fixture
+def pins(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A bpf file system that is mounted: without privileges none is reached in another way."""
+    place = Path(f"/run/ipmq-test-{os.getpid()}-pins")
+    place.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "bpf", place], check=True)
+    monkeypatch.setenv(PINS, str(place / "pins"))
+    try:
+        yield place / "pins"
+    finally:
+        subprocess.run(["umount", place], check=True)
+        place.rmdir()
+
+
+def apply_bpf(
+    ns: Namespace, capabilities: frozenset[str], document: Path
+) -> subprocess.CompletedProcess[str]:
+    ns.run(["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "far"])
+    for line in ("addr add 192.0.2.1/24 dev eth0", "link set eth0 up", "link set far up"):
+        ns.run(["ip", *line.split()])
+    words = ("apply", f"--config={document}", "--backend=bpf", "--enable-ipv6")
+    return ns.run(agent(capabilities, *words), check=False)
+
+
+def test_the_declared_capabilities_are_enough_for_the_programs(
+    ns: Namespace, document: Path, pins: Path
+) -> None:
+    done = apply_bpf(ns, SHOWN_FOR_BPF - {"NET_RAW"}, document)
+    assert done.returncode == 0, done.stderr
+    again = ns.run(
+        agent(SHOWN_FOR_BPF, "diff", f"--config={document}", "--backend=bpf", "--enable-ipv6")
+    )
+    assert "nothing would change" in again.stdout
+    assert ns.run(agent(SHOWN_FOR_BPF, "cleanup")).returncode == 0
+    assert not pins.exists()
+
+
+@pytest.mark.parametrize("missing", ["BPF", "PERFMON", "NET_ADMIN"])
+def test_without_one_of_them_the_programs_are_not_loaded(
+    ns: Namespace, document: Path, pins: Path, missing: str
+) -> None:
+    done = apply_bpf(ns, SHOWN_FOR_BPF - {missing}, document)
+    assert done.returncode == 2, done.stdout
+    assert "error: " in done.stderr
+    assert not list(pins.glob("link-*"))
