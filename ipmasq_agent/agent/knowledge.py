@@ -30,23 +30,39 @@ class Knowledge:
         self._source = source
         self._wish: Wish | None = None
         self._facts = NO_FACTS
+        self._followed: frozenset[Need] = frozenset()
         self._errors: dict[Need, str] = {}
 
     def require(self, wish: Wish) -> None:
         """Make ``wish`` the newest one: have its facts watched, and forget all others."""
         self._wish = wish
-        for need in frozenset(Need) - wish.needs:
+        self._watch()
+
+    def follow(self, needs: frozenset[Need]) -> None:
+        """Have also watched what the data plane in use depends on."""
+        if needs != self._followed:
+            self._followed = needs
+            self._watch()
+
+    def _watch(self) -> None:
+        needs = self._needs
+        for need in frozenset(Need) - needs:
             self._facts = self._facts.with_(need, None)
             self._errors.pop(need, None)
-        self._source.require(wish.needs)
+        self._source.require(needs)
+
+    @property
+    def _needs(self) -> frozenset[Need]:
+        return self._followed | (self._wish.needs if self._wish else frozenset())
 
     def learn(self, events: Iterable[FactEvent]) -> bool:
         """Take in what was learnt; true where that may change what is to be in force."""
         before = self._facts
-        needs = self._wish.needs if self._wish else frozenset[Need]()
+        needs, called = self._needs, False
         for item in events:
             if item.need not in needs:
                 continue
+            called |= item.need in self._followed
             if isinstance(item, Learnt):
                 self._facts = self._facts.with_(item.need, item.value)
                 if self._errors.pop(item.need, None) is not None:
@@ -54,7 +70,7 @@ class Knowledge:
             elif self._errors.get(item.need) != str(item.error):
                 self._errors[item.need] = str(item.error)
                 event(logging.ERROR, "not known", what=item.need.value, error=str(item.error))
-        return self._wish is not None and self._wish.sees(before, self._facts)
+        return self._wish is not None and (called or self._wish.sees(before, self._facts))
 
     def settle(self) -> None:
         """Make the newest wish the intent if all that it needs is known."""

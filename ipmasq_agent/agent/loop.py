@@ -251,6 +251,7 @@ class Agent:
             self._finish(dict.fromkeys(wish.families, str(error)), changed=False)
             event(logging.ERROR, "no backend", error=str(error))
             return
+        self._knowledge.follow(backend.needs)
         # A backend that we come to for the first time has nothing to remember.
         outcomes = reconcile(backend, intent, thorough=thorough)
         failed = {f: str(outcome.error) for f, outcome in outcomes.items() if outcome.error}

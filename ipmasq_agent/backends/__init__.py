@@ -12,6 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 from ipmasq_agent.dialects.interpretation import Interpretation
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.assemble import Need
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
 
 
@@ -50,6 +51,8 @@ class Backend(abc.ABC, Generic[State, Desired, Plan]):
     place: str
     """Where in the kernel its state lives. Of two backends of one place, each replaces the
     other's state by its own in one change; nothing is left to clean after such a move."""
+    needs: frozenset[Need] = frozenset()
+    """Facts of the host whose change calls for a pass, whatever the document says."""
 
     @abc.abstractmethod
     def capabilities(self, family: Family) -> Capabilities:

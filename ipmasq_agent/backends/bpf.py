@@ -21,6 +21,7 @@ from ipmasq_agent.host.bpf_hooks import Hooks
 from ipmasq_agent.host.egress import EgressDevice, list_devices
 from ipmasq_agent.host.links import egress_devices
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.assemble import Need
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
 
 V = TypeVar("V")
@@ -38,6 +39,7 @@ class BpfBackend(Backend[Table, Desired, Plan]):
     """
 
     name = place = "bpf"
+    needs = frozenset({Need.LINKS, Need.HOOKS})
 
     def __init__(self, pins: Path, flows: int | None = None) -> None:
         self._pins = pins

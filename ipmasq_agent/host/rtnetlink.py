@@ -19,8 +19,12 @@ from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.policy.addresses import Family
 
 NEW_ROUTE, DELETED_ROUTE = 24, 25
-# Multicast groups, as bits of nl_groups: devices; addresses and routes of either family.
-_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
+DELETED_QDISC, DELETED_FILTER = 37, 45
+TRAFFIC_CONTROL = range(36, 48)
+"""Types of messages about queueing disciplines, their classes and filters."""
+# Multicast groups, as bits of nl_groups: devices; filters; addresses and routes of either
+# family.
+_GROUPS = 0x1 | 0x8 | 0x10 | 0x40 | 0x100 | 0x400
 _GET_LINK, _GET_ADDRESS, _GET_ROUTE = 18, 22, 26
 _REQUEST_DUMP = 0x1 | 0x300
 _INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: something changed while it was listed

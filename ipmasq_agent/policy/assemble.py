@@ -56,6 +56,7 @@ class Need(enum.Enum):
     POD_CIDRS = "the pod CIDRs of this node"
     LINKS = "the network devices of this node"
     ROUTES = "the routes of this node"
+    HOOKS = "the addresses of this node's devices, and the filters on them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +77,15 @@ class Facts:
         links: its devices.
         routes: destination and preferred source of each route that forwarded packets
             take; None for a source where the route leaves it to the device.
+        hooks: whatever tells that addresses of devices changed. No policy depends on it,
+            but what some data planes must write does.
     """
 
     node_addresses: frozenset[tuple[Family, int]] | None = None
     pod_cidrs: tuple[Prefix, ...] | None = None
     links: Links | None = None
     routes: tuple[tuple[Prefix, int | None], ...] | None = None
+    hooks: Any = None
 
     def with_(self, need: Need, value: Any) -> Facts:
         """Return the facts with one of them learnt, or forgotten where ``value`` is None."""
@@ -97,6 +101,7 @@ _FIELDS = {
     Need.POD_CIDRS: "pod_cidrs",
     Need.LINKS: "links",
     Need.ROUTES: "routes",
+    Need.HOOKS: "hooks",
 }
 
 

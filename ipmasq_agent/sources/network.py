@@ -11,9 +11,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ipmasq_agent.errors import KernelReadError, SourceError
+from ipmasq_agent.host.egress import list_devices
 from ipmasq_agent.host.links import read_links
 from ipmasq_agent.host.preferred_sources import preferred_sources
-from ipmasq_agent.host.rtnetlink import Changes, Message, Overrun
+from ipmasq_agent.host.rtnetlink import (
+    DELETED_FILTER,
+    DELETED_QDISC,
+    TRAFFIC_CONTROL,
+    Changes,
+    Message,
+    Overrun,
+)
 from ipmasq_agent.policy.assemble import Need
 from ipmasq_agent.sources import FactEvent, Learnt, NotLearnt
 from ipmasq_agent.sources.backoff import Backoff
@@ -24,6 +32,7 @@ logger = logging.getLogger(__name__)
 READERS: Mapping[Need, Callable[[], Any]] = {
     Need.LINKS: read_links,
     Need.ROUTES: preferred_sources,
+    Need.HOOKS: list_devices,
 }
 HOST = frozenset(READERS)
 # A pod that comes makes a dozen messages within some 50 ms; a node may get 200 at once.
@@ -129,6 +138,12 @@ class NetworkWatch:
 
         Of all routes only default ones tell which devices lead out.
         """
+        if message.kind in (DELETED_FILTER, DELETED_QDISC):
+            # It is told also though nothing else has changed: that is all there is to tell.
+            self._told.pop(Need.HOOKS, None)
+            return Need.HOOKS in self.needs
+        if message.kind in TRAFFIC_CONTROL:
+            return False
         return Need.ROUTES in self.needs or message.route_length in (None, 0)
 
     def _look(self) -> None:
