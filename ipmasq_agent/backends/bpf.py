@@ -6,6 +6,7 @@ Maps, programs and links are pinned, so that flows and translation outlive the a
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +26,11 @@ from ipmasq_agent.policy.assemble import Need
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
 
 V = TypeVar("V")
+_BOTH = (1 << layout.GENERATIONS) - 1
+_UNKNOWN = layout.Device((None, None), (0, 0), 0)
+# Tries of more prefixes are given back at once when another policy is in force; smaller
+# ones with the next policy, since to remove one is to wait for the kernel.
+_LIGHT = 4096
 _STAMP_BITS = 63
 _MASK = {family: number for number, family in enumerate(layout.FAMILIES)}
 
@@ -154,44 +160,41 @@ class BpfBackend(Backend[Table, Desired, Plan]):
             if change.switches:
                 maps.fill(layout.slot(family, new), rules, stamp)
             wanted = change.actual.wanted(rules)
-            for device in wanted.values():
-                self._tell(maps, family, device, new)
+            devices = {device.number: device for device in wanted.values()}
+            self._tell(maps, family, devices, 1 << new)
             for name in change.attach:
                 self._hooks.attach(wanted[name].number)
             if change.switches:
                 maps.switch(family, new)
-                maps.empty(layout.slot(family, old))
                 maps.set_settings(layout.slot(family, old), Settings(0, Flag(0), ()))
+                if _weighs(change.actual.rules):
+                    maps.empty(layout.slot(family, old))
             elif change.steps:
                 slot = layout.slot(family, new)
                 maps.edit(slot, family, change.steps)
                 maps.set_settings(slot, maps.settings(slot)._replace(stamp=stamp))
-            self._forget(maps, family, new, {device.number for device in wanted.values()})
+            # In both generations: then the next policy with these devices need not tell.
+            self._tell(maps, family, devices, _BOTH)
             self._tidy(maps)
             if change.switches or change.steps:
                 self._known[family] = stamp, rules
 
-    def _tell(self, maps: Maps, family: Family, device: Device, generation: int) -> None:
-        """Tell the programs that a device is one of a generation's policy."""
-        held = maps.devices().get(device.number)
-        sources, egress = (held.sources, held.egress) if held else ((None, None), (0, 0))
-        place = _MASK[family]
-        told = layout.Device(
-            _with(sources, place, device.source),
-            _with(egress, place, egress[place] | 1 << generation),
-            device.link_header,
-            device.loopback,
-        )
-        if told != held:
-            maps.set_device(device.number, told)
+    def _tell(self, maps: Maps, family: Family, wanted: Mapping[int, Device], bits: int) -> None:
+        """Tell the programs which devices are those of some generations' policy.
 
-    def _forget(self, maps: Maps, family: Family, generation: int, wanted: set[int]) -> None:
-        """Leave no device in a policy but the wanted ones; programs stay, for their flows."""
+        Programs stay on the others, for the flows that began there.
+        """
         place = _MASK[family]
-        for number, held in maps.devices().items():
-            bits = 1 << generation if number in wanted else 0
-            told = held._replace(egress=_with(held.egress, place, bits))
-            if told != held:
+        known = maps.devices()
+        for number in known.keys() | wanted.keys():
+            held = known.get(number, _UNKNOWN)
+            told, device = held, wanted.get(number)
+            if device is not None:
+                sources = _with(held.sources, place, device.source)
+                told = layout.Device(sources, held.egress, device.link_header, device.loopback)
+            egress = held.egress[place] & ~bits | (bits if device is not None else 0)
+            told = told._replace(egress=_with(held.egress, place, egress))
+            if told != known.get(number):
                 maps.set_device(number, told)
 
     def _tidy(self, maps: Maps) -> None:
@@ -237,7 +240,7 @@ class BpfBackend(Backend[Table, Desired, Plan]):
                     slot = layout.slot(family, number)
                     maps.set_settings(slot, Settings(0, Flag(0), ()))
                     maps.empty(slot)
-                self._forget(maps, family, 0, set())
+                self._tell(maps, family, {}, _BOTH)
                 if _any_in_force(maps):
                     return
                 devices = list(maps.devices())
@@ -251,6 +254,10 @@ def _any_in_force(maps: Maps) -> bool:
         for family in layout.FAMILIES
         for number in range(layout.GENERATIONS)
     )
+
+
+def _weighs(rules: Rules | None) -> bool:
+    return rules is not None and len(rules.keep.elements) > _LIGHT
 
 
 def _device(family: Family, found: EgressDevice) -> Device:
