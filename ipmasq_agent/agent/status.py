@@ -44,6 +44,8 @@ class Status:
         waiting: what has to be learnt before the newest document can be in force.
         advice: what the backend has to say about the size of what it holds.
         passes: how many there were, and how many of them changed the kernel.
+        counters: family and outcome → packets and flows, where the data plane counts by
+            itself.
     """
 
     config: ConfigStatus
@@ -58,6 +60,7 @@ class Status:
     native_routing: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
+    counters: Mapping[tuple[Family, str], int] = field(default_factory=dict)
 
     @property
     def ready(self) -> bool:
@@ -97,10 +100,27 @@ class Status:
             "advice": list(self.advice),
             "passes": self.passes,
             "changes": self.changes,
+            "counters": {
+                f.value: {name: n for (of, name), n in self.counters.items() if of is f}
+                for f in Family
+            },
         }
 
     def _family(self, family: Family) -> dict[str, Any]:
         return {"enabled": family in self.families, "error": self.errors.get(family)}
+
+    def _counted(self) -> list[str]:
+        """Return what was counted in lines; of each family what is not zero."""
+        lines = []
+        for family in Family:
+            words = [
+                f"{name.replace('_', ' ')} {count}"
+                for (of, name), count in self.counters.items()
+                if of is family and count
+            ]
+            if words:
+                lines.append(f"Counted:      {family.value}: {', '.join(words)}")
+        return lines
 
     def as_text(self) -> str:
         """Return the line that operators know, then sync, config and backend."""
@@ -117,6 +137,7 @@ class Status:
             f"Config:       {config.source} (revision {config.revision}, {state})",
             f"Backend:      {self.mode} ({self.mode_reason})",
         ]
+        lines += self._counted()
         lines += (f"Error:        {error}" for error in (config.error or "").splitlines())
         lines += (f"Error:        {f.value}: {error}" for f, error in self.errors.items())
         lines += (f"Waiting:      {line.removeprefix('waiting for ')}" for line in self.waiting)

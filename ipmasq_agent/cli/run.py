@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from ipmasq_agent import __version__
 from ipmasq_agent.cli.goflags import GoBool
 from ipmasq_agent.cli.options import Settings, agent_options, settings_of
 from ipmasq_agent.config.durations import UNITS, parse_duration
-from ipmasq_agent.errors import UsageError
+from ipmasq_agent.errors import AgentError, UsageError
 
 if TYPE_CHECKING:
     from ipmasq_agent.agent.loop import LoopSettings
@@ -162,12 +163,18 @@ def _answers(agent: Any) -> dict[str, Any]:
         status = agent.status
         return text(200, "ok") if status.ready else text(503, status.why_not_ready())
 
+    def told() -> Answer:
+        try:
+            return data(replace(agent.status, counters=agent.counters()).as_data())
+        except AgentError:
+            return data(agent.status.as_data())  # the next pass says what is wrong
+
     def exposition() -> Answer:
         return 200, "text/plain; version=0.0.4; charset=utf-8", agent.metrics.text()
 
     return {
         "/healthz": healthy,
         "/readyz": ready,
-        "/status": lambda: data(agent.status.as_data()),
+        "/status": told,
         "/metrics": exposition,
     }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ipmasq_agent.cli.options import agent_options, settings_of
 from ipmasq_agent.cli.output import emit, output_option
+
+if TYPE_CHECKING:
+    from ipmasq_agent.policy.addresses import Family
 
 
 @click.command(
@@ -59,6 +63,7 @@ def command(output: str, **options: Any) -> int:
     errors = {}
     differing = []
     advice = []
+    counters: Mapping[tuple[Family, str], int] = {}
     try:
         backend, _ = choice.current(large=intent is not None and intent.is_large)
         if intent is not None:
@@ -70,6 +75,8 @@ def command(output: str, **options: Any) -> int:
                     advice.append(backend.advice(desired))
                 except AgentError as error:
                     errors[family] = str(error)
+        if not errors:
+            counters = backend.counters()
     finally:
         choice.close()
     families = (Family.IPV4, Family.IPV6) if settings.flags.enable_ipv6 else (Family.IPV4,)
@@ -84,6 +91,7 @@ def command(output: str, **options: Any) -> int:
         advice=tuple(line for line in advice if line),
         in_sync=intent is not None and not differing and not errors,
         errors=errors,
+        counters=counters,
     )
 
     def as_text() -> str:

@@ -105,7 +105,13 @@ def test_the_image_says_its_version_and_the_defaults(
 
 
 def test_the_image_holds_no_compiler_no_caches_and_no_pip_of_its_own(image: Image) -> None:
-    for absent in ("usr/bin/gcc", "root/.cache", "src", "opt/ipmasq-agent/bin/pip"):
+    for absent in (
+        "usr/bin/clang",
+        "usr/bin/gcc",
+        "root/.cache",
+        "src",
+        "opt/ipmasq-agent/bin/pip",
+    ):
         assert not (image.root / absent).exists(), absent
     assert [*(image.root / "var/lib/apt/lists").glob("*_*")] == []
 
@@ -116,6 +122,15 @@ def test_bytecode_is_in_the_image_since_none_can_be_written(image: Image) -> Non
     assert sources
     for source in sources:
         assert (source.parent / "__pycache__" / f"{source.stem}.cpython-311.pyc").exists()
+
+
+def test_the_compiled_programs_and_the_library_that_loads_them_are_in_the_image(
+    image: Image,
+) -> None:
+    packages = image.at("/opt/ipmasq-agent/lib/python3.11/site-packages")
+    compiled = (packages / "ipmasq_agent/bpf/masq.bpf.o").read_bytes()
+    assert compiled[:4] == b"\x7fELF"
+    assert [*image.root.glob("usr/lib/*/libbpf.so.1")]
 
 
 @pytest.mark.parametrize("variant", oracle.VARIANTS)
