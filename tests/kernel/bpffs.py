@@ -23,19 +23,30 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @contextlib.contextmanager
 def private_mounts() -> Iterator[None]:
-    """Give the calling thread mounts of its own; its subprocesses share them."""
+    """Give the calling thread mounts of its own, no bpf file system among them.
+
+    Its subprocesses share them.
+    """
     here = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     directory = Path.cwd()
     try:
         _checked(_libc.unshare(CLONE_NEWNS), "unshare")
         try:
             _run("mount", "--make-rprivate", "/")
+            for place in _mounted():
+                _run("umount", "--lazy", place)
             yield
         finally:
             _checked(_libc.setns(here, CLONE_NEWNS), "setns")
             os.chdir(directory)  # setns(2): the working directory becomes the root
     finally:
         os.close(here)
+
+
+def _mounted() -> list[str]:
+    """Return where bpf file systems are mounted, the latest first."""
+    lines = Path("/proc/thread-self/mounts").read_text().splitlines()
+    return [words[1] for words in map(str.split, reversed(lines)) if words[2] == "bpf"]
 
 
 def mount(place: Path = BPFFS) -> Path:

@@ -27,10 +27,11 @@ def _swept() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_pins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_pins() -> Iterator[None]:
     """Pin eBPF maps and programs on a file system that goes with the test."""
-    with bpf_file_system() as place:
-        monkeypatch.setenv(PINS, str(place / "pins"))
+    # Not the test's own patch: what that changes is undone before other fixtures end.
+    with bpf_file_system() as place, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PINS, str(place / "pins"))
         yield
 
 
