@@ -1,0 +1,273 @@
+"""Connections through the eBPF programs go on, whatever happens to policy, agent and programs.
+
+One is busy all the time, one is as idle as a forgotten shell. Both were masqueraded when
+they began; the world says with which address each connection came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ipmasq_agent.agent.choice import AnyBackend
+from ipmasq_agent.agent.intent import Intent
+from ipmasq_agent.agent.reconcile import clean, reconcile
+from ipmasq_agent.backends import detect
+from ipmasq_agent.backends.bpf import BpfBackend
+from ipmasq_agent.config.document import parse_document
+from ipmasq_agent.config.model import Flags
+from ipmasq_agent.host import bpf_hooks
+from ipmasq_agent.host.links import read_links
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.assemble import Facts
+from tests.kernel.pins import placement
+from tests.kernel.running import wait_until
+from tests.netns import Namespace
+
+POD = {Family.IPV4: "172.20.0.10", Family.IPV6: "fd00:172:20::10"}
+GATEWAY = {Family.IPV4: "172.20.0.1", Family.IPV6: "fd00:172:20::1"}
+NODE = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8::1"}
+WORLD = {Family.IPV4: "192.0.2.2", Family.IPV6: "2001:db8::2"}
+LENGTH = {Family.IPV4: 24, Family.IPV6: 64}
+KIND = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
+PORT = 7777
+FLAGS = Flags(enable_ipv6=True)
+MASQUERADING = "nonMasqueradeCIDRs: [10.0.0.0/8]"
+KEEPING = "nonMasqueradeCIDRs: [192.0.2.0/24, '2001:db8::/64']"
+NARROW = (
+    "nonMasqueradeCIDRs: [10.0.0.0/8]\nmasqueradeCIDRs: [10.1.0.0/16]\negressInterfaces: [eth0]"
+)
+LATER = {MASQUERADING: NODE, KEEPING: POD}
+
+
+class Connection:
+    """A TCP connection of the pod whose other end sends back all that it gets."""
+
+    def __init__(self, net: Net, family: Family) -> None:
+        with net.pod.entered():
+            self._socket = socket.socket(KIND[family], socket.SOCK_STREAM)
+        net.connections.append(self)
+        self._socket.settimeout(5)
+        self._socket.connect((WORLD[family], PORT))
+        self.seen = self._line()
+        """The address from which the world says that this connection came."""
+
+    def _line(self) -> str:
+        data = b""
+        while not data.endswith(b"\n"):
+            data += self._socket.recv(100)
+        return data.decode().strip()
+
+    def exchange(self, data: bytes = b"x") -> None:
+        """Send something and get it back."""
+        self._socket.sendall(data)
+        left = len(data)
+        while left:
+            found = len(self._socket.recv(left))
+            assert found, "the other end has closed"
+            left -= found
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Busy(threading.Thread):
+    """Keeps a connection busy until it is told to stop, or the connection fails."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(daemon=True)
+        self.connection = connection
+        self.count = 0
+        self.failure: Exception | None = None
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self.connection.exchange(b"y" * 4000)
+                self.count += 1
+        except (OSError, AssertionError) as failure:
+            self.failure = failure
+
+    def goes_on(self) -> None:
+        """Make sure that data still flows."""
+        before = self.count
+        wait_until(lambda: self.failure is not None or self.count > before + 3, "data flows")
+        assert self.failure is None
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.join()
+
+
+class Net:
+    """A pod, its node, and a world that knows the way back to the pod."""
+
+    def __init__(self, pod: Namespace, node: Namespace, world: Namespace) -> None:
+        self.pod, self.node, self.world = pod, node, world
+        self.connections: list[Connection] = []
+        self.tracks = False
+        pod.veth("eth0", node, "cali0")
+        node.veth("eth0", world, "eth0")
+        node.run(["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"])
+        for family in Family:
+            dash = ["ip", "-4" if family is Family.IPV4 else "-6", "route", "add"]
+            length = LENGTH[family]
+            pod.address("eth0", f"{POD[family]}/{length}")
+            node.address("cali0", f"{GATEWAY[family]}/{length}")
+            node.address("eth0", f"{NODE[family]}/{length}")
+            world.address("eth0", f"{WORLD[family]}/{length}")
+            pod.run([*dash, "default", "via", GATEWAY[family]])
+            node.run([*dash, "default", "via", WORLD[family]])
+            world.run([*dash, _network(family), "via", NODE[family]])
+
+    @contextlib.contextmanager
+    def echoing(self) -> Iterator[None]:
+        """Serve in the world: tell whence a connection came, then send everything back."""
+        with self.world.entered():
+            server = socket.create_server(("::", PORT), family=socket.AF_INET6, dualstack_ipv6=True)
+        stopping = threading.Event()
+
+        def serve() -> None:
+            while not stopping.is_set():
+                with contextlib.suppress(TimeoutError):
+                    client, address = server.accept()
+                    threading.Thread(target=_echo, args=(client, address), daemon=True).start()
+
+        server.settimeout(0.1)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            for connection in self.connections:
+                connection.close()
+            stopping.set()
+            thread.join()
+            server.close()
+
+
+def _network(family: Family) -> str:
+    return "172.20.0.0/24" if family is Family.IPV4 else "fd00:172:20::/64"
+
+
+def _echo(client: socket.socket, address: tuple[str, int]) -> None:
+    with client, contextlib.suppress(OSError):
+        client.sendall(f"{address[0].removeprefix('::ffff:')}\n".encode())
+        while data := client.recv(65536):
+            client.sendall(data)
+
+
+@pytest.fixture(params=["conntrack", "no conntrack"])
+def net(request: pytest.FixtureRequest) -> Iterator[Net]:
+    with Namespace("pod") as pod, Namespace("node") as node, Namespace("world") as world:
+        made = Net(pod, node, world)
+        made.tracks = request.param == "conntrack"
+        if made.tracks:
+            chain = "chain c { type filter hook forward priority 0; ct state new; }"
+            node.run(["nft", "-f", "-"], stdin=f"table inet on {{ {chain} ; }}\n")
+        with made.echoing():
+            yield made
+
+
+def bring(backend: AnyBackend, text: str) -> None:
+    wish = parse_document(text.encode(), "cm", FLAGS).config.wish(FLAGS)
+    outcomes = reconcile(backend, Intent(wish, Facts(links=read_links())))
+    assert [str(o.error) for o in outcomes.values() if o.error] == []
+
+
+@pytest.mark.parametrize("family", list(Family), ids=lambda family: family.value)
+def test_connections_survive(
+    net: Net, family: Family, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with net.node.entered():
+        backend = made()
+        bring(backend, MASQUERADING)
+        idle, busy = Connection(net, family), Busy(Connection(net, family))
+        assert (idle.seen, busy.connection.seen) == (NODE[family], NODE[family])
+        busy.start()
+        try:
+            for text in [KEEPING, NARROW, MASQUERADING] * 5:  # changes of the policy
+                bring(backend, text)
+                if text in LATER:
+                    later = Connection(net, family)
+                    assert later.seen == LATER[text][family]
+                    later.close()
+            still(idle, busy)
+
+            backend = made()  # another agent
+            bring(backend, MASQUERADING)
+            still(idle, busy)
+
+            upgraded = tmp_path / "masq.bpf.o"  # programs of another version
+            shutil.copy(bpf_hooks.BYTECODE, upgraded)
+            with upgraded.open("ab") as more:
+                more.write(b"\0")
+            monkeypatch.setattr(bpf_hooks, "BYTECODE", upgraded)
+            bring(backend, MASQUERADING)
+            assert len(list(Path(placement().pins).glob("bytecode-*"))) == 1
+            still(idle, busy)
+
+            if net.tracks:
+                move_and_back(net, backend, family, lambda: still(idle, busy))
+            busy.stop()
+
+            # Programs removed by hand: what is sent meanwhile is lost to its connection.
+            for link in Path(placement().pins).glob("link-*"):
+                link.unlink()
+            bring(backend, MASQUERADING)
+            idle.exchange()
+            assert Connection(net, family).seen == NODE[family]
+        finally:
+            busy.stop()
+            clean(backend, Family)
+    assert not Path(placement().pins).exists()
+
+
+def move_and_back(net: Net, backend: BpfBackend, family: Family, check: Callable[[], None]) -> None:
+    """To iptables and back; only where connections are tracked, see docs/ebpf.md."""
+    there = detect.make("iptables-nft", placement())
+    bring(there, MASQUERADING)
+    assert backend.drain() > 0
+    assert Connection(net, family).seen == NODE[family]
+    check()
+    bring(backend, KEEPING)
+    clean(there, Family)
+    assert Connection(net, family).seen == POD[family]
+    check()
+
+
+def still(idle: Connection, busy: Busy) -> None:
+    busy.goes_on()
+    idle.exchange()
+
+
+def made() -> BpfBackend:
+    return BpfBackend(Path(placement().pins))
+
+
+def test_draining_counts_what_goes_on_and_begins_nothing(net: Net) -> None:
+    with net.node.entered():
+        backend = made()
+        bring(backend, MASQUERADING)
+        ours = [Connection(net, family) for family in Family]
+        there = detect.make("iptables-nft", placement())
+        bring(there, MASQUERADING)
+        assert backend.drain() == len(ours)
+        theirs = [Connection(net, family) for family in Family]
+        assert [one.seen for one in theirs] == [NODE[family] for family in Family]
+        assert backend.drain() == len(ours)
+        assert [one.seen for one in ours] == [NODE[family] for family in Family]
+        for one in (*(ours if net.tracks else ()), *theirs):
+            one.exchange()
+        clean(backend, Family)
+        assert not Path(placement().pins).exists()
+        for one in theirs:
+            one.exchange()
+        clean(there, Family)
