@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipmasq_agent.errors import HostError, KernelReadError
+from ipmasq_agent.host.bpf_syscall import bpf
 from ipmasq_agent.policy.addresses import Family, Prefix
 
 BPFFS = Path("/sys/fs/bpf")
@@ -31,19 +31,6 @@ _INFO = struct.Struct("=5I")
 _LENGTH = struct.Struct("=I")  # prefixlen of struct bpf_lpm_trie_key
 _TRIES = 10
 _PRIVILEGE = "run as root, or with the capability BPF (SYS_ADMIN before Linux 5.8)"
-# arch/*/entry/syscalls; the generic table (asm-generic/unistd.h) is for all newer ones.
-_GENERIC_SYSCALL = 280
-_SYSCALLS = {
-    "x86_64": 321,
-    "i386": 357,
-    "i686": 357,
-    "armv7l": 386,
-    "ppc64le": 361,
-    "ppc64": 361,
-    "s390x": 351,
-}
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +119,7 @@ def _prefix(family: Family, key: bytes) -> Prefix:
 def _opened(path: Path) -> Iterator[int]:
     name = ctypes.create_string_buffer(os.fsencode(path))
     try:
-        descriptor = _bpf(_OBJECT_GET, struct.pack("=QII", ctypes.addressof(name), 0, _READ_ONLY))
+        descriptor = bpf(_OBJECT_GET, struct.pack("=QII", ctypes.addressof(name), 0, _READ_ONLY))
     except OSError as cause:
         raise _not_opened(path, cause) from cause
     try:
@@ -164,7 +151,7 @@ def _capacity(descriptor: int, path: Path, family: Family) -> int:
     """Check that the map is a trie of the family's prefixes; return how many it can hold."""
     info = ctypes.create_string_buffer(_INFO.size)
     try:
-        _bpf(
+        bpf(
             _OBJECT_INFO,
             struct.pack("=IIQ", descriptor, len(info), ctypes.addressof(info)),
         )
@@ -195,7 +182,7 @@ def _walk(descriptor: int, path: Path, size: int) -> set[bytes] | None:
     following = struct.pack("=IIQQ", descriptor, 0, here, here)
     try:
         while True:
-            _bpf(_GET_NEXT_KEY, attributes)
+            bpf(_GET_NEXT_KEY, attributes)
             if key.raw in keys:
                 return None
             keys.add(key.raw)
@@ -211,15 +198,3 @@ def _unreadable(path: Path, cause: OSError) -> KernelReadError:
         f"{path} cannot be read: {cause.strerror}",
         remedy=_PRIVILEGE,
     )
-
-
-def _bpf(command: int, attributes: bytes) -> int:
-    """Call bpf(2); its buffers are kept alive by whoever packed their addresses."""
-    number = _SYSCALLS.get(platform.machine(), _GENERIC_SYSCALL)
-    result = _libc.syscall(
-        ctypes.c_long(number), ctypes.c_int(command), attributes, ctypes.c_uint(len(attributes))
-    )
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return int(result)
