@@ -110,11 +110,11 @@ class Place:
         source.write_text(_SENDER)
         _run("gcc", "-O2", "-o", str(self.sender), str(source))
         self.pod, self.world = (stack.enter_context(_namespace()) for _ in range(2))
-        for device, peer in (("pod0", self.pod), ("eth0", self.world)):
+        for device, peer in (("cali0", self.pod), ("eth0", self.world)):
             _run("ip", "link", "add", device, "type", "veth", "peer", "eth0", "netns", str(peer))
             _run("ip", "link", "set", device, "up")
             self.inside(peer, "ip", "link", "set", "eth0", "up")
-        _run("ip", "address", "add", "172.20.0.1/24", "dev", "pod0")
+        _run("ip", "address", "add", "172.20.0.1/24", "dev", "cali0")
         _run("ip", "address", "add", f"{NODE}/24", "dev", "eth0")
         _run("ip", "route", "add", "default", "via", "192.0.2.2")
         _run("sysctl", "-qw", "net.ipv4.ip_forward=1")

@@ -127,14 +127,15 @@ static __noinline int hand_over(struct __sk_buff *skb, const struct packet *p, _
 	return kept(p, OUT_HANDED_OVER);
 }
 
-/* Decide about a flow that is not in the table, or begins anew. */
+/* Decide about a flow that is not in the table, or is there and begins anew. */
 static __noinline int begin(struct __sk_buff *skb, struct packet *p, const struct device *device,
-			    __u32 slot, __u32 now)
+			    __u32 slot, bool anew)
 {
 	struct flow flow = {.state = advanced(0, p)};
 	struct flow_key reply;
 	struct decision d;
 	struct flow *held;
+	__u32 now = seconds();
 	int error;
 
 	flow.expires = now + lifetime(p->key.protocol, flow.state);
@@ -147,7 +148,7 @@ static __noinline int begin(struct __sk_buff *skb, struct packet *p, const struc
 	if (d.masquerade && !d.has_source)
 		return dropped(p, OUT_DROPPED_ADDRESS);
 
-	held = bpf_map_lookup_elem(&flows, &p->key);
+	held = anew ? bpf_map_lookup_elem(&flows, &p->key) : NULL;
 	/* Its first packet once more: the answer was lost. What has ended gets a port anew. */
 	if (held && alive(held, now) && d.masquerade &&
 	    (held->state & (TRANSLATED | FIN_OUTWARD | FIN_INWARD | RESET)) == TRANSLATED &&
@@ -295,7 +296,7 @@ int outward(struct __sk_buff *skb)
 	}
 	if (in_force->flags & DRAINING)
 		return hand_over(skb, &p, now);
-	return begin(skb, &p, device, slot, now);
+	return begin(skb, &p, device, slot, flow != NULL);
 }
 
 /* A packet that came in and is no reply to a translated flow: of a kept one, or the first. */
