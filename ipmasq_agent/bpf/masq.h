@@ -3,8 +3,8 @@
  * What the eBPF program and the agent share: keys, values and numbers of the maps.
  *
  * ipmasq_agent/dialects/bpf_layout.py says the same in Python; a test compares the two by
- * the BTF of the compiled program. A change here is a new LAYOUT, which gets maps of its
- * own: those of a running program are never taken for something that they are not.
+ * the BTF of the compiled program. Pinned maps of another size are never taken for these:
+ * libbpf refuses them.
  */
 #ifndef IPMASQ_MASQ_H
 #define IPMASQ_MASQ_H

@@ -15,8 +15,6 @@ from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.model import PortRange
 
-LAYOUT = 1
-"""Counts changes of the structures; maps of another layout are not ours to reuse."""
 FAMILIES = (Family.IPV4, Family.IPV6)
 GENERATIONS = 2
 ADDRESS_SIZE = 16
@@ -26,13 +24,9 @@ VERDICT = struct.Struct("=B")
 MAX_PORT_RANGES = 15
 SETTINGS = struct.Struct(f"=QII{2 * MAX_PORT_RANGES}HI")
 DEVICE = struct.Struct("=16s16s2B2BBB2x")
-FLOW_KEY = struct.Struct("=16s16s2s2sBBBx")
-FLOW = struct.Struct("=16s2s2xII")
 SWEPT = struct.Struct("=5Q")
 
 MASQUERADE, NON_MASQUERADE = 1, 2
-OUTWARD, INWARD = 0, 1
-TRANSLATED, FROM_OUTSIDE = 1 << 0, 1 << 1
 
 
 class Flag(enum.IntFlag):

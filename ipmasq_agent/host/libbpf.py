@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,16 @@ _LIBRARY = "libbpf.so.1"
 _NEW = "_new"  # no dots: bpffs keeps names with them for itself
 _SHOWN = 12
 _PRINTF = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+
+@functools.cache
+def library() -> Library:
+    """Return libbpf, loaded once: it keeps the function to which it says things.
+
+    Raises:
+        MissingTool: it is not installed.
+    """
+    return Library()
 
 
 class Library:
@@ -38,9 +49,12 @@ class Library:
         libc = ctypes.CDLL(None)
 
         def note(level: int, form: bytes, arguments: int) -> int:
-            text = ctypes.create_string_buffer(1 << 16)
-            libc.vsnprintf(text, ctypes.c_size_t(len(text)), form, ctypes.c_void_p(arguments))
-            self.messages.extend(text.value.decode(errors="replace").rstrip().splitlines())
+            # A verifier's log may be megabytes long, and its end is what counts.
+            text = ctypes.c_char_p()
+            if libc.vasprintf(ctypes.byref(text), form, ctypes.c_void_p(arguments)) < 0:
+                return 0
+            self.messages.extend((text.value or b"").decode(errors="replace").splitlines())
+            libc.free(text)
             return 0
 
         self._note = _PRINTF(note)  # kept alive as long as the library may call it
@@ -73,8 +87,9 @@ def load(bytecode: Path, pins: Path, capacities: Mapping[str, int]) -> None:
         MissingTool: libbpf is not installed.
         HostError: the kernel refuses; with the verifier's last words.
     """
-    library = Library()
-    found = library.call("bpf_object__open_file", ctypes.c_void_p, os.fsencode(bytecode), None)
+    libbpf = library()
+    libbpf.messages.clear()
+    found = libbpf.call("bpf_object__open_file", ctypes.c_void_p, os.fsencode(bytecode), None)
     if not found:
         raise HostError(
             f"{bytecode} cannot be opened: {os.strerror(ctypes.get_errno())}",
@@ -82,29 +97,34 @@ def load(bytecode: Path, pins: Path, capacities: Mapping[str, int]) -> None:
         )
     opened = ctypes.c_void_p(found)
     try:
-        _pin_maps(library, opened, pins, capacities)
-        if library.call("bpf_object__load", ctypes.c_int, opened):
+        _pin_maps(libbpf, opened, pins, capacities)
+        if libbpf.call("bpf_object__load", ctypes.c_int, opened):
             code = ctypes.get_errno()
             if code in (errno.EPERM, errno.ENOMEM):
                 raise refused("load the eBPF programs", OSError(code, os.strerror(code)))
+            if any("parameter mismatch" in line for line in libbpf.messages):
+                raise HostError(
+                    f"maps of another version of the programs are pinned in {pins}",
+                    remedy="`ipmasq-agent cleanup --backend bpf` removes them, and the flows",
+                )
             raise HostError(
-                f"the kernel refuses the eBPF programs: {os.strerror(code)}\n{library.last()}",
+                f"the kernel refuses the eBPF programs: {os.strerror(code)}\n{libbpf.last()}",
                 remedy="Linux 5.15 or newer is needed; choose another --backend on this node",
             )
-        for program, name in _each(library, opened, "program"):
-            descriptor = library.call("bpf_program__fd", ctypes.c_int, program)
+        for program, name in _each(libbpf, opened, "program"):
+            descriptor = libbpf.call("bpf_program__fd", ctypes.c_int, program)
             fresh = pins / f"{name}{_NEW}"
             fresh.unlink(missing_ok=True)
             pin(descriptor, fresh)
             fresh.rename(pins / name)
     finally:
-        library.call("bpf_object__close", None, opened)
+        libbpf.call("bpf_object__close", None, opened)
 
 
 def _pin_maps(
-    library: Library, opened: ctypes.c_void_p, pins: Path, capacities: Mapping[str, int]
+    libbpf: Library, opened: ctypes.c_void_p, pins: Path, capacities: Mapping[str, int]
 ) -> None:
-    for found, name in _each(library, opened, "map"):
+    for found, name in _each(libbpf, opened, "map"):
         path = pins / name
         held = open_pinned(path)
         capacity = capacities.get(name)
@@ -113,31 +133,29 @@ def _pin_maps(
             capacity = held.capacity
             held.close()
         if capacity is not None:
-            _checked(library, "bpf_map__set_max_entries", found, ctypes.c_uint32(capacity))
-        _checked(library, "bpf_map__set_pin_path", found, os.fsencode(path))
+            _checked(libbpf, "bpf_map__set_max_entries", found, ctypes.c_uint32(capacity))
+        _checked(libbpf, "bpf_map__set_pin_path", found, os.fsencode(path))
 
 
-def _checked(library: Library, name: str, *arguments: Any) -> None:
-    code = library.call(name, ctypes.c_int, *arguments)
+def _checked(libbpf: Library, name: str, *arguments: Any) -> None:
+    code = libbpf.call(name, ctypes.c_int, *arguments)
     if code:
         raise refused(f"prepare the maps ({name})", OSError(-code, os.strerror(-code)))
 
 
 def _each(
-    library: Library, opened: ctypes.c_void_p, kind: str
+    libbpf: Library, opened: ctypes.c_void_p, kind: str
 ) -> Iterator[tuple[ctypes.c_void_p, str]]:
     """Yield the maps or programs of an object with their names."""
 
     def following(item: int | None) -> int | None:
         before = ctypes.c_void_p(item)
-        found: int | None = library.call(
-            f"bpf_object__next_{kind}", ctypes.c_void_p, opened, before
-        )
+        found: int | None = libbpf.call(f"bpf_object__next_{kind}", ctypes.c_void_p, opened, before)
         return found
 
     item = following(None)
     while item:
         one = ctypes.c_void_p(item)
-        name = library.call(f"bpf_{kind}__name", ctypes.c_char_p, one)
+        name = libbpf.call(f"bpf_{kind}__name", ctypes.c_char_p, one)
         yield one, name.decode()
         item = following(item)

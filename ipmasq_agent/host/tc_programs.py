@@ -14,16 +14,17 @@ import os
 import struct
 from pathlib import Path
 
-from ipmasq_agent.errors import HostError
 from ipmasq_agent.host.bpf_objects import get_pinned, object_info, pin
 from ipmasq_agent.host.bpf_syscall import bpf, refused
-from ipmasq_agent.host.libbpf import Library
+from ipmasq_agent.host.libbpf import library
 
 HANDLE, PRIORITY = 0x6D61, 49
 """Of our filter in clsact, where tcx is not to be had."""
 _LINK_CREATE, _LINK_UPDATE, _LINK_DETACH = 28, 29, 34
 _LINK_INFO = struct.Struct("=III4xII")  # type, id, prog_id, and of tcx: ifindex, attach type
 _REPLACE = 1  # BPF_TC_F_REPLACE
+# No filter of ours, no clsact (EINVAL), no such device.
+_NOT_THERE = frozenset({errno.ENOENT, errno.EINVAL, errno.ENODEV})
 
 
 class Direction(enum.Enum):
@@ -98,12 +99,12 @@ def _link(ifindex: int, direction: Direction, program: int, link: Path) -> bool:
 
 
 def _filter(ifindex: int, direction: Direction, program: int) -> None:
-    library, hook = Library(), _hook(ifindex, direction)
-    code = library.call("bpf_tc_hook_create", ctypes.c_int, ctypes.byref(hook))
+    libbpf, hook = library(), _hook(ifindex, direction)
+    code = libbpf.call("bpf_tc_hook_create", ctypes.c_int, ctypes.byref(hook))
     if code not in (0, -errno.EEXIST):
         raise refused(f"give device {ifindex} a clsact", OSError(-code, os.strerror(-code)))
     options = _options(prog_fd=program, flags=_REPLACE)
-    code = library.call("bpf_tc_attach", ctypes.c_int, ctypes.byref(hook), ctypes.byref(options))
+    code = libbpf.call("bpf_tc_attach", ctypes.c_int, ctypes.byref(hook), ctypes.byref(options))
     if code:
         raise refused(f"attach to device {ifindex}", OSError(-code, os.strerror(-code)))
 
@@ -122,8 +123,10 @@ def attached(ifindex: int, direction: Direction, link: Path) -> int | None:
             os.close(held)
         return int(program) if device == ifindex else None
     hook, options = _hook(ifindex, direction), _options()
-    library = Library()
-    code = library.call("bpf_tc_query", ctypes.c_int, ctypes.byref(hook), ctypes.byref(options))
+    libbpf = library()
+    code = libbpf.call("bpf_tc_query", ctypes.c_int, ctypes.byref(hook), ctypes.byref(options))
+    if code and -code not in _NOT_THERE:
+        raise refused(f"ask about device {ifindex}", OSError(-code, os.strerror(-code)))
     return None if code else int(options.prog_id)
 
 
@@ -145,10 +148,10 @@ def detach(ifindex: int, direction: Direction, link: Path) -> None:
         link.unlink(missing_ok=True)
         return
     hook, options = _hook(ifindex, direction), _options()
-    library = Library()
-    code = library.call("bpf_tc_detach", ctypes.c_int, ctypes.byref(hook), ctypes.byref(options))
-    if code and -code not in (errno.ENOENT, errno.ENODEV, errno.EINVAL):
-        raise HostError(f"cannot detach from device {ifindex}: {os.strerror(-code)}")
+    libbpf = library()
+    code = libbpf.call("bpf_tc_detach", ctypes.c_int, ctypes.byref(hook), ctypes.byref(options))
+    if code and -code not in _NOT_THERE:
+        raise refused(f"detach from device {ifindex}", OSError(-code, os.strerror(-code)))
 
 
 def _ifindex(link: int) -> int:

@@ -1,0 +1,94 @@
+"""What Python writes into the maps lies where the compiled programs look for it."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import subprocess
+from functools import cache
+from typing import Any
+
+from ipmasq_agent.dialects import bpf_layout as layout
+from ipmasq_agent.dialects.bpf_layout import Flag, Settings
+from ipmasq_agent.host.bpf_hooks import BYTECODE
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.model import PortRange
+
+HEADER = BYTECODE.with_name("masq.h").read_text()
+
+
+@cache
+def types() -> dict[tuple[str, str], dict[str, Any]]:
+    """The types of the compiled programs, as bpftool reads them, by kind and name."""
+    argv = ["bpftool", "--json", "btf", "dump", "file", str(BYTECODE)]
+    dumped = json.loads(subprocess.run(argv, capture_output=True, check=True).stdout)
+    return {(one["kind"], one["name"]): one for one in dumped["types"]}
+
+
+def offsets(name: str) -> dict[str, int]:
+    members = types()["STRUCT", name]["members"]
+    return {member["name"]: member["bits_offset"] // 8 for member in members}
+
+
+def size(name: str) -> int:
+    return int(types()["STRUCT", name]["size"])
+
+
+def test_a_prefix() -> None:
+    # The compiler leaves it out of BTF, as no map's type names it: its two members are in a row.
+    assert re.search(r"struct prefix \{\s+__u32 length;.*\s+struct address address;\s+\};", HEADER)
+    at = {"length": 0, "address": 4}
+    for family, address in ((Family.IPV4, 10 << 24), (Family.IPV6, 0xFD << 120)):
+        key = layout.pack_prefix(family, address, 8)
+        assert len(key) == 4 + size("address")
+        assert struct.unpack_from("=I", key, at["length"]) == (8,)
+        assert key[at["address"] :] == address.to_bytes(family.bits // 8).ljust(16, b"\0")
+
+
+def test_settings() -> None:
+    at = offsets("settings")
+    ports = (PortRange(1024, 2047), PortRange(3000, 3000))
+    told = layout.pack_settings(Settings(0x1122334455667788, Flag.DRAINING, ports))
+    assert len(told) == size("settings")
+    assert struct.unpack_from("=Q", told, at["stamp"]) == (0x1122334455667788,)
+    assert struct.unpack_from("=I", told, at["flags"]) == (Flag.DRAINING,)
+    assert struct.unpack_from("=I", told, at["port_ranges"]) == (2,)
+    assert struct.unpack_from("=5H", told, at["ports"]) == (1024, 2047, 3000, 3000, 0)
+    assert struct.unpack_from("=I", told, at["port_count"]) == (1025,)
+    assert f"#define MAX_PORT_RANGES {layout.MAX_PORT_RANGES}\n" in HEADER
+
+
+def test_a_device() -> None:
+    at = offsets("device")
+    told = layout.pack_device(layout.Device((7, None), (1, 2), 14, True))
+    assert len(told) == size("device")
+    assert told[at["source"] :][:20] == (7).to_bytes(4) + bytes(16)
+    assert told[at["has_source"] :][:2] == bytes([1, 0])
+    assert told[at["egress"] :][:2] == bytes([1, 2])
+    assert told[at["link_header"]] == 14
+    assert told[at["loopback"]] == 1
+
+
+def test_what_a_sweep_found() -> None:
+    at = offsets("swept")
+    room = bytearray(size("swept"))
+    struct.pack_into("=Q", room, at["removed"], 1)
+    struct.pack_into("=2Q", room, at["alive"], 2, 3)
+    struct.pack_into("=2Q", room, at["translated"], 4, 5)
+    assert layout.unpack_swept(bytes(room)) == layout.Swept(1, (2, 3), (4, 5))
+
+
+def test_verdicts_and_outcomes_have_the_same_numbers() -> None:
+    outcomes = [value["name"].lower() for value in types()["ENUM", "outcome"]["values"]]
+    assert outcomes == [*layout.OUTCOMES, "outcomes"]
+    assert (
+        f"MASQUERADE = {layout.MASQUERADE},\n\tNON_MASQUERADE = {layout.NON_MASQUERADE}," in HEADER
+    )
+
+
+def test_flags_are_the_same_bits() -> None:
+    bits = dict(re.findall(r"#define (\w+)\s+\(1 << (\d+)\) /\* [^*]*\*/", HEADER))
+    assert {flag.name: flag.value for flag in Flag} == {
+        name: 1 << int(bits[name]) for name in bits.keys() & Flag.__members__.keys()
+    }
