@@ -1,0 +1,175 @@
+"""Programs on devices, by tcx and by clsact; maps; what libbpf says when it cannot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ipmasq_agent.errors import HostError
+from ipmasq_agent.host import bpf_hooks, libbpf
+from ipmasq_agent.host.bpf_hooks import Hooks
+from ipmasq_agent.host.bpf_objects import create_trie, open_pinned
+from ipmasq_agent.host.tc_programs import Direction, attached
+from tests.kernel.pins import PINS
+from tests.netns import Namespace
+
+FLOWS = 4096
+
+
+@pytest.fixture
+def pins() -> Path:
+    return Path(os.environ[PINS])
+
+
+@pytest.fixture
+def device(in_ns: Namespace) -> int:
+    in_ns.run(["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "far"])
+    return socket.if_nametoindex("eth0")
+
+
+@pytest.fixture(params=[True, False], ids=["tcx", "clsact"])
+def hooks(request: pytest.FixtureRequest, pins: Path, device: int) -> Iterator[Hooks]:
+    made = Hooks(pins, FLOWS, tcx=request.param)
+    made.load()
+    yield made
+    made.remove([device])
+
+
+def filters(namespace: Namespace) -> str:
+    """What tc(8) shows of both directions."""
+    shown = (namespace.run(["tc", "filter", "show", "dev", "eth0", d]).stdout for d in WAYS)
+    return "".join(shown)
+
+
+WAYS = ("ingress", "egress")
+
+
+def test_programs_come_and_go_and_those_of_others_stay(
+    hooks: Hooks, in_ns: Namespace, device: int, pins: Path, request: pytest.FixtureRequest
+) -> None:
+    in_ns.run(["tc", "qdisc", "add", "dev", "eth0", "clsact"])
+    program = ["bpf", "direct-action", "object-pinned", str(pins / "sweep")]
+    in_ns.run(["tc", "filter", "add", "dev", "eth0", "egress", "prio", "7", *program])
+    foreign = filters(in_ns)
+    assert not hooks.complete(device)
+    hooks.attach(device)
+    assert hooks.complete(device)
+    hooks.attach(device)  # again, in their own place
+    by_filter = "clsact" in request.node.name
+    assert filters(in_ns).count("direct-action") == 1 + 2 * by_filter
+    hooks.remove([device])
+    assert filters(in_ns) == foreign
+    assert not pins.exists()
+    for direction in Direction:
+        assert attached(device, direction, pins / "none") is None
+
+
+def test_what_somebody_took_away_is_missed(hooks: Hooks, in_ns: Namespace, device: int) -> None:
+    hooks.attach(device)
+    in_ns.run(["tc", "filter", "del", "dev", "eth0", "egress"], check=False)
+    for link in Path(os.environ[PINS]).glob("link-*-egress"):
+        link.unlink()
+    assert not hooks.complete(device)
+    hooks.attach(device)
+    assert hooks.complete(device)
+
+
+def test_a_device_that_is_gone_leaves_links_that_can_be_tidied(
+    hooks: Hooks, in_ns: Namespace, device: int, pins: Path
+) -> None:
+    hooks.attach(device)
+    in_ns.run(["ip", "link", "del", "eth0"])
+    assert not hooks.complete(device)
+    hooks.tidy([device])
+    assert list(pins.glob("link-*")) == []
+
+
+def test_an_upgrade_replaces_the_programs_and_keeps_the_flows(
+    hooks: Hooks, device: int, pins: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hooks.attach(device)
+    before = [attached(device, d, link(pins, device, d)) for d in Direction]
+    flows = open_pinned(pins / "flows")
+    assert flows is not None
+    with flows:
+        assert flows.capacity == FLOWS
+        entry = os.urandom(flows.key_size), os.urandom(flows.value_size)
+        flows.update(*entry)
+        other = tmp_path / "masq.bpf.o"
+        shutil.copy(bpf_hooks.BYTECODE, other)
+        with other.open("ab") as more:
+            more.write(b"\0")
+        monkeypatch.setattr(bpf_hooks, "BYTECODE", other)
+        assert not hooks.complete(device)
+        Hooks(pins, 2 * FLOWS).load()  # another size is for maps that are made anew
+        hooks.attach(device)
+        assert flows.items() == [entry]
+    kept = open_pinned(pins / "flows")
+    assert kept is not None
+    with kept:
+        assert kept.items() == [entry]
+    after = [attached(device, d, link(pins, device, d)) for d in Direction]
+    assert all(after)
+    assert not set(before) & set(after)
+
+
+def link(pins: Path, device: int, direction: Direction) -> Path:
+    return pins / f"link-{device}-{direction.name.lower()}"
+
+
+def test_bytecode_that_is_missing_or_broken_is_told(
+    pins: Path, device: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bpf_hooks, "BYTECODE", tmp_path / "masq.bpf.o")
+    with pytest.raises(HostError, match="not compiled"):
+        Hooks(pins).load()
+    (tmp_path / "masq.bpf.o").write_bytes(b"\x7fELF and no more")
+    with pytest.raises(HostError, match="cannot be opened"):
+        Hooks(pins).load()
+
+
+def test_the_verifier_has_the_last_word(pins: Path, tmp_path: Path) -> None:
+    source = tmp_path / "bad.c"
+    stores = "".join(f"\troom[{n % 60}] = s->len + {n};\n" for n in range(3000))
+    source.write_text(
+        "#include <linux/bpf.h>\n#include <bpf/bpf_helpers.h>\n"
+        'SEC("tc") int bad(struct __sk_buff *s) {\n\tvolatile int room[60];\n'
+        f"{stores}\treturn *(int *)(long)s->len;\n}}\n"
+        'char LICENSE[] SEC("license") = "GPL";\n'
+    )
+    headers = f"/usr/include/{os.uname().machine}-linux-gnu"
+    argv = ["clang", "-O2", "-g", "-target", "bpf", f"-I{headers}", "-c", str(source)]
+    subprocess.run([*argv, "-o", str(tmp_path / "bad.o")], check=True)
+    pins.mkdir()
+    with pytest.raises(HostError, match=r"invalid mem access") as refused:
+        libbpf.load(tmp_path / "bad.o", pins, {})
+    assert "Linux 5.15" in str(refused.value)
+    assert list(pins.iterdir()) == []
+
+
+def test_many_keys_are_written_and_read_back() -> None:
+    keys = [struct.pack("=I16s", 32, n.to_bytes(4)) for n in range(100_000)]
+    with create_trie("many", 20, 1, len(keys)) as trie:
+        trie.fill(b"".join(keys), bytes(n % 251 for n in range(len(keys))), len(keys))
+        assert dict(trie.items()) == {key: bytes([n % 251]) for n, key in enumerate(keys)}
+        assert trie.lookup(keys[7]) == bytes([7])
+        assert trie.delete(keys[7])
+        assert not trie.delete(keys[7])
+        assert trie.lookup(keys[7]) is None
+
+
+def test_a_map_that_is_full_says_so() -> None:
+    keys = [struct.pack("=I16s", 32, n.to_bytes(4)) for n in range(2)]
+    with create_trie("small", 20, 1, 1) as trie, pytest.raises(HostError, match="the map is full"):
+        trie.fill(b"".join(keys), b"\1\1", 2)
+
+
+def test_nothing_is_pinned_where_nothing_is(pins: Path) -> None:
+    assert open_pinned(pins / "flows") is None
