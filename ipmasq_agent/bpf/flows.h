@@ -239,12 +239,48 @@ static __always_inline bool allowed(const struct settings *in_force, __be16 port
 	return !in_force->port_ranges;
 }
 
+enum claimed {
+	CLAIMED,
+	TAKEN,	/* the port is another flow's, or a socket's */
+	REFUSED, /* it is nobody's, and yet it did not go into the table */
+};
+
+/*
+ * Record the way back for `reply`, if nobody has the port. Not static either: the verifier
+ * reads it once, and not with each of the attempts.
+ */
+__noinline int claim_port(struct __sk_buff *skb, const struct flow_key *reply,
+			  const struct flow *back, __u32 now)
+{
+	struct flow *held;
+
+	if (!reply || !back) /* for the verifier, which reads this without its callers */
+		return REFUSED;
+	/* The host's own packets have the address already, and so their port. */
+	if (!same(&reply->destination, &back->address) &&
+	    (is_of_host(skb, reply) || is_of_kept_flow(reply, now)))
+		return TAKEN;
+	if (!bpf_map_update_elem(&flows, reply, back, BPF_NOEXIST))
+		return CLAIMED;
+	held = bpf_map_lookup_elem(&flows, reply);
+	if (!held)
+		return REFUSED;
+	if (same(&held->address, &back->address) && held->port == back->port) {
+		held->expires = back->expires;
+		return CLAIMED; /* the other half of it was forgotten */
+	}
+	if (alive(held, now))
+		return TAKEN;
+	bpf_map_delete_elem(&flows, reply);
+	return bpf_map_update_elem(&flows, reply, back, BPF_NOEXIST) ? TAKEN : CLAIMED;
+}
+
 /*
  * Record the way back for `reply`, whose destination is the address to use; its port is
- * chosen here. Returns 0, or -1 where none is free, or -2 where the table takes nothing.
+ * chosen here.
  */
-static __noinline int claim(struct __sk_buff *skb, const struct packet *p, __u32 slot,
-			    struct flow_key *reply, __u32 expires)
+static __noinline enum claimed claim(struct __sk_buff *skb, const struct packet *p, __u32 slot,
+				     struct flow_key *reply, __u32 expires)
 {
 	const struct settings *in_force = bpf_map_lookup_elem(&settings, &slot);
 	struct flow back = {
@@ -253,49 +289,30 @@ static __noinline int claim(struct __sk_buff *skb, const struct packet *p, __u32
 		.state = TRANSLATED,
 		.expires = expires,
 	};
-	/* The host's own packets have the address already: their port is no pod's to guess. */
-	bool own = same(&reply->destination, &p->key.source);
 	/* Identifiers of ICMP are not ports: no range is meant for them. */
 	bool keep = p->kind != PORTS || p->key.protocol == IPPROTO_ICMP ||
 		    p->key.protocol == IPPROTO_ICMPV6;
+	enum claimed claimed = REFUSED;
 	__u32 now = seconds();
 
 	if (!in_force)
-		return -2;
-	if (!keep && (own || !(in_force->flags & RANDOM_FULLY)))
+		return REFUSED;
+	/* The port of the host's own packets is no pod's to guess. */
+	if (!keep && (same(&reply->destination, &p->key.source) ||
+		      !(in_force->flags & RANDOM_FULLY)))
 		keep = allowed(in_force, p->key.source_port);
 	reply->destination_port = p->key.source_port;
 	for (int attempt = 0; attempt < PORT_TRIES; attempt++) {
-		struct flow *held;
-		long error;
-
 		if (attempt || !keep) {
 			if (p->kind != PORTS)
-				return -1;
+				return claimed;
 			reply->destination_port = any_port(slot);
 		}
-		if (!own && (is_of_host(skb, reply) || is_of_kept_flow(reply, now)))
-			continue;
-		error = bpf_map_update_elem(&flows, reply, &back, BPF_NOEXIST);
-		if (!error)
-			return 0;
-		held = bpf_map_lookup_elem(&flows, reply);
-		if (!held) {
-			if (attempt > 2)
-				return -2; /* not in the way, and yet it did not go in */
-			continue;
-		}
-		if (same(&held->address, &back.address) && held->port == back.port) {
-			held->expires = expires;
-			return 0; /* the other half of it was forgotten */
-		}
-		if (!alive(held, now)) {
-			bpf_map_delete_elem(&flows, reply);
-			if (!bpf_map_update_elem(&flows, reply, &back, BPF_NOEXIST))
-				return 0;
-		}
+		claimed = claim_port(skb, reply, &back, now);
+		if (claimed == CLAIMED)
+			break;
 	}
-	return -1;
+	return claimed;
 }
 
 #endif

@@ -136,7 +136,6 @@ static __noinline int begin(struct __sk_buff *skb, struct packet *p, const struc
 	struct decision d;
 	struct flow *held;
 	__u32 now = seconds();
-	int error;
 
 	flow.expires = now + lifetime(p->key.protocol, flow.state);
 	if (is_translated(skb, p, now, &reply, &flow))
@@ -169,9 +168,14 @@ static __noinline int begin(struct __sk_buff *skb, struct packet *p, const struc
 	if (d.masquerade) {
 		swap_ends(&reply, &p->key, INWARD);
 		reply.destination = d.source;
-		error = claim(skb, p, slot, &reply, flow.expires);
-		if (error)
-			return dropped(p, error == -1 ? OUT_DROPPED_PORTS : OUT_DROPPED_TABLE);
+		switch (claim(skb, p, slot, &reply, flow.expires)) {
+		case CLAIMED:
+			break;
+		case TAKEN:
+			return dropped(p, OUT_DROPPED_PORTS);
+		default:
+			return dropped(p, OUT_DROPPED_TABLE);
+		}
 		flow.state |= TRANSLATED;
 		flow.address = d.source;
 		flow.port = reply.destination_port;
