@@ -36,7 +36,7 @@ from ipmasq_agent.policy.assemble import assemble_family
 FLAGS = Flags(enable_ipv6=True, cidr_limit=None)
 LONGEST_CHAIN = 10_000
 # Those that --backend does not name are found by kubelet's mark.
-NAMES = [*detect.BACKENDS, *detect.WITH_SET]
+NAMES = [*(name for name in detect.BACKENDS if name != detect.BPF), *detect.WITH_SET]
 Figures = dict[str, float]
 
 

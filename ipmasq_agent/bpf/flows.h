@@ -200,8 +200,7 @@ static __always_inline bool is_of_kept_flow(const struct flow_key *reply, __u32 
 
 /*
  * A port at random: of the policy's ranges, else of those that need no privilege. In network
- * order. Not static, so that the verifier reads it once and not for each attempt of `claim`:
- * with those it came near to the limit of a million instructions.
+ * order. Not static, so that the verifier reads it once and not for each attempt of `claim`.
  */
 __noinline __u32 any_port(__u32 slot)
 {
