@@ -11,6 +11,7 @@ not a reply could find its way back. Standard library only; it must start fast.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import secrets
 import signal
@@ -26,6 +27,9 @@ HTTP_PORT, UDP_PORT = 80, 9000
 _ETH_P_ALL, _ETH_P_IP, _ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
 _PACKET_OUTGOING = 4
 _TCP, _UDP = 6, 17
+# Source ports and identifiers of probes. None comes twice: to whoever tracks flows, a probe
+# like one of two minutes ago is of that flow. They lie below those that kernels pick.
+_NUMBERS = itertools.count(10_000 + secrets.randbelow(10_000))
 _ICMP = {socket.AF_INET: 1, socket.AF_INET6: 58}
 _ECHO_REQUEST = {1: 8, 58: 128}
 # Seconds. A round trip within the machine takes a thousandth of the shorter one; the longer
@@ -214,7 +218,7 @@ class Sender:
 
 
 def _tcp(probe: Probe, patience: float) -> bool:
-    ends = (probe.address, HTTP_PORT), patience, (probe.source, 0)
+    ends = (probe.address, HTTP_PORT), patience, (probe.source, next(_NUMBERS))
     with socket.create_connection(*ends) as connection:
         connection.sendall(b"GET /%s HTTP/1.0\r\n\r\n" % probe.token)
         answer = b""
@@ -226,7 +230,7 @@ def _tcp(probe: Probe, patience: float) -> bool:
 def _udp(probe: Probe, patience: float) -> bool:
     with socket.socket(_family(probe.address), socket.SOCK_DGRAM) as connection:
         connection.settimeout(patience)
-        connection.bind((probe.source, 0))
+        connection.bind((probe.source, next(_NUMBERS)))
         connection.connect((probe.address, UDP_PORT))
         connection.send(probe.token)
         return connection.recv(4096) == probe.token
@@ -236,7 +240,7 @@ def _icmp(probe: Probe, patience: float) -> bool:
     family = _family(probe.address)
     number = _ICMP[family]
     # The kernel fills in the checksum of ICMPv6; that of ICMP is ours.
-    message = struct.pack("!BBHHH", _ECHO_REQUEST[number], 0, 0, secrets.randbits(16), 1)
+    message = struct.pack("!BBHHH", _ECHO_REQUEST[number], 0, 0, next(_NUMBERS), 1)
     checksum = struct.pack("!H", internet_checksum(message + probe.token))
     message = message[:2] + checksum + message[4:] + probe.token
     with socket.socket(family, socket.SOCK_RAW, number) as raw:

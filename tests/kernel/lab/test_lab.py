@@ -93,14 +93,25 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
+def wrong(told: dict[str, Any]) -> list[Any]:
+    """Return what a story has that is not as it should be, with the step's title."""
+    return [
+        (step["title"], found)
+        for step in told["steps"]
+        for found in (*(c for c in step["checks"] if not c["ok"]), *step["failures"])
+    ]
+
+
 @pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
 @pytest.mark.parametrize("backend", ["iptables-nft", "iptables-legacy", "ipset", "nftables", "bpf"])
 def test_the_story_comes_true(name: str, backend: str, ipv6: bool) -> None:
     before = root_namespace()
     flags = ["--ipv6"] if ipv6 else []
     done = lab("run", "--name", name, "--backend", backend, "-o", "json", *flags, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout, done.stderr
     told = json.loads(done.stdout)
+    assert wrong(told) == []
+    assert done.returncode == 0, done.stderr
     assert (told["backend"], told["ok"]) == (backend, True)
     assert len(told["steps"]) == len(SCENES)
     for step in told["steps"]:
