@@ -12,6 +12,7 @@ import enum
 import errno
 import os
 import struct
+import time
 from pathlib import Path
 
 from ipmasq_agent.host.bpf_objects import get_pinned, object_info, pin
@@ -23,6 +24,8 @@ HANDLE, PRIORITY = 0x6D61, 49
 _LINK_CREATE, _LINK_UPDATE, _LINK_DETACH = 28, 29, 34
 _LINK_INFO = struct.Struct("=III4xII")  # type, id, prog_id, and of tcx: ifindex, attach type
 _REPLACE = 1  # BPF_TC_F_REPLACE
+_LETTING_GO = 2.0
+"""Seconds that a link has to end after its pin: the kernel ends it in the background."""
 # No filter of ours, no clsact (EINVAL), no such device.
 _NOT_THERE = frozenset({errno.ENOENT, errno.EINVAL, errno.ENODEV})
 
@@ -85,12 +88,19 @@ def attach(ifindex: int, direction: Direction, program: int, link: Path, *, tcx:
 def _link(ifindex: int, direction: Direction, program: int, link: Path) -> bool:
     """Attach by a link, and pin it; false where the kernel has no tcx."""
     kind, _ = direction.value
-    try:
-        made = bpf(_LINK_CREATE, struct.pack("=IIIIIIQ", program, ifindex, kind, 0, 0, 0, 0))
-    except OSError as cause:
-        if cause.errno == errno.EINVAL:
-            return False
-        raise refused(f"attach to device {ifindex}", cause) from cause
+    request = struct.pack("=IIIIIIQ", program, ifindex, kind, 0, 0, 0, 0)
+    deadline = time.monotonic() + _LETTING_GO
+    while True:
+        try:
+            made = bpf(_LINK_CREATE, request)
+            break
+        except OSError as cause:
+            if cause.errno == errno.EINVAL:
+                return False
+            # The program is there by a link whose pin somebody has just removed.
+            if cause.errno != errno.EEXIST or time.monotonic() > deadline:
+                raise refused(f"attach to device {ifindex}", cause) from cause
+        time.sleep(0.01)
     try:
         pin(made, link)
     finally:

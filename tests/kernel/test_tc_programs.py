@@ -7,6 +7,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.host import bpf_hooks, libbpf
 from ipmasq_agent.host.bpf_hooks import Hooks
-from ipmasq_agent.host.bpf_objects import create_trie, open_pinned
+from ipmasq_agent.host.bpf_objects import create_trie, get_pinned, open_pinned
 from ipmasq_agent.host.tc_programs import Direction, attached
 from tests.kernel.pins import PINS
 from tests.netns import Namespace
@@ -81,6 +82,24 @@ def test_what_somebody_took_away_is_missed(hooks: Hooks, in_ns: Namespace, devic
     assert hooks.complete(device)
 
 
+def test_a_link_that_the_kernel_is_still_letting_go_is_waited_for(
+    pins: Path, device: int, in_ns: Namespace
+) -> None:
+    hooks = Hooks(pins, FLOWS)
+    hooks.load()
+    hooks.attach(device)
+    held = get_pinned(link_of(pins, device, Direction.EGRESS))
+    assert held is not None
+    letting_go = threading.Timer(0.2, os.close, [held])
+    for link in pins.glob("link-*"):
+        link.unlink()
+    letting_go.start()
+    hooks.attach(device)
+    letting_go.join()
+    assert hooks.complete(device)
+    hooks.remove([device])
+
+
 def test_a_device_that_is_gone_leaves_links_that_can_be_tidied(
     hooks: Hooks, in_ns: Namespace, device: int, pins: Path
 ) -> None:
@@ -95,7 +114,7 @@ def test_an_upgrade_replaces_the_programs_and_keeps_the_flows(
     hooks: Hooks, device: int, pins: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     hooks.attach(device)
-    before = [attached(device, d, link(pins, device, d)) for d in Direction]
+    before = [attached(device, d, link_of(pins, device, d)) for d in Direction]
     flows = open_pinned(pins / "flows")
     assert flows is not None
     with flows:
@@ -115,12 +134,12 @@ def test_an_upgrade_replaces_the_programs_and_keeps_the_flows(
     assert kept is not None
     with kept:
         assert kept.items() == [entry]
-    after = [attached(device, d, link(pins, device, d)) for d in Direction]
+    after = [attached(device, d, link_of(pins, device, d)) for d in Direction]
     assert all(after)
     assert not set(before) & set(after)
 
 
-def link(pins: Path, device: int, direction: Direction) -> Path:
+def link_of(pins: Path, device: int, direction: Direction) -> Path:
     return pins / f"link-{device}-{direction.name.lower()}"
 
 
