@@ -14,7 +14,8 @@
     │   └── LockTimeout            someone else holds the xtables lock
     ├── KernelReadError            what the kernel holds cannot be read in full
     ├── KernelWriteError           the kernel does not hold what was written
-    └── LabError                   the lab cannot be built or its traffic not observed
+    ├── LabError                   the lab cannot be built or its traffic not observed
+    └── BenchError                 nothing can be measured, or what was measured not be read
 
 Nothing here exits the process or prints: that is the business of ``cli`` alone.
 """
@@ -100,3 +101,7 @@ class KernelWriteError(AgentError):
 
 class LabError(AgentError):
     """The lab cannot be built, or what its hosts saw cannot be observed."""
+
+
+class BenchError(AgentError):
+    """Nothing can be measured here, or results of an earlier benchmark cannot be used."""

@@ -1,0 +1,1 @@
+"""Side-by-side measurement of every way to masquerade, on the user's own machine."""
