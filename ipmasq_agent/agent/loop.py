@@ -22,6 +22,7 @@ from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.knowledge import Knowledge
 from ipmasq_agent.agent.logs import event
 from ipmasq_agent.agent.metrics import Metrics
+from ipmasq_agent.agent.moves import Moves
 from ipmasq_agent.agent.reconcile import Outcomes, clean, reconcile
 from ipmasq_agent.agent.status import ConfigStatus, Status
 from ipmasq_agent.config.document import parse_documents
@@ -90,8 +91,7 @@ class Agent:
         self._seen: Document | None = None  # the newest one
         self._refused: str | None = None  # why that one cannot be used
         self._changed_at: float | None = None
-        self._draining: dict[str, float] = {}  # backend that was left → since when
-        self._flows_left: tuple[str, ...] = ()
+        self._moves = Moves(settings.drain_timeout)
         self._retries = 0
         # Also before the first document: a file that cannot be read now is looked at again.
         self._next_pass = time.monotonic() + DEFAULT_RESYNC_INTERVAL / UNITS["s"]
@@ -252,18 +252,19 @@ class Agent:
             event(logging.ERROR, "no backend", error=str(error))
             return
         self._knowledge.follow(backend.needs)
+        self._moves.announce(left_behind)
         # A backend that we come to for the first time has nothing to remember.
         outcomes = reconcile(backend, intent, thorough=thorough)
         failed = {f: str(outcome.error) for f, outcome in outcomes.items() if outcome.error}
         if not failed:
             # The backend in use decides now; only then may the one before it go.
             for other in left_behind:
-                if not self._drained(other):
+                if not self._moves.drained(other):
                     continue
                 gone = clean(other, Family)
                 self._report(gone, other.name, "left")
                 if not any(outcome.error for outcome in gone.values()):
-                    self._draining.pop(other.name, None)
+                    self._moves.ended(other)
                     self.choice.cleaned(other)
         self._report(outcomes, backend.name, "applied")
         self._finish(
@@ -273,7 +274,7 @@ class Agent:
             mode_reason=self.choice.reason,
             devices=self._devices(),
             families=wish.families,
-            advice=(*_advice(backend, intent, failed), *self._flows_left),
+            advice=(*_advice(backend, intent, failed), *self._moves.advice),
         )
         ended = time.monotonic()
         event(logging.DEBUG, "pass done", backend=backend.name, ms=_ms(ended - started))
@@ -284,24 +285,6 @@ class Agent:
                 self.metrics.lag.observe(ended - self._changed_at)
         if not failed:
             self._changed_at = None
-
-    def _drained(self, other: AnyBackend) -> bool:
-        """Whether a backend that was left has no flows that would break without it."""
-        began = self._draining.setdefault(other.name, time.monotonic())
-        self._flows_left = ()
-        try:
-            left = other.drain()
-        except AgentError as error:
-            event(logging.ERROR, "cannot drain", backend=other.name, error=str(error))
-            return False
-        if not left:
-            return True
-        patience = self.settings.drain_timeout - (time.monotonic() - began)
-        event(logging.INFO, "draining", backend=other.name, flows=left, seconds=int(patience))
-        if patience <= 0:
-            return True
-        self._flows_left = (f"{other.name}: {left} flows go on there until they end",)
-        return False
 
     def _devices(self) -> tuple[str, ...]:
         """Return the egress devices for the status line; those of before if they are not told."""

@@ -122,6 +122,14 @@ class Backend(abc.ABC, Generic[State, Desired, Plan]):
         """Return what a user should know about holding ``desired`` this way; None for nothing."""
         return None
 
+    def announce(self) -> None:
+        """Prepare for another backend that is about to be in force beside this one.
+
+        Raises:
+            AgentError: flows that are translated here may not go on there.
+        """
+        return None
+
     def drain(self) -> int:
         """Leave new flows to another backend; return how many of ours would break without us.
 

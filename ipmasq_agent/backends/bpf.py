@@ -6,7 +6,8 @@ Maps, programs and links are pinned, so that flows and translation outlive the a
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -16,9 +17,10 @@ from ipmasq_agent.backends.bpf_kernel import Maps
 from ipmasq_agent.dialects import bpf as dialect
 from ipmasq_agent.dialects import bpf_layout as layout
 from ipmasq_agent.dialects.bpf import Desired, Device, Hook, Plan, Rules, Table
-from ipmasq_agent.dialects.bpf_layout import Flag, Settings
+from ipmasq_agent.dialects.bpf_layout import Flag, FlowState, Settings
 from ipmasq_agent.dialects.interpretation import Interpretation
 from ipmasq_agent.host.bpf_hooks import Hooks
+from ipmasq_agent.host.conntrack import Connection, introduce
 from ipmasq_agent.host.egress import EgressDevice, list_devices
 from ipmasq_agent.host.links import egress_devices
 from ipmasq_agent.policy.addresses import Family
@@ -32,6 +34,7 @@ _UNKNOWN = layout.Device((None, None), (0, 0), 0)
 # ones with the next policy, since to remove one is to wait for the kernel.
 _LIGHT = 4096
 _STAMP_BITS = 63
+_WITH_PORTS = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP})
 _MASK = {family: number for number, family in enumerate(layout.FAMILIES)}
 
 
@@ -205,10 +208,23 @@ class BpfBackend(Backend[Table, Desired, Plan]):
             maps.drop_device(number)
         self._hooks.tidy(gone)
 
+    def announce(self) -> None:
+        """Tell connection tracking of the flows here, so that it leaves them alone.
+
+        A flow keeps what it has, also where the other data plane would decide otherwise:
+        so those that are not translated are told too. What is not a connection of TCP or
+        UDP goes on without.
+        """
+        if not self._hooks.exist():
+            return
+        with Maps(self._pins) as maps:
+            introduce(_connections(maps.flows()))
+
     def drain(self) -> int:
         """Let flows go on, and begin none; return how many still are translated."""
         if not self._hooks.exist():
             return 0
+        begun = False
         with Maps(self._pins) as maps:
             for family in layout.FAMILIES:
                 self._known.pop(family, None)
@@ -216,6 +232,9 @@ class BpfBackend(Backend[Table, Desired, Plan]):
                 settings = maps.settings(slot)
                 if settings.flags & Flag.MANAGED:
                     maps.set_settings(slot, settings._replace(flags=Flag.DRAINING))
+                    begun = True
+            if begun:  # those that came since they were announced
+                introduce(_connections(maps.flows()))
             self._hooks.run_sweep()
             return sum(maps.swept().translated)
 
@@ -254,6 +273,20 @@ def _any_in_force(maps: Maps) -> bool:
         for family in layout.FAMILIES
         for number in range(layout.GENERATIONS)
     )
+
+
+def _connections(flows: Iterable[layout.Flow]) -> Iterator[Connection]:
+    """Yield TCP connections and UDP flows as their first packets had them."""
+    for flow in flows:
+        if flow.protocol not in _WITH_PORTS or flow.state & FlowState.RESET:
+            continue
+        ends = flow.source, flow.destination
+        (source, port), (destination, other_port) = (
+            ends[::-1] if flow.state & FlowState.FROM_OUTSIDE else ends
+        )
+        yield Connection(
+            flow.family, flow.protocol, source, port, destination, other_port, flow.seconds
+        )
 
 
 def _weighs(rules: Rules | None) -> bool:

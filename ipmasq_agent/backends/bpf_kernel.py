@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -244,6 +245,14 @@ class Maps:
     def swept(self) -> layout.Swept:
         """Return what the latest sweep through the flows found."""
         return layout.unpack_swept(self["swept"].lookup(layout.NUMBER.pack(0)) or b"")
+
+    def flows(self) -> Iterator[layout.Flow]:
+        """Yield the flows that have not expired."""
+        now = int(time.clock_gettime(time.CLOCK_MONOTONIC))
+        for entry in self["flows"].entries():
+            flow = layout.unpack_flow(*entry, now)
+            if flow is not None and flow.seconds > 0:
+                yield flow
 
     def counted(self, family: Family) -> Mapping[str, int]:
         """Return how often each outcome was met."""

@@ -25,6 +25,9 @@ MAX_PORT_RANGES = 15
 SETTINGS = struct.Struct(f"=QII{2 * MAX_PORT_RANGES}HI")
 DEVICE = struct.Struct("=16s16s2B2BBB2x")
 SWEPT = struct.Struct("=5Q")
+FLOW_KEY = struct.Struct("=16s16s2s2sBBBx")
+FLOW = struct.Struct("=16s2s2xII")
+OUTWARD = 0
 
 MASQUERADE, NON_MASQUERADE = 1, 2
 
@@ -39,6 +42,13 @@ class Flag(enum.IntFlag):
     ONLY_DEVICES = 1 << 4
     LOCAL_TOO = 1 << 5
     DRAINING = 1 << 6
+
+
+class FlowState(enum.IntFlag):
+    """Bits of ``flow.state`` that are asked for here."""
+
+    FROM_OUTSIDE = 1 << 1
+    RESET = 1 << 6
 
 
 OUTCOMES = (
@@ -90,6 +100,22 @@ class Device(NamedTuple):
     egress: tuple[int, int]
     link_header: int
     loopback: bool = False
+
+
+class Flow(NamedTuple):
+    """A flow as packets on their way out had it before translation.
+
+    Attributes:
+        source, destination: addresses, each with its port.
+        seconds: that it lives without a packet; of one that has expired 0 or less.
+    """
+
+    family: Family
+    protocol: int
+    source: tuple[int, int]
+    destination: tuple[int, int]
+    state: FlowState
+    seconds: int
 
 
 class Swept(NamedTuple):
@@ -183,6 +209,29 @@ def unpack_device(data: bytes) -> Device:
         (egress_four, egress_six),
         link_header,
         bool(loopback),
+    )
+
+
+def unpack_flow(key: bytes, value: bytes, now: int) -> Flow | None:
+    """Return the flow of an entry; None for the way back of one.
+
+    Args:
+        key: of the entry.
+        value: of the entry.
+        now: in seconds of CLOCK_MONOTONIC.
+    """
+    source, destination, port, other_port, protocol, number, side = FLOW_KEY.unpack(key)
+    if side != OUTWARD:
+        return None
+    _, _, state, expires = FLOW.unpack(value)
+    family = FAMILIES[number & 1]
+    return Flow(
+        family,
+        protocol,
+        (unpack_address(family, source), int.from_bytes(port)),
+        (unpack_address(family, destination), int.from_bytes(other_port)),
+        FlowState(state),
+        expires - now,
     )
 
 

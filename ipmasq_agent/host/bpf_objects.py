@@ -210,12 +210,24 @@ class BpfMap:
         Raises:
             HostError: the kernel refuses.
         """
+        return list(self.entries())
+
+    def entries(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield all entries, read as they are asked for.
+
+        Raises:
+            HostError: the kernel refuses.
+        """
+        found = 0
         try:
-            return list(self._in_batches())
+            for entry in self._in_batches():
+                yield entry
+                found += 1
+            return
         except OSError as cause:
-            if cause.errno not in _NO_BATCHES:
+            if found or cause.errno not in _NO_BATCHES:
                 raise refused("read a map", cause) from cause
-        return list(self._one_by_one())
+        yield from self._one_by_one()
 
     def _in_batches(self) -> Iterator[tuple[bytes, bytes]]:
         size = _BATCH

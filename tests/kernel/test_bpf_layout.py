@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from ipmasq_agent.dialects import bpf_layout as layout
-from ipmasq_agent.dialects.bpf_layout import Flag, Settings
+from ipmasq_agent.dialects.bpf_layout import Flag, FlowState, Settings
 from ipmasq_agent.host.bpf_hooks import BYTECODE
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import PortRange
@@ -68,6 +68,30 @@ def test_a_device() -> None:
     assert told[at["egress"] :][:2] == bytes([1, 2])
     assert told[at["link_header"]] == 14
     assert told[at["loopback"]] == 1
+
+
+def test_a_flow() -> None:
+    of_key, of_value = offsets("flow_key"), offsets("flow")
+    key, value = bytearray(size("flow_key")), bytearray(size("flow"))
+    for name, data in (
+        ("source", (0xFD << 120 | 1).to_bytes(16)),
+        ("destination", (0xFD << 120 | 2).to_bytes(16)),
+        ("source_port", (1000).to_bytes(2)),
+        ("destination_port", (80).to_bytes(2)),
+        ("protocol", bytes([6])),
+        ("family", bytes([1])),
+    ):
+        key[of_key[name] : of_key[name] + len(data)] = data
+    struct.pack_into("=I", value, of_value["state"], FlowState.FROM_OUTSIDE)
+    struct.pack_into("=I", value, of_value["expires"], 105)
+    ends = (0xFD << 120 | 1, 1000), (0xFD << 120 | 2, 80)
+    told = layout.Flow(Family.IPV6, 6, *ends, FlowState.FROM_OUTSIDE, 5)
+    assert layout.unpack_flow(bytes(key), bytes(value), 100) == told
+    key[of_key["side"]] = 1
+    assert layout.unpack_flow(bytes(key), bytes(value), 100) is None
+    for state in FlowState:
+        bit = state.value.bit_length() - 1
+        assert re.search(rf"#define {state.name}\s+\(1 << {bit}\)", HEADER)
 
 
 def test_what_a_sweep_found() -> None:

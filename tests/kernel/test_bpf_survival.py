@@ -239,8 +239,7 @@ def test_connections_survive(
             assert len(list(Path(placement().pins).glob("bytecode-*"))) == 1
             still(idle, busy)
 
-            if net.tracks:
-                move_and_back(net, backend, family, lambda: still(idle, busy))
+            move_and_back(net, backend, family, lambda: still(idle, busy))
             busy.stop()
 
             # Programs removed by hand: what is sent meanwhile is lost to its connection.
@@ -256,8 +255,9 @@ def test_connections_survive(
 
 
 def move_and_back(net: Net, backend: BpfBackend, family: Family, check: Callable[[], None]) -> None:
-    """To iptables and back; only where connections are tracked, see docs/ebpf.md."""
+    """To iptables and back."""
     there = detect.make("iptables-nft", placement())
+    backend.announce()
     bring(there, MASQUERADING)
     assert backend.drain() > 0
     assert Connection(net, family).seen == NODE[family]
@@ -289,10 +289,33 @@ def test_draining_counts_what_goes_on_and_begins_nothing(net: Net) -> None:
         assert [one.seen for one in theirs] == [NODE[family] for family in Family]
         assert backend.drain() == len(ours)
         assert [one.seen for one in ours] == [NODE[family] for family in Family]
-        for one in (*(ours if net.tracks else ()), *theirs):
+        for one in (*ours, *theirs):
             one.exchange()
         clean(backend, Family)
         assert not Path(placement().pins).exists()
         for one in theirs:
             one.exchange()
+        clean(there, Family)
+
+
+@pytest.mark.parametrize("family", list(Family), ids=lambda family: family.value)
+def test_a_connection_from_outside_survives_a_move(net: Net, family: Family) -> None:
+    with net.pod.entered():
+        server = socket.create_server((POD[family], PORT), family=KIND[family])
+    with net.node.entered(), server:
+        backend = made()
+        bring(backend, MASQUERADING)
+        with net.world.entered():
+            client = socket.create_connection((POD[family], PORT), timeout=5)
+        accepted, _ = server.accept()
+        with client, accepted:
+            there = detect.make("iptables-nft", placement())
+            backend.announce()
+            bring(there, MASQUERADING)
+            backend.drain()
+            clean(backend, Family)
+            for one, other in ((accepted, client), (client, accepted)):
+                one.sendall(b"x")
+                other.settimeout(5)
+                assert other.recv(1) == b"x"
         clean(there, Family)
