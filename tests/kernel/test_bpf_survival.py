@@ -9,12 +9,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import json
 import shutil
+import signal
 import socket
 import struct
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -230,11 +235,7 @@ def test_connections_survive(
             bring(backend, MASQUERADING)
             still(idle, busy)
 
-            upgraded = tmp_path / "masq.bpf.o"  # programs of another version
-            shutil.copy(bpf_hooks.BYTECODE, upgraded)
-            with upgraded.open("ab") as more:
-                more.write(b"\0")
-            monkeypatch.setattr(bpf_hooks, "BYTECODE", upgraded)
+            install_another_version(monkeypatch, tmp_path)
             bring(backend, MASQUERADING)
             assert len(list(Path(placement().pins).glob("bytecode-*"))) == 1
             still(idle, busy)
@@ -252,6 +253,65 @@ def test_connections_survive(
             busy.stop()
             clean(backend, Family)
     assert not Path(placement().pins).exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", list(Family), ids=lambda family: family.value)
+def test_a_stream_goes_on_through_a_hundred_changes(
+    net: Net, family: Family, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with net.node.entered():
+        backend = made()
+        bring(backend, MASQUERADING)
+        idle = Connection(net, family)
+        with streaming(net, family) as stream:
+            for number in range(100):
+                bring(backend, (KEEPING, NARROW, MASQUERADING)[number % 3])
+                time.sleep(0.1)
+            idle.exchange()
+            bring(made(), MASQUERADING)  # another agent
+            install_another_version(monkeypatch, tmp_path)
+            bring(backend, MASQUERADING)
+            move_and_back(net, backend, family, idle.exchange)
+            time.sleep(2)
+            told = stream()
+        clean(backend, Family)
+    speeds = [each["sum"]["bits_per_second"] for each in told["intervals"]]
+    assert len(speeds) >= 10
+    assert min(speeds) > 0, speeds
+
+
+@contextlib.contextmanager
+def streaming(net: Net, family: Family) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Run one TCP stream; what is yielded ends it, and returns what the pod's side tells."""
+    inside = [["ip", "netns", "exec", one.name] for one in (net.world, net.pod)]
+    with (
+        subprocess.Popen([*inside[0], "iperf3", "-s", "-1"], stdout=subprocess.DEVNULL) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(server.kill)
+        wait_until(lambda: ":5201" in net.world.run(["ss", "-Htln"]).stdout, "iperf3 listens")
+        argv = [*inside[1], "iperf3", "-J", "-c", WORLD[family], "-t", "600"]
+        client = stack.enter_context(
+            subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        )
+        stack.callback(client.kill)
+
+        def end() -> dict[str, Any]:
+            client.send_signal(signal.SIGINT)
+            told: dict[str, Any] = json.loads(client.communicate(timeout=30)[0])
+            assert told.get("error", "").startswith("interrupt"), told.get("error")
+            return told
+
+        yield end
+
+
+def install_another_version(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    upgraded = place / "masq.bpf.o"
+    shutil.copy(bpf_hooks.BYTECODE, upgraded)
+    with upgraded.open("ab") as more:
+        more.write(b"\0")
+    monkeypatch.setattr(bpf_hooks, "BYTECODE", upgraded)
 
 
 def move_and_back(net: Net, backend: BpfBackend, family: Family, check: Callable[[], None]) -> None:
