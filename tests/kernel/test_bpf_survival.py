@@ -34,6 +34,7 @@ from ipmasq_agent.host import bpf_hooks
 from ipmasq_agent.host.links import read_links
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import Facts
+from ipmasq_agent.policy.model import PortRange
 from tests.kernel.pins import placement
 from tests.kernel.running import wait_until
 from tests.netns import Namespace
@@ -206,8 +207,8 @@ def compute_checksums_and_segments(devices: list[str]) -> None:
 _ETHTOOL, _OFFLOADS = 0x8946, (0x15, 0x17, 0x1F, 0x24)
 
 
-def bring(backend: AnyBackend, text: str) -> None:
-    wish = parse_document(text.encode(), "cm", FLAGS).config.wish(FLAGS)
+def bring(backend: AnyBackend, text: str, flags: Flags = FLAGS) -> None:
+    wish = parse_document(text.encode(), "cm", flags).config.wish(flags)
     outcomes = reconcile(backend, Intent(wish, Facts(links=read_links())))
     assert [str(o.error) for o in outcomes.values() if o.error] == []
 
@@ -379,3 +380,52 @@ def test_a_connection_from_outside_survives_a_move(net: Net, family: Family) -> 
                 other.settimeout(5)
                 assert other.recv(1) == b"x"
         clean(there, Family)
+
+
+PORTS = 40
+
+
+@pytest.mark.parametrize("name", ["bpf", "iptables-nft"])
+@pytest.mark.parametrize("family", list(Family), ids=lambda family: family.value)
+def test_without_a_free_port_new_flows_fail_and_those_there_go_on(
+    net: Net, family: Family, name: str
+) -> None:
+    flags = Flags(enable_ipv6=True, to_ports=(PortRange(3001, 3000 + PORTS),))
+    with net.world.entered():
+        world = socket.socket(KIND[family], socket.SOCK_DGRAM)
+        world.bind((WORLD[family], PORT))
+        world.settimeout(0.5)
+    with net.node.entered(), world, contextlib.ExitStack() as stack:
+        backend = detect.make(name, placement())
+        stack.callback(clean, backend, Family)
+        bring(backend, MASQUERADING, flags)
+        with net.pod.entered():
+            pods = [socket.socket(KIND[family], socket.SOCK_DGRAM) for _ in range(2 * PORTS)]
+        served: dict[bytes, tuple[str, int]] = {}
+        for number, one in enumerate(pods):
+            stack.enter_context(one)
+            one.connect((WORLD[family], PORT))
+            one.settimeout(0.5)
+            with contextlib.suppress(PermissionError):  # iptables tells a sender that it dropped
+                one.send(b"%d" % number)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                data, address = world.recvfrom(100)
+                served[data] = address[:2]
+        # A port is looked for at random: the last free ones may not be found.
+        assert PORTS * 0.9 <= len(served) <= PORTS
+        assert {host for host, _ in served.values()} == {NODE[family]}
+        assert len({port for _, port in served.values()}) == len(served)
+        if isinstance(backend, BpfBackend):
+            dropped = backend.counters()[family, "out_dropped_ports"]
+            assert dropped == len(pods) - len(served)
+        world.settimeout(5)
+        for data, address in served.items():
+            world.sendto(b"answer", address)
+            one = pods[int(data)]
+            assert one.recv(100) == b"answer"
+            one.send(b"more")
+            assert world.recvfrom(100) == (
+                b"more",
+                (*address, 0, 0)[: 2 if "." in address[0] else 4],
+            )
