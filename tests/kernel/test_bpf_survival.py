@@ -399,6 +399,7 @@ def test_without_a_free_port_new_flows_fail_and_those_there_go_on(
         backend = detect.make(name, placement())
         stack.callback(clean, backend, Family)
         bring(backend, MASQUERADING, flags)
+        Connection(net, family).close()  # so that neighbours know each other
         with net.pod.entered():
             pods = [socket.socket(KIND[family], socket.SOCK_DGRAM) for _ in range(2 * PORTS)]
         served: dict[bytes, tuple[str, int]] = {}
