@@ -1,0 +1,161 @@
+"""What is needed of this machine, and what is told of it beside the figures."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import platform
+import re
+import shutil
+import socket
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ipmasq_agent.bench.results import Mode
+from ipmasq_agent.bench.workloads import Ends
+from ipmasq_agent.errors import BenchError, MissingTool
+from ipmasq_agent.host.commands import PACKAGES, run
+
+_TOOLS = {
+    "wrk": "wrk",
+    "nginx": "nginx-light",
+    "iperf3": "iperf3",
+    "sockperf": "sockperf",
+    "nft": "nftables",
+    "ip": "iproute2",
+    "sysctl": "procps",
+    "setpriv": "util-linux",
+    "taskset": "util-linux",
+}
+_OF_BACKEND = {
+    "iptables-legacy": ("iptables-legacy-save",),
+    "iptables-nft": ("iptables-nft",),
+    "ipset": ("iptables-nft", "ipset"),
+}
+_VERSIONS = {
+    "wrk": ("wrk", "-v"),
+    "nginx": ("nginx", "-v"),
+    "iperf3": ("iperf3", "--version"),
+    "sockperf": ("sockperf", "--version"),
+    "iptables": ("iptables-nft", "--version"),
+    "nft": ("nft", "--version"),
+    "ipset": ("ipset", "--version"),
+}
+_ENOUGH_TO_PIN = 4
+# SIOCETHTOOL, and ETHTOOL_G... of include/uapi/linux/ethtool.h.
+_ETHTOOL = 0x8946
+_OFFLOADS = {"rx checksum": 0x14, "tx checksum": 0x16, "TSO": 0x1E, "GSO": 0x23, "GRO": 0x2B}
+_SETTINGS = {
+    "conntrack": ("net.netfilter.nf_conntrack_max", "net.netfilter.nf_conntrack_buckets"),
+    "BPF": ("net.core.bpf_jit_enable", "net.core.bpf_jit_harden", "kernel.bpf_stats_enabled"),
+    "TCP": ("net.ipv4.tcp_congestion_control", "net.core.default_qdisc"),
+}
+
+
+def check_tools(modes: Iterable[Mode]) -> None:
+    """Fail before anything is made where this machine lacks something.
+
+    Raises:
+        BenchError: we are not root.
+        MissingTool: names every package that is missing.
+    """
+    if os.geteuid() != 0:
+        raise BenchError("the benchmark needs root, to make network namespaces", remedy="try sudo")
+    tools = dict(_TOOLS)
+    for mode in modes:
+        tools |= {tool: PACKAGES[tool] for tool in _OF_BACKEND.get(mode.backend or "", ())}
+    missing = sorted({package for tool, package in tools.items() if not shutil.which(tool)})
+    if missing:
+        raise MissingTool(
+            f"the benchmark needs programs that are not installed: {' '.join(missing)}",
+            remedy=f"apt-get install {' '.join(missing)}",
+        )
+
+
+def ends() -> Ends:
+    """Return CPUs for the sender and the receiver, where the node's work has others left."""
+    count = os.cpu_count() or 1
+    return Ends(str(count - 2), str(count - 1)) if count >= _ENOUGH_TO_PIN else Ends()
+
+
+def node_cpus() -> int:
+    """Return the CPUs that the node's work goes to, as a mask; 0 for whichever sends."""
+    count = os.cpu_count() or 1
+    return (1 << count - 2) - 1 if count >= _ENOUGH_TO_PIN else 0
+
+
+def describe(offloads: Mapping[str, bool]) -> dict[str, str]:
+    """Return what the figures were measured on.
+
+    Args:
+        offloads: of the node's device, by name.
+    """
+    count = os.cpu_count() or 1
+    pinned = ends()
+    shares = (
+        f"sender on CPU {pinned.sender}, receiver on CPU {pinned.receiver}, node on the others"
+        if pinned.sender
+        else "sender, node and receiver share them"
+    )
+    return {
+        "kernel": f"{platform.system()} {platform.release()} ({platform.machine()})",
+        "processor": f"{count} x {_processor()}; {shares}",
+        "memory": f"{_meminfo()['MemTotal'] / 2**30:.1f} GiB",
+        "load before": f"{os.getloadavg()[0]:.2f}",
+        "offloads": ", ".join(f"{name} {'on' if on else 'off'}" for name, on in offloads.items()),
+        **{title: _settings(names) for title, names in _SETTINGS.items()},
+        "tools": ", ".join(f"{name} {_version(argv)}" for name, argv in _VERSIONS.items()),
+        "python": platform.python_version(),
+    }
+
+
+def offloads(of_host: socket.socket, device: str) -> dict[str, bool]:
+    """Return which offloads a device has on, by a socket of its host."""
+    found = {}
+    for name, command in _OFFLOADS.items():
+        value = ctypes.create_string_buffer(struct.pack("=II", command, 0), 8)
+        request = struct.pack("@16sP", device.encode(), ctypes.addressof(value))
+        fcntl.ioctl(of_host, _ETHTOOL, request)
+        found[name] = bool(struct.unpack("=II", value.raw)[1])
+    return found
+
+
+def kernel_memory() -> int:
+    """Return how many bytes the kernel has in slabs, in vmalloc'd areas and for each CPU.
+
+    Entries of conntrack and elements of sets are in slabs, the tables of eBPF in the others.
+    """
+    found = _meminfo()
+    return sum(found[name] for name in ("Slab", "VmallocUsed", "Percpu"))
+
+
+def _meminfo() -> dict[str, int]:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    pairs = (line.split(":") for line in lines)
+    return {name: int(value.split()[0]) * 1024 for name, value in pairs}
+
+
+def _processor() -> str:
+    found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else platform.machine()
+
+
+def _settings(names: Iterable[str]) -> str:
+    told = []
+    for name in names:
+        try:
+            value = Path("/proc/sys", *name.split(".")).read_text().strip()
+        except OSError:  # its module is not loaded, or the kernel is built without
+            value = "not there"
+        told.append(f"{name.rpartition('.')[2]} {value}")
+    return ", ".join(told)
+
+
+def _version(argv: tuple[str, ...]) -> str:
+    if not shutil.which(argv[0]):
+        return "not installed"
+    done = run(argv, check=False)  # `wrk -v` exits with 1
+    found = re.search(r"\d+(\.\d+)+", done.stdout + done.stderr)
+    return found[0] if found else "of unknown version"

@@ -1,0 +1,212 @@
+"""What the benchmark measures is right, and what went wrong gives no figure."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ipmasq_agent.bench import equality
+from ipmasq_agent.bench.modes import MODES
+from ipmasq_agent.bench.node import Node
+from ipmasq_agent.bench.place import Place
+from ipmasq_agent.bench.policies import Policy
+from ipmasq_agent.bench.workloads import ONLY_IPV4, Ends, Traffic
+from ipmasq_agent.errors import BenchError
+from ipmasq_agent.policy.addresses import Family
+from tests.kernel.running import wait_until
+
+AGENT = (sys.executable, "-m", "ipmasq_agent")
+FLOWS = 2000
+BY_NAME = {mode.name: mode for mode in MODES}
+
+
+@pytest.fixture(params=list(Family), ids=lambda family: family.value)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    with Place(request.param, tmp_path, tracking=False) as made:
+        yield made
+
+
+def traffic(place: Place, *, masqueraded: bool = False) -> Traffic:
+    return Traffic(place, masqueraded=masqueraded, ends=Ends())
+
+
+def lose(place: Place) -> None:
+    """Lose one in twenty of the packets that leave the node for the world.
+
+    As netem does, which not every kernel has.
+    """
+    chain = "type filter hook egress device eth0 priority 0; numgen random mod 20 0 drop;"
+    place.node.run("nft", f"table netdev lossy {{ chain c {{ {chain} }}; }}")
+
+
+@pytest.mark.parametrize("name", [mode.name for mode in MODES])
+def test_every_mode_decides_as_its_document_says(place: Place, name: str) -> None:
+    mode, policy = BY_NAME[name], Policy(place.family, 64 if BY_NAME[name].backend else 0)
+    if mode.backend is not None:
+        assert Node(place, AGENT, mode.backend).load(policy) > 0
+    found = equality.check(place, mode, policy)
+    assert found.wrong == ()
+    assert found.destinations >= 8
+    values = {reading.measure: reading for reading in traffic_of(place, mode.backend).flows(FLOWS)}
+    assert {reading.problem for reading in values.values()} == {None}
+    assert (values["flows"].value or 0) > 100
+    assert list(values) == ["flows", "flows-cpu"]
+
+
+def traffic_of(place: Place, backend: str | None) -> Traffic:
+    return traffic(place, masqueraded=backend is not None)
+
+
+def test_a_missing_rule_is_caught_by_packets(place: Place) -> None:
+    mode, policy = BY_NAME["iptables-nft"], Policy(place.family, 64)
+    Node(place, AGENT, "iptables-nft").load(policy)
+    program = "iptables-nft" if place.family is Family.IPV4 else "ip6tables-nft"
+    first = place.family.show(1 << 24 if place.family is Family.IPV4 else 0xFD << 120)
+    length = 28 if place.family is Family.IPV4 else 64
+    rule = ["IP-MASQ", "-d", f"{first}/{length}", "-j", "RETURN"]
+    listed = place.node.run(program, "-t", "nat", "-S", "IP-MASQ").splitlines()
+    (spec,) = (line.split() for line in listed if f"{rule[2]} " in line)
+    place.node.run(program, "-t", "nat", "-D", *spec[1:])
+    wrong = equality.check(place, mode, policy).wrong
+    assert len(wrong) == 4  # its first and its last address, by UDP and by TCP
+    assert all("seen" in one for one in wrong)
+
+
+def test_a_mode_that_does_nothing_is_caught_by_its_packets(place: Place) -> None:
+    for reading in traffic(place, masqueraded=True).flows(FLOWS):
+        assert reading.value is None
+        assert reading.problem == f"{FLOWS:,} of {FLOWS:,} packets had the wrong source"
+
+
+def test_lost_packets_give_no_figure(place: Place) -> None:
+    lose(place)
+    sent = traffic(place)
+    for reading in (*sent.flows(FLOWS), *sent.packets(FLOWS)):
+        assert reading.value is None
+        assert "packets were lost" in (reading.problem or "")
+
+
+def test_packets_of_one_flow(place: Place) -> None:
+    (reading,) = traffic(place).packets(5000)
+    assert reading.problem is None
+    assert (reading.value or 0) > 1000
+
+
+def test_connections(place: Place) -> None:
+    (reading,) = traffic(place).connections(1)
+    assert reading.problem is None
+    assert (reading.value or 0) > 100
+
+
+def test_segments_that_are_lost_give_no_figure(place: Place) -> None:
+    lose(place)
+    (reading,) = traffic(place).connections(1)
+    assert reading.value is None
+    assert "segments were sent again" in (reading.problem or "")
+
+
+def test_throughput_and_its_cpu(place: Place) -> None:
+    readings = {r.measure: r for r in traffic(place).streams("stream", 1, 1)}
+    assert list(readings) == ["stream", "stream-cpu"]
+    assert all(reading.problem is None for reading in readings.values())
+    assert (readings["stream"].value or 0) > 1e6
+    (several,) = traffic_again(place).streams("streams", 8, 1)
+    assert (several.value or 0) > 1e6
+
+
+def traffic_again(place: Place) -> Traffic:
+    place.world.run("nft", "delete", "table", "inet", "seen")
+    return traffic(place)
+
+
+def test_latency(place: Place) -> None:
+    median, worst = traffic(place).latency(200, 1)
+    assert (median.measure, worst.measure) == ("latency-p50", "latency-p99")
+    if place.family is Family.IPV6 and median.problem == ONLY_IPV4:
+        assert worst == ("latency-p99", None, ONLY_IPV4)
+        return
+    assert median.problem is worst.problem is None
+    assert 0 < (median.value or 0) <= (worst.value or 0) < 1
+
+
+def test_a_starved_receiver_gives_no_figure(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipmasq_agent.bench.workloads._SLACK", 1.0)
+    serving = place.world.serving
+
+    def starved(argv: list[str], protocol: str, port: int) -> object:
+        """The server, which is stopped once it listens."""
+
+        class Stopped:
+            def __enter__(self) -> None:
+                self.inner = serving(argv, protocol, port)
+                os.kill(self.inner.__enter__().pid, signal.SIGSTOP)
+
+            def __exit__(self, *_: object) -> None:
+                self.inner.__exit__(None, None, None)
+
+        return Stopped()
+
+    monkeypatch.setattr(place.world, "serving", starved)
+    sent = traffic(place)
+    readings = [*sent.latency(200, 1), *sent.connections(1), *sent.streams("streams", 8, 1)]
+    assert [reading.value for reading in readings] == [None] * 4
+    assert all(reading.problem for reading in readings)
+
+
+@pytest.mark.parametrize("backend", ["nftables", "bpf"])
+def test_a_change_holds_after_a_while(place: Place, backend: str) -> None:
+    reading = Node(place, AGENT, backend).change(Policy(place.family, 64))
+    assert reading.problem is None
+    assert 0 < (reading.value or 0) < 60
+
+
+def test_a_server_that_does_not_start_says_why(place: Place) -> None:
+    with (
+        pytest.raises(BenchError, match=r"does not serve: .*bogus"),
+        place.world.serving(["ls", "--bogus"], "tcp", 80),
+    ):
+        pass
+
+
+def test_a_place_leaves_nothing(tmp_path: Path) -> None:
+    with Place(Family.IPV4, tmp_path, tracking=True) as place:
+        held = [host.pid for host in (place.pod, place.node, place.world)]
+        place.world.start("sleep", "1000")
+    assert not any(Path(f"/proc/{pid}").exists() for pid in held)
+
+
+def test_a_place_goes_with_who_made_it_however_that_ends(tmp_path: Path) -> None:
+    script = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from ipmasq_agent.bench.place import Place\n"
+        "from ipmasq_agent.policy.addresses import Family\n"
+        "place = Place(Family.IPV4, Path(sys.argv[1]), tracking=False)\n"
+        "server = place.world.start('sleep', '1000')\n"
+        "print(place.pod.pid, place.node.pid, place.world.pid, server.pid, flush=True)\n"
+        "time.sleep(1000)\n"
+    )
+    argv = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        held = process.stdout.readline().split()
+        process.kill()
+    assert len(held) == 4
+    wait_until(lambda: not any(Path("/proc", pid).exists() for pid in held), "all have ended")
+
+
+def test_a_socket_is_of_its_host(place: Place) -> None:
+    here = os.stat("/proc/self/ns/net").st_ino
+    with place.world.socket(place.family, socket.SOCK_STREAM) as server:
+        server.bind(("", 4321))
+        server.listen()
+        assert place.world.listens("tcp", 4321)
+        assert not place.pod.listens("tcp", 4321)
+    assert os.stat("/proc/self/ns/net").st_ino == here
