@@ -18,7 +18,7 @@ from ipmasq_agent.bench.workloads import Ends
 from ipmasq_agent.errors import BenchError, MissingTool
 from ipmasq_agent.host.commands import PACKAGES, run
 
-_TOOLS = {
+TOOLS = {
     "wrk": "wrk",
     "nginx": "nginx-light",
     "iperf3": "iperf3",
@@ -29,7 +29,7 @@ _TOOLS = {
     "setpriv": "util-linux",
     "taskset": "util-linux",
 }
-_OF_BACKEND = {
+OF_BACKEND = {
     "iptables-legacy": ("iptables-legacy-save",),
     "iptables-nft": ("iptables-nft",),
     "ipset": ("iptables-nft", "ipset"),
@@ -63,9 +63,9 @@ def check_tools(modes: Iterable[Mode]) -> None:
     """
     if os.geteuid() != 0:
         raise BenchError("the benchmark needs root, to make network namespaces", remedy="try sudo")
-    tools = dict(_TOOLS)
+    tools = dict(TOOLS)
     for mode in modes:
-        tools |= {tool: PACKAGES[tool] for tool in _OF_BACKEND.get(mode.backend or "", ())}
+        tools |= {tool: PACKAGES[tool] for tool in OF_BACKEND.get(mode.backend or "", ())}
     missing = sorted({package for tool, package in tools.items() if not shutil.which(tool)})
     if missing:
         raise MissingTool(

@@ -55,7 +55,7 @@ class Benchmark:
     _equality: list[Equality] = field(default_factory=list)
     _skipped: list[str] = field(default_factory=list)
     _offloads: dict[str, bool] = field(default_factory=dict)
-    _rate: float | None = None  # of requests, for latency: half of what goes
+    _rate: float | None = None  # of requests a second, for latency: the same for all
 
     def measure(self, *, quick: bool = False) -> Results:
         """Measure everything; what was measured until Ctrl-C is kept.
@@ -151,7 +151,7 @@ class Benchmark:
                 yield from traffic.streams("stream", 1, effort.seconds)
                 yield from traffic.streams("streams", 8, effort.seconds)
                 if self._rate is None and traffic.has_requests:
-                    self._rate = traffic.most_requests() / 2
+                    self._rate = traffic.half_load()
                 yield from traffic.latency(self._rate or 0, effort.seconds)
             yield from traffic.connections(effort.seconds)
             if turn.everything and node is not None:

@@ -34,6 +34,7 @@ _CONNECTIONS, _SERVERS = 64, 4
 _SERVED = tuple(range(1000, 1000 + 7 * _SERVERS, 7))
 _HEADERS = {Family.IPV4: 14 + 20 + 8 + 4, Family.IPV6: 14 + 40 + 8 + 4}
 _SLACK = 15.0
+_FEWEST_REQUESTS, _MOST_REQUESTS = 2_000.0, 256_000.0
 _PERCENTILES = {"latency-p50": "50.000", "latency-p99": "99.000"}
 ONLY_IPV4 = "this sockperf knows IPv4 only; 3.8 and later know both"
 
@@ -162,17 +163,15 @@ class Traffic:
 
     # -- latency ----------------------------------------------------------------------------
 
-    def most_requests(self) -> float:
-        """Return how many requests a second are answered when as many as go are sent.
-
-        Raises:
-            BenchError: none are.
-        """
-        said = self._sockperf("max", 1.0)
-        found = re.search(r"RunTime=([\d.]+) sec;.*ReceivedMessages=(\d+)", said)
-        if not found or not int(found[2]):
-            raise BenchError(f"requests are not answered; sockperf says: {said[-500:]}")
-        return int(found[2]) / float(found[1])
+    def half_load(self) -> float:
+        """Return half of how many requests a second are answered without loss."""
+        rate = _FEWEST_REQUESTS
+        while rate < _MOST_REQUESTS:
+            readings = outcome_of_sockperf(self._sockperf(f"{2 * rate:.0f}", 1.0))
+            if any(reading.problem for reading in readings):
+                break
+            rate *= 2
+        return rate / 2
 
     def latency(self, rate: float, seconds: float) -> Iterator[Reading]:
         """Send ``rate`` requests a second, and see how long answers take."""

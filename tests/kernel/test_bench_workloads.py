@@ -126,6 +126,11 @@ def traffic_again(place: Place) -> Traffic:
     return traffic(place)
 
 
+def test_half_load_goes_without_loss(tmp_path: Path) -> None:
+    with Place(Family.IPV4, tmp_path, tracking=False) as place:
+        assert traffic(place).half_load() in {1000.0 * 2**n for n in range(8)}
+
+
 def test_latency(place: Place) -> None:
     median, worst = traffic(place).latency(200, 1)
     assert (median.measure, worst.measure) == ("latency-p50", "latency-p99")
