@@ -28,6 +28,7 @@ def _state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(tempfile, "tempdir", str(state))
     # Other tests run beside this one: the machine never becomes quiet.
     monkeypatch.setattr("ipmasq_agent.bench.rounds._QUIETENING", 0.0)
+    monkeypatch.setattr("ipmasq_agent.bench.workloads._MOST_REQUESTS", 0.0)
     yield
     assert list(state.iterdir()) == []
 

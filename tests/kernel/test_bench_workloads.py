@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ipmasq_agent.bench import equality
+from ipmasq_agent.bench import equality, workloads
 from ipmasq_agent.bench.modes import MODES
 from ipmasq_agent.bench.node import Node
 from ipmasq_agent.bench.place import Place
@@ -126,9 +126,16 @@ def traffic_again(place: Place) -> Traffic:
     return traffic(place)
 
 
-def test_half_load_goes_without_loss(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("loses", "rate"), [(False, 2000.0), (True, 500.0)])
+def test_half_load_is_half_of_what_goes_without_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loses: bool, rate: float
+) -> None:
+    monkeypatch.setattr(workloads, "_FEWEST_REQUESTS", 1000.0)
+    monkeypatch.setattr(workloads, "_MOST_REQUESTS", 4000.0)
     with Place(Family.IPV4, tmp_path, tracking=False) as place:
-        assert traffic(place).half_load() in {1000.0 * 2**n for n in range(8)}
+        if loses:
+            lose(place)
+        assert traffic(place).half_load() == rate
 
 
 def test_latency(place: Place) -> None:
@@ -142,7 +149,7 @@ def test_latency(place: Place) -> None:
 
 
 def test_a_starved_receiver_gives_no_figure(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ipmasq_agent.bench.workloads._SLACK", 1.0)
+    monkeypatch.setattr(workloads, "_SLACK", 1.0)
     serving = place.world.serving
 
     def starved(argv: list[str], protocol: str, port: int) -> object:

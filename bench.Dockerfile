@@ -1,0 +1,19 @@
+# The agent's image with what its benchmark needs beside it; deploy/bench-job.yaml runs it.
+#
+#   docker build --tag REGISTRY/ipmasq-agent-bench:0.1.0 --file bench.Dockerfile \
+#       --build-arg AGENT=REGISTRY/ipmasq-agent:0.1.0 .
+ARG AGENT=ipmasq-agent:0.1.0
+FROM ${AGENT}
+# Package versions are Debian stable's own: a pin would only keep security fixes out.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends \
+        iperf3 iproute2 nginx-light procps sockperf util-linux wrk \
+ && rm -rf /var/lib/apt/lists/*
+COPY constraints.txt /tmp/
+RUN python -m pip --python /opt/ipmasq-agent/bin/python install \
+        --no-cache-dir --constraint /tmp/constraints.txt matplotlib \
+ && rm /tmp/constraints.txt \
+ && /opt/ipmasq-agent/bin/python -c "import matplotlib" \
+ && command -v iperf3 ip nginx setpriv sockperf sysctl taskset wrk
+CMD ["bench"]

@@ -1,0 +1,113 @@
+"""What programs print, understood; and what they print when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import pytest
+
+from ipmasq_agent.bench.modes import FULL, MODES, QUICK, skipped, turns
+from ipmasq_agent.bench.sender import names
+from ipmasq_agent.bench.workloads import (
+    Reading,
+    outcome_of_iperf,
+    outcome_of_sockperf,
+    outcome_of_wrk,
+    pinned,
+)
+
+WRK = """Running 1s test @ http://1.0.0.176/
+  1 threads and 16 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency     1.37ms  670.03us   9.00ms   80.42%
+  6220 requests in 1.00s, 0.85MB read
+Requests/sec:   6190.15
+Transfer/sec:      0.85MB
+"""
+ERRORS = "  Socket errors: connect 0, read 3, write 0, timeout 2\n"
+SOCKPERF = """sockperf: [Valid Duration] RunTime=1.551 sec; SentMessages={sent}; ReceivedMessages=1
+sockperf: # dropped messages = {lost}; # duplicated messages = 0; # out-of-order messages = 0
+sockperf: ---> percentile 99.900 = 9000.000
+sockperf: ---> percentile 99.000 = 5500.500
+sockperf: ---> percentile 50.000 =   86.701
+"""
+
+
+def test_requests_of_several_wrk_add_up() -> None:
+    assert outcome_of_wrk([WRK, WRK], 0) == Reading("connections", 12380.3)
+    assert outcome_of_wrk([WRK, WRK], 12).value  # one in a thousand
+
+
+@pytest.mark.parametrize(
+    ("said", "again", "problem"),
+    [
+        ([WRK, WRK + ERRORS], 0, "Socket errors: connect 0, read 3"),
+        ([WRK, "unable to connect to 1.0.0.1:80 Connection refused\n"], 0, "Connection refused"),
+        ([WRK, ""], 0, "no answer"),
+        ([WRK, WRK], 13, "13 segments were sent again in 12,440 requests"),
+        ([WRK.replace("6190.15", "0.00")], 0, "no request was answered"),
+    ],
+)
+def test_connections_that_fail_give_no_figure(said: list[str], again: int, problem: str) -> None:
+    reading = outcome_of_wrk(said, again)
+    assert reading.value is None
+    assert problem in (reading.problem or "")
+
+
+def test_what_iperf_received_counts() -> None:
+    told = {"end": {"sum_sent": {"bytes": 2000}, "sum_received": {"bytes": 1000}}}
+    assert outcome_of_iperf(json.dumps(told)) == (1000, None)
+    told["end"]["sum_received"]["bytes"] = 0
+    assert outcome_of_iperf(json.dumps(told)) == (0, "nothing arrived")
+    refused = {"end": {}, "error": "unable to connect"}
+    assert outcome_of_iperf(json.dumps(refused)) == (0, "iperf3: unable to connect")
+    assert outcome_of_iperf("") == (0, "iperf3 did not end (it said nothing)")
+
+
+def test_percentiles_of_sockperf() -> None:
+    good = [Reading("latency-p50", 86.701e-6), Reading("latency-p99", 5500.5e-6)]
+    found = list(outcome_of_sockperf(SOCKPERF.format(sent=10_000, lost=10)))
+    assert [r.measure for r in found] == [r.measure for r in good]
+    assert [r.value for r in found] == pytest.approx([r.value for r in good])
+    lost = list(outcome_of_sockperf(SOCKPERF.format(sent=10_000, lost=11)))
+    assert {r.problem for r in lost} == {"11 of 10,000 requests were lost"}
+    assert {r.problem for r in outcome_of_sockperf("help")} == {"requests were not answered"}
+
+
+def test_addresses_are_laid_out_as_the_kernel_has_them() -> None:
+    four = names(["192.0.2.1", "192.0.2.2"], 7, 2)
+    assert four[1] == (
+        socket.AF_INET.to_bytes(2, "little") + bytes([0, 7, 192, 0, 2, 2]) + bytes(8)
+    )
+    assert [one[3] for one in four] == [7, 7, 8, 8]
+    (six,) = names(["fd00::1"], 258, 1)
+    assert len(six) == 28
+    assert six[2:8] == bytes([1, 2, 0, 0, 0, 0])
+    assert six[8:24] == (0xFD << 120 | 1).to_bytes(16)
+
+
+def test_programs_are_pinned_where_there_are_cpus() -> None:
+    assert pinned("", ["wrk"]) == ["wrk"]
+    assert pinned("3", ["wrk"]) == ["taskset", "-c", "3", "wrk"]
+
+
+def test_every_mode_has_its_turns_and_what_has_none_is_told() -> None:
+    full = list(turns(MODES, FULL))
+    assert [turn.cidrs for turn in full if turn.mode.name == "bpf"] == [
+        3,
+        64,
+        1000,
+        10_000,
+        100_000,
+    ]
+    assert [turn.cidrs for turn in full if turn.mode.name == "none"] == [0]
+    assert [turn.cidrs for turn in full if turn.everything and turn.mode.name == "ipset"] == [
+        *(64, 100_000)
+    ]
+    assert len(skipped(MODES, FULL)) == 2
+    assert all("with 100,000 CIDRs" in why for why in skipped(MODES, FULL))
+    quick = list(turns(MODES, QUICK))
+    assert len(quick) == len(MODES)
+    assert not any(turn.everything for turn in quick)
+    assert skipped(MODES, QUICK) == []
