@@ -94,7 +94,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, FAMILIES * OUTCOMES);
+	__uint(max_entries, FAMILIES * MOST_OUTCOMES);
 	__type(key, __u32);
 	__type(value, __u64);
 } counters SEC(".maps");
@@ -108,7 +108,7 @@ struct {
 
 static __always_inline void count(__u8 family, enum outcome outcome)
 {
-	__u32 index = family * OUTCOMES + outcome;
+	__u32 index = family * MOST_OUTCOMES + outcome;
 	__u64 *counter = bpf_map_lookup_elem(&counters, &index);
 
 	if (counter)

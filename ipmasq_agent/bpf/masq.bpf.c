@@ -244,7 +244,7 @@ static __noinline int inward_error(struct __sk_buff *skb, const struct packet *p
 		return kept(p, IN_PASSED); /* of the host's own */
 	if (rewrite_quoted(skb, p, &quoted, SOURCE, &flow) ||
 	    rewrite(skb, p, DESTINATION, &flow.address, 0))
-		return DROP;
+		return dropped(p, IN_DROPPED_MALFORMED);
 	return kept(p, IN_ERROR_TRANSLATED);
 }
 
@@ -395,7 +395,7 @@ int inward(struct __sk_buff *skb)
 	if (!same(&held.address, &p.key.destination) || held.port != p.key.destination_port) {
 		if (rewrite(skb, &p, DESTINATION, &held.address,
 			    p.kind == PLAIN ? p.key.destination_port : held.port))
-			return DROP;
+			return dropped(&p, IN_DROPPED_MALFORMED);
 	}
 	return kept(&p, IN_TRANSLATED);
 }

@@ -150,11 +150,16 @@ enum outcome {
 	IN_TRANSLATED,
 	IN_ERROR_TRANSLATED,
 	IN_PASSED,
+	IN_DROPPED_MALFORMED,
 	FLOWS_TRANSLATED, /* new ones; the rest counts packets */
 	FLOWS_KEPT,
 	FLOWS_FROM_OUTSIDE,
 	OUTCOMES,
 };
+
+/* Room in the map of counters: one more outcome must not make it another map at an upgrade. */
+#define MOST_OUTCOMES 64
+_Static_assert(OUTCOMES <= MOST_OUTCOMES, "the map of counters is too small");
 
 /* What a sweep through the flows found, see `sweep`. */
 struct swept {

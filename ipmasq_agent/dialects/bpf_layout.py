@@ -71,11 +71,13 @@ OUTCOMES = (
     "in_translated",
     "in_error_translated",
     "in_passed",
+    "in_dropped_malformed",
     "flows_translated",
     "flows_kept",
     "flows_from_outside",
 )
 """Names of the counters, in the order of ``enum outcome``."""
+MOST_OUTCOMES = 64
 
 
 class Settings(NamedTuple):
@@ -243,7 +245,7 @@ def unpack_swept(data: bytes) -> Swept:
 
 def counter_index(family: Family, outcome: int) -> bytes:
     """Return the key of a counter."""
-    return NUMBER.pack(FAMILIES.index(family) * len(OUTCOMES) + outcome)
+    return NUMBER.pack(FAMILIES.index(family) * MOST_OUTCOMES + outcome)
 
 
 def summed(values: Iterable[bytes]) -> int:

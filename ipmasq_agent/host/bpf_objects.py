@@ -159,6 +159,7 @@ class BpfMap:
         Raises:
             HostError: the kernel refuses.
         """
+        self._check(key, value, 1)
         held = ctypes.create_string_buffer(value, len(value))
         try:
             self._element(_UPDATE, key, ctypes.addressof(held))
@@ -190,6 +191,7 @@ class BpfMap:
         Raises:
             HostError: the kernel refuses.
         """
+        self._check(keys, values, count)
         held = ctypes.create_string_buffer(keys, len(keys) or 1)
         with_ = ctypes.create_string_buffer(values, len(values) or 1)
         attributes = self._batch(_pointers(held, with_), count)
@@ -286,6 +288,14 @@ class BpfMap:
         except OSError as cause:
             if cause.errno != errno.ENOENT:
                 raise refused("read a map", cause) from cause
+
+    def _check(self, keys: bytes, values: bytes, count: int) -> None:
+        """Make sure that the kernel reads nothing behind what we have."""
+        if len(keys) != count * self.key_size or len(values) != count * self.value_size:
+            raise ValueError(
+                f"{count} entries of {self.key_size} and {self.value_size} bytes cannot be "
+                f"made of {len(keys)} and {len(values)}"
+            )
 
     def _batch(self, pointers: tuple[int, int], count: int) -> ctypes.Array[ctypes.c_char]:
         keys, values = pointers

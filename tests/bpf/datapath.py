@@ -128,7 +128,7 @@ class Datapath:
             self.maps["settings"].put(struct.pack("=I", slot), bytes(80))
         for family in range(layout.FAMILIES):
             self.put_in_force(family, 0)
-        for index in range(layout.FAMILIES * len(layout.OUTCOMES)):
+        for index in range(layout.FAMILIES * layout.MOST_OUTCOMES):
             self.maps["counters"].put(struct.pack("=I", index), bytes(8 * self._cpus))
 
     # -- what the agent writes ------------------------------------------------------------
@@ -219,7 +219,7 @@ class Datapath:
         """What was counted for a family, without what was not."""
         found = {}
         for number, name in enumerate(layout.OUTCOMES):
-            index = struct.pack("=I", family * len(layout.OUTCOMES) + number)
+            index = struct.pack("=I", family * layout.MOST_OUTCOMES + number)
             value = self.maps["counters"].get(index)
             assert value is not None
             if total := sum(struct.unpack(f"={self._cpus}Q", value)):

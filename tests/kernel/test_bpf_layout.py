@@ -106,6 +106,7 @@ def test_what_a_sweep_found() -> None:
 def test_verdicts_and_outcomes_have_the_same_numbers() -> None:
     outcomes = [value["name"].lower() for value in types()["ENUM", "outcome"]["values"]]
     assert outcomes == [*layout.OUTCOMES, "outcomes"]
+    assert f"#define MOST_OUTCOMES {layout.MOST_OUTCOMES}\n" in HEADER
     assert (
         f"MASQUERADE = {layout.MASQUERADE},\n\tNON_MASQUERADE = {layout.NON_MASQUERADE}," in HEADER
     )

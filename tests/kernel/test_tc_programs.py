@@ -190,5 +190,14 @@ def test_a_map_that_is_full_says_so() -> None:
         trie.fill(b"".join(keys), b"\1\1", 2)
 
 
+def test_entries_of_another_size_never_reach_the_kernel() -> None:
+    with create_trie("few", 20, 1, 4) as trie:
+        for keys, values, count in ((bytes(40), bytes(2), 3), (bytes(40), bytes(1), 2)):
+            with pytest.raises(ValueError, match="cannot be made of"):
+                trie.fill(keys, values, count)
+        with pytest.raises(ValueError, match="cannot be made of"):
+            trie.update(bytes(20), b"")
+
+
 def test_nothing_is_pinned_where_nothing_is(pins: Path) -> None:
     assert open_pinned(pins / "flows") is None
