@@ -271,6 +271,16 @@ class Place(contextlib.AbstractContextManager["Place"]):
             dash = "-4" if family is Family.IPV4 else "-6"
             host.run("ip", dash, "-batch", "-", stdin="\n".join(some) + "\n")
 
+    def steer(self, cpus: int) -> None:
+        """Have the node's work done by some CPUs, rather than by those that send.
+
+        Args:
+            cpus: a mask, as rps_cpus has it (Documentation/networking/scaling.rst); 0 for
+                whichever CPU has the packet.
+        """
+        files = "/sys/class/net/*/queues/rx-*/rps_cpus"
+        self.node.run("sh", "-c", f'for file in {files}; do echo {cpus:x} > "$file"; done')
+
     def __exit__(self, *_: object) -> None:
         self.close()
 

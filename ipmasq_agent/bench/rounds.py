@@ -163,6 +163,7 @@ class Benchmark:
             tempfile.TemporaryDirectory(prefix="ipmasq-bench-") as state,
             Place(self.family, Path(state), tracking=turn.mode.tracking) as place,
         ):
+            place.steer(machine.node_cpus())
             yield place
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ipmasq_agent.bench import equality, workloads
+from ipmasq_agent.bench import equality, machine, workloads
 from ipmasq_agent.bench.modes import MODES
 from ipmasq_agent.bench.node import Node
 from ipmasq_agent.bench.place import Place
@@ -185,6 +185,19 @@ def test_a_server_that_does_not_start_says_why(place: Place) -> None:
         place.world.serving(["ls", "--bogus"], "tcp", 80),
     ):
         pass
+
+
+def test_the_nodes_work_can_be_kept_off_the_cpus_of_the_ends(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert (machine.node_cpus(), machine.ends()) == (0, Ends())
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert (machine.node_cpus(), machine.ends()) == (0b111111, Ends("6", "7"))
+    place.steer(1)
+    said = place.node.run("sh", "-c", "cat /sys/class/net/*/queues/rx-*/rps_cpus").split()
+    assert {int(mask.replace(",", ""), 16) for mask in said} == {1}
+    assert len(said) >= 3  # lo, and both devices of the node
 
 
 def test_a_place_leaves_nothing(tmp_path: Path) -> None:
