@@ -8,7 +8,6 @@ import os
 import platform
 import signal
 import statistics
-import struct
 import subprocess
 import sys
 import time
@@ -17,14 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ipmasq_agent.host.bpf_objects import get_pinned, object_info
-from ipmasq_agent.host.bpf_syscall import bpf
-
 AGENT = [sys.executable, "-m", "ipmasq_agent"]
-
-_ENABLE_STATS, _RUN_TIME = 32, 0  # BPF_ENABLE_STATS, BPF_STATS_RUN_TIME
-# Where struct bpf_prog_info of linux/bpf.h has run_time_ns and run_cnt.
-_RUN_AT, _RUN = 192, struct.Struct("=QQ")
 
 
 def machine() -> str:
@@ -153,40 +145,3 @@ def swap(directory: Path, content: str, number: int) -> None:
     link = directory / "..data_tmp"
     link.symlink_to(version.name)
     link.rename(directory / "..data")
-
-
-def busy_seconds() -> float:
-    """Return the seconds for which all CPUs together were not idle, in hundredths."""
-    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
-
-
-def last_cpu() -> list[str]:
-    """Return what runs a program on the last CPU, where there are enough to keep one for it."""
-    count = os.cpu_count() or 1
-    return ["taskset", "-c", str(count - 1)] if count > 2 else []
-
-
-@contextlib.contextmanager
-def timed_programs() -> Iterator[None]:
-    """Have the kernel note how long eBPF programs run while the block does.
-
-    It does so while the descriptor is open, and the sysctl for all is left alone.
-    """
-    descriptor = bpf(_ENABLE_STATS, struct.pack("=I", _RUN_TIME))
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def program_time(path: Path) -> tuple[int, int]:
-    """Return for how many ns a pinned program has run while it was timed, and how often."""
-    descriptor = get_pinned(path)
-    if descriptor is None:
-        raise SystemExit(f"{path} is gone")
-    try:
-        took, runs = _RUN.unpack_from(object_info(descriptor, _RUN_AT + _RUN.size), _RUN_AT)
-    finally:
-        os.close(descriptor)
-    return took, runs

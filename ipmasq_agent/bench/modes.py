@@ -20,6 +20,7 @@ MODES = (
 MEASURES = (
     Measure("flows", "New UDP flows", "flows/s", more_is_better=True),
     Measure("flows-cpu", "CPU time of the machine per new flow", "s", more_is_better=False),
+    Measure("program", "Time of our eBPF program per new flow", "s", more_is_better=False),
     Measure("connections", "TCP connections", "connections/s", more_is_better=True),
     Measure("packets", "64-byte packets of one flow", "packets/s", more_is_better=True),
     Measure("stream", "Throughput of one TCP stream", "bit/s", more_is_better=True),

@@ -210,11 +210,13 @@ class Place(contextlib.AbstractContextManager["Place"]):
     def __init__(self, family: Family, state: Path, *, tracking: bool) -> None:
         self.family = family
         self.state = state
-        pins = state / "bpf"
-        pins.mkdir(parents=True, exist_ok=True)
+        mounted = state / "bpf"
+        mounted.mkdir(parents=True, exist_ok=True)
+        self.pins = mounted / "pins"
+        """Where the agent pins eBPF programs and maps, in the node's mount namespace alone."""
         environment = {
             "XTABLES_LOCKFILE": str(state / "xtables.lock"),
-            "IPMASQ_BPF_PINS": str(pins / "pins"),
+            "IPMASQ_BPF_PINS": str(self.pins),
         }
         self._hosts: list[Host] = []
         try:
@@ -223,7 +225,7 @@ class Place(contextlib.AbstractContextManager["Place"]):
             )
             for host in self._hosts:
                 host.wait()
-            self.node.run("mount", "-t", "bpf", "bpf", str(pins))
+            self.node.run("mount", "-t", "bpf", "bpf", str(mounted))
             self._join()
             if tracking:
                 self.node.run("nft", "-f", "-", stdin=_TRACKING)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from ipmasq_agent.bench import equality, machine, modes
+from ipmasq_agent.bench import equality, machine, modes, program
 from ipmasq_agent.bench.modes import Effort, Turn
 from ipmasq_agent.bench.node import Node
 from ipmasq_agent.bench.place import Place
@@ -29,7 +29,7 @@ from ipmasq_agent.policy.addresses import Family
 Progress = Callable[[str, float], None]
 """Told what happens next, and which share of all the work is done."""
 _QUIET, _LOOK, _QUIETENING = 0.1, 0.05, 5.0  # share of the CPUs; seconds
-_WARM_UP = 10  # of so many flows one
+_WARM_UP, _TIMED = 10, 4  # of so many flows one
 # How long a part takes, measured in turns of flows and connections alone.
 _WEIGHT_OF_EQUALITY, _WEIGHT_OF_EVERYTHING = 0.4, 3.0
 
@@ -147,6 +147,8 @@ class Benchmark:
             if turn.everything:
                 lost = readings[0].problem
                 yield Reading("memory", None if lost else float(memory), lost)
+                if backend == "bpf":
+                    yield program.measure(place, traffic, effort.flows // _TIMED)
                 yield from traffic.packets(effort.packets)
                 yield from traffic.streams("stream", 1, effort.seconds)
                 yield from traffic.streams("streams", 8, effort.seconds)
@@ -163,7 +165,8 @@ class Benchmark:
             tempfile.TemporaryDirectory(prefix="ipmasq-bench-") as state,
             Place(self.family, Path(state), tracking=turn.mode.tracking) as place,
         ):
-            place.steer(machine.node_cpus())
+            if cpus := machine.node_cpus():
+                place.steer(cpus)
             yield place
 
 

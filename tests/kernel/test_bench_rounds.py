@@ -71,15 +71,20 @@ def test_modes_take_turns_after_they_have_shown_that_they_are_right() -> None:
 
 
 def test_everything_is_measured_where_it_is_asked_for() -> None:
-    results, _ = measure("none", "ipset", effort=WHOLE)
+    results, _ = measure("none", "bpf", effort=WHOLE)
     found = {(run.mode, run.measure): run for run in results.runs}
     names = [measure.name for measure in results.measures]
     assert names == [
-        *("flows", "flows-cpu", "connections", "packets", "stream", "streams", "stream-cpu"),
+        *("flows", "flows-cpu", "program", "connections"),
+        *("packets", "stream", "streams", "stream-cpu"),
         *("latency-p50", "latency-p99", "memory", "load", "change"),
     ]
-    assert {name for mode, name in found if mode == "ipset"} == set(names)
-    assert {name for mode, name in found if mode == "none"} == set(names) - {"load", "change"}
+    assert {name for mode, name in found if mode == "bpf"} == set(names)
+    assert {name for mode, name in found if mode == "none"} == set(names) - {
+        "load",
+        "change",
+        "program",
+    }
     assert [run.problem for run in results.runs if run.problem] == []
 
 

@@ -1,0 +1,62 @@
+"""How long our eBPF program at egress takes for a new flow, as the kernel itself tells.
+
+Only while it is asked for: to take the time slows the program down, so these flows are
+extra ones, and the rate of flows is not measured with them.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ipmasq_agent.bench.place import Place
+from ipmasq_agent.bench.workloads import Reading, Traffic
+from ipmasq_agent.errors import BenchError
+from ipmasq_agent.host.bpf_objects import get_pinned, object_info
+from ipmasq_agent.host.bpf_syscall import bpf
+
+_ENABLE_STATS, _RUN_TIME = 32, 0  # BPF_ENABLE_STATS, BPF_STATS_RUN_TIME
+# Where struct bpf_prog_info of include/uapi/linux/bpf.h has run_time_ns and run_cnt.
+_RUN_AT, _RUN = 192, struct.Struct("=QQ")
+_NAME = "outward"
+
+
+def measure(place: Place, traffic: Traffic, flows: int) -> Reading:
+    """Send new flows while the program's time is taken."""
+    # As the node sees it: the file system of the pins is mounted there alone.
+    path = Path(f"/proc/{place.node.pid}/root{place.pins}", _NAME)
+    before = _so_far(path)
+    with _timed():
+        problem = next(iter(traffic.flows(flows))).problem
+    took, runs = (after - b for after, b in zip(_so_far(path), before, strict=True))
+    if problem or not runs:
+        return Reading("program", None, problem or "the program did not run")
+    return Reading("program", took / runs / 1e9)
+
+
+@contextmanager
+def _timed() -> Iterator[None]:
+    """Have the kernel note how long programs run.
+
+    It does so while the descriptor is open, and the sysctl for all is left alone.
+    """
+    descriptor = bpf(_ENABLE_STATS, struct.pack("=I", _RUN_TIME))
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _so_far(path: Path) -> tuple[int, int]:
+    """Return for how many ns the program has run while it was timed, and how often."""
+    descriptor = get_pinned(path)
+    if descriptor is None:
+        raise BenchError(f"{path} is gone", remedy="did somebody else remove the agent's programs?")
+    try:
+        took, runs = _RUN.unpack_from(object_info(descriptor, _RUN_AT + _RUN.size), _RUN_AT)
+    finally:
+        os.close(descriptor)
+    return took, runs
