@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ipmasq_agent.host.rtnetlink import list_addresses, list_links
+from ipmasq_agent.host.rtnetlink import Address, list_addresses, list_links, list_routes
 from ipmasq_agent.policy.addresses import Family
 
 # include/uapi/linux/if_arp.h: Ethernet and what looks like it. Tunnels, PPP and devices
@@ -20,7 +21,7 @@ class EgressDevice:
 
     Attributes:
         number: its ifindex.
-        sources: family → the address that the kernel would take first for what it sends.
+        sources: family → the address that masquerading takes for what is sent there.
         link_header: bytes before the IP header of its packets.
         loopback: it leads to the node itself alone.
     """
@@ -37,11 +38,7 @@ def list_devices() -> dict[str, EgressDevice]:
     Raises:
         KernelReadError: they cannot be listed.
     """
-    sources: dict[int, dict[Family, int]] = {}
-    for wanted in (True, False):  # any address is better than none
-        for found in list_addresses():
-            if found.first_choice is wanted:
-                sources.setdefault(found.device, {}).setdefault(found.family, found.address)
+    sources = _sources()
     return {
         link.name: EgressDevice(
             link.number,
@@ -51,3 +48,41 @@ def list_devices() -> dict[str, EgressDevice]:
         )
         for link in list_links()
     }
+
+
+def _sources() -> dict[int, dict[Family, int]]:
+    """Return device → family → address.
+
+    Of several, that in the subnet of the gateway of the device's default route, as MASQUERADE
+    has it (inet_select_addr, net/ipv4/devinet.c); else the first. Any is better than none.
+    """
+    addresses = list_addresses()
+    gateways = _gateways(addresses)
+    sources: dict[int, dict[Family, int]] = {}
+    for found in sorted(
+        addresses,
+        key=lambda one: (not one.first_choice, not _reaches(one, gateways)),  # else as listed
+    ):
+        sources.setdefault(found.device, {}).setdefault(found.family, found.address)
+    return sources
+
+
+def _gateways(addresses: Iterable[Address]) -> dict[int, int]:
+    """Return device → the gateway of its default route in IPv4.
+
+    Only of devices with more than one address there: others have no choice.
+    """
+    counts = Counter(found.device for found in addresses if found.family is Family.IPV4)
+    if not any(count > 1 for count in counts.values()):
+        return {}
+    gateways: dict[int, int] = {}
+    for route in sorted(list_routes(Family.IPV4, longest=0), key=lambda one: one.metric):
+        for device, gateway in route.hops.items():
+            if gateway is not None:
+                gateways.setdefault(device, gateway)
+    return gateways
+
+
+def _reaches(found: Address, gateways: Mapping[int, int]) -> bool:
+    gateway = gateways.get(found.device)
+    return found.family is Family.IPV4 and gateway is not None and found.shares_subnet(gateway)

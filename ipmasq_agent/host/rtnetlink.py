@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import NamedTuple
 
@@ -43,12 +43,12 @@ _ADDRESS_ADDRESS, _ADDRESS_LOCAL, _ADDRESS_FLAGS = 1, 2, 8
 _OF_ADDRESS = frozenset({_ADDRESS_ADDRESS, _ADDRESS_LOCAL, _ADDRESS_FLAGS})
 # IFA_F_SECONDARY (of IPv6: temporary), IFA_F_DADFAILED, _DEPRECATED, _TENTATIVE
 _SECOND_CHOICE = 0x01 | 0x08 | 0x20 | 0x40
-_ROUTE_DESTINATION, _ROUTE_DEVICE, _ROUTE_METRIC, _ROUTE_SOURCE = 1, 4, 6, 7
+_ROUTE_DESTINATION, _ROUTE_DEVICE, _ROUTE_GATEWAY, _ROUTE_METRIC, _ROUTE_SOURCE = 1, 4, 5, 6, 7
 _ROUTE_MULTIPATH, _ROUTE_TABLE = 9, 15
 _OF_LINK, _OF_INFO = frozenset({_LINK_NAME, _LINK_INFO}), frozenset({_INFO_KIND})
 _OF_ROUTE = frozenset(
-    {_ROUTE_DESTINATION, _ROUTE_DEVICE, _ROUTE_METRIC, _ROUTE_SOURCE, _ROUTE_MULTIPATH}
-    | {_ROUTE_TABLE}
+    {_ROUTE_DESTINATION, _ROUTE_DEVICE, _ROUTE_GATEWAY, _ROUTE_METRIC, _ROUTE_SOURCE}
+    | {_ROUTE_MULTIPATH, _ROUTE_TABLE}
 )
 _UNICAST = 1  # RTN_UNICAST; local, broadcast, blackhole... are others
 _CLONED, _DEAD = 0x200, 0x1
@@ -75,13 +75,23 @@ class Link(NamedTuple):
 
 
 class Address(NamedTuple):
-    """An address of a device; ``first_choice`` where nothing speaks against using it."""
+    """An address of a device.
+
+    Attributes:
+        length: of its subnet's prefix.
+        first_choice: nothing speaks against using it.
+    """
 
     device: int
     family: Family
     address: int
+    length: int
     scope: int
     first_choice: bool
+
+    def shares_subnet(self, other: int) -> bool:
+        """Return whether another address of the family is in the subnet of this one."""
+        return (self.address ^ other) >> self.family.bits - self.length == 0
 
 
 class Route(NamedTuple):
@@ -94,7 +104,7 @@ class Route(NamedTuple):
         table: number of its table; 254 is main, 253 default.
         metric: the lower one wins among routes of one table to one destination.
         source: the preferred source address, or None where the route leaves it to the device.
-        devices: numbers of the devices it leads through; several where it is multipath.
+        hops: device → the gateway there, None for none; several where it is multipath.
     """
 
     family: Family
@@ -103,7 +113,12 @@ class Route(NamedTuple):
     table: int
     metric: int
     source: int | None
-    devices: tuple[int, ...]
+    hops: Mapping[int, int | None]
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """Numbers of the devices that it leads through."""
+        return tuple(self.hops)
 
 
 class Overrun(Exception):
@@ -133,7 +148,7 @@ def list_addresses() -> list[Address]:
     """
     found = []
     for body in _dump(_GET_ADDRESS, _ADDRESS.pack(0, 0, 0, 0, 0), "its addresses"):
-        number, _, flags, scope, index = _ADDRESS.unpack_from(body)
+        number, length, flags, scope, index = _ADDRESS.unpack_from(body)
         family = _FAMILIES.get(number)
         if family is None or scope >= _SCOPE_LINK:
             continue
@@ -142,7 +157,8 @@ def list_addresses() -> list[Address]:
         data = values.get(_ADDRESS_LOCAL, values.get(_ADDRESS_ADDRESS, b""))
         flags = _number(values.get(_ADDRESS_FLAGS), flags)
         first_choice = not flags & _SECOND_CHOICE
-        found.append(Address(index, family, int.from_bytes(data), scope, first_choice))
+        address = int.from_bytes(data)
+        found.append(Address(index, family, address, length, scope, first_choice))
     return found
 
 
@@ -185,21 +201,26 @@ def list_routes(family: Family, *, longest: int | None = None) -> Iterator[Route
             _number(found.get(_ROUTE_TABLE), table),
             _number(found.get(_ROUTE_METRIC), 0),
             None if source is None else int.from_bytes(source),
-            tuple(_devices(found)),
+            dict(_hops(found)),
         )
 
 
-def _devices(found: dict[int, bytes]) -> Iterator[int]:
-    """Yield the devices of a route, from its own attribute or from those of its next hops."""
+def _hops(found: dict[int, bytes]) -> Iterator[tuple[int, int | None]]:
+    """Yield devices and gateways, of the route's own attributes or of its next hops."""
     if _ROUTE_DEVICE in found:
-        yield _number(found[_ROUTE_DEVICE], 0)
+        yield _number(found[_ROUTE_DEVICE], 0), _gateway(found)
     hops = found.get(_ROUTE_MULTIPATH, b"")
     position = 0
     while position + _NEXT_HOP.size <= len(hops):
         length, flags, _, index = _NEXT_HOP.unpack_from(hops, position)
         if not flags & _DEAD:
-            yield index
+            of_hop = hops[position : position + length]
+            yield index, _gateway(_attributes(of_hop, _NEXT_HOP.size, _OF_ROUTE))
         position += max((length + 3) & ~3, _NEXT_HOP.size)
+
+
+def _gateway(found: dict[int, bytes]) -> int | None:
+    return int.from_bytes(found[_ROUTE_GATEWAY]) if _ROUTE_GATEWAY in found else None
 
 
 class Message(NamedTuple):
