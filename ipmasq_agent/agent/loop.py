@@ -43,6 +43,8 @@ from ipmasq_agent.sources import (
 # Seconds until a failed pass is tried again: doubled each time, up to the second figure.
 _FIRST_RETRY, _LAST_RETRY = 0.5, 30.0
 DRAIN_TIMEOUT = 3600.0
+GLANCE = 5.0
+"""Seconds between looks at a data plane that others can take away without a word."""
 
 
 class Signal(Enum):
@@ -126,6 +128,9 @@ class Agent:
     def turn(self) -> bool:
         """Wait for events or for the next pass, and act; false when it is time to stop."""
         timeout = max(0.0, self._next_pass - time.monotonic())
+        backend = self.choice.in_use
+        if backend is not None and backend.glances:
+            timeout = min(timeout, GLANCE)
         batch: list[Event] = []
         with contextlib.suppress(queue.Empty):
             batch.append(self.events.get(timeout=timeout))
@@ -133,11 +138,24 @@ class Agent:
                 batch.append(self.events.get_nowait())
         # By the clock, not by silence: a source that never stops talking delays no healing.
         due = time.monotonic() >= self._next_pass
+        if not batch and not due:
+            due = self._disturbed()
         self.busy_since = time.monotonic()
         try:
             return self._act(batch, due)
         finally:
             self.busy_since = None
+
+    def _disturbed(self) -> bool:
+        """Whether what was in force is not any more; what failed is tried again at its time."""
+        backend = self.choice.in_use
+        if backend is None or self.status.errors:
+            return False
+        try:
+            return backend.disturbed()
+        except AgentError as error:
+            event(logging.WARNING, "cannot look", backend=backend.name, error=str(error))
+            return False
 
     def _act(self, batch: list[Event], due: bool) -> bool:
         if Signal.STOP in batch:

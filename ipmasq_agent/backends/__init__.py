@@ -51,6 +51,8 @@ class Backend(abc.ABC, Generic[State, Desired, Plan]):
     place: str
     """Where in the kernel its state lives. Of two backends of one place, each replaces the
     other's state by its own in one change; nothing is left to clean after such a move."""
+    glances: bool = False
+    """The kernel does not tell when somebody takes away what is ours, so we look now and then."""
     needs: frozenset[Need] = frozenset()
     """Facts of the host whose change calls for a pass, whatever the document says."""
 
@@ -121,6 +123,14 @@ class Backend(abc.ABC, Generic[State, Desired, Plan]):
     def advice(self, desired: Desired) -> str | None:
         """Return what a user should know about holding ``desired`` this way; None for nothing."""
         return None
+
+    def disturbed(self) -> bool:
+        """Return whether what is in force was taken away, as far as a glance can tell.
+
+        Raises:
+            AgentError: it cannot be told.
+        """
+        return False
 
     def announce(self) -> None:
         """Prepare for another backend that is about to be in force beside this one.

@@ -48,6 +48,7 @@ class BpfBackend(Backend[Table, Desired, Plan]):
     """
 
     name = place = "bpf"
+    glances = True  # links of tcx go without a word
     needs = frozenset({Need.LINKS, Need.HOOKS})
 
     def __init__(self, pins: Path, flows: int | None = None) -> None:
@@ -207,6 +208,14 @@ class BpfBackend(Backend[Table, Desired, Plan]):
         for number in gone:
             maps.drop_device(number)
         self._hooks.tidy(gone)
+
+    def disturbed(self) -> bool:
+        """Return whether a program is missing where the policy in force has one."""
+        if not self._hooks.exist():
+            return True
+        with Maps(self._pins) as maps:
+            numbers = [number for number, held in maps.devices().items() if any(held.egress)]
+        return not all(map(self._hooks.complete, numbers))
 
     def announce(self) -> None:
         """Tell connection tracking of the flows here, so that it leaves them alone.

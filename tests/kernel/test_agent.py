@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import oracle
+from tests.kernel.pins import PINS
 from tests.kernel.running import DEADLINE, Running, wait_until, write
 from tests.kube.cluster import Cluster
 from tests.netns import Namespace
@@ -126,6 +128,24 @@ def test_a_resync_heals_and_an_idle_one_leaves_handles_and_counters(
     assert agent.status()["changes"] == 1
     subprocess.run(["iptables-nft", "-t", "nat", "-D", "IP-MASQ", "2"], check=True)
     wait_until(lambda: len(chain("nft") or ()) == 3, "the healing")
+
+
+def test_programs_that_somebody_removes_without_a_word_come_back(
+    run: Callable[..., Running], document: Path, in_ns: Namespace
+) -> None:
+    in_ns.run(["ip", "link", "add", "eth0", "type", "veth", "peer", "far0"])
+    in_ns.run(["ip", "link", "set", "eth0", "up"])
+    in_ns.address("eth0", "192.0.2.1/24")
+    agent = run("run", "--backend=bpf", f"--config={document}")
+    agent.wait_ready()
+    pins = Path(os.environ[PINS])
+    links = {link.name for link in pins.glob("link-*")}
+    assert len(links) == 2
+    for _ in range(2):
+        for link in pins.glob("link-*"):
+            link.unlink()
+        wait_until(lambda: {link.name for link in pins.glob("link-*")} == links, "healed")
+    agent.stop()
 
 
 def test_cleanup_on_exit_leaves_nothing(run: Callable[..., Running], document: Path) -> None:
