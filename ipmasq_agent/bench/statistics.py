@@ -19,6 +19,9 @@ ENOUGH = 3
 """Rounds below which nothing is told apart."""
 COVERAGE = 0.90
 """Of an interval, where there are rounds enough for it: five."""
+HEADLINES = ("flows", "connections")
+"""Measures that come first."""
+_HEADLINE_AT = 64  # CIDRs, about as many as the policy of a real cluster has
 _STEADY = "bytes"  # a unit that a faster machine does not change: a ratio would hide the figure
 
 
@@ -76,8 +79,12 @@ class Ranking:
     @property
     def first(self) -> tuple[str, ...]:
         """The best mode, and each that ties with it; none where too few rounds tell."""
-        sure = [mode for mode in self.order if self.summaries[mode].enough]
-        return (sure[0], *self.ties(sure[0])) if sure else ()
+        return self._end(self.order)
+
+    @property
+    def last(self) -> tuple[str, ...]:
+        """The worst mode, and each that ties with it."""
+        return self._end(self.order[::-1])
 
     def ties(self, mode: str) -> tuple[str, ...]:
         """Return every other mode whose interval overlaps; that is no transitive relation."""
@@ -85,6 +92,10 @@ class Ranking:
         return tuple(
             other for other in self.order if other != mode and own.ties(self.summaries[other])
         )
+
+    def _end(self, order: Sequence[str]) -> tuple[str, ...]:
+        sure = next((mode for mode in order if self.summaries[mode].enough), None)
+        return (sure, *self.ties(sure)) if sure else ()
 
 
 class Statistics:
@@ -122,6 +133,10 @@ class Statistics:
         """Return the summary of value with many CIDRs / value with few in the same round."""
         return self._paired(self._key(measure, mode, many), self._key(measure, mode, few))
 
+    def places(self) -> list[tuple[str, str, int]]:
+        """Return measure, mode and number of CIDRs of each value, in the order of the runs."""
+        return list(self._values)
+
     def sizes(self, measure: str, mode: str | None = None) -> list[int]:
         """Return the numbers of CIDRs for which there are runs, failed ones too."""
         return sorted(
@@ -131,6 +146,11 @@ class Statistics:
                 if of == measure and cidrs and name == (mode or name)
             }
         )
+
+    def headline_size(self, measure: str) -> int | None:
+        """Return the number of CIDRs that stands for a measure; None where it has no runs."""
+        sizes = self.sizes(measure)
+        return min(sizes, key=lambda size: abs(size - _HEADLINE_AT), default=None)
 
     def basis(self, measure: str) -> str | None:
         """Return the mode to which ratios of a measure are told; None: values are."""

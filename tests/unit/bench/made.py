@@ -92,7 +92,8 @@ def made(
                         continue
                     problem = (failed or {}).get((number, measure.name, mode.name, cidrs))
                     drift = 1 + 0.2 * number  # of the whole machine, which ratios are rid of
-                    spread = 1 + noise * _SPREAD[(number + place) % len(_SPREAD)]
+                    turn = number + place + cidrs % _EVERYTHING_AT
+                    spread = 1 + noise * _SPREAD[turn % len(_SPREAD)]
                     faster = speed if measure.more_is_better else 1 / speed
                     steady = measure.unit == "bytes"
                     scale = 1.0 if steady else drift * faster

@@ -1,0 +1,197 @@
+"""What became of the figures since an earlier benchmark: slower, faster, or within the noise.
+
+Ratios to no NAT in the same round are compared, for they travel from machine to machine;
+values only where no NAT has none, and only on a machine of the same processor.
+
+Two intervals that do not overlap are not enough to fail somebody's change. There are
+hundreds of pairs, and by chance alone one in 250 is apart in the bad direction with five
+rounds, one in 20 with three; and a machine differs from day to day by more than from round to
+round. So there has to be a gap as wide as the intervals are, which noise of a normal
+distribution makes of one pair in 24,000 with five rounds and of one in 150 with three; and a
+change of five percent at least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from ipmasq_agent.bench.results import LIMIT, REFERENCE, Measure, Results
+from ipmasq_agent.bench.statistics import ENOUGH, Statistics, Summary, summarize
+from ipmasq_agent.bench.wording import in_words, told, told_span, with_cidrs
+from ipmasq_agent.errors import BenchError
+
+_DRIFT = 0.05  # as a share; from day to day, without any cause in what is measured
+_PROCESSOR = "processor"
+_TELLING = ("kernel", _PROCESSOR, "offloads")  # of the machine, what changes figures
+_SHOWN = 12  # of what is on one side only
+
+
+class Verdict(Enum):
+    """What became of a figure."""
+
+    WORSE = "worse"
+    BETTER = "better"
+    SAME = "within the noise"
+    UNKNOWN = "too few rounds to tell"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One figure, then and now.
+
+    Attributes:
+        where: the mode and the number of CIDRs, in words.
+        to: the mode that the figures are ratios to; None where they are values.
+    """
+
+    measure: Measure
+    where: str
+    to: str | None
+    before: Summary
+    after: Summary
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The answer.
+
+    Attributes:
+        findings: of what both sides have.
+        gone: measure, mode and number of CIDRs that only the earlier one has, in words.
+        new: those that only the later one has.
+        notes: what to know when reading the answer.
+    """
+
+    findings: tuple[Finding, ...]
+    gone: tuple[str, ...]
+    new: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def regressed(self) -> bool:
+        """Whether anything is worse, beyond the noise."""
+        return bool(self.of(Verdict.WORSE))
+
+    def of(self, verdict: Verdict) -> list[Finding]:
+        """Return the findings of one kind."""
+        return [finding for finding in self.findings if finding.verdict is verdict]
+
+
+def compare(old: Results, new: Results) -> Comparison:
+    """Return what became of the figures.
+
+    Raises:
+        BenchError: the two have nothing in common.
+    """
+    if old.family != new.family:
+        raise BenchError(
+            f"one benchmark is of {old.family}, the other of {new.family}",
+            remedy="compare two of the same family",
+        )
+    before, after = summarize(old), summarize(new)
+    there, here = dict.fromkeys(before.places()), dict.fromkeys(after.places())
+    if not there.keys() & here.keys():
+        raise BenchError("the two benchmarks have no figure in common")
+    notes = list(_notes(old, new))
+    findings, left_out = [], set()
+    for place in here:
+        pair = _pair(before, after, place)
+        if pair is None or place[1] == pair[0]:
+            continue
+        if pair[0] is None and old.machine.get(_PROCESSOR) != new.machine.get(_PROCESSOR):
+            left_out.add(place[0])
+            continue
+        measure, where = after.measures[place[0]], with_cidrs(after.modes[place[1]], place[2])
+        findings.append(Finding(measure, where, *pair, _verdict(*pair[1:], measure)))
+    if left_out:
+        names = ", ".join(sorted(left_out))
+        notes.append(f"without a ratio, figures of other processors are not compared: {names}")
+    return Comparison(
+        tuple(findings),
+        tuple(_where(before, place) for place in there if place not in here),
+        tuple(_where(after, place) for place in here if place not in there),
+        tuple(notes),
+    )
+
+
+def describe(comparison: Comparison) -> Iterator[str]:
+    """Yield the answer in lines, what matters first."""
+    worse, better = comparison.of(Verdict.WORSE), comparison.of(Verdict.BETTER)
+    for verdict, findings in (("Worse", worse), ("Better", better)):
+        for finding in findings:
+            yield f"{verdict}: {_told(finding)}"
+    unknown = comparison.of(Verdict.UNKNOWN)
+    same = comparison.of(Verdict.SAME)
+    if unknown:
+        yield (
+            f"{len(unknown)} figures cannot be told apart: that takes {in_words(ENOUGH)} rounds "
+            "on both sides"
+        )
+    if same:
+        yield f"{len(same)} figures are the same within the noise"
+    if not worse and not unknown:
+        yield "Nothing is worse than before"
+    yield from _listed("No longer measured", comparison.gone)
+    yield from _listed("Measured for the first time", comparison.new)
+    yield from (f"Note: {note}" for note in comparison.notes)
+
+
+def _notes(old: Results, new: Results) -> Iterator[str]:
+    for what in _TELLING:
+        sides = [results.machine.get(what, "unknown") for results in (old, new)]
+        if sides[0] != sides[1]:
+            yield f"the {what} was {sides[0]}, now it is {sides[1]}; ratios compare nevertheless"
+    for side, results in (("the earlier", old), ("this", new)):
+        if results.stopped:
+            yield f"{side} benchmark stopped early ({results.stopped})"
+
+
+def _pair(
+    before: Statistics, after: Statistics, place: tuple[str, str, int]
+) -> tuple[str | None, Summary, Summary] | None:
+    """Return what both sides have: ratios, and to what, or else values; None for neither."""
+    if place[0] not in before.measures:
+        return None
+    for to in (LIMIT, REFERENCE, None):
+        then, now = (
+            side.value(*place) if to is None else side.ratio(*place, to) for side in (before, after)
+        )
+        if then and now:
+            return to, then, now
+    return None
+
+
+def _verdict(then: Summary, now: Summary, measure: Measure) -> Verdict:
+    if not (then.enough and now.enough):
+        return Verdict.UNKNOWN
+    gap = max(now.low - then.high, then.low - now.high)
+    width = ((then.high - then.low) + (now.high - now.low)) / 2
+    change = now.median - then.median
+    if gap <= 0 or gap < width or abs(change) < _DRIFT * abs(then.median):
+        return Verdict.SAME
+    return Verdict.BETTER if (change > 0) == measure.more_is_better else Verdict.WORSE
+
+
+def _told(finding: Finding) -> str:
+    scale = finding.to, finding.measure
+    sides = [
+        f"{told(side, *scale)} ({told_span(side, *scale)})"
+        for side in (finding.before, finding.after)
+    ]
+    of = f", of {finding.to}" if finding.to else ""
+    return f"{finding.measure.title}, {finding.where}: {sides[0]}, now {sides[1]}{of}"
+
+
+def _where(statistics: Statistics, place: tuple[str, str, int]) -> str:
+    measure, mode, cidrs = place
+    return f"{measure} of {with_cidrs(statistics.modes[mode], cidrs)}"
+
+
+def _listed(what: str, places: Iterable[str]) -> Iterator[str]:
+    names = list(places)
+    if names:
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        yield f"{what}: {', '.join(names[:_SHOWN])}{more}"

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+from ipmasq_agent.bench.charts import Chart
+from ipmasq_agent.bench.page import page
+from ipmasq_agent.bench.report import conclusions
+from ipmasq_agent.bench.results import Results
+from tests.unit.bench.made import FLOWS, made, without
+
+_VOID = {"meta", "img", "br", "link", "hr", "input"}
+PLOTS = [
+    Chart("flows-64", 'bpf+ct "first" & <fast>', True, b"one"),
+    Chart("latency-64", "the other", False, b"two"),
+]
+
+
+class Seen(HTMLParser):
+    """What a page is made of; elements that are not closed in order fail."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: dict[str, list[str]] = {}
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.text.setdefault(self.open[-1], []).append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def seen(results: Results) -> Seen:
+    return Seen(page(results, PLOTS))
+
+
+def test_the_page_asks_for_nothing_from_elsewhere() -> None:
+    text = page(made(measures=[FLOWS]), PLOTS)
+    found = Seen(text)
+    assert not re.search(r"https?://|url\(|@import", text)
+    for tag, attrs in found.tags:
+        assert tag not in ("script", "link", "iframe")
+        assert "href" not in attrs
+        assert (attrs.get("src") or "data:").startswith("data:")
+    policy = [attrs for attrs in found.all("meta") if "http-equiv" in attrs]
+    assert "default-src 'none'" in (policy[0]["content"] or "")
+
+
+def test_pictures_are_inside_and_told_in_words() -> None:
+    images = seen(made(measures=[FLOWS])).all("img")
+    assert [image["alt"] for image in images] == [chart.alt for chart in PLOTS]
+    for image, chart in zip(images, PLOTS, strict=True):
+        data = (image["src"] or "").removeprefix("data:image/png;base64,")
+        assert base64.b64decode(data) == chart.png
+
+
+def test_the_answer_and_its_picture_come_before_all_else() -> None:
+    results = made()
+    text = page(results, PLOTS)
+    answer = text.index(conclusions(results)[0])
+    assert answer < text.index("<img") < text.index("What it says") < text.index("All else")
+    assert text.index("All else") < text.index(base64.b64encode(b"two").decode())
+
+
+def test_an_interruption_is_told_before_the_first_picture() -> None:
+    text = page(without(made(), after=(4, "ipset")), PLOTS)
+    assert text.index("Ctrl-C in round 4 of 5") < text.index("<img")
+    assert 'role="note"' in text
+
+
+def test_one_round_gives_no_answer_but_says_so() -> None:
+    text = page(made(rounds=1), PLOTS)
+    assert 'class="answer"' not in text
+    assert "One round tells nothing apart" in text
+
+
+def test_what_comes_from_the_machine_is_text_and_never_markup() -> None:
+    results = replace(made(measures=[FLOWS]), skipped=["<script>alert(1)</script>"])
+    found = seen(results)
+    assert not found.all("script")
+    assert "<script>alert(1)</script>" in found.text["li"]
+    assert "8 x a <fast> one & cool" in found.text["td"]
+
+
+def test_a_phone_takes_its_own_width_and_tables_scroll_inside_themselves() -> None:
+    found = seen(made())
+    viewport = next(attrs for attrs in found.all("meta") if attrs.get("name") == "viewport")
+    assert viewport["content"] == "width=device-width, initial-scale=1"
+    wide = [attrs for attrs in found.all("div") if attrs.get("class") == "wide"]
+    assert len(wide) == len(made().measures)
+    assert ".wide { overflow-x: auto" in page(made(), [])
+
+
+def test_a_page_without_any_figure_is_a_page_still() -> None:
+    found = Seen(page(made(rounds=0), []))
+    assert "Nothing was measured." in found.text["p"]
