@@ -68,7 +68,8 @@ def _lines(statistics: Statistics, measure: Measure) -> Chart:
     to, sizes = statistics.basis(measure.name), statistics.sizes(measure.name)
     shown = lines.points(statistics, measure)
     found = [one for of_mode in shown.values() for one in of_mode.values()]
-    titles = (measure.title, _scale(to, measure, "line"), _how_sure(found, "band"))
+    scale = f"by CIDRs; {_scale(to, measure, 'line')}"
+    titles = (measure.title, scale, _how_sure(found, "band"))
     said = [
         f"{mode}: {told(of_mode[size], to, measure)} with {size:,} CIDRs"
         for mode, of_mode in shown.items()

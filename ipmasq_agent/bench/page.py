@@ -66,11 +66,11 @@ def _document(statistics: Statistics, charts: Sequence[Chart]) -> Iterator[str]:
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     yield f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-    yield f"<title>{escape(title(results))}</title><style>{_STYLE}</style></head><body>"
-    yield f"<header><h1>{escape(title(results))}</h1>"
-    yield f'<p class="when">{escape(when(results))}</p>'
-    yield from (f'<p class="answer">{escape(sentence)}</p>' for sentence in first)
-    yield from (f'<p class="notice" role="note">{escape(notice)}</p>' for notice in to_know)
+    yield f"<title>{_text(title(results))}</title><style>{_STYLE}</style></head><body>"
+    yield f"<header><h1>{_text(title(results))}</h1>"
+    yield f'<p class="when">{_text(when(results))}</p>'
+    yield from (f'<p class="answer">{_text(sentence)}</p>' for sentence in first)
+    yield from (f'<p class="notice" role="note">{_text(notice)}</p>' for notice in to_know)
     yield "</header><main>"
     yield from _plots((chart for chart in charts if chart.headline), "plots first")
     if rest:
@@ -82,7 +82,7 @@ def _document(statistics: Statistics, charts: Sequence[Chart]) -> Iterator[str]:
     yield from ("<h2>Do they decide alike?</h2>", _list(checked(results)))
     yield "<h2>Figures</h2>"
     for table in tables(statistics):
-        yield f"<details><summary>{escape(table.title)}</summary>"
+        yield f"<details><summary>{_text(table.title)}</summary>"
         yield from ('<div class="wide" tabindex="0">', _table(table), "</div></details>")
     for heading, listed in (
         ("Runs without a figure", problems(results)),
@@ -109,15 +109,20 @@ def _plots(charts: Iterable[Chart], kind: str) -> Iterator[str]:
 
 
 def _list(sentences: Iterable[str]) -> str:
-    return "".join(("<ul>", *(f"<li>{escape(one)}</li>" for one in sentences), "</ul>"))
+    return "".join(("<ul>", *(f"<li>{_text(one)}</li>" for one in sentences), "</ul>"))
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.head)
+    head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in table.head)
     rows = [
-        f'<tr><th scope="row">{escape(row[0])}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        f'<tr><th scope="row">{_text(row[0])}</th>'
+        + "".join(f"<td>{_text(cell)}</td>" for cell in row[1:])
         + "</tr>"
         for row in table.rows
     ]
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _text(text: str) -> str:
+    """Return text that a browser takes for text, with no sign on a line of its own."""
+    return escape(text).replace(" %", "&nbsp;%")

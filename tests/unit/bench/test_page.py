@@ -73,7 +73,7 @@ def test_pictures_are_inside_and_told_in_words() -> None:
 def test_the_answer_and_its_picture_come_before_all_else() -> None:
     results = made()
     text = page(results, PLOTS)
-    answer = text.index(conclusions(results)[0])
+    answer = text.index(conclusions(results)[0].replace(" %", "&nbsp;%"))
     assert answer < text.index("<img") < text.index("What it says") < text.index("All else")
     assert text.index("All else") < text.index(base64.b64encode(b"two").decode())
 
