@@ -72,6 +72,18 @@ def test_a_small_change_or_one_within_the_noise_is_no_regression(
     assert not compare(old, new).regressed
 
 
+def test_intervals_that_only_just_miss_each_other_are_within_the_noise() -> None:
+    levels = slower("ipset", "flows", 0.93)
+    comparison = compare(made(noise=0.02), made(noise=0.02, levels=levels))
+    (found,) = [
+        one
+        for one in comparison.findings
+        if (one.measure, one.where) == (FLOWS, "ipset with 64 CIDRs")
+    ]
+    assert found.before.apart(found.after)
+    assert found.verdict is Verdict.SAME
+
+
 @pytest.mark.parametrize("sides", [(1, 5), (5, 2), (2, 2)])
 def test_fewer_than_three_rounds_on_either_side_cannot_be_told_apart(
     sides: tuple[int, int],

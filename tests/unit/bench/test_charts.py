@@ -114,6 +114,23 @@ def test_what_a_picture_shows_is_told_in_words_too(drawn: dict[str, Chart]) -> N
     assert "iptables-nft: 7.24 % with 1,000 CIDRs" in drawn["flows-by-cidrs"].alt
 
 
+def test_no_line_is_drawn_through_what_was_not_measured() -> None:
+    def across(failed: dict[tuple[int, str, str, int], str]) -> int:
+        """Return over how many pixels there is something in the colour of ipset."""
+        results = made(measures=[FLOWS], modes=[MODES[1], MODES[4]], failed=failed)
+        *_, chart = charts(summarize(results))
+        picture = Image.open(io.BytesIO(chart.png)).convert("RGB")
+        pixels = picture.load()
+        assert pixels is not None
+        wanted = tuple(bytes.fromhex(canvas.colour("ipset").lstrip("#")))
+        return sum(
+            any(pixels[x, y] == wanted for y in range(picture.height)) for x in range(picture.width)
+        )
+
+    assert across({(number, "flows", "ipset", 64): "lost" for number in range(1, 6)}) < 120
+    assert across({}) > 350
+
+
 def test_nothing_is_drawn_beyond_the_edge_whatever_the_title() -> None:
     long = replace(FLOWS, title="Time that passes until a change of the whole policy holds")
     (chart,) = charts(summarize(made(sizes=(64,), measures=[long])))
