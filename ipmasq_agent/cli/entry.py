@@ -29,6 +29,7 @@ VERBS: Mapping[str, str] = {
     "config": "Check a document, show it as understood, show the defaults.",
     "cleanup": "Remove every trace of the agent, and nothing of anyone else's.",
     "lab": "A node, pods, a worker and a router in network namespaces, to see it work.",
+    "bench": "Every data plane side by side, measured on this machine, with a report.",
 }
 
 _SHORT_LIVED = frozenset({"apply", "diff", "list", "status", "explain", "compare", "config"})

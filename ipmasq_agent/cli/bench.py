@@ -1,0 +1,204 @@
+"""``bench``: every way to masquerade, measured side by side on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from ipmasq_agent.cli.output import emit, output_option
+from ipmasq_agent.errors import UsageError
+
+if TYPE_CHECKING:
+    from ipmasq_agent.bench.modes import Effort
+    from ipmasq_agent.bench.results import Mode, Results
+
+AGENT = (sys.executable, "-m", "ipmasq_agent")
+_INTERRUPTED = 130
+
+HELP = """\
+Measure iptables, ipset, nftables and eBPF side by side, under the same policy.
+
+A pod, a node and the world beyond are network namespaces of this machine; nothing else is
+touched, and nothing is left. Each mode first shows on packets that it decides as its
+document says, then modes take turns: new UDP flows, TCP connections, small packets,
+throughput, latency, memory, the time to load a policy and to change it. Figures are medians
+with their intervals; modes whose intervals overlap are called a tie. A run in which packets
+were lost says so instead of giving a figure.
+
+What is left is a folder with report.html, report.md, results.json and plots. The full
+benchmark takes half an hour, --quick a minute and a half. Ctrl-C keeps what was measured.
+
+Exit status: 0 when all was measured and, with --against, nothing is slower beyond the noise;
+1 when something is slower, a mode decided wrongly or runs failed; 2 on an error; 130 after
+Ctrl-C.
+"""
+
+
+@click.command(
+    "bench",
+    help=HELP,
+    epilog="""\b
+Examples:
+  ipmasq-agent bench --quick
+  ipmasq-agent bench --folder before
+  ipmasq-agent bench --folder after --against before/results.json
+  ipmasq-agent bench --mode none+ct --mode nftables --mode bpf+ct --rounds 9
+  ipmasq-agent bench --results after/results.json --against before/results.json
+""",
+)
+@click.option("--quick", is_flag=True, help="64 CIDRs, new flows and connections alone, 3 rounds.")
+@click.option(
+    "--rounds", type=click.IntRange(1, 100), help="Turns of each mode.  [default: 5, quick 3]"
+)
+@click.option(
+    "--mode",
+    "names",
+    multiple=True,
+    metavar="MODE",
+    help="One that takes part; several times for several.  [default: all]",
+)
+@click.option("--ipv6", is_flag=True, help="The same in IPv6.")
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the report goes.  [default: ipmasq-bench-DATE-TIME]",
+)
+@click.option(
+    "--against",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="RESULTS.json",
+    help="Compare with what an earlier benchmark found.",
+)
+@click.option(
+    "--results",
+    "stored",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="RESULTS.json",
+    help="Measure nothing: take what a benchmark found before.",
+)
+@output_option
+def command(
+    quick: bool,
+    rounds: int | None,
+    names: tuple[str, ...],
+    ipv6: bool,
+    folder: Path | None,
+    against: Path | None,
+    stored: Path | None,
+    output: str,
+) -> int:
+    """Take the arguments, and see below."""
+    from dataclasses import asdict, replace
+
+    from ipmasq_agent.bench import results as files
+    from ipmasq_agent.bench.against import compare, describe
+    from ipmasq_agent.bench.folder import write_folder
+    from ipmasq_agent.bench.modes import FULL, QUICK
+    from ipmasq_agent.bench.report import conclusions
+
+    earlier = files.read(against) if against else None
+    if stored:
+        found = files.read(stored)
+    else:
+        effort = QUICK if quick else FULL
+        effort = replace(effort, rounds=rounds) if rounds else effort
+        found = _measure(_chosen(names), effort, quick=quick, ipv6=ipv6)
+        folder = folder or Path(f"ipmasq-bench-{datetime.now():%Y%m%d-%H%M%S}")
+    comparison = compare(earlier, found) if earlier else None
+    written = write_folder(found, folder) if folder else []
+
+    def as_text() -> str:
+        lines = list(conclusions(found))
+        if comparison is not None:
+            lines += ["", *describe(comparison)]
+        if written:
+            lines += ["", f"The report: {folder}/report.html (report.md, results.json, plots)"]
+        return "\n".join(lines)
+
+    emit(asdict(found), output, as_text)
+    if found.stopped and not stored:
+        return _INTERRUPTED
+    failed = any(run.problem for run in found.runs) or any(one.wrong for one in found.equality)
+    return 1 if failed or (comparison is not None and comparison.regressed) else 0
+
+
+def _chosen(names: tuple[str, ...]) -> list[Mode]:
+    from ipmasq_agent.bench.modes import MODES
+
+    known = [mode.name for mode in MODES]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"there is no mode {name!r}", remedy=f"take of {', '.join(known)}")
+    return [mode for mode in MODES if not names or mode.name in names]
+
+
+def _measure(modes: list[Mode], effort: Effort, *, quick: bool, ipv6: bool) -> Results:
+    from ipmasq_agent.bench import canvas
+    from ipmasq_agent.bench.machine import check_tools
+    from ipmasq_agent.bench.rounds import Benchmark
+    from ipmasq_agent.policy.addresses import Family
+
+    check_tools(modes)
+    canvas.check()
+    family = Family.IPV6 if ipv6 else Family.IPV4
+    with _interruptible(), _Progress() as progress:
+        return Benchmark(modes, effort, family, AGENT, progress.show).measure(quick=quick)
+
+
+class _Progress:
+    """What is being done and for how long still, on standard error."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._on_terminal = sys.stderr.isatty()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._on_terminal:
+            click.echo("\r\x1b[K", err=True, nl=False)
+
+    def show(self, what: str, done: float) -> None:
+        """Tell what comes next; in place on a terminal, else a line each."""
+        # The first steps say little about those to come.
+        left = (time.monotonic() - self._began) / done * (1 - done) if done > 0.02 else None
+        text = what if left is None else f"{what} ({_duration(left)} left)"
+        if self._on_terminal:
+            click.echo(f"\r\x1b[K{text}", err=True, nl=False)
+        else:
+            click.echo(text, err=True)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have the first signal to stop be a Ctrl-C, and those after it wait for the report."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as nohup(1) has it
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
