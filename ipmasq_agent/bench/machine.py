@@ -13,8 +13,8 @@ import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ipmasq_agent.bench.reading import Ends
 from ipmasq_agent.bench.results import Mode
-from ipmasq_agent.bench.workloads import Ends
 from ipmasq_agent.errors import BenchError, MissingTool
 from ipmasq_agent.host.commands import PACKAGES, run
 

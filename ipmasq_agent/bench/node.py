@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 from ipmasq_agent.bench.place import NODE, POD, Place
 from ipmasq_agent.bench.policies import Policy, in_gap
-from ipmasq_agent.bench.workloads import Reading
+from ipmasq_agent.bench.reading import Reading
 from ipmasq_agent.errors import BenchError
 from ipmasq_agent.lab.mounted import mount
 from ipmasq_agent.policy.addresses import Family

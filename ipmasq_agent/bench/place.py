@@ -67,9 +67,8 @@ class Host:
     def _spawn(self, argv: Sequence[str], **streams: Any) -> Popen:
         child = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *argv],
-            stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for us; we end them
-            **streams,
+            **{"stdin": subprocess.DEVNULL, **streams},
         )
         self._children.append(child)
         return child
@@ -112,6 +111,11 @@ class Host:
     def start(self, *argv: str, log: IO[bytes] | int = subprocess.DEVNULL) -> Popen:
         """Start a program in here that ends with the host."""
         return self._spawn(self.argv(*argv), stdout=log, stderr=log)
+
+    def talk(self, *argv: str, log: IO[bytes]) -> Popen:
+        """Start a program in here that takes orders and answers, and ends with the host."""
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        return self._spawn(self.argv(*argv), **pipes, stderr=log)
 
     def socket(self, family: Family, kind: int, protocol: int = 0) -> socket.socket:
         """Return a socket of this host; it stays of it wherever it is used.
@@ -185,6 +189,9 @@ class Host:
         """End a program that was started in here."""
         child.kill()
         child.wait()
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                pipe.close()
         self._children.remove(child)
 
     def close(self) -> None:

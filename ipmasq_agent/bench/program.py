@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ipmasq_agent.bench.place import Place
-from ipmasq_agent.bench.workloads import Reading, Traffic
+from ipmasq_agent.bench.reading import Reading
+from ipmasq_agent.bench.udp import Udp
 from ipmasq_agent.errors import BenchError
 from ipmasq_agent.host.bpf_objects import get_pinned, object_info
 from ipmasq_agent.host.bpf_syscall import bpf
@@ -24,16 +25,16 @@ _RUN_AT, _RUN = 192, struct.Struct("=QQ")
 _NAME = "outward"
 
 
-def measure(place: Place, traffic: Traffic, flows: int) -> Reading:
+def measure(place: Place, udp: Udp, flows: int) -> Reading:
     """Send new flows while the program's time is taken."""
     # As the node sees it: the file system of the pins is mounted there alone.
     path = Path(f"/proc/{place.node.pid}/root{place.pins}", _NAME)
     before = _so_far(path)
-    with _timed():
-        problem = next(iter(traffic.flows(flows))).problem
+    with udp.new_flows(flows) as sending, _timed():
+        sending.send(flows)
     took, runs = (after - b for after, b in zip(_so_far(path), before, strict=True))
-    if problem or not runs:
-        return Reading("program", None, problem or "the program did not run")
+    if sending.problem or not runs:
+        return Reading("program", None, sending.problem or "the program did not run")
     return Reading("program", took / runs / 1e9)
 
 

@@ -66,6 +66,8 @@ class Run:
         measure: its name.
         value: in the measure's unit; None where the run failed.
         problem: why the run failed, in a sentence; None where it did not.
+        ratio: to the mode ``none+ct``, where the two took turns within this run; None where
+            a ratio can be had from the runs of a round alone.
     """
 
     round: int
@@ -74,6 +76,7 @@ class Run:
     measure: str
     value: float | None
     problem: str | None = None
+    ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

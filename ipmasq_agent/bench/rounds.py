@@ -20,9 +20,11 @@ from ipmasq_agent.bench.modes import Effort, Turn
 from ipmasq_agent.bench.node import Node
 from ipmasq_agent.bench.place import Place
 from ipmasq_agent.bench.policies import Policy
-from ipmasq_agent.bench.results import Equality, Measure, Mode, Results, Run
+from ipmasq_agent.bench.reading import Reading
+from ipmasq_agent.bench.results import REFERENCE, Equality, Measure, Mode, Results, Run
 from ipmasq_agent.bench.sender import busy_seconds
-from ipmasq_agent.bench.workloads import Reading, Traffic
+from ipmasq_agent.bench.udp import Udp
+from ipmasq_agent.bench.workloads import Traffic
 from ipmasq_agent.errors import AgentError
 from ipmasq_agent.policy.addresses import Family
 
@@ -30,6 +32,7 @@ Progress = Callable[[str, float], None]
 """Told what happens next, and which share of all the work is done."""
 _QUIET, _LOOK, _QUIETENING = 0.1, 0.05, 5.0  # share of the CPUs; seconds
 _WARM_UP, _TIMED = 10, 4  # of so many flows one
+_MANY_FLOWS = 100_000
 # How long a part takes, measured in turns of flows and connections alone.
 _WEIGHT_OF_EQUALITY, _WEIGHT_OF_EVERYTHING = 0.4, 3.0
 
@@ -119,37 +122,41 @@ class Benchmark:
 
     def _take(self, number: int, turn: Turn) -> None:
         """Take one turn, in a place of its own."""
+        left = [measure.name for measure in modes.MEASURES]
         try:
             for reading in self._readings(turn):
+                left.remove(reading.measure)
                 self._runs.append(Run(number, turn.mode.name, turn.cidrs, *reading))
         except AgentError as error:
             # One turn that failed says so; the others go on.
-            self._runs.append(Run(number, turn.mode.name, turn.cidrs, "flows", None, str(error)))
+            self._runs.append(Run(number, turn.mode.name, turn.cidrs, left[0], None, str(error)))
 
     def _readings(self, turn: Turn) -> Iterator[Reading]:
-        backend, effort = turn.mode.backend, self.effort
+        backend, effort, ends = turn.mode.backend, self.effort, machine.ends()
         policy = Policy(self.family, turn.cidrs)
-        with self._place(turn) as place:
+        with contextlib.ExitStack() as stack:
+            # The reference stands beside it all the time, so that it weighs the same.
+            beside = self._beside(turn, stack)
+            place = stack.enter_context(self._place(turn))
             settle()
             empty = machine.kernel_memory()
             node = None
             if backend is not None:
                 node = Node(place, self.agent, backend)
                 yield Reading("load", node.load(policy))
-            traffic = Traffic(place, masqueraded=backend is not None, ends=machine.ends())
+            at_rest = machine.kernel_memory() - empty
+            udp = Udp(place, masqueraded=backend is not None, cpus=ends.sender)
             settle()
-            # Caches fill, neighbours are found; together with what is measured, all the flows.
-            warm_up = effort.flows // _WARM_UP
-            list(traffic.flows(warm_up))
-            readings = list(traffic.flows(effort.flows - warm_up))
-            memory = machine.kernel_memory() - empty
-            yield from readings
+            list(udp.flows(effort.flows // _WARM_UP, beside))  # caches fill, neighbours are found
+            for reading in udp.flows(effort.flows, beside):
+                itself = turn.mode.name == REFERENCE and reading.problem is None
+                yield reading._replace(ratio=1.0) if itself else reading
+            traffic = Traffic(place, ends)
             if turn.everything:
-                lost = readings[0].problem
-                yield Reading("memory", None if lost else float(memory), lost)
+                yield self._memory(udp, at_rest)
                 if backend == "bpf":
-                    yield program.measure(place, traffic, effort.flows // _TIMED)
-                yield from traffic.packets(effort.packets)
+                    yield program.measure(place, udp, effort.flows // _TIMED)
+                yield from udp.packets(effort.packets)
                 yield from traffic.streams("stream", 1, effort.seconds)
                 yield from traffic.streams("streams", 8, effort.seconds)
                 if self._rate is None and traffic.has_requests:
@@ -158,6 +165,23 @@ class Benchmark:
             yield from traffic.connections(effort.seconds)
             if turn.everything and node is not None:
                 yield node.change(policy)
+
+    def _beside(self, turn: Turn, stack: contextlib.ExitStack) -> Udp | None:
+        """Return the reference mode in a place of its own, where it takes part at all."""
+        reference = next((mode for mode in self.modes if mode.name == REFERENCE), None)
+        if reference is None or turn.mode is reference:
+            return None
+        place = stack.enter_context(self._place(Turn(reference, 0, everything=False)))
+        return Udp(place, masqueraded=False, cpus=machine.ends().sender)
+
+    def _memory(self, udp: Udp, at_rest: int) -> Reading:
+        """Return what the kernel needs at rest and for so many flows more."""
+        before = machine.kernel_memory()
+        with udp.new_flows(_MANY_FLOWS) as sending:
+            sending.send(_MANY_FLOWS)
+        flows = machine.kernel_memory() - before
+        value = None if sending.problem else float(at_rest + flows)
+        return Reading("memory", value, sending.problem)
 
     @contextlib.contextmanager
     def _place(self, turn: Turn) -> Iterator[Place]:

@@ -1,12 +1,13 @@
-"""Sends UDP packets as fast as one CPU can, and tells how long it took.
+"""Sends UDP packets as fast as one CPU can, whenever it is asked to, and tells how fast.
 
     python -m ipmasq_agent.bench.sender ORDER
 
 The order is JSON: ``destinations`` (addresses), ``ports`` (how many, from ``first`` on, of
-each of them), ``size`` (bytes of payload), ``count``. Packets go to each destination in
-turn, then to the next port; after the last one it begins again. What it prints is JSON:
-``seconds``, and ``busy``, the CPU seconds of the whole machine meanwhile. sendmmsg(2) by
-hand, as Python has none; everything is laid out in memory before the clock starts.
+each of them), ``size`` (bytes of payload). Packets go to each destination in turn, then to
+the next port; after the last one it begins again. A line ``{}`` says that all is laid out in
+memory. Then each line of standard input is a number of packets to send, and answered by a
+line of JSON: ``rate``, packets a second, and ``busy``, the CPU seconds of the whole machine
+meanwhile. sendmmsg(2) by hand, as Python has none.
 """
 
 from __future__ import annotations
@@ -84,18 +85,20 @@ def main() -> None:
     addresses = names(order["destinations"], order["first"], order["ports"])
     # As many to lay out as go at once, else each call would send a few only.
     addresses *= -(-_AT_ONCE // len(addresses))
-    left = order["count"]
     burst = Burst(addresses, order["size"])
     kind = socket.AF_INET if len(addresses[0]) == 16 else socket.AF_INET6
     with socket.socket(kind, socket.SOCK_DGRAM) as out:
+        print("{}", flush=True)
         at = 0
-        busy, began = busy_seconds(), time.monotonic()
-        while left:
-            sent = burst.send(out.fileno(), at, min(left, burst.size - at))
-            left -= sent
-            at = (at + sent) % burst.size
-        took, busy = time.monotonic() - began, busy_seconds() - busy
-    print(json.dumps({"seconds": took, "busy": busy}))
+        for line in sys.stdin:
+            left = count = int(line)
+            busy, began = busy_seconds(), time.monotonic()
+            while left:
+                sent = burst.send(out.fileno(), at, min(left, burst.size - at))
+                left -= sent
+                at = (at + sent) % burst.size
+            took, busy = time.monotonic() - began, busy_seconds() - busy
+            print(json.dumps({"rate": count / took, "busy": busy}), flush=True)
 
 
 if __name__ == "__main__":

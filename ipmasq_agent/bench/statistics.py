@@ -109,6 +109,8 @@ class Statistics:
         self.modes: dict[str, Mode] = {mode.name: mode for mode in results.modes}
         self.measures: dict[str, Measure] = {measure.name: measure for measure in results.measures}
         self._values: dict[tuple[str, str, int], dict[int, float]] = {}
+        # To the reference, where a mode took turns with it within one run.
+        self._shares: dict[tuple[str, str, int], dict[int, float]] = {}
         self._problems: dict[tuple[str, str, int], list[str]] = {}
         for run in results.runs:
             key = (run.measure, run.mode, run.cidrs)
@@ -117,6 +119,8 @@ class Statistics:
                 self._problems.setdefault(key, []).append(said)
             else:
                 self._values.setdefault(key, {})[run.round] = run.value
+                if run.ratio is not None:
+                    self._shares.setdefault(key, {})[run.round] = run.ratio
 
     def value(self, measure: str, mode: str, cidrs: int) -> Summary | None:
         """Return the summary of the values themselves; None where no round gave one."""
@@ -209,7 +213,10 @@ class Statistics:
         return measure, mode, 0 if bare else cidrs
 
     def _paired(self, of: tuple[str, str, int], to: tuple[str, str, int]) -> Summary | None:
-        over, under = self._values.get(of, {}), self._values.get(to, {})
+        # Shares of the same thing, where both are known, say more than values that were
+        # measured minutes apart.
+        kind = self._shares if of in self._shares and to in self._shares else self._values
+        over, under = kind.get(of, {}), kind.get(to, {})
         ratios = [over[number] / under[number] for number in over if under.get(number, 0) > 0]
         return summary(ratios, self._problems.get(of, ()))
 

@@ -1,8 +1,7 @@
-"""The workloads: each sends through a place and yields readings.
+"""The workloads of other people's programs: wrk with nginx, iperf3, sockperf.
 
-None is believed as such. Packets are counted where they arrive, segments that were sent
-again and answers that never came are asked for; where something is wrong the reading says what,
-and has no value.
+None is believed as such. Segments that were sent again and answers that never came are asked
+for; where something is wrong the reading says what, and has no value.
 """
 
 from __future__ import annotations
@@ -11,48 +10,26 @@ import contextlib
 import json
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
-from ipmasq_agent.bench.place import NODE, POD, Place, Popen
-from ipmasq_agent.bench.policies import in_gap, spread
+from ipmasq_agent.bench.place import Place, Popen
+from ipmasq_agent.bench.policies import in_gap
+from ipmasq_agent.bench.reading import DELIVERED, Ends, Reading, pinned
 from ipmasq_agent.bench.sender import busy_seconds
-from ipmasq_agent.errors import BenchError
 from ipmasq_agent.policy.addresses import Family
 
-DELIVERED = 0.999
-"""The share of packets that must arrive."""
-_FIRST_PORT, _LAST_PORT = 20_000, 29_999  # of packets that are counted
 _LATENCY_PORT = 11_111
 _CONNECTIONS, _SERVERS = 64, 4
 # Behind a CIDR each, so that a search has to go to the end.
 _SERVED = tuple(range(1000, 1000 + 7 * _SERVERS, 7))
-_HEADERS = {Family.IPV4: 14 + 20 + 8 + 4, Family.IPV6: 14 + 40 + 8 + 4}
 _SLACK = 15.0
 _FEWEST_REQUESTS, _MOST_REQUESTS = 2_000.0, 256_000.0
 _PERCENTILES = {"latency-p50": "50.000", "latency-p99": "99.000"}
 ONLY_IPV4 = "this sockperf knows IPv4 only; 3.8 and later know both"
-
-
-class Reading(NamedTuple):
-    """A value of a measure, or what went wrong."""
-
-    measure: str
-    value: float | None
-    problem: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Ends:
-    """Which CPUs programs at the two ends may use, as taskset(1) takes them; "" for any."""
-
-    sender: str = ""
-    receiver: str = ""
 
 
 class Traffic:
@@ -60,74 +37,12 @@ class Traffic:
 
     Args:
         place: where.
-        masqueraded: what the world must see of it.
         ends: which CPUs to use.
     """
 
-    def __init__(self, place: Place, *, masqueraded: bool, ends: Ends) -> None:
+    def __init__(self, place: Place, ends: Ends) -> None:
         self.place = place
-        self._source = "node" if masqueraded else "pod"
         self._ends = ends
-        self._next_port = _FIRST_PORT
-        place.world.run("nft", "-f", "-", stdin=_counting(place.family))
-
-    # -- UDP --------------------------------------------------------------------------------
-
-    def flows(self, count: int) -> Iterator[Reading]:
-        """Send one packet of each of ``count`` new flows."""
-        destinations = [self.place.family.show(one) for one in spread(self.place.family)]
-        told, problem = self._send(destinations, -(-count // len(destinations)), count, 1)
-        yield Reading("flows", None if problem else count / told["seconds"], problem)
-        yield Reading("flows-cpu", None if problem else told["busy"] / count, problem)
-
-    def packets(self, count: int) -> Iterator[Reading]:
-        """Send packets of 64 bytes on the wire, all of one flow."""
-        destination = self.place.family.show(in_gap(self.place.family, _SERVED[0]))
-        size = max(64 - _HEADERS[self.place.family], 1)
-        told, problem = self._send([destination], 1, count, size)
-        yield Reading("packets", None if problem else count / told["seconds"], problem)
-
-    def _send(
-        self, destinations: list[str], ports: int, count: int, size: int
-    ) -> tuple[dict[str, float], str | None]:
-        """Send, and return what the sender tells, and what is wrong with it."""
-        if self._next_port + ports > _LAST_PORT + 1:
-            raise BenchError(f"no {ports * len(destinations)} new flows are left in this place")
-        order = {
-            "destinations": destinations,
-            "first": self._next_port,
-            "ports": ports,
-            "size": size,
-            "count": count,
-        }
-        self._next_port += ports  # so that no flow comes twice
-        argv = [sys.executable, "-m", "ipmasq_agent.bench.sender", json.dumps(order)]
-        before = self._arrived()
-        told = json.loads(self.place.pod.run(*pinned(self._ends.sender, argv)))
-        arrived = {name: n - before[name] for name, n in self._settled(before, count).items()}
-        right = arrived.pop(self._source)
-        (wrong,) = arrived.values()
-        if wrong:
-            return told, f"{wrong:,} of {count:,} packets had the wrong source"
-        if right < DELIVERED * count:
-            return told, f"{count - right:,} of {count:,} packets were lost"
-        return told, None
-
-    def _arrived(self) -> dict[str, int]:
-        """Return how many packets have come from the pod's address and from the node's."""
-        listed = json.loads(self.place.world.run("nft", "-j", "list", "counters"))["nftables"]
-        return {c["counter"]["name"]: c["counter"]["packets"] for c in listed if "counter" in c}
-
-    def _settled(self, before: dict[str, int], count: int) -> dict[str, int]:
-        """Return the counters once all is there, or nothing comes any more."""
-        last = self._arrived()
-        while sum(last.values()) - sum(before.values()) < count:
-            time.sleep(0.05)
-            now = self._arrived()
-            if now == last:
-                break
-            last = now
-        return last
 
     # -- TCP --------------------------------------------------------------------------------
 
@@ -228,11 +143,6 @@ class Traffic:
             return [_whole(log) for log in logs]
 
 
-def pinned(cpus: str, argv: Sequence[str]) -> list[str]:
-    """Return ``argv`` made to run on those CPUs; as it is for none."""
-    return ["taskset", "-c", cpus, *argv] if cpus else list(argv)
-
-
 def outcome_of_wrk(said: Sequence[str], again: int) -> Reading:
     """Return connections a second of several wrk, added up.
 
@@ -289,19 +199,6 @@ def outcome_of_sockperf(said: str) -> Iterator[Reading]:
 def _whole(log: IO[bytes]) -> str:
     log.seek(0)
     return log.read().decode(errors="replace")
-
-
-def _counting(family: Family) -> str:
-    """Return a table that counts what arrives by its source, before any socket could lose it."""
-    word = "ip" if family is Family.IPV4 else "ip6"
-    rules = "".join(
-        f"{word} saddr {source} udp dport {_FIRST_PORT}-{_LAST_PORT} counter name {name} drop; "
-        for name, source in (("pod", POD[family]), ("node", NODE[family]))
-    )
-    return (
-        "table inet seen { counter pod {}; counter node {}; "
-        f"chain c {{ type filter hook prerouting priority raw; {rules}}}; }}\n"
-    )
 
 
 def _nginx(state: Path) -> str:

@@ -17,7 +17,9 @@ from ipmasq_agent.bench.modes import MODES
 from ipmasq_agent.bench.node import Node
 from ipmasq_agent.bench.place import Place
 from ipmasq_agent.bench.policies import Policy
-from ipmasq_agent.bench.workloads import ONLY_IPV4, Ends, Traffic
+from ipmasq_agent.bench.reading import Ends, Reading
+from ipmasq_agent.bench.udp import Udp
+from ipmasq_agent.bench.workloads import ONLY_IPV4, Traffic
 from ipmasq_agent.errors import BenchError
 from ipmasq_agent.policy.addresses import Family
 from tests.kernel.running import wait_until
@@ -33,8 +35,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         yield made
 
 
-def traffic(place: Place, *, masqueraded: bool = False) -> Traffic:
-    return Traffic(place, masqueraded=masqueraded, ends=Ends())
+def traffic(place: Place) -> Traffic:
+    return Traffic(place, Ends())
 
 
 def lose(place: Place) -> None:
@@ -54,14 +56,13 @@ def test_every_mode_decides_as_its_document_says(place: Place, name: str) -> Non
     found = equality.check(place, mode, policy)
     assert found.wrong == ()
     assert found.destinations >= 8
-    values = {reading.measure: reading for reading in traffic_of(place, mode.backend).flows(FLOWS)}
+    values = {
+        reading.measure: reading
+        for reading in Udp(place, masqueraded=mode.backend is not None).flows(FLOWS)
+    }
     assert {reading.problem for reading in values.values()} == {None}
     assert (values["flows"].value or 0) > 100
     assert list(values) == ["flows", "flows-cpu"]
-
-
-def traffic_of(place: Place, backend: str | None) -> Traffic:
-    return traffic(place, masqueraded=backend is not None)
 
 
 def test_a_missing_rule_is_caught_by_packets(place: Place) -> None:
@@ -80,23 +81,41 @@ def test_a_missing_rule_is_caught_by_packets(place: Place) -> None:
 
 
 def test_a_mode_that_does_nothing_is_caught_by_its_packets(place: Place) -> None:
-    for reading in traffic(place, masqueraded=True).flows(FLOWS):
+    for reading in Udp(place, masqueraded=True).flows(FLOWS):
         assert reading.value is None
         assert reading.problem == f"{FLOWS:,} of {FLOWS:,} packets had the wrong source"
 
 
 def test_lost_packets_give_no_figure(place: Place) -> None:
     lose(place)
-    sent = traffic(place)
+    sent = Udp(place, masqueraded=False)
     for reading in (*sent.flows(FLOWS), *sent.packets(FLOWS)):
         assert reading.value is None
         assert "packets were lost" in (reading.problem or "")
 
 
 def test_packets_of_one_flow(place: Place) -> None:
-    (reading,) = traffic(place).packets(5000)
+    (reading,) = Udp(place, masqueraded=False).packets(5000)
     assert reading.problem is None
     assert (reading.value or 0) > 1000
+
+
+def test_a_mode_takes_turns_with_another_one(place: Place, tmp_path: Path) -> None:
+    with Place(place.family, tmp_path / "beside", tracking=True) as other:
+        beside = Udp(other, masqueraded=False)
+        flows, cpu = Udp(place, masqueraded=False).flows(FLOWS, beside)
+        assert flows.problem is cpu.problem is None
+        assert 0.1 < (flows.ratio or 0) < 10
+        lose(other)
+        for reading in Udp(place, masqueraded=False).flows(FLOWS, beside):
+            assert reading.value is None
+            assert "in the place beside" in (reading.problem or "")
+
+
+def test_a_sender_that_cannot_send_says_why(place: Place) -> None:
+    place.pod.run("ip", "link", "set", "eth0", "down")
+    with pytest.raises(BenchError, match=r"(?s)cannot be sent: .*unreachable"):
+        list(Udp(place, masqueraded=False).flows(FLOWS))
 
 
 def test_connections(place: Place) -> None:
@@ -117,13 +136,8 @@ def test_throughput_and_its_cpu(place: Place) -> None:
     assert list(readings) == ["stream", "stream-cpu"]
     assert all(reading.problem is None for reading in readings.values())
     assert (readings["stream"].value or 0) > 1e6
-    (several,) = traffic_again(place).streams("streams", 8, 1)
+    (several,) = traffic(place).streams("streams", 8, 1)
     assert (several.value or 0) > 1e6
-
-
-def traffic_again(place: Place) -> Traffic:
-    place.world.run("nft", "delete", "table", "inet", "seen")
-    return traffic(place)
 
 
 @pytest.mark.parametrize(("loses", "rate"), [(False, 2000.0), (True, 500.0)])
@@ -142,7 +156,7 @@ def test_latency(place: Place) -> None:
     median, worst = traffic(place).latency(200, 1)
     assert (median.measure, worst.measure) == ("latency-p50", "latency-p99")
     if place.family is Family.IPV6 and median.problem == ONLY_IPV4:
-        assert worst == ("latency-p99", None, ONLY_IPV4)
+        assert worst == Reading("latency-p99", None, ONLY_IPV4)
         return
     assert median.problem is worst.problem is None
     assert 0 < (median.value or 0) <= (worst.value or 0) < 1

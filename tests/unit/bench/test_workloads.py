@@ -8,13 +8,13 @@ import socket
 import pytest
 
 from ipmasq_agent.bench.modes import FULL, MODES, QUICK, skipped, turns
+from ipmasq_agent.bench.reading import Reading, pinned
 from ipmasq_agent.bench.sender import names
+from ipmasq_agent.bench.udp import parts_of
 from ipmasq_agent.bench.workloads import (
-    Reading,
     outcome_of_iperf,
     outcome_of_sockperf,
     outcome_of_wrk,
-    pinned,
 )
 
 WRK = """Running 1s test @ http://1.0.0.176/
@@ -85,6 +85,12 @@ def test_addresses_are_laid_out_as_the_kernel_has_them() -> None:
     assert len(six) == 28
     assert six[2:8] == bytes([1, 2, 0, 0, 0, 0])
     assert six[8:24] == (0xFD << 120 | 1).to_bytes(16)
+
+
+def test_a_burst_has_equal_parts_and_loses_nothing() -> None:
+    assert parts_of(10, 3) == [3, 3, 4]
+    assert parts_of(2, 9) == [1, 1]
+    assert sum(parts_of(99_991, 9)) == 99_991
 
 
 def test_programs_are_pinned_where_there_are_cpus() -> None:
