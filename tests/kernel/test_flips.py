@@ -5,8 +5,8 @@ What the documents say alike must hold for every single flow.
 
 from __future__ import annotations
 
-import ipaddress
 import contextlib
+import ipaddress
 import itertools
 import json
 from collections.abc import Iterator, Sequence
