@@ -61,7 +61,10 @@ def test_modes_take_turns_after_they_have_shown_that_they_are_right() -> None:
     ]
     turns = [(run.round, run.mode) for run in results.runs if run.measure == "flows"]
     assert turns == [(n, mode) for n in (1, 2) for mode in ("none", "none+ct", "nftables")]
-    assert all(run.value for run in results.runs), [run.problem for run in results.runs]
+    # So few flows may take less CPU time than the kernel counts in.
+    assert {run.problem for run in results.runs} == {None}
+    assert all(run.value for run in results.runs if run.measure != "flows-cpu")
+    assert all(run.value is not None for run in results.runs)
     assert {run.measure for run in results.runs} == {"flows", "flows-cpu", "connections", "load"}
     assert [measure.name for measure in results.measures] == [
         *("flows", "flows-cpu", "connections", "load")
