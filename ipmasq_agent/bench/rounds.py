@@ -58,6 +58,7 @@ class Benchmark:
     _equality: list[Equality] = field(default_factory=list)
     _skipped: list[str] = field(default_factory=list)
     _offloads: dict[str, bool] = field(default_factory=dict)
+    _state: str = ""  # a directory for all places
     _rate: float | None = None  # of requests a second, for latency: the same for all
 
     def measure(self, *, quick: bool = False) -> Results:
@@ -69,6 +70,12 @@ class Benchmark:
         Raises:
             AgentError: nothing can be measured here.
         """
+        # Whatever Ctrl-C interrupts, what it leaves is in here.
+        with tempfile.TemporaryDirectory(prefix="ipmasq-bench-") as state:
+            self._state = state
+            return self._measure(quick)
+
+    def _measure(self, quick: bool) -> Results:
         began, started = datetime.now().astimezone(), time.monotonic()
         turns = list(modes.turns(self.modes, self.effort))
         self._skipped += modes.skipped(self.modes, self.effort)
@@ -186,7 +193,7 @@ class Benchmark:
     @contextlib.contextmanager
     def _place(self, turn: Turn) -> Iterator[Place]:
         with (
-            tempfile.TemporaryDirectory(prefix="ipmasq-bench-") as state,
+            tempfile.TemporaryDirectory(dir=self._state) as state,
             Place(self.family, Path(state), tracking=turn.mode.tracking) as place,
         ):
             if cpus := machine.node_cpus():
