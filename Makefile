@@ -16,7 +16,7 @@ help: ## this text
 demo: $(BYTECODE) ## the lab: which source address does each destination see, as the ConfigMap changes
 	@$(BIN)/ipmasq-agent lab run
 
-bench: $(VENV)/bench $(BYTECODE) ## iptables beside eBPF, measured here in a minute and a half
+bench: $(VENV)/bench $(BYTECODE) ## iptables beside eBPF, measured here in two minutes
 	@$(BIN)/ipmasq-agent bench --quick
 
 test: $(VENV)/ready $(BYTECODE) lint ## lint, types, layer contracts, and every test but the long ones

@@ -8,7 +8,7 @@ hundreds of pairs, and by chance alone one in 250 is apart in the bad direction 
 rounds, one in 20 with three; and a machine differs from day to day by more than from round to
 round. So there has to be a gap as wide as the intervals are, which noise of a normal
 distribution makes of one pair in 24,000 with five rounds and of one in 150 with three; and a
-change of five percent at least.
+change of five percent at least. What is apart by less is told, and fails nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Verdict(Enum):
 
     WORSE = "worse"
     BETTER = "better"
+    MOVED = "apart, but by no more than chance or another day does"
     SAME = "within the noise"
     UNKNOWN = "too few rounds to tell"
 
@@ -131,7 +132,9 @@ def describe(comparison: Comparison) -> Iterator[str]:
             "on both sides"
         )
     if same:
-        yield f"{len(same)} figures are the same within the noise"
+        yield f"{len(same)} figures are the same within the noise: their intervals overlap"
+    for finding in comparison.of(Verdict.MOVED):
+        yield f"Moved, by no more than chance or another day does: {_told(finding)}"
     if not worse and not unknown:
         yield "Nothing is worse than before"
     yield from _listed("No longer measured", comparison.gone)
@@ -155,7 +158,7 @@ def _pair(
     """Return what both sides have: ratios, and to what, or else values; None for neither."""
     if place[0] not in before.measures:
         return None
-    for to in (LIMIT, REFERENCE, None):
+    for to in (REFERENCE, LIMIT, None):
         then, now = (
             side.value(*place) if to is None else side.ratio(*place, to) for side in (before, after)
         )
@@ -170,8 +173,10 @@ def _verdict(then: Summary, now: Summary, measure: Measure) -> Verdict:
     gap = max(now.low - then.high, then.low - now.high)
     width = ((then.high - then.low) + (now.high - now.low)) / 2
     change = now.median - then.median
-    if gap <= 0 or gap < width or abs(change) < _DRIFT * abs(then.median):
+    if gap <= 0:
         return Verdict.SAME
+    if gap < width or abs(change) < _DRIFT * abs(then.median):
+        return Verdict.MOVED
     return Verdict.BETTER if (change > 0) == measure.more_is_better else Verdict.WORSE
 
 

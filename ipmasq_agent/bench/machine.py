@@ -10,7 +10,7 @@ import re
 import shutil
 import socket
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from ipmasq_agent.bench.reading import Ends
@@ -86,12 +86,8 @@ def node_cpus() -> int:
     return (1 << count - 2) - 1 if count >= _ENOUGH_TO_PIN else 0
 
 
-def describe(offloads: Mapping[str, bool]) -> dict[str, str]:
-    """Return what the figures were measured on.
-
-    Args:
-        offloads: of the node's device, by name.
-    """
+def describe() -> dict[str, str]:
+    """Return what the figures are measured on, as it is now."""
     count = os.cpu_count() or 1
     pinned = ends()
     shares = (
@@ -104,22 +100,21 @@ def describe(offloads: Mapping[str, bool]) -> dict[str, str]:
         "processor": f"{count} x {_processor()}; {shares}",
         "memory": f"{_meminfo()['MemTotal'] / 2**30:.1f} GiB",
         "load before": f"{os.getloadavg()[0]:.2f}",
-        "offloads": ", ".join(f"{name} {'on' if on else 'off'}" for name, on in offloads.items()),
         **{title: _settings(names) for title, names in _SETTINGS.items()},
         "tools": ", ".join(f"{name} {_version(argv)}" for name, argv in _VERSIONS.items()),
         "python": platform.python_version(),
     }
 
 
-def offloads(of_host: socket.socket, device: str) -> dict[str, bool]:
+def offloads(of_host: socket.socket, device: str) -> str:
     """Return which offloads a device has on, by a socket of its host."""
-    found = {}
+    found = []
     for name, command in _OFFLOADS.items():
         value = ctypes.create_string_buffer(struct.pack("=II", command, 0), 8)
         request = struct.pack("@16sP", device.encode(), ctypes.addressof(value))
         fcntl.ioctl(of_host, _ETHTOOL, request)
-        found[name] = bool(struct.unpack("=II", value.raw)[1])
-    return found
+        found.append(f"{name} {'on' if struct.unpack('=II', value.raw)[1] else 'off'}")
+    return ", ".join(found)
 
 
 def kernel_memory() -> int:

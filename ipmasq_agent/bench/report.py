@@ -18,7 +18,8 @@ METHOD = (
     "First, each mode shows on packets that it decides as its document says. Then modes take "
     "turns, all of them in each round, so that what slows the machine for a while slows all.",
     f"Ratios are to {REFERENCE} (no NAT, connections tracked, as on a node with kube-proxy) and to "
-    f"{LIMIT} (neither) in the same round.",
+    f"{LIMIT} (neither) in the same round. For new flows, {REFERENCE} even stands beside each mode "
+    "and takes turns with it several times a second.",
     "Each figure is the median of the rounds. Its interval is made of two of the measured values, "
     f"such that it holds the true median with {100 * COVERAGE:.0f} % at least; that takes five "
     "rounds. No distribution is assumed.",

@@ -24,13 +24,14 @@ from ipmasq_agent.bench.reading import Reading
 from ipmasq_agent.bench.results import REFERENCE, Equality, Measure, Mode, Results, Run
 from ipmasq_agent.bench.sender import busy_seconds
 from ipmasq_agent.bench.udp import Udp
-from ipmasq_agent.bench.workloads import Traffic
+from ipmasq_agent.bench.workloads import ONLY_IPV4, Traffic
 from ipmasq_agent.errors import AgentError
 from ipmasq_agent.policy.addresses import Family
 
 Progress = Callable[[str, float], None]
 """Told what happens next, and which share of all the work is done."""
 _QUIET, _LOOK, _QUIETENING = 0.1, 0.05, 5.0  # share of the CPUs; seconds
+_CALM, _STIR = 0.5, 1 << 18  # seconds; bytes
 _WARM_UP, _TIMED = 10, 4  # of so many flows one
 _MANY_FLOWS = 100_000
 # How long a part takes, measured in turns of flows and connections alone.
@@ -57,7 +58,7 @@ class Benchmark:
     _runs: list[Run] = field(default_factory=list)
     _equality: list[Equality] = field(default_factory=list)
     _skipped: list[str] = field(default_factory=list)
-    _offloads: dict[str, bool] = field(default_factory=dict)
+    _offloads: dict[str, str] = field(default_factory=dict)
     _state: str = ""  # a directory for all places
     _rate: float | None = None  # of requests a second, for latency: the same for all
 
@@ -77,6 +78,7 @@ class Benchmark:
 
     def _measure(self, quick: bool) -> Results:
         began, started = datetime.now().astimezone(), time.monotonic()
+        described = machine.describe()  # its load is that from before
         turns = list(modes.turns(self.modes, self.effort))
         self._skipped += modes.skipped(self.modes, self.effort)
         stopped, done, work = None, 0.0, _work(turns, self.effort.rounds)
@@ -104,7 +106,7 @@ class Benchmark:
             quick=quick,
             stopped=stopped,
             family=self.family.value,
-            machine=machine.describe(self._offloads),
+            machine={**described, **self._offloads},
             modes=self.modes,
             measures=_measured(self._runs),
             equality=self._equality,
@@ -117,7 +119,7 @@ class Benchmark:
         with self._place(turn) as place:
             if not self._offloads:
                 with place.node.socket(self.family, socket.SOCK_DGRAM) as of_node:
-                    self._offloads = machine.offloads(of_node, "eth0")
+                    self._offloads = {"offloads": machine.offloads(of_node, "eth0")}
             policy = Policy(self.family, turn.cidrs)
             try:
                 if turn.mode.backend is not None:
@@ -146,12 +148,12 @@ class Benchmark:
             beside = self._beside(turn, stack)
             place = stack.enter_context(self._place(turn))
             settle()
-            empty = machine.kernel_memory()
+            empty = calm_memory() if turn.everything else 0
             node = None
             if backend is not None:
                 node = Node(place, self.agent, backend)
                 yield Reading("load", node.load(policy))
-            at_rest = machine.kernel_memory() - empty
+            at_rest = calm_memory() - empty if turn.everything else 0
             udp = Udp(place, masqueraded=backend is not None, cpus=ends.sender)
             settle()
             list(udp.flows(effort.flows // _WARM_UP, beside))  # caches fill, neighbours are found
@@ -166,9 +168,7 @@ class Benchmark:
                 yield from udp.packets(effort.packets)
                 yield from traffic.streams("stream", 1, effort.seconds)
                 yield from traffic.streams("streams", 8, effort.seconds)
-                if self._rate is None and traffic.has_requests:
-                    self._rate = traffic.half_load()
-                yield from traffic.latency(self._rate or 0, effort.seconds)
+                yield from self._latency(traffic)
             yield from traffic.connections(effort.seconds)
             if turn.everything and node is not None:
                 yield node.change(policy)
@@ -181,12 +181,21 @@ class Benchmark:
         place = stack.enter_context(self._place(Turn(reference, 0, everything=False)))
         return Udp(place, masqueraded=False, cpus=machine.ends().sender)
 
+    def _latency(self, traffic: Traffic) -> Iterator[Reading]:
+        if not traffic.has_requests:
+            if ONLY_IPV4 not in self._skipped:
+                self._skipped.append(ONLY_IPV4)
+            return
+        if self._rate is None:
+            self._rate = traffic.half_load()
+        yield from traffic.latency(self._rate, self.effort.seconds)
+
     def _memory(self, udp: Udp, at_rest: int) -> Reading:
         """Return what the kernel needs at rest and for so many flows more."""
-        before = machine.kernel_memory()
+        before = calm_memory()
         with udp.new_flows(_MANY_FLOWS) as sending:
             sending.send(_MANY_FLOWS)
-        flows = machine.kernel_memory() - before
+        flows = calm_memory() - before
         value = None if sending.problem else float(at_rest + flows)
         return Reading("memory", value, sending.problem)
 
@@ -209,6 +218,20 @@ def settle() -> None:
         time.sleep(_LOOK)
         if busy_seconds() - busy <= _QUIET * _LOOK:
             return
+
+
+def calm_memory() -> int:
+    """Return how much memory the kernel has taken, once that stays the same for a while.
+
+    It gives back what a namespace had in the background, and sleeps in between.
+    """
+    deadline = time.monotonic() + _QUIETENING
+    taken, since = machine.kernel_memory(), time.monotonic()
+    while (now := time.monotonic()) < deadline and now - since < _CALM:
+        time.sleep(_LOOK)
+        if abs((found := machine.kernel_memory()) - taken) > _STIR:
+            taken, since = found, time.monotonic()
+    return machine.kernel_memory()
 
 
 def _measured(runs: Iterable[Run]) -> list[Measure]:

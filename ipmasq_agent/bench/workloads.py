@@ -29,7 +29,7 @@ _SERVED = tuple(range(1000, 1000 + 7 * _SERVERS, 7))
 _SLACK = 15.0
 _FEWEST_REQUESTS, _MOST_REQUESTS = 2_000.0, 256_000.0
 _PERCENTILES = {"latency-p50": "50.000", "latency-p99": "99.000"}
-ONLY_IPV4 = "this sockperf knows IPv4 only; 3.8 and later know both"
+ONLY_IPV4 = "latency: the sockperf here knows IPv4 only; 3.8 and later know both"
 
 
 class Traffic:
@@ -71,8 +71,8 @@ class Traffic:
             busy = busy_seconds()
             (said,) = self._clients([argv], seconds)
             busy = busy_seconds() - busy
-        received, problem = outcome_of_iperf(said)
-        yield Reading(measure, None if problem else received * 8 / seconds, problem)
+        received, took, problem = outcome_of_iperf(said)
+        yield Reading(measure, None if problem else received * 8 / took, problem)
         if parallel == 1:
             yield Reading("stream-cpu", None if problem else busy / received * 1e9, problem)
 
@@ -90,9 +90,6 @@ class Traffic:
 
     def latency(self, rate: float, seconds: float) -> Iterator[Reading]:
         """Send ``rate`` requests a second, and see how long answers take."""
-        if not self.has_requests:
-            yield from (Reading(measure, None, ONLY_IPV4) for measure in _PERCENTILES)
-            return
         yield from outcome_of_sockperf(self._sockperf(f"{rate:.0f}", seconds))
 
     @property
@@ -170,16 +167,17 @@ def outcome_of_wrk(said: Sequence[str], again: int) -> Reading:
     return Reading("connections", rate)
 
 
-def outcome_of_iperf(said: str) -> tuple[float, str | None]:
-    """Return how many bytes arrived, and what went wrong."""
+def outcome_of_iperf(said: str) -> tuple[float, float, str | None]:
+    """Return how many bytes arrived, in how many seconds, and what went wrong."""
     try:
         told: dict[str, Any] = json.loads(said)
     except json.JSONDecodeError:
-        return 0.0, f"iperf3 did not end ({said.strip()[-200:] or 'it said nothing'})"
+        return 0.0, 0.0, f"iperf3 did not end ({said.strip()[-200:] or 'it said nothing'})"
     if "error" in told:
-        return 0.0, f"iperf3: {told['error']}"
-    received = float(told["end"]["sum_received"]["bytes"])
-    return received, None if received else "nothing arrived"
+        return 0.0, 0.0, f"iperf3: {told['error']}"
+    received = told["end"]["sum_received"]
+    problem = None if received["bytes"] else "nothing arrived"
+    return float(received["bytes"]), float(received["seconds"]), problem
 
 
 def outcome_of_sockperf(said: str) -> Iterator[Reading]:

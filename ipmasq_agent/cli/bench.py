@@ -16,6 +16,7 @@ import click
 
 from ipmasq_agent.cli.output import emit, output_option
 from ipmasq_agent.errors import UsageError
+from ipmasq_agent.policy.addresses import Family
 
 if TYPE_CHECKING:
     from ipmasq_agent.bench.modes import Effort
@@ -35,7 +36,7 @@ with their intervals; modes whose intervals overlap are called a tie. A run in w
 were lost says so instead of giving a figure.
 
 What is left is a folder with report.html, report.md, results.json and plots. The full
-benchmark takes half an hour, --quick a minute and a half. Ctrl-C keeps what was measured.
+benchmark takes half an hour, --quick two minutes. Ctrl-C keeps what was measured.
 
 Exit status: 0 when all was measured and, with --against, nothing is slower beyond the noise;
 1 when something is slower, a mode decided wrongly or runs failed; 2 on an error; 130 after
@@ -105,16 +106,21 @@ def command(
     from ipmasq_agent.bench.modes import FULL, QUICK
     from ipmasq_agent.bench.report import conclusions
 
+    family = Family.IPV6 if ipv6 else Family.IPV4
     earlier = files.read(against) if against else None
-    if stored:
-        found = files.read(stored)
-    else:
-        effort = QUICK if quick else FULL
-        effort = replace(effort, rounds=rounds) if rounds else effort
-        found = _measure(_chosen(names), effort, quick=quick, ipv6=ipv6)
-        folder = folder or Path(f"ipmasq-bench-{datetime.now():%Y%m%d-%H%M%S}")
+    # The report is kept whatever becomes of the comparison, and of another Ctrl-C.
+    with _interruptible():
+        if stored:
+            found = files.read(stored)
+        else:
+            if earlier and earlier.family != family.value:
+                raise UsageError(f"{against} is of {earlier.family}, not of {family.value}")
+            effort = QUICK if quick else FULL
+            effort = replace(effort, rounds=rounds) if rounds else effort
+            found = _measure(_chosen(names), effort, family, quick=quick)
+            folder = folder or Path(f"ipmasq-bench-{datetime.now():%Y%m%d-%H%M%S}")
+        written = write_folder(found, folder) if folder else []
     comparison = compare(earlier, found) if earlier else None
-    written = write_folder(found, folder) if folder else []
 
     def as_text() -> str:
         lines = list(conclusions(found))
@@ -141,16 +147,14 @@ def _chosen(names: tuple[str, ...]) -> list[Mode]:
     return [mode for mode in MODES if not names or mode.name in names]
 
 
-def _measure(modes: list[Mode], effort: Effort, *, quick: bool, ipv6: bool) -> Results:
+def _measure(modes: list[Mode], effort: Effort, family: Family, *, quick: bool) -> Results:
     from ipmasq_agent.bench import canvas
     from ipmasq_agent.bench.machine import check_tools
     from ipmasq_agent.bench.rounds import Benchmark
-    from ipmasq_agent.policy.addresses import Family
 
     check_tools(modes)
     canvas.check()
-    family = Family.IPV6 if ipv6 else Family.IPV4
-    with _interruptible(), _Progress() as progress:
+    with _Progress() as progress:
         return Benchmark(modes, effort, family, AGENT, progress.show).measure(quick=quick)
 
 

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from ipmasq_agent.errors import HostError
@@ -131,13 +132,19 @@ class Hooks:
 
     def _version(self) -> Path:
         try:
-            content = BYTECODE.read_bytes()
+            written = BYTECODE.stat()
         except FileNotFoundError as cause:
             raise HostError(
                 f"the eBPF programs are not compiled: {BYTECODE} is missing",
                 remedy="install clang and libbpf-dev, then this package again",
             ) from cause
-        return self._pins / f"{_VERSION}{hashlib.sha256(content).hexdigest()[:12]}"
+        return self._pins / f"{_VERSION}{_digest(BYTECODE, written.st_mtime_ns, written.st_size)}"
+
+
+@lru_cache(maxsize=1)
+def _digest(path: Path, written: int, size: int) -> str:
+    """Return what tells this content from others; read again once the file is another one."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 class _Pinned:

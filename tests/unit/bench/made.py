@@ -5,18 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from ipmasq_agent.bench.modes import MODES
 from ipmasq_agent.bench.results import Equality, Measure, Mode, Results, Run
 
-MODES = (
-    Mode("none", "no NAT, connections not tracked", None, tracking=False),
-    Mode("none+ct", "no NAT", None, tracking=True),
-    Mode("iptables-legacy", "iptables-legacy, a rule a CIDR", "iptables-legacy", tracking=True),
-    Mode("iptables-nft", "iptables-nft, a rule a CIDR", "iptables-nft", tracking=True),
-    Mode("ipset", "iptables-nft with an ipset", "ipset", tracking=True),
-    Mode("nftables", "nftables with a set", "nftables", tracking=True),
-    Mode("bpf", "eBPF, connections not tracked", "bpf", tracking=False),
-    Mode("bpf+ct", "eBPF", "bpf", tracking=True),
-)
 FLOWS = Measure("flows", "New UDP flows", "flows/s", more_is_better=True)
 CONNECTIONS = Measure("connections", "TCP connections", "connections/s", more_is_better=True)
 STREAM = Measure("stream", "Throughput of one TCP stream", "bit/s", more_is_better=True)

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from ipmasq_agent.bench.against import Verdict, compare, describe
+from ipmasq_agent.bench.modes import MODES
 from ipmasq_agent.errors import BenchError
-from tests.unit.bench.made import FLOWS, LATENCY, LOAD, MODES, Levels, made, usual, without
+from tests.unit.bench.made import FLOWS, LATENCY, LOAD, Levels, made, usual, without
 
 
 def slower(mode: str, measure: str, factor: float) -> Levels:
@@ -32,8 +33,8 @@ def test_a_mode_that_became_slower_is_named_and_no_other() -> None:
     worse = [(one.measure.name, one.where) for one in comparison.of(Verdict.WORSE)]
     assert worse == [("flows", f"bpf+ct with {size} CIDRs") for size in ("3", "64", "1,000")]
     lines = list(describe(comparison))
-    assert lines[0].startswith("Worse: New UDP flows, bpf+ct with 3 CIDRs: 7")
-    assert lines[0].endswith("of none")
+    assert lines[0].startswith("Worse: New UDP flows, bpf+ct with 3 CIDRs: 9")
+    assert lines[0].endswith("of none+ct")
     assert "Nothing is worse than before" not in lines
 
 
@@ -72,7 +73,7 @@ def test_a_small_change_or_one_within_the_noise_is_no_regression(
     assert not compare(old, new).regressed
 
 
-def test_intervals_that_only_just_miss_each_other_are_within_the_noise() -> None:
+def test_intervals_that_only_just_miss_each_other_are_told_and_fail_nothing() -> None:
     levels = slower("ipset", "flows", 0.93)
     comparison = compare(made(noise=0.02), made(noise=0.02, levels=levels))
     (found,) = [
@@ -81,7 +82,10 @@ def test_intervals_that_only_just_miss_each_other_are_within_the_noise() -> None
         if (one.measure, one.where) == (FLOWS, "ipset with 64 CIDRs")
     ]
     assert found.before.apart(found.after)
-    assert found.verdict is Verdict.SAME
+    assert found.verdict is Verdict.MOVED
+    assert not comparison.regressed
+    told = [line for line in describe(comparison) if line.startswith("Moved, by no more than")]
+    assert any("New UDP flows, ipset with 64 CIDRs" in line for line in told)
 
 
 @pytest.mark.parametrize("sides", [(1, 5), (5, 2), (2, 2)])

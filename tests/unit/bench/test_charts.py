@@ -13,9 +13,10 @@ from PIL import Image
 
 from ipmasq_agent.bench import bars, canvas, lines
 from ipmasq_agent.bench.charts import Chart, charts
+from ipmasq_agent.bench.modes import MODES
 from ipmasq_agent.bench.statistics import summarize
 from ipmasq_agent.errors import MissingTool
-from tests.unit.bench.made import FLOWS, LATENCY, LOAD, MEMORY, MODES, made, usual, without
+from tests.unit.bench.made import FLOWS, LATENCY, LOAD, MEMORY, made, usual, without
 
 
 def rows(**how: Any) -> dict[str, bars.Row]:

@@ -8,10 +8,11 @@ import pytest
 
 from ipmasq_agent.bench import results as files
 from ipmasq_agent.bench.folder import write_folder
+from ipmasq_agent.bench.modes import MODES
 from ipmasq_agent.bench.report import conclusions, markdown
 from ipmasq_agent.bench.results import Equality, Results
 from ipmasq_agent.errors import BenchError, MissingTool
-from tests.unit.bench.made import FLOWS, LATENCY, LOAD, MODES, Levels, made, usual, without
+from tests.unit.bench.made import FLOWS, LATENCY, LOAD, Levels, made, usual, without
 
 
 def levels(**of_mode: float) -> Levels:

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from ipmasq_agent.bench.modes import MODES
 from ipmasq_agent.bench.results import Equality
 from ipmasq_agent.bench.statistics import coverage, summarize, summary
-from tests.unit.bench.made import FLOWS, LATENCY, LOAD, MEMORY, MODES, made, usual, without
+from tests.unit.bench.made import FLOWS, LATENCY, LOAD, MEMORY, made, usual, without
 
 
 @pytest.mark.parametrize(

@@ -56,13 +56,13 @@ def test_connections_that_fail_give_no_figure(said: list[str], again: int, probl
 
 
 def test_what_iperf_received_counts() -> None:
-    told = {"end": {"sum_sent": {"bytes": 2000}, "sum_received": {"bytes": 1000}}}
-    assert outcome_of_iperf(json.dumps(told)) == (1000, None)
+    told = {"end": {"sum_sent": {"bytes": 2000}, "sum_received": {"bytes": 1000, "seconds": 2}}}
+    assert outcome_of_iperf(json.dumps(told)) == (1000, 2, None)
     told["end"]["sum_received"]["bytes"] = 0
-    assert outcome_of_iperf(json.dumps(told)) == (0, "nothing arrived")
+    assert outcome_of_iperf(json.dumps(told)) == (0, 2, "nothing arrived")
     refused = {"end": {}, "error": "unable to connect"}
-    assert outcome_of_iperf(json.dumps(refused)) == (0, "iperf3: unable to connect")
-    assert outcome_of_iperf("") == (0, "iperf3 did not end (it said nothing)")
+    assert outcome_of_iperf(json.dumps(refused)) == (0, 0, "iperf3: unable to connect")
+    assert outcome_of_iperf("") == (0, 0, "iperf3 did not end (it said nothing)")
 
 
 def test_percentiles_of_sockperf() -> None:
