@@ -14,6 +14,7 @@
     │   └── LockTimeout            someone else holds the xtables lock
     ├── KernelReadError            what the kernel holds cannot be read in full
     ├── KernelWriteError           the kernel does not hold what was written
+    ├── UnexpectedError            something failed in a way that nobody foresaw
     ├── LabError                   the lab cannot be built or its traffic not observed
     └── BenchError                 nothing can be measured, or what was measured not be read
 
@@ -22,7 +23,9 @@ Nothing here exits the process or prints: that is the business of ``cli`` alone.
 
 from __future__ import annotations
 
+import os
 import shlex
+import traceback
 from collections.abc import Sequence
 
 
@@ -97,6 +100,37 @@ class KernelReadError(AgentError):
 
 class KernelWriteError(AgentError):
     """A transaction was accepted, and yet the kernel does not hold what was written."""
+
+
+class UnexpectedError(AgentError):
+    """Something failed in a way that nobody foresaw; what was at work is tried again.
+
+    It is told by its kind and its place. The text of a library's exception may hold what is
+    nobody's business: a header with a token, a URL with a password, the content of a file.
+
+    Attributes:
+        trace: where it happened and what led to that, a line for each step.
+    """
+
+    def __init__(self, cause: BaseException, what: str) -> None:
+        self.trace = _trace(cause)
+        kind = type(cause).__name__
+        if isinstance(cause, OSError) and cause.errno:
+            kind = f"{kind}: {os.strerror(cause.errno)}"
+        super().__init__(
+            f"{what} failed unexpectedly ({kind})",
+            remedy="it is tried again; the log says where it failed, for a report",
+        )
+
+
+def _trace(error: BaseException | None) -> str:
+    lines: list[str] = []
+    while error is not None:
+        steps = traceback.extract_tb(error.__traceback__)
+        place = [f"{step.filename}:{step.lineno} {step.name}" for step in steps]
+        lines[:0] = [*place, type(error).__name__]
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\n".join(lines)
 
 
 class LabError(AgentError):

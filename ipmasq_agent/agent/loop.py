@@ -39,6 +39,7 @@ from ipmasq_agent.sources import (
     Source,
     SourceFailed,
 )
+from ipmasq_agent.sources.guarded import revive
 
 # Seconds until a failed pass is tried again: doubled each time, up to the second figure.
 _FIRST_RETRY, _LAST_RETRY = 0.5, 30.0
@@ -141,6 +142,7 @@ class Agent:
         if not batch and not due:
             due = self._disturbed()
         self.busy_since = time.monotonic()
+        revive()
         try:
             return self._act(batch, due)
         finally:

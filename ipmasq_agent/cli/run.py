@@ -153,11 +153,15 @@ def _run(settings: Settings, http_address: str, loop: LoopSettings) -> int:
 
 def _answers(agent: Any) -> dict[str, Any]:
     from ipmasq_agent.agent.http import Answer, data, text
+    from ipmasq_agent.sources.guarded import dead
 
     def healthy() -> Answer:
         since = agent.busy_since
-        stuck = since is not None and time.monotonic() - since > _STUCK
-        return text(503, f"a pass takes longer than {_STUCK:g} s") if stuck else text(200, "ok")
+        if since is not None and time.monotonic() - since > _STUCK:
+            return text(503, f"a pass takes longer than {_STUCK:g} s")
+        return (
+            text(503, f"not running: {', '.join(ended)}") if (ended := dead()) else text(200, "ok")
+        )
 
     def ready() -> Answer:
         status = agent.status

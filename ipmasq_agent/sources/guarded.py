@@ -1,0 +1,95 @@
+"""Threads that must live: what ends one is told, and its work is begun anew."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from ipmasq_agent.errors import SourceError, UnexpectedError
+from ipmasq_agent.sources.backoff import Backoff
+
+logger = logging.getLogger(__name__)
+_must_live: set[Guarded] = set()
+
+
+class Guarded:
+    """A daemon thread whose work is begun anew, after a pause, whenever it raises.
+
+    Args:
+        work: returns when the thread is to end; whatever it raises is a failure.
+        name: of the thread, for people.
+        failed: told of each failure, in the thread that fails.
+    """
+
+    def __init__(
+        self, work: Callable[[], None], name: str, failed: Callable[[SourceError], None]
+    ) -> None:
+        self.name = name
+        self._work = work
+        self._failed = failed
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._traced = ""
+
+    def start(self) -> None:
+        """Start the thread; where the system has none to give, ``revive`` tries again."""
+        _must_live.add(self)
+        self._begin()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Begin the work no more, and wait for the thread, unless it is the caller.
+
+        The owner has told ``work`` to return before.
+        """
+        _must_live.discard(self)
+        self._stopping.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+
+    def _begin(self) -> None:
+        thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as cause:  # no thread, or no stack for it
+            self._tell(cause)
+        else:
+            self._thread = thread
+
+    def _run(self) -> None:
+        backoff = Backoff()
+        while not self._stopping.is_set():
+            try:
+                self._work()
+            except Exception as error:
+                self._tell(error)
+                self._stopping.wait(backoff.next())
+            else:
+                _must_live.discard(self)
+                return
+
+    def _tell(self, cause: Exception) -> None:
+        error = UnexpectedError(cause, f"the thread {self.name}")
+        # The place once: what fails again and again for one reason fills no disk.
+        trace, self._traced = error.trace if error.trace != self._traced else None, error.trace
+        fields = {"error": str(error), **({"trace": trace} if trace else {})}
+        logger.error("thread failed", extra={"fields": fields})
+        self._failed(SourceError(error.message, remedy=error.remedy))
+
+
+def dead() -> list[str]:
+    """Return the names of the threads that ought to run and do not."""
+    return sorted(guarded.name for guarded in tuple(_must_live) if not guarded.alive)
+
+
+def revive() -> None:
+    """Start again the threads that ought to run and do not."""
+    for guarded in tuple(_must_live):
+        if not guarded.alive:
+            guarded._begin()

@@ -1,0 +1,96 @@
+"""Threads that must live."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+
+import pytest
+
+from ipmasq_agent.errors import SourceError
+from ipmasq_agent.sources import guarded
+from ipmasq_agent.sources.guarded import Guarded
+
+
+class Work:
+    """Fails as often as a test wants, then works until it is told to stop."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.told: queue.SimpleQueue[SourceError] = queue.SimpleQueue()
+        self.at_work, self.stopping = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        if self.failures:
+            raise self.failures.pop(0)
+        self.at_work.set()
+        self.stopping.wait()
+
+    def guarded(self) -> Guarded:
+        return Guarded(self, "worker", self.told.put)
+
+    def stop(self, thread: Guarded) -> None:
+        self.stopping.set()
+        thread.stop(10)
+        assert not thread.alive
+
+
+def test_work_that_raises_is_told_and_begun_anew() -> None:
+    work = Work(KeyError("x"), OSError(24, "x"))
+    thread = work.guarded()
+    thread.start()
+    assert work.at_work.wait(10)
+    assert "the thread worker failed unexpectedly (KeyError)" in str(work.told.get_nowait())
+    assert "(OSError: Too many open files)" in str(work.told.get_nowait())
+    assert guarded.dead() == []
+    work.stop(thread)
+    assert guarded.dead() == []
+
+
+def test_the_place_is_logged_once_and_a_librarys_text_never(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    work = Work(*(ValueError("Invalid header value b'Bearer canary'") for _ in range(3)))
+    thread = work.guarded()
+    thread.start()
+    assert work.at_work.wait(10)
+    work.stop(thread)
+    fields = [getattr(record, "fields", {}) for record in caplog.records]
+    traces = [found.get("trace") for found in fields]
+    assert len(traces) == 3
+    assert traces[1:] == [None, None]
+    assert "test_guarded.py" in str(traces[0])
+    assert "canary" not in str(fields)
+    assert all("canary" not in str(work.told.get_nowait()) for _ in range(3))
+
+
+def test_a_thread_that_cannot_be_had_is_dead_until_it_is_revived(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR)
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    work = Work()
+    thread = work.guarded()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    thread.start()
+    assert guarded.dead() == ["worker"]
+    assert "RuntimeError" in str(work.told.get_nowait())
+    monkeypatch.setattr(threading.Thread, "start", start)
+    guarded.revive()
+    assert work.at_work.wait(10)
+    assert guarded.dead() == []
+    work.stop(thread)
+
+
+def test_work_that_returns_has_ended_well() -> None:
+    ended = threading.Event()
+    thread = Guarded(ended.set, "worker", lambda error: None)
+    thread.start()
+    assert ended.wait(10)
+    thread.stop(10)
+    assert guarded.dead() == []
