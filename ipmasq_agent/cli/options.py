@@ -9,6 +9,7 @@ from shutil import which
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from ipmasq_agent.cli.goflags import GoBool
 from ipmasq_agent.config.model import DEFAULT_CIDR_LIMIT, Flags
@@ -63,14 +64,23 @@ class Settings:
         return FileSource(self.config)
 
 
+def setting(flag: str, *more: str, **attributes: Any) -> Callable[[F], F]:
+    """Return an option that the environment sets too: IPMASQ_MASQ_CHAIN for ``--masq-chain``.
+
+    All verbs that run in a container share its environment. A flag wins over it.
+    """
+    variable = "IPMASQ_" + flag.removeprefix("--").upper().replace("-", "_")
+    return click.option(flag, *more, envvar=variable, show_envvar=True, **attributes)
+
+
 _SOURCE = (
-    click.option(
+    setting(
         "--config",
         metavar="PATH",
         help="The document: a file, the directory of a mounted ConfigMap (DIRECTORY/* for all "
         f"of its files), or - for a pipe.  [default: {DEFAULT_CONFIG}]",
     ),
-    click.option(
+    setting(
         "--configmap",
         metavar="NAMESPACE/NAME[:KEY]",
         multiple=True,
@@ -79,12 +89,12 @@ _SOURCE = (
     ),
 )
 _API = (
-    click.option(
+    setting(
         "--kubeconfig",
         metavar="PATH",
         help="Credentials for the API; without it those of the pod, then of the user.",
     ),
-    click.option(
+    setting(
         "--node-name",
         metavar="NAME",
         help="This node's name in the API, for `podCIDRs: auto`.  "
@@ -92,14 +102,14 @@ _API = (
     ),
 )
 _MEANING = (
-    click.option(
+    setting(
         "--enable-ipv6",
         type=GoBool(),
         default=False,
         show_default=True,
         help="Manage IPv6 too; without it, an IPv6 entry is refused.",
     ),
-    click.option(
+    setting(
         "--nomasq-all-reserved-ranges",
         type=GoBool(),
         default=False,
@@ -108,7 +118,7 @@ _MEANING = (
     ),
 )
 _BACKEND = (
-    click.option(
+    setting(
         "--backend",
         type=click.Choice(BACKENDS),
         default="auto",
@@ -118,43 +128,41 @@ _BACKEND = (
     ),
 )
 _RULES = (
-    click.option(
+    setting(
         "--masq-chain",
         metavar="NAME",
         default=DEFAULT_CHAIN,
         show_default=True,
         help="The chain of the nat table that is ours.",
     ),
-    click.option(
+    setting(
         "--jump-position",
         type=click.Choice(["append", "first"]),
         default="append",
         show_default=True,
         help="Where in POSTROUTING the jump to our chain is put.",
     ),
-    click.option(
+    setting(
         "--random-fully",
         type=GoBool(),
         default=True,
         show_default=True,
         help="Choose source ports at random, where the host's iptables can.",
     ),
-    click.option(
+    setting(
         "--to-ports",
         metavar="RANGES",
         default="",
         help="Source ports for TCP, UDP and SCTP, like 1024-29999,32768-65535.",
     ),
-    click.option(
+    setting(
         "--bpf-pins",
         metavar="DIR",
         default=DEFAULT_PINS,
-        envvar="IPMASQ_BPF_PINS",
         show_default=True,
-        show_envvar=True,
         help="Where the maps and programs of the bpf data plane are pinned.",
     ),
-    click.option(
+    setting(
         "--bpf-flows",
         type=click.IntRange(1024, 1 << 26),
         metavar="COUNT",
@@ -189,9 +197,7 @@ def settings_of(options: dict[str, Any]) -> Settings:
     Raises:
         UsageError: they contradict each other, or one cannot be read.
     """
-    configmaps: tuple[str, ...] = options.get("configmap") or ()
-    if options.get("config") is not None and configmaps:
-        raise UsageError("--config and --configmap name two documents", remedy="give one of them")
+    config, configmaps = _one_source(options)
     for text in configmaps:
         split_configmap(text)
     try:
@@ -199,7 +205,7 @@ def settings_of(options: dict[str, Any]) -> Settings:
     except ValueError as cause:
         raise UsageError(f"--to-ports: {cause}") from cause
     return Settings(
-        config=options.get("config") or DEFAULT_CONFIG,
+        config=config or DEFAULT_CONFIG,
         configmaps=configmaps,
         kubeconfig=options.get("kubeconfig"),
         node_name=options.get("node_name"),
@@ -217,6 +223,27 @@ def settings_of(options: dict[str, Any]) -> Settings:
             to_ports=ports,
             cidr_limit=_cidr_limit(options.get("backend", "iptables")),
         ),
+    )
+
+
+def _one_source(options: dict[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+    """Return --config and --configmap, of which a flag silences the other's variable."""
+    config: str | None = options.get("config")
+    configmaps: tuple[str, ...] = options.get("configmap") or ()
+    if config is None or not configmaps:
+        return config, configmaps
+    context = click.get_current_context(silent=True)
+    from_flag = [
+        context is None or context.get_parameter_source(name) is not ParameterSource.ENVIRONMENT
+        for name in ("config", "configmap")
+    ]
+    if from_flag == [True, False]:
+        return config, ()
+    if from_flag == [False, True]:
+        return None, configmaps
+    raise UsageError(
+        "--config and --configmap name two documents",
+        remedy="give one of them; $IPMASQ_CONFIG and $IPMASQ_CONFIGMAP count as well",
     )
 
 

@@ -13,7 +13,7 @@ import click
 
 from ipmasq_agent import __version__
 from ipmasq_agent.cli.goflags import GoBool
-from ipmasq_agent.cli.options import Settings, agent_options, settings_of
+from ipmasq_agent.cli.options import Settings, agent_options, setting, settings_of
 from ipmasq_agent.config.durations import UNITS, parse_duration
 from ipmasq_agent.errors import AgentError, UsageError
 
@@ -35,31 +35,29 @@ Examples:
 """,
 )
 @agent_options
-@click.option(
+@setting(
     "--http-address",
     metavar="HOST:PORT",
     default="127.0.0.1:9797",
     show_default=True,
     help="Where to serve /healthz, /readyz, /status and /metrics; empty for nowhere.",
 )
-@click.option(
+@setting(
     "--cleanup-on-exit",
     type=GoBool(),
     default=False,
     show_default=True,
     help="Remove our rules when told to stop. They stay otherwise, so traffic goes on.",
 )
-@click.option(
+@setting(
     "--drain-timeout",
     metavar="DURATION",
     default="1h",
     show_default=True,
     help="After a move away from bpf, how long the flows that it translates may go on.",
 )
-@click.option(
-    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
-)
-@click.option(
+@setting("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@setting(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",

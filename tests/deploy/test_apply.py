@@ -54,6 +54,30 @@ async def cluster(home: Path) -> AsyncIterator[Kubectl]:
         ],
     }
     program = str(Path(sysconfig.get_path("scripts"), "kubectl"))
+
+    async def merge(request: Any) -> Any:
+        """Merge lists by name as a strategic merge patch asks for; kmock replaces them."""
+        kept = emulator.objects[request.resource, request.namespace, request.name].history
+        before = kept[-2]
+        assert before is not None
+        (home / "before").write_text(json.dumps(before.raw))
+        (home / "patch").write_text(request.text)
+        merging = await asyncio.create_subprocess_exec(
+            *(program, "patch", "--local", "--type=strategic", "-o", "json"),
+            *("-f", str(home / "before"), "--patch-file", str(home / "patch")),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        merged = json.loads((await merging.communicate())[0])
+        kept[-1] = merged
+        return merged
+
+    def put(request: Any) -> Any:
+        held = emulator.objects["v1/configmaps", "kube-system", "ip-masq-agent"].history
+        held[-1] = request.data
+        return request.data
+
+    emulator[f"patch {DAEMONSET}"] << merge
+    emulator[f"put {CONFIGMAP}"] << put
     async with emulator, kmock.Server(emulator) as server:
 
         async def kubectl(*words: str) -> str:
@@ -78,11 +102,15 @@ async def apply(kubectl: Kubectl, variant: str) -> dict[str, str]:
     return dict(re.findall(r"^([a-z]+)\S* (\w+)$", said, re.MULTILINE))
 
 
-async def arguments(kubectl: Kubectl) -> list[str]:
-    """Return the arguments of the agent in the DaemonSet that the server holds."""
+async def environment(kubectl: Kubectl) -> list[Any]:
+    """Return the environment of the agent in the DaemonSet that the server holds."""
     daemonset: Any = json.loads(await kubectl("get", "--raw", DAEMONSET))
     (agent,) = daemonset["spec"]["template"]["spec"]["containers"]
-    return [*agent["args"]]
+    return sorted(agent["env"], key=lambda variable: str(variable["name"]))
+
+
+def declared(variant: str) -> list[Any]:
+    return sorted(container(variant)["env"], key=lambda variable: str(variable["name"]))
 
 
 def test_apply_creates_everything_and_a_second_time_changes_nothing(tmp_path: Path) -> None:
@@ -121,14 +149,40 @@ def test_an_upgrade_leaves_the_users_document_alone(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def test_a_large_configmap_is_brought_by_the_commands_that_the_guide_names(
+    tmp_path: Path,
+) -> None:
+    """The API server takes 256 KiB of annotations, and `apply` keeps a copy in one."""
+    guide = (ROOT / "docs/install.md").read_text()
+    words = re.findall(r"^kubectl (.*) -f my-configmap.yaml", guide, re.MULTILINE)
+    assert words == ["apply --server-side", "replace"]
+    large = configmap()
+    entries = "".join(f"- 10.{n // 256}.{n % 256}.0/24\n" for n in range(20_000))
+    large["data"] = {"config": f"cidrLimit: 20000\nnonMasqueradeCIDRs:\n{entries}"}
+    (tmp_path / "my-configmap.yaml").write_text(json.dumps(large))
+    file = ("-f", str(tmp_path / "my-configmap.yaml"), "--validate=false")
+
+    async def annotations(*way: str) -> int:
+        async with cluster(tmp_path) as kubectl:
+            await kubectl("create", "--validate=false", "-f", "deploy/configmap.yaml")
+            await kubectl(*way, *file)
+            held = json.loads(await kubectl("get", "--raw", CONFIGMAP))
+            assert held["data"] == large["data"]
+            return sum(map(len, held["metadata"].get("annotations", {}).values()))
+
+    assert asyncio.run(annotations("apply")) > 256 * 1024
+    for way in words:
+        assert asyncio.run(annotations(*way.split())) == 0
+
+
 def test_one_way_to_install_can_follow_the_other(tmp_path: Path) -> None:
     async def story() -> None:
         async with cluster(tmp_path) as kubectl:
             await apply(kubectl, API)
             assert (await apply(kubectl, FILE))["daemonset"] == "configured"
-            assert await arguments(kubectl) == container(FILE)["args"]
+            assert await environment(kubectl) == declared(FILE)
             assert (await apply(kubectl, API))["daemonset"] == "configured"
-            assert await arguments(kubectl) == container(API)["args"]
+            assert await environment(kubectl) == declared(API)
 
     asyncio.run(story())
 
@@ -137,15 +191,16 @@ def test_uninstalling_as_the_guide_says_asks_for_cleanup_and_leaves_no_object(
     tmp_path: Path,
 ) -> None:
     guide = (ROOT / "docs/install.md").read_text()
-    (patch,) = re.findall(r"^  '(\[.*\])'$", guide, re.MULTILINE)
+    (setting,) = re.findall(r"^kubectl -n kube-system (set env .*)$", guide, re.MULTILINE)
 
     async def story() -> None:
         async with cluster(tmp_path) as kubectl:
             await apply(kubectl, API)
-            patching = ("patch", "daemonset", "ipmasq-agent", "-n", "kube-system", "--type=json")
-            await kubectl(*patching, "-p", patch)
-            asked = await arguments(kubectl)
-            assert asked == [*container(API)["args"], "--cleanup-on-exit=true"]
+            await kubectl("-n", "kube-system", *setting.split())
+            asked = {"name": "IPMASQ_CLEANUP_ON_EXIT", "value": "true"}
+            held = await environment(kubectl)
+            assert asked in held
+            assert [variable for variable in held if variable != asked] == declared(API)
             gone = await kubectl("delete", "-k", API)
             assert gone.count(" deleted ") == 4
 

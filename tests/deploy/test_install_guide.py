@@ -23,7 +23,7 @@ def test_every_path_of_the_repository_exists() -> None:
 
 @pytest.mark.parametrize("line", re.findall(r"ipmasq-agent ([a-z]+ [^\n`'|;<]*)", GUIDE))
 def test_every_command_for_a_node_is_one_that_the_command_line_takes(line: str) -> None:
-    verb, *words = line.split()
+    verb, *words = line.removesuffix(" --help").split()
     assert verb in VERBS
     with cli.make_context("ipmasq-agent", [verb], resilient_parsing=True) as root:
         command = cli.get_command(root, verb)
@@ -37,9 +37,11 @@ def test_every_flag_of_the_daemon_exists() -> None:
         command = cli.get_command(root, "run")
         assert command is not None
     known = {flag for parameter in command.params for flag in parameter.opts}
-    named = set(re.findall(r"value: (--[\w-]+)=|flag `(--[\w-]+)=|\"value\":\"(--[\w-]+)=", GUIDE))
-    flags = {flag for groups in named for flag in groups if flag}
-    assert {"--enable-ipv6", "--cleanup-on-exit", "--masq-chain"} <= flags <= known
+    flags = set(re.findall(r"flag `(--[\w-]+)=", GUIDE))
+    assert {"--masq-chain"} <= flags <= known
+    variables = {parameter.envvar for parameter in command.params}
+    named = set(re.findall(r"IPMASQ_\w+", GUIDE))
+    assert {"IPMASQ_ENABLE_IPV6", "IPMASQ_CLEANUP_ON_EXIT"} <= named <= variables
 
 
 def test_the_kustomization_of_the_guide_renders(tmp_path: Path) -> None:
@@ -53,4 +55,20 @@ def test_the_kustomization_of_the_guide_renders(tmp_path: Path) -> None:
     (daemonset,) = [item for item in objects if item["kind"] == "DaemonSet"]
     (agent,) = daemonset["spec"]["template"]["spec"]["containers"]
     assert agent["image"] == "registry.example.com/ipmasq-agent:0.1.0"
-    assert agent["args"][-1] == "--enable-ipv6=true"
+    assert {"name": "IPMASQ_ENABLE_IPV6", "value": "true"} in agent["env"]
+    assert {"name": "IPMASQ_BACKEND", "value": "auto"} in agent["env"]
+
+
+def test_what_the_readme_applies_is_the_image_that_it_has_built_before() -> None:
+    section = (ROOT / "README.md").read_text().partition("## Install")[2].partition("\n## ")[0]
+    (script,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    build, apply = script.splitlines()
+    image = re.findall(r"docker build --push --tag (\S+) \.", build)
+    bin_ = sysconfig.get_path("scripts")
+    rendered = subprocess.check_output(
+        ["sh", "-c", apply.removesuffix(" | kubectl apply -f -")],
+        cwd=ROOT,
+        env={"PATH": f"{bin_}:/usr/bin:/bin"},
+        text=True,
+    )
+    assert re.findall(r"image: (\S+)", rendered) == image

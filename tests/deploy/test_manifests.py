@@ -40,18 +40,38 @@ from tests.kernel.test_capabilities import SHOWN, SHOWN_FOR_BPF
 KUBERNETES = ("1.25", "1.37")
 
 
+def environment(variant: str) -> dict[str, str]:
+    """Return the container's environment as the kubelet makes it, on the node worker-1."""
+    fields = {"spec.nodeName": "worker-1"}
+    return {
+        variable["name"]: variable["value"]
+        if "value" in variable
+        else fields[variable["valueFrom"]["fieldRef"]["fieldPath"]]
+        for variable in container(variant)["env"]
+    }
+
+
+def parameters(variant: str, *words: str) -> dict[str, Any]:
+    """Parse a command line as in the container, with the real parser, without running it."""
+    verb, *rest = normalise(list(words))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(variant).items():
+            patch.setenv(name, value)
+        with cli.make_context("ipmasq-agent", [verb], resilient_parsing=True) as root:
+            command = cli.get_command(root, verb)
+            assert isinstance(command, click.Command)
+            with command.make_context(verb, rest, parent=root) as context:
+                return {**context.params, "settings": settings_of(context.params)}
+
+
 def run_parameters(variant: str) -> dict[str, Any]:
-    """Parse the container's arguments with the real command line, without running it."""
-    words = normalise(list(container(variant)["args"]))
-    with cli.make_context("ipmasq-agent", words, resilient_parsing=True) as root:
-        command = cli.get_command(root, words[0])
-        assert isinstance(command, click.Command)
-        with command.make_context(words[0], words[1:], parent=root) as context:
-            return context.params
+    return parameters(variant, *container(variant)["args"])
 
 
 def settings(variant: str) -> Settings:
-    return settings_of(run_parameters(variant))
+    found = run_parameters(variant)["settings"]
+    assert isinstance(found, Settings)
+    return found
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
@@ -123,6 +143,29 @@ def test_the_command_line_takes_the_arguments(variant: str) -> None:
     assert run_parameters(variant)["log_format"] == "json"
 
 
+@pytest.mark.parametrize("verb", ["apply", "diff", "status", "list", "explain 192.0.2.1"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_verb_that_is_run_in_the_container_has_the_settings_of_the_agent(
+    variant: str, verb: str
+) -> None:
+    found = parameters(variant, *verb.split())["settings"]
+    wanted = settings(variant)
+    assert wanted.node_name == "worker-1"
+    if verb == "list":  # it reads no document
+        assert (found.backend, found.placement) == (wanted.backend, wanted.placement)
+    else:
+        assert found == wanted
+
+
+def test_in_the_container_a_flag_wins_and_another_document_takes_the_place_of_the_clusters() -> (
+    None
+):
+    found = parameters(API, "diff", "--config=-", "--backend=nftables")["settings"]
+    assert (found.config, found.configmaps, found.backend) == ("-", (), "nftables")
+    found = parameters(FILE, "diff", "--configmap=a/b")["settings"]
+    assert (found.config, found.configmaps) == (DEFAULT_CONFIG, ("a/b",))
+
+
 def test_the_role_grants_reading_of_the_one_configmap_that_the_arguments_name() -> None:
     [named] = settings(API).configmaps
     namespace, name, key = split_configmap(named)
@@ -190,9 +233,11 @@ def test_the_component_goes_with_the_file_overlay_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_agent_is_told_which_node_it_is_on(variant: str) -> None:
-    (variable,) = container(variant)["env"]
-    assert variable["name"] == "NODE_NAME"
-    assert variable["valueFrom"] == {"fieldRef": {"fieldPath": "spec.nodeName"}}
+    (variable,) = [one for one in container(variant)["env"] if "valueFrom" in one]
+    assert variable["name"] == "IPMASQ_NODE_NAME"
+    # With apiVersion: what the API server adds by itself makes a server-side apply conflict.
+    field = {"apiVersion": "v1", "fieldPath": "spec.nodeName"}
+    assert variable["valueFrom"] == {"fieldRef": field}
 
 
 def test_the_file_overlay_grants_nothing() -> None:
@@ -235,12 +280,19 @@ def test_the_programs_are_pinned_where_the_file_system_is_mounted() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_probes_ask_where_the_agent_answers(variant: str) -> None:
     host, _, port = run_parameters(variant)["http_address"].rpartition(":")
-    for probe, path in (("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
+    paths = {
+        "startupProbe": "/healthz",
+        "livenessProbe": "/healthz",
+        "readinessProbe": "/readyz",
+    }
+    for probe, path in paths.items():
         assert container(variant)[probe]["httpGet"] == {
             "host": host,
             "port": int(port),
             "path": path,
         }
+    # The first probe meets a closed port; the next must not be a rollout's pace.
+    assert container(variant)["startupProbe"]["periodSeconds"] == 1
     # With hostNetwork a container port becomes a port of the host, on every address.
     assert "ports" not in container(variant)
 

@@ -132,6 +132,22 @@ def test_without_net_raw_iptables_nft_cannot_print_a_neighbours_ipset_rule(ns: N
     assert "Can't open socket to ipset" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("backend", "enough"), [("nftables", True), ("ipset", False), ("auto", False)]
+)
+def test_without_net_raw_nothing_that_asks_an_ipset_works(
+    ns: Namespace, tmp_path: Path, backend: str, enough: bool
+) -> None:
+    # So large that `auto` takes a set.
+    document = tmp_path / "large"
+    entries = "".join(f"- 10.{n // 256}.{n % 256}.0/24\n" for n in range(1000))
+    document.write_text(f"nonMasqueradeCIDRs:\n{entries}")
+    words = ("apply", f"--config={document}", f"--backend={backend}")
+    done = ns.run(agent(SHOWN - {"NET_RAW"}, *words), check=False)
+    assert (done.returncode == 0) is enough, done.stderr
+    assert ns.run(agent(SHOWN, *words), check=False).returncode == 0
+
+
 GET = """\
 import sys, urllib.error, urllib.request
 try:
