@@ -12,7 +12,6 @@ from ipmasq_agent.sources.kube_api import (
     TRANSPORT_ERRORS,
     ApiRefusal,
     KubeApi,
-    unreachable,
 )
 
 READ_TIMEOUT = 10.0
@@ -33,7 +32,7 @@ def read_data(namespace: str, name: str, *, kubeconfig: str | None = None) -> di
         try:
             body = json.loads(response.read())
         except TRANSPORT_ERRORS as cause:
-            raise unreachable(api.host, cause) from cause
+            raise api.unreachable(cause) from cause
         finally:
             response.close()
     except ApiRefusal as refusal:

@@ -8,25 +8,20 @@ of the core group alone would cost each node several MB to read one object.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
-import os
 import socket
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from urllib.parse import urlencode
 
 import urllib3
-from kubernetes.client import Configuration
 from kubernetes.client.rest import RESTClientObject
-from kubernetes.config import (
-    ConfigException,
-    incluster_config,
-    load_incluster_config,
-    load_kube_config,
-)
 
 from ipmasq_agent.errors import SourceError, SourceUnavailable
+from ipmasq_agent.sources.kube_credentials import Credentials
+from ipmasq_agent.sources.kube_words import bare, said, why
+from ipmasq_agent.sources.kubeconfig import check_proxy
 
 CONNECT_TIMEOUT = 5.0
 # As much of an error's body as is worth reading: a Status object is far smaller.
@@ -41,7 +36,12 @@ KEEPALIVE = (
 )
 # What urllib3, ssl and the socket layer raise when a connection fails; ValueError is what
 # they raise when another thread has just closed it.
-TRANSPORT_ERRORS = (urllib3.exceptions.HTTPError, OSError, ValueError)
+TRANSPORT_ERRORS = (
+    urllib3.exceptions.HTTPError,
+    http.client.HTTPException,
+    OSError,
+    ValueError,
+)
 
 
 class ApiRefusal(Exception):
@@ -49,7 +49,7 @@ class ApiRefusal(Exception):
 
     Attributes:
         status: the HTTP status, or the code of a Status object in a watch.
-        message: the server's own words.
+        message: the server's own words, as ``KubeApi.said`` lets them through.
         retry_after: seconds that the server asks us to wait; 0 if it does not say.
     """
 
@@ -64,8 +64,7 @@ class KubeApi:
     """GET requests to one API server, from any thread.
 
     Attributes:
-        credentials: where they come from, in words.
-        host: the URL of the API server, once it is known.
+        host: the URL of the API server, once it is known, without what is secret in it.
 
     Args:
         kubeconfig: path of a kubeconfig; without it $KUBECONFIG, then the ServiceAccount
@@ -74,12 +73,29 @@ class KubeApi:
     """
 
     def __init__(self, kubeconfig: str | None = None, context: str | None = None) -> None:
-        self._kubeconfig = kubeconfig
-        self._context = context
         self._lock = threading.Lock()
         self._client: RESTClientObject | None = None
-        self.credentials = "the credentials"
+        self._loaded = Credentials(kubeconfig, context)
+        self._sent: str | None = None
+        self._proxy: str | None = None
         self.host = "the API server"
+
+    @property
+    def credentials(self) -> str:
+        """Where they come from, in words."""
+        return self._loaded.name
+
+    def said(self, text: str) -> str:
+        """Return what the server says, without the credentials that we sent it."""
+        return said(text, self._sent)
+
+    def unreachable(self, cause: BaseException) -> SourceUnavailable:
+        """Return what to tell a user about an API server that does not answer."""
+        way = f" through the proxy {self._proxy}" if self._proxy else ""
+        return SourceUnavailable(
+            f"the Kubernetes API at {self.host} cannot be reached{way}: {why(cause)}",
+            remedy=f"see whether `curl -k {self.host}/livez` answers from this node",
+        )
 
     def get(
         self, path: str, query: Mapping[str, str], *, read_timeout: float
@@ -113,18 +129,14 @@ class KubeApi:
     def _get(
         self, client: RESTClientObject, path: str, query: Mapping[str, str], read_timeout: float
     ) -> urllib3.BaseHTTPResponse:
-        configuration = client.configuration
         headers = {"Accept": "application/json", "User-Agent": "ipmasq-agent"}
-        try:
-            # Reads the ServiceAccount's token again once a minute, by the client's hook.
-            for setting in configuration.auth_settings().values():
-                headers[setting["key"]] = setting["value"]
-        except (ConfigException, OSError) as cause:
-            raise SourceUnavailable(f"the credentials cannot be read: {cause}") from cause
+        self._sent = self._loaded.authorization(client.configuration)
+        if self._sent is not None:
+            headers["Authorization"] = self._sent
         try:
             response: urllib3.BaseHTTPResponse = client.pool_manager.request(
                 "GET",
-                f"{configuration.host}{path}?{urlencode(query)}",
+                f"{client.configuration.host}{path}?{urlencode(query)}",
                 headers=headers,
                 preload_content=False,
                 redirect=False,
@@ -133,90 +145,53 @@ class KubeApi:
                 timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=read_timeout),
             )
         except TRANSPORT_ERRORS as cause:
-            raise unreachable(configuration.host, cause) from cause
+            raise self.unreachable(cause) from cause
         if response.status == 200:
             return response
         try:
-            raise _refusal(response)
+            raise self._refusal(response)
         finally:
             response.close()
+
+    def _refusal(self, response: urllib3.BaseHTTPResponse) -> ApiRefusal:
+        """Read an error response, whose body is a Status object if it comes from the API."""
+        message = response.reason or "no reason given"
+        with contextlib.suppress(*TRANSPORT_ERRORS):
+            body = response.read(ERROR_BYTES)
+            status = json.loads(body)
+            if isinstance(status, dict) and status.get("message"):
+                message = str(status["message"])
+        asked = response.headers.get("Retry-After", "")
+        retry_after = float(asked) if asked.isdecimal() else 0.0
+        return ApiRefusal(response.status, self.said(message), retry_after)
 
     def _connect(self) -> RESTClientObject:
         with self._lock:
             if self._client is None:
-                configuration = self._configure()
-                self.host = configuration.host
-                self._client = RESTClientObject(configuration)
+                self._client = self._open()
             return self._client
+
+    def _open(self) -> RESTClientObject:
+        configuration = self._loaded.load()
+        configuration.socket_options = [
+            *urllib3.connection.HTTPConnection.default_socket_options,
+            *KEEPALIVE,
+        ]
+        self.host = bare(configuration.host)
+        try:
+            client = RESTClientObject(configuration)
+        # The proxy's URL and package are looked at here, in whichever way they fail.
+        except Exception as cause:
+            if configuration.proxy:
+                check_proxy(configuration.proxy)
+            raise SourceError(f"{self.credentials} cannot be used: {why(cause)}") from cause
+        pools = client.pool_manager
+        proxy = getattr(pools, "proxy_url", None) or (pools.proxy and pools.proxy.url)
+        self._proxy = bare(proxy) if proxy else None
+        return client
 
     def _forget(self, client: RESTClientObject) -> None:
         with self._lock:
             if self._client is client:
                 self._client = None
         client.pool_manager.clear()
-
-    def _configure(self) -> Configuration:
-        """Load credentials from the first place that has them."""
-        configuration = Configuration()
-        configuration.socket_options = [
-            *urllib3.connection.HTTPConnection.default_socket_options,
-            *KEEPALIVE,
-        ]
-        kubeconfig = self._kubeconfig or os.environ.get("KUBECONFIG")
-        home = Path("~/.kube/config").expanduser()
-        in_cluster = incluster_config.SERVICE_HOST_ENV_NAME in os.environ
-        try:
-            if not kubeconfig and not self._context and in_cluster:
-                self.credentials = "the ServiceAccount of this pod"
-                load_incluster_config(client_configuration=configuration)
-            elif kubeconfig or home.exists():
-                kubeconfig = kubeconfig or str(home)
-                self.credentials = f"the kubeconfig {kubeconfig}"
-                load_kube_config(
-                    config_file=kubeconfig,
-                    context=self._context,
-                    client_configuration=configuration,
-                    persist_config=False,
-                )
-            else:
-                raise SourceError(
-                    "there are no credentials for the Kubernetes API: this is not a pod with a "
-                    "ServiceAccount, $KUBECONFIG is not set, and ~/.kube/config does not exist",
-                    remedy="set KUBECONFIG, or read a file with --config",
-                )
-        # Whatever is wrong in a kubeconfig surfaces as any of these.
-        except (ConfigException, OSError, ValueError, KeyError, TypeError) as cause:
-            raise SourceError(
-                f"{self.credentials} cannot be used: {cause}",
-                remedy="check it with `kubectl config view`",
-            ) from cause
-        return configuration
-
-
-def unreachable(host: str, cause: BaseException) -> SourceUnavailable:
-    """Return what to tell a user about an API server that does not answer."""
-    reason = str(cause)
-    # urllib3 wraps the one line that matters in several that show its objects.
-    inner: BaseException | None = cause
-    while inner is not None:
-        if isinstance(inner, OSError) and inner.strerror:
-            reason = inner.strerror
-        inner = inner.__cause__ or inner.__context__
-    return SourceUnavailable(
-        f"the Kubernetes API at {host} cannot be reached: {reason}",
-        remedy=f"see whether `curl -k {host}/livez` answers from this node",
-    )
-
-
-def _refusal(response: urllib3.BaseHTTPResponse) -> ApiRefusal:
-    """Read an error response, whose body is a Status object if it comes from the API."""
-    message = response.reason or "no reason given"
-    with contextlib.suppress(*TRANSPORT_ERRORS):
-        body = response.read(ERROR_BYTES)
-        status = json.loads(body)
-        if isinstance(status, dict) and status.get("message"):
-            message = str(status["message"])
-    retry_after = response.headers.get("Retry-After", "")
-    return ApiRefusal(
-        response.status, message, float(retry_after) if retry_after.isdecimal() else 0.0
-    )

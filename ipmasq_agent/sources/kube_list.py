@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from ipmasq_agent.errors import SourceUnavailable
-from ipmasq_agent.sources.kube_api import TRANSPORT_ERRORS, ApiRefusal, KubeApi, unreachable
+from ipmasq_agent.sources.kube_api import TRANSPORT_ERRORS, ApiRefusal, KubeApi
 
 JsonObject = dict[str, Any]
 Value = TypeVar("Value")
@@ -173,7 +173,7 @@ class _Pages:
             self.noticed = time.monotonic()
         except TRANSPORT_ERRORS as cause:
             response.close()
-            raise unreachable(self._api.host, cause) from cause
+            raise self._api.unreachable(cause) from cause
         response.release_conn()
         hook = None if self._keeps is None else self._thin
         answer: JsonObject = json.loads(body, object_hook=hook)

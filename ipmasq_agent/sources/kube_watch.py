@@ -21,6 +21,7 @@ from ipmasq_agent.errors import SourceError
 from ipmasq_agent.sources.backoff import Backoff
 from ipmasq_agent.sources.kube_api import TRANSPORT_ERRORS, ApiRefusal, KubeApi
 from ipmasq_agent.sources.kube_list import GONE, LIST_TIMEOUT, Found, Value, View, list_all
+from ipmasq_agent.sources.kube_words import why
 
 logger = logging.getLogger(__name__)
 
@@ -250,13 +251,13 @@ class Watch(Generic[Value]):
                 details = subject.get("details") or {}
                 raise ApiRefusal(
                     int(subject.get("code") or 500),
-                    str(subject.get("message") or "no reason given"),
+                    self._api.said(str(subject.get("message") or "no reason given")),
                     float(details.get("retryAfterSeconds") or 0),
                 )
             version = str(subject["metadata"]["resourceVersion"])
         except (ValueError, KeyError, TypeError, AttributeError) as cause:
             self._version = None
-            raise _Disconnected(f"not an event: {line[:100]!r}") from cause
+            raise _Disconnected("it sent what is not an event") from cause
         self._version = version
         if kind == "BOOKMARK":
             return
@@ -316,7 +317,7 @@ def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[tuple[bytes, float]]:
                 if line.strip():
                     yield line, noticed
     except TRANSPORT_ERRORS as cause:
-        raise _Disconnected(str(cause)) from cause
+        raise _Disconnected(why(cause)) from cause
     if rest:
         yield bytes(rest), noticed
 
