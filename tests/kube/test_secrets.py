@@ -83,6 +83,11 @@ def token_file(content: bytes) -> Case:
     return case
 
 
+def password(cluster: Cluster, _: Path) -> str:
+    cluster.token = "another"
+    return entry(cluster, user=f"{{username: user, password: {CANARY}}}")
+
+
 CASES: dict[str, Case] = {
     "a token in two lines": lambda c, _: entry(c, user=f"token: |\n      {CANARY}\n      more"),
     "a token that is no ASCII": lambda c, _: entry(c, user=f"token: {CANARY}é€"),
@@ -114,9 +119,7 @@ CASES: dict[str, Case] = {
     "a plugin that fails": plugin(f"echo {CANARY}; echo {CANARY} >&2; exit 3"),
     "a plugin that says something else": plugin(f"echo {CANARY}"),
     "a plugin that is a text": lambda c, _: entry(c, user=f"exec: {CANARY}"),
-    "a password": lambda c, _: (
-        setattr(c, "token", "other") or entry(c, user=f"{{username: user, password: {CANARY}}}")
-    ),
+    "a password": password,
     "a server that refuses the list": refusing(403, "list"),
     "a server that does not know us": refusing(401, "list"),
     "a server that fails": refusing(500, "list"),
@@ -124,7 +127,7 @@ CASES: dict[str, Case] = {
 }
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+@pytest.fixture(params=list(CASES.values()), ids=list(CASES))
 def kubeconfig(request: pytest.FixtureRequest, cluster: Cluster, tmp_path: Path) -> Path:
     path = tmp_path / "kubeconfig"
     case: Case = request.param
