@@ -11,7 +11,8 @@
     ├── HostError                  this machine cannot do what is asked
     │   ├── MissingTool            a program is not installed
     │   ├── CommandFailed          a program ran and refused
-    │   └── LockTimeout            someone else holds the xtables lock
+    │   ├── LockTimeout            someone else holds the xtables lock
+    │   └── Stopped                given up because the process was told to stop
     ├── KernelReadError            what the kernel holds cannot be read in full
     ├── KernelWriteError           the kernel does not hold what was written
     ├── UnexpectedError            something failed in a way that nobody foresaw
@@ -27,6 +28,9 @@ import os
 import shlex
 import traceback
 from collections.abc import Sequence
+
+# Characters of what a program wrote: the message goes to a log, a status and a probe.
+_SHOWN = 4000
 
 
 class AgentError(Exception):
@@ -85,13 +89,17 @@ class CommandFailed(HostError):
     def __init__(self, argv: Sequence[str], status: int, stderr: str) -> None:
         self.argv = tuple(argv)
         self.status = status
-        self.stderr = stderr.strip()
+        self.stderr = stderr.strip()[-_SHOWN:]
         detail = f": {self.stderr}" if self.stderr else ""
         super().__init__(f"`{shlex.join(argv)}` exited with {status}{detail}")
 
 
 class LockTimeout(HostError):
     """Another process holds the xtables lock for longer than we are ready to wait."""
+
+
+class Stopped(HostError):
+    """What was waited for is given up, because the process was told to stop."""
 
 
 class KernelReadError(AgentError):

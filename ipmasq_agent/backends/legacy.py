@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import json
 import os
-import select
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -25,11 +24,16 @@ from ipmasq_agent.dialects.iptables import Placement, Plan
 from ipmasq_agent.dialects.tables import Table, empty_table, parse_saved
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.host.commands import run
+from ipmasq_agent.host.patience import Patience
 from ipmasq_agent.host.xtables_lock import XtablesLock
 from ipmasq_agent.policy.addresses import Family
 
 # Seconds for a commit; 1,000 rules take below one.
 _PATIENCE = 60.0
+# Seconds for a worker to end what it is at when it is no longer needed, and to die if it
+# does not: far more than a commit takes.
+_PARTING = 1.5
+_WORKER = "ipmasq_agent.backends.legacy_worker"
 _EXISTING = {Family.IPV4: "/proc/net/ip_tables_names", Family.IPV6: "/proc/net/ip6_tables_names"}
 
 
@@ -39,9 +43,10 @@ def table_exists(family: Family, table: str) -> bool:
         return table in Path(_EXISTING[family]).read_text().split()
     except FileNotFoundError:
         return False  # a kernel without ip_tables
-    except PermissionError as cause:
+    except OSError as cause:
         raise HostError(
-            f"{_EXISTING[family]} cannot be read", remedy="run as root, or with NET_ADMIN"
+            f"{_EXISTING[family]} cannot be read: {cause.strerror}",
+            remedy="run as root, or with NET_ADMIN",
         ) from cause
 
 
@@ -67,8 +72,13 @@ class LegacyBackend(IptablesBackend):
         """Hold the xtables lock."""
         if self._lock is None:
             self._lock = XtablesLock()
-        with self._lock.held():
-            yield
+        try:
+            with self._lock.held():
+                yield
+        except BaseException:
+            # A lock that could not be let go ends with the files that hold it, the workers'.
+            self.close()
+            raise
 
     def write_rules(self, family: Family, change: Plan) -> None:
         """Let the family's worker make the edits and commit them, all in one.
@@ -103,9 +113,6 @@ class _Worker:
 
     def __init__(self, family: Family, lock: XtablesLock) -> None:
         self._family = family
-        # Open for the worker's life, which no block of ours encloses.
-        # In memory: the root of a container is read-only, /tmp included.
-        self._errors: IO[bytes] = os.fdopen(os.memfd_create("errors"), "w+b")
         # It finds the modules that we found (a parent of the package may be on our path only),
         # and with -P none in the directory that we happen to be in.
         environment = {
@@ -113,22 +120,31 @@ class _Worker:
             "IPMASQ_AGENT_PID": str(os.getpid()),
             "PYTHONPATH": os.pathsep.join(sys.path),
         }
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "ipmasq_agent.backends.legacy_worker", family.value],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                # Inherited so that the lock stays held should the agent be killed in a commit.
-                pass_fds=(lock.fileno(),),
-                env=environment,
-            )
-        except OSError as cause:
-            self._errors.close()
-            raise HostError(
-                f"the iptables-legacy worker for {family.value} cannot be started: {cause}",
-                remedy="the table is as it was; the next pass tries again",
-            ) from cause
+        with ExitStack() as opened:
+            try:
+                # In memory: the root of a container is read-only, /tmp included.
+                errors = os.fdopen(os.memfd_create("errors"), "w+b")
+                self._errors: IO[bytes] = opened.enter_context(errors)
+                ours, its = socket.socketpair()
+                self._socket = opened.enter_context(ours)
+                with its:
+                    self._process = subprocess.Popen(
+                        [sys.executable, "-P", "-m", _WORKER, family.value],
+                        stdin=its.fileno(),
+                        stdout=its.fileno(),
+                        stderr=self._errors,
+                        # Inherited so that the lock stays held should the agent be killed in
+                        # a commit.
+                        pass_fds=(lock.fileno(),),
+                        env=environment,
+                    )
+            except OSError as cause:
+                raise HostError(
+                    f"the iptables-legacy worker for {family.value} cannot be started: "
+                    f"{cause.strerror}",
+                    remedy="the table is as it was; the next pass tries again",
+                ) from cause
+            opened.pop_all()  # they live as long as the worker
 
     def carry_out(self, change: Plan) -> None:
         """Send ``change`` and wait until it was committed."""
@@ -144,62 +160,62 @@ class _Worker:
             "jumps": [rule.text for rule in change.jumps],
             "jump_first": change.jump_first,
         }
+        patience = Patience(_PATIENCE)
         try:
-            deadline = time.monotonic() + _PATIENCE
-            self._send(json.dumps(order).encode() + b"\n", deadline)
-            answer = self._receive(deadline)
+            self._send(json.dumps(order).encode() + b"\n", patience)
+            answer = self._receive(patience)
+        except ConnectionResetError as cause:  # it ended with our order unread
+            raise self._ended() from cause
         except OSError as cause:
-            raise self._failed(f"does not listen: {cause}") from cause
+            raise self._failed(f"does not listen: {cause.strerror}") from cause
+        except (ValueError, TypeError) as cause:
+            raise self._failed("gave an answer that makes no sense") from cause
         if answer.get("error"):
             raise self._failed(str(answer["error"]))
 
     def close(self) -> None:
         """End the process: it leaves when its input ends, and is killed if it does not."""
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                try:
-                    stream.close()
-                except BrokenPipeError:
-                    continue  # it died with our last words unread
+        self._socket.close()
         try:
-            self._process.wait(2)
+            self._process.wait(_PARTING)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
-        self._errors.close()
+            self._process.wait(_PARTING)
+        finally:
+            self._errors.close()
 
-    def _send(self, line: bytes, deadline: float) -> None:
-        assert self._process.stdin is not None
-        descriptor = self._process.stdin.fileno()
-        # A large order does not fit into the pipe at once, and waiting for a worker that
+    def _send(self, line: bytes, patience: Patience) -> None:
+        # A large order does not fit into the socket at once, and waiting for a worker that
         # hangs would keep the lock from everybody on the node.
-        os.set_blocking(descriptor, False)
         rest = memoryview(line)
         while rest:
-            left = max(0.0, deadline - time.monotonic())
-            if not select.select([], [descriptor], [], left)[1]:
-                raise self._given_up()
-            rest = rest[os.write(descriptor, rest) :]
+            self._socket.settimeout(self._left(patience))
+            with suppress(TimeoutError):
+                rest = rest[self._socket.send(rest) :]
 
-    def _receive(self, deadline: float) -> dict[str, object]:
-        assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
+    def _receive(self, patience: Patience) -> dict[str, object]:
         data = b""
         while not data.endswith(b"\n"):
-            left = max(0.0, deadline - time.monotonic())
-            if not select.select([descriptor], [], [], left)[0]:
-                raise self._given_up()
-            received = os.read(descriptor, 65536)
-            if not received:
-                status = self._process.wait()
-                raise self._failed(f"ended with status {status}")
-            data += received
-        answer: dict[str, object] = json.loads(data)
-        return answer
+            self._socket.settimeout(self._left(patience))
+            with suppress(TimeoutError):
+                received = self._socket.recv(65536)
+                if not received:
+                    raise self._ended()
+                data += received
+        return dict(json.loads(data))
 
-    def _given_up(self) -> HostError:
-        self._process.kill()
-        return self._failed(f"gave no answer within {_PATIENCE:g} s")
+    def _left(self, patience: Patience) -> float:
+        left = patience.left()
+        if not left:
+            self._process.kill()
+            raise self._failed(f"gave no answer within {_PATIENCE:g} s")
+        return left
+
+    def _ended(self) -> HostError:
+        try:
+            return self._failed(f"ended with status {self._process.wait(_PARTING)}")
+        except subprocess.TimeoutExpired:
+            return self._failed("answers no more")
 
     def _failed(self, why: str) -> HostError:
         self._errors.seek(0)

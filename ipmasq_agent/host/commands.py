@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
+import select
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 
 from ipmasq_agent.errors import CommandFailed, HostError, MissingTool
+from ipmasq_agent.host.patience import Patience
+
+logger = logging.getLogger(__name__)
 
 # Which Debian package to name when a program is missing; the names are much the same elsewhere.
 PACKAGES: Mapping[str, str] = {
@@ -27,6 +35,19 @@ PACKAGES: Mapping[str, str] = {
     "sysctl": "procps",
     "tcpdump": "tcpdump",
 }
+# What to do where the system cannot start a program.
+_REMEDIES: Mapping[int, str] = {
+    errno.EAGAIN: "raise the limit of processes (pids.max of its cgroup, `ulimit -u`)",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+    errno.ENFILE: "raise the node's limit of open files (fs.file-max)",
+    errno.ENOMEM: "raise the memory limit of the container",
+    errno.EACCES: "see its mode, a noexec mount, or a security profile that forbids it",
+    errno.EPERM: "see which security profile forbids it",
+    errno.ENOEXEC: "it is damaged or made for another kind of machine: install it anew",
+}
+LIMIT = 64 << 20
+"""Bytes that a program may write and be listened to; 1,000,000 entries of a set are 30 MiB."""
+_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +65,7 @@ def run(
     stdin: str | None = None,
     check: bool = True,
     timeout: float = 60.0,
+    keep: Callable[[str], bool] | None = None,
 ) -> Completed:
     """Run a program to its end and return what it wrote.
 
@@ -52,29 +74,181 @@ def run(
         stdin: text to feed it; without it, standard input is empty.
         check: raise when the exit status is not 0.
         timeout: seconds until the program is killed.
+        keep: asked of each line of its output, without the newline, as it comes. Those that
+            it does not want are dropped at once, and count for no limit.
 
     Raises:
         MissingTool: the program is not installed.
         CommandFailed: it exited with a status other than 0, and ``check`` is set.
-        HostError: it did not end in time.
+        Stopped: the agent is told to stop; the program was killed.
+        HostError: it cannot be started, did not end in time, or wrote more than ``LIMIT``.
     """
+    shown = " ".join(argv)
+    stdout, stderr = _Output(keep), _Output()
     try:
-        done = subprocess.run(
-            argv,
-            input=stdin if stdin is not None else "",
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            timeout=timeout,
-            check=False,
-        )
+        status = _run(argv, stdin or "", stdout, stderr, Patience(timeout))
     except FileNotFoundError as cause:
         package = PACKAGES.get(argv[0], argv[0])
         raise MissingTool(
             f"{argv[0]} is not installed", remedy=f"install the package {package}"
         ) from cause
-    except subprocess.TimeoutExpired as cause:
-        raise HostError(f"`{' '.join(argv)}` did not end within {timeout:g} s") from cause
-    if check and done.returncode != 0:
-        raise CommandFailed(argv, done.returncode, done.stderr)
-    return Completed(done.returncode, done.stdout, done.stderr)
+    except _TooSlow as cause:
+        raise HostError(f"`{shown}` did not end within {timeout:g} s") from cause
+    except _TooMuch as cause:
+        raise HostError(
+            f"`{shown}` wrote more than {LIMIT >> 20} MiB and was ended",
+            remedy="run it by hand and see what it writes",
+        ) from cause
+    except OSError as cause:
+        raise HostError(
+            f"`{shown}` cannot be run: {cause.strerror}", remedy=_REMEDIES.get(cause.errno or 0)
+        ) from cause
+    if check and status != 0:
+        raise CommandFailed(argv, status, stderr.text())
+    return Completed(status, stdout.text(), stderr.text())
+
+
+class _TooSlow(Exception):
+    """The program did not end while there was patience."""
+
+
+class _TooMuch(Exception):
+    """The program wrote more than we listen to."""
+
+
+class _Output:
+    """What a program wrote on one stream: all of it, or the lines that somebody wants."""
+
+    def __init__(self, keep: Callable[[str], bool] | None = None) -> None:
+        self._keep = keep
+        self._kept: list[str] = []
+        self._size = 0
+        self._rest = bytearray()
+
+    def take(self, data: bytes) -> bool:
+        """Take in what was read; false at the end, of which there is nothing to read."""
+        if not data:
+            self._sift(self._rest)
+            self._rest = bytearray()
+        elif b"\n" in data:
+            self._rest += data
+            whole, newline, self._rest = self._rest.rpartition(b"\n")
+            self._sift(whole, newline.decode())
+        else:
+            self._rest += data
+        if self._size + len(self._rest) > LIMIT:
+            raise _TooMuch
+        return bool(data)
+
+    def text(self) -> str:
+        """Return what was kept."""
+        return "".join(self._kept)
+
+    def _sift(self, whole: bytearray, newline: str = "") -> None:
+        text = whole.decode(errors="surrogateescape")
+        if self._keep is not None:
+            lines = [line for line in text.split("\n") if self._keep(line)]
+            if not lines:
+                return
+            text = "\n".join(lines)
+        self._kept.append(text + newline)
+        self._size += len(text)
+
+
+def _run(
+    argv: Sequence[str], text: str, stdout: _Output, stderr: _Output, patience: Patience
+) -> int:
+    """Run the program and return its exit status, as ``Popen`` has it."""
+    patience.left()  # who was told to stop starts nothing
+    rest = memoryview(text.encode(errors="surrogateescape"))
+    with _Pipes() as pipes:
+        its_in, feed = pipes.make() if rest else (subprocess.DEVNULL, None)
+        out, its_out = pipes.make()
+        err, its_err = pipes.make()
+        process = subprocess.Popen(argv, stdin=its_in, stdout=its_out, stderr=its_err)
+        try:
+            pipes.shut(its_in, its_out, its_err)
+            poll = select.poll()
+            outputs = {out: stdout, err: stderr}
+            for descriptor in outputs:
+                poll.register(descriptor, select.POLLIN)
+            if feed is not None:
+                os.set_blocking(feed, False)
+                poll.register(feed, select.POLLOUT)
+            while outputs:
+                for descriptor, _ in poll.poll(_wait(patience) * 1000):
+                    if descriptor == feed:
+                        rest = _fed(feed, rest)
+                        if not rest:
+                            poll.unregister(feed)
+                            pipes.shut(feed)
+                    elif not outputs[descriptor].take(os.read(descriptor, _CHUNK)):
+                        poll.unregister(descriptor)
+                        del outputs[descriptor]
+            while process.poll() is None:
+                _wait_for(process, _wait(patience))
+            return process.returncode
+        except BaseException:
+            process.kill()
+            if not _wait_for(process, 1):
+                # It sits in the kernel, and dies when it comes out of there. Whoever starts
+                # the next program takes it off the list of processes (subprocess._cleanup).
+                logger.warning("the killed process %d does not end", process.pid)
+            raise
+
+
+def _wait(patience: Patience) -> float:
+    left = patience.left()
+    if not left:
+        raise _TooSlow
+    return left
+
+
+def _wait_for(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _fed(descriptor: int, rest: memoryview) -> memoryview:
+    """Write what the pipe takes and return what is left: nothing where nobody listens."""
+    try:
+        return rest[os.write(descriptor, rest) :]
+    except BrokenPipeError:
+        return rest[:0]
+
+
+class _Pipes:
+    """Pipes that are closed at the end, also where the system has only some of them.
+
+    ``Popen`` itself leaves open what it has of three pipes when there is no third, so each
+    program that cannot be started would leave less for the next.
+    """
+
+    def __init__(self) -> None:
+        self._open: set[int] = set()
+
+    def __enter__(self) -> _Pipes:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.shut(*self._open)
+
+    def make(self) -> tuple[int, int]:
+        """Return the end to read from, and the one to write to."""
+        ends = os.pipe()
+        self._open.update(ends)
+        return ends
+
+    def shut(self, *descriptors: int) -> None:
+        """Close those of ours that are open."""
+        for descriptor in self._open.intersection(descriptors):
+            self._open.discard(descriptor)
+            os.close(descriptor)

@@ -7,6 +7,7 @@ flock on one file for that time; so do we.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ipmasq_agent.errors import HostError, LockTimeout
+from ipmasq_agent.host.patience import Patience
 
 DEFAULT_PATH = "/run/xtables.lock"
 TIMEOUT = 30.0
@@ -54,21 +56,24 @@ class XtablesLock:
 
         Raises:
             LockTimeout: somebody else holds it; says who, where the kernel tells.
+            Stopped: the agent is told to stop.
+            HostError: the kernel has no lock to give.
         """
-        deadline = time.monotonic() + timeout
+        patience = Patience(timeout)
         wait = _FIRST_WAIT
         while not self._try():
-            if time.monotonic() > deadline:
+            left = patience.left()
+            if not left:
                 raise LockTimeout(
                     f"{self.path} is held by {self._holder()} for more than {timeout:g} s",
                     remedy="wait for that program, or end it",
                 )
-            time.sleep(wait)
+            time.sleep(min(wait, left))
             wait = min(wait * 2, _LONGEST_WAIT)
         try:
             yield
         finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._let_go()
 
     def close(self) -> None:
         """Close the file."""
@@ -79,19 +84,33 @@ class XtablesLock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError as cause:
+            raise HostError(
+                f"cannot lock {self.path}: {cause.strerror}",
+                remedy="put it on a file system that has locks, as /run is",
+            ) from cause
         return True
+
+    def _let_go(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+        except OSError as cause:
+            raise HostError(
+                f"cannot unlock {self.path}: {cause.strerror}",
+                remedy="it is unlocked with the end of the agent's workers, if they are ended",
+            ) from cause
 
     def _holder(self) -> str:
         """Return who holds the lock, from /proc/locks (proc_locks(5))."""
-        status = os.fstat(self._file)
-        place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-        for line in Path("/proc/locks").read_text().splitlines():
-            words = line.split()
-            if "FLOCK" in words and place in words and "->" not in words:
-                pid = words[words.index(place) - 1]
-                try:
-                    name = Path(f"/proc/{pid}/comm").read_text().strip()
-                except OSError:
-                    return f"process {pid}"
-                return f"{name} (process {pid})"
-        return "a process that cannot be seen from here"
+        holder = "a process that cannot be seen from here"
+        with contextlib.suppress(OSError):
+            status = os.fstat(self._file)
+            place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+            for line in Path("/proc/locks").read_text().splitlines():
+                words = line.split()
+                if "FLOCK" in words and place in words and "->" not in words:
+                    pid = words[words.index(place) - 1]
+                    holder = f"process {pid}"
+                    holder = f"{Path(f'/proc/{pid}/comm').read_text().strip()} (process {pid})"
+                    break
+        return holder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from ipmasq_agent.backends.legacy import LegacyBackend
 from ipmasq_agent.dialects.iptables import Placement, Plan
 from ipmasq_agent.dialects.rules import parse_rule
 from ipmasq_agent.errors import HostError
+from ipmasq_agent.host.patience import Patience
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import Wish
 from tests import oracle
@@ -129,10 +131,10 @@ def test_a_worker_killed_in_the_middle_of_its_work_costs_one_pass(
     os.kill(first, signal.SIGSTOP)
     receive = legacy._Worker._receive
 
-    def killed_before_it_answers(worker: Any, deadline: float) -> dict[str, object]:
-        # The order is in its pipe; it is killed before it has carried it out.
+    def killed_before_it_answers(worker: Any, patience: Patience) -> dict[str, object]:
+        # The order is on its way; it is killed before it has carried it out.
         os.kill(first, signal.SIGKILL)
-        return receive(worker, deadline)
+        return receive(worker, patience)
 
     monkeypatch.setattr(legacy._Worker, "_receive", killed_before_it_answers)
     with pytest.raises(HostError, match=f"ipv4 ended with status {-signal.SIGKILL}"):
@@ -293,10 +295,9 @@ def test_a_worker_ends_when_its_input_ends_and_ignores_what_ctrl_c_sends(
         os.kill(pid, number)
     assert write(backend, 1, 2)
     assert only_worker() == pid
-    process = backend._workers[Family.IPV4]._process
-    assert process.stdin is not None
-    process.stdin.close()
-    assert process.wait(20) == 0
+    worker = backend._workers[Family.IPV4]
+    worker._socket.shutdown(socket.SHUT_WR)
+    assert worker._process.wait(20) == 0
 
 
 def test_no_worker_outlives_an_agent_that_was_killed(in_ns: Namespace) -> None:

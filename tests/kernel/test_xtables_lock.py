@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +21,8 @@ import pytest
 
 from ipmasq_agent.backends import legacy
 from ipmasq_agent.backends.legacy import LegacyBackend
-from ipmasq_agent.errors import HostError, LockTimeout
+from ipmasq_agent.errors import HostError, LockTimeout, Stopped
+from ipmasq_agent.host import patience
 from ipmasq_agent.host.xtables_lock import XtablesLock
 from ipmasq_agent.policy.addresses import Family
 from tests import oracle
@@ -268,3 +273,69 @@ def test_programs_other_than_workers_do_not_inherit_the_lock(lock_file: str) -> 
         assert not os.get_inheritable(lock.fileno())
     finally:
         lock.close()
+
+
+@pytest.mark.parametrize("operation", [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_UN])
+def test_a_kernel_without_locks_to_give_costs_one_pass_and_leaves_nothing_locked(
+    backend: LegacyBackend, lock_file: str, monkeypatch: pytest.MonkeyPatch, operation: int
+) -> None:
+    assert write(backend, 1)
+    flock = fcntl.flock
+
+    def refuse(descriptor: int, asked: int) -> None:
+        if asked == operation:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        flock(descriptor, asked)
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(HostError, match="No locks available"):
+        write(backend, 1, 2)
+    monkeypatch.undo()
+    monkeypatch.setenv("XTABLES_LOCKFILE", lock_file)
+    assert not is_locked(lock_file)
+    assert write(backend, 1, 2, 3)
+
+
+def test_waiting_for_the_lock_ends_when_the_agent_is_told_to_stop(
+    backend: LegacyBackend, lock_file: str
+) -> None:
+    timer = threading.Timer(0.2, lambda: patience.end_by(time.monotonic()))
+    try:
+        with flocked(lock_file):
+            timer.start()
+            with pytest.raises(Stopped):
+                write(backend, 1)
+    finally:
+        timer.join()
+        patience.end_by(math.inf)
+
+
+def test_a_worker_that_hangs_is_given_up_when_the_agent_is_told_to_stop(
+    backend: LegacyBackend, lock_file: str
+) -> None:
+    write(backend, 1)
+    first = only_worker()
+    os.kill(first, signal.SIGSTOP)
+    timer = threading.Timer(0.2, lambda: patience.end_by(time.monotonic()))
+    try:
+        timer.start()
+        with pytest.raises(Stopped):
+            write(backend, 1, 2)
+    finally:
+        timer.join()
+        patience.end_by(math.inf)
+    assert not is_alive(first)
+    assert not is_locked(lock_file)
+
+
+@pytest.mark.parametrize("answer", ["not json", "[1]", '"text"', "7"])
+def test_an_answer_that_makes_no_sense_costs_one_pass(
+    backend: LegacyBackend, lock_file: str, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    monkeypatch.setattr(legacy, "_WORKER", "tests.kernel.babbler")
+    monkeypatch.setenv("BABBLE", answer)
+    with pytest.raises(HostError, match=r"makes no sense.*table is as it was"):
+        write(backend, 1)
+    monkeypatch.undo()
+    monkeypatch.setenv("XTABLES_LOCKFILE", lock_file)
+    assert write(backend, 1)
