@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
 
-from ipmasq_agent.dialects.interpretation import Interpretation, RuleException
+from ipmasq_agent.dialects.interpretation import Interpretation
 from ipmasq_agent.dialects.iptables import PORT_PROTOCOLS
 from ipmasq_agent.dialects.nftables import DEVICES, FIXED, POSTROUTING, SOURCES, translating
 from ipmasq_agent.dialects.nftables_rules import (
@@ -28,6 +28,7 @@ from ipmasq_agent.dialects.nftables_rules import (
 )
 from ipmasq_agent.dialects.nftables_state import Kind, NftSet, NftTable
 from ipmasq_agent.dialects.rules import Rule
+from ipmasq_agent.dialects.walk import RuleException
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range, range_text
 from ipmasq_agent.policy.columns import Chained
 from ipmasq_agent.policy.decisions import DecisionMap, Entries, Origin, Verdict
