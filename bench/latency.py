@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 
 from bench.support import agent, inside_namespace, log_lines, machine, row, to_api, to_file
-from ipmasq_agent.host.nfnetlink import list_rules
+from ipmasq_agent.host.nfnetlink import list_chain
 from ipmasq_agent.policy.addresses import Family
 
 _IPT_SO_GET_INFO = 64  # include/uapi/linux/netfilter_ipv4/ip_tables.h
@@ -42,7 +42,7 @@ def legacy_entries() -> int:
 
 def nft_entries() -> int:
     """Return how many rules our chain has in nf_tables."""
-    return len(list_rules(Family.IPV4, "nat").get("IP-MASQ", ()))
+    return len(list_chain(Family.IPV4, "nat", "IP-MASQ"))
 
 
 def document(cidrs: int) -> str:

@@ -9,7 +9,7 @@ on a node that uses nf_tables only, so it is opened only where the kernel alread
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -22,7 +22,7 @@ from ipmasq_agent.backends.nftables import NftablesBackend, tables_of_ours
 from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.errors import AgentError
 from ipmasq_agent.host.commands import run
-from ipmasq_agent.host.nfnetlink import list_chains
+from ipmasq_agent.host.nft_objects import chain_info, table_info
 from ipmasq_agent.policy.addresses import Family
 
 IPTABLES: Mapping[str, type[IptablesBackend]] = {
@@ -62,16 +62,15 @@ def choose(requested: str, *, large: bool = False) -> tuple[str, str]:
 def _variant() -> tuple[str, str]:
     """Return which iptables the node uses, and what tells."""
     failures: list[AgentError] = []
-    for name, look in (("iptables-nft", _nft_chains), ("iptables-legacy", _legacy_chains)):
+    for name, look in (("iptables-nft", _nft_mark), ("iptables-legacy", _legacy_mark)):
         for family in Family:
             try:
-                chains = look(family)
+                mark = look(family)
             except AgentError as error:
                 failures.append(error)  # a mark in another table still counts
                 continue
-            for mark in MARKS:
-                if mark in chains:
-                    return name, f"{mark} is in its mangle table ({family.value})"
+            if mark is not None:
+                return name, f"{mark} is in its mangle table ({family.value})"
     if failures:
         raise failures[0]
     return "iptables-nft", "nothing tells; the default"
@@ -100,18 +99,19 @@ def holders(placement: Placement) -> list[str]:
     exists = {
         NftablesBackend.name: tables_of_ours(),
         BPF: os.path.isdir(placement.pins),  # who may not look has pinned nothing there
-        "iptables-nft": any(list_chains(family, "nat") for family in Family),
+        "iptables-nft": any(table_info(family, "nat") for family in Family),
         "iptables-legacy": any(table_exists(family, "nat") for family in Family),
     }
     return [name for name in BACKENDS if exists[name]]
 
 
-def _nft_chains(family: Family) -> Collection[str]:
-    return list_chains(family, "mangle")
+def _nft_mark(family: Family) -> str | None:
+    return next((mark for mark in MARKS if chain_info(family, "mangle", mark)), None)
 
 
-def _legacy_chains(family: Family) -> Collection[str]:
+def _legacy_mark(family: Family) -> str | None:
     if not table_exists(family, "mangle"):
-        return ()
+        return None
     saved = run([program(family, "legacy", "save"), "-t", "mangle"]).stdout
-    return {line[1:].split(" ")[0] for line in saved.split("\n") if line.startswith(":")}
+    chains = {line[1:].split(" ")[0] for line in saved.split("\n") if line.startswith(":")}
+    return next((mark for mark in MARKS if mark in chains), None)

@@ -92,27 +92,39 @@ class IptablesBackend(Backend[Table, Desired, Plan]):
 
     @abc.abstractmethod
     def read_rules(self, family: Family) -> Table:
-        """Return the nat table without any sets.
+        """Return our chain and POSTROUTING, without any sets; other chains may be there.
 
         Raises:
             KernelReadError: it cannot be read in full.
         """
+
+    def reachable(self, table: Table) -> Table:
+        """Return what ``read_rules`` gave, with every chain that POSTROUTING leads to.
+
+        Raises:
+            KernelReadError: one of them cannot be read in full.
+        """
+        return table
 
     @abc.abstractmethod
     def write_rules(self, family: Family, change: Plan) -> None:
         """Carry out the part of ``change`` that is about the table, in one transaction."""
 
     def read(self, family: Family) -> Table:
-        """Return the nat table and our sets, whole."""
+        """Return our chain, POSTROUTING, and our sets, whole."""
         return self._joined(self.read_rules(family), self._sets.read)
 
+    def read_with_others(self, family: Family) -> Table:
+        """Return the same with the chains of others that POSTROUTING leads to."""
+        return self.reachable(self.read(family))
+
     def recall(self, family: Family) -> Table:
-        """Return the nat table and our sets, elements from memory where their count agrees."""
+        """Return the same with elements from memory where their count agrees."""
         return self._joined(self.read_rules(family), self._sets.recall)
 
     def read_at(self, family: Family, destination: int) -> Table:
-        """Return the nat table, and of our set what it says about one address."""
-        table = self.read_rules(family)
+        """Return what ``read_with_others`` does, of our set what it says about one address."""
+        table = self.reachable(self.read_rules(family))
         return replace(table, sets=self._sets.read_at(family, destination))
 
     def _joined(

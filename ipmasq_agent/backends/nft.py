@@ -1,26 +1,43 @@
-"""iptables over nf_tables, through ``iptables-nft-save`` and ``iptables-nft-restore``.
+"""iptables over nf_tables, through ``iptables-nft`` and ``iptables-nft-restore``.
 
 nf_tables commits a restore as one transaction and refuses it when the ruleset changed in
 between (the program then tries again by itself), so no lock of ours is needed.
+
+The table is read by chain, as on a large node others have a hundred thousand rules in it:
+a pass needs our chain and POSTROUTING, a question also the chains that POSTROUTING leads
+to. iptables-nft asks the kernel for the chains that it is told of and no others (seen of
+1.8.9, for ``-S`` as for a restore); ``iptables-nft-save`` takes seconds and hundreds of
+megabytes there.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 from ipmasq_agent.backends.iptables import IptablesBackend, program
 from ipmasq_agent.backends.nft_native import is_shown_in_full, told_by_expressions
 from ipmasq_agent.dialects.iptables import POSTROUTING, Placement, Plan, restore_text
-from ipmasq_agent.dialects.tables import Chain, Table, empty_table, parse_saved
+from ipmasq_agent.dialects.rules import Rule
+from ipmasq_agent.dialects.tables import Chain, Table, parse_listed
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.host.commands import run
-from ipmasq_agent.host.nfnetlink import Expression, generation, list_chains, list_rules
+from ipmasq_agent.host.nfnetlink import Expressions, ListedRule, generation, list_chain
+from ipmasq_agent.host.nft_objects import ChainInfo, chain_info
 from ipmasq_agent.policy.addresses import Family
 
 _TRIES = 5
+_TABLE = "nat"
+_POLICIES = {0: "DROP", 1: "ACCEPT"}  # NF_DROP, NF_ACCEPT
 NFT_FAMILY = {Family.IPV4: "ip", Family.IPV6: "ip6"}
-_INCOMPATIBLE = re.compile(r"^# Table .* (is|contains) incompatible", re.MULTILINE)
+
+
+class _Read(NamedTuple):
+    """A chain, and the handles of the rules that it was read from."""
+
+    handles: tuple[int, ...]
+    chain: Chain
 
 
 class NftBackend(IptablesBackend):
@@ -31,89 +48,78 @@ class NftBackend(IptablesBackend):
     def __init__(self, placement: Placement, *, with_set: bool = False) -> None:
         super().__init__(placement, with_set=with_set)
         self._held: dict[Family, tuple[int, Table]] = {}
+        self._read: dict[Family, Mapping[str, _Read]] = {}
 
     def read_rules(self, family: Family) -> Table:
-        """Return the nat table, checked against the kernel's own list of its rules.
+        """Return our chain and POSTROUTING.
 
-        As long as nobody has committed anything since the last read, that one still holds:
-        on a quiet node a resync costs one question to the kernel and starts no program.
+        As long as nobody has committed anything since the last read, that one still holds,
+        and a chain whose rules have the handles that they had was not changed: on a node
+        where others write all the time a resync is a few questions to the kernel, and
+        starts no program.
         """
         before = generation()
-        if family in self._held and self._held[family][0] == before:
-            return self._held[family][1]
-        table = self._read_checked(family)
+        held = self._held.get(family)
+        if held and held[0] == before:
+            return held[1]
+        table = self._table(family, follow=False)
         if generation() == before:
             self._held[family] = before, table
         return table
 
-    def _read_checked(self, family: Family) -> Table:
-        for _ in range(_TRIES):
-            kernel = list_rules(family, "nat")
-            table = self._read_text(family, kernel)
-            # The two lists are two questions. Where a neighbour wrote in between, ours are
-            # still the same in both; where they are not, ask again.
-            if all(
-                len(table.rules(chain)) == len(kernel.get(chain, ()))
-                for chain in (self.placement.chain, POSTROUTING)
-            ):
-                return table
-        raise KernelReadError(
-            f"iptables-nft and the kernel disagree on the rules of {self.placement.chain} "
-            f"or {POSTROUTING} ({family.value})",
-            remedy="compare `iptables-nft-save -t nat` with `nft list table ip nat`",
-        )
+    def reachable(self, table: Table) -> Table:
+        """Return the table with the chains that a packet may meet on from POSTROUTING."""
+        whole = self._table(table.family, follow=True)
+        return replace(table, chains=whole.chains)
 
-    def _read_text(self, family: Family, kernel: dict[str, list[tuple[Expression, ...]]]) -> Table:
-        hidden = {
-            chain: [n for n, rule in enumerate(rules) if not is_shown_in_full(rule, family)]
-            for chain, rules in kernel.items()
-        }
-        saver = program(family, self.variant, "save")
-        done = run([saver, "-t", "nat"], check=False)
-        if done.status or _INCOMPATIBLE.search(done.stdout + done.stderr):
-            return self._read_by_chain(family, kernel, hidden)
-        if "*nat" not in done.stdout and not list_chains(family, "nat"):
-            return empty_table(family)  # newer versions print nothing for a table not made yet
-        return parse_saved(done.stdout, family, writer=saver, unreadable=hidden)
-
-    def _read_by_chain(
-        self,
-        family: Family,
-        kernel: Mapping[str, Sequence[tuple[Expression, ...]]],
-        hidden: Mapping[str, Sequence[int]],
-    ) -> Table:
-        """Read only the chains that matter to us, in a table that somebody wrote natively.
-
-        iptables refuses the whole table for one rule that it cannot show, but lists a
-        chain that has no such rule, and edits ours whatever the others hold. What matters
-        are our chain, and those that a packet may meet in POSTROUTING.
-        """
-        existing = list_chains(family, "nat")
-        chains: dict[str, Chain] = {}
+    def _table(self, family: Family, *, follow: bool) -> Table:
+        known = self._read.get(family, {})
+        read: dict[str, _Read] = {}
         waiting = [self.placement.chain, POSTROUTING]
         while waiting:
             name = waiting.pop()
-            if name not in existing or name in chains:
+            info = None if name in read else chain_info(family, _TABLE, name)
+            if info is None:
                 continue
-            chains[name] = self._read_chain(family, name, kernel, hidden)
-            waiting += (rule.target for rule in chains[name].rules if rule.target)
-        return Table(family, chains)
+            read[name] = self._read_chain(family, info, known.get(name))
+            if follow:
+                waiting += {rule.target for rule in read[name].chain.rules if rule.target}
+        self._read[family] = read
+        return Table(family, {name: found.chain for name, found in read.items()})
 
-    def _read_chain(
-        self,
-        family: Family,
-        name: str,
-        kernel: Mapping[str, Sequence[tuple[Expression, ...]]],
-        hidden: Mapping[str, Sequence[int]],
-    ) -> Chain:
+    def _read_chain(self, family: Family, info: ChainInfo, known: _Read | None) -> _Read:
+        name = info.name
+        policy = None if info.hook is None else _POLICIES.get(info.policy)
+        listed = list_chain(family, _TABLE, name)
+        for _ in range(_TRIES):
+            handles = _handles(listed)
+            if known and known.handles == handles:
+                return known
+            rules = self._shown(family, name, [rule.expressions for rule in listed])
+            # The kernel's list and the program's are two questions. Where somebody wrote in
+            # between, and where the program leaves rules out, they differ.
+            listed = list_chain(family, _TABLE, name)
+            if _handles(listed) == handles and len(rules) == len(handles):
+                return _Read(handles, Chain(name, policy, tuple(rules)))
+        raise KernelReadError(
+            f"iptables-nft and the kernel disagree on the rules of {name} ({family.value})",
+            remedy=f"compare `{program(family, self.variant)} -t nat -S {name}` with "
+            f"`nft list chain {NFT_FAMILY[family]} nat {name}`",
+        )
+
+    def _shown(self, family: Family, name: str, rules: Sequence[Expressions]) -> Sequence[Rule]:
+        """Return the rules of a chain as iptables-nft lists them, or by their expressions.
+
+        It refuses a chain for one rule that it cannot show, and edits it nevertheless. Of
+        one that it does list the expressions tell what it left out.
+        """
+        if not rules:
+            return ()
         lister = program(family, self.variant)
-        done = run([lister, "-t", "nat", "-S", name], check=False)
-        if not done.status and not _INCOMPATIBLE.search(done.stdout + done.stderr):
-            lines = (_announced(line) for line in done.stdout.split("\n") if line)
-            text = "\n".join(["*nat", *lines, "COMMIT"])
-            table = parse_saved(text, family, writer=lister, unreadable=hidden)
-            if name in table.chains:
-                return table.chains[name]
+        done = run([lister, "-t", _TABLE, "-S", name], check=False)
+        if not done.status:
+            hidden = [n for n, rule in enumerate(rules) if not is_shown_in_full(rule, family)]
+            return parse_listed(done.stdout, family, name, writer=lister, unreadable=hidden)
         if name == self.placement.chain:
             raise KernelReadError(
                 f"{name} ({family.value}) holds rules that iptables-nft cannot show: "
@@ -121,19 +127,12 @@ class NftBackend(IptablesBackend):
                 remedy=f"see them with `nft list chain {NFT_FAMILY[family]} nat {name}`, and move "
                 "them to a chain of their own; nothing was written",
             )
-        policy = "ACCEPT" if name == POSTROUTING else None
-        return Chain(name, policy, tuple(told_by_expressions(kernel.get(name, ()), family)))
+        return told_by_expressions(rules, family)
 
     def write_rules(self, family: Family, change: Plan) -> None:
         """Feed the change to iptables-nft-restore: one transaction, nothing flushed."""
         run([program(family, self.variant, "restore"), "--noflush"], stdin=restore_text(change))
 
 
-def _announced(line: str) -> str:
-    """Turn ``-N CHAIN`` and ``-P CHAIN POLICY`` of a listing into the ``:CHAIN`` of a save."""
-    words = line.split()
-    if words and words[0] == "-N":
-        return f":{words[1]} - [0:0]"
-    if words and words[0] == "-P":
-        return f":{words[1]} {words[2]} [0:0]"
-    return line
+def _handles(listed: Sequence[ListedRule]) -> tuple[int, ...]:
+    return tuple(rule.handle for rule in listed)

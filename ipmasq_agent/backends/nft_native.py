@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from ipmasq_agent.dialects.rules import Option, Rule, parse_rule
-from ipmasq_agent.host.nfnetlink import Expression, attributes
+from ipmasq_agent.host.nfnetlink import Expression, Expressions, attributes
 from ipmasq_agent.policy.addresses import Family
 
 _META_DREG, _META_KEY = 1, 2
@@ -45,7 +45,7 @@ _NOT_LOCAL = (0, 1 << 2, 2)  # bit of RTN_LOCAL, XT_ADDRTYPE_INVERT_DEST
 
 
 @lru_cache(maxsize=4096)  # the rules of a pass are mostly those of the pass before
-def is_shown_in_full(expressions: tuple[Expression, ...], family: Family) -> bool:
+def is_shown_in_full(expressions: Expressions, family: Family) -> bool:
     """Whether iptables-nft prints all of a rule that is made of these expressions."""
     return _Walk(family).is_plain(expressions)
 
@@ -137,7 +137,7 @@ class _Walk:
         )
 
 
-def told_by_expressions(rules: Sequence[tuple[Expression, ...]], family: Family) -> list[Rule]:
+def told_by_expressions(rules: Sequence[Expressions], family: Family) -> list[Rule]:
     """Return the rules of a chain that iptables refuses to list.
 
     A jump that depends on nothing but what our jumps have (a source, a device it leaves
@@ -158,7 +158,7 @@ class _Telling:
         self.loaded: str | None = None
         self.mask: bytes | None = None
 
-    def rule(self, expressions: tuple[Expression, ...]) -> Rule:
+    def rule(self, expressions: Expressions) -> Rule:
         plain = True
         for kind, data in expressions:
             plain &= self._takes(kind, data)  # all of them: the jump comes last

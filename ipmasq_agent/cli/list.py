@@ -34,7 +34,7 @@ def command(output: str, **options: Any) -> None:
     choice = backend_choice(settings)
     try:
         backend, _ = choice.current()
-        states = [backend.read(family) for family in Family]
+        states = [backend.read_with_others(family) for family in Family]
         kernels = [backend.interpret(state) for state in states if backend.describe(state)]
     finally:
         choice.close()

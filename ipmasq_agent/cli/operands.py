@@ -103,7 +103,7 @@ def _held(name: str, placement: Placement) -> Side:
     backend = detect.make(name, placement)
     try:
         for family in Family:
-            state = backend.read(family)
+            state = backend.read_with_others(family)
             kernel = backend.interpret(state)
             idle = kernel.policy.decisions.verdicts == {Verdict.NON_MASQUERADE}
             if backend.describe(state) or not idle:

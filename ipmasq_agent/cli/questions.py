@@ -12,7 +12,7 @@ def family_diff(
     backend: Backend[State, Desired, Plan], family: Family, intent: Intent
 ) -> FamilyDiff:
     """Return what bringing one family to ``intent`` would change."""
-    actual = backend.read(family)
+    actual = backend.read_with_others(family)
     desired = intent.desired(backend, family)
     change = backend.plan(actual, desired)
     if not change:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ipmasq_agent.dialects.ipset import AddressSet
@@ -18,8 +18,6 @@ _OPEN_QUOTE = re.compile(
     r'[^"]*(?:"[^"\\]*(?:\\.[^"\\]*)*"[^"]*)*"[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL
 )
 _LONGEST_RULE = 1 << 14  # a comment has 256 bytes at most; past this a quote was cut off
-Unreadable = Mapping[str, Sequence[int]]
-"""Chain → positions (from 0) of rules that the text is known not to show in full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +50,13 @@ def empty_table(family: Family) -> Table:
     return Table(family, {"POSTROUTING": Chain("POSTROUTING", "ACCEPT", ())})
 
 
-def parse_saved(
-    text: str,
-    family: Family,
-    *,
-    writer: str,
-    unreadable: Unreadable | None = None,
-) -> Table:
+def parse_saved(text: str, family: Family, *, writer: str) -> Table:
     """Return the nat table in the output of ``iptables-save -t nat``.
 
     Args:
         text: the output, with or without counters.
         family: whose table it is.
         writer: the program, for messages.
-        unreadable: rules that another reader of the kernel found to hold more than
-            ``iptables-save`` can print; they are carried, never compared equal.
 
     Raises:
         KernelReadError: the output is cut short, or is not a nat table.
@@ -96,13 +86,43 @@ def parse_saved(
             chain, _, rest = appended[3:].partition(" ")
             if chain not in rules:
                 raise _incomplete(writer, f"the chain {chain!r} has rules but was not announced")
-            hidden = unreadable.get(chain, ()) if unreadable else ()
-            rules[chain].append(parse_rule(rest, family, readable=len(rules[chain]) not in hidden))
+            rules[chain].append(parse_rule(rest, family))
     if not committed:
         raise _incomplete(writer, "it ends before COMMIT" if in_table else "it has no nat table")
     return Table(
         family, {name: Chain(name, policies[name], tuple(rules[name])) for name in policies}
     )
+
+
+def parse_listed(
+    text: str, family: Family, chain: str, *, writer: str, unreadable: Collection[int]
+) -> list[Rule]:
+    """Return the rules in the output of ``iptables -t nat -S CHAIN``.
+
+    Args:
+        text: the output.
+        family: whose chain it is.
+        chain: which one it is.
+        writer: the program, for messages.
+        unreadable: positions (from 0) of rules that another reader of the kernel found to
+            hold more than iptables can print; they are carried, never compared equal.
+
+    Raises:
+        KernelReadError: the output is cut short, or is not a chain. Whether rules are left
+            out at its end it does not tell.
+    """
+    if not text.endswith("\n"):
+        raise _incomplete(writer, "its last line is cut off" if text else "there is none")
+    rules: list[Rule] = []
+    for line in _lines(text):
+        # The first line makes the chain (-N), or sets its policy (-P).
+        if not line or line.startswith(("#", f"-N {chain}", f"-P {chain} ")):
+            continue
+        head, _, rest = line.removeprefix("-A ").partition(" ")
+        if not line.startswith("-A ") or head != chain:
+            raise _incomplete(writer, f"the line {line!r} is not a rule of {chain}")
+        rules.append(parse_rule(rest, family, readable=len(rules) not in unreadable))
+    return rules
 
 
 def _lines(text: str) -> Iterator[str]:

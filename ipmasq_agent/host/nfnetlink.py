@@ -22,7 +22,7 @@ from ipmasq_agent.policy.addresses import Family
 
 NETLINK_NETFILTER = 12
 SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
-_GET_CHAIN, _GET_RULE, _GET_GENERATION = 4, 7, 16
+_GET_RULE, _GET_GENERATION = 7, 16
 _GENERATION_ID = 1
 REQUEST = 0x1  # NLM_F_REQUEST
 _DUMP = 0x300  # NLM_F_DUMP
@@ -33,8 +33,7 @@ _NESTED = 0x8000
 _TYPE_MASK = 0x3FFF
 _INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: the ruleset changed while it was listed
 PROTOCOL = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
-_CHAIN_TABLE, _CHAIN_NAME = 1, 3
-_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
+_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 1, 2, 3, 4
 _ACKNOWLEDGED = 0x4  # NLM_F_ACK
 _TRIES = 10
 # What a kernel without nfnetlink, or without its nf_tables part, answers (net/netfilter/
@@ -52,40 +51,54 @@ class Expression(NamedTuple):
     data: bytes = b""
 
 
-def list_chains(family: Family, table: str) -> set[str]:
-    """Return the names of a table's chains; none where there is no such table, or no nf_tables.
+Expressions = tuple[Expression, ...]
 
-    Raises:
-        KernelReadError: the kernel refuses, or the chains never stand still.
+
+class ListedRule(NamedTuple):
+    """A rule as the kernel lists it; what it says is taken apart when somebody asks.
+
+    A handle is never used again in its table, and a rule never changes but for what it has
+    counted: the same handle is the same rule.
     """
-    try:
-        replies = dump(_GET_CHAIN, family, b"")
-    except KernelReadError as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_NF_TABLES:
-            return set()
-        raise
-    return {
-        text(found.get(_CHAIN_NAME)) for found in replies if text(found.get(_CHAIN_TABLE)) == table
-    }
+
+    handle: int
+    packed: bytes
+
+    @property
+    def expressions(self) -> Expressions:
+        """What the rule is made of."""
+        return tuple(expressions_of(self.packed))
 
 
-def list_rules(
-    family: Family, table: str, chain: str | None = None
-) -> dict[str, list[tuple[Expression, ...]]]:
-    """Return chain → the expressions of each of its rules, in order; of one chain or of all.
+def list_chain(family: Family, table: str, chain: str) -> list[ListedRule]:
+    """Return the rules of one chain, in order; none where there is no such chain.
+
+    The kernel passes over the rules of others: asked for one chain, it walks that one only
+    (nf_tables_dump_rules).
 
     Raises:
         KernelReadError: the kernel refuses, or the rules never stand still.
     """
     request = attribute(_RULE_TABLE, table.encode() + b"\0")
-    if chain is not None:
-        request += attribute(_RULE_CHAIN, chain.encode() + b"\0")
-    rules: dict[str, list[tuple[Expression, ...]]] = {}
-    for reply in dump(_GET_RULE, family, request):
-        if text(reply.get(_RULE_TABLE)) == table:
-            name = text(reply.get(_RULE_CHAIN))
-            expressions = tuple(expressions_of(reply.get(_RULE_EXPRESSIONS, b"")))
-            rules.setdefault(name, []).append(expressions)
+    request += attribute(_RULE_CHAIN, chain.encode(errors="surrogateescape") + b"\0")
+    return [
+        ListedRule(number(rule.get(_RULE_HANDLE)), rule.get(_RULE_EXPRESSIONS, b""))
+        for rule in dump(_GET_RULE, family, request)
+    ]
+
+
+def list_rules(family: Family, table: str) -> dict[str, list[Expressions]]:
+    """Return chain → the expressions of each of its rules, in order, of a whole table.
+
+    For a table of our own: that of others may hold a hundred thousand rules.
+
+    Raises:
+        KernelReadError: the kernel refuses, or the rules never stand still.
+    """
+    rules: dict[str, list[Expressions]] = {}
+    for reply in dump(_GET_RULE, family, attribute(_RULE_TABLE, table.encode() + b"\0")):
+        expressions = tuple(expressions_of(reply.get(_RULE_EXPRESSIONS, b"")))
+        rules.setdefault(text(reply.get(_RULE_CHAIN)), []).append(expressions)
     return rules
 
 
@@ -148,6 +161,8 @@ def ask(message: int, protocol: int, request: bytes) -> dict[int, bytes] | None:
                     else:
                         found = dict(attributes(payload[4:]))  # past struct nfgenmsg
     except OSError as cause:
+        if cause.errno in _NO_NF_TABLES:
+            return None
         raise _refused("for one of its objects", cause) from cause
     if not code:
         return found

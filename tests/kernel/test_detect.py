@@ -98,7 +98,7 @@ def test_a_table_that_cannot_be_read_does_not_hide_a_mark_in_another(
     in_ns: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mark("legacy", family="ipv6")
-    monkeypatch.setattr(detect, "list_chains", _unreadable)
+    monkeypatch.setattr(detect, "chain_info", _unreadable)
 
     def unreadable_ipv4(family: Family, table: str) -> bool:
         return bool(_unreadable()) if family is Family.IPV4 else table_exists(family, table)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ipmasq_agent.dialects.interpretation import Interpretation, interpret
 from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.dialects.rules import parse_rule
-from ipmasq_agent.dialects.tables import Chain, Table, parse_saved
+from ipmasq_agent.dialects.tables import Chain, Table
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict
 from ipmasq_agent.policy.model import (
@@ -264,8 +264,8 @@ def test_a_rule_that_may_look_at_the_destination_makes_it_unknown_and_is_named(r
 
 @pytest.mark.parametrize("text", ["-d 10.0.0.9/32 -j ACCEPT", "", "-j MARK --set-mark 1"])
 def test_a_rule_that_is_not_shown_in_full_makes_everything_unknown(text: str) -> None:
-    saved = f"*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING {text}\nCOMMIT\n"
-    made = parse_saved(saved, V4, writer="test", unreadable={"POSTROUTING": [0]})
+    rule = parse_rule(text, V4, readable=False)
+    made = Table(V4, {"POSTROUTING": Chain("POSTROUTING", "ACCEPT", (rule,))})
     assert verdict(made, OUTSIDE) is UNKNOWN
     assert reason(made, OUTSIDE) == ("POSTROUTING", 1)
 

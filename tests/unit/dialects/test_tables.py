@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipmasq_agent.dialects.tables import empty_table, parse_saved
+from ipmasq_agent.dialects.tables import empty_table, parse_listed, parse_saved
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.policy.addresses import Family
 
@@ -37,9 +37,33 @@ def test_chains_policies_and_rules_are_read_with_or_without_counters() -> None:
     assert table.rules("NOT-THERE") == ()
 
 
-def test_rules_that_another_reader_knows_to_hold_more_are_marked() -> None:
-    table = parse_saved(SAVED, V4, writer="iptables-save", unreadable={"IP-MASQ": [1]})
-    assert [rule.readable for rule in table.rules("IP-MASQ")] == [True, False]
+LISTED = """\
+-N IP-MASQ
+-A IP-MASQ -d 10.0.0.0/8 -j RETURN
+-A IP-MASQ -m comment --comment "the
+-A IP-MASQ rest" -j MASQUERADE --random-fully
+"""
+
+
+def test_a_listed_chain_has_its_rules_and_those_that_hold_more_are_marked() -> None:
+    rules = parse_listed(LISTED, V4, "IP-MASQ", writer="iptables-nft", unreadable=[1])
+    assert [rule.target for rule in rules] == ["RETURN", "MASQUERADE"]
+    assert [rule.readable for rule in rules] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "there is none"),
+        ("Segmentation fault\n", "is not a rule of IP-MASQ"),
+        (LISTED + "-A IP-MASQ-2 -j RETURN\n", "is not a rule of IP-MASQ"),
+        (LISTED + "-A OTHER -j RETURN\n", "is not a rule of IP-MASQ"),
+        (LISTED[:-5], "cut off"),
+    ],
+)
+def test_a_listing_of_something_else_is_an_error(text: str, why: str) -> None:
+    with pytest.raises(KernelReadError, match=why):
+        parse_listed(text, V4, "IP-MASQ", writer="iptables-nft", unreadable=())
 
 
 @given(st.integers(0, len(SAVED.partition("COMMIT")[0]) + 5))

@@ -10,6 +10,7 @@ import pytest
 
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.host import nfnetlink
+from ipmasq_agent.host.nft_objects import chain_info
 from ipmasq_agent.policy.addresses import Family
 
 
@@ -21,9 +22,9 @@ def test_a_kernel_without_nf_tables_has_no_chains_of_it(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(nfnetlink, "_netlink", absent)
-    assert nfnetlink.list_chains(Family.IPV4, "mangle") == set()
+    assert chain_info(Family.IPV4, "mangle", "X") is None
     with pytest.raises(KernelReadError):
-        nfnetlink.list_rules(Family.IPV4, "nat")
+        nfnetlink.list_chain(Family.IPV4, "nat", "X")
 
 
 def test_a_refusal_for_lack_of_privilege_is_not_an_empty_ruleset(
@@ -34,6 +35,6 @@ def test_a_refusal_for_lack_of_privilege_is_not_an_empty_ruleset(
 
     monkeypatch.setattr(nfnetlink, "_netlink", refused)
     with pytest.raises(KernelReadError, match="NET_ADMIN"):
-        nfnetlink.list_chains(Family.IPV4, "mangle")
+        chain_info(Family.IPV4, "mangle", "X")
     with pytest.raises(KernelReadError, match="NET_ADMIN"):
         nfnetlink.generation()

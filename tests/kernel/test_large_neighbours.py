@@ -1,0 +1,69 @@
+"""Others have very many rules in the nat table: what a pass costs follows from ours alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from bench.services import kube_proxy
+from tests.netns import Namespace
+
+# Reads, writes, reads after somebody else's commit, and answers questions; then tells how
+# much netlink gave it, and the peak of its children's memory in KiB.
+_PASSES = """
+import json, resource, socket, subprocess
+from ipmasq_agent.agent.reconcile import reconcile_family
+from ipmasq_agent.backends import detect
+from ipmasq_agent.dialects.iptables import Placement
+from ipmasq_agent.host import nfnetlink
+from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
+from ipmasq_agent.policy.model import FamilyPolicy
+
+received = 0
+
+class Counting(socket.socket):
+    def recv(self, size):
+        global received
+        data = super().recv(size)
+        received += len(data)
+        return data
+
+nfnetlink.socket.socket = Counting
+V4 = Family.IPV4
+
+def policy(*numbers):
+    prefixes = [Prefix(V4, 10 << 24 | n << 16, 16) for n in numbers]
+    entries = [entry_of_prefix(p, Verdict.NON_MASQUERADE, Origin(str(p))) for p in prefixes]
+    return FamilyPolicy(DecisionMap(V4, entries))
+
+assert detect.choose("auto")[0] == "iptables-nft"
+assert "iptables-nft" in detect.holders(Placement())
+backend = detect.make("iptables-nft", Placement())
+assert reconcile_family(backend, V4, policy(1, 2))
+assert reconcile_family(backend, V4, policy(2, 3))
+subprocess.run(["nft", "add table ip another"], check=True)
+assert not reconcile_family(backend, V4, policy(2, 3))
+asked = backend.read_with_others(V4)
+assert set(asked.chains) == {"POSTROUTING", "IP-MASQ", "KUBE-POSTROUTING"}
+assert backend.interpret(backend.read_at(V4, 10 << 24)).policy == policy(2, 3)
+assert reconcile_family(backend, V4, None)
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+print(json.dumps([received, peak]))
+"""
+
+
+def _cost(rules: int) -> tuple[int, int]:
+    with Namespace() as namespace:
+        text = "\n".join([*kube_proxy(rules), ""])
+        namespace.run(["iptables-nft-restore", "--noflush"], stdin=text)
+        done = namespace.run([sys.executable, "-c", _PASSES])
+    received, peak = json.loads(done.stdout)
+    return received, peak
+
+
+def test_a_pass_costs_what_our_own_rules_cost_however_many_others_have() -> None:
+    few, many = _cost(14), _cost(3500)
+    # Counters and handles have the same size whatever they say.
+    assert many[0] == few[0], "the kernel was asked for rules of others"
+    assert many[1] < few[1] + 1024, "a program of ours read the rules of others"
