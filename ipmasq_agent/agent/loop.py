@@ -283,7 +283,14 @@ class Agent:
                     continue
                 gone = clean(other, Family)
                 self._report(gone, other.name, "left")
-                if not any(outcome.error for outcome in gone.values()):
+                # What it still holds may decide: that is no less an error than one of ours.
+                left = {
+                    f: f"{other.name} cannot be left: {outcome.error}"
+                    for f, outcome in gone.items()
+                    if outcome.error
+                }
+                failed |= left
+                if not left:
                     self._moves.ended(other)
                     self.choice.cleaned(other)
         self._report(outcomes, backend.name, "applied")

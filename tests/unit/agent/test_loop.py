@@ -291,6 +291,23 @@ def test_a_move_puts_the_new_backend_in_force_before_it_cleans_the_old_one() -> 
     assert bench.agent.status.mode == "other"
 
 
+def test_a_backend_that_cannot_be_cleaned_after_a_move_is_told_until_it_is() -> None:
+    bench = Bench()
+    bench.document(ONE)
+    bench.detected = "other"
+    bench.backends["memory"].broken = {Family.IPV6}
+    for _ in range(2):
+        bench.resync()
+        assert bench.chain(backend="other") == [LINK_LOCAL, "172.20.0.0/16"]
+        assert not bench.agent.status.ready
+        told = bench.agent.status.why_not_ready()
+        assert "memory cannot be left: ipv6 is broken" in told
+    bench.backends["memory"].broken = set()
+    bench.resync()
+    assert bench.agent.status.ready
+    assert bench.backends["memory"].closed
+
+
 def test_rules_left_in_another_backend_by_a_killed_agent_are_cleaned_at_the_start() -> None:
     before = Bench()
     before.document(ONE)
