@@ -43,6 +43,7 @@ class Status:
         errors: family → why its latest pass failed.
         waiting: what has to be learnt before the newest document can be in force.
         advice: what the backend has to say about the size of what it holds.
+        contested: who undoes what we write, again and again; None while nobody does.
         passes: how many there were, and how many of them changed the kernel.
         counters: family and outcome → packets and flows, where the data plane counts by
             itself.
@@ -60,6 +61,7 @@ class Status:
     native_routing: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
+    contested: str | None = None
     counters: Mapping[tuple[Family, str], int] = field(default_factory=dict)
 
     @property
@@ -98,6 +100,7 @@ class Status:
             "nativeRoutingCIDR": ", ".join(self.native_routing) or None,
             "waiting": list(self.waiting),
             "advice": list(self.advice),
+            "contested": self.contested,
             "passes": self.passes,
             "changes": self.changes,
             "counters": {
