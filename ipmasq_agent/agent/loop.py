@@ -12,7 +12,7 @@ import logging
 import queue
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any
@@ -23,8 +23,9 @@ from ipmasq_agent.agent.knowledge import Knowledge
 from ipmasq_agent.agent.logs import event
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.moves import Moves
-from ipmasq_agent.agent.reconcile import Outcomes, clean, reconcile
+from ipmasq_agent.agent.reconcile import Outcomes, clean, look, reconcile
 from ipmasq_agent.agent.status import ConfigStatus, Status
+from ipmasq_agent.agent.war import War
 from ipmasq_agent.config.document import parse_documents
 from ipmasq_agent.config.durations import UNITS
 from ipmasq_agent.config.model import DEFAULT_RESYNC_INTERVAL, Config, Flags
@@ -79,6 +80,7 @@ class Agent:
         devices: Callable[[], tuple[str, ...]],
         fact_source: FactSource,
         metrics: Metrics | None = None,
+        kept_by_others: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self.source = source
         self.fact_source = fact_source
@@ -95,6 +97,8 @@ class Agent:
         self._refused: str | None = None  # why that one cannot be used
         self._changed_at: float | None = None
         self._moves = Moves(settings.drain_timeout)
+        self._kept_by_others = kept_by_others
+        self._war = War()
         self._retries = 0
         # Also before the first document: a file that cannot be read now is looked at again.
         self._next_pass = time.monotonic() + DEFAULT_RESYNC_INTERVAL / UNITS["s"]
@@ -185,7 +189,8 @@ class Agent:
         if needed and intent is not None:
             # What others did to our rules is found at each resync, and is looked for when
             # something went wrong; a change of ours alone builds on what we know.
-            self._pass(intent, thorough=due or reload or bool(self.status.errors))
+            thorough = due or reload or bool(self.status.errors)
+            self._pass(intent, thorough=thorough, at_once=reload)
         elif due:
             self._schedule(failed=False)
         self._publish()
@@ -262,24 +267,42 @@ class Agent:
 
     # -- a pass -------------------------------------------------------------------------
 
-    def _pass(self, intent: Intent, *, thorough: bool) -> None:
+    def _pass(self, intent: Intent, *, thorough: bool, at_once: bool) -> None:
         started = time.monotonic()
         wish = intent.wish
         try:
-            backend, left_behind = self.choice.current(large=intent.is_large, look=thorough)
+            backend, left_behind = self.choice.current(large=intent.is_large)
         except AgentError as error:
             self._finish(dict.fromkeys(wish.families, str(error)), changed=False)
             event(logging.ERROR, "no backend", error=str(error))
             return
         self._knowledge.follow(backend.needs)
         self._moves.announce(left_behind)
-        # A backend that we come to for the first time has nothing to remember.
-        outcomes = reconcile(backend, intent, thorough=thorough)
+        rival = self._war.rival
+        if rival and not at_once and self._war.holds((backend, intent), started):
+            outcomes = look(backend, intent, rival)
+        else:
+            # A backend that we come to for the first time has nothing to remember.
+            outcomes = reconcile(backend, intent, thorough=thorough)
+            self._watch(backend, intent, outcomes)
         failed = {f: str(outcome.error) for f, outcome in outcomes.items() if outcome.error}
-        left = self.choice.unseen
         if not failed:
             # The backend in use decides now; only then may the one before it go.
-            left += self._moves.complete(left_behind, self._left)
+            for other in left_behind:
+                if not self._moves.drained(other):
+                    continue
+                gone = clean(other, Family)
+                self._report(gone, other.name, "left")
+                # What it still holds may decide: that is no less an error than one of ours.
+                left = {
+                    f: f"{other.name} cannot be left: {outcome.error}"
+                    for f, outcome in gone.items()
+                    if outcome.error
+                }
+                failed |= left
+                if not left:
+                    self._moves.ended(other)
+                    self.choice.cleaned(other)
         self._report(outcomes, backend.name, "applied")
         self._finish(
             failed,
@@ -288,8 +311,8 @@ class Agent:
             mode_reason=self.choice.reason,
             devices=self._devices(),
             families=wish.families,
-            left_behind=left,
-            advice=(*_advice(backend, intent, failed), *self._moves.advice),
+            advice=(*_advice(backend, intent, failed), *self._moves.advice, *self._beside()),
+            contested=self._war.rival,
         )
         ended = time.monotonic()
         event(logging.DEBUG, "pass done", backend=backend.name, ms=_ms(ended - started))
@@ -301,10 +324,29 @@ class Agent:
         if not failed:
             self._changed_at = None
 
-    def _left(self, other: AnyBackend, outcomes: Outcomes) -> None:
-        self._report(outcomes, other.name, "left")
-        if not any(outcome.error for outcome in outcomes.values()):
-            self.choice.cleaned(other)
+    def _watch(self, backend: AnyBackend, intent: Intent, outcomes: Outcomes) -> None:
+        """Find out whether what was written is undone again and again, and by whom."""
+        before, undone = self._war.rival, self._war.undone
+        others = self._kept_by_others()
+        if backend.needs and not others:
+            return  # it writes when devices come and go, too
+        changes = {f: outcome.change for f, outcome in outcomes.items() if not outcome.error}
+        self._war.watch((backend, intent), changes, time.monotonic(), another=bool(others))
+        if self.metrics:
+            self.metrics.undone.inc(self._war.undone - undone)
+        if self._war.rival and self._war.rival != before:
+            event(logging.ERROR, "our rules are undone again and again", by=self._war.rival)
+        elif before and not self._war.rival:
+            event(logging.INFO, "nobody undoes our rules any more")
+
+    def _beside(self) -> tuple[str, ...]:
+        """Return what there is to say about another agent that keeps the same place."""
+        if self._war.rival:
+            return (f"{self._war.rival} undoes what we write here; we write less often for it",)
+        return tuple(
+            f"another agent keeps {place} on this node as well: stop one of the two"
+            for place in self._kept_by_others()
+        )
 
     def _devices(self) -> tuple[str, ...]:
         """Return the egress devices for the status line; those of before if they are not told."""
@@ -347,7 +389,7 @@ class Agent:
             changes=self.status.changes + changed,
             **more,
         )
-        self._schedule(failed=bool(failed or self.status.left_behind))
+        self._schedule(failed=bool(failed))
 
     def _schedule(self, *, failed: bool) -> None:
         interval = self._config.resync_interval if self._config else DEFAULT_RESYNC_INTERVAL

@@ -81,6 +81,16 @@ class Metrics:
             ["family", "result"],
             registry=self.registry,
         )
+        self.undone = Counter(
+            "ipmasq_agent_undone",
+            "How often other rules were found in the place of what we had written.",
+            registry=self.registry,
+        )
+        self.contested = Gauge(
+            "ipmasq_agent_contested",
+            "1 while somebody undoes what we write, again and again.",
+            registry=self.registry,
+        )
         self.seconds = Histogram(
             "ipmasq_agent_pass_seconds",
             "Duration of a pass over all families.",
@@ -125,6 +135,7 @@ class Metrics:
         """Bring the gauges to ``status``."""
         self.ready.set(status.ready)
         self.accepted.set(status.config.accepted)
+        self.contested.set(status.contested is not None)
         self.backend.clear()
         if status.mode is not None:
             self.backend.labels(status.mode).set(1)

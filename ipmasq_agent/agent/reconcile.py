@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.backends import Backend, Change, Desired, Plan, State
-from ipmasq_agent.errors import AgentError, KernelWriteError, NotPermitted
+from ipmasq_agent.errors import AgentError, KernelWriteError
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
 
@@ -49,22 +49,36 @@ def reconcile(
     )
 
 
+def look(backend: Backend[State, Desired, Plan], intent: Intent, rival: str) -> Outcomes:
+    """Write nothing; fail for each family that decides otherwise than ``intent`` asks for.
+
+    Args:
+        backend: where.
+        intent: what.
+        rival: who keeps it from being so.
+    """
+
+    def compared(family: Family) -> None:
+        actual, desired = backend.read(family), intent.desired(backend, family)
+        # Rules of another form that decide the same do no harm.
+        if backend.plan(actual, desired) and backend.interpret(actual).policy != intent.policy(
+            backend, family
+        ):
+            raise KernelWriteError(
+                f"{backend.name} ({family.value}): the rules in force are another's, and the "
+                f"document is not in force: {rival} undoes what we write",
+                remedy="remove it, or give one of the two another --masq-chain",
+            )
+
+    return _each(intent.wish.families, compared)
+
+
 def clean(backend: Backend[State, Desired, Plan], families: Iterable[Family]) -> Outcomes:
     """Remove what is ours from the families' tables."""
-    return _each(families, lambda family: _remove(backend, family))
+    return _each(families, lambda family: reconcile_family(backend, family, None))
 
 
-def _remove(backend: Backend[State, Desired, Plan], family: Family) -> Change:
-    try:
-        return reconcile_family(backend, family, None)
-    except NotPermitted:
-        gone = backend.remove_unread(family)
-        if gone is None:
-            raise
-        return gone
-
-
-def _each(families: Iterable[Family], work: Callable[[Family], Change]) -> Outcomes:
+def _each(families: Iterable[Family], work: Callable[[Family], Change | None]) -> Outcomes:
     """Do the work for each family, whatever becomes of the others."""
     outcomes: dict[Family, Outcome] = {}
     for family in families:

@@ -42,9 +42,8 @@ class Status:
         in_sync: after the latest pass the kernel held what the policy in force asks for.
         errors: family → why its latest pass failed.
         waiting: what has to be learnt before the newest document can be in force.
-        left_behind: what an agent of ours left in another data plane and cannot be taken away,
-            or cannot be seen: it may decide by an older policy.
         advice: what the backend has to say about the size of what it holds.
+        contested: who undoes what we write, again and again; None while nobody does.
         passes: how many there were, and how many of them changed the kernel.
         counters: family and outcome → packets and flows, where the data plane counts by
             itself.
@@ -61,15 +60,14 @@ class Status:
     changes: int = 0
     native_routing: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
-    left_behind: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
+    contested: str | None = None
     counters: Mapping[tuple[Family, str], int] = field(default_factory=dict)
 
     @property
     def ready(self) -> bool:
-        """Whether the newest document is in force, and no other data plane decides too."""
-        in_force = self.config.accepted and self.config.error is None and self.in_sync
-        return in_force and not self.left_behind
+        """Whether the newest document is in force and the kernel matches it."""
+        return self.config.accepted and self.config.error is None and self.in_sync
 
     def why_not_ready(self) -> str:
         """Return what readiness waits for, in one line."""
@@ -81,8 +79,6 @@ class Status:
             return "; ".join(f"{family.value}: {error}" for family, error in self.errors.items())
         if self.waiting:
             return "; ".join(self.waiting)
-        if self.left_behind:
-            return "; ".join(self.left_behind)
         return "" if self.in_sync else "no pass has finished yet"
 
     def as_data(self) -> dict[str, Any]:
@@ -103,8 +99,8 @@ class Status:
             "modeReason": self.mode_reason,
             "nativeRoutingCIDR": ", ".join(self.native_routing) or None,
             "waiting": list(self.waiting),
-            "leftBehind": list(self.left_behind),
             "advice": list(self.advice),
+            "contested": self.contested,
             "passes": self.passes,
             "changes": self.changes,
             "counters": {
@@ -147,7 +143,6 @@ class Status:
         lines += self._counted()
         lines += (f"Error:        {error}" for error in (config.error or "").splitlines())
         lines += (f"Error:        {f.value}: {error}" for f, error in self.errors.items())
-        lines += (f"Error:        {line}" for line in self.left_behind)
         lines += (f"Waiting:      {line.removeprefix('waiting for ')}" for line in self.waiting)
         lines += (f"Warning:      {warning}" for warning in (*config.warnings, *self.advice))
         return "\n".join(lines)

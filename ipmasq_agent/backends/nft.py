@@ -23,7 +23,7 @@ from ipmasq_agent.dialects.rules import Rule
 from ipmasq_agent.dialects.tables import Chain, Table, parse_listed
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.host.commands import run
-from ipmasq_agent.host.nfnetlink import Expressions, ListedRule, generation, list_chain
+from ipmasq_agent.host.nfnetlink import ListedRule, generation, list_chain
 from ipmasq_agent.host.nft_objects import ChainInfo, chain_info
 from ipmasq_agent.policy.addresses import Family
 
@@ -95,7 +95,7 @@ class NftBackend(IptablesBackend):
             handles = _handles(listed)
             if known and known.handles == handles:
                 return known
-            rules = self._shown(family, name, [rule.expressions for rule in listed])
+            rules = self._shown(family, name, listed)
             # The kernel's list and the program's are two questions. Where somebody wrote in
             # between, and where the program leaves rules out, they differ.
             listed = list_chain(family, _TABLE, name)
@@ -107,18 +107,19 @@ class NftBackend(IptablesBackend):
             f"`nft list chain {NFT_FAMILY[family]} nat {name}`",
         )
 
-    def _shown(self, family: Family, name: str, rules: Sequence[Expressions]) -> Sequence[Rule]:
+    def _shown(self, family: Family, name: str, listed: Sequence[ListedRule]) -> Sequence[Rule]:
         """Return the rules of a chain as iptables-nft lists them, or by their expressions.
 
         It refuses a chain for one rule that it cannot show, and edits it nevertheless. Of
         one that it does list the expressions tell what it left out.
         """
-        if not rules:
+        if not listed:
             return ()
         lister = program(family, self.variant)
         done = run([lister, "-t", _TABLE, "-S", name], check=False)
         if not done.status:
-            hidden = [n for n, rule in enumerate(rules) if not is_shown_in_full(rule, family)]
+            shown = [is_shown_in_full(rule.expressions, family) for rule in listed]
+            hidden = [n for n, whole in enumerate(shown) if not whole]
             return parse_listed(done.stdout, family, name, writer=lister, unreadable=hidden)
         if name == self.placement.chain:
             raise KernelReadError(
@@ -127,7 +128,7 @@ class NftBackend(IptablesBackend):
                 remedy=f"see them with `nft list chain {NFT_FAMILY[family]} nat {name}`, and move "
                 "them to a chain of their own; nothing was written",
             )
-        return told_by_expressions(rules, family)
+        return told_by_expressions(listed, family)
 
     def write_rules(self, family: Family, change: Plan) -> None:
         """Feed the change to iptables-nft-restore: one transaction, nothing flushed."""

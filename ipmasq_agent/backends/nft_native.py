@@ -13,8 +13,8 @@ import struct
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from ipmasq_agent.dialects.rules import Option, Rule, parse_rule
-from ipmasq_agent.host.nfnetlink import Expression, Expressions, attributes
+from ipmasq_agent.dialects.rules import Option, Rule, parse_rule, quote
+from ipmasq_agent.host.nfnetlink import Expression, Expressions, ListedRule, attributes
 from ipmasq_agent.policy.addresses import Family
 
 _META_DREG, _META_KEY = 1, 2
@@ -137,22 +137,25 @@ class _Walk:
         )
 
 
-def told_by_expressions(rules: Sequence[Expressions], family: Family) -> list[Rule]:
+def told_by_expressions(rules: Sequence[ListedRule], family: Family) -> list[Rule]:
     """Return the rules of a chain that iptables refuses to list.
 
     A jump that depends on nothing but what our jumps have (a source, a device it leaves
-    through, ``! --dst-type LOCAL``) is told by its expressions; any other rule is carried
-    as one that cannot be read.
+    through, ``! --dst-type LOCAL``) is told by its expressions, in the words that
+    iptables deletes it by: it compares the comment too. Any other rule is carried as one
+    that cannot be read.
     """
-    return [_Telling(family).rule(expressions) for expressions in rules]
+    return [_Telling(family, rule.comment).rule(rule.expressions) for rule in rules]
 
 
 class _Telling:
     """A rule being told: the options found so far, and what waits for its comparison."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, comment: str | None) -> None:
         self.family = family
         self.options: list[str] = []
+        if comment is not None:
+            self._comment(comment)
         self.target: str | None = None
         self.verb = "-j"
         self.loaded: str | None = None
@@ -163,7 +166,7 @@ class _Telling:
         for kind, data in expressions:
             plain &= self._takes(kind, data)  # all of them: the jump comes last
         if self.target is not None and plain and self.loaded is None:
-            return parse_rule(" ".join([*self.options, self.verb, self.target]), self.family)
+            return parse_rule(" ".join([*self.options, self.verb, quote(self.target)]), self.family)
         kinds = ", ".join(kind for kind, _ in expressions)
         meaning = (Option("jump", (self.target,)),) if self.target else ()
         return Rule(f"(native: {kinds})", meaning, readable=False)
@@ -184,13 +187,22 @@ class _Telling:
             return self.loaded == "source" and not any(_value(parts.get(_BITWISE_XOR)))
         if kind == "cmp":
             return _number(parts.get(_CMP_OP)) == 0 and self._compared(_value(parts[_CMP_DATA]))
-        if kind == "match" and _name(parts.get(_MATCH_NAME, b"")) == "addrtype":
-            info = parts.get(_MATCH_INFO, b"")[: _ADDRTYPE.size]
-            self.options.append("-m addrtype ! --dst-type LOCAL")
-            return len(info) == _ADDRTYPE.size and _ADDRTYPE.unpack(info) == _NOT_LOCAL
-        return kind == "counter" or (
-            kind == "match" and _name(parts.get(_MATCH_NAME, b"")) == "comment"
-        )
+        if kind == "match":
+            return self._match(_name(parts.get(_MATCH_NAME, b"")), parts.get(_MATCH_INFO, b""))
+        return kind == "counter"
+
+    def _match(self, name: str, info: bytes) -> bool:
+        if name == "comment":  # struct xt_comment_info: text that ends at a zero
+            self._comment(_name(info.partition(b"\0")[0]))
+            return True
+        if name != "addrtype":
+            return False
+        info = info[: _ADDRTYPE.size]
+        self.options.append("-m addrtype ! --dst-type LOCAL")
+        return len(info) == _ADDRTYPE.size and _ADDRTYPE.unpack(info) == _NOT_LOCAL
+
+    def _comment(self, said: str) -> None:
+        self.options.append(f"-m comment --comment {quote(said)}")
 
     def _verdict(self, parts: Mapping[int, bytes]) -> bool:
         data = dict(attributes(parts.get(_IMMEDIATE_DATA, b"")))
@@ -210,7 +222,7 @@ class _Telling:
         loaded, self.loaded = self.loaded, None
         if loaded == "device":
             # Compared without its terminating zero, a name stands for all that begin so.
-            self.options.append(f"-o {_name(value)}")
+            self.options.append(f"-o {quote(_name(value))}")
             return value.endswith(b"\0")
         if loaded != "source":
             return False
@@ -234,4 +246,4 @@ def _value(data: bytes | None) -> bytes:
 
 
 def _name(data: bytes) -> str:
-    return data.rstrip(b"\0").decode(errors="replace")
+    return data.rstrip(b"\0").decode(errors="surrogateescape")

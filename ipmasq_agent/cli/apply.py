@@ -19,17 +19,26 @@ Examples:
 """,
 )
 @agent_options
+@click.option(
+    "--beside-agent",
+    is_flag=True,
+    help="Write although an agent is at work here, which may undo it at once.",
+)
 @output_option
-def command(output: str, **options: Any) -> int:
+def command(output: str, beside_agent: bool, **options: Any) -> int:
     """Bring the kernel to what the document asks for, once, and leave.
+
+    Refused where an agent keeps the same chain: a change goes into its document.
 
     Exit status: 0 when the kernel holds it, 2 when the document or the kernel refuses.
     """
     from ipmasq_agent.agent.reconcile import clean, reconcile
-    from ipmasq_agent.cli.wiring import backend_choice, read_intent
+    from ipmasq_agent.cli.wiring import backend_choice, read_intent, refuse_beside_agent
     from ipmasq_agent.policy.addresses import Family
 
     settings = settings_of(options)
+    if not beside_agent:
+        refuse_beside_agent(settings.placement.places)
     intent = read_intent(settings)
     choice = backend_choice(settings)
     try:
@@ -67,7 +76,6 @@ def command(output: str, **options: Any) -> int:
         return "\n".join(lines)
 
     emit(answer, output, as_text)
-    errors = [*choice.unseen, *(f"{family.value}: {error}" for family, error in failed.items())]
-    for error in errors:
-        click.echo(f"error: {error}", err=True)
-    return 2 if errors else 0
+    for family, error in failed.items():
+        click.echo(f"error: {family.value}: {error}", err=True)
+    return 2 if failed else 0

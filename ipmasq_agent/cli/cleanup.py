@@ -18,22 +18,36 @@ Examples:
 """,
 )
 @kernel_options
-def command(**options: Any) -> int:
+@click.option(
+    "--beside-agent",
+    is_flag=True,
+    help="Remove also what a running agent keeps, which writes it again.",
+)
+def command(beside_agent: bool, **options: Any) -> int:
     """Remove our chains, jumps, sets and tables, from every backend and both families.
 
-    With --backend only from that one. Exit status: 0 when nothing of ours is left.
+    With --backend only from that one. Refused where a running agent keeps the chain. Exit
+    status: 0 when nothing of ours is left.
     """
     from ipmasq_agent.agent.reconcile import clean
     from ipmasq_agent.backends import detect
+    from ipmasq_agent.cli.wiring import refuse_beside_agent
+    from ipmasq_agent.host import seat
     from ipmasq_agent.policy.addresses import Family
 
     settings = settings_of(options)
+    placement = settings.placement
+    if not beside_agent:
+        refuse_beside_agent([placement.chain])
+    # Programs have no chain's name: those of an agent with another chain stay.
+    theirs = [] if beside_agent else seat.kept([placement.pins])
     named = settings.backend not in ("auto", "iptables")
     failed = 0
-    for name in (
-        [detect.choose(settings.backend)[0]] if named else detect.holders(settings.placement)
-    ):
-        backend = detect.make(name, settings.placement)
+    for name in [detect.choose(settings.backend)[0]] if named else detect.holders(placement):
+        if name == detect.BPF and theirs:
+            click.echo(f"bpf: left alone, a running agent keeps {placement.pins}")
+            continue
+        backend = detect.make(name, placement)
         try:
             for family, outcome in clean(backend, Family).items():
                 if outcome.error:

@@ -107,12 +107,14 @@ def _run(settings: Settings, http_address: str, loop: LoopSettings) -> int:
     from ipmasq_agent.agent.loop import Agent, Signal
     from ipmasq_agent.cli.wiring import backend_choice, fact_source
     from ipmasq_agent.host.links import egress_devices
+    from ipmasq_agent.host.seat import Seat
 
     metrics = None
     if http_address:
         from ipmasq_agent.agent.metrics import Metrics
 
         metrics = Metrics()
+    seat = Seat(settings.placement.places)
     agent = Agent(
         settings.source(),
         backend_choice(settings),
@@ -120,6 +122,7 @@ def _run(settings: Settings, http_address: str, loop: LoopSettings) -> int:
         egress_devices,
         fact_source(settings),
         metrics,
+        seat.take,
     )
 
     if metrics:
@@ -140,10 +143,13 @@ def _run(settings: Settings, http_address: str, loop: LoopSettings) -> int:
         ipv6=settings.flags.enable_ipv6,
         http=http_address or "off",
     )
+    for place in seat.take():
+        event(logging.WARNING, "another agent keeps this as well", place=place)
     server = HttpServer(http_address, _answers(agent)) if http_address else None
     try:
         agent.run()
     finally:
+        seat.close()
         if server:
             server.close()
     return 0

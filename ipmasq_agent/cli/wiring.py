@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import click
 
 from ipmasq_agent.agent.choice import BackendChoice
@@ -10,6 +12,8 @@ from ipmasq_agent.backends import detect
 from ipmasq_agent.cli.options import Settings
 from ipmasq_agent.config.document import Understood, parse_documents
 from ipmasq_agent.config.model import Config
+from ipmasq_agent.errors import UsageError
+from ipmasq_agent.host import seat
 from ipmasq_agent.policy.assemble import Facts, Wish
 from ipmasq_agent.sources import Document, FactSource
 
@@ -20,7 +24,6 @@ def backend_choice(settings: Settings) -> BackendChoice:
         detect=lambda large: detect.choose(settings.backend, large=large),
         make=lambda name: detect.make(name, settings.placement),
         holders=lambda: detect.holders(settings.placement),
-        leavings=lambda: detect.leavings(settings.placement),
     )
 
 
@@ -38,6 +41,20 @@ def gather(settings: Settings, wish: Wish) -> Facts:
         SourceError: one of them cannot be had.
     """
     return fact_source(settings).gather(wish.needs)
+
+
+def refuse_beside_agent(places: Iterable[str]) -> None:
+    """Fail where an agent is at work.
+
+    Raises:
+        UsageError: it keeps one of the places, and would undo what we write there.
+    """
+    kept = seat.kept(places)
+    if kept:
+        raise UsageError(
+            f"an agent is running here, which keeps {' and '.join(kept)} in step with its document",
+            remedy="change its document, or stop it first; --beside-agent writes all the same",
+        )
 
 
 def understand(document: Document, settings: Settings) -> Understood:

@@ -22,12 +22,25 @@ _HIGHEST, _HIGH, _LOW, _LOWEST = _OCTETS
 _IPV6_START = re.compile(r"[0-9a-fA-F]{1,4}(?::[0-9a-fA-F]{1,4}){0,6}")
 
 
+class UnalignedError(ValueError):
+    """A CIDR whose address has host bits set.
+
+    Attributes:
+        aligned: the prefix that it lies in.
+    """
+
+    def __init__(self, aligned: Prefix) -> None:
+        super().__init__(f"has host bits set; did you mean {aligned}?")
+        self.aligned = aligned
+
+
 def parse_cidr(text: str) -> Prefix:
     """Return the prefix that ``text`` names.
 
     Raises:
         ValueError: it does not name one; the message completes the sentence
             "TEXT …" and says what to write where that can be guessed.
+        UnalignedError: it names one but for the host bits.
     """
     found = _common(text)
     return Prefix(*found) if found else _parse_carefully(text)
@@ -105,11 +118,16 @@ def _parse_carefully(text: str) -> Prefix:
         raise ValueError(_not_a_length(family, int(parsed), length_text))
     if length > family.bits:
         raise ValueError(f"has a prefix length over {family.bits}, the bits of {family.value}")
+    if str(length) != length_text:
+        # 010 is ten to Go, and eight to iptables, which upstream hands the text to.
+        raise ValueError(
+            f"has leading zeros in its prefix length{_meant(f'{address}/{length}')}"
+        )
     return _aligned(family, int(parsed), length)
 
 
 def _length(text: str) -> int | None:
-    """Read a decimal number; leading zeros are welcome to Go, and so to us."""
+    """Read a decimal number, leading zeros or not."""
     if not (text.isascii() and text.isdigit()):
         return None
     digits = text.lstrip("0")
@@ -119,7 +137,7 @@ def _length(text: str) -> int | None:
 def _aligned(family: Family, number: int, length: int) -> Prefix:
     aligned = _cut(family, number, length)
     if aligned.first != number:
-        raise ValueError(f"has host bits set; did you mean {aligned}?")
+        raise UnalignedError(aligned)
     return aligned
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import yaml
 
-from ipmasq_agent.config.cidrs import parse_cidr, parse_common
+from ipmasq_agent.config.cidrs import UnalignedError, parse_cidr, parse_common
 from ipmasq_agent.config.reading import Reading, is_null, shown
 from ipmasq_agent.config.runs import Run, RunOrigins, groups
 from ipmasq_agent.policy.addresses import Family, Prefix
@@ -65,12 +65,11 @@ def _cidr(reading: Reading, node: yaml.Node, key: str, masked: bool) -> Located 
     try:
         prefix = parse_cidr(text)
     except ValueError as cause:
-        aligned = _masked(text) if masked else None
-        if aligned is None:
+        if not masked or not isinstance(cause, UnalignedError):
             reading.problem(node, f'{key}: "{text}" {cause}')
             return None
-        reading.warn(node, f'{key}: "{text}" is read as {aligned}, as Cilium does')
-        prefix = aligned
+        prefix = cause.aligned
+        reading.warn(node, f'{key}: "{text}" is read as {prefix}, as Cilium does')
     if prefix.family is Family.IPV6 and not reading.flags.enable_ipv6:
         reading.problem(
             node,
@@ -79,18 +78,6 @@ def _cidr(reading: Reading, node: yaml.Node, key: str, masked: bool) -> Located 
         )
     mark = node.start_mark
     return prefix, Origin(text, reading.name, mark.line + 1, mark.column + 1)
-
-
-def _masked(text: str) -> Prefix | None:
-    """Return the prefix that an unaligned CIDR lies in; None where it is no CIDR at all."""
-    _, slash, length = text.partition("/")
-    if not slash or not (length.isascii() and length.isdigit()):
-        return None
-    try:
-        network = ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        return None
-    return parse_cidr(str(network))
 
 
 def read_sources(
@@ -147,7 +134,9 @@ def read_snat(reading: Reading, node: yaml.Node | None, key: str) -> dict[Family
     found: dict[Family, int | Auto] = {}
     families = {family.value: family for family in Family}
     for name, value in node.value:
-        family = families.get(str(name.value).lower())
+        # What is no scalar is never made into text: aliases let it be of any size.
+        word = name.value.lower() if isinstance(name, yaml.ScalarNode) else ""
+        family = families.get(word)
         if family is None:
             reading.problem(name, f"{key}: {shown(name)} is not a family; write ipv4 or ipv6")
             continue
@@ -160,10 +149,11 @@ def read_snat(reading: Reading, node: yaml.Node | None, key: str) -> dict[Family
 
 
 def _one_snat(reading: Reading, node: yaml.Node, key: str) -> dict[Family, int | Auto]:
-    if isinstance(node, yaml.ScalarNode) and node.value == _AUTO_ROUTE:
+    text = node.value if isinstance(node, yaml.ScalarNode) else ""
+    if text == _AUTO_ROUTE:
         return dict.fromkeys(Family, AUTO)
     try:
-        address = ipaddress.ip_address(str(node.value))
+        address = ipaddress.ip_address(text)
     except ValueError:
         reading.problem(node, f"{key}: {shown(node)} is not an address nor {_AUTO_ROUTE}")
         return {}

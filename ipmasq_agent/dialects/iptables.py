@@ -52,6 +52,11 @@ class Placement:
     pins: str = DEFAULT_PINS
     flows: int | None = None
 
+    @property
+    def places(self) -> tuple[str, str]:
+        """What one agent alone can keep in step."""
+        return self.chain, self.pins
+
 
 @dataclass(frozen=True, slots=True)
 class Desired:

@@ -33,7 +33,8 @@ _NESTED = 0x8000
 _TYPE_MASK = 0x3FFF
 _INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: the ruleset changed while it was listed
 PROTOCOL = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
-_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 1, 2, 3, 4
+_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
+_COMMENT = 0  # NFTNL_UDATA_TABLE_COMMENT, NFTNL_UDATA_RULE_COMMENT of libnftnl
 _ACKNOWLEDGED = 0x4  # NLM_F_ACK
 _TRIES = 10
 # What a kernel without nfnetlink, or without its nf_tables part, answers (net/netfilter/
@@ -63,6 +64,8 @@ class ListedRule(NamedTuple):
 
     handle: int
     packed: bytes
+    comment: str | None = None
+    """What the nft program keeps beside a rule, and iptables shows as a comment match."""
 
     @property
     def expressions(self) -> Expressions:
@@ -82,7 +85,11 @@ def list_chain(family: Family, table: str, chain: str) -> list[ListedRule]:
     request = attribute(_RULE_TABLE, table.encode() + b"\0")
     request += attribute(_RULE_CHAIN, chain.encode(errors="surrogateescape") + b"\0")
     return [
-        ListedRule(number(rule.get(_RULE_HANDLE)), rule.get(_RULE_EXPRESSIONS, b""))
+        ListedRule(
+            number(rule.get(_RULE_HANDLE)),
+            rule.get(_RULE_EXPRESSIONS, b""),
+            comment_in(rule.get(_RULE_USERDATA, b"")),
+        )
         for rule in dump(_GET_RULE, family, request)
     ]
 
@@ -273,3 +280,20 @@ def number(value: bytes | None) -> int:
 def text(value: bytes | None) -> str:
     """Return a name without its terminating zero."""
     return (value or b"").rstrip(b"\0").decode(errors="surrogateescape")
+
+
+def packed_comment(words: str) -> bytes:
+    """Return a comment as nft keeps it in the user data of a table or rule."""
+    value = words.encode() + b"\0"
+    return bytes([_COMMENT, len(value)]) + value
+
+
+def comment_in(data: bytes) -> str | None:
+    """Return the comment in user data, which is type and length as bytes, then the value."""
+    position = 0
+    while position + 2 <= len(data):
+        kind, length = data[position], data[position + 1]
+        if kind == _COMMENT:
+            return text(data[position + 2 : position + 2 + length])
+        position += 2 + length
+    return None

@@ -13,6 +13,7 @@ from ipmasq_agent.host.nfnetlink import (
     ask,
     attribute,
     attributes,
+    comment_in,
     dump,
     nested,
     number,
@@ -22,7 +23,6 @@ from ipmasq_agent.host.nft_elements import Element, elements_of, pack
 from ipmasq_agent.policy.addresses import Family
 
 _GET_TABLE, _GET_CHAIN, _GET_SET, _GET_ELEMENT = 1, 4, 10, 13
-_COMMENT = 0  # NFTNL_UDATA_TABLE_COMMENT of libnftnl: type and length as bytes, then text
 
 
 class TableInfo(NamedTuple):
@@ -75,7 +75,9 @@ def table_info(family: Family, name: str) -> TableInfo | None:
 
 
 def _table(found: Mapping[int, bytes]) -> TableInfo:
-    return TableInfo(number(found.get(4)), number(found.get(3)), _comment(found.get(6, b"")))
+    return TableInfo(
+        number(found.get(4)), number(found.get(3)), comment_in(found.get(6, b"")) or ""
+    )
 
 
 def comments_of_tables(family: Family) -> dict[str, str]:
@@ -85,22 +87,6 @@ def comments_of_tables(family: Family) -> dict[str, str]:
         KernelReadError: the kernel refuses.
     """
     return {text(found.get(1)): _table(found).comment for found in dump(_GET_TABLE, family, b"")}
-
-
-def packed_comment(words: str) -> bytes:
-    """Return a table's comment as nft keeps it, in NFTA_TABLE_USERDATA."""
-    value = words.encode() + b"\0"
-    return bytes([_COMMENT, len(value)]) + value
-
-
-def _comment(data: bytes) -> str:
-    position = 0
-    while position + 2 <= len(data):
-        kind, length = data[position], data[position + 1]
-        if kind == _COMMENT:
-            return text(data[position + 2 : position + 2 + length])
-        position += 2 + length
-    return ""
 
 
 def chain_info(family: Family, table: str, name: str) -> ChainInfo | None:

@@ -58,6 +58,11 @@ class ConfigMapSource:
         """The API is asked by every node; the watch tells what there is to know."""
         return False
 
+    @property
+    def heard(self) -> float | None:
+        """When the API last gave a sign of life to the watch."""
+        return self._watch.heard
+
     def read(self) -> Document:
         """Ask the API once.
 
@@ -104,9 +109,12 @@ class ConfigMapSource:
         """
         if found.value is None:
             return Document(self.name, (), "absent", found.noticed)
-        values = content_of(found.value)
+        try:
+            values = content_of(found.value)
+            revision = str(found.value["metadata"]["resourceVersion"])
+        except (ValueError, KeyError, TypeError, AttributeError) as cause:
+            raise SourceError(f"{self.name} is not in the form of a ConfigMap") from cause
         keys = self._choose(sorted(values))
-        revision = str(found.value["metadata"]["resourceVersion"])
         parts = tuple(Part(self._name_with(key), values[key]) for key in keys)
         name = parts[0].name if len(parts) == 1 else self.name
         return Document(name, parts, revision, found.noticed)

@@ -6,6 +6,7 @@ large results sets in chunks".
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -124,30 +125,50 @@ def list_all(api: KubeApi, path: str, view: View[Value]) -> Found[Value]:
     return _list_once(api, path, view)
 
 
+def version_now(api: KubeApi, path: str, view: View[Any]) -> str:
+    """Return the version of a collection as it is now, for the price of one object.
+
+    Raises:
+        ApiRefusal: the list was refused.
+        SourceError: there was no answer, or none of a Kubernetes API.
+    """
+    pages = _Pages(api, path, view, limit=1)
+    with _an_api(api):
+        next(pages.objects(), None)
+        return pages.version
+
+
 def _list_once(api: KubeApi, path: str, view: View[Value]) -> Found[Value]:
-    pages = _Pages(api, path, view)
-    try:
+    pages = _Pages(api, path, view, limit=view.page)
+    with _an_api(api):
         objects = pages.objects()
         value = view.listed(objects)
         for _ in objects:
             continue  # to the end: what a view does not ask for may be an error
-    except (ValueError, KeyError, TypeError, AttributeError) as cause:
+    return Found(value, pages.version, pages.noticed)
+
+
+@contextlib.contextmanager
+def _an_api(api: KubeApi) -> Iterator[None]:
+    """Say of whatever is not in the form of a list that this is no Kubernetes API."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
         raise SourceUnavailable(
             f"{api.host} does not answer as a Kubernetes API does",
             remedy=f"check the server's address in {api.credentials}",
         ) from cause
-    return Found(value, pages.version, pages.noticed)
 
 
 class _Pages:
     """One list in progress: the version it shows, and when its last page came."""
 
-    def __init__(self, api: KubeApi, path: str, view: View[Any]) -> None:
+    def __init__(self, api: KubeApi, path: str, view: View[Any], limit: int | None) -> None:
         self._api = api
         self._path = path
         self._query = dict(view.query)
-        if view.page is not None:
-            self._query["limit"] = str(view.page)
+        if limit is not None:
+            self._query["limit"] = str(limit)
         self._keeps = None if view.keeps is None else view.keeps | _LIST_KEYS
         self.version = ""
         self.noticed = 0.0

@@ -2,6 +2,12 @@
 
 The protocol is that of kubernetes.io/docs/reference/using-api/api-concepts, "Efficient
 detection of changes" and "Retrieving large results sets in chunks".
+
+Before each watch the server is asked what it holds now, every five to ten minutes at least.
+An etcd that was restored from a snapshot counts its revisions from an earlier one on, and a
+watch from a later one then brings nothing, and no error. What a list says is the truth, also
+where its version is one that was already passed. Lists ask for the most recent state, never
+for version 0, which any API server may answer from a cache that is behind.
 """
 
 from __future__ import annotations
@@ -17,10 +23,19 @@ from typing import Generic
 
 import urllib3
 
-from ipmasq_agent.errors import SourceError
+from ipmasq_agent.errors import SourceError, UnexpectedError
 from ipmasq_agent.sources.backoff import Backoff
+from ipmasq_agent.sources.guarded import Guarded
 from ipmasq_agent.sources.kube_api import TRANSPORT_ERRORS, ApiRefusal, KubeApi
-from ipmasq_agent.sources.kube_list import GONE, LIST_TIMEOUT, Found, Value, View, list_all
+from ipmasq_agent.sources.kube_list import (
+    GONE,
+    LIST_TIMEOUT,
+    Found,
+    Value,
+    View,
+    list_all,
+    version_now,
+)
 from ipmasq_agent.sources.kube_words import why
 
 logger = logging.getLogger(__name__)
@@ -34,6 +49,9 @@ RETRY_AFTER_CAP = 60.0
 WATCH_SECONDS = (300, 600)
 # Seconds that a watch may outlast that before the connection counts as dead.
 OVERTIME = 15.0
+# Seconds without a word, bookmarks included, after which the server is asked whether it is
+# there. API servers send a bookmark about once a minute, and promise none.
+SILENCE = 150.0
 # A watch that ends sooner, with nothing to tell, is not a working watch.
 SHORT = 1.0
 # Seconds that `stop` waits for a request that cannot be interrupted (TCP connect).
@@ -73,14 +91,16 @@ class Watch(Generic[Value]):
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._stopping = False
-        self._threads: list[threading.Thread] = []
-        self._refreshing = False
+        self._guarded = Guarded(self._run, f"{view.name}-watch", self._tell_failure)
+        self._refresher: threading.Thread | None = None
         self._response: urllib3.BaseHTTPResponse | None = None
         self._latest: Found[Value] | None = None
         self._failure: str | None = None
-        # Of the watching thread alone: from where to watch (None: list first), whether that
-        # comes from a list which no watch has worked with yet, and how this attempt goes.
+        # The newest version that was heard of; None: list first.
         self._version: str | None = None
+        self._heard: tuple[float, str] | None = None
+        # Of the watching thread alone: whether the version comes from a list which no watch
+        # has worked with yet, and how this attempt goes.
         self._untried = True
         self._opened: float | None = None
         self._working = False
@@ -105,49 +125,55 @@ class Watch(Generic[Value]):
             if self._found is not None:
                 raise RuntimeError("a watch can be started once")
             self._found, self._failed = found, failed
-            self._spawn(self._run, "watch")
+        self._guarded.start()
+
+    @property
+    def heard(self) -> float | None:
+        """``time.monotonic()`` of the server's last sign of life; None before the first."""
+        return self._heard and self._heard[0]
 
     def refresh(self) -> None:
         """Ask the server now, beside the watch, and tell the outcome."""
         with self._lock:
-            if self._found is None or self._stopping or self._refreshing:
+            if self._found is None or self._stopping or self._refresher is not None:
                 return
-            self._refreshing = True
-            self._spawn(self._refresh, "refresh")
+            name = f"{self._view.name}-refresh"
+            self._refresher = threading.Thread(target=self._refresh, name=name, daemon=True)
+            self._refresher.start()
 
     def stop(self) -> None:
         """End the watch at once; safe to call twice. Nothing is told after it returns."""
         with self._lock:
             self._stopping = True
             self._wake.set()
-            if self._response is not None:
-                self._response.shutdown()
-            threads = list(self._threads)
+            self._hang_up()
+            refresher = self._refresher
         deadline = time.monotonic() + STOP_TIMEOUT
-        for thread in threads:
-            thread.join(max(deadline - time.monotonic(), 0))
+        self._guarded.stop(STOP_TIMEOUT)
+        if refresher is not None:
+            refresher.join(max(deadline - time.monotonic(), 0))
         self._api.close()
 
     # Threads
 
-    def _spawn(self, target: Callable[[], None], purpose: str) -> None:
-        thread = threading.Thread(target=target, name=f"{self._view.name}-{purpose}", daemon=True)
-        self._threads = [each for each in self._threads if each.is_alive()]
-        self._threads.append(thread)
-        thread.start()
-
     def _refresh(self) -> None:
         """Tell what a list says, unless the watch has told something newer meanwhile."""
         with self._lock:
-            before = self._latest
+            before, version = self._latest, self._version
         outcome: Found[Value] | SourceError
         try:
             outcome = self.read()
         except SourceError as error:
             outcome = error
+        except Exception as cause:
+            unexpected = UnexpectedError(cause, f"the list of {self._view.name}")
+            outcome = SourceError(unexpected.message, remedy=unexpected.remedy)
         with self._lock:
-            self._refreshing = False
+            self._refresher = None
             if isinstance(outcome, Found):
+                if _is_older(outcome.version, version):
+                    self._version = None
+                    self._hang_up()
                 newer = self._latest if self._latest is not before else None
                 self._tell(newer or outcome)
                 # The server answers: no reason to wait any longer.
@@ -157,15 +183,12 @@ class Watch(Generic[Value]):
 
     def _run(self) -> None:
         """List and watch until stopped, waiting longer after each attempt that fails."""
+        self._version = None
         while not self._stopping:
             delay = 0.0
             self._opened, self._working = None, False
             try:
-                if self._version is None:
-                    listed = self._list()
-                    self._version, self._untried = listed.version, True
-                    self._tell(listed)
-                self._watch(self._version)
+                self._watch(self._renewed())
                 # The server ended it in time, as asked; or too soon, as some proxies do.
                 delay = 0.0 if self._working else self._backoff.next()
             except ApiRefusal as refusal:
@@ -181,6 +204,36 @@ class Watch(Generic[Value]):
                 self._wake.wait(delay)
                 if not self._stopping:
                     self._wake.clear()
+
+    def _renewed(self) -> str:
+        """Return the version to watch from, having seen that the server is not behind it.
+
+        Raises:
+            ApiRefusal: the server refuses to say.
+            SourceError: it cannot be asked.
+        """
+        version = self._version
+        if version is not None and self._view.page is not None:
+            # Of a large collection, one object tells how far the server is.
+            current = version_now(self._api, self._path, self._view)
+            self._lives()
+            if not _is_older(current, version):
+                return version
+        listed = self._list()
+        self._untried = True
+        with self._lock:
+            if _is_older(listed.version, version):
+                logger.warning(
+                    "the versions of %s went back from %s to %s: listed anew",
+                    *(self._view.name, version, listed.version),
+                )
+            self._version = listed.version
+            if self._latest is None or self._latest.value != listed.value:
+                self._tell(listed)
+            else:
+                # What failed before may fail again: the watch has to be open first.
+                self._latest = replace(self._latest, version=listed.version)
+        return listed.version
 
     def _refused(self, refusal: ApiRefusal) -> float:
         """Tell about a refusal, decide whether to list again; return seconds to wait."""
@@ -198,7 +251,9 @@ class Watch(Generic[Value]):
 
     def _list(self) -> Found[Value]:
         """Ask for everything as it is now."""
-        return list_all(self._api, self._path, self._view)
+        listed = list_all(self._api, self._path, self._view)
+        self._lives()
+        return listed
 
     def _watch(self, version: str) -> None:
         """Watch from ``version`` on until the server ends it, keeping ``_version`` up to date.
@@ -219,6 +274,7 @@ class Watch(Generic[Value]):
         # The headers come at once; events may take as long as the watch lasts.
         response = self._api.get(self._path, query, read_timeout=LIST_TIMEOUT)
         self._opened = time.monotonic()
+        self._lives()
         try:
             with self._lock:
                 if self._stopping:
@@ -226,7 +282,7 @@ class Watch(Generic[Value]):
                 self._response = response
             sock = getattr(response.connection, "sock", None)
             if sock is not None:
-                sock.settimeout(seconds + OVERTIME)
+                sock.settimeout(min(seconds + OVERTIME, SILENCE))
             self._recovered()
             for line, noticed in _lines(response):
                 self._works()
@@ -238,7 +294,17 @@ class Watch(Generic[Value]):
             if time.monotonic() - self._opened >= SHORT:
                 self._works()
 
+    def _lives(self) -> None:
+        now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        self._heard = time.monotonic(), now
+
+    def _hang_up(self) -> None:
+        """End the watch that is open, with the lock held."""
+        if self._response is not None:
+            self._response.shutdown()
+
     def _works(self) -> None:
+        self._lives()
         self._working, self._untried = True, False
         self._backoff.reset()
 
@@ -258,10 +324,13 @@ class Watch(Generic[Value]):
         except (ValueError, KeyError, TypeError, AttributeError) as cause:
             self._version = None
             raise _Disconnected("it sent what is not an event") from cause
-        self._version = version
-        if kind == "BOOKMARK":
-            return
         with self._lock:
+            if _is_older(version, self._version):
+                self._version = None
+                raise _Disconnected("its versions went back")
+            self._version = version
+            if kind == "BOOKMARK":
+                return
             latest = self._latest
             # A refresh may have overtaken the watch, which may lag behind a list.
             if latest is None or _is_older(version, latest.version):
@@ -289,9 +358,13 @@ class Watch(Generic[Value]):
         with self._lock:
             if self._stopping or self._failed is None:
                 return
+            # The same failure again is no news, though the server may have said more since.
             if str(error) == self._failure and not again:
                 return
             self._failure = str(error)
+            if self._heard is not None:
+                message = f"{error.message}; last heard of at {self._heard[1]}"
+                error = type(error)(message, remedy=error.remedy)
             self._failed(error)
 
 
@@ -322,10 +395,12 @@ def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[tuple[bytes, float]]:
         yield bytes(rest), noticed
 
 
-def _is_older(version: str, than: str) -> bool:
+def _is_older(version: str, than: str | None) -> bool:
     """Compare resourceVersions, which are numbers to any client since Kubernetes 1.35.
 
     KEP-5504 made official what etcd's revisions have always been. Versions of another form
     are never called older: an event too many does no harm.
     """
-    return version.isdecimal() and than.isdecimal() and int(version) < int(than)
+    if than is None or not version.isdecimal() or not than.isdecimal():
+        return False
+    return int(version) < int(than)

@@ -28,6 +28,7 @@ class Running:
 
     def __init__(self, log: Path, *flags: str) -> None:
         self.log = log
+        self.address = "127.0.0.1:9797"
         with log.open("w") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "ipmasq_agent", *flags], stdout=out, stderr=out
@@ -35,7 +36,7 @@ class Running:
 
     def get(self, path: str) -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:9797{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://{self.address}{path}", timeout=5) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ipmasq_agent.backends.nft_native import is_shown_in_full
 from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.host.nfnetlink import list_chain
+from ipmasq_agent.host.nft_objects import chain_info
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import FamilyPolicy, Guards
@@ -106,9 +108,9 @@ def _native(ns: Namespace, chain: str, rule: str) -> None:
     ns.run(["nft", f"add rule ip nat {chain} {rule}"])
 
 
-def _rules(ns: Namespace, chain: str) -> list[tuple[int, Any]]:
+def _rules(ns: Namespace, chain: str, table: str = "ip") -> list[tuple[int, Any]]:
     """Return handle and expressions of each rule, as nft tells them, without counters."""
-    done = ns.run(["nft", "-a", "-j", "list", "chain", "ip", "nat", chain])
+    done = ns.run(["nft", "-a", "-j", "list", "chain", table, "nat", chain])
     found = [item["rule"] for item in json.loads(done.stdout)["nftables"] if "rule" in item]
     return [
         (rule["handle"], [part for part in rule["expr"] if "counter" not in part]) for rule in found
@@ -220,6 +222,78 @@ def test_our_guards_are_recognised_among_rules_that_iptables_cannot_list(
     in_ns.run(["nft", "add", "rule", table, "nat", "POSTROUTING", "ct", "mark", "5", "accept"])
     assert not reconcile_family(NftBackend(PLACEMENT), family, wanted)
     assert backend.interpret(backend.read(family)).policy.guards == guards
+
+
+# {0} is ip or ip6, {1} a prefix of the family.
+NATIVE = (
+    "{0} saddr {1} oifname eth0 masquerade",
+    "{0} saddr {1} ct state new masquerade",
+    "oifname {{ eth0, eth1 }} masquerade",
+    "{0} daddr @theirs masquerade",
+    "{0} daddr {{ {1} }} return",
+    "meta mark and 0xff == 5 {0} daddr {1} snat to {2}",
+)
+
+
+def _guarded(family: Family, *, sources: bool, device: str = "eth1") -> FamilyPolicy:
+    tens = parse_address("10.0.0.0" if family is V4 else "fd00::")[1]
+    guards = Guards(sources=(Prefix(family, tens, 8),) if sources else None, devices=(device,))
+    return FamilyPolicy(DecisionMap(family, ()), guards)
+
+
+def _natively(ns: Namespace, family: Family, rules: Sequence[str]) -> list[tuple[int, Any]]:
+    """Write native rules into POSTROUTING, some before our jumps; return all that are not ours."""
+    ip, prefix, to = NATIVE_WORDS[family]
+    kind = "ipv4_addr" if family is V4 else "ipv6_addr"
+    ns.run(["nft", f"add set {ip} nat theirs {{ type {kind}; flags interval; }}"])
+    for number, rule in enumerate(rules):
+        verb = "insert" if number % 2 else "add"
+        ns.run(["nft", f"{verb} rule {ip} nat POSTROUTING {rule.format(ip, prefix, to)}"])
+    return _others(ns, family)
+
+
+NATIVE_WORDS = {
+    V4: ("ip", "10.8.0.0/24", "192.0.2.1"),
+    V6: ("ip6", "fd00:8::/64", "2001:db8::1"),
+}
+
+
+def _others(ns: Namespace, family: Family) -> list[tuple[int, Any]]:
+    rules = _rules(ns, "POSTROUTING", NATIVE_WORDS[family][0])
+    return [(handle, parts) for handle, parts in rules if "IP-MASQ" not in json.dumps(parts)]
+
+
+@pytest.mark.parametrize("with_set", [False, True])
+@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize("rules", [*([rule] for rule in NATIVE), NATIVE])
+def test_beside_native_rules_our_jumps_change_and_go_and_nothing_of_ours_is_left(
+    in_ns: Namespace, family: Family, rules: Sequence[str], with_set: bool
+) -> None:
+    first, second = (_guarded(family, sources=sources) for sources in (True, False))
+    reconcile_family(NftBackend(PLACEMENT, with_set=with_set), family, first)
+    foreign = _natively(in_ns, family, rules)
+    backend = NftBackend(PLACEMENT, with_set=with_set)
+    for wanted in (second, first, _guarded(family, sources=True, device="eth2")):
+        assert reconcile_family(backend, family, wanted)
+        assert not reconcile_family(NftBackend(PLACEMENT, with_set=with_set), family, wanted)
+        assert backend.read(family).rules("IP-MASQ") == backend.compile(wanted).rules
+        assert _others(in_ns, family) == foreign
+    assert reconcile_family(NftBackend(PLACEMENT), family, None)
+    assert _rules(in_ns, "POSTROUTING", NATIVE_WORDS[family][0]) == foreign
+    assert chain_info(family, "nat", "IP-MASQ") is None
+
+
+@pytest.mark.parametrize("comment", ["", 'comment "by nft"', 'comment "it\'s \\ said"'])
+def test_a_jump_of_others_to_our_chain_beside_native_rules_goes_with_its_comment(
+    in_ns: Namespace, comment: str
+) -> None:
+    reconcile_family(NftBackend(PLACEMENT), V4, _policy(TENS))
+    foreign = _natively(in_ns, V4, NATIVE)
+    _native(in_ns, "POSTROUTING", f"oifname eth5 jump IP-MASQ {comment}")
+    assert reconcile_family(NftBackend(PLACEMENT), V4, _policy(TENS))
+    assert len(_rules(in_ns, "POSTROUTING")) == len(foreign) + 1
+    assert reconcile_family(NftBackend(PLACEMENT), V4, None)
+    assert _rules(in_ns, "POSTROUTING") == foreign
 
 
 def test_jump_to_us_on_a_condition_among_rules_that_cannot_be_listed_is_an_error(

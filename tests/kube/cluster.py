@@ -41,9 +41,14 @@ class Call:
 
 @dataclass(eq=False)
 class Stream:
-    """An open watch: what is put in its queue is sent; None ends it in good order."""
+    """An open watch: what is put in its queue is sent; None ends it in good order.
+
+    It is sent what is newer than the version ``since`` which it was asked from, as API servers
+    do it: of a version of the future, nothing.
+    """
 
     transport: asyncio.Transport
+    since: int = 0
     queue: asyncio.Queue[dict[str, Any] | bytes | None] = field(default_factory=asyncio.Queue)
 
 
@@ -192,7 +197,7 @@ class Cluster:
                 "type": "BOOKMARK",
                 "object": {"metadata": {"resourceVersion": str(self._version)}},
             }
-            self._send(event)
+            self._send(event, self._version)
             return str(self._version)
 
         return self._call(bookmark)
@@ -206,6 +211,18 @@ class Cluster:
             self._history.clear()
 
         self._call(compact)
+
+    def restore(self, data: dict[str, str]) -> str:
+        """Go back to an early version, as etcd does when it is restored from a snapshot."""
+
+        def restore() -> str:
+            self._version, self._oldest = 5, 0
+            self._history.clear()
+            metadata = {"name": NAME, "namespace": NAMESPACE, "resourceVersion": "4"}
+            self._configmap = {"metadata": metadata, "data": data}
+            return "4"
+
+        return self._call(restore)
 
     def send(self, event: dict[str, Any] | bytes) -> None:
         """Send an event, or raw bytes, to all watches."""
@@ -262,12 +279,13 @@ class Cluster:
         configmap["metadata"] = metadata
         event = {"type": kind, "object": dict(configmap)}
         self._history.append((self._version, event))
-        self._send(event)
+        self._send(event, self._version)
         return str(self._version)
 
-    def _send(self, event: dict[str, Any] | bytes | None) -> None:
+    def _send(self, event: dict[str, Any] | bytes | None, version: int | None = None) -> None:
         for stream in self._streams:
-            stream.queue.put_nowait(event)
+            if version is None or version > stream.since:
+                stream.queue.put_nowait(event)
 
     async def _admit(self, verb: str, request: kmock.Request) -> None:
         authorization = request.headers.get("Authorization")
@@ -315,7 +333,7 @@ class Cluster:
     async def _events(
         self, request: kmock.Request, since: int
     ) -> AsyncIterator[dict[str, Any] | bytes]:
-        stream = Stream(transport_of(request))
+        stream = Stream(transport_of(request), since)
         for version, event in self._history:
             if version > since:
                 stream.queue.put_nowait(event)

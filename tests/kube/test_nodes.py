@@ -209,7 +209,24 @@ def test_a_watch_that_breaks_off_is_resumed_where_it_ended(
     assert int(resumed.params["resourceVersion"]) == int(version) + 1
     cluster.leave("node0")
     told.value(NODES, lambda value: len(value) == 2)
-    assert len(cluster.asked("list")) == 1
+    # Nothing was listed but one node, to see how far the server is.
+    assert [call.params["limit"] for call in cluster.asked("list")] == [str(nodes.PAGE), "1"]
+
+
+def test_after_a_restore_of_etcd_the_nodes_are_listed_anew(
+    cluster: NodeCluster, watching: Watching
+) -> None:
+    cluster.join(*many(0, 3))
+    told = watching(NODES)
+    told.value(NODES, lambda value: len(value) == 3)
+    cluster.wait_for_watch()
+    cluster.nodes.pop("node2")
+    cluster.restore({})
+    cluster.break_watches()
+    told.value(NODES, lambda value: len(value) == 2)
+    cluster.wait_for_watch(2)
+    cluster.join(*many(7, 8))
+    told.value(NODES, lambda value: len(value) == 3)
 
 
 def test_history_that_was_forgotten_is_made_good_by_a_list(

@@ -109,14 +109,11 @@ class Bench:
         self.backend = self.backends["memory"]
         self.detected = "memory"
         self.held: list[str] = []
-        self.leavings: list[str] = []
-        self.blind: str | None = None
         self.asked_for_large: list[bool] = []
         choice = BackendChoice(
             detect=self._detect,
             make=lambda name: self.backends[name],
-            holders=lambda: self._look(self.held),
-            leavings=lambda: self._look(self.leavings),
+            holders=lambda: self.held,
         )
         self.agent = Agent(
             self.source,
@@ -126,11 +123,6 @@ class Bench:
             fact_source=self.facts,
         )
         self.source.start(self.agent.events.put)
-
-    def _look(self, found: list[str]) -> list[str]:
-        if self.blind is not None:
-            raise HostError(self.blind)
-        return found
 
     def _detect(self, large: bool) -> tuple[str, str]:
         self.asked_for_large.append(large)

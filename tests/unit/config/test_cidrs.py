@@ -22,12 +22,10 @@ def test_every_prefix_that_is_shown_reads_back(prefix: Prefix) -> None:
     ("text", "meant"),
     [
         ("10.0.0.0/8", "10.0.0.0/8"),
-        ("10.0.0.0/08", "10.0.0.0/8"),
-        ("10.0.0.0/0000000000008", "10.0.0.0/8"),
         ("0.0.0.0/0", "0.0.0.0/0"),
         ("255.255.255.255/32", "255.255.255.255/32"),
         ("FD00:0:0::/8", "fd00::/8"),
-        ("fd00:0000::0/008", "fd00::/8"),
+        ("fd00:0000::0/8", "fd00::/8"),
         ("::/0", "::/0"),
         ("1:2:3:4:5:6:7::/112", "1:2:3:4:5:6:7:0/112"),
         ("64:ff9b::192.0.2.1/128", "64:ff9b::c000:201/128"),
@@ -40,6 +38,9 @@ def test_spellings_that_go_takes_are_taken(text: str, meant: str) -> None:
 @pytest.mark.parametrize(
     ("text", "remedy"),
     [
+        ("10.0.0.0/08", "has leading zeros in its prefix length; did you mean 10.0.0.0/8?"),
+        ("10.0.0.0/010", "has leading zeros in its prefix length"),
+        ("fd00::/0000000000008", "in its prefix length; did you mean fd00::/8?"),
         ("10.0.0.1/8", "has host bits set; did you mean 10.0.0.0/8?"),
         ("fd00::1/8", "has host bits set; did you mean fd00::/8?"),
         ("10.0.0.0/255.0.0.0", "has a netmask; did you mean 10.0.0.0/8?"),

@@ -1,0 +1,117 @@
+"""Two writers of one chain: seeing that what we write is undone again and again.
+
+Rules that were flushed are put back at once, always. Where instead we find other rules in
+the place of ours, again and again, somebody means what he writes, as the agent does that
+was here before. Each of us then undoes the other for ever, and every time packets change
+sides. So we write ever less often, and say who it is; a new document is written at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ipmasq_agent.backends import Change
+from ipmasq_agent.policy.addresses import Family
+
+# As often as this may be chance: a restore from a file, a hand at work.
+_CHANCE = 2
+# Seconds between writes: doubled each time, up to the second figure. That is also how long
+# we may be late when the other one has gone.
+_FIRST, _LAST = 30.0, 300.0
+# Seconds that our rules have to stand until the other one counts as gone; upstream's agent
+# writes its rules once a minute.
+_PEACE = 120.0
+
+_UPSTREAM = "ip-masq-agent: "
+_OURS = "ipmasq-agent: "
+
+
+class War:
+    """Counts how often what we wrote was replaced, and by whom.
+
+    Attributes:
+        rival: who does it, and how that can be told; None while nobody does.
+        undone: how often it happened since we started.
+    """
+
+    def __init__(self) -> None:
+        self.rival: str | None = None
+        self.undone = 0
+        self._count = 0
+        self._what: object = None
+        self._verified: set[Family] = set()
+        self._written = 0.0
+
+    @property
+    def _patience(self) -> float:
+        return min(_FIRST * 2.0 ** (self._count - _CHANCE - 1), _LAST)
+
+    def holds(self, what: object, now: float) -> bool:
+        """Whether to leave the kernel as it is for now, also where it is not as it should be.
+
+        Args:
+            what: is to be in force, and where; something new is not held up.
+            now: a clock's seconds.
+        """
+        return self.rival is not None and what == self._what and self._left(now) > 0
+
+    def _left(self, now: float) -> float:
+        return self._written + self._patience - now
+
+    def watch(
+        self,
+        what: object,
+        changes: Mapping[Family, Change | None],
+        now: float,
+        *,
+        another: bool = False,
+    ) -> None:
+        """Take in what a pass that wrote what had to be written has led to.
+
+        Args:
+            what: is in force now, and where.
+            changes: of each family that did not fail, what was written; false for nothing.
+            now: a clock's seconds.
+            another: an agent of ours is known to keep the same place.
+        """
+        if what != self._what:
+            # What this pass changed was never in force.
+            self._what, self._verified = what, set()
+        written = {family: change for family, change in changes.items() if change}
+        replaced = [_replaced(written[family]) for family in self._verified & set(written)]
+        self._verified |= set(changes)
+        if any(removed for removed, _ in replaced):
+            self._count += 1
+            self.undone += 1
+            if self._count > _CHANCE:
+                self.rival = _who(replaced, another=another)
+        elif now - self._written > max(_PEACE, 2 * self._patience):
+            self._count, self.rival = 0, None
+        if written:
+            self._written = now
+
+
+Lines = Sequence[str]
+
+
+def _replaced(change: Change) -> tuple[Lines, Lines]:
+    """Return what was there that we never write, and what was missing for it.
+
+    A line that comes and goes was moved: others inserted rules before it.
+    """
+    removed, added = change.removed, change.added
+    moved = set(removed) & set(added)
+    return [x for x in removed if x not in moved], [x for x in added if x not in moved]
+
+
+def _who(replaced: list[tuple[Lines, Lines]], *, another: bool) -> str:
+    """Return who wrote what had to go, by the comments that agents leave on their rules."""
+    removed = [line for lines, _ in replaced for line in lines]
+    added = [line for _, lines in replaced for line in lines]
+    for line in removed:
+        if _UPSTREAM in line:
+            return f"ip-masq-agent, whose comments stand on its rules (`{line}`)"
+    # Who leaves our comments in their place writes them himself.
+    if another or not any(_OURS in line for line in added):
+        return f"another agent of this kind, with another document or other flags (`{removed[0]}`)"
+    return f"another program (`{removed[0]}`)"

@@ -1,0 +1,135 @@
+"""Two writers of one node's rules: refused where it can be, and told where it cannot."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import oracle
+from tests.kernel.agent import status_of
+from tests.kernel.running import Running, wait_until
+from tests.netns import Namespace
+
+VARIANTS: list[oracle.Variant] = ["nft", "legacy"]
+THEIRS = "nonMasqueradeCIDRs: [192.0.2.0/24]\n"
+
+
+@pytest.fixture
+def run(in_ns: Namespace, tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    started: list[Running] = []
+
+    def start(*flags: str) -> Running:
+        started.append(Running(tmp_path / f"log{len(started)}", *flags))
+        return started[-1]
+
+    yield start
+    for agent in started:
+        agent.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Path:
+    path = tmp_path / "config"
+    path.write_text("nonMasqueradeCIDRs: [172.20.0.0/16]\nresyncInterval: 1s\n")
+    return path
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    path = tmp_path / "theirs"
+    path.write_text(THEIRS)
+    return path
+
+
+def destinations(variant: oracle.Variant, chain: str = "IP-MASQ") -> list[str | None]:
+    return [rule.destination for rule in oracle.read_chain(variant, "ipv4", chain) or ()]
+
+
+@pytest.mark.parametrize("plane", ["iptables-nft", "iptables-legacy", "ipset", "nftables", "bpf"])
+def test_apply_and_cleanup_refuse_what_a_running_agent_keeps(
+    run: Callable[..., Running],
+    document: Path,
+    theirs: Path,
+    plane: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    agent = run("run", f"--backend={plane}", f"--config={document}")
+    agent.wait_ready()
+    before = oracle.snapshot()
+    for words in (("apply", f"--config={theirs}"), ("cleanup",)):
+        assert status_of(*words, f"--backend={plane}") == 2
+        assert "an agent is running here, which keeps IP-MASQ" in capsys.readouterr().err
+        assert oracle.snapshot() == before
+    # What has another chain's name is not the agent's.
+    assert status_of("cleanup", "--masq-chain=IP-MASQ-AGENT") == 0
+    assert oracle.snapshot() == before
+    assert status_of("diff", f"--backend={plane}", f"--config={document}") == 0
+    assert agent.status()["changes"] == 1
+
+    agent.stop(signal.SIGKILL)
+    assert status_of("apply", f"--config={theirs}", f"--backend={plane}") == 0
+    assert status_of("diff", f"--config={theirs}", f"--backend={plane}") == 0
+    assert status_of("cleanup") == 0
+
+
+def test_cleanup_of_another_chain_leaves_a_running_agents_programs(
+    run: Callable[..., Running], document: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent = run("run", "--backend=bpf", f"--config={document}")
+    agent.wait_ready()
+    assert status_of("cleanup", "--masq-chain=IP-MASQ-AGENT") == 0
+    assert "bpf: left alone" in capsys.readouterr().out
+    assert status_of("diff", "--backend=bpf", f"--config={document}") == 0
+
+
+def test_a_second_agent_of_a_chain_says_so_until_the_first_has_gone(
+    run: Callable[..., Running], document: Path
+) -> None:
+    first = run("run", f"--config={document}")
+    first.wait_ready()
+    second = run("run", f"--config={document}", "--http-address=127.0.0.1:9798")
+    wait_until(lambda: "another agent keeps this" in second.log.read_text(), "the warning")
+    second.address = "127.0.0.1:9798"
+    wait_until(lambda: "stop one of the two" in str(second.status().get("advice")), "the advice")
+    first.stop()
+    wait_until(lambda: second.status()["advice"] == [], "its end")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_agents_with_two_documents_are_told_and_one_of_them_gives_way(
+    run: Callable[..., Running], document: Path, theirs: Path, variant: oracle.Variant
+) -> None:
+    agent = run("run", f"--backend=iptables-{variant}", f"--config={document}")
+    agent.wait_ready()
+    write = [sys.executable, "-P", "-m", "ipmasq_agent", "apply", "--beside-agent"]
+    write += [f"--backend=iptables-{variant}", f"--config={theirs}"]
+
+    def undo() -> bool:
+        """As the other one does, which looks once in a while; until ours says what it sees."""
+        if "172.20.0.0/16" in destinations(variant):
+            subprocess.run(write, check=True, capture_output=True)
+        return agent.status()["contested"] is not None
+
+    wait_until(undo, "the war is recognised")
+    written = agent.status()["changes"]
+    assert written <= 4
+    assert agent.status()["contested"].startswith("another agent of this kind")
+    assert "\nipmasq_agent_contested 1.0" in agent.get("/metrics")[1]
+    assert "\nipmasq_agent_undone_total 3.0" in agent.get("/metrics")[1]
+    # Many passes more, and not one write.
+    passes = agent.status()["passes"]
+    undo()
+    wait_until(lambda: agent.status()["passes"] >= passes + 3, "more passes")
+    assert agent.status()["changes"] == written
+    assert destinations(variant) == ["169.254.0.0/16", "192.0.2.0/24", None]
+    code, why = agent.get("/readyz")
+    assert code == 503
+    assert "the document is not in force" in why
+    # Who is asked to does it at once.
+    agent.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "172.20.0.0/16" in destinations(variant), "the document")

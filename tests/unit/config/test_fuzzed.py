@@ -1,0 +1,75 @@
+"""No document ends the agent: it is refused with ``ConfigError``, or every plane can hold it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from ipmasq_agent.config.document import parse_documents
+from ipmasq_agent.config.model import Config, Flags
+from ipmasq_agent.dialects import bpf, iptables, nftables
+from ipmasq_agent.dialects.iptables import Placement
+from ipmasq_agent.errors import ConfigError
+from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.assemble import Facts, Links, assemble_family
+from ipmasq_agent.policy.model import Capabilities
+from tests.unit.config.fuzzing import fuzzed
+
+PLACEMENT = Placement()
+FACTS = Facts(
+    node_addresses=frozenset({(Family.IPV4, 0x0A000001), (Family.IPV6, 1 << 64)}),
+    pod_cidrs=(Prefix(Family.IPV4, 0x0A000000, 24), Prefix(Family.IPV6, 0xFD << 120, 64)),
+    links=Links(("lo", "eth0", "eth1", "bond0"), ("eth0",)),
+    routes=((Prefix(Family.IPV4, 0, 0), 0x0A000001), (Prefix(Family.IPV6, 0, 0), None)),
+)
+CHUNK = 500
+
+
+def compile_everywhere(config: Config, flags: Flags) -> None:
+    """Make of a document what each plane would write; ``view`` is what people see of it."""
+    config.view()
+    wish = config.wish(flags)
+    wish.is_large(FACTS)
+    for family in wish.families:
+        policy = assemble_family(wish, family, Capabilities(), FACTS)
+        iptables.compile_policy(policy, PLACEMENT)
+        iptables.compile_policy(policy, PLACEMENT, set_name="IP-MASQ")
+        nftables.compile_policy(policy, PLACEMENT)
+        bpf.compile_policy(policy)
+
+
+def accepted(seed: int) -> bool:
+    """Whether the document of a seed is accepted; fails where it ends anything."""
+    document = fuzzed(seed)
+    try:
+        understood = parse_documents(document.parts, "document", document.flags)
+        lines = understood.warnings
+        compile_everywhere(understood.config, document.flags)
+    except ConfigError as refusal:
+        lines = refusal.problems
+    except Exception as cause:
+        raise AssertionError(f"fuzzed({seed}): {cause!r}: {document}") from cause
+    else:
+        assert understood.config.resync_interval > 0
+        assert all(line.isprintable() and len(line) < 1000 for line in lines), f"fuzzed({seed})"
+        return True
+    assert lines, f"fuzzed({seed})"
+    assert all(line.isprintable() and len(line) < 1000 for line in lines), f"fuzzed({seed})"
+    return False
+
+
+@pytest.mark.parametrize("chunk", range(10))
+def test_no_document_raises_anything_but_a_config_error(chunk: int) -> None:
+    count = sum(map(accepted, range(chunk * CHUNK, (chunk + 1) * CHUNK)))
+    # Documents that are all refused would say nothing about the planes.
+    assert CHUNK // 5 < count < CHUNK * 4 // 5
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("chunk", range(20))
+def test_none_of_a_great_many_documents_does(chunk: int) -> None:
+    # Others in each run: a failure names the seed of its document.
+    first = int.from_bytes(os.urandom(6)) + chunk
+    for seed in range(first, first + 10_000):
+        accepted(seed)
