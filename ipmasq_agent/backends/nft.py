@@ -24,7 +24,7 @@ from ipmasq_agent.dialects.tables import Chain, Table, parse_listed
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.host.commands import run
 from ipmasq_agent.host.nfnetlink import ListedRule, generation, list_chain
-from ipmasq_agent.host.nft_objects import ChainInfo, chain_info
+from ipmasq_agent.host.nft_objects import ChainInfo, chain_info, table_info
 from ipmasq_agent.policy.addresses import Family
 
 _TRIES = 5
@@ -48,7 +48,8 @@ class NftBackend(IptablesBackend):
     def __init__(self, placement: Placement, *, with_set: bool = False) -> None:
         super().__init__(placement, with_set=with_set)
         self._held: dict[Family, tuple[int, Table]] = {}
-        self._read: dict[Family, Mapping[str, _Read]] = {}
+        # With the handle of the table, as one that is made anew numbers its rules anew.
+        self._read: dict[Family, tuple[int, Mapping[str, _Read]]] = {}
 
     def read_rules(self, family: Family) -> Table:
         """Return our chain and POSTROUTING.
@@ -73,7 +74,11 @@ class NftBackend(IptablesBackend):
         return replace(table, chains=whole.chains)
 
     def _table(self, family: Family, *, follow: bool) -> Table:
-        known = self._read.get(family, {})
+        table = table_info(family, _TABLE)
+        number = table.handle if table else 0
+        numbered, known = self._read.get(family, (0, {}))
+        if numbered != number:
+            known = {}
         read: dict[str, _Read] = {}
         waiting = [self.placement.chain, POSTROUTING]
         while waiting:
@@ -84,7 +89,7 @@ class NftBackend(IptablesBackend):
             read[name] = self._read_chain(family, info, known.get(name))
             if follow:
                 waiting += {rule.target for rule in read[name].chain.rules if rule.target}
-        self._read[family] = read
+        self._read[family] = number, read
         return Table(family, {name: found.chain for name, found in read.items()})
 
     def _read_chain(self, family: Family, info: ChainInfo, known: _Read | None) -> _Read:

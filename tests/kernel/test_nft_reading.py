@@ -391,3 +391,24 @@ def test_hostile_comment_of_others_neither_ends_the_table_nor_hides_a_rule(
     docker = parse_address("172.17.0.2")[1]
     answered = backend.interpret(table, docker).policy.decisions.decide(TENS.first)
     assert answered.verdict is Verdict.MASQUERADE
+
+
+@pytest.mark.parametrize("family", [V4, V6])
+def test_a_table_made_anew_is_read_anew_though_its_rules_have_the_same_numbers(
+    in_ns: Namespace, family: Family
+) -> None:
+    backend, ip = NftBackend(PLACEMENT), {V4: "ip", V6: "ip6"}[family]
+    for prefix in {V4: ("10.1.0.0/16", "10.2.0.0/16"), V6: ("fd01::/16", "fd02::/16")}[family]:
+        ruleset = f"""
+            add table {ip} nat
+            delete table {ip} nat
+            table {ip} nat {{
+                chain IP-MASQ {{ {ip} daddr {prefix} counter return; }}
+                chain POSTROUTING {{
+                    type nat hook postrouting priority 100;
+                    counter jump IP-MASQ;
+                }}
+            }}"""
+        in_ns.run(["nft", "-f", "-"], stdin=ruleset)
+        (rule,) = backend.read(family).rules("IP-MASQ")
+        assert rule.text == f"-d {prefix} -j RETURN"
