@@ -422,7 +422,8 @@ HOSTILE = {
     "lists of lists": "'a: &k0 [x]\\n' + ''.join(f'k{i}: &k{i} [*k{i-1},*k{i-1}]\\n' "
     "for i in range(1, 30000))",
     "an address of lists of lists": "'k0: &k0 [x]\\n' + "
-    "''.join(f'k{i}: &k{i} [*k{i-1},*k{i-1}]\\n' for i in range(1, 60)) + 'snatAddress: {ipv4: *k59, ? *k59 : *k59}\\n'",
+    "''.join(f'k{i}: &k{i} [*k{i-1},*k{i-1}]\\n' for i in range(1, 60))"
+    " + 'snatAddress: {ipv4: *k59, ? *k59 : *k59}\\n'",
     "merges of merges": "'k: &k0 {a: 1, b: 2}\\n' + ''.join(f'k{i}: &k{i} {{<<: [*k{i-1},*k{i-1}]}}"
     "\\n' for i in range(1, 9000)) + '<<: *k8999'",
     "merged into itself": "'&a\\n<<: *a\\nx: &x {<<: [*x, *a]}\\n'",
