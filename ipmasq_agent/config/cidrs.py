@@ -120,9 +120,7 @@ def _parse_carefully(text: str) -> Prefix:
         raise ValueError(f"has a prefix length over {family.bits}, the bits of {family.value}")
     if str(length) != length_text:
         # 010 is ten to Go, and eight to iptables, which upstream hands the text to.
-        raise ValueError(
-            f"has leading zeros in its prefix length{_meant(f'{address}/{length}')}"
-        )
+        raise ValueError(f"has leading zeros in its prefix length{_meant(f'{address}/{length}')}")
     return _aligned(family, int(parsed), length)
 
 
