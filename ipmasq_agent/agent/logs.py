@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 logger = logging.getLogger("ipmasq_agent")
@@ -18,11 +19,17 @@ def event(level: int, message: str, **fields: Any) -> None:
         logger.log(level, message, extra={"fields": present})
 
 
-def configure(form: str, level: str, stream: TextIO | None = None) -> None:
-    """Send the log to ``stream`` (standard error) as ``text`` or ``json``."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(_Json() if form == "json" else _Text())
-    logger.handlers[:] = [handler]
+def configure(
+    form: str,
+    level: str,
+    stream: TextIO | None = None,
+    *,
+    handlers: Sequence[logging.Handler] = (),
+) -> None:
+    """Send the log, as ``text`` or ``json``, to handlers, or else a stream (standard error)."""
+    logger.handlers[:] = handlers or [logging.StreamHandler(stream or sys.stderr)]
+    for handler in logger.handlers:
+        handler.setFormatter(_Json() if form == "json" else _Text())
     logger.setLevel(level.upper())
     logger.propagate = False
 

@@ -7,38 +7,40 @@ a verb become ``run``.
 
 from __future__ import annotations
 
+import shlex
+
 import click
 
 TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
-# Booleans that may stand alone. Only these: a bare `--config` still takes the next word.
-BOOLEANS = frozenset(
+KLOG_BOOLEANS = frozenset(
     {
-        "enable-ipv6",
-        "nomasq-all-reserved-ranges",
-        "random-fully",
-        "cleanup-on-exit",
-        "logtostderr",
+        "add_dir_header",
         "alsologtostderr",
+        "legacy_stderr_threshold_behavior",
+        "logtostderr",
+        "one_output",
+        "skip_headers",
+        "skip_log_headers",
     }
 )
-# What a Go program takes with one dash as well as with two: upstream's flags and klog's.
-ONE_DASH = frozenset(
+KLOG_VALUES = frozenset(
     {
-        "alsologtostderr",
-        "enable-ipv6",
-        "logtostderr",
-        "masq-chain",
-        "nomasq-all-reserved-ranges",
-        "random-fully",
+        "log_backtrace_at",
+        "log_dir",
+        "log_file",
+        "log_file_max_size",
         "stderrthreshold",
-        "to-ports",
         "v",
-        "version",
         "vmodule",
     }
 )
+_UPSTREAM_BOOLEANS = frozenset({"enable-ipv6", "nomasq-all-reserved-ranges", "random-fully"})
+# Booleans that may stand alone. Only these: a bare `--config` still takes the next word.
+BOOLEANS = KLOG_BOOLEANS | _UPSTREAM_BOOLEANS | {"cleanup-on-exit"}
+# What a Go program takes with one dash as well as with two: upstream's flags and klog's.
+ONE_DASH = KLOG_BOOLEANS | KLOG_VALUES | _UPSTREAM_BOOLEANS | {"masq-chain", "to-ports", "version"}
 # Flags of the program itself, which need no verb.
 WITHOUT_VERB = frozenset({"--help", "-h", "--version"})
 
@@ -65,17 +67,53 @@ def normalise(arguments: list[str]) -> list[str]:
     """Return ``arguments`` in the one form that the parser takes."""
     if arguments[:1] == ["lab"]:
         return arguments  # ours alone, and what follows `lab exec` is another program's
-    words: list[str] = []
+    if not arguments or arguments[0].startswith("-"):
+        words = _as_upstream(arguments)
+        if any(word in ("--version", "--version=true", "--version=raw") for word in words):
+            return ["--version"]
+        return words if words and words[0] in WITHOUT_VERB else ["run", *words]
+    words = []
     for position, word in enumerate(arguments):
         if word == "--":
-            words.extend(arguments[position:])
+            return words + arguments[position:]
+        words.append(_one_form(word))
+    return words
+
+
+def _one_form(word: str) -> str:
+    """Return a flag with two dashes, klog's with its underscores, and a boolean with a value."""
+    dashes = len(word) - len(word.lstrip("-"))
+    name, equals, value = word[dashes:].partition("=")
+    if dashes not in (1, 2):
+        return word
+    klog = name.replace("-", "_")
+    if klog in KLOG_BOOLEANS | KLOG_VALUES:
+        name = klog
+    if dashes == 1 and name not in ONE_DASH:
+        return word
+    if name in BOOLEANS and not equals:
+        equals, value = "=", "true"
+    return f"--{name}{equals}{value}"
+
+
+def _as_upstream(arguments: list[str]) -> list[str]:
+    """Return the arguments that Go's flag package reads: those before a word that is no flag.
+
+    A boolean takes its value after ``=`` only, so in ``--enable-ipv6 true --v=2`` the word
+    ends the reading, and upstream runs without what follows.
+    """
+    words: list[str] = []
+    takes_value = False
+    for position, word in enumerate(arguments):
+        if takes_value:
+            words.append(word)
+            takes_value = False
+        elif word in ("-", "--") or not word.startswith("-"):
+            rest = shlex.join(arguments[position + (word == "--") :])
+            if rest:
+                click.echo(f"warning: ignored, as upstream's agent does: {rest}", err=True)
             break
-        name = word[1:].partition("=")[0]
-        if word.startswith("-") and name in ONE_DASH:
-            word = "-" + word
-        if word.startswith("--") and word[2:] in BOOLEANS:
-            word += "=true"
-        words.append(word)
-    if words and words[0].startswith("-") and words[0] not in WITHOUT_VERB:
-        words.insert(0, "run")
-    return words or ["run"]
+        else:
+            words.append(_one_form(word))
+            takes_value = "=" not in words[-1] and words[-1] not in WITHOUT_VERB
+    return words

@@ -13,6 +13,7 @@ import click
 
 from ipmasq_agent import __version__
 from ipmasq_agent.cli.goflags import GoBool
+from ipmasq_agent.cli.klog import configure, klog_options
 from ipmasq_agent.cli.options import Settings, agent_options, setting, settings_of
 from ipmasq_agent.config.durations import UNITS, parse_duration
 from ipmasq_agent.errors import AgentError, UsageError
@@ -64,18 +65,13 @@ Examples:
     show_default=True,
     help="A pass that changes nothing is logged at debug.",
 )
-@click.option("--v", "verbosity", type=int, default=0, hidden=True)
-@click.option("--logtostderr", type=GoBool(), default=True, hidden=True)
-@click.option("--alsologtostderr", type=GoBool(), default=True, hidden=True)
-@click.option("--vmodule", default="", hidden=True)
-@click.option("--stderrthreshold", default="", hidden=True)
+@klog_options
 def command(
     http_address: str,
     cleanup_on_exit: bool,
     drain_timeout: str,
     log_format: str,
     log_level: str,
-    verbosity: int,
     **options: Any,
 ) -> int:
     """Watch the document and keep the kernel in step with it, until told to stop.
@@ -84,11 +80,9 @@ def command(
     A document with an error changes nothing: the last good one stays in force. SIGHUP reads
     the document and the kernel again; SIGTERM stops and leaves the rules in place.
     """
-    from ipmasq_agent.agent import logs
     from ipmasq_agent.agent.loop import LoopSettings
 
-    # klog's --v: what upstream logs at 4 and above is what we call debug.
-    logs.configure(log_format, "debug" if verbosity >= 4 else log_level)
+    configure(log_format, log_level, options)
     settings = settings_of(options)
     loop = LoopSettings(settings.flags, cleanup_on_exit, _seconds(drain_timeout))
     return _run(settings, http_address, loop)
