@@ -8,7 +8,7 @@ its source says otherwise, also while the source fails.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.logs import event
@@ -56,7 +56,7 @@ class Knowledge:
         return self._followed | (self._wish.needs if self._wish else frozenset())
 
     def learn(self, events: Iterable[FactEvent]) -> bool:
-        """Take in what was learnt; true where that may change what is to be in force."""
+        """Take in what was learnt, or not; true where that may change what is to be in force."""
         before = self._facts
         needs, called = self._needs, False
         for item in events:
@@ -71,6 +71,11 @@ class Knowledge:
                 self._errors[item.need] = str(item.error)
                 event(logging.ERROR, "not known", what=item.need.value, error=str(item.error))
         return self._wish is not None and (called or self._wish.sees(before, self._facts))
+
+    @property
+    def sources(self) -> Mapping[str, str | None]:
+        """Each fact that is watched now → why its source fails, or None where it does not."""
+        return {need.value: self._errors.get(need) for need in Need if need in self._needs}
 
     def settle(self) -> None:
         """Make the newest wish the intent if all that it needs is known."""

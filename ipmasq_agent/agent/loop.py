@@ -173,7 +173,8 @@ class Agent:
             needed |= self._hear(document, failing=failure is not None)
         if failure is not None:
             self._source_failed(failure)
-        needed |= self._knowledge.learn(e for e in batch if isinstance(e, Learnt | NotLearnt))
+        facts = [each for each in batch if isinstance(each, Learnt | NotLearnt)]
+        needed |= self._knowledge.learn(facts)
         reload = Signal.RELOAD in batch
         if reload:
             event(logging.INFO, "reload asked for")
@@ -182,9 +183,9 @@ class Agent:
             needed = True
         elif due and self.source.cheap:
             self.source.refresh()
-        if needed:
+        if needed or facts:
             self._knowledge.settle()
-            self.status = replace(self.status, waiting=self._knowledge.waiting)
+            self._show_facts()
         intent = self._knowledge.intent
         if needed and intent is not None:
             # What others did to our rules is found at each resync, and is looked for when
@@ -277,6 +278,7 @@ class Agent:
             event(logging.ERROR, "no backend", error=str(error))
             return
         self._knowledge.follow(backend.needs)
+        self._show_facts()
         self._moves.announce(left_behind)
         rival = self._war.rival
         if rival and not at_once and self._war.holds((backend, intent), started):
@@ -420,6 +422,10 @@ class Agent:
     def _count(self, result: str) -> None:
         if self.metrics:
             self.metrics.documents.labels(result).inc()
+
+    def _show_facts(self) -> None:
+        knowledge = self._knowledge
+        self.status = replace(self.status, waiting=knowledge.waiting, facts=knowledge.sources)
 
     def _publish(self) -> None:
         if self.metrics:

@@ -19,6 +19,7 @@ class ConfigStatus:
         accepted: the newest document is in force.
         error: why it is not, or why the source cannot be read at the moment.
         warnings: what its author may want to know.
+        age: seconds since the source gave a sign of life; None where it is on this node.
     """
 
     source: str
@@ -26,6 +27,7 @@ class ConfigStatus:
     accepted: bool = False
     error: str | None = None
     warnings: tuple[str, ...] = ()
+    age: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class Status:
         in_sync: after the latest pass the kernel held what the policy in force asks for.
         errors: family → why its latest pass failed.
         waiting: what has to be learnt before the newest document can be in force.
+        facts: what is in force depends on these beside the document → why one cannot be
+            followed at the moment, so that what was learnt before stays true; or None.
         advice: what the backend has to say about the size of what it holds.
         contested: who undoes what we write, again and again; None while nobody does.
         passes: how many there were, and how many of them changed the kernel.
@@ -60,14 +64,16 @@ class Status:
     changes: int = 0
     native_routing: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
+    facts: Mapping[str, str | None] = field(default_factory=dict)
     advice: tuple[str, ...] = ()
     contested: str | None = None
     counters: Mapping[tuple[Family, str], int] = field(default_factory=dict)
 
     @property
     def ready(self) -> bool:
-        """Whether the newest document is in force and the kernel matches it."""
-        return self.config.accepted and self.config.error is None and self.in_sync
+        """Whether the newest document is in force, its facts too, and the kernel matches it."""
+        sources = (self.config.error, *self.facts.values())
+        return self.config.accepted and not any(sources) and self.in_sync
 
     def why_not_ready(self) -> str:
         """Return what readiness waits for, in one line."""
@@ -79,7 +85,18 @@ class Status:
             return "; ".join(f"{family.value}: {error}" for family, error in self.errors.items())
         if self.waiting:
             return "; ".join(self.waiting)
+        if lost := self._lost():
+            return "; ".join(lost)
         return "" if self.in_sync else "no pass has finished yet"
+
+    def _lost(self) -> list[str]:
+        """Return what cannot be followed, though it was known before, in lines."""
+        waiting = "; ".join(self.waiting)
+        return [
+            f"{name} cannot be followed, those of before stay in force: {error}"
+            for name, error in self.facts.items()
+            if error and name not in waiting
+        ]
 
     def as_data(self) -> dict[str, Any]:
         """Return the contract of ``status -o json``, with keys of our own after it."""
@@ -93,12 +110,14 @@ class Status:
                 "accepted": self.config.accepted,
                 "error": self.config.error,
                 "warnings": list(self.config.warnings),
+                "secondsSinceHeard": self.config.age,
             },
             **{family.value: self._family(family) for family in Family},
             "ready": self.ready,
             "modeReason": self.mode_reason,
             "nativeRoutingCIDR": ", ".join(self.native_routing) or None,
             "waiting": list(self.waiting),
+            "facts": [{"name": name, "error": error} for name, error in self.facts.items()],
             "advice": list(self.advice),
             "contested": self.contested,
             "passes": self.passes,
@@ -143,6 +162,7 @@ class Status:
         lines += self._counted()
         lines += (f"Error:        {error}" for error in (config.error or "").splitlines())
         lines += (f"Error:        {f.value}: {error}" for f, error in self.errors.items())
+        lines += (f"Error:        {line}" for line in self._lost())
         lines += (f"Waiting:      {line.removeprefix('waiting for ')}" for line in self.waiting)
         lines += (f"Warning:      {warning}" for warning in (*config.warnings, *self.advice))
         return "\n".join(lines)

@@ -166,10 +166,14 @@ def _answers(agent: Any) -> dict[str, Any]:
         return text(200, "ok") if status.ready else text(503, status.why_not_ready())
 
     def told() -> Answer:
+        status, heard = agent.status, agent.source.heard
+        if heard is not None:
+            age = round(time.monotonic() - heard, 1)
+            status = replace(status, config=replace(status.config, age=age))
         try:
-            return data(replace(agent.status, counters=agent.counters()).as_data())
+            return data(replace(status, counters=agent.counters()).as_data())
         except AgentError:
-            return data(agent.status.as_data())  # the next pass says what is wrong
+            return data(status.as_data())  # the next pass says what is wrong
 
     def exposition() -> Answer:
         return 200, "text/plain; version=0.0.4; charset=utf-8", agent.metrics.text()

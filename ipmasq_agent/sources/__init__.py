@@ -88,6 +88,10 @@ class Source(Protocol):
     def cheap(self) -> bool:
         """Whether to look again at each resync: a file, yes; an API of many nodes, no."""
 
+    @property
+    def heard(self) -> float | None:
+        """``time.monotonic()`` of the last sign of life; None for what is on this node."""
+
     def read(self) -> Document:
         """Return the document as it is now, or raise SourceError."""
 

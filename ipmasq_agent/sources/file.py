@@ -68,6 +68,8 @@ class FileSource:
         self._busy: float | None = None
         self._recheck = RECHECK
 
+    heard = None
+
     @property
     def name(self) -> str:
         """The path, as it was given."""

@@ -34,6 +34,11 @@ class MergedSource:
         """Whether all of them are."""
         return all(source.cheap for source in self._sources)
 
+    @property
+    def heard(self) -> float | None:
+        """Of the one that was silent longest."""
+        return min((each.heard for each in self._sources if each.heard is not None), default=None)
+
     def read(self) -> Document:
         """Return what all of them have now.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import threading
@@ -25,9 +24,8 @@ from ipmasq_agent.host.rtnetlink import (
 from ipmasq_agent.policy.assemble import Need
 from ipmasq_agent.sources import FactEvent, Learnt, NotLearnt
 from ipmasq_agent.sources.backoff import Backoff
+from ipmasq_agent.sources.guarded import Guarded
 from ipmasq_agent.sources.pace import Pace
-
-logger = logging.getLogger(__name__)
 
 READERS: Mapping[Need, Callable[[], Any]] = {
     Need.LINKS: read_links,
@@ -70,11 +68,11 @@ class NetworkWatch:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._asked = threading.Event()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="network-watch", daemon=True)
+        self._guarded = Guarded(self._run, "network-watch", self._failed)
 
     def start(self) -> None:
         """Begin to watch the network namespace of the calling thread."""
-        self._thread.start()
+        self._guarded.start()
 
     def refresh(self) -> None:
         """Read again now, and tell also what has not changed."""
@@ -88,7 +86,7 @@ class NetworkWatch:
             return
         self._stopping = True
         os.eventfd_write(self._wake, 1)
-        self._thread.join()
+        self._guarded.stop()
         os.close(self._wake)
 
     # In the thread
@@ -103,11 +101,15 @@ class NetworkWatch:
                     backoff.reset()
                     self._follow(changes)
             except KernelReadError as error:
-                logger.debug("devices and routes cannot be read: %s", error)
-                for need in sorted(self.needs, key=lambda need: need.value):
-                    failure = SourceError(error.message, remedy=error.remedy)
-                    self._tell(NotLearnt(need, failure))
+                self._failed(SourceError(error.message, remedy=error.remedy))
                 self._wait(select.poll(), backoff.next())
+
+    def _failed(self, error: SourceError) -> None:
+        # What is read next is told, also where nothing has changed: it ends the failure.
+        self._told.clear()
+        for need in sorted(self.needs, key=lambda need: need.value):
+            if not self._stopping:
+                self._tell(NotLearnt(need, error))
 
     def _follow(self, changes: Changes) -> None:
         poll = select.poll()

@@ -59,13 +59,14 @@ def addresses_of(node: JsonObject) -> tuple[Address, ...]:
     """Return the addresses of a Node, by which packets may be sent to it."""
     addresses = []
     for entry in (node.get("status") or {}).get("addresses") or ():
-        if entry["type"] not in TYPES:
+        if entry.get("type") not in TYPES:
             continue
+        text = str(entry.get("address"))
         try:
-            addresses.append(parse_address(entry["address"]))
+            addresses.append(parse_address(text))
         except ValueError:
             name = node["metadata"]["name"]
-            logger.warning("the node %s has the address %r, which is none", name, entry["address"])
+            logger.warning("the node %s has the address %r, which is none", name, text)
     return tuple(addresses)
 
 
@@ -82,7 +83,7 @@ class NodeAddresses:
         self._watch = Watch(self._api, PATH, _AllNodes(), self._explain)
         self._latest: Addresses = {}
         self._failure: SourceError | None = None
-        self._paced = Paced(self._work, "nodes-told", Pace(QUIET, LATE))
+        self._paced = Paced(self._work, "nodes-told", Pace(QUIET, LATE), self._failed)
 
     def read(self) -> frozenset[Address]:
         """Return the addresses as they are now.

@@ -6,6 +6,9 @@ import threading
 import time
 from collections.abc import Callable
 
+from ipmasq_agent.errors import SourceError
+from ipmasq_agent.sources.guarded import Guarded
+
 
 class Pace:
     """Gathers changes until ``quiet`` seconds passed without one, at most ``late`` seconds.
@@ -61,18 +64,31 @@ class Paced:
     """Runs ``work`` in a thread of its own whenever something was noted and a pace says so.
 
     Every note counts as urgent: the first after a silence is worked on at once.
+
+    Args:
+        work: what is done; where it raises, it is done again after a pause.
+        name: of the thread.
+        pace: when.
+        failed: told of what the work raises.
     """
 
-    def __init__(self, work: Callable[[], None], name: str, pace: Pace) -> None:
+    def __init__(
+        self,
+        work: Callable[[], None],
+        name: str,
+        pace: Pace,
+        failed: Callable[[SourceError], None],
+    ) -> None:
         self._work = work
         self._pace = pace
         self._changed = threading.Condition()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._guarded = Guarded(self._run, name, self._failed)
+        self._tell_failure = failed
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        self._guarded.start()
 
     def note(self) -> None:
         """Have the work done soon."""
@@ -85,8 +101,11 @@ class Paced:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._guarded.stop()
+
+    def _failed(self, error: SourceError) -> None:
+        self._tell_failure(error)
+        self.note()
 
     def _run(self) -> None:
         while self._wait():

@@ -14,6 +14,7 @@ class StdinSource:
 
     name = "standard input"
     cheap = False
+    heard = None
 
     def read(self) -> Document:
         """Return all of standard input.

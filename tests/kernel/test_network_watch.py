@@ -10,12 +10,13 @@ from typing import Protocol
 
 import pytest
 
+from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.host.links import egress_devices, read_links
 from ipmasq_agent.host.preferred_sources import preferred_sources
 from ipmasq_agent.host.rtnetlink import Overrun
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.assemble import Links, Need
-from ipmasq_agent.sources import FactEvent
+from ipmasq_agent.sources import FactEvent, NotLearnt, network
 from ipmasq_agent.sources.facts import HostAndCluster
 from ipmasq_agent.sources.network import LATE
 from tests.netns import Namespace
@@ -35,6 +36,27 @@ def veth(name: str, *more: str) -> tuple[str, ...]:
         f"link set {name} up",
         *more,
     )
+
+
+def test_devices_that_cannot_be_read_for_a_moment_are_told_again_though_they_are_the_same(
+    in_ns: Namespace, watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ip(in_ns, *veth("eth0", "addr add 192.0.2.2/24 dev eth0"))
+    source, told = watching(Need.LINKS)
+    told.value(Need.LINKS, lambda links: links.egress == ("eth0",))
+    reads = iter([KernelReadError("not now"), ValueError("a secret")])
+
+    def fails_twice() -> Links:
+        for error in reads:
+            raise error
+        return read_links()
+
+    monkeypatch.setattr(network, "READERS", {Need.LINKS: fails_twice})
+    source.refresh()
+    told.value(Need.LINKS, lambda _: len(told.events) == 4)
+    first, second = (event for event in told.events if isinstance(event, NotLearnt))
+    assert first.error.message == "not now"
+    assert second.error.message == "the thread network-watch failed unexpectedly (ValueError)"
 
 
 def contains(wanted: object, values: tuple[object, ...]) -> bool:

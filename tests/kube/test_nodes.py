@@ -19,6 +19,7 @@ from ipmasq_agent.sources import Learnt, nodes
 from ipmasq_agent.sources.facts import HostAndCluster
 from tests.kube.cluster import DEADLINE
 from tests.kube.node_cluster import NodeCluster, node_object
+from tests.unit.agent.support import Bench
 from tests.unit.sources.told import Told
 
 NODES, OWN = Need.NODE_ADDRESSES, Need.POD_CIDRS
@@ -133,6 +134,61 @@ def test_an_address_that_is_none_is_left_out(
     told = watching(NODES)
     told.value(NODES, lambda value: value == set_of("203.0.113.1"))
     assert "'not-an-address'" in caplog.text
+
+
+def test_an_address_without_a_type_or_a_text_is_left_out(
+    cluster: NodeCluster, watching: Watching
+) -> None:
+    told = watching(NODES)
+    told.value(NODES, lambda value: value == frozenset())
+    cluster.wait_for_watch()
+    node = node_object("node-a", ExternalIP="203.0.113.1")
+    node["status"]["addresses"] += [{"address": "192.0.2.9"}, {"type": "InternalIP"}]
+    cluster.join(node)
+    told.value(NODES, lambda value: value == set_of("203.0.113.1"))
+
+
+@pytest.mark.parametrize("bad", ["192.0.2.1", 7, [{"type": "InternalIP"}, "x"]])
+def test_a_node_in_another_form_is_told_and_the_watch_lives_on(
+    cluster: NodeCluster, watching: Watching, bad: object
+) -> None:
+    told = watching(NODES)
+    told.value(NODES, lambda value: value == frozenset())
+    cluster.wait_for_watch()
+    node = node_object("node-a")
+    node["status"]["addresses"] = bad
+    cluster.join(node)
+    told.failure(NODES, "last heard of at")
+    cluster.join(node_object("node-a", InternalIP="192.0.2.1"))
+    told.value(NODES, lambda value: value == set_of("192.0.2.1"))
+
+
+# In force
+
+
+def test_losing_the_watch_of_the_nodes_is_told_at_once_and_no_longer_than_it_is_lost(
+    cluster: NodeCluster, source: HostAndCluster
+) -> None:
+    cluster.join(node_object("node-a", InternalIP="192.0.2.1"))
+    bench = Bench(fact_source=source)
+    source.start(bench.agent.events.put)
+    bench.document("exemptNodeIPs: true\nnonMasqueradeCIDRs: [10.0.0.0/8]")
+    bench.turn_until(lambda: bench.agent.status.ready)
+    cluster.wait_for_watch()
+    cluster.refusals.update({"list": (403, FORBIDDEN), "watch": (403, FORBIDDEN)})
+    cluster.break_watches()
+    bench.turn_until(lambda: not bench.agent.status.ready)
+    why = bench.agent.status.why_not_ready()
+    assert why.startswith("the addresses of the cluster's nodes cannot be followed, those of befo")
+    assert "kubectl create clusterrole ipmasq-agent-nodes" in why
+    assert "192.0.2.1/32" in bench.chain()
+    bench.flush()
+    bench.resync()
+    assert "192.0.2.1/32" in bench.chain(), "what was learnt is kept healed"
+    cluster.refusals.clear()
+    cluster.join(node_object("node-b", InternalIP="192.0.2.2"))
+    bench.turn_until(lambda: bench.agent.status.ready)
+    bench.turn_until(lambda: "192.0.2.2/32" in bench.chain())
 
 
 # Lists

@@ -9,8 +9,6 @@ import json
 import logging
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +17,6 @@ import pytest
 
 from ipmasq_agent.agent import logs
 from ipmasq_agent.agent.http import HttpServer
-from ipmasq_agent.agent.loop import Signal
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.cli.run import _answers
 from ipmasq_agent.sources.configmap import ConfigMapSource
@@ -162,17 +159,6 @@ def everything_it_says(bench: Bench) -> str:
     return "\n".join([*pages, bench.agent.status.as_text(), repr(bench.agent.status)])
 
 
-def run_until(bench: Bench, condition: Callable[[Bench], bool]) -> None:
-    """Let the agent take turns until the condition holds."""
-    deadline = time.monotonic() + DEADLINE
-    while not condition(bench):
-        assert time.monotonic() < deadline, bench.agent.status
-        wake = threading.Timer(1.0, bench.agent.send, [Signal.STOP])
-        wake.start()
-        bench.agent.turn()
-        wake.cancel()
-
-
 def test_no_failure_shows_a_secret_in_log_status_or_metrics(
     cluster: Cluster, kubeconfig: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,7 +169,7 @@ def test_no_failure_shows_a_secret_in_log_status_or_metrics(
     with log_at_debug() as log:
         source.start(bench.agent.events.put)
         try:
-            run_until(bench, lambda bench: bench.agent.status.config.error is not None)
+            bench.turn_until(lambda: bench.agent.status.config.error is not None)
             said = everything_it_says(bench)
         finally:
             source.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from ipmasq_agent.policy.model import Capabilities
 from ipmasq_agent.sources import (
     Document,
     FactEvent,
+    FactSource,
     Learnt,
     NotLearnt,
     Part,
@@ -26,12 +28,17 @@ from ipmasq_agent.sources import (
     SourceFailed,
 )
 
+DEADLINE = 20.0
+# No wish of the benches' needs it, so nobody takes note of it.
+_NOTHING = NotLearnt(Need.ROUTES, SourceUnavailable("nobody asks"))
+
 
 class ScriptedSource:
     """Delivers what the test says, when the test says it."""
 
     name = "the document"
     cheap = True
+    heard: float | None = None
 
     def __init__(self) -> None:
         self.refreshed = 0
@@ -102,7 +109,13 @@ class FailingBackend(MemoryBackend):
 class Bench:
     """An agent on a bench: every part is in the test's hands."""
 
-    def __init__(self, *, flags: Flags | None = None, cleanup_on_exit: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        flags: Flags | None = None,
+        cleanup_on_exit: bool = False,
+        fact_source: FactSource | None = None,
+    ) -> None:
         self.source = ScriptedSource()
         self.facts = ScriptedFacts()
         self.backends = {n: FailingBackend(Placement(), n) for n in ("memory", "other")}
@@ -120,13 +133,24 @@ class Bench:
             choice,
             LoopSettings(flags or Flags(), cleanup_on_exit),
             devices=lambda: ("eth0",),
-            fact_source=self.facts,
+            fact_source=fact_source or self.facts,
         )
         self.source.start(self.agent.events.put)
 
     def _detect(self, large: bool) -> tuple[str, str]:
         self.asked_for_large.append(large)
         return self.detected, "the test says so"
+
+    def turn_until(self, condition: Callable[[], bool]) -> None:
+        """Let the agent take turns, at what real sources say, until the condition holds."""
+        deadline = time.monotonic() + DEADLINE
+        while not condition():
+            assert time.monotonic() < deadline, self.agent.status
+            # Nothing may come for a while, and a turn waits until something does.
+            wake = threading.Timer(0.5, self.agent.events.put, [_NOTHING])
+            wake.start()
+            self.agent.turn()
+            wake.cancel()
 
     def learn(self, need: Need, value: Any) -> None:
         """Let a fact be learnt, and the agent take its turn."""

@@ -65,8 +65,42 @@ def test_facts_that_change_are_followed_and_a_source_that_fails_changes_nothing(
     bench.learn(Need.NODE_ADDRESSES, frozenset({NODE_1}))
     bench.learn(Need.NODE_ADDRESSES, frozenset({NODE_1, NODE_2}))
     assert bench.chain()[:2] == ["1.1.1.1/32", "2.2.2.2/32"]
+    passes = bench.agent.status.passes
     bench.fact_fails(Need.NODE_ADDRESSES, "the API is down")
     assert bench.chain()[:2] == ["1.1.1.1/32", "2.2.2.2/32"]
+    status = bench.agent.status
+    assert (status.ready, status.in_sync, status.waiting) == (False, True, ())
+    assert status.why_not_ready() == (
+        "the addresses of the cluster's nodes cannot be followed, those of before stay in force: "
+        "the API is down"
+    )
+    assert status.why_not_ready() in status.as_text()
+    assert status.as_data()["facts"] == [
+        {"name": "the addresses of the cluster's nodes", "error": "the API is down"}
+    ]
+    bench.learn(Need.NODE_ADDRESSES, frozenset({NODE_1, NODE_2}))
+    assert bench.agent.status.ready
+    assert bench.agent.status.passes == passes, "nothing has changed, so there was nothing to do"
+
+
+def test_why_a_document_waits_is_told_at_once_and_no_longer_than_it_is_true(bench: Bench) -> None:
+    bench.document(NODES)
+    bench.fact_fails(Need.NODE_ADDRESSES, "no rights")
+    assert bench.agent.status.why_not_ready().endswith("nodes: no rights")
+    assert bench.agent.status.as_text().count("no rights") == 1
+    bench.fact_fails(Need.NODE_ADDRESSES, "no answer")
+    assert bench.agent.status.why_not_ready().endswith("nodes: no answer")
+    bench.learn(Need.NODE_ADDRESSES, frozenset())
+    assert bench.agent.status.ready
+
+
+def test_what_a_data_plane_depends_on_is_told_like_what_a_document_does(bench: Bench) -> None:
+    bench.backend.needs = frozenset({Need.HOOKS})
+    bench.document("nonMasqueradeCIDRs: [10.0.0.0/8]")
+    assert bench.agent.status.ready
+    bench.fact_fails(Need.HOOKS, "no netlink")
+    assert "filters on them cannot be followed" in bench.agent.status.why_not_ready()
+    bench.learn(Need.HOOKS, 1)
     assert bench.agent.status.ready
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import threading
 
-from ipmasq_agent.sources.pace import Pace
+from ipmasq_agent.sources.pace import Pace, Paced
 
 
 def test_there_is_nothing_to_tell_at_first() -> None:
@@ -55,6 +56,23 @@ def test_a_storm_of_urgent_changes_is_told_some_dozens_of_times_only() -> None:
     assert tellings[0] == 0
     assert len(tellings) < 35
     assert max(later - sooner for sooner, later in itertools.pairwise(tellings)) < 2.1
+
+
+def test_work_that_raises_is_told_and_done_again() -> None:
+    done, failures = threading.Event(), list[str]()
+    raising = iter([ValueError("a secret")])
+
+    def work() -> None:
+        for error in raising:
+            raise error
+        done.set()
+
+    paced = Paced(work, "worker", Pace(0.0, 0.0), lambda error: failures.append(error.message))
+    paced.start()
+    paced.note()
+    assert done.wait(20)
+    paced.stop()
+    assert failures == ["the thread worker failed unexpectedly (ValueError)"]
 
 
 def test_work_that_takes_long_is_not_done_all_the_time() -> None:
