@@ -1,11 +1,15 @@
 """From the write of a document until the kernel has its rules, by stage.
 
-    .venv/bin/python -m bench.latency [--backend iptables-nft] [--source file] [--cidrs 64]
+    .venv/bin/python -m bench.latency [--backend nftables]... [--source file] [--cidrs 64]
+
+Every data plane unless some are named.
 
 The agent is the real one, in a network namespace of its own. The clock starts before the
 document is written (to a file as kubelet writes it: a new directory, then a rename of
 ..data; to the API: an update in a mock API server that this program runs) and stops when
-this program, asking the kernel twice a millisecond, sees the new number of rules.
+this program, asking the kernel twice a millisecond, sees the new number of rules; or, where
+there is a set or a trie, the new verdict for an address. To ask for that takes some
+milliseconds with an ipset and with programs in tc, and is seen so much later.
 """
 
 from __future__ import annotations
@@ -13,19 +17,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import ipaddress
 import os
 import socket
 import struct
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 from bench.support import agent, inside_namespace, log_lines, machine, row, to_api, to_file
+from ipmasq_agent.backends import detect
+from ipmasq_agent.dialects.iptables import Placement
+from ipmasq_agent.host.commands import run
 from ipmasq_agent.host.nfnetlink import list_chain
 from ipmasq_agent.policy.addresses import Family
 
 _IPT_SO_GET_INFO = 64  # include/uapi/linux/netfilter_ipv4/ip_tables.h
+PLANES = ("iptables-nft", "iptables-legacy", "ipset", "nftables", "bpf")
 _INFO = struct.Struct("32sI5I5III")
 
 
@@ -51,15 +61,51 @@ def document(cidrs: int) -> str:
     return f"cidrLimit: 100000\nnonMasqueradeCIDRs:\n{entries}"
 
 
+def verdict_asked_of(name: str, address: int) -> Callable[[], object]:
+    """Return how to ask the kernel what it decides about one address."""
+    placement = Placement(pins=os.environ["IPMASQ_BPF_PINS"])
+    backend = detect.make(detect.choose(name)[0], placement)
+
+    def ask() -> object:
+        state = backend.read_at(Family.IPV4, address)
+        return backend.interpret(state).policy.decisions.decide(address).verdict
+
+    return ask
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backend", default="iptables-nft")
+    parser.add_argument("--backend", action="append", choices=PLANES)
     parser.add_argument("--source", choices=["file", "api"], default="file")
     parser.add_argument("--changes", type=int, default=100)
     parser.add_argument("--cidrs", type=int, default=64)
     options = parser.parse_args()
     inside_namespace()
-    count = legacy_entries if options.backend == "iptables-legacy" else nft_entries
+    # A way out, without which nothing is masqueraded by programs on devices.
+    for words in (
+        "link add eth0 type veth peer name world",
+        "address add 192.0.2.1/24 dev eth0",
+        "link set eth0 up",
+        "link set world up",
+        "route add default via 192.0.2.2",
+    ):
+        run(["ip", *words.split()])
+    # In a mount namespace of our own, as `ip netns exec` makes one.
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as pins:
+        run(["mount", "-t", "bpf", "bpf", pins])
+        os.environ["IPMASQ_BPF_PINS"] = f"{pins}/pins"
+        try:
+            for name in options.backend or PLANES:
+                measure(name, options.source, options.cidrs, options.changes)
+        finally:
+            run(["umount", pins])
+
+
+def measure(name: str, source: str, cidrs: int, changes: int) -> None:
+    """Measure one data plane, and print its figures."""
+    last = int(ipaddress.IPv4Address(f"10.{(cidrs - 1) // 256}.{(cidrs - 1) % 256}.1"))
+    counts = {"iptables-legacy": legacy_entries, "iptables-nft": nft_entries}
+    seen = counts.get(name) or verdict_asked_of(name, last)
     # Not in /tmp: the agent watches the directories above its document too, and there
     # everybody writes.
     directory = tempfile.TemporaryDirectory(dir="/var/tmp")
@@ -67,27 +113,24 @@ def main() -> None:
         place = Path(temporary)
         # The lock of the machine is everybody's; waiting for others is not what is measured.
         os.environ["XTABLES_LOCKFILE"] = str(place / "xtables.lock")
-        write, where = to_api(place, stack) if options.source == "api" else to_file(place)
-        write(document(options.cidrs), 0)
+        write, where = to_api(place, stack) if source == "api" else to_file(place)
+        write(document(cidrs), 0)
         log = place / "log"
         moments = []
-        with agent("--backend", options.backend, *where, log=log):
-            for number in range(1, options.changes + 1):
-                before = count()
-                content = document(options.cidrs - number % 2)
+        with agent("--backend", name, "--cleanup-on-exit", *where, log=log):
+            for number in range(1, changes + 1):
+                before = seen()
+                content = document(cidrs - number % 2)
                 start = time.time()
                 write(content, number)
-                while count() == before:
+                while seen() == before:
                     time.sleep(0.0005)  # leave the processor to those who are measured
                     if time.time() - start > 10:
                         raise SystemExit(f"no change after 10 s:\n{log.read_text()}")
                 moments.append((start, time.time()))
                 time.sleep(0.05)  # the agent looks at its work; the next write is a new event
+        print(f"{name}, {source}, {cidrs} CIDRs, {changes} changes; {machine()}")
         report(moments, log)
-        print(
-            f"{options.backend}, {options.source}, {options.cidrs} CIDRs, "
-            f"{options.changes} changes; {machine()}"
-        )
 
 
 def report(moments: list[tuple[float, float]], log: Path) -> None:

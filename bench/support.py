@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-AGENT = [sys.executable, "-m", "ipmasq_agent"]
+from ipmasq_agent.host.children import own
+
+AGENT = own("ipmasq_agent")
 
 
 def machine() -> str:

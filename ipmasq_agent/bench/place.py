@@ -25,6 +25,7 @@ from typing import IO, Any
 
 from ipmasq_agent.bench.policies import DESTINATIONS
 from ipmasq_agent.errors import BenchError
+from ipmasq_agent.host.children import tied, without_settings
 from ipmasq_agent.host.commands import run
 from ipmasq_agent.policy.addresses import Family
 
@@ -66,7 +67,7 @@ class Host:
 
     def _spawn(self, argv: Sequence[str], **streams: Any) -> Popen:
         child = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *argv],
+            tied(argv),
             start_new_session=True,  # Ctrl-C is for us; we end them
             **{"stdin": subprocess.DEVNULL, **streams},
         )
@@ -98,7 +99,7 @@ class Host:
     def argv(self, *argv: str) -> list[str]:
         """Return ``argv`` made to run in here."""
         inside = ["nsenter", "--net", "--mount", "--target", str(self.pid), f"--wd={os.getcwd()}"]
-        return [*inside, "env", *self._environment, *argv]
+        return [*inside, "env", *without_settings(), *self._environment, *argv]
 
     def run(self, *argv: str, stdin: str | None = None, timeout: float = 60.0) -> str:
         """Run a program in here to its end, and return what it printed.
@@ -106,7 +107,7 @@ class Host:
         Raises:
             HostError: it is missing, fails, or does not end in time.
         """
-        return run(self.argv(*argv), stdin=stdin, timeout=timeout).stdout
+        return run(tied(self.argv(*argv)), stdin=stdin, timeout=timeout).stdout
 
     def start(self, *argv: str, log: IO[bytes] | int = subprocess.DEVNULL) -> Popen:
         """Start a program in here that ends with the host."""

@@ -26,6 +26,7 @@ from ipmasq_agent.bench.sender import busy_seconds
 from ipmasq_agent.bench.udp import Udp
 from ipmasq_agent.bench.workloads import ONLY_IPV4, Traffic
 from ipmasq_agent.errors import AgentError
+from ipmasq_agent.host.children import passing_directory
 from ipmasq_agent.policy.addresses import Family
 
 Progress = Callable[[str, float], None]
@@ -72,8 +73,8 @@ class Benchmark:
             AgentError: nothing can be measured here.
         """
         # Whatever Ctrl-C interrupts, what it leaves is in here.
-        with tempfile.TemporaryDirectory(prefix="ipmasq-bench-") as state:
-            self._state = state
+        with passing_directory("ipmasq-bench-") as state:
+            self._state = str(state)
             return self._measure(quick)
 
     def _measure(self, quick: bool) -> Results:

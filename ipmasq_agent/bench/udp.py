@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from ipmasq_agent.bench.place import NODE, POD, Place
 from ipmasq_agent.bench.policies import in_gap, spread
 from ipmasq_agent.bench.reading import DELIVERED, Reading, pinned
 from ipmasq_agent.errors import BenchError
+from ipmasq_agent.host.children import own
 from ipmasq_agent.policy.addresses import Family
 
 _FIRST_PORT, _LAST_PORT = 20_000, 29_999  # of packets that are counted
@@ -95,7 +95,7 @@ class Udp:
             "size": size,
         }
         self._next_port += ports  # so that no flow comes twice
-        argv = [sys.executable, "-m", "ipmasq_agent.bench.sender", json.dumps(order)]
+        argv = [*own("ipmasq_agent.bench.sender"), json.dumps(order)]
         return _Sending(self._place, pinned(self._cpus, argv), self._source)
 
 

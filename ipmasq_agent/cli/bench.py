@@ -16,13 +16,14 @@ import click
 
 from ipmasq_agent.cli.output import emit, output_option
 from ipmasq_agent.errors import UsageError
+from ipmasq_agent.host.children import own
 from ipmasq_agent.policy.addresses import Family
 
 if TYPE_CHECKING:
     from ipmasq_agent.bench.modes import Effort
     from ipmasq_agent.bench.results import Mode, Results
 
-AGENT = (sys.executable, "-m", "ipmasq_agent")
+AGENT = own("ipmasq_agent")
 _INTERRUPTED = 130
 
 HELP = """\

@@ -16,12 +16,13 @@ import click
 
 from ipmasq_agent.cli.options import BACKENDS
 from ipmasq_agent.cli.output import emit, output_option
+from ipmasq_agent.host.children import own
 
 if TYPE_CHECKING:
     from ipmasq_agent.lab.cluster import Lab
     from ipmasq_agent.lab.story import Step
 
-AGENT = (sys.executable, "-m", "ipmasq_agent")
+AGENT = own("ipmasq_agent")
 DEFAULT_NAME = "lab"
 
 name_option = click.option(

@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import IO, Any
 
 from ipmasq_agent.errors import LabError, MissingTool
 from ipmasq_agent.host import netns
+from ipmasq_agent.host.children import own, tied, without_settings
 from ipmasq_agent.host.commands import PACKAGES, run
 from ipmasq_agent.lab.api import kubeconfig
 from ipmasq_agent.lab.mirror import mirrored
@@ -235,7 +235,8 @@ class Lab:
         # Programs and maps of a host's own; there is one bpf file system for all hosts.
         pins = f"IPMASQ_BPF_PINS={self._pins / host}"
         set_here = [lock, pins, *api, f"NODE_NAME={host}"]
-        return ["ip", "netns", "exec", self.namespaces[host], "env", *set_here, *argv]
+        env = ["env", *without_settings(), *set_here]
+        return ["ip", "netns", "exec", self.namespaces[host], *env, *argv]
 
     def run(self, host: str, argv: Sequence[str]) -> str:
         """Run a program in a host and return what it printed."""
@@ -264,7 +265,7 @@ class Lab:
                 raise LabError(f"{name} did not start; see {self.state}/{name}.log")
 
     def _settle(self, host: Host, *, stay: bool) -> None:
-        argv = [sys.executable, "-m", "ipmasq_agent.lab.inhabitant", host.name, *host.addresses]
+        argv = [*own("ipmasq_agent.lab.inhabitant"), host.name, *host.addresses]
         self.talks[host.name] = Talk(self._start(host.name, argv, stay=stay, talk=True))
 
     @property
@@ -275,7 +276,7 @@ class Lab:
     def start_api(self, host: str, address: str, *, stay: bool) -> None:
         """Serve the Kubernetes API in a host, at that address of it."""
         self.kubeconfig.write_text(kubeconfig(address))
-        argv = [sys.executable, "-m", "ipmasq_agent.lab.api"]
+        argv = own("ipmasq_agent.lab.api")
         self._api = Talk(self._start(host, argv, stay=stay, talk=True))
         if self._api.answer() != {"ready": "api"}:
             raise LabError(f"the API did not start; see {self.state}/{host}.log")
@@ -297,12 +298,11 @@ class Lab:
     def _start(
         self, host: str, argv: Sequence[str], *, stay: bool, talk: bool
     ) -> subprocess.Popen[Any]:
-        # Who is not to stay dies with us, also when we are killed.
-        tie = [] if stay else ["setpriv", "--pdeathsig", "KILL"]
+        inside = self.argv(host, argv)
         log = (self.state / f"{host}.log").open("ab")
         with log:
             process = subprocess.Popen(
-                [*tie, *self.argv(host, argv)],
+                inside if stay else tied(inside),
                 stdin=subprocess.PIPE if talk else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if talk else log,
                 stderr=log,

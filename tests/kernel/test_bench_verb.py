@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.kernel.running import wait_until
+
 AGENT = [sys.executable, "-m", "ipmasq_agent", "bench"]
 FILES = {"report.html", "report.md", "results.json"}
 
@@ -93,6 +95,29 @@ def test_ctrl_c_keeps_what_was_measured_and_leaves_nothing_running(tmp_path: Pat
     assert "Ctrl-C" in out
     assert list(tmp_path.iterdir()) == [folder]
     assert processes_with(f"TMPDIR={tmp_path}") == []
+
+
+@pytest.mark.parametrize("moment", ["does none", "round 1 of 3: iptables-nft"])
+def test_one_that_is_killed_in_the_background_leaves_nothing(tmp_path: Path, moment: str) -> None:
+    words = ["--quick", "--mode", "none", "--mode", "iptables-nft", "--folder", f"{tmp_path}/f"]
+    with subprocess.Popen(
+        ["nohup", *AGENT, *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(moment):
+                break
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr.readline()  # it goes on
+        wait_until(lambda: len(processes_with(f"TMPDIR={tmp_path}")) > 3, "it is at work")
+        process.kill()
+    wait_until(lambda: processes_with(f"TMPDIR={tmp_path}") == [], "its processes have ended")
+    wait_until(lambda: list(tmp_path.iterdir()) == [], "its files are gone")
 
 
 def stored(place: Path, measured: Path, factor: float) -> Path:

@@ -181,11 +181,52 @@ def test_an_interruption_while_the_lab_is_claimed_leaves_nothing(
             os.kill(os.getpid(), number)
             super().claim()
 
-    before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), claimed(Interrupted(name), stay=False):
-        pytest.fail("the interruption was lost")
-    assert traces(name) == []
-    assert signal.getsignal(number) is before
+    # Whatever this process was started with: nohup(1) has hang-ups ignored.
+    found = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(KeyboardInterrupt), claimed(Interrupted(name), stay=False):
+            pytest.fail("the interruption was lost")
+        assert traces(name) == []
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, found)
+
+
+def test_a_hang_up_that_is_ignored_from_the_start_stays_so(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = []
+    monkeypatch.setattr(Lab, "claim", lambda _: os.kill(os.getpid(), signal.SIGHUP))
+    monkeypatch.setattr(Lab, "down", lambda _: heard.append("down"))
+    found = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with claimed(Lab(name), stay=False):
+            os.kill(os.getpid(), signal.SIGHUP)
+            heard.append("inside")
+    finally:
+        signal.signal(signal.SIGHUP, found)
+    assert heard == ["inside", "down"]
+
+
+@pytest.mark.parametrize("backend", ["iptables-legacy", "nftables"])
+def test_the_nodes_run_this_program_and_not_what_lies_in_the_current_folder(
+    name: str, backend: str, tmp_path: Path
+) -> None:
+    # Another checkout, which would say who it is.
+    decoy = tmp_path / "ipmasq_agent"
+    decoy.mkdir()
+    for module in ("__init__", "__main__"):
+        (decoy / f"{module}.py").write_text("raise SystemExit('the decoy was started')\n")
+    program = Path(sys.executable).with_name("ipmasq-agent")
+    words = [str(program), "lab", "up", "--name", name, "--backend", backend]
+    # Nor do settings of ours reach them, which are for this machine's agent.
+    environment = {**os.environ, "IPMASQ_MASQ_CHAIN": "ELSEWHERE", "IPMASQ_CONFIGMAP": "a/b"}
+    up = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert up.returncode == 0, up.stderr
+    assert "the decoy" not in "".join(log.read_text() for log in STATE.glob(f"{name}/*.log"))
+    lab("down", "--name", name)
 
 
 def test_down_removes_what_a_killed_run_left(name: str) -> None:

@@ -1,0 +1,36 @@
+"""The measuring programs beside the package, as their users start them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from bench.latency import PLANES
+from ipmasq_agent.cli.options import BACKENDS
+from tests.deploy.manifests import ROOT
+
+
+def test_latency_is_measured_of_every_data_plane() -> None:
+    # The other two stand for one of these, whichever the node uses.
+    assert {*PLANES} == {*BACKENDS} - {"auto", "iptables"}
+
+
+@pytest.mark.parametrize("source", ["file", "api"])
+def test_latency_prints_the_stages_of_each_data_plane(source: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if "IPMASQ" not in name}
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.latency", "--changes", "2", "--source", source],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    headings = re.findall(rf"^(\S+), {source}, 64 CIDRs", done.stdout, re.MULTILINE)
+    assert headings == [*PLANES]
+    assert done.stdout.count("write → kernel has the rules") == len(PLANES)
