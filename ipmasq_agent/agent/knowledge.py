@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.logs import event
@@ -32,6 +33,11 @@ class Knowledge:
         self._facts = NO_FACTS
         self._followed: frozenset[Need] = frozenset()
         self._errors: dict[Need, str] = {}
+        self._kept: Mapping[Need, Any] = {}
+
+    def recall(self, kept: Mapping[Need, Any]) -> None:
+        """Take facts of before this process for the first wish, until their sources answer."""
+        self._kept = kept
 
     def require(self, wish: Wish) -> None:
         """Make ``wish`` the newest one: have its facts watched, and forget all others."""
@@ -49,6 +55,11 @@ class Knowledge:
         for need in frozenset(Need) - needs:
             self._facts = self._facts.with_(need, None)
             self._errors.pop(need, None)
+        for need in self._facts.missing(needs):
+            if need in self._kept:
+                self._facts = self._facts.with_(need, self._kept[need])
+                self._errors[need] = "nothing was heard of them since the agent started"
+        self._kept = {}
         self._source.require(needs)
 
     @property

@@ -19,6 +19,7 @@ from typing import Any
 
 from ipmasq_agent.agent.choice import AnyBackend, BackendChoice
 from ipmasq_agent.agent.intent import Intent
+from ipmasq_agent.agent.kept import Kept
 from ipmasq_agent.agent.knowledge import Knowledge
 from ipmasq_agent.agent.logs import event
 from ipmasq_agent.agent.metrics import Metrics
@@ -81,6 +82,7 @@ class Agent:
         fact_source: FactSource,
         metrics: Metrics | None = None,
         kept_by_others: Callable[[], Sequence[str]] = tuple,
+        kept: Kept | None = None,
     ) -> None:
         self.source = source
         self.fact_source = fact_source
@@ -96,6 +98,8 @@ class Agent:
         self._seen: Document | None = None  # the newest one
         self._refused: str | None = None  # why that one cannot be used
         self._changed_at: float | None = None
+        self._kept = kept
+        self._unkept = False  # the document in force is not what was kept last
         self._moves = Moves(settings.drain_timeout)
         self._kept_by_others = kept_by_others
         self._war = War()
@@ -105,8 +109,9 @@ class Agent:
 
     def run(self) -> None:
         """Watch and reconcile until ``Signal.STOP`` arrives."""
-        self.source.start(self.events.put)
         self.fact_source.start(self.events.put)
+        self._recall()
+        self.source.start(self.events.put)
         try:
             while self.turn():
                 continue
@@ -127,6 +132,22 @@ class Agent:
     def send(self, signal: Signal) -> None:
         """Ask for something. Safe in a signal handler: the queue is reentrant."""
         self.events.put(signal)
+
+    def _recall(self) -> None:
+        """Go on with what was in force before this process, until the source answers."""
+        if self._kept is None:
+            return
+        self._knowledge.recall(self._kept.facts())
+        document = self._kept.document()
+        if document is None:
+            return
+        if self._understand(document):
+            self._seen, self._unkept = document, False
+            self._set_config(kept=True)
+            self._next_pass = time.monotonic()
+        else:  # as of other flags; what the source says decides
+            self._refused = None
+            self.status = replace(self.status, config=ConfigStatus(self.source.name))
 
     # -- one turn -----------------------------------------------------------------------
 
@@ -175,6 +196,9 @@ class Agent:
             self._source_failed(failure)
         facts = [each for each in batch if isinstance(each, Learnt | NotLearnt)]
         needed |= self._knowledge.learn(facts)
+        for each in facts:
+            if self._kept and isinstance(each, Learnt):
+                self._kept.keep_fact(each.need, each.value)
         reload = Signal.RELOAD in batch
         if reload:
             event(logging.INFO, "reload asked for")
@@ -194,6 +218,10 @@ class Agent:
             self._pass(intent, thorough=thorough, at_once=reload)
         elif due:
             self._schedule(failed=False)
+        # After the pass, which it must not delay, and which a document may not survive.
+        if self._kept and self._unkept and self._seen:
+            self._kept.keep_document(self._seen)
+            self._unkept = False
         self._publish()
         return True
 
@@ -211,7 +239,10 @@ class Agent:
         if self.status.config.error != self._refused and not failing:
             event(logging.INFO, "source answers again", source=document.name)
             self._set_config(error=self._refused)
-        self._set_config(revision=document.revision)
+        if self.status.config.kept:
+            event(logging.INFO, "source confirms the document that was kept", source=document.name)
+        self._unkept |= document.revision != self.status.config.revision and not self._refused
+        self._set_config(revision=document.revision, kept=False)
         return False
 
     def _understand(self, document: Document) -> bool:
@@ -230,10 +261,13 @@ class Agent:
                 error=str(error),
                 in_force=kept,
             )
-            self._set_config(revision=document.revision, accepted=False, error=str(error))
+            self._set_config(
+                revision=document.revision, accepted=False, error=str(error), kept=False
+            )
+            self._unkept = False
             self._count("refused")
             return False
-        self._refused = None
+        self._refused, self._unkept = None, True
         self._config = understood.config
         self._knowledge.require(understood.config.wish(self.settings.flags))
         self._changed_at = document.noticed

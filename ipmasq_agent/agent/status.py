@@ -19,6 +19,8 @@ class ConfigStatus:
         accepted: the newest document is in force.
         error: why it is not, or why the source cannot be read at the moment.
         warnings: what its author may want to know.
+        kept: the document in force is the one of before this process; its source has not
+            answered since.
         age: seconds since the source gave a sign of life; None where it is on this node.
     """
 
@@ -27,6 +29,7 @@ class ConfigStatus:
     accepted: bool = False
     error: str | None = None
     warnings: tuple[str, ...] = ()
+    kept: bool = False
     age: float | None = None
 
 
@@ -73,12 +76,17 @@ class Status:
     def ready(self) -> bool:
         """Whether the newest document is in force, its facts too, and the kernel matches it."""
         sources = (self.config.error, *self.facts.values())
-        return self.config.accepted and not any(sources) and self.in_sync
+        if self.config.kept or any(sources):
+            return False
+        return self.config.accepted and self.in_sync
 
     def why_not_ready(self) -> str:
         """Return what readiness waits for, in one line."""
         if self.config.revision is None and self.config.error is None:
             return f"waiting for {self.config.source}"
+        if self.config.kept:
+            reason = self.config.error or f"waiting for {self.config.source}"
+            return f"{reason}; {self._kept()}"
         if self.config.error is not None:
             return self.config.error
         if self.errors:
@@ -88,6 +96,10 @@ class Status:
         if lost := self._lost():
             return "; ".join(lost)
         return "" if self.in_sync else "no pass has finished yet"
+
+    def _kept(self) -> str:
+        revision = self.config.revision
+        return f"the last good document, revision {revision}, kept on this node, is in force"
 
     def _lost(self) -> list[str]:
         """Return what cannot be followed, though it was known before, in lines."""
@@ -110,6 +122,7 @@ class Status:
                 "accepted": self.config.accepted,
                 "error": self.config.error,
                 "warnings": list(self.config.warnings),
+                "kept": self.config.kept,
                 "secondsSinceHeard": self.config.age,
             },
             **{family.value: self._family(family) for family in Family},
@@ -152,6 +165,8 @@ class Status:
         )
         config = self.config
         state = "accepted" if config.accepted else "not in force"
+        if config.kept:
+            state = "kept on this node, not confirmed"
         native = ", ".join(self.native_routing) or "-"
         lines = [
             f"Masquerading: {self.mode} [{', '.join(self.devices)}] {native} [{switches}]",

@@ -57,6 +57,14 @@ Examples:
     show_default=True,
     help="After a move away from bpf, how long the flows that it translates may go on.",
 )
+@setting(
+    "--state-dir",
+    metavar="DIR",
+    default="/run/ipmasq-agent",
+    show_default=True,
+    help="Where the last good document of the API is kept, to go on with after a restart while "
+    "the API is away; empty for nowhere.",
+)
 @setting("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @setting(
     "--log-level",
@@ -70,6 +78,7 @@ def command(
     http_address: str,
     cleanup_on_exit: bool,
     drain_timeout: str,
+    state_dir: str,
     log_format: str,
     log_level: str,
     **options: Any,
@@ -85,7 +94,7 @@ def command(
     configure(log_format, log_level, options)
     settings = settings_of(options)
     loop = LoopSettings(settings.flags, cleanup_on_exit, _seconds(drain_timeout))
-    return _run(settings, http_address, loop)
+    return _run(settings, http_address, loop, state_dir)
 
 
 def _seconds(duration: str) -> float:
@@ -95,11 +104,11 @@ def _seconds(duration: str) -> float:
         raise UsageError(f"--drain-timeout: {duration!r} {cause}") from cause
 
 
-def _run(settings: Settings, http_address: str, loop: LoopSettings) -> int:
+def _run(settings: Settings, http_address: str, loop: LoopSettings, state_dir: str) -> int:
     from ipmasq_agent.agent.http import HttpServer
     from ipmasq_agent.agent.logs import event
     from ipmasq_agent.agent.loop import Agent, Signal
-    from ipmasq_agent.cli.wiring import backend_choice, fact_source
+    from ipmasq_agent.cli.wiring import backend_choice, fact_source, kept_in
     from ipmasq_agent.host.links import egress_devices
     from ipmasq_agent.host.seat import Seat
 
@@ -109,14 +118,16 @@ def _run(settings: Settings, http_address: str, loop: LoopSettings) -> int:
 
         metrics = Metrics()
     seat = Seat(settings.placement.places)
+    source = settings.source()
     agent = Agent(
-        settings.source(),
+        source,
         backend_choice(settings),
         loop,
         egress_devices,
         fact_source(settings),
         metrics,
         seat.take,
+        kept_in(state_dir, source, settings) if state_dir else None,
     )
 
     if metrics:

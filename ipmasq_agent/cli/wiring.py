@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,7 +17,10 @@ from ipmasq_agent.config.model import Config
 from ipmasq_agent.errors import UsageError
 from ipmasq_agent.host import seat
 from ipmasq_agent.policy.assemble import Facts, Wish
-from ipmasq_agent.sources import Document, FactSource
+from ipmasq_agent.sources import Document, FactSource, Source
+
+if TYPE_CHECKING:
+    from ipmasq_agent.agent.kept import Kept
 
 
 def backend_choice(settings: Settings) -> BackendChoice:
@@ -32,6 +37,17 @@ def fact_source(settings: Settings) -> FactSource:
     from ipmasq_agent.sources.facts import HostAndCluster
 
     return HostAndCluster(kubeconfig=settings.kubeconfig, node=settings.node_name)
+
+
+def kept_in(state_dir: str, source: Source, settings: Settings) -> Kept:
+    """Return what is kept in a directory for this source, credentials, node and namespace."""
+    from ipmasq_agent.agent.kept import Kept
+    from ipmasq_agent.sources.state_dir import StateDir
+
+    credentials = settings.kubeconfig or os.environ.get("KUBECONFIG") or ""
+    namespace = os.stat("/proc/self/ns/net").st_ino
+    purpose = [source.name, credentials, settings.node_name or "", str(namespace)]
+    return Kept(StateDir(state_dir, "; ".join(purpose)), documents=not source.cheap)
 
 
 def gather(settings: Settings, wish: Wish) -> Facts:

@@ -263,12 +263,17 @@ def test_every_mount_has_its_volume_and_every_volume_its_mount(variant: str) -> 
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_no_path_of_the_host_is_mounted_but_the_lock_and_for_ebpf_its_file_system(
+def test_no_path_of_the_host_is_mounted_but_lock_state_and_for_ebpf_its_file_system(
     variant: str,
 ) -> None:
     paths = [volume["hostPath"] for volume in pod(variant)["volumes"] if "hostPath" in volume]
     pins = [{"path": "/sys/fs/bpf", "type": "Directory"}] if variant == BPF else []
-    assert paths == [{"path": "/run/xtables.lock", "type": "FileOrCreate"}, *pins]
+    lock = {"path": "/run/xtables.lock", "type": "FileOrCreate"}
+    state = {"path": run_parameters(variant)["state_dir"], "type": "DirectoryOrCreate"}
+    assert [each for each in paths if each not in (lock, state)] == pins
+    assert lock in paths
+    (mount,) = [m for m in container(variant)["volumeMounts"] if m["name"] == "state"]
+    assert mount == {"name": "state", "mountPath": state["path"]}
 
 
 def test_the_programs_are_pinned_where_the_file_system_is_mounted() -> None:

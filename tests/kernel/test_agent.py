@@ -83,6 +83,42 @@ def test_a_change_a_fault_and_a_flush(
     assert chain(variant) == [LINK_LOCAL, "172.20.0.0/16", None]
 
 
+def test_a_restart_while_the_api_is_away_goes_on_with_the_last_good_document(
+    run: Callable[..., Running], tmp_path: Path
+) -> None:
+    cluster = Cluster()
+    try:
+        kubeconfig = tmp_path / "kubeconfig"
+        kubeconfig.write_text(
+            "current-context: lab\ncontexts: [{name: lab, context: {cluster: lab}}]\n"
+            f"clusters: [{{name: lab, cluster: {{server: 'http://127.0.0.1:{cluster.port}'}}}}]\n"
+        )
+        flags = [
+            *("run", "--configmap=kube-system/ip-masq-agent", f"--kubeconfig={kubeconfig}"),
+            f"--state-dir={tmp_path / 'state'}",
+        ]
+        revision = cluster.put({"config": TWO})
+        agent = run(*flags)
+        agent.wait_ready()
+        assert agent.status()["config"]["secondsSinceHeard"] < DEADLINE
+        assert agent.stop() == 0
+        cluster.down()
+        subprocess.run(["iptables-nft", "-t", "nat", "-F", "IP-MASQ"], check=True)
+        agent = run(*flags)
+        wait_until(lambda: len(chain("nft") or ()) == 4, "the healing")
+        wait_until(lambda: "cannot be reached" in agent.get("/readyz")[1], "the reason")
+        code, why = agent.get("/readyz")
+        assert code == 503
+        assert f"the last good document, revision {revision}, kept on this node, is in forc" in why
+        assert agent.status()["config"]["kept"] is True
+        assert agent.log.read_text().count("document kept on this node") == 1
+        cluster.up()
+        agent.wait_ready()
+        assert agent.status()["config"]["kept"] is False
+    finally:
+        cluster.close()
+
+
 def test_flags_without_a_verb_run_the_agent_as_upstream_does(
     run: Callable[..., Running], in_ns: Namespace
 ) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ipmasq_agent.agent.choice import BackendChoice
+from ipmasq_agent.agent.kept import Kept
 from ipmasq_agent.agent.loop import Agent, LoopSettings
 from ipmasq_agent.backends.memory import MemoryBackend
 from ipmasq_agent.config.model import Flags
@@ -115,6 +116,7 @@ class Bench:
         flags: Flags | None = None,
         cleanup_on_exit: bool = False,
         fact_source: FactSource | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self.source = ScriptedSource()
         self.facts = ScriptedFacts()
@@ -134,6 +136,7 @@ class Bench:
             LoopSettings(flags or Flags(), cleanup_on_exit),
             devices=lambda: ("eth0",),
             fact_source=fact_source or self.facts,
+            kept=kept,
         )
         self.source.start(self.agent.events.put)
 
