@@ -11,6 +11,7 @@
     ├── HostError                  this machine cannot do what is asked
     │   ├── MissingTool            a program is not installed
     │   ├── CommandFailed          a program ran and refused
+    │   ├── NotPermitted           the kernel, or a filter of system calls, says no
     │   ├── LockTimeout            someone else holds the xtables lock
     │   └── Stopped                given up because the process was told to stop
     ├── KernelReadError            what the kernel holds cannot be read in full
@@ -92,6 +93,10 @@ class CommandFailed(HostError):
         self.stderr = stderr.strip()[-_SHOWN:]
         detail = f": {self.stderr}" if self.stderr else ""
         super().__init__(f"`{shlex.join(argv)}` exited with {status}{detail}")
+
+
+class NotPermitted(HostError):
+    """A privilege is missing, or the container's filter of system calls refuses one."""
 
 
 class LockTimeout(HostError):

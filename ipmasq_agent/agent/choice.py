@@ -16,6 +16,7 @@ class BackendChoice:
 
     Attributes:
         reason: why the current one was chosen.
+        unseen: why other data planes could not be looked into; empty where they could.
     """
 
     def __init__(
@@ -23,8 +24,9 @@ class BackendChoice:
         detect: Callable[[bool], tuple[str, str]],
         make: Callable[[str], AnyBackend],
         holders: Callable[[], list[str]],
+        leavings: Callable[[], list[str]] = list,
     ) -> None:
-        """Take the three questions as functions.
+        """Take the questions as functions.
 
         Args:
             detect: returns the name of the backend to use and why, told whether the policy
@@ -32,30 +34,41 @@ class BackendChoice:
             make: returns the backend of a name.
             holders: names of the backends whose tables exist on this host, and which may
                 therefore hold rules that we wrote before.
+            leavings: names of those of which cheap signs tell that something of ours is
+                there, written since by an agent that was on its way out.
         """
         self._detect = detect
         self._make = make
         self._holders = holders
+        self._leavings = leavings
+        self._looked = False
         self._made: dict[str, AnyBackend] = {}
         self._current: str | None = None
         self._to_clean: set[str] = set()
         self.reason = "not chosen yet"
+        self.unseen: tuple[str, ...] = ()
 
-    def current(self, *, large: bool = False) -> tuple[AnyBackend, list[AnyBackend]]:
+    def current(
+        self, *, large: bool = False, look: bool = False
+    ) -> tuple[AnyBackend, list[AnyBackend]]:
         """Return the backend to use, and those that must be cleaned once it is in force.
 
         At the first call every other place with a table counts as left behind: the agent
         may have been killed in the middle of a move. Two backends of one place (a chain of
         rules, and the same chain with a set) replace each other and leave nothing.
 
+        Args:
+            large: the policy is too large for one rule each.
+            look: look again for what was left in other places.
+
         Raises:
             AgentError: the node's backend cannot be told.
         """
         name, self.reason = self._detect(large)
         backend = self._get(name)
-        if self._current is None:
-            self._to_clean = set(self._holders())
-        elif self._current != name:
+        if look or not self._looked:
+            self._look()
+        if self._current is not None and self._current != name:
             self._to_clean.add(self._current)
         for other in list(self._to_clean):
             if self._get(other).place == backend.place:
@@ -65,6 +78,15 @@ class BackendChoice:
                     self._made.pop(other).close()
         self._current = name
         return backend, [self._get(other) for other in sorted(self._to_clean)]
+
+    def _look(self) -> None:
+        """Ask what was left; a look that fails stops no pass, and is made again."""
+        try:
+            self._to_clean |= set(self._leavings() if self._looked else self._holders())
+        except AgentError as error:
+            self.unseen = (f"other data planes cannot be looked into: {error}",)
+        else:
+            self._looked, self.unseen = True, ()
 
     @property
     def in_use(self) -> AnyBackend | None:

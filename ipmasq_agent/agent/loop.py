@@ -306,7 +306,7 @@ class Agent:
         started = time.monotonic()
         wish = intent.wish
         try:
-            backend, left_behind = self.choice.current(large=intent.is_large)
+            backend, left_behind = self.choice.current(large=intent.is_large, look=thorough)
         except AgentError as error:
             self._finish(dict.fromkeys(wish.families, str(error)), changed=False)
             event(logging.ERROR, "no backend", error=str(error))
@@ -322,23 +322,10 @@ class Agent:
             outcomes = reconcile(backend, intent, thorough=thorough)
             self._watch(backend, intent, outcomes)
         failed = {f: str(outcome.error) for f, outcome in outcomes.items() if outcome.error}
+        left = self.choice.unseen
         if not failed:
             # The backend in use decides now; only then may the one before it go.
-            for other in left_behind:
-                if not self._moves.drained(other):
-                    continue
-                gone = clean(other, Family)
-                self._report(gone, other.name, "left")
-                # What it still holds may decide: that is no less an error than one of ours.
-                left = {
-                    f: f"{other.name} cannot be left: {outcome.error}"
-                    for f, outcome in gone.items()
-                    if outcome.error
-                }
-                failed |= left
-                if not left:
-                    self._moves.ended(other)
-                    self.choice.cleaned(other)
+            left += self._moves.complete(left_behind, self._left)
         self._report(outcomes, backend.name, "applied")
         self._finish(
             failed,
@@ -347,6 +334,7 @@ class Agent:
             mode_reason=self.choice.reason,
             devices=self._devices(),
             families=wish.families,
+            left_behind=left,
             advice=(*_advice(backend, intent, failed), *self._moves.advice, *self._beside()),
             contested=self._war.rival,
         )
@@ -383,6 +371,11 @@ class Agent:
             f"another agent keeps {place} on this node as well: stop one of the two"
             for place in self._kept_by_others()
         )
+
+    def _left(self, other: AnyBackend, outcomes: Outcomes) -> None:
+        self._report(outcomes, other.name, "left")
+        if not any(outcome.error for outcome in outcomes.values()):
+            self.choice.cleaned(other)
 
     def _devices(self) -> tuple[str, ...]:
         """Return the egress devices for the status line; those of before if they are not told."""
@@ -425,7 +418,7 @@ class Agent:
             changes=self.status.changes + changed,
             **more,
         )
-        self._schedule(failed=bool(failed))
+        self._schedule(failed=bool(failed or self.status.left_behind))
 
     def _schedule(self, *, failed: bool) -> None:
         interval = self._config.resync_interval if self._config else DEFAULT_RESYNC_INTERVAL

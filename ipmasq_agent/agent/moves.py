@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 
 from ipmasq_agent.agent.choice import AnyBackend
 from ipmasq_agent.agent.logs import event
-from ipmasq_agent.errors import AgentError
+from ipmasq_agent.agent.reconcile import Outcomes, clean
+from ipmasq_agent.errors import AgentError, NotPermitted
+from ipmasq_agent.policy.addresses import Family
 
 
 class Moves:
@@ -38,14 +40,44 @@ class Moves:
             except AgentError as error:
                 event(logging.WARNING, "flows may break", backend=other.name, error=str(error))
 
-    def drained(self, other: AnyBackend) -> bool:
+    def complete(
+        self, left_behind: Iterable[AnyBackend], cleaned: Callable[[AnyBackend, Outcomes], None]
+    ) -> tuple[str, ...]:
+        """Once what replaces them is in force: clean those backends whose flows have ended.
+
+        Args:
+            left_behind: the backends.
+            cleaned: is told of each what became of it.
+
+        Returns:
+            What is left there and may still decide, a line for each failure.
+        """
+        failures: list[str] = []
+        for other in left_behind:
+            try:
+                if not self._drained(other):
+                    continue
+            except AgentError as error:
+                event(logging.ERROR, "cannot drain", backend=other.name, error=str(error))
+                failures.append(f"{other.name} cannot be left: {error}")
+                continue
+            outcomes = clean(other, Family)
+            errors = {str(one.error) for one in outcomes.values() if one.error}
+            failures += (f"{other.name} cannot be left: {error}" for error in sorted(errors))
+            if not errors:
+                self._began.pop(other.name, None)
+            cleaned(other, outcomes)
+        return tuple(failures)
+
+    def _drained(self, other: AnyBackend) -> bool:
         """Whether a backend that was left has no flows that would break without it."""
         began = self._began.setdefault(other.name, time.monotonic())
         try:
             left = other.drain()
-        except AgentError as error:
-            event(logging.ERROR, "cannot drain", backend=other.name, error=str(error))
-            return False
+        except NotPermitted as error:
+            # To stay is to decide by an older policy.
+            event(logging.WARNING, "flows end", backend=other.name, error=str(error))
+            return True
         if not left:
             return True
         patience = self._patience - (time.monotonic() - began)
@@ -54,7 +86,3 @@ class Moves:
             return True
         self.advice += (f"{other.name}: {left} flows go on there until they end",)
         return False
-
-    def ended(self, other: AnyBackend) -> None:
-        """Take note that a backend holds nothing of ours any more."""
-        self._began.pop(other.name, None)

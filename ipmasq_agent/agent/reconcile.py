@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.backends import Backend, Change, Desired, Plan, State
-from ipmasq_agent.errors import AgentError, KernelWriteError
+from ipmasq_agent.errors import AgentError, KernelWriteError, NotPermitted
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
 
@@ -75,7 +75,17 @@ def look(backend: Backend[State, Desired, Plan], intent: Intent, rival: str) -> 
 
 def clean(backend: Backend[State, Desired, Plan], families: Iterable[Family]) -> Outcomes:
     """Remove what is ours from the families' tables."""
-    return _each(families, lambda family: reconcile_family(backend, family, None))
+    return _each(families, lambda family: _remove(backend, family))
+
+
+def _remove(backend: Backend[State, Desired, Plan], family: Family) -> Change:
+    try:
+        return reconcile_family(backend, family, None)
+    except NotPermitted:
+        gone = backend.remove_unread(family)
+        if gone is None:
+            raise
+        return gone
 
 
 def _each(families: Iterable[Family], work: Callable[[Family], Change | None]) -> Outcomes:

@@ -49,6 +49,8 @@ class Status:
         waiting: what has to be learnt before the newest document can be in force.
         facts: what is in force depends on these beside the document → why one cannot be
             followed at the moment, so that what was learnt before stays true; or None.
+        left_behind: what an agent of ours left in another data plane and cannot be taken away,
+            or cannot be seen: it may decide by an older policy.
         advice: what the backend has to say about the size of what it holds.
         contested: who undoes what we write, again and again; None while nobody does.
         passes: how many there were, and how many of them changed the kernel.
@@ -68,15 +70,16 @@ class Status:
     native_routing: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
     facts: Mapping[str, str | None] = field(default_factory=dict)
+    left_behind: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
     contested: str | None = None
     counters: Mapping[tuple[Family, str], int] = field(default_factory=dict)
 
     @property
     def ready(self) -> bool:
-        """Whether the newest document is in force, its facts too, and the kernel matches it."""
+        """Whether document and facts are in force, and no data plane that was left decides too."""
         sources = (self.config.error, *self.facts.values())
-        if self.config.kept or any(sources):
+        if self.config.kept or any(sources) or self.left_behind:
             return False
         return self.config.accepted and self.in_sync
 
@@ -95,6 +98,8 @@ class Status:
             return "; ".join(self.waiting)
         if lost := self._lost():
             return "; ".join(lost)
+        if self.left_behind:
+            return "; ".join(self.left_behind)
         return "" if self.in_sync else "no pass has finished yet"
 
     def _kept(self) -> str:
@@ -131,6 +136,7 @@ class Status:
             "nativeRoutingCIDR": ", ".join(self.native_routing) or None,
             "waiting": list(self.waiting),
             "facts": [{"name": name, "error": error} for name, error in self.facts.items()],
+            "leftBehind": list(self.left_behind),
             "advice": list(self.advice),
             "contested": self.contested,
             "passes": self.passes,
@@ -178,6 +184,7 @@ class Status:
         lines += (f"Error:        {error}" for error in (config.error or "").splitlines())
         lines += (f"Error:        {f.value}: {error}" for f, error in self.errors.items())
         lines += (f"Error:        {line}" for line in self._lost())
+        lines += (f"Error:        {line}" for line in self.left_behind)
         lines += (f"Waiting:      {line.removeprefix('waiting for ')}" for line in self.waiting)
         lines += (f"Warning:      {warning}" for warning in (*config.warnings, *self.advice))
         return "\n".join(lines)

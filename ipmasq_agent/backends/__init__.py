@@ -166,6 +166,18 @@ class Backend(abc.ABC, Generic[State, Desired, Plan]):
         """
         return 0
 
+    def remove_unread(self, family: Family) -> Plan | None:
+        """Remove what is ours though it may not be read, with the flows that go on there.
+
+        Returns:
+            What was removed, which may be more than this family's; None where that cannot
+            be done.
+
+        Raises:
+            AgentError: it was tried, and something is left.
+        """
+        return None
+
     def counters(self) -> Mapping[tuple[Family, str], int]:
         """Return how often each outcome was met, where the data plane counts by itself.
 

@@ -104,7 +104,7 @@ class BpfBackend(Backend[Table, Desired, Plan]):
         present = {name: _device(family, found) for name, found in devices.items()}
         table = Table(family, present=present, leading_out=egress_devices())
         if not self._hooks.exist():
-            return replace(table, remains=self._pins.exists())
+            return replace(table, remains=self._pins.exists() or self._hooks.strays())
         with Maps(self._pins) as maps:
             number = maps.generation(family)
             slots = [layout.slot(family, n) for n in range(layout.GENERATIONS)]
@@ -155,7 +155,10 @@ class BpfBackend(Backend[Table, Desired, Plan]):
             self._leave(family)
             return
         rules = change.desired.rules
-        if change.attach or not self._hooks.exist():
+        if not self._hooks.exist():
+            self._hooks.remove()  # what decided by another policy
+            self._hooks.load()
+        elif change.attach:
             self._hooks.load()
         with Maps(self._pins) as maps:
             old = maps.generation(family)
@@ -261,7 +264,6 @@ class BpfBackend(Backend[Table, Desired, Plan]):
     def _leave(self, family: Family) -> None:
         """Remove what is of a family, and everything with the last one."""
         self._known.pop(family, None)
-        devices: list[int] = []
         if self._hooks.exist():
             with Maps(self._pins) as maps:
                 for number in range(layout.GENERATIONS):
@@ -271,8 +273,15 @@ class BpfBackend(Backend[Table, Desired, Plan]):
                 self._tell(maps, family, {}, _BOTH)
                 if _any_in_force(maps):
                     return
-                devices = list(maps.devices())
-        self._hooks.remove(devices)
+        self._hooks.remove()
+
+    def remove_unread(self, family: Family) -> Plan | None:
+        """Take the programs off at once, where their maps may not be opened."""
+        if not self._pins.exists():
+            return None
+        self._known.clear()
+        self._hooks.remove()
+        return Plan(Table(family, remains=True), Desired(family))
 
 
 def _any_in_force(maps: Maps) -> bool:

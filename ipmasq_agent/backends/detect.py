@@ -20,7 +20,7 @@ from ipmasq_agent.backends.legacy import LegacyBackend, table_exists
 from ipmasq_agent.backends.nft import NftBackend
 from ipmasq_agent.backends.nftables import NftablesBackend, tables_of_ours
 from ipmasq_agent.dialects.iptables import Placement
-from ipmasq_agent.errors import AgentError
+from ipmasq_agent.errors import AgentError, NotPermitted
 from ipmasq_agent.host.commands import run
 from ipmasq_agent.host.nft_objects import chain_info, table_info
 from ipmasq_agent.policy.addresses import Family
@@ -98,11 +98,34 @@ def holders(placement: Placement) -> list[str]:
     """Return the backends that may hold rules here: those whose table exists."""
     exists = {
         NftablesBackend.name: tables_of_ours(),
-        BPF: os.path.isdir(placement.pins),  # who may not look has pinned nothing there
+        BPF: _has_programs(placement),
         "iptables-nft": any(table_info(family, "nat") for family in Family),
         "iptables-legacy": any(table_exists(family, "nat") for family in Family),
     }
     return [name for name in BACKENDS if exists[name]]
+
+
+def leavings(placement: Placement) -> list[str]:
+    """Return those of which cheap signs tell that they hold something of ours.
+
+    Legacy tables have none: each look hands out the whole table.
+    """
+    exists = {
+        NftablesBackend.name: tables_of_ours(),
+        BPF: _has_programs(placement),
+        "iptables-nft": any(chain_info(family, "nat", placement.chain) for family in Family),
+    }
+    return [name for name in BACKENDS if exists.get(name)]
+
+
+def _has_programs(placement: Placement) -> bool:
+    from ipmasq_agent.host.bpf_hooks import Hooks
+
+    try:
+        # Those who may not look at the pins look at the devices.
+        return os.path.exists(placement.pins) or Hooks(Path(placement.pins)).strays()
+    except NotPermitted:
+        return True  # so that somebody tries to read them, and says why that fails
 
 
 def _nft_mark(family: Family) -> str | None:

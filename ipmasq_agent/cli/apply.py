@@ -76,6 +76,7 @@ def command(output: str, beside_agent: bool, **options: Any) -> int:
         return "\n".join(lines)
 
     emit(answer, output, as_text)
-    for family, error in failed.items():
-        click.echo(f"error: {family.value}: {error}", err=True)
-    return 2 if failed else 0
+    errors = [*choice.unseen, *(f"{family.value}: {error}" for family, error in failed.items())]
+    for error in errors:
+        click.echo(f"error: {error}", err=True)
+    return 2 if errors else 0

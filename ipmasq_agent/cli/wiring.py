@@ -29,6 +29,7 @@ def backend_choice(settings: Settings) -> BackendChoice:
         detect=lambda large: detect.choose(settings.backend, large=large),
         make=lambda name: detect.make(name, settings.placement),
         holders=lambda: detect.holders(settings.placement),
+        leavings=lambda: detect.leavings(settings.placement),
     )
 
 

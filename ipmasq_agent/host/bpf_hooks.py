@@ -12,17 +12,17 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 from ipmasq_agent.errors import HostError
+from ipmasq_agent.host import strays
 from ipmasq_agent.host.bpf_objects import get_pinned, program_id, run_program
 from ipmasq_agent.host.libbpf import load
+from ipmasq_agent.host.strays import NAMES
 from ipmasq_agent.host.tc_programs import Direction, attach, attached, detach
 
 BYTECODE = Path(__file__).parent.parent / "bpf" / "masq.bpf.o"
-_PROGRAMS = {Direction.EGRESS: "outward", Direction.INGRESS: "inward"}
 _VERSION = "bytecode-"
 # One flow for each 32 KiB of memory; with 130 bytes a flow that is 1 in 250 of it.
 _MEMORY_OF_A_FLOW = 32 * 1024
@@ -54,7 +54,7 @@ class Hooks:
             HostError: we may not look.
         """
         try:
-            return all((self._pins / name).exists() for name in ("control", *_PROGRAMS.values()))
+            return all((self._pins / name).exists() for name in ("control", *NAMES.values()))
         except PermissionError as cause:
             raise HostError(f"{self._pins} cannot be looked at", remedy="run as root") from cause
 
@@ -82,7 +82,7 @@ class Hooks:
         """
         # What comes in is recorded before what goes out is translated.
         for direction in (Direction.INGRESS, Direction.EGRESS):
-            with _Pinned(self._pins / _PROGRAMS[direction]) as program:
+            with _Pinned(self._pins / NAMES[direction]) as program:
                 attach(ifindex, direction, program, self._link(ifindex, direction), tcx=self._tcx)
 
     def complete(self, ifindex: int) -> bool:
@@ -93,7 +93,7 @@ class Hooks:
         """
         if not self._version().exists():
             return False
-        for direction, name in _PROGRAMS.items():
+        for direction, name in NAMES.items():
             with _Pinned(self._pins / name) as program:
                 held = program_id(program)
             if attached(ifindex, direction, self._link(ifindex, direction)) != held:
@@ -109,22 +109,46 @@ class Hooks:
         with _Pinned(self._pins / "sweep") as program:
             run_program(program)
 
-    def remove(self, devices: Iterator[int] | list[int]) -> None:
-        """Take the programs off the devices, and remove every pin.
+    def strays(self) -> bool:
+        """Whether programs of ours are on devices though nothing is pinned here.
 
         Raises:
+            NotPermitted: it may not be seen.
+            KernelReadError: the devices cannot be listed.
+        """
+        try:
+            seen = _is_bpf_fs(_existing(self._pins))
+        except PermissionError:
+            seen = False
+        # Where pins would be seen there are none: what has no name here is somebody else's.
+        return any(True for _ in strays.find(strict=not seen))
+
+    def remove(self) -> None:
+        """Take our programs off all devices, and remove every pin.
+
+        Raises:
+            NotPermitted: some may be there that may not be seen, or not be taken off.
             HostError: the kernel refuses.
         """
-        for ifindex in devices:
-            for direction in _PROGRAMS:
-                detach(ifindex, direction, self._link(ifindex, direction))
-        if self._pins.exists():
-            shutil.rmtree(self._pins)
+        try:
+            for link in self._pins.glob("link-*"):
+                detach(link)
+            pinned = self._pins.exists()
+            if pinned:
+                shutil.rmtree(self._pins)
+        except OSError as cause:
+            raise HostError(
+                f"{self._pins} cannot be removed: {cause.strerror}",
+                remedy="mount it so that it can be written to",
+            ) from cause
+        strays.remove_filters()
+        if not pinned:
+            strays.remove_links()
 
     def tidy(self, gone: list[int]) -> None:
         """Remove the links of devices that are no more."""
         for ifindex in gone:
-            for direction in _PROGRAMS:
+            for direction in NAMES:
                 self._link(ifindex, direction).unlink(missing_ok=True)
 
     def _link(self, ifindex: int, direction: Direction) -> Path:
@@ -178,7 +202,7 @@ def _on_bpf_fs(place: Path) -> None:
     Raises:
         HostError: it is not, and that cannot be mended.
     """
-    parent = next(path for path in (place, *place.parents) if path.exists())
+    parent = _existing(place)
     if _is_bpf_fs(parent):
         return
     usual = Path("/sys/fs/bpf")
@@ -193,6 +217,10 @@ def _on_bpf_fs(place: Path) -> None:
             f"no bpf file system can be mounted on {usual}: {os.strerror(code)}",
             remedy="mount it on the host, and give it to the agent's container",
         )
+
+
+def _existing(place: Path) -> Path:
+    return next(path for path in (place, *place.parents) if path.exists())
 
 
 def _is_bpf_fs(path: Path) -> bool:

@@ -10,7 +10,7 @@ import errno
 import os
 import platform
 
-from ipmasq_agent.errors import HostError
+from ipmasq_agent.errors import HostError, NotPermitted
 
 PRIVILEGE = "run as root, or with the capabilities BPF, PERFMON and NET_ADMIN"
 # arch/*/entry/syscalls; the generic table (asm-generic/unistd.h) is for all newer ones.
@@ -49,7 +49,7 @@ def refused(what: str, cause: OSError) -> HostError:
     """Return what to tell the user when bpf(2) fails to do ``what``."""
     match cause.errno:
         case errno.EPERM | errno.EACCES:
-            return HostError(f"may not {what}: {cause.strerror}", remedy=PRIVILEGE)
+            return NotPermitted(f"may not {what}: {cause.strerror}", remedy=PRIVILEGE)
         case errno.ENOSYS:
             return HostError(
                 "this kernel has no bpf(2)", remedy="use one built with CONFIG_BPF_SYSCALL"

@@ -54,7 +54,7 @@ _UNICAST = 1  # RTN_UNICAST; local, broadcast, blackhole... are others
 _CLONED, _DEAD = 0x200, 0x1
 _SCOPE_LINK = 253
 _FAMILIES = {socket.AF_INET: Family.IPV4, socket.AF_INET6: Family.IPV6}
-_NUMBERS = {family: number for number, family in _FAMILIES.items()}
+_NUMBERS = {family: value for value, family in _FAMILIES.items()}
 _TRIES = 10
 # Room for the storm of a node's 200 pods that come at once; the kernel doubles it.
 _RECEIVE_BUFFER = 1 << 20
@@ -132,11 +132,11 @@ def list_links() -> list[Link]:
         KernelReadError: they cannot be listed.
     """
     links = []
-    for body in _dump(_GET_LINK, _LINK.pack(0, 0, 0, 0, 0) + _WITHOUT_COUNTERS, "its devices"):
+    for body in dump(_GET_LINK, _LINK.pack(0, 0, 0, 0, 0) + _WITHOUT_COUNTERS, "its devices"):
         _, hardware, index, _, _ = _LINK.unpack_from(body)
-        found = _attributes(body, _LINK.size, _OF_LINK)
-        kind = _attributes(found.get(_LINK_INFO, b""), 0, _OF_INFO).get(_INFO_KIND, b"")
-        links.append(Link(index, _text(found.get(_LINK_NAME, b"")), _text(kind), hardware))
+        found = attributes(body, _LINK.size, _OF_LINK)
+        kind = attributes(found.get(_LINK_INFO, b""), 0, _OF_INFO).get(_INFO_KIND, b"")
+        links.append(Link(index, text(found.get(_LINK_NAME, b"")), text(kind), hardware))
     return links
 
 
@@ -147,15 +147,15 @@ def list_addresses() -> list[Address]:
         KernelReadError: they cannot be listed.
     """
     found = []
-    for body in _dump(_GET_ADDRESS, _ADDRESS.pack(0, 0, 0, 0, 0), "its addresses"):
-        number, length, flags, scope, index = _ADDRESS.unpack_from(body)
-        family = _FAMILIES.get(number)
+    for body in dump(_GET_ADDRESS, _ADDRESS.pack(0, 0, 0, 0, 0), "its addresses"):
+        protocol, length, flags, scope, index = _ADDRESS.unpack_from(body)
+        family = _FAMILIES.get(protocol)
         if family is None or scope >= _SCOPE_LINK:
             continue
-        values = _attributes(body, _ADDRESS.size, _OF_ADDRESS)
+        values = attributes(body, _ADDRESS.size, _OF_ADDRESS)
         # IFA_ADDRESS is the peer's on a point-to-point device; IPv6 has no IFA_LOCAL there.
         data = values.get(_ADDRESS_LOCAL, values.get(_ADDRESS_ADDRESS, b""))
-        flags = _number(values.get(_ADDRESS_FLAGS), flags)
+        flags = number(values.get(_ADDRESS_FLAGS), flags)
         first_choice = not flags & _SECOND_CHOICE
         address = int.from_bytes(data)
         found.append(Address(index, family, address, length, scope, first_choice))
@@ -185,21 +185,21 @@ def list_routes(family: Family, *, longest: int | None = None) -> Iterator[Route
         KernelReadError: they cannot be listed.
     """
     request = _ROUTE.pack(_NUMBERS[family], 0, 0, 0, 0, 0, 0, 0, 0)
-    for body in _dump(_GET_ROUTE, request, f"its {family.value} routes"):
-        number, length, source_length, tos, table, _, _, kind, flags = _ROUTE.unpack_from(body)
+    for body in dump(_GET_ROUTE, request, f"its {family.value} routes"):
+        protocol, length, source_length, tos, table, _, _, kind, flags = _ROUTE.unpack_from(body)
         # A kernel without the family lists the routes of others (rtnl_dump_all).
-        if _FAMILIES.get(number) is not family or kind != _UNICAST or source_length or tos:
+        if _FAMILIES.get(protocol) is not family or kind != _UNICAST or source_length or tos:
             continue
         if flags & (_CLONED | _DEAD) or (longest is not None and length > longest):
             continue
-        found = _attributes(body, _ROUTE.size, _OF_ROUTE)
+        found = attributes(body, _ROUTE.size, _OF_ROUTE)
         source = found.get(_ROUTE_SOURCE)
         yield Route(
             family,
             int.from_bytes(found.get(_ROUTE_DESTINATION, b"")),
             length,
-            _number(found.get(_ROUTE_TABLE), table),
-            _number(found.get(_ROUTE_METRIC), 0),
+            number(found.get(_ROUTE_TABLE), table),
+            number(found.get(_ROUTE_METRIC), 0),
             None if source is None else int.from_bytes(source),
             dict(_hops(found)),
         )
@@ -208,14 +208,14 @@ def list_routes(family: Family, *, longest: int | None = None) -> Iterator[Route
 def _hops(found: dict[int, bytes]) -> Iterator[tuple[int, int | None]]:
     """Yield devices and gateways, of the route's own attributes or of its next hops."""
     if _ROUTE_DEVICE in found:
-        yield _number(found[_ROUTE_DEVICE], 0), _gateway(found)
+        yield number(found[_ROUTE_DEVICE], 0), _gateway(found)
     hops = found.get(_ROUTE_MULTIPATH, b"")
     position = 0
     while position + _NEXT_HOP.size <= len(hops):
         length, flags, _, index = _NEXT_HOP.unpack_from(hops, position)
         if not flags & _DEAD:
             of_hop = hops[position : position + length]
-            yield index, _gateway(_attributes(of_hop, _NEXT_HOP.size, _OF_ROUTE))
+            yield index, _gateway(attributes(of_hop, _NEXT_HOP.size, _OF_ROUTE))
         position += max((length + 3) & ~3, _NEXT_HOP.size)
 
 
@@ -275,8 +275,17 @@ class Changes:
                 messages.append(Message(kind, body[1] if is_route else None))
 
 
-def _dump(kind: int, request: bytes, what: str) -> list[bytes]:
-    """Return the bodies of a whole list, asked for again while it changes meanwhile."""
+def dump(kind: int, request: bytes, what: str) -> list[bytes]:
+    """Return the bodies of a whole list, asked for again while it changes meanwhile.
+
+    Args:
+        kind: RTM_GET... of include/uapi/linux/rtnetlink.h.
+        request: what comes after the header.
+        what: is asked for, in words.
+
+    Raises:
+        KernelReadError: the kernel refuses, or it never stands still.
+    """
     for _ in range(_TRIES):
         try:
             with _netlink(0) as netlink:
@@ -312,8 +321,8 @@ def _split(data: bytes) -> Iterator[tuple[int, int, bytes]]:
         position += (length + 3) & ~3
 
 
-def _attributes(data: bytes, position: int, wanted: frozenset[int]) -> dict[int, bytes]:
-    """Return the wanted attributes; a device has some forty others."""
+def attributes(data: bytes, position: int, wanted: frozenset[int]) -> dict[int, bytes]:
+    """Return from ``position`` on the wanted attributes; a device has some forty others."""
     found = {}
     end = len(data) - _ATTRIBUTE.size
     unpack = _ATTRIBUTE.unpack_from
@@ -333,11 +342,13 @@ def _netlink(groups: int) -> socket.socket:
     return netlink
 
 
-def _number(data: bytes | None, default: int) -> int:
+def number(data: bytes | None, default: int) -> int:
+    """Return an attribute of 32 bits; a default where it is missing."""
     return default if data is None else int(struct.unpack("=I", data)[0])
 
 
-def _text(data: bytes) -> str:
+def text(data: bytes) -> str:
+    """Return a name without its terminating zero."""
     return data.rstrip(b"\0").decode(errors="replace")
 
 

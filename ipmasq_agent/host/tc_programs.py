@@ -15,6 +15,7 @@ import struct
 import time
 from pathlib import Path
 
+from ipmasq_agent.errors import NotPermitted
 from ipmasq_agent.host.bpf_objects import get_pinned, object_info, pin
 from ipmasq_agent.host.bpf_syscall import bpf, refused
 from ipmasq_agent.host.libbpf import library
@@ -140,23 +141,33 @@ def attached(ifindex: int, direction: Direction, link: Path) -> int | None:
     return None if code else int(options.prog_id)
 
 
-def detach(ifindex: int, direction: Direction, link: Path) -> None:
-    """Take our program away; whatever else is there stays, clsact too.
+def detach(link: Path) -> None:
+    """Take away the program that a pinned link holds, and its pin.
 
     Raises:
         HostError: the kernel refuses.
     """
-    held = get_pinned(link)
+    try:
+        held = get_pinned(link)
+    except NotPermitted:  # then it goes with its pin, a moment later
+        held = None
     if held is not None:
         try:
             bpf(_LINK_DETACH, struct.pack("=I", held))
         except OSError as cause:
             if cause.errno != errno.ENOLINK:  # its device is gone already
-                raise refused(f"detach from device {ifindex}", cause) from cause
+                raise refused(f"detach what {link} holds", cause) from cause
         finally:
             os.close(held)
-        link.unlink(missing_ok=True)
-        return
+    link.unlink(missing_ok=True)
+
+
+def detach_filter(ifindex: int, direction: Direction) -> None:
+    """Take our filter away; whatever else is there stays, clsact too.
+
+    Raises:
+        HostError: the kernel refuses.
+    """
     hook, options = _hook(ifindex, direction), _options()
     libbpf = library()
     code = libbpf.call("bpf_tc_detach", ctypes.c_int, ctypes.byref(hook), ctypes.byref(options))

@@ -19,7 +19,7 @@ from tests import oracle
 from tests.deploy import chroot
 from tests.deploy.image import Image, build
 from tests.deploy.manifests import API, FILE, ROOT, configmap, container, pod
-from tests.kernel.test_capabilities import confined
+from tests.kernel.container import confined
 from tests.kube.cluster import Cluster
 from tests.kube.test_in_cluster import certify
 from tests.netns import Namespace

@@ -34,7 +34,7 @@ from tests.deploy.manifests import (
     pod,
     render,
 )
-from tests.kernel.test_capabilities import SHOWN, SHOWN_FOR_BPF
+from tests.kernel.test_capabilities import SHOWN_FOR_BPF, SHOWN_TO_LEAVE
 
 # The oldest and the newest API whose schemas are at hand.
 KUBERNETES = ("1.25", "1.37")
@@ -263,23 +263,22 @@ def test_every_mount_has_its_volume_and_every_volume_its_mount(variant: str) -> 
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_no_path_of_the_host_is_mounted_but_lock_state_and_for_ebpf_its_file_system(
+def test_no_path_of_the_host_is_mounted_but_lock_state_and_the_file_system_of_ebpf(
     variant: str,
 ) -> None:
     paths = [volume["hostPath"] for volume in pod(variant)["volumes"] if "hostPath" in volume]
-    pins = [{"path": "/sys/fs/bpf", "type": "Directory"}] if variant == BPF else []
     lock = {"path": "/run/xtables.lock", "type": "FileOrCreate"}
     state = {"path": run_parameters(variant)["state_dir"], "type": "DirectoryOrCreate"}
-    assert [each for each in paths if each not in (lock, state)] == pins
-    assert lock in paths
+    assert paths == [lock, state, {"path": "/sys/fs/bpf", "type": "Directory"}]
     (mount,) = [m for m in container(variant)["volumeMounts"] if m["name"] == "state"]
     assert mount == {"name": "state", "mountPath": state["path"]}
 
 
-def test_the_programs_are_pinned_where_the_file_system_is_mounted() -> None:
-    assert settings(BPF).backend == "bpf"
-    (mount,) = [m for m in container(BPF)["volumeMounts"] if m["name"] == "bpf"]
-    assert Path(settings(BPF).placement.pins).parent == Path(mount["mountPath"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_agent_sees_what_one_of_the_ebpf_overlay_left(variant: str) -> None:
+    (mount,) = [m for m in container(variant)["volumeMounts"] if m["name"] == "bpf"]
+    assert Path(settings(variant).placement.pins).parent == Path(mount["mountPath"])
+    assert not mount.get("readOnly")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -306,7 +305,9 @@ def test_the_probes_ask_where_the_agent_answers(variant: str) -> None:
 def test_the_container_has_no_privilege_that_was_not_shown_to_be_needed(variant: str) -> None:
     context = container(variant)["securityContext"]
     assert context["capabilities"]["drop"] == ["ALL"]
-    assert set(context["capabilities"]["add"]) == (SHOWN_FOR_BPF if variant == BPF else SHOWN)
+    assert set(context["capabilities"]["add"]) == (
+        SHOWN_FOR_BPF if variant == BPF else SHOWN_TO_LEAVE
+    )
     assert context["allowPrivilegeEscalation"] is False
     assert context["readOnlyRootFilesystem"] is True
     assert "privileged" not in context

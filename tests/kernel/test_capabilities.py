@@ -18,12 +18,15 @@ from typing import Any
 import pytest
 
 from tests import oracle
+from tests.kernel.container import confined
 from tests.kernel.pins import PINS
 from tests.netns import Namespace
 
 SHOWN = frozenset({"NET_ADMIN", "NET_RAW"})
 """The capabilities that the tests below show to be needed, and to be enough."""
-SHOWN_FOR_BPF = SHOWN | {"BPF", "PERFMON"}
+SHOWN_TO_LEAVE = SHOWN | {"BPF"}
+"""Those to take over from the eBPF data plane; test_leaving.py shows what the last is for."""
+SHOWN_FOR_BPF = SHOWN_TO_LEAVE | {"PERFMON"}
 """Those for the eBPF data plane, which must also be able to leave for another one."""
 
 DOCUMENT = "nonMasqueradeCIDRs: [10.0.0.0/8, 'fd00::/8']\n"
@@ -36,12 +39,6 @@ FOREIGN_SET = """\
 -A POSTROUTING -j OTHERS
 COMMIT
 """
-
-
-def confined(capabilities: frozenset[str], argv: list[str]) -> list[str]:
-    """Return ``argv`` made to run with these capabilities and no others."""
-    kept = "".join(f",+{name.lower()}" for name in sorted(capabilities))
-    return ["setpriv", "--no-new-privs", "--inh-caps=-all", f"--bounding-set=-all{kept}", *argv]
 
 
 def agent(capabilities: frozenset[str], *words: str) -> list[str]:

@@ -40,7 +40,7 @@ def hooks(request: pytest.FixtureRequest, pins: Path, device: int) -> Iterator[H
     made = Hooks(pins, FLOWS, tcx=request.param)
     made.load()
     yield made
-    made.remove([device])
+    made.remove()
 
 
 def filters(namespace: Namespace) -> str:
@@ -65,7 +65,7 @@ def test_programs_come_and_go_and_those_of_others_stay(
     hooks.attach(device)  # again, in their own place
     by_filter = "clsact" in request.node.name
     assert filters(in_ns).count("direct-action") == 1 + 2 * by_filter
-    hooks.remove([device])
+    hooks.remove()
     assert filters(in_ns) == foreign
     assert not pins.exists()
     for direction in Direction:
@@ -97,7 +97,7 @@ def test_a_link_that_the_kernel_is_still_letting_go_is_waited_for(
     hooks.attach(device)
     letting_go.join()
     assert hooks.complete(device)
-    hooks.remove([device])
+    hooks.remove()
 
 
 def test_a_device_that_is_gone_leaves_links_that_can_be_tidied(

@@ -124,11 +124,14 @@ class Bench:
         self.backend = self.backends["memory"]
         self.detected = "memory"
         self.held: list[str] = []
+        self.leavings: list[str] = []
+        self.blind: str | None = None
         self.asked_for_large: list[bool] = []
         choice = BackendChoice(
             detect=self._detect,
             make=lambda name: self.backends[name],
-            holders=lambda: self.held,
+            holders=lambda: self._look(self.held),
+            leavings=lambda: self._look(self.leavings),
         )
         self.agent = Agent(
             self.source,
@@ -139,6 +142,11 @@ class Bench:
             kept=kept,
         )
         self.source.start(self.agent.events.put)
+
+    def _look(self, found: list[str]) -> list[str]:
+        if self.blind is not None:
+            raise HostError(self.blind)
+        return found
 
     def _detect(self, large: bool) -> tuple[str, str]:
         self.asked_for_large.append(large)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -317,6 +318,54 @@ def test_rules_left_in_another_backend_by_a_killed_agent_are_cleaned_at_the_star
     bench.document(TWO)
     assert bench.chain() == [LINK_LOCAL, "172.20.0.0/16", "10.10.1.0/24"]
     assert bench.chain(backend="other") == []
+
+
+def test_what_an_agent_that_ends_late_wrote_elsewhere_is_cleaned_at_a_resync() -> None:
+    bench = Bench()
+    bench.document(ONE)
+    before = Bench()
+    before.document(ONE)
+    bench.backends["other"].tables = before.backend.tables
+    bench.leavings = ["other"]
+    bench.document(TWO)
+    assert bench.chain(backend="other") != []  # a change of the document alone asks nobody
+    bench.resync()
+    assert bench.chain(backend="other") == []
+
+
+def test_what_cannot_be_cleaned_elsewhere_is_an_error_until_it_is() -> None:
+    bench = Bench()
+    bench.held = ["memory", "other"]
+    bench.backends["other"].broken = set(Family)
+    bench.document(ONE)
+    assert bench.chain() != []
+    assert bench.agent.status.in_sync
+    assert not bench.agent.status.ready
+    assert "other cannot be left: ipv4 is broken" in bench.agent.status.why_not_ready()
+    assert "other cannot be left" in bench.agent.status.as_text()
+    assert bench.agent.status.as_data()["leftBehind"] != []
+    assert bench.agent._next_pass - time.monotonic() < 2  # tried again soon
+    bench.backends["other"].broken = set()
+    bench.resync()
+    assert bench.agent.status.ready
+    assert bench.agent.status.left_behind == ()
+
+
+def test_a_look_at_other_planes_that_fails_stops_no_pass_and_is_made_again() -> None:
+    bench = Bench()
+    bench.held = ["memory", "other"]
+    before = Bench()
+    before.document(ONE)
+    bench.backends["other"].tables = before.backend.tables
+    bench.blind = "no netlink"
+    bench.document(ONE)
+    assert bench.chain() != []
+    assert "cannot be looked into: no netlink" in bench.agent.status.why_not_ready()
+    assert bench.chain(backend="other") != []
+    bench.blind = None
+    bench.resync()
+    assert bench.chain(backend="other") == []
+    assert bench.agent.status.ready
 
 
 def test_the_resync_interval_of_the_document_is_obeyed() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 
 from ipmasq_agent.agent.moves import Moves
+from ipmasq_agent.agent.reconcile import Outcomes
 from ipmasq_agent.backends.memory import MemoryBackend
 from ipmasq_agent.dialects.iptables import Placement
-from ipmasq_agent.errors import HostError
+from ipmasq_agent.dialects.tables import Table
+from ipmasq_agent.errors import HostError, NotPermitted
+from ipmasq_agent.policy.addresses import Family
 
 
 class Translating(MemoryBackend):
@@ -20,6 +24,9 @@ class Translating(MemoryBackend):
         self.flows = flows
         self.announced = 0
         self.mute = mute
+        self.sealed = False
+        self.removable = True
+        self.removed_unread = False
 
     def announce(self) -> None:
         self.announced += 1
@@ -27,40 +34,81 @@ class Translating(MemoryBackend):
             raise HostError("there is no connection tracking")
 
     def drain(self) -> int:
+        if self.sealed:
+            raise NotPermitted("may not open the maps")
         return self.flows
+
+    def read(self, family: Family) -> Table:
+        if self.sealed:
+            raise NotPermitted("may not open the maps")
+        return super().read(family)
+
+    def remove_unread(self, family: Family) -> Any:
+        if not self.removable:
+            return None
+        self.sealed = False
+        change = self.plan(super().read(family), self.absent(family))
+        self.removed_unread = True
+        return change
+
+
+def left(moves: Moves, other: Translating) -> tuple[bool, tuple[str, ...]]:
+    """Complete a move, and return whether the backend was cleaned, and what failed."""
+    done: list[Outcomes] = []
+    failures = moves.complete([other], lambda _, outcomes: done.append(outcomes))
+    return bool(done) and not failures, failures
 
 
 def test_flows_are_announced_once_a_move_and_waited_for() -> None:
-    moves, left = Moves(60), Translating(2)
+    moves, other = Moves(60), Translating(2)
     for _ in range(3):
-        moves.announce([left])
-        assert not moves.drained(left)
-        assert moves.advice == (f"{left.name}: 2 flows go on there until they end",)
-    assert left.announced == 1
-    left.flows = 0
-    moves.announce([left])
-    assert moves.drained(left)
+        moves.announce([other])
+        assert left(moves, other) == (False, ())
+        assert moves.advice == (f"{other.name}: 2 flows go on there until they end",)
+    assert other.announced == 1
+    other.flows = 0
+    moves.announce([other])
+    assert left(moves, other) == (True, ())
     assert moves.advice == ()
 
 
 def test_a_backend_that_was_come_back_to_is_left_anew() -> None:
-    moves, left = Moves(60), Translating(2)
-    for there in ([left], [], [left]):
+    moves, other = Moves(60), Translating(2)
+    for there in ([other], [], [other]):
         moves.announce(there)
         for one in there:
-            assert not moves.drained(one)
-    assert left.announced == 2
+            assert left(moves, one) == (False, ())
+    assert other.announced == 2
 
 
 def test_patience_ends() -> None:
-    moves, left = Moves(0), Translating(2)
-    moves.announce([left])
-    assert moves.drained(left)
+    moves, other = Moves(0), Translating(2)
+    moves.announce([other])
+    assert left(moves, other) == (True, ())
 
 
 def test_a_move_goes_on_where_flows_cannot_be_announced(caplog: pytest.LogCaptureFixture) -> None:
-    moves, left = Moves(60), Translating(0, mute=True)
+    moves, other = Moves(60), Translating(0, mute=True)
     with caplog.at_level(logging.WARNING):
-        moves.announce([left])
+        moves.announce([other])
     assert "flows may break" in caplog.text
-    assert moves.drained(left)
+    assert left(moves, other) == (True, ())
+
+
+def test_a_plane_that_may_not_be_opened_goes_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    moves, other = Moves(60), Translating(2)
+    other.sealed = True
+    with caplog.at_level(logging.WARNING):
+        assert left(moves, other) == (True, ())
+    assert other.removed_unread
+    assert "flows end" in caplog.text
+
+
+def test_a_plane_that_can_neither_be_read_nor_removed_is_an_error_at_each_pass() -> None:
+    moves, other = Moves(60), Translating(2)
+    other.sealed, other.removable = True, False
+    for _ in range(3):
+        assert left(moves, other) == (
+            False,
+            (f"{other.name} cannot be left: may not open the maps",),
+        )

@@ -1,0 +1,176 @@
+"""What an eBPF agent left behind, and agents that see it, see part of it, or see nothing.
+
+They run as containers do: with these capabilities, without bpf(2) where BPF is not among
+them, and with or without the host's bpf file system.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ipmasq_agent.host import bpf_hooks
+from ipmasq_agent.host.bpf_hooks import Hooks
+from tests import oracle
+from tests.kernel.agent import status_of
+from tests.kernel.container import contained
+from tests.kernel.pins import PINS
+from tests.kernel.running import wait_until
+from tests.kernel.test_capabilities import SHOWN, SHOWN_FOR_BPF, SHOWN_TO_LEAVE
+from tests.netns import Namespace
+
+BPFFS = Path("/sys/fs/bpf")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that runs agents one after the other."""
+
+    ns: Namespace
+    bpffs: Path
+    work: Path
+
+    def agent(
+        self, capabilities: frozenset[str], *words: str, sees_pins: bool
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a verb as a container of this node would."""
+        mounts = {Path("/run/xtables.lock"): Path("/run/xtables.lock")}
+        if sees_pins:
+            mounts[self.bpffs] = BPFFS
+        argv = [sys.executable, "-m", "ipmasq_agent", *words]
+        return self.ns.run(contained(capabilities, argv, mounts, self.work), check=False)
+
+    def document(self) -> str:
+        path = self.work.parent / "document"
+        path.write_text("nonMasqueradeCIDRs: [10.0.0.0/8, 'fd00::/8']\n")
+        return f"--config={path}"
+
+
+@pytest.fixture
+def node(in_ns: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+    bpffs, work = tmp_path / "bpf", tmp_path / "stage"
+    for place in (bpffs, work):
+        place.mkdir()
+    Path("/run/xtables.lock").touch()
+    subprocess.run(["mount", "-t", "bpf", "bpf", bpffs], check=True)
+    monkeypatch.setenv(PINS, str(bpffs / "ipmasq-agent"))
+    in_ns.run(["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "far"])
+    for line in ("addr add 192.0.2.1/24 dev eth0", "link set eth0 up", "link set far up"):
+        in_ns.run(["ip", *line.split()])
+    try:
+        yield Node(in_ns, bpffs, work)
+    finally:
+        subprocess.run(["umount", bpffs], check=True)
+
+
+@pytest.fixture(params=[True, False], ids=["tcx", "clsact"])
+def left(node: Node, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Node:
+    """A node on which an agent of the eBPF overlay was."""
+    monkeypatch.setattr(bpf_hooks.Hooks.__init__, "__kwdefaults__", {"tcx": bool(request.param)})
+    assert status_of("apply", node.document(), "--backend=bpf", "--enable-ipv6") == 0
+    assert in_force(node)
+    return node
+
+
+def in_force(node: Node) -> bool:
+    """Whether the programs are on eth0, by what root on the node sees."""
+    return Hooks(node.bpffs / "nothing").strays()
+
+
+def chain_of_ours(node: Node) -> bool:
+    return bool(oracle.read_chain("nft", "ipv4", "IP-MASQ", node.ns.name))
+
+
+def apply(node: Node, capabilities: frozenset[str], *, sees_pins: bool) -> tuple[int, str]:
+    done = node.agent(
+        capabilities,
+        "apply",
+        node.document(),
+        "--backend=iptables-nft",
+        "--enable-ipv6",
+        sees_pins=sees_pins,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("capabilities", [SHOWN_TO_LEAVE, SHOWN], ids=["BPF", "no bpf(2)"])
+def test_an_agent_that_sees_the_pins_takes_over(left: Node, capabilities: frozenset[str]) -> None:
+    assert apply(left, capabilities, sees_pins=True) == (0, "")
+    assert chain_of_ours(left)
+    wait_until(lambda: not in_force(left), "no program of ours is on eth0")
+    assert not (left.bpffs / "ipmasq-agent").exists()
+
+
+@pytest.mark.parametrize("capabilities", [SHOWN_TO_LEAVE, SHOWN], ids=["BPF", "no bpf(2)"])
+def test_an_agent_that_sees_no_pins_removes_filters_and_says_so_of_links(
+    left: Node, capabilities: frozenset[str], request: pytest.FixtureRequest
+) -> None:
+    by_link = "tcx" in request.node.name
+    status, told = apply(left, capabilities, sees_pins=False)
+    assert chain_of_ours(left)
+    assert in_force(left) == by_link
+    # With bpf(2) it sees that nothing else is on the devices.
+    if by_link or capabilities == SHOWN:
+        assert status == 2
+        assert "eBPF programs of this agent are loaded" in told
+        assert "mount the host's /sys/fs/bpf" in told
+    else:
+        assert (status, told) == (0, "")
+
+
+def test_cleanup_that_sees_no_pins_removes_what_it_can_and_says_what_to_do(
+    left: Node, request: pytest.FixtureRequest
+) -> None:
+    done = left.agent(SHOWN, "cleanup", sees_pins=False)
+    assert done.returncode == 2
+    assert "`ipmasq-agent cleanup --backend=bpf` as root on the node" in done.stderr
+    assert in_force(left) == ("tcx" in request.node.name)
+
+
+def test_root_on_the_node_removes_programs_whose_pins_are_nowhere(
+    left: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PINS, str(left.bpffs / "elsewhere"))
+    assert status_of("cleanup") == 0
+    assert not in_force(left)
+
+
+def test_filters_whose_pins_were_removed_by_hand_are_found(left: Node) -> None:
+    shutil.rmtree(left.bpffs / "ipmasq-agent")
+    assert apply(left, SHOWN_TO_LEAVE, sees_pins=True) == (0, "")
+    wait_until(lambda: not in_force(left), "no program of ours is on eth0")
+
+
+def test_programs_of_others_are_not_taken_for_ours(
+    node: Node, run_foreign: Callable[[], None]
+) -> None:
+    run_foreign()
+    for capabilities in (SHOWN_FOR_BPF, SHOWN_TO_LEAVE, SHOWN):
+        assert apply(node, capabilities, sees_pins=True) == (0, "")
+    assert "foreign" in node.ns.run(["tc", "filter", "show", "dev", "eth0", "egress"]).stdout
+
+
+@pytest.fixture
+def run_foreign(node: Node, tmp_path: Path) -> Callable[[], None]:
+    def run() -> None:
+        source = tmp_path / "foreign.c"
+        source.write_text(
+            '#include <linux/bpf.h>\n__attribute__((section("tc"), used))\n'
+            "int foreign(struct __sk_buff *s) { return -1; }\n"
+        )
+        compiled = tmp_path / "foreign.o"
+        headers = f"/usr/include/{os.uname().machine}-linux-gnu"
+        argv = ["clang", "-O2", "-target", "bpf", f"-I{headers}", "-c", str(source)]
+        subprocess.run([*argv, "-o", compiled], check=True)
+        node.ns.run(["tc", "qdisc", "add", "dev", "eth0", "clsact"])
+        words = ["bpf", "da", "obj", str(compiled), "sec", "tc"]
+        node.ns.run(["tc", "filter", "add", "dev", "eth0", "egress", "prio", "7", *words])
+
+    return run
