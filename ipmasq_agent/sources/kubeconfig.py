@@ -56,7 +56,10 @@ class _Entry:
     def within(self, value: yaml.Node, what: str) -> _Entry:
         if not isinstance(value, yaml.MappingNode):
             self.fail(value, f"{what} is not a mapping")
-        _MERGE.flatten_mapping(value)
+        try:
+            _MERGE.flatten_mapping(value)
+        except yaml.YAMLError:
+            self.fail(value, "merges what is not a mapping")
         return _Entry(self.path, value)
 
     def all(self, key: str) -> Iterator[_Entry]:
@@ -113,9 +116,7 @@ def _read(path: str) -> _Entry:
         raise SourceError(f"the kubeconfig {path} cannot be read: {why(cause)}") from cause
     if root is None:
         raise SourceError(f"the kubeconfig {path} is empty", remedy=_CHECK)
-    if not isinstance(root, yaml.MappingNode):
-        raise SourceError(f"the kubeconfig {path}:1: is not a mapping", remedy=_CHECK)
-    entry = _Entry(path, root)
+    entry = _Entry(path, yaml.MappingNode("", [])).within(root, "it")
     for kinds in ("contexts", "clusters", "users"):
         for each in entry.all(kinds):
             if not each.text("name"):
