@@ -27,7 +27,7 @@ from ipmasq_agent.host.nfnetlink import ListedRule, generation, list_chain
 from ipmasq_agent.host.nft_objects import ChainInfo, chain_info, table_info
 from ipmasq_agent.policy.addresses import Family
 
-_TRIES = 5
+_TRIES = 20  # others may rewrite a chain as often as iptables lists it
 _TABLE = "nat"
 _POLICIES = {0: "DROP", 1: "ACCEPT"}  # NF_DROP, NF_ACCEPT
 NFT_FAMILY = {Family.IPV4: "ip", Family.IPV6: "ip6"}
@@ -40,16 +40,31 @@ class _Read(NamedTuple):
     chain: Chain
 
 
+class _Held(NamedTuple):
+    """What the table was when it was read.
+
+    Attributes:
+        generation: of the ruleset; None where somebody committed at the same time.
+        number: the handle of the table, as one that is made anew numbers its rules anew.
+        chains: those that a pass needs.
+        table: made of them.
+    """
+
+    generation: int | None
+    number: int
+    chains: Mapping[str, _Read]
+    table: Table
+
+
 class NftBackend(IptablesBackend):
     """The nat table that iptables-nft keeps in nf_tables."""
 
     variant = "nft"
+    glances = True
 
     def __init__(self, placement: Placement, *, with_set: bool = False) -> None:
         super().__init__(placement, with_set=with_set)
-        self._held: dict[Family, tuple[int, Table]] = {}
-        # With the handle of the table, as one that is made anew numbers its rules anew.
-        self._read: dict[Family, tuple[int, Mapping[str, _Read]]] = {}
+        self._held: dict[Family, _Held] = {}
 
     def read_rules(self, family: Family) -> Table:
         """Return our chain and POSTROUTING.
@@ -61,51 +76,73 @@ class NftBackend(IptablesBackend):
         """
         before = generation()
         held = self._held.get(family)
-        if held and held[0] == before:
-            return held[1]
-        table = self._table(family, follow=False)
-        if generation() == before:
-            self._held[family] = before, table
+        if held and held.generation == before:
+            return held.table
+        found = table_info(family, _TABLE)
+        number = found.handle if found else 0
+        known = held.chains if held and held.number == number else {}
+        chains: dict[str, _Read] = {}
+        for name in (self.placement.chain, POSTROUTING):
+            info = chain_info(family, _TABLE, name)
+            if info is not None:
+                chains[name] = self._read_own(family, info, known.get(name))
+        table = Table(family, {name: read.chain for name, read in chains.items()})
+        now = before if generation() == before else None
+        self._held[family] = _Held(now, number, chains, table)
         return table
+
+    def _read_own(self, family: Family, info: ChainInfo, known: _Read | None) -> _Read:
+        listed = list_chain(family, _TABLE, info.name)
+        handles = _handles(listed)
+        if known and known.handles == handles:
+            return known
+        if info.name == POSTROUTING:
+            # One list is of one moment, whoever writes meanwhile. Of others' rules a pass
+            # needs to know no more than that they are there.
+            rules = told_by_expressions(listed, family)
+            if all(rule.readable or rule.target != self.placement.chain for rule in rules):
+                return _Read(handles, Chain(info.name, _policy(info), tuple(rules)))
+        return self._read_listed(family, info)
+
+    def disturbed(self) -> bool:
+        """Return whether our chain or a rule of POSTROUTING is another than a pass left.
+
+        Where nobody has committed anything it is one question to the kernel.
+        """
+        for family, held in list(self._held.items()):
+            try:
+                if self.read_rules(family) != held.table:
+                    return True
+            except KernelReadError:
+                return True  # the pass that follows says what is wrong, until it is not
+        return False
 
     def reachable(self, table: Table) -> Table:
         """Return the table with the chains that a packet may meet on from POSTROUTING."""
-        whole = self._table(table.family, follow=True)
-        return replace(table, chains=whole.chains)
-
-    def _table(self, family: Family, *, follow: bool) -> Table:
-        table = table_info(family, _TABLE)
-        number = table.handle if table else 0
-        numbered, known = self._read.get(family, (0, {}))
-        if numbered != number:
-            known = {}
-        read: dict[str, _Read] = {}
+        chains: dict[str, Chain] = {}
         waiting = [self.placement.chain, POSTROUTING]
         while waiting:
             name = waiting.pop()
-            info = None if name in read else chain_info(family, _TABLE, name)
-            if info is None:
-                continue
-            read[name] = self._read_chain(family, info, known.get(name))
-            if follow:
-                waiting += {rule.target for rule in read[name].chain.rules if rule.target}
-        self._read[family] = number, read
-        return Table(family, {name: found.chain for name, found in read.items()})
+            info = None if name in chains else chain_info(table.family, _TABLE, name)
+            if info is not None:
+                chains[name] = self._read_listed(table.family, info).chain
+                waiting += {rule.target for rule in chains[name].rules if rule.target}
+        return replace(table, chains=chains)
 
-    def _read_chain(self, family: Family, info: ChainInfo, known: _Read | None) -> _Read:
+    def _read_listed(self, family: Family, info: ChainInfo) -> _Read:
+        """Read a chain as iptables-nft lists it, checked against the kernel's own list.
+
+        The two are two questions. Where somebody wrote in between, and where the program
+        leaves rules out, they differ.
+        """
         name = info.name
-        policy = None if info.hook is None else _POLICIES.get(info.policy)
         listed = list_chain(family, _TABLE, name)
         for _ in range(_TRIES):
             handles = _handles(listed)
-            if known and known.handles == handles:
-                return known
             rules = self._shown(family, name, listed)
-            # The kernel's list and the program's are two questions. Where somebody wrote in
-            # between, and where the program leaves rules out, they differ.
             listed = list_chain(family, _TABLE, name)
             if _handles(listed) == handles and len(rules) == len(handles):
-                return _Read(handles, Chain(name, policy, tuple(rules)))
+                return _Read(handles, Chain(name, _policy(info), tuple(rules)))
         raise KernelReadError(
             f"iptables-nft and the kernel disagree on the rules of {name} ({family.value})",
             remedy=f"compare `{program(family, self.variant)} -t nat -S {name}` with "
@@ -138,6 +175,10 @@ class NftBackend(IptablesBackend):
     def write_rules(self, family: Family, change: Plan) -> None:
         """Feed the change to iptables-nft-restore: one transaction, nothing flushed."""
         run([program(family, self.variant, "restore"), "--noflush"], stdin=restore_text(change))
+
+
+def _policy(info: ChainInfo) -> str | None:
+    return None if info.hook is None else _POLICIES.get(info.policy)
 
 
 def _handles(listed: Sequence[ListedRule]) -> tuple[int, ...]:

@@ -138,7 +138,7 @@ class _Walk:
 
 
 def told_by_expressions(rules: Sequence[ListedRule], family: Family) -> list[Rule]:
-    """Return the rules of a chain that iptables refuses to list.
+    """Return the rules of a chain without asking iptables, which may refuse to list it.
 
     A jump that depends on nothing but what our jumps have (a source, a device it leaves
     through, ``! --dst-type LOCAL``) is told by its expressions, in the words that

@@ -26,6 +26,7 @@ from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.dialects.nftables_plan import Plan, after, describe, plan
 from ipmasq_agent.dialects.nftables_reading import interpret
 from ipmasq_agent.dialects.nftables_state import COMMENT, Kind, NftSet, NftTable
+from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.host.nfnetlink import generation
 from ipmasq_agent.host.nft_batch import Stale
 from ipmasq_agent.host.nft_objects import SetInfo, comments_of_tables
@@ -89,6 +90,7 @@ class NftablesBackend(Backend[NftTable, NftTable, Plan]):
     """Our own table of nf_tables, ``ip ip-masq`` and ``ip6 ip-masq``."""
 
     name = place = "nftables"
+    glances = True
 
     def __init__(self, placement: Placement) -> None:
         self.placement = placement
@@ -171,6 +173,20 @@ class NftablesBackend(Backend[NftTable, NftTable, Plan]):
             return {}
         proven = [name for name in frame.sets if held.proves(frame, name)]
         return {name: held.table.sets[name] for name in proven}
+
+    def disturbed(self) -> bool:
+        """Return whether our table is another than a pass left, as far as cheap signs tell.
+
+        Where nobody has committed anything it is one question to the kernel.
+        """
+        now = generation()
+        for family, held in list(self._held.items()):
+            try:
+                if held.generation != now and self.recall(family) != held.table:
+                    return True
+            except KernelReadError:
+                return True  # the pass that follows says what is wrong, until it is not
+        return False
 
     def read_at(self, family: Family, destination: int) -> NftTable:
         """Return the table with no more elements than say what becomes of one destination."""

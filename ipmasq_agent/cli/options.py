@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from ipmasq_agent.cli.goflags import GoBool
 from ipmasq_agent.config.model import DEFAULT_CIDR_LIMIT, Flags
 from ipmasq_agent.dialects.iptables import DEFAULT_CHAIN, DEFAULT_PINS, Placement
+from ipmasq_agent.dialects.ownership import owner_of_name
 from ipmasq_agent.errors import UsageError
 from ipmasq_agent.policy.model import parse_port_ranges
 
@@ -136,6 +137,14 @@ _RULES = (
         help="The chain of the nat table that is ours.",
     ),
     setting(
+        "--adopt",
+        type=GoBool(),
+        default=False,
+        show_default=True,
+        help="Take over, or clean up, a chain of that name that does not look like ours or "
+        "upstream's.",
+    ),
+    setting(
         "--jump-position",
         type=click.Choice(["append", "first"]),
         default="append",
@@ -215,6 +224,7 @@ def settings_of(options: dict[str, Any]) -> Settings:
             jump_first=options.get("jump_position") == "first",
             pins=options.get("bpf_pins") or DEFAULT_PINS,
             flows=options.get("bpf_flows"),
+            adopt=options.get("adopt", False),
         ),
         flags=Flags(
             enable_ipv6=options.get("enable_ipv6", False),
@@ -274,6 +284,22 @@ def _chain_name(name: str) -> str:
             f"--masq-chain: {name!r} cannot name a chain",
             remedy=f"use up to {_LONGEST_CHAIN} letters, digits and -_.+:",
         )
-    if name in _BUILT_IN or name in ("ACCEPT", "DROP", "RETURN", "MASQUERADE", "SNAT", "DNAT"):
+    if name in _BUILT_IN or name in (
+        "ACCEPT",
+        "DROP",
+        "RETURN",
+        "QUEUE",
+        "MASQUERADE",
+        "SNAT",
+        "DNAT",
+        "REDIRECT",
+        "NETMAP",
+    ):
         raise UsageError(f"--masq-chain: {name} is taken by iptables itself")
+    owner = owner_of_name(name)
+    if owner is not None:
+        raise UsageError(
+            f"--masq-chain: {name} is a name of {owner}, whose chains are never ours",
+            remedy=f"choose another one, like {DEFAULT_CHAIN}",
+        )
     return name

@@ -17,6 +17,7 @@ from ipmasq_agent.dialects.ipset import (
     change_set,
     compile_set,
 )
+from ipmasq_agent.dialects.ownership import SIGNATURE, refuse_others
 from ipmasq_agent.dialects.rules import Rule, find_all, parse_rule, quote
 from ipmasq_agent.dialects.tables import Chain, Table
 from ipmasq_agent.errors import KernelReadError
@@ -45,12 +46,14 @@ class Placement:
         pins: where the maps and programs of the eBPF data plane are pinned.
         flows: how many flows its table holds where it is made; None for what suits the
             machine.
+        adopt: take over, or remove, a chain of that name that does not look like ours.
     """
 
     chain: str = DEFAULT_CHAIN
     jump_first: bool = False
     pins: str = DEFAULT_PINS
     flows: int | None = None
+    adopt: bool = False
 
     @property
     def places(self) -> tuple[str, str]:
@@ -112,7 +115,7 @@ def _jumps(guards: Guards, chain: str) -> Iterator[str]:
     device.
     """
     local = "" if guards.local_destinations else "-m addrtype ! --dst-type LOCAL "
-    comment = f"-m comment --comment {quote('ipmasq-agent: packets that leave this node')} "
+    comment = f"-m comment --comment {quote(f'{SIGNATURE}packets that leave this node')} "
     for source in guards.sources or (None,):
         for device in guards.devices or (None,):
             where = "" if source is None or not source.length else f"-s {source} "
@@ -142,7 +145,7 @@ def _chain_with_set(policy: FamilyPolicy, name: str) -> Iterator[str]:
 
 def _rest(policy: FamilyPolicy) -> Iterator[str]:
     """Yield the rules for whatever has come so far, the last of them with a comment."""
-    comment = quote("ipmasq-agent: everything else is masqueraded")
+    comment = quote(f"{SIGNATURE}everything else is masqueraded")
     *before, last = _translating(policy.action, policy.family, 0, policy.family.last_address)
     yield from before
     target = last.rindex("-j ")
@@ -310,12 +313,14 @@ def plan(actual: Table, desired: Desired) -> Plan:
     """Return what must change in ``actual``, which may be nothing.
 
     Raises:
-        KernelReadError: our chain or a jump to it holds what cannot be read; a plan on
-            top of that would be a guess.
+        KernelReadError: our chain or a jump to it holds what cannot be read, so that a
+            plan on top of that would be a guess; or the chain is somebody else's.
     """
     placement = desired.placement
     chain = placement.chain
     _refuse_unreadable(actual, chain)
+    if not placement.adopt:
+        refuse_others(actual, chain)
     exists = chain in actual.chains
     sets = change_set(actual.sets, desired.address_set)
     if not desired.jumps:

@@ -153,7 +153,7 @@ def test_native_rule_before_our_jump_is_unknown_and_untouched_and_our_chain_is_k
 
     assert _rules(in_ns, "POSTROUTING")[: len(foreign)] == foreign
     assert len(_rules(in_ns, "POSTROUTING")) == len(foreign) + 1
-    table = backend.read(V4)
+    table = backend.read_with_others(V4)
     desired = backend.compile(_policy(TENS))
     assert table.rules("IP-MASQ") == desired.rules
     assert not backend.plan(table, desired)
@@ -173,7 +173,7 @@ def test_native_rule_in_a_chain_of_others_costs_us_nothing(in_ns: Namespace, rul
     _reconcile(backend, _policy(TENS))
 
     assert _rules(in_ns, "FOREIGN") == foreign
-    table = backend.read(V4)
+    table = backend.read_with_others(V4)
     assert backend.interpret(table).policy == _policy(TENS)
     change = backend.plan(table, backend.absent(V4))
     backend.apply(V4, change)
@@ -221,7 +221,7 @@ def test_our_guards_are_recognised_among_rules_that_iptables_cannot_list(
     table = "ip" if family is V4 else "ip6"
     in_ns.run(["nft", "add", "rule", table, "nat", "POSTROUTING", "ct", "mark", "5", "accept"])
     assert not reconcile_family(NftBackend(PLACEMENT), family, wanted)
-    assert backend.interpret(backend.read(family)).policy.guards == guards
+    assert backend.interpret(backend.read_with_others(family)).policy.guards == guards
 
 
 # {0} is ip or ip6, {1} a prefix of the family.
@@ -381,7 +381,7 @@ def test_hostile_comment_of_others_neither_ends_the_table_nor_hides_a_rule(
     before = _rules(in_ns, "POSTROUTING")
     backend = NftBackend(PLACEMENT)
     _reconcile(backend, _policy(TENS))
-    table = backend.read(V4)
+    table = backend.read_with_others(V4)
     assert [rule.target for rule in table.rules("POSTROUTING")] == ["MASQUERADE", "IP-MASQ"]
     assert table.rules("POSTROUTING")[0].comment == comment
     assert _rules(in_ns, "POSTROUTING")[:1] == before

@@ -357,3 +357,69 @@ def test_output_is_plain_off_a_terminal(in_ns: Namespace, document: Path) -> Non
     argv = [sys.executable, "-m", "ipmasq_agent", "diff", "--config", str(document)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env={**os.environ})
     assert "\x1b" not in done.stdout
+
+
+# What kube-proxy has, under a name that is nobody's.
+SOMEBODY_S = """*nat
+:PORTAL - [0:0]
+-A POSTROUTING -m comment --comment "portal rules" -j PORTAL
+-A PORTAL -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A PORTAL -j MASQUERADE
+COMMIT
+"""
+UPSTREAM_S = """*nat
+:IP-MASQ-AGENT - [0:0]
+-A POSTROUTING -m comment --comment "ip-masq-agent: ensure nat POSTROUTING directs all non-LOCAL \
+destination traffic to our custom IP-MASQ-AGENT chain" -m addrtype ! --dst-type LOCAL \
+-j IP-MASQ-AGENT
+-A IP-MASQ-AGENT -d 169.254.0.0/16 -m comment --comment "ip-masq-agent: local traffic is not \
+subject to MASQUERADE" -m addrtype ! --dst-type LOCAL -j RETURN
+-A IP-MASQ-AGENT -m comment --comment "ip-masq-agent: outbound traffic is subject to MASQUERADE \
+(must be last in chain)" -m addrtype ! --dst-type LOCAL -j MASQUERADE
+COMMIT
+""".replace("\\\n", "")
+
+
+@pytest.mark.parametrize("backend", ["iptables-nft", "iptables-legacy", "ipset"])
+def test_a_chain_of_somebody_else_is_left_alone_unless_it_is_adopted(
+    verb: Verb, in_ns: Namespace, document: Path, backend: str
+) -> None:
+    variant: oracle.Variant = "legacy" if "legacy" in backend else "nft"
+    in_ns.run([f"iptables-{variant}-restore", "--noflush"], stdin=SOMEBODY_S)
+    before = oracle.snapshot()
+    chosen = ("--masq-chain=PORTAL", f"--backend={backend}")
+    for words in (("apply", f"--config={document}"), ("cleanup",)):
+        status, _, said = verb(*words, *chosen)
+        assert status == 2
+        assert "PORTAL (ipv4) is not ours" in said
+        assert "--adopt" in said
+        assert oracle.snapshot() == before
+    assert verb("cleanup", *chosen, "--adopt")[0] == 0
+    table = oracle.read_table(variant, "ipv4")
+    assert "PORTAL" not in table
+    assert table["POSTROUTING"].rules == ()
+
+
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+def test_cleanup_removes_what_upstream_s_agent_left(
+    verb: Verb, in_ns: Namespace, variant: oracle.Variant
+) -> None:
+    in_ns.run([f"iptables-{variant}-restore", "--noflush"], stdin=UPSTREAM_S)
+    status, said, _ = verb("cleanup", "--masq-chain=IP-MASQ-AGENT")
+    assert (status, said) == (0, f"iptables-{variant} ipv4: removed 3 lines of ours\n")
+    table = oracle.read_table(variant, "ipv4")
+    assert "IP-MASQ-AGENT" not in table
+    assert table["POSTROUTING"].rules == ()
+
+
+def test_a_name_of_kube_proxy_is_refused_by_every_verb(
+    verb: Verb, in_ns: Namespace, document: Path
+) -> None:
+    text = SOMEBODY_S.replace("PORTAL", "KUBE-POSTROUTING")
+    in_ns.run(["iptables-nft-restore", "--noflush"], stdin=text)
+    before = oracle.snapshot()
+    for name in ("run", "apply", "diff", "status", "list", "cleanup"):
+        status, _, said = verb(name, "--masq-chain=KUBE-POSTROUTING")
+        assert status == 2
+        assert "a name of kube-proxy or kubelet" in said
+    assert oracle.snapshot() == before
