@@ -136,6 +136,11 @@ class UnexpectedError(AgentError):
         )
 
 
+def foreseen(error: Exception, what: str) -> AgentError:
+    """Return an error that can be told: itself if it is one of ours."""
+    return error if isinstance(error, AgentError) else UnexpectedError(error, what)
+
+
 def _trace(error: BaseException | None) -> str:
     lines: list[str] = []
     while error is not None:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from ipmasq_agent.errors import AgentError
+
 logger = logging.getLogger("ipmasq_agent")
 
 
@@ -17,6 +19,19 @@ def event(level: int, message: str, **fields: Any) -> None:
     if logger.isEnabledFor(level):
         present = {key: value for key, value in fields.items() if value is not None}
         logger.log(level, message, extra={"fields": present})
+
+
+_traced: set[str] = set()
+
+
+def failure(message: str, error: AgentError, **fields: Any) -> None:
+    """Log an error, and where it came from if nobody foresaw it: each place once."""
+    trace = getattr(error, "trace", None)
+    if trace in _traced:
+        trace = None
+    elif trace is not None:
+        _traced.add(trace)
+    event(logging.ERROR, message, **fields, error=str(error), trace=trace)
 
 
 def configure(
@@ -32,6 +47,7 @@ def configure(
         handler.setFormatter(_Json() if form == "json" else _Text())
     logger.setLevel(level.upper())
     logger.propagate = False
+    logging.raiseExceptions = False  # a log that takes no more lines is no reason to print others
 
 
 def _timestamp(record: logging.LogRecord) -> str:

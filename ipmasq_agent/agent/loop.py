@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,16 +23,17 @@ from ipmasq_agent.agent.choice import AnyBackend, BackendChoice
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.kept import Kept
 from ipmasq_agent.agent.knowledge import Knowledge
-from ipmasq_agent.agent.logs import event
+from ipmasq_agent.agent.logs import event, failure
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.moves import Moves
-from ipmasq_agent.agent.reconcile import Outcomes, clean, look, reconcile
+from ipmasq_agent.agent.reconcile import Outcome, Outcomes, clean, look, reconcile
 from ipmasq_agent.agent.status import ConfigStatus, Status
 from ipmasq_agent.agent.war import War
 from ipmasq_agent.config.document import parse_documents
 from ipmasq_agent.config.durations import UNITS
 from ipmasq_agent.config.model import DEFAULT_RESYNC_INTERVAL, Config, Flags
-from ipmasq_agent.errors import AgentError, ConfigError
+from ipmasq_agent.errors import ConfigError, foreseen
+from ipmasq_agent.host import patience
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.sources import (
     Document,
@@ -46,6 +49,9 @@ from ipmasq_agent.sources.guarded import revive
 # Seconds until a failed pass is tried again: doubled each time, up to the second figure.
 _FIRST_RETRY, _LAST_RETRY = 0.5, 30.0
 DRAIN_TIMEOUT = 3600.0
+# Seconds after the word to stop in which rules may still be removed, and in which sources
+# may end; an agent that is told to stop has left after five.
+_CLEANING, _PARTING = 3.5, 1.0
 GLANCE = 5.0
 """Seconds between looks at a data plane that others can take away without a word."""
 
@@ -104,21 +110,31 @@ class Agent:
         self._kept_by_others = kept_by_others
         self._war = War()
         self._retries = 0
+        self._unstarted: list[Callable[[], None]] = [
+            lambda: self.fact_source.start(self.events.put),
+            self._recall,
+            lambda: self.source.start(self.events.put),
+        ]
+        self._batch: list[Event] = []  # what came and is not taken in yet
+        self._told_to_stop = math.inf
         # Also before the first document: a file that cannot be read now is looked at again.
         self._next_pass = time.monotonic() + DEFAULT_RESYNC_INTERVAL / UNITS["s"]
 
     def run(self) -> None:
-        """Watch and reconcile until ``Signal.STOP`` arrives."""
-        self.fact_source.start(self.events.put)
-        self._recall()
-        self.source.start(self.events.put)
-        try:
-            while self.turn():
-                continue
-        finally:
-            self.source.stop()
-            self.fact_source.stop()
-            self._leave()
+        """Watch and reconcile until ``Signal.STOP`` arrives; whatever else happens is told."""
+        while self.turn():
+            continue
+        # They end with the process: one that hangs is not waited for.
+        halting = threading.Thread(target=self._halt, name="halt", daemon=True)
+        with contextlib.suppress(RuntimeError):
+            halting.start()
+        self._leave()
+        if halting.ident is not None:
+            halting.join(_PARTING)
+
+    def _halt(self) -> None:
+        self.source.stop()
+        self.fact_source.stop()
 
     def counters(self) -> Mapping[tuple[Family, str], int]:
         """Return what the data plane in use counts by itself; in any thread.
@@ -130,7 +146,13 @@ class Agent:
         return backend.counters() if backend is not None else {}
 
     def send(self, signal: Signal) -> None:
-        """Ask for something. Safe in a signal handler: the queue is reentrant."""
+        """Ask for something. Safe in a signal handler: the queue is reentrant.
+
+        To stop ends at once whatever a pass waits for: a program, a lock, a worker.
+        """
+        if signal is Signal.STOP:
+            self._told_to_stop = time.monotonic()
+            patience.end_by(self._told_to_stop)
         self.events.put(signal)
 
     def _recall(self) -> None:
@@ -157,21 +179,28 @@ class Agent:
         backend = self.choice.in_use
         if backend is not None and backend.glances:
             timeout = min(timeout, GLANCE)
-        batch: list[Event] = []
-        with contextlib.suppress(queue.Empty):
-            batch.append(self.events.get(timeout=timeout))
-            while True:
-                batch.append(self.events.get_nowait())
-        # By the clock, not by silence: a source that never stops talking delays no healing.
-        due = time.monotonic() >= self._next_pass
-        if not batch and not due:
-            due = self._disturbed()
-        self.busy_since = time.monotonic()
-        revive()
         try:
-            return self._act(batch, due)
+            with contextlib.suppress(queue.Empty):
+                self._batch.append(self.events.get(timeout=timeout))
+                while True:
+                    self._batch.append(self.events.get_nowait())
+            if Signal.STOP in self._batch:
+                return False
+            self.busy_since = time.monotonic()
+            self._act()
+        except Exception as error:
+            # The last resort: what nobody foresaw is told, and all is tried again later.
+            self._fail(error)
+            self._schedule(failed=True)
         finally:
             self.busy_since = None
+        return True
+
+    def _fail(self, error: Exception) -> None:
+        """Tell what failed beside a pass; it is forgotten when all goes well again."""
+        told = foreseen(error, "the agent's loop")
+        failure("failed", told)
+        self.status = replace(self.status, failure=str(told))
 
     def _disturbed(self) -> bool:
         """Whether what was in force is not any more; what failed is tried again at its time."""
@@ -180,26 +209,58 @@ class Agent:
             return False
         try:
             return backend.disturbed()
-        except AgentError as error:
-            event(logging.WARNING, "cannot look", backend=backend.name, error=str(error))
+        except Exception as error:
+            told = foreseen(error, "a look at the kernel")
+            event(logging.WARNING, "cannot look", backend=backend.name, error=str(told))
             return False
 
-    def _act(self, batch: list[Event], due: bool) -> bool:
-        if Signal.STOP in batch:
-            return False
+    def _act(self) -> None:
+        # By the clock, not by silence: a source that never stops talking delays no healing.
+        due = time.monotonic() >= self._next_pass
+        if not self._batch and not due:
+            due = self._disturbed()
+        reload = Signal.RELOAD in self._batch
+        try:
+            needed = self._take_in(due, reload)
+            self._batch.clear()
+            self.status = replace(self.status, failure=None)
+        except Exception as error:
+            # What came is kept for another try. The last good policy is healed nevertheless.
+            self._fail(error)
+            self._batch = _condensed(self._batch)
+            needed = True
+        intent = self._knowledge.intent
+        if needed and intent is not None:
+            # What others did to our rules is found at each resync, and is looked for when
+            # something went wrong; a change of ours alone builds on what we know.
+            thorough = due or reload or bool(self.status.errors)
+            self._pass(intent, thorough=thorough, at_once=reload)
+        elif due or self.status.failure:
+            self._schedule(failed=bool(self.status.failure))
+        # After the pass, which it must not delay, and which a document may not survive.
+        if self._kept and self._unkept and self._seen:
+            self._kept.keep_document(self._seen)
+            self._unkept = False
+        self._publish()
+
+    def _take_in(self, due: bool, reload: bool) -> bool:
+        """Act on what came; true where a pass is called for."""
+        while self._unstarted:
+            self._unstarted[0]()
+            del self._unstarted[0]
+        revive()
         # Only the newest state counts: what came before it was true for a moment.
-        document, failure = _newest(batch)
+        document, failing = _newest(self._batch)
         needed = due
         if document is not None:
-            needed |= self._hear(document, failing=failure is not None)
-        if failure is not None:
-            self._source_failed(failure)
-        facts = [each for each in batch if isinstance(each, Learnt | NotLearnt)]
+            needed |= self._hear(document, failing=failing is not None)
+        if failing is not None:
+            self._source_failed(failing)
+        facts = [each for each in self._batch if isinstance(each, Learnt | NotLearnt)]
         needed |= self._knowledge.learn(facts)
         for each in facts:
             if self._kept and isinstance(each, Learnt):
                 self._kept.keep_fact(each.need, each.value)
-        reload = Signal.RELOAD in batch
         if reload:
             event(logging.INFO, "reload asked for")
             self.source.refresh()
@@ -210,20 +271,7 @@ class Agent:
         if needed or facts:
             self._knowledge.settle()
             self._show_facts()
-        intent = self._knowledge.intent
-        if needed and intent is not None:
-            # What others did to our rules is found at each resync, and is looked for when
-            # something went wrong; a change of ours alone builds on what we know.
-            thorough = due or reload or bool(self.status.errors)
-            self._pass(intent, thorough=thorough, at_once=reload)
-        elif due:
-            self._schedule(failed=False)
-        # After the pass, which it must not delay, and which a document may not survive.
-        if self._kept and self._unkept and self._seen:
-            self._kept.keep_document(self._seen)
-            self._unkept = False
-        self._publish()
-        return True
+        return needed
 
     def _hear(self, document: Document, *, failing: bool) -> bool:
         """Take in what the source says; true where a pass is called for.
@@ -233,9 +281,11 @@ class Agent:
             failing: the source says in the same breath that it may miss the next one.
         """
         same = self._seen is not None and self._seen.parts == document.parts
-        self._seen = document
         if not same:
-            return self._understand(document)
+            needed = self._understand(document)
+            self._seen = document  # not before: one that could not be taken in is heard again
+            return needed
+        self._seen = document
         if self.status.config.error != self._refused and not failing:
             event(logging.INFO, "source answers again", source=document.name)
             self._set_config(error=self._refused)
@@ -304,13 +354,27 @@ class Agent:
 
     def _pass(self, intent: Intent, *, thorough: bool, at_once: bool) -> None:
         started = time.monotonic()
-        wish = intent.wish
         try:
-            backend, left_behind = self.choice.current(large=intent.is_large, look=thorough)
-        except AgentError as error:
-            self._finish(dict.fromkeys(wish.families, str(error)), changed=False)
-            event(logging.ERROR, "no backend", error=str(error))
-            return
+            outcomes = self._bring(intent, started, thorough=thorough, at_once=at_once)
+        except Exception as error:
+            told = foreseen(error, "the pass")
+            failure("pass failed", told)
+            outcomes = dict.fromkeys(intent.wish.families, Outcome(error=told))
+            self._finish(dict.fromkeys(outcomes, str(told)), changed=False)
+        ended = time.monotonic()
+        failed = any(outcome.error for outcome in outcomes.values())
+        event(logging.DEBUG, "pass done", ms=_ms(ended - started))
+        if self.metrics:
+            self.metrics.passed(outcomes, ended - started)
+            self.metrics.cidrs.set(self._config.listed if self._config else 0)
+            if self._changed_at is not None and not failed:
+                self.metrics.lag.observe(ended - self._changed_at)
+        if not failed:
+            self._changed_at = None
+
+    def _bring(self, intent: Intent, started: float, *, thorough: bool, at_once: bool) -> Outcomes:
+        """Bring the backend in use to ``intent``, clean those that were left, and say so."""
+        backend, left_behind = self.choice.current(large=intent.is_large, look=thorough)
         self._knowledge.follow(backend.needs)
         self._show_facts()
         self._moves.announce(left_behind)
@@ -333,20 +397,12 @@ class Agent:
             mode=backend.name,
             mode_reason=self.choice.reason,
             devices=self._devices(),
-            families=wish.families,
+            families=intent.wish.families,
             left_behind=left,
             advice=(*_advice(backend, intent, failed), *self._moves.advice, *self._beside()),
             contested=self._war.rival,
         )
-        ended = time.monotonic()
-        event(logging.DEBUG, "pass done", backend=backend.name, ms=_ms(ended - started))
-        if self.metrics:
-            self.metrics.passed(outcomes, ended - started)
-            self.metrics.cidrs.set(self._config.listed if self._config else 0)
-            if self._changed_at is not None and not failed:
-                self.metrics.lag.observe(ended - self._changed_at)
-        if not failed:
-            self._changed_at = None
+        return outcomes
 
     def _watch(self, backend: AnyBackend, intent: Intent, outcomes: Outcomes) -> None:
         """Find out whether what was written is undone again and again, and by whom."""
@@ -381,20 +437,15 @@ class Agent:
         """Return the egress devices for the status line; those of before if they are not told."""
         try:
             return self.devices()
-        except AgentError as error:
-            event(logging.WARNING, "devices cannot be listed", error=str(error))
+        except Exception as error:
+            told = foreseen(error, "the list of devices")
+            event(logging.WARNING, "devices cannot be listed", error=str(told))
             return self.status.devices
 
     def _report(self, outcomes: Outcomes, backend: str, verb: str) -> None:
         for family, outcome in outcomes.items():
             if outcome.error is not None:
-                event(
-                    logging.ERROR,
-                    "pass failed",
-                    backend=backend,
-                    family=family.value,
-                    error=str(outcome.error),
-                )
+                failure("pass failed", outcome.error, backend=backend, family=family.value)
             elif outcome.change:
                 since = self._changed_at
                 event(
@@ -418,7 +469,7 @@ class Agent:
             changes=self.status.changes + changed,
             **more,
         )
-        self._schedule(failed=bool(failed or self.status.left_behind))
+        self._schedule(failed=bool(failed or self.status.left_behind or self.status.failure))
 
     def _schedule(self, *, failed: bool) -> None:
         interval = self._config.resync_interval if self._config else DEFAULT_RESYNC_INTERVAL
@@ -436,10 +487,31 @@ class Agent:
 
     def _leave(self) -> None:
         """Leave the rules in place, as traffic goes on while an agent restarts; or clean up."""
-        if self.settings.cleanup_on_exit:
-            for backend in self.choice.every():
-                self._report(clean(backend, Family), backend.name, "removed")
-        self.choice.close()
+        left: list[str] = []
+        try:
+            with patience.ending_by(min(self._told_to_stop, time.monotonic()) + _CLEANING):
+                if self.settings.cleanup_on_exit:
+                    for backend in self.choice.every():
+                        outcomes = clean(backend, Family)
+                        self._report(outcomes, backend.name, "removed")
+                        left += (
+                            f"{backend.name} ({family.value})"
+                            for family, outcome in outcomes.items()
+                            if outcome.error
+                        )
+                self.choice.close()
+        except Exception as error:
+            failure("not cleaned up", foreseen(error, "cleaning up"))
+            left.append("what could not be looked for")
+        if self.settings.cleanup_on_exit and left:
+            event(
+                logging.ERROR,
+                "stopped",
+                rules="not all removed",
+                left=", ".join(left),
+                remedy="remove them with `ipmasq-agent cleanup`",
+            )
+            return
         event(logging.INFO, "stopped", rules="removed" if self.settings.cleanup_on_exit else "kept")
 
     def _set_config(self, **changes: Any) -> None:
@@ -469,6 +541,16 @@ def _newest(batch: list[Event]) -> tuple[Document | None, SourceFailed | None]:
         elif isinstance(item, SourceFailed):
             failure = item
     return document, failure
+
+
+def _condensed(batch: list[Event]) -> list[Event]:
+    """Return the newest event of each kind, in their order: what has to be remembered."""
+    newest: dict[Any, Event] = {}
+    for item in batch:
+        kind = item if isinstance(item, Signal) else (type(item), getattr(item, "need", None))
+        newest.pop(kind, None)
+        newest[kind] = item
+    return list(newest.values())
 
 
 def _advice(backend: AnyBackend, intent: Intent, failed: dict[Family, str]) -> tuple[str, ...]:

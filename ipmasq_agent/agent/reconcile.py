@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.backends import Backend, Change, Desired, Plan, State
-from ipmasq_agent.errors import AgentError, KernelWriteError, NotPermitted
+from ipmasq_agent.errors import AgentError, KernelWriteError, NotPermitted, foreseen
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
 
@@ -94,8 +94,8 @@ def _each(families: Iterable[Family], work: Callable[[Family], Change | None]) -
     for family in families:
         try:
             outcomes[family] = Outcome(change=work(family))
-        except AgentError as error:
-            outcomes[family] = Outcome(error=error)
+        except Exception as error:
+            outcomes[family] = Outcome(error=foreseen(error, "the pass"))
     return outcomes
 
 

@@ -46,6 +46,7 @@ class Status:
         native_routing: destinations that the document says can be reached with pod addresses.
         in_sync: after the latest pass the kernel held what the policy in force asks for.
         errors: family → why its latest pass failed.
+        failure: what failed beside a pass, unexpectedly, and is tried again.
         waiting: what has to be learnt before the newest document can be in force.
         facts: what is in force depends on these beside the document → why one cannot be
             followed at the moment, so that what was learnt before stays true; or None.
@@ -68,6 +69,7 @@ class Status:
     passes: int = 0
     changes: int = 0
     native_routing: tuple[str, ...] = ()
+    failure: str | None = None
     waiting: tuple[str, ...] = ()
     facts: Mapping[str, str | None] = field(default_factory=dict)
     left_behind: tuple[str, ...] = ()
@@ -78,13 +80,15 @@ class Status:
     @property
     def ready(self) -> bool:
         """Whether document and facts are in force, and no data plane that was left decides too."""
-        sources = (self.config.error, *self.facts.values())
+        sources = (self.failure, self.config.error, *self.facts.values())
         if self.config.kept or any(sources) or self.left_behind:
             return False
         return self.config.accepted and self.in_sync
 
     def why_not_ready(self) -> str:
         """Return what readiness waits for, in one line."""
+        if self.failure is not None:
+            return self.failure
         if self.config.revision is None and self.config.error is None:
             return f"waiting for {self.config.source}"
         if self.config.kept:
@@ -134,6 +138,7 @@ class Status:
             "ready": self.ready,
             "modeReason": self.mode_reason,
             "nativeRoutingCIDR": ", ".join(self.native_routing) or None,
+            "failure": self.failure,
             "waiting": list(self.waiting),
             "facts": [{"name": name, "error": error} for name, error in self.facts.items()],
             "leftBehind": list(self.left_behind),
@@ -181,7 +186,8 @@ class Status:
             f"Backend:      {self.mode} ({self.mode_reason})",
         ]
         lines += self._counted()
-        lines += (f"Error:        {error}" for error in (config.error or "").splitlines())
+        errors = f"{self.failure or ''}\n{config.error or ''}"
+        lines += (f"Error:        {error}" for error in errors.splitlines() if error)
         lines += (f"Error:        {f.value}: {error}" for f, error in self.errors.items())
         lines += (f"Error:        {line}" for line in self._lost())
         lines += (f"Error:        {line}" for line in self.left_behind)

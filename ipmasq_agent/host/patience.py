@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ipmasq_agent.errors import Stopped
 
@@ -20,6 +22,16 @@ def end_by(moment: float) -> None:
     """Let no wait go on past ``moment``, of ``time.monotonic()``. Safe in a signal handler."""
     global _end
     _end = moment
+
+
+@contextmanager
+def ending_by(moment: float) -> Iterator[None]:
+    """Let no wait in the block go on past ``moment``; after it, none has an end any more."""
+    end_by(moment)
+    try:
+        yield
+    finally:
+        end_by(math.inf)
 
 
 class Patience:
