@@ -1,87 +1,239 @@
-"""Health, readiness, status and metrics over HTTP."""
+"""Health, readiness, status and metrics over HTTP.
+
+One thread serves all connections, and each has a few seconds: whoever is slow, or many, or
+sends nonsense, takes no thread, no descriptor for long, and no probe's turn. The standard
+library's server resolves the host's own name when it binds, and has none of these limits.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import ipaddress
 import json
+import logging
+import select
 import socket
-import threading
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
 
-from ipmasq_agent.errors import HostError, UsageError
+from ipmasq_agent.agent.logs import failure
+from ipmasq_agent.errors import HostError, UsageError, foreseen
+from ipmasq_agent.sources.guarded import Guarded
+
+logger = logging.getLogger(__name__)
 
 Answer = tuple[int, str, bytes]
 """Status code, content type, body."""
 
 _TEXT = "text/plain; charset=utf-8"
-# The server looks for a shutdown once in this many seconds; an idle daemon should sleep,
-# so close() wakes it up instead.
-_NEVER = 3600.0
+# Seconds to send a request, to take the answer, and to close after it.
+_ASKING, _TAKING, _PARTING = 5.0, 10.0, 1.0
+_MOST_BYTES = 8192
+MOST_CONNECTIONS = 64
+# Seconds in which nobody is let in when the system has no descriptor for one more.
+_PAUSE = 1.0
 
 
 class HttpServer:
-    """Answers GET requests from a table of paths, in threads of its own."""
+    """Answers GET and HEAD requests from a table of paths, in a thread of its own."""
 
-    def __init__(self, address: str, answers: dict[str, Callable[[], Answer]]) -> None:
-        """Bind to ``HOST:PORT`` (IPv6 hosts in brackets).
+    def __init__(self, address: str, answers: Mapping[str, Callable[[], Answer]]) -> None:
+        """Listen on ``HOST:PORT`` (IPv6 hosts in brackets).
 
         Raises:
             UsageError: the address cannot be read.
             HostError: it cannot be bound.
         """
-        self._host, port = split_address(address)
-        host = self._host
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                answer = answers.get(self.path.partition("?")[0])
-                code, kind, body = answer() if answer else (404, _TEXT, b"not found\n")
-                self.send_response(code)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                """Stay silent: probes come every few seconds."""
-
-        class Server(ThreadingHTTPServer):
-            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            daemon_threads = True
-
+        host, port = split_address(address)
+        self._answers = answers
+        self._closing = False
+        self._connections: dict[int, _Connection] = {}
+        self._listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         try:
-            self._server = Server((host, port), Handler)
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._listener.bind((host, port))
+            self._listener.listen(MOST_CONNECTIONS)
+            self._listener.setblocking(False)
         except OSError as cause:
+            self._listener.close()
             raise HostError(
                 f"cannot listen on {address}: {cause.strerror or cause}",
                 remedy="choose another --http-address, or an empty one for none",
             ) from cause
-        self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(_NEVER,), name="http", daemon=True
-        )
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = Guarded(self._serve, "http", lambda error: None)
         self._thread.start()
 
     def close(self) -> None:
         """Stop answering."""
-        stopping = threading.Thread(target=self._server.shutdown, daemon=True)
-        stopping.start()
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
-        with contextlib.suppress(OSError), socket.create_connection((host, self.port), timeout=1):
-            stopping.join()
-        self._thread.join(timeout=1)
-        self._server.server_close()
+        self._closing = True
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread up
+        self._thread.stop(1)
+        self._listener.close()
+
+    # In the thread
+
+    def _serve(self) -> None:
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        again: float | None = None  # when to let people in again
+        try:
+            while not self._closing:
+                deadlines = [each.deadline for each in self._connections.values()]
+                soonest = min([*deadlines, *([again] if again is not None else [])], default=None)
+                wait = None if soonest is None else max(0.0, soonest - time.monotonic()) * 1000
+                for descriptor, _ in poll.poll(wait):
+                    connection = self._connections.get(descriptor)
+                    if connection is not None:
+                        self._advance(poll, connection)
+                    elif not self._closing and not self._let_in(poll):
+                        poll.unregister(self._listener)
+                        again = time.monotonic() + _PAUSE
+                now = time.monotonic()
+                if again is not None and again <= now:
+                    poll.register(self._listener, select.POLLIN)
+                    again = None
+                for connection in list(self._connections.values()):
+                    if connection.deadline <= now:
+                        self._drop(poll, connection)
+        finally:
+            while self._connections:
+                self._connections.popitem()[1].close()
+
+    def _let_in(self, poll: select.poll) -> bool:
+        """Accept a connection; false where the system has no room for it."""
+        try:
+            accepted, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionError):
+            return True  # it went away again
+        except OSError as error:
+            logger.debug("no connection can be accepted: %s", error.strerror)
+            self._drop_oldest(poll)
+            return False
+        if len(self._connections) >= MOST_CONNECTIONS:
+            self._drop_oldest(poll)
+        connection = _Connection(accepted)
+        self._connections[connection.number] = connection
+        poll.register(connection.number, select.POLLIN)
+        return True
+
+    def _advance(self, poll: select.poll, connection: _Connection) -> None:
+        try:
+            events = connection.advance(self._answer)
+        except BlockingIOError:
+            return
+        except OSError:
+            events = 0  # broken off: nobody is there to tell
+        if events:
+            poll.modify(connection.number, events)
+        else:
+            self._drop(poll, connection)
+
+    def _drop_oldest(self, poll: select.poll) -> None:
+        for connection in self._connections.values():
+            self._drop(poll, connection)
+            return
+
+    def _drop(self, poll: select.poll, connection: _Connection) -> None:
+        poll.unregister(connection.number)
+        del self._connections[connection.number]
+        connection.close()
+
+    def _answer(self, head: bytes) -> bytes:
+        words = head.partition(b"\n")[0].decode("latin-1").split()
+        if len(words) < 2:
+            return _packed((400, _TEXT, b"not a request\n"))
+        if len(head) > _MOST_BYTES:
+            return _packed((431, _TEXT, b"too long a request\n"))
+        if words[0] not in ("GET", "HEAD"):
+            return _packed((405, _TEXT, b"only GET and HEAD\n"))
+        page = self._answers.get(words[1].partition("?")[0])
+        try:
+            answer = page() if page else (404, _TEXT, b"not found\n")
+        except Exception as error:
+            told = foreseen(error, f"the answer to {words[1]}")
+            failure("no answer", told)
+            answer = text(500, str(told))
+        return _packed(answer, without_body=words[0] == "HEAD")
+
+
+class _Connection:
+    """Reads a request, sends the answer, and waits for the other side to close.
+
+    Who closes with something unread resets the connection, and the answer may be lost.
+    """
+
+    def __init__(self, accepted: socket.socket) -> None:
+        self._socket = accepted
+        self._socket.setblocking(False)
+        self._head = b""
+        self._rest = memoryview(b"")
+        self._answered = False
+        self.number = accepted.fileno()
+        self.deadline = time.monotonic() + _ASKING
+
+    def advance(self, answer: Callable[[bytes], bytes]) -> int:
+        """Go on as far as it goes without waiting; return what to wait for, 0 at the end.
+
+        Raises:
+            BlockingIOError: nothing goes on yet.
+            OSError: the connection broke off.
+        """
+        if self._rest:
+            self._rest = self._rest[self._socket.send(self._rest) :]
+            if self._rest:
+                return select.POLLOUT
+            self._socket.shutdown(socket.SHUT_WR)
+            self._answered = True
+            self.deadline = time.monotonic() + _PARTING
+            return select.POLLIN
+        data = self._socket.recv(_MOST_BYTES)
+        if not data:
+            return 0
+        if self._answered:
+            return select.POLLIN
+        self._head += data
+        ended = b"\n\r\n" in self._head or b"\n\n" in self._head
+        if not ended and len(self._head) <= _MOST_BYTES:
+            return select.POLLIN
+        self._rest = memoryview(answer(self._head))
+        self.deadline = time.monotonic() + _TAKING
+        return select.POLLOUT
+
+    def close(self) -> None:
+        """Close it."""
+        self._socket.close()
+
+
+def _packed(answer: Answer, *, without_body: bool = False) -> bytes:
+    code, kind, body = answer
+    head = (
+        f"HTTP/1.1 {code} {HTTPStatus(code).phrase}\r\n"
+        f"Date: {time.strftime('%a, %d %b %Y %H:%M:%S GMT', time.gmtime())}\r\n"
+        f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+        + ("Allow: GET, HEAD\r\n" if code == 405 else "")
+        + "Connection: close\r\n\r\n"
+    )
+    return head.encode() + (b"" if without_body else body)
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Return host and port of ``HOST:PORT``; a host left out means every address."""
+    """Return host and port of ``HOST:PORT``; a host left out means every address.
+
+    A host is an address: nothing here waits for a name server.
+    """
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"{address!r} is not HOST:PORT, like 127.0.0.1:9797")
-    return host.strip("[]") or "0.0.0.0", int(port)
+    host = {"": "0.0.0.0", "localhost": "127.0.0.1"}.get(host, host.strip("[]"))
+    try:
+        ipaddress.ip_address(host)
+    except ValueError as cause:
+        raise UsageError(
+            f"{host!r} in {address!r} is not an IP address",
+            remedy="the agent asks no name server where to listen: give the address itself",
+        ) from cause
+    return host, int(port)
 
 
 def text(code: int, body: str) -> Answer:

@@ -176,6 +176,8 @@ class Agent:
     def turn(self) -> bool:
         """Wait for events or for the next pass, and act; false when it is time to stop."""
         timeout = max(0.0, self._next_pass - time.monotonic())
+        if self._unstarted and not self.status.failure:
+            timeout = 0.0
         backend = self.choice.in_use
         if backend is not None and backend.glances:
             timeout = min(timeout, GLANCE)

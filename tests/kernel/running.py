@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 class Running:
     """An agent in the namespace that the test has entered."""
 
-    def __init__(self, log: Path, *flags: str) -> None:
+    def __init__(self, log: Path, *flags: str, under: Sequence[str] = ()) -> None:
         self.log = log
         self.address = "127.0.0.1:9797"
         with log.open("w") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ipmasq_agent", *flags], stdout=out, stderr=out
+                [*under, sys.executable, "-m", "ipmasq_agent", *flags], stdout=out, stderr=out
             )
 
     def get(self, path: str) -> tuple[int, str]:

@@ -237,7 +237,7 @@ def test_an_agent_that_cannot_tell_the_backend_keeps_what_is_there_and_says_so(
     before = oracle.snapshot()
     monkeypatch.setenv("PATH", os.fspath(document.parent))
     agent = run("run", f"--config={document}")
-    wait_until(lambda: "no backend" in agent.log.read_text(), "the complaint")
+    wait_until(lambda: "pass failed" in agent.log.read_text(), "the complaint")
     assert agent.get("/readyz")[0] == 503
     monkeypatch.undo()
     assert oracle.snapshot() == before

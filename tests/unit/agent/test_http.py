@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
+import os
+import resource
+import select
+import socket
+import struct
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 
 import pytest
 
-from ipmasq_agent.agent.http import HttpServer, data, split_address, text
+from ipmasq_agent.agent import http as door
+from ipmasq_agent.agent.http import MOST_CONNECTIONS, HttpServer, data, split_address, text
 from ipmasq_agent.errors import HostError, UsageError
 
 
@@ -58,3 +68,154 @@ def test_an_address_without_a_port_is_refused(address: str) -> None:
 def test_addresses_may_be_ipv6_or_leave_the_host_out() -> None:
     assert split_address("[::1]:9797") == ("::1", 9797)
     assert split_address(":9797") == ("0.0.0.0", 9797)
+    assert split_address("localhost:9797") == ("127.0.0.1", 9797)
+
+
+def test_a_name_is_no_address_to_listen_on() -> None:
+    with pytest.raises(UsageError, match="is not an IP address"):
+        split_address("node-1.example:9797")
+
+
+def test_nobody_is_asked_for_the_name_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a name is looked up")
+
+    for asking in ("getaddrinfo", "gethostbyaddr", "getfqdn", "gethostbyname", "getnameinfo"):
+        monkeypatch.setattr(socket, asking, refuse)
+    for address in ("127.0.0.1:0", "0.0.0.0:0", "[::1]:0", "[::]:0"):
+        HttpServer(address, {}).close()
+
+
+@pytest.fixture
+def server(caplog: pytest.LogCaptureFixture) -> Iterator[HttpServer]:
+    big = "x" * 20_000_000
+
+    def broken() -> door.Answer:
+        raise KeyError("canary")
+
+    table = {
+        "/healthz": lambda: text(200, "ok"),
+        "/big": lambda: text(200, big),
+        "/broken": broken,
+    }
+    made = HttpServer("127.0.0.1:0", table)
+    yield made
+    made.close()
+    unasked = [record for record in caplog.records if record.getMessage() != "no answer"]
+    assert unasked == []
+
+
+def connected(server: HttpServer, words: bytes = b"") -> socket.socket:
+    made = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    made.sendall(words)
+    return made
+
+
+def test_head_is_answered_without_a_body(server: HttpServer) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    with contextlib.closing(connection):
+        connection.request("HEAD", "/healthz")
+        answer = connection.getresponse()
+        assert (answer.status, answer.getheader("Content-Length"), answer.read()) == (200, "3", b"")
+
+
+def test_other_methods_are_refused_and_their_bodies_not_waited_for(server: HttpServer) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    with contextlib.closing(connection):
+        connection.request("POST", "/healthz", body=b"x" * 100_000)
+        answer = connection.getresponse()
+        assert (answer.status, answer.getheader("Allow")) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"\r\n\r\n", 400),
+        (b"\x16\x03\x01\x00\n\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 10_000, 431),
+        (b"GET /healthz HTTP/1.0\n\n", 200),
+        (b"GET /broken HTTP/1.1\r\n\r\n", 500),
+    ],
+)
+def test_each_request_has_an_answer(server: HttpServer, words: bytes, status: int) -> None:
+    with connected(server, words) as client:
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert b"canary" not in answer
+    assert get(server.port, "/healthz") == (200, b"ok\n")
+
+
+def test_a_request_may_come_in_pieces(server: HttpServer) -> None:
+    with connected(server) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n":
+            client.send(bytes([byte]))
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.endswith(b"\r\n\r\nok\n")
+
+
+def test_a_large_answer_comes_whole_though_its_reader_is_slow(server: HttpServer) -> None:
+    with connected(server, b"GET /big HTTP/1.1\r\n\r\n") as client:
+        assert get(server.port, "/healthz") == (200, b"ok\n")
+        answer = b"".join(iter(lambda: client.recv(1 << 20), b""))
+    assert len(answer.partition(b"\r\n\r\n")[2]) == 20_000_001
+
+
+def test_probes_are_answered_while_any_number_of_clients_dawdles(server: HttpServer) -> None:
+    with contextlib.ExitStack() as opened:
+        for number in range(3 * MOST_CONNECTIONS):
+            words = (b"", b"GET /heal", b"GET /big HTTP/1.1\r\n\r\n")[number % 3]
+            opened.enter_context(connected(server, words))
+            if number % 20 == 0:
+                assert get(server.port, "/healthz") == (200, b"ok\n")
+        assert len(server._connections) <= MOST_CONNECTIONS
+
+
+def test_who_dawdles_is_sent_away(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "_ASKING", 0.2)
+    with connected(server, b"GET /heal") as client:
+        assert client.recv(1) == b""  # and not the client's own time-out
+
+
+def test_broken_connections_leave_no_trace(
+    server: HttpServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reset = struct.pack("ii", 1, 0)
+    for words in (b"", b"GET /heal", b"GET /big HTTP/1.1\r\n\r\n"):
+        client = connected(server, words)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+        client.close()
+    assert get(server.port, "/healthz") == (200, b"ok\n")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_descriptors_the_thread_sleeps_and_answers_later(
+    server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+    let_in = server._let_in
+
+    def counted(poll: select.poll) -> bool:
+        tries.append(let_in(poll))
+        return tries[-1]
+
+    monkeypatch.setattr(server, "_let_in", counted)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as opened:
+        client = opened.enter_context(socket.socket())
+        client.settimeout(20)
+        lowest = opened.enter_context(open(os.devnull)).fileno()
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 1, hard))
+            client.connect(("127.0.0.1", server.port))
+            client.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+            began = time.monotonic()
+            while len(tries) < 2 and time.monotonic() < began + 20:
+                time.sleep(0.05)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        took = time.monotonic() - began
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+    assert tries[0] is False
+    assert tries.count(False) <= took + 2
