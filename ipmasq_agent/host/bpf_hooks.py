@@ -67,6 +67,7 @@ class Hooks:
         version = self._version()
         if self.exist() and version.exists():
             return
+        self._refuse_others()
         _on_bpf_fs(self._pins)
         self._pins.mkdir(parents=True, exist_ok=True)
         load(BYTECODE, self._pins, {"flows": self._flows or _suitable_flows()})
@@ -130,6 +131,7 @@ class Hooks:
             NotPermitted: some may be there that may not be seen, or not be taken off.
             HostError: the kernel refuses.
         """
+        self._refuse_others()
         try:
             for link in self._pins.glob("link-*"):
                 detach(link)
@@ -144,6 +146,19 @@ class Hooks:
         strays.remove_filters()
         if not pinned:
             strays.remove_links()
+
+    def _refuse_others(self) -> None:
+        """Make sure that the directory is ours, or nobody's: all in it goes when we leave."""
+        try:
+            names = [path.name for path in self._pins.iterdir()] if self._pins.exists() else []
+        except OSError as cause:
+            raise HostError(f"{self._pins} cannot be listed: {cause.strerror}") from cause
+        if names and not any(n == "control" or n.startswith(_VERSION) for n in names):
+            raise HostError(
+                f"{self._pins} is another program's directory: it holds {sorted(names)[0]}, and "
+                "no map of ours",
+                remedy="give --bpf-pins a directory that is for us alone; nothing was written",
+            )
 
     def tidy(self, gone: list[int]) -> None:
         """Remove the links of devices that are no more."""

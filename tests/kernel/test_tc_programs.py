@@ -16,7 +16,7 @@ import pytest
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.host import bpf_hooks, libbpf
 from ipmasq_agent.host.bpf_hooks import Hooks
-from ipmasq_agent.host.bpf_objects import create_trie, get_pinned, open_pinned
+from ipmasq_agent.host.bpf_objects import create_trie, get_pinned, open_pinned, pin
 from ipmasq_agent.host.tc_programs import Direction, attached
 from tests.kernel.pins import PINS
 from tests.netns import Namespace
@@ -141,6 +141,19 @@ def test_an_upgrade_replaces_the_programs_and_keeps_the_flows(
 
 def link_of(pins: Path, device: int, direction: Direction) -> Path:
     return pins / f"link-{device}-{direction.name.lower()}"
+
+
+def test_a_directory_of_another_program_is_neither_filled_nor_removed(
+    pins: Path, in_ns: Namespace
+) -> None:
+    pins.mkdir()
+    theirs = create_trie("cilium_ipmasq", 8, 1, 16)
+    pin(theirs.fd, pins / "cilium_ipmasq_v4")
+    theirs.close()
+    for act in (Hooks(pins).load, Hooks(pins).remove):
+        with pytest.raises(HostError, match="another program's directory: it holds cilium_ipmasq"):
+            act()
+    assert [path.name for path in pins.iterdir()] == ["cilium_ipmasq_v4"]
 
 
 def test_bytecode_that_is_missing_or_broken_is_told(

@@ -1,0 +1,105 @@
+"""Between two resyncs a look every few seconds finds what others took away from us."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ipmasq_agent.agent.choice import AnyBackend
+from ipmasq_agent.agent.reconcile import reconcile_family
+from ipmasq_agent.backends import detect
+from ipmasq_agent.dialects.iptables import Placement
+from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
+from ipmasq_agent.policy.model import FamilyPolicy
+from tests import oracle
+from tests.kernel.running import Running, wait_until
+from tests.kernel.test_agent import run
+from tests.netns import Namespace
+
+__all__ = ["run"]  # a fixture
+NAMES = ("iptables-nft", "ipset-nft", "nftables")
+
+
+def _policy(family: Family) -> FamilyPolicy:
+    prefix = Prefix(family, 0xFD << family.bits - 8, 16)
+    entry = entry_of_prefix(prefix, Verdict.NON_MASQUERADE, Origin("one"))
+    return FamilyPolicy(DecisionMap(family, [entry]))
+
+
+@pytest.fixture(params=[(name, family) for name in NAMES for family in Family], ids=str)
+def kept(request: pytest.FixtureRequest, in_ns: Namespace) -> Iterator[tuple[AnyBackend, Family]]:
+    """A backend whose rules are in force, as a pass left them."""
+    name, family = request.param
+    backend = detect.make(name, Placement())
+    assert reconcile_family(backend, family, _policy(family))
+    yield backend, family
+    backend.close()
+
+
+def _ruin(name: str, family: Family) -> list[list[str]]:
+    """Return what somebody may do to our rules, each by itself."""
+    ip = "ip" if family is Family.IPV4 else "ip6"
+    iptables = ["iptables-nft" if family is Family.IPV4 else "ip6tables-nft", "-t", "nat"]
+    if name == "nftables":
+        return [
+            ["nft", f"delete table {ip} ip-masq"],
+            ["nft", f"flush chain {ip} ip-masq postrouting"],
+            ["nft", f"flush set {ip} ip-masq keep"],
+            ["nft", f"insert rule {ip} ip-masq postrouting accept"],
+            ["nft", "flush ruleset"],
+        ]
+    return [
+        [*iptables, "-F"],
+        [*iptables, "-F", "POSTROUTING"],
+        [*iptables, "-F", "IP-MASQ"],
+        [*iptables, "-D", "IP-MASQ", "1"],
+        [*iptables, "-I", "IP-MASQ", "-j", "ACCEPT"],
+        ["nft", "flush ruleset"],
+    ]
+
+
+def test_what_others_do_to_our_rules_is_seen_at_the_next_look(
+    kept: tuple[AnyBackend, Family], in_ns: Namespace
+) -> None:
+    backend, family = kept
+    assert not backend.disturbed()
+    for words in _ruin("nftables" if backend.name == "nftables" else "iptables", family):
+        in_ns.run(words)
+        assert backend.disturbed(), words
+        assert reconcile_family(backend, family, _policy(family)), words
+        assert not backend.disturbed()
+
+
+def test_what_others_do_to_their_own_rules_calls_for_no_pass(
+    kept: tuple[AnyBackend, Family], in_ns: Namespace
+) -> None:
+    backend, family = kept
+    iptables = "iptables-nft" if family is Family.IPV4 else "ip6tables-nft"
+    for words in (
+        ["nft", "add table inet theirs"],
+        [iptables, "-t", "nat", "-N", "THEIRS"],
+        [iptables, "-t", "nat", "-A", "THEIRS", "-p", "tcp", "-j", "RETURN"],
+        [iptables, "-t", "nat", "-F", "THEIRS"],
+        ["nft", "delete table inet theirs"],
+    ):
+        in_ns.run(words)
+        assert not backend.disturbed(), words
+    assert not reconcile_family(backend, family, _policy(family))
+
+
+@pytest.mark.parametrize("name", ["iptables-nft", "nftables"])
+def test_the_agent_puts_back_what_was_flushed_long_before_its_resync(
+    run: Callable[..., Running], in_ns: Namespace, tmp_path: Path, name: str
+) -> None:
+    document = tmp_path / "config"
+    document.write_text("resyncInterval: 1h\nnonMasqueradeCIDRs: [10.0.0.0/8]\n")
+    agent = run("run", f"--config={document}", f"--backend={name}", "--enable-ipv6")
+    agent.wait_ready()
+    before = oracle.snapshot()
+    for _ in range(2):
+        in_ns.run(["nft", "flush ruleset"])
+        wait_until(lambda: oracle.snapshot() == before, "all is there again")
+    assert agent.ready()
