@@ -15,12 +15,12 @@ from ipmasq_agent.agent.reconcile import reconcile_family
 from ipmasq_agent.backends import Change
 from ipmasq_agent.backends.detect import make_iptables
 from ipmasq_agent.backends.iptables import IptablesBackend, program
-from ipmasq_agent.backends.memory import MemoryBackend
 from ipmasq_agent.dialects.iptables import Placement, Plan
 from ipmasq_agent.dialects.tables import Table, empty_table, parse_saved
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
 from tests import oracle
+from tests.memory import MemoryBackend
 from tests.netns import Namespace
 
 CHAIN = "IP-MASQ"

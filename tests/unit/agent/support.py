@@ -10,7 +10,6 @@ from typing import Any
 from ipmasq_agent.agent.choice import BackendChoice
 from ipmasq_agent.agent.kept import Kept
 from ipmasq_agent.agent.loop import Agent, LoopSettings
-from ipmasq_agent.backends.memory import MemoryBackend
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.dialects.tables import Table
@@ -28,6 +27,7 @@ from ipmasq_agent.sources import (
     Sink,
     SourceFailed,
 )
+from tests.memory import MemoryBackend
 
 DEADLINE = 20.0
 # No wish of the benches' needs it, so nobody takes note of it.

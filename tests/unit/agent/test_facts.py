@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from ipmasq_agent.agent.intent import Intent
-from ipmasq_agent.backends.memory import MemoryBackend
 from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.assemble import Facts, Links, Need, Wish
 from ipmasq_agent.policy.decisions import Origin
+from tests.memory import MemoryBackend
 from tests.unit.agent.support import Bench
 
 V4 = Family.IPV4

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipmasq_agent.backends.memory import MemoryBackend
 from ipmasq_agent.dialects.interpretation import interpret
 from ipmasq_agent.dialects.iptables import (
     EDITED_IN_PLACE,
@@ -29,6 +28,7 @@ from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict
 from ipmasq_agent.policy.model import Action, FamilyPolicy, FixedSource
 from tests.golden.cases import CASES
+from tests.memory import MemoryBackend
 from tests.unit.strategies import ANY_POLICY, FAMILIES, policies
 
 V4 = Family.IPV4

@@ -1,4 +1,4 @@
-"""A nat table that lives in memory: for tests, and to plan without a kernel."""
+"""A nat table that lives in memory, for tests that need no kernel."""
 
 from __future__ import annotations
 
