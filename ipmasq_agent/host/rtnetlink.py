@@ -289,6 +289,7 @@ def dump(kind: int, request: bytes, what: str) -> list[bytes]:
     for _ in range(_TRIES):
         try:
             with _netlink(0) as netlink:
+                netlink.settimeout(10)
                 bodies, whole = _dump_once(netlink, kind, request)
         except OSError as cause:
             raise _refused(f"for {what}", cause) from cause

@@ -7,7 +7,7 @@ a change nothing runs.
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
 import threading
 import time
@@ -16,11 +16,10 @@ from pathlib import Path
 
 from ipmasq_agent.errors import SourceError, SourceUnavailable
 from ipmasq_agent.sources import Document, Part, Sink, SourceFailed, revision_of
+from ipmasq_agent.sources.guarded import Unforeseen
 from ipmasq_agent.sources.location import Location, locate
 from ipmasq_agent.sources.settled import MAX_BYTES, BeingWritten, read_settled
 from ipmasq_agent.sources.watch import PathWatch
-
-logger = logging.getLogger(__name__)
 
 # Editors replace a file by moving the old one away first: seconds for which a document
 # that was there is given time to come back before it counts as removed.
@@ -56,6 +55,7 @@ class FileSource:
 
     def __init__(self, path: Path | str) -> None:
         self._path = os.fspath(path)
+        self._unforeseen = Unforeseen(f"reading {self._path}")
         # Reentrant, because a sink may call refresh.
         self._lock = threading.RLock()
         self._sink: Sink | None = None
@@ -111,14 +111,14 @@ class FileSource:
             if self._sink is not None:
                 raise RuntimeError("a source can be started once")
             self._sink = sink
-            self._watch = PathWatch(self._path, self._changed, self._lock)
-            self._look(time.monotonic())
+            self._watch = PathWatch(self._path, self._changed, self._watch_failed, self._lock)
+            self._look_or_tell(time.monotonic())
 
     def refresh(self) -> None:
         """Read again now and deliver, or deliver once the writers are done."""
         with self._lock:
             self._refreshing = True
-            self._look(time.monotonic())
+            self._look_or_tell(time.monotonic())
 
     def stop(self) -> None:
         """End the watch and its threads; not to be called by the sink.
@@ -138,14 +138,21 @@ class FileSource:
 
     def _changed(self, noticed: float) -> None:
         self._recheck = RECHECK
-        self._look_or_log(noticed)
+        self._look_or_tell(noticed)
 
-    def _look_or_log(self, noticed: float) -> None:
+    def _look_or_tell(self, noticed: float) -> None:
+        """Look; what fails unexpectedly is told, and looked at again soon."""
         try:
             self._look(noticed)
-        except Exception:
-            # An exception would end watchdog's thread, and with it the watch, unnoticed.
-            logger.exception("the change of %s could not be handled", self._path)
+        except Exception as cause:
+            self._tell(None, self._unforeseen.error(cause))
+            with contextlib.suppress(RuntimeError):  # no thread to wait in: a resync looks too
+                self._look_later(STUCK, noticed)
+
+    def _watch_failed(self, error: SourceError) -> None:
+        with self._lock:
+            self._tell(None, error)
+            self._look_or_tell(time.monotonic())
 
     def _look(self, noticed: float) -> None:
         """Find out what the document is, and deliver it if that is news."""
@@ -256,7 +263,7 @@ class FileSource:
             with self._lock:
                 if self._timer is timer:
                     self._timer = None
-                    self._look_or_log(noticed)
+                    self._look_or_tell(noticed)
 
         timer = threading.Timer(delay, due)
         timer.daemon = True

@@ -4,13 +4,37 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from ipmasq_agent.errors import SourceError, UnexpectedError
 from ipmasq_agent.sources.backoff import Backoff
 
 logger = logging.getLogger(__name__)
+# Seconds after which work that fails has gone well before.
+_WELL = 60.0
 _must_live: set[Guarded] = set()
+
+
+class Unforeseen:
+    """Makes errors of a source of exceptions that nobody foresaw, and logs them.
+
+    Args:
+        what: failed.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._traced = ""
+
+    def error(self, cause: Exception) -> SourceError:
+        """Return what to tell; the log says where it came from, each place once in a row."""
+        error = UnexpectedError(cause, self._what)
+        # What fails again and again for one reason fills no disk.
+        trace, self._traced = error.trace if error.trace != self._traced else None, error.trace
+        fields = {"error": str(error), **({"trace": trace} if trace else {})}
+        logger.error("failed", extra={"fields": fields})
+        return SourceError(error.message, remedy=error.remedy)
 
 
 class Guarded:
@@ -30,7 +54,7 @@ class Guarded:
         self._failed = failed
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._traced = ""
+        self._unforeseen = Unforeseen(f"the thread {name}")
 
     def start(self) -> None:
         """Start the thread; where the system has none to give, ``revive`` tries again."""
@@ -58,29 +82,24 @@ class Guarded:
         try:
             thread.start()
         except (RuntimeError, MemoryError) as cause:  # no thread, or no stack for it
-            self._tell(cause)
+            self._failed(self._unforeseen.error(cause))
         else:
             self._thread = thread
 
     def _run(self) -> None:
         backoff = Backoff()
         while not self._stopping.is_set():
+            began = time.monotonic()
             try:
                 self._work()
-            except Exception as error:
-                self._tell(error)
+            except Exception as cause:
+                self._failed(self._unforeseen.error(cause))
+                if time.monotonic() - began > _WELL:
+                    backoff.reset()
                 self._stopping.wait(backoff.next())
             else:
                 _must_live.discard(self)
                 return
-
-    def _tell(self, cause: Exception) -> None:
-        error = UnexpectedError(cause, f"the thread {self.name}")
-        # The place once: what fails again and again for one reason fills no disk.
-        trace, self._traced = error.trace if error.trace != self._traced else None, error.trace
-        fields = {"error": str(error), **({"trace": trace} if trace else {})}
-        logger.error("thread failed", extra={"fields": fields})
-        self._failed(SourceError(error.message, remedy=error.remedy))
 
 
 def dead() -> list[str]:

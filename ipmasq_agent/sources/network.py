@@ -86,8 +86,9 @@ class NetworkWatch:
             return
         self._stopping = True
         os.eventfd_write(self._wake, 1)
-        self._guarded.stop()
-        os.close(self._wake)
+        self._guarded.stop(1)
+        if not self._guarded.alive:
+            os.close(self._wake)
 
     # In the thread
 

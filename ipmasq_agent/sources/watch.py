@@ -25,6 +25,7 @@ from watchdog.observers.inotify_c import (
 )
 
 from ipmasq_agent.errors import SourceError
+from ipmasq_agent.sources.guarded import Guarded
 from ipmasq_agent.sources.location import Location, Place, Step, locate
 
 # In a directory: entries that come, go or are replaced; and the directory itself.
@@ -58,7 +59,8 @@ Watched = tuple[tuple[Step, ...], tuple[Place, ...]]
 class PathWatch:
     """Follows one path, and calls ``changed(noticed)`` when it may lead elsewhere or hold more.
 
-    ``noticed`` is ``time.monotonic()`` when the event was read. The callback runs in the
+    ``noticed`` is ``time.monotonic()`` when the event was read. ``failed`` is told when the
+    thread fails, whose work is begun anew. The callback runs in the
     one thread of this object; an instance can be neither restarted nor shared. ``lock``
     is the owner's: it is held in the callback, and must be held to call ``follow``.
 
@@ -68,8 +70,16 @@ class PathWatch:
             be closed since.
     """
 
-    def __init__(self, path: str, changed: Callable[[float], None], lock: threading.RLock) -> None:
+    def __init__(
+        self,
+        path: str,
+        changed: Callable[[float], None],
+        failed: Callable[[SourceError], None],
+        lock: threading.RLock,
+    ) -> None:
         self._lock = lock
+        self._failed = failed
+        self._reader: Guarded | None = None
         self._path = path
         self._changed = changed
         self._inotify: InotifyFD | None = None
@@ -110,9 +120,11 @@ class PathWatch:
     def stop(self) -> None:
         """End the watches and the thread; safe to call twice. The lock must be free."""
         inotify, self._inotify = self._inotify, None
+        reader, self._reader = self._reader, None
         if inotify is not None:
             inotify.stop()
-            inotify.join()
+        if reader is not None:
+            reader.stop(1)
 
     def _watch(self, location: Location) -> bool:
         """Put watches for ``location`` in place, then take the earlier ones away.
@@ -123,7 +135,9 @@ class PathWatch:
         """
         if self._inotify is None:
             self._inotify = InotifyFD()
-            self._inotify.start()
+            # Its run is ours to begin, and to begin anew.
+            self._reader = Guarded(self._inotify.run, "file-watch", self._failed)
+            self._reader.start()
         names: dict[WatchDescriptor, set[str | None]] = {}
         held: list[tuple[WatchDescriptor, CallbackId]] = []
         files: dict[WatchDescriptor, tuple[int, int]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -794,7 +795,34 @@ def test_a_failing_sink_does_not_end_the_watch(
         heard.content(b"third")
     finally:
         source.stop()
-    assert "a bug elsewhere" in caplog.text
+    traces = [getattr(record, "fields", {}).get("trace", "") for record in caplog.records]
+    assert any("test_file.py" in trace and trace.endswith("ValueError") for trace in traces)
+    assert "a bug elsewhere" not in str(traces)
+
+
+def test_a_watch_whose_reading_fails_is_told_and_goes_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard()
+    source = FileSource(path)
+    source.start(heard)
+    read, failing = os.read, threading.Event()
+
+    def failing_once(descriptor: int, count: int) -> bytes:
+        if threading.current_thread().name == "file-watch" and not failing.is_set():
+            failing.set()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(descriptor, count)
+
+    monkeypatch.setattr(os, "read", failing_once)
+    try:
+        path.write_bytes(b"second")
+        heard.content(b"second")
+        assert failing.is_set()
+        path.write_bytes(b"third")
+        heard.content(b"third")
+    finally:
+        source.stop()
 
 
 def test_errors_of_read_are_source_errors(tmp_path: Path) -> None:
