@@ -111,7 +111,9 @@ class Story:
         for nodes, documents in ((FIRST_CLUSTER, FIRST), (SECOND_CLUSTER, ALONE)):
             for node in nodes:
                 self.lab.write(node.name, self._written(documents))
-                self.lab.start_agent(node.name, self._command(node.name, "run"), stay=stay)
+                self.lab.start_agent(
+                    node.name, self._command(node.name, "run", "--state-dir="), stay=stay
+                )
         for node in NODES:
             status = self.lab.wait_for(node.name, "the agent is ready", lambda s: s["ready"])
             self.backend = str(status["mode"])

@@ -21,7 +21,6 @@ from kubernetes.client.rest import RESTClientObject
 from ipmasq_agent.errors import SourceError, SourceUnavailable
 from ipmasq_agent.sources.kube_credentials import Credentials
 from ipmasq_agent.sources.kube_words import bare, said, why
-from ipmasq_agent.sources.kubeconfig import check_proxy
 
 CONNECT_TIMEOUT = 5.0
 # As much of an error's body as is worth reading: a Status object is far smaller.
@@ -182,6 +181,8 @@ class KubeApi:
             client = RESTClientObject(configuration)
         # The proxy's URL and package are looked at here, in whichever way they fail.
         except Exception as cause:
+            from ipmasq_agent.sources.kubeconfig import check_proxy
+
             if configuration.proxy:
                 check_proxy(configuration.proxy)
             raise SourceError(f"{self.credentials} cannot be used: {why(cause)}") from cause

@@ -19,7 +19,6 @@ from kubernetes.client import Configuration
 from kubernetes.config import incluster_config, load_incluster_config, load_kube_config
 
 from ipmasq_agent.errors import SourceError, SourceUnavailable
-from ipmasq_agent.sources import kubeconfig as kubeconfigs
 from ipmasq_agent.sources.kube_words import why
 
 
@@ -57,7 +56,9 @@ class Credentials:
             kubeconfig = kubeconfig or str(home)
             self.name = f"the kubeconfig {kubeconfig}"
             paths = [os.path.expanduser(each) for each in kubeconfig.split(os.pathsep) if each]
-            self._plugin = kubeconfigs.check(paths, self._context)
+            from ipmasq_agent.sources.kubeconfig import check
+
+            self._plugin = check(paths, self._context)
         else:
             raise SourceError(
                 "there are no credentials for the Kubernetes API: this is not a pod with a "

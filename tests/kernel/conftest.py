@@ -27,11 +27,12 @@ def _swept() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_pins() -> Iterator[None]:
-    """Pin eBPF maps and programs on a file system that goes with the test."""
+def _own_pins(tmp_path: Path) -> Iterator[None]:
+    """Pin eBPF maps and programs on a file system that goes with the test, as its state does."""
     # Not the test's own patch: what that changes is undone before other fixtures end.
     with bpf_file_system() as place, pytest.MonkeyPatch.context() as patch:
         patch.setenv(PINS, str(place / "pins"))
+        patch.setenv("IPMASQ_STATE_DIR", str(tmp_path / "state"))
         yield
 
 
