@@ -59,7 +59,7 @@ def look(backend: Backend[State, Desired, Plan], intent: Intent, rival: str) -> 
     """
 
     def compared(family: Family) -> None:
-        actual, desired = backend.read_with_others(family), intent.desired(backend, family)
+        actual, desired = backend.read(family), intent.desired(backend, family)
         # Rules of another form that decide the same do no harm.
         if backend.plan(actual, desired) and backend.interpret(actual).policy != intent.policy(
             backend, family

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ipmasq_agent.answers.overrides import Overridden
 from ipmasq_agent.policy.addresses import Family
+
+_SHOWN = 8  # rules of others
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,8 @@ class Status:
         advice: what the backend has to say about the size of what it holds.
         contested: who undoes what we write, again and again; None while nobody does.
         passes: how many there were, and how many of them changed the kernel.
+        overridden: what others decide about otherwise than the policy, which the kernel holds.
+        partial: rules of others that do so for some packets, in words.
         counters: family and outcome → packets and flows, where the data plane counts by
             itself.
     """
@@ -75,7 +80,18 @@ class Status:
     left_behind: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
     contested: str | None = None
+    overridden: tuple[Overridden, ...] = ()
+    partial: tuple[str, ...] = ()
     counters: Mapping[tuple[Family, str], int] = field(default_factory=dict)
+
+    @property
+    def in_force(self) -> bool:
+        """Whether what becomes of packets is what the policy says.
+
+        A rule of others that comes first is theirs to remove, and no reason to restart or
+        to hold back an agent: readiness does not ask for this.
+        """
+        return self.in_sync and not self.overridden
 
     @property
     def ready(self) -> bool:
@@ -143,6 +159,9 @@ class Status:
             "facts": [{"name": name, "error": error} for name, error in self.facts.items()],
             "leftBehind": list(self.left_behind),
             "advice": list(self.advice),
+            "inForce": self.in_force,
+            "overrides": [item.as_data() for item in self.overridden],
+            "exceptions": list(self.partial),
             "contested": self.contested,
             "passes": self.passes,
             "changes": self.changes,
@@ -182,6 +201,7 @@ class Status:
         lines = [
             f"Masquerading: {self.mode} [{', '.join(self.devices)}] {native} [{switches}]",
             f"In sync:      {'yes' if self.in_sync else 'no'}",
+            f"In force:     {'yes' if self.in_force else 'no'}",
             f"Config:       {config.source} (revision {config.revision}, {state})",
             f"Backend:      {self.mode} ({self.mode_reason})",
         ]
@@ -191,6 +211,10 @@ class Status:
         lines += (f"Error:        {f.value}: {error}" for f, error in self.errors.items())
         lines += (f"Error:        {line}" for line in self._lost())
         lines += (f"Error:        {line}" for line in self.left_behind)
+        lines += (f"Overridden:   {item}" for item in self.overridden[:_SHOWN])
+        if len(self.overridden) > _SHOWN:
+            lines.append(f"Overridden:   by {len(self.overridden) - _SHOWN} more rules")
+        lines += (f"Some packets: {line}" for line in self.partial[:_SHOWN])
         lines += (f"Waiting:      {line.removeprefix('waiting for ')}" for line in self.waiting)
         lines += (f"Warning:      {warning}" for warning in (*config.warnings, *self.advice))
         return "\n".join(lines)

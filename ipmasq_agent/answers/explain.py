@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ipmasq_agent.dialects.hook import Neighbours, joined
 from ipmasq_agent.dialects.interpretation import Interpretation
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address, prefixes_of_range
 from ipmasq_agent.policy.decisions import Origin, Verdict
@@ -42,6 +45,7 @@ class Explanation:
     route: Route
     exceptions: tuple[str, ...] = ()
     translated_to: str | None = None
+    overridden: bool = False
 
     @property
     def source(self) -> str | None:
@@ -60,6 +64,11 @@ class Explanation:
         """Why: the user's own entry with its line, or what stands in for it."""
         if self.entry is None:
             return f"decided by {self.rule_text}; no document to compare with"
+        if self.overridden and self.expected is not self.verdict:
+            return (
+                f"somebody else's rule decides; the document says {self.expected} "
+                f"because of {self.entry}"
+            )
         if self.expected is not self.verdict:
             return (
                 f"the kernel is not in step: the document says {self.expected} "
@@ -80,6 +89,7 @@ class Explanation:
             "document": self.entry.document if self.entry else None,
             "line": self.entry.line if self.entry else None,
             "exceptions": list(self.exceptions),
+            "overridden": self.overridden,
         }
 
     def as_text(self) -> str:
@@ -87,6 +97,8 @@ class Explanation:
         seen = self.source or "the pod's own address"
         if self.verdict is Verdict.MASQUERADE and self.translated_to is None:
             seen = "unknown: the node has no route to it"
+            if self.overridden and self.route.device is not None:
+                seen = "unknown: that rule has several addresses to choose from"
         through = f" (through {self.route.device})" if self.route.device else ""
         lines = [
             f"{self.destination}: {self.verdict}",
@@ -110,6 +122,7 @@ def explain(
     destination: int,
     asked_source: str | None,
     kernel: Interpretation,
+    others: Neighbours,
     wanted: FamilyPolicy | None,
     route: Route,
 ) -> Explanation:
@@ -119,19 +132,23 @@ def explain(
         family: of the destination.
         destination: its address.
         asked_source: the source that the question is about, as text, or None for any.
-        kernel: what the kernel decides for that source.
+        kernel: what our rules in the kernel decide for that source.
+        others: what all others at the hook decide, for that source and the route's device.
         wanted: the policy of the document, or None where there is none to compare with.
         route: where the node would send the packet.
     """
     source = parse_address(asked_source)[1] if asked_source is not None else None
-    verdict, rule = _decide(kernel.policy, destination, source, route)
+    in_force = joined(kernel, others)
+    ours = kernel if others.asleep is None else in_force
+    verdict, rule = _decide(ours.policy, destination, source, route)
+    elsewhere = None if route.local else others.decide(verdict, destination)
+    if elsewhere is not None:
+        verdict, rule = elsewhere.verdict, elsewhere.origin
     expected, entry = _decide(wanted, destination, source, route) if wanted else (None, None)
-    exceptions = [str(e) for e in kernel.exceptions if e.concerns(destination)]
+    exceptions = [str(e) for e in in_force.exceptions if e.concerns(destination)]
     guarding = kernel.policy.guards.sources
-    if verdict is Verdict.MASQUERADE and guarding and source is None:
+    if elsewhere is None and verdict is Verdict.MASQUERADE and guarding and source is None:
         exceptions.append(f"it does not come from {_shown(guarding)}")
-    fixed = (f.address for f in kernel.policy.action.fixed if f.first <= destination <= f.last)
-    address = next(fixed, None)
     return Explanation(
         destination=family.show(destination),
         asked_source=asked_source,
@@ -141,8 +158,32 @@ def explain(
         expected=expected,
         route=route,
         exceptions=tuple(exceptions),
-        translated_to=route.address if address is None else family.show(address),
+        translated_to=_translated(
+            kernel.policy if elsewhere is None else None, others, rule, destination, route
+        ),
+        overridden=elsewhere is not None or others.asleep is not None,
     )
+
+
+def _translated(
+    ours: FamilyPolicy | None,
+    others: Neighbours,
+    rule: Origin,
+    destination: int,
+    route: Route,
+) -> str | None:
+    """Return the address that masqueraded packets get; None where it cannot be told."""
+    if ours is not None:
+        fixed = (f.address for f in ours.action.fixed if f.first <= destination <= f.last)
+        address = next(fixed, None)
+        return route.address if address is None else ours.family.show(address)
+    text = others.sources.get(rule)
+    if text is None:
+        return route.address
+    for candidate in (text, text.rpartition(":")[0].strip("[]")):  # it may go on with ports
+        with contextlib.suppress(ValueError):
+            return str(ipaddress.ip_address(candidate))
+    return None
 
 
 def _decide(
@@ -174,11 +215,16 @@ def _shown(items: Sequence[object]) -> str:
     return ", ".join(map(str, items[:_SHOWN])) + (", ..." if len(items) > _SHOWN else "")
 
 
-def cidrs_in_force(kernels: Sequence[Interpretation]) -> list[str]:
+def cidrs_in_force(kernels: Sequence[Interpretation], *, whole: bool = True) -> list[str]:
     """Return the non-masquerade CIDRs that a kernel holds, in the order of its rules.
 
     A rule is listed with its own prefix if it decides for at least one address; where a
     rule has no prefix of its own (a negated one), the ranges that it decides are.
+
+    Args:
+        kernels: what is in force.
+        whole: False where others decide about parts of such prefixes: then what is left of
+            them is listed.
     """
     cidrs: dict[str, None] = {}
     for kernel in kernels:
@@ -189,7 +235,7 @@ def cidrs_in_force(kernels: Sequence[Interpretation]) -> list[str]:
             if entry.origin.line is None:
                 continue  # no rule translates it: that is not an entry of anyone's
             words = entry.origin.text.split()
-            if "-d" in words and "!" not in words:
+            if whole and "-d" in words and "!" not in words:
                 cidrs[words[words.index("-d") + 1]] = None
             else:
                 for prefix in prefixes_of_range(decisions.family, entry.first, entry.last):

@@ -82,10 +82,7 @@ class Backend(abc.ABC, Generic[State, Desired, Plan]):
 
     @abc.abstractmethod
     def interpret(self, state: State, source: int | None = None) -> Interpretation:
-        """Return what a state decides, for every source or for one.
-
-        What others have there tells only in a state of ``read_with_others`` or ``read_at``.
-        """
+        """Return what our part of a state decides, for every source or for one."""
 
     @abc.abstractmethod
     def read(self, family: Family) -> State:
@@ -96,16 +93,6 @@ class Backend(abc.ABC, Generic[State, Desired, Plan]):
         Raises:
             KernelReadError: it cannot be read in full.
         """
-
-    def read_with_others(self, family: Family) -> State:
-        """Return what ``read`` does, and all of others that may decide before or after it.
-
-        It is what questions are answered from.
-
-        Raises:
-            KernelReadError: it cannot be read in full.
-        """
-        return self.read(family)
 
     def recall(self, family: Family) -> State:
         """Return what the kernel holds, without asking for what it cannot have lost.
@@ -120,8 +107,8 @@ class Backend(abc.ABC, Generic[State, Desired, Plan]):
         return self.read(family)
 
     def read_at(self, family: Family, destination: int) -> State:
-        """Return ``read_with_others``, or what is as right about one destination, and cheaper."""
-        return self.read_with_others(family)
+        """Return a state that is right about one destination; cheaper than ``read``."""
+        return self.read(family)
 
     @abc.abstractmethod
     def apply(self, family: Family, change: Plan) -> None:

@@ -10,7 +10,7 @@ from functools import cache
 from ipmasq_agent.backends import Backend
 from ipmasq_agent.backends.ipset import Sets
 from ipmasq_agent.dialects import iptables as dialect
-from ipmasq_agent.dialects.interpretation import Interpretation, interpret
+from ipmasq_agent.dialects.interpretation import Interpretation, interpret, only_ours
 from ipmasq_agent.dialects.ipset import AddressSet
 from ipmasq_agent.dialects.iptables import Desired, Placement, Plan
 from ipmasq_agent.dialects.tables import Table
@@ -87,8 +87,8 @@ class IptablesBackend(Backend[Table, Desired, Plan]):
         )
 
     def interpret(self, state: Table, source: int | None = None) -> Interpretation:
-        """Return what the table decides."""
-        return interpret(state, self.placement, source)
+        """Return what our chain decides."""
+        return interpret(only_ours(state, self.placement), self.placement, source)
 
     @abc.abstractmethod
     def read_rules(self, family: Family) -> Table:
@@ -98,14 +98,6 @@ class IptablesBackend(Backend[Table, Desired, Plan]):
             KernelReadError: it cannot be read in full.
         """
 
-    def reachable(self, table: Table) -> Table:
-        """Return what ``read_rules`` gave, with every chain that POSTROUTING leads to.
-
-        Raises:
-            KernelReadError: one of them cannot be read in full.
-        """
-        return table
-
     @abc.abstractmethod
     def write_rules(self, family: Family, change: Plan) -> None:
         """Carry out the part of ``change`` that is about the table, in one transaction."""
@@ -114,17 +106,13 @@ class IptablesBackend(Backend[Table, Desired, Plan]):
         """Return our chain, POSTROUTING, and our sets, whole."""
         return self._joined(self.read_rules(family), self._sets.read)
 
-    def read_with_others(self, family: Family) -> Table:
-        """Return the same with the chains of others that POSTROUTING leads to."""
-        return self.reachable(self.read(family))
-
     def recall(self, family: Family) -> Table:
         """Return the same with elements from memory where their count agrees."""
         return self._joined(self.read_rules(family), self._sets.recall)
 
     def read_at(self, family: Family, destination: int) -> Table:
-        """Return what ``read_with_others`` does, of our set what it says about one address."""
-        table = self.reachable(self.read_rules(family))
+        """Return our chain and POSTROUTING, of our set what it says about one address."""
+        table = self.read_rules(family)
         return replace(table, sets=self._sets.read_at(family, destination))
 
     def _joined(

@@ -4,16 +4,14 @@ nf_tables commits a restore as one transaction and refuses it when the ruleset c
 between (the program then tries again by itself), so no lock of ours is needed.
 
 The table is read by chain, as on a large node others have a hundred thousand rules in it:
-a pass needs our chain and POSTROUTING, a question also the chains that POSTROUTING leads
-to. iptables-nft asks the kernel for the chains that it is told of and no others (seen of
-1.8.9, for ``-S`` as for a restore); ``iptables-nft-save`` takes seconds and hundreds of
-megabytes there.
+what a pass needs are our chain and POSTROUTING. iptables-nft asks the kernel for the chains
+that it is told of and no others (seen of 1.8.9, for ``-S`` as for a restore);
+``iptables-nft-save`` takes seconds and hundreds of megabytes there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from ipmasq_agent.backends.iptables import IptablesBackend, program
@@ -116,18 +114,6 @@ class NftBackend(IptablesBackend):
             except KernelReadError:
                 return True  # the pass that follows says what is wrong, until it is not
         return False
-
-    def reachable(self, table: Table) -> Table:
-        """Return the table with the chains that a packet may meet on from POSTROUTING."""
-        chains: dict[str, Chain] = {}
-        waiting = [self.placement.chain, POSTROUTING]
-        while waiting:
-            name = waiting.pop()
-            info = None if name in chains else chain_info(table.family, _TABLE, name)
-            if info is not None:
-                chains[name] = self._read_listed(table.family, info).chain
-                waiting += {rule.target for rule in chains[name].rules if rule.target}
-        return replace(table, chains=chains)
 
     def _read_listed(self, family: Family, info: ChainInfo) -> _Read:
         """Read a chain as iptables-nft lists it, checked against the kernel's own list.

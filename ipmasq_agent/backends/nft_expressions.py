@@ -61,8 +61,8 @@ _SILENT = frozenset({"counter", "log", "last"})
 class References(NamedTuple):
     """What rules lead to, and which sets they ask."""
 
-    chains: frozenset[str]
-    sets: frozenset[str]
+    chains: frozenset[str] = frozenset()
+    sets: frozenset[str] = frozenset()
 
 
 def references(rules: Iterable[Sequence[Expression]]) -> References:
@@ -105,6 +105,22 @@ def told(
         if kind not in _SILENT:
             program.step(kind, data)
     return Rule(" ".join(program.words), tuple(sorted(program.options)))
+
+
+def as_iptables(rule: Rule) -> str:
+    """Return a rule in the words of iptables, where it has them for all of it."""
+    words = []
+    for name, flag in _FLAGS.items():
+        for option in rule.meaning:
+            if option.name == name:
+                words.append(f"{'! ' if option.negated else ''}{flag} {' '.join(option.values)}")
+    known = all(option.name in _FLAGS for option in rule.meaning)
+    return " ".join(words) if known else rule.text
+
+
+_FLAGS = {"source": "-s", "destination": "-d", "in-interface": "-i", "out-interface": "-o"}
+_FLAGS |= {"protocol": "-p", "mark": "-m mark --mark", "dst-type": "-m addrtype --dst-type"}
+_FLAGS |= {"jump": "-j", "goto": "-g", "to-source": "--to-source"}
 
 
 @dataclass(slots=True)

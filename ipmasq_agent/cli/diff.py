@@ -39,7 +39,7 @@ def command(output: str, **options: Any) -> int:
         backend, left_behind = choice.current(large=intent.is_large)
         diffs = {family: FamilyDiff(family) for family in Family}
         for family in intent.wish.families:
-            diffs[family] = family_diff(backend, family, intent)
+            diffs[family] = family_diff(backend, family, intent, settings.placement)
             advice = backend.advice(intent.desired(backend, family))
             if advice:
                 click.echo(f"warning: {family.value}: {advice}", err=True)

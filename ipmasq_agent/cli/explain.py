@@ -29,7 +29,10 @@ def command(destination: str, src: str | None, output: str, **options: Any) -> N
     that the receiver sees.
     """
     from ipmasq_agent.answers.explain import Route, explain
+    from ipmasq_agent.backends.hook import read_hook
     from ipmasq_agent.cli.wiring import backend_choice, read_intent
+    from ipmasq_agent.dialects.hook import neighbours
+    from ipmasq_agent.dialects.matching import question
     from ipmasq_agent.errors import AgentError, UsageError
     from ipmasq_agent.host.routes import look_up
     from ipmasq_agent.policy.addresses import parse_address
@@ -43,6 +46,7 @@ def command(destination: str, src: str | None, output: str, **options: Any) -> N
     if source is not None and source[0] is not family:
         raise UsageError(f"{destination} and {src} are of two address families")
 
+    route = Route(*look_up(family, family.show(address), src))
     choice = backend_choice(settings)
     intent = None
     try:
@@ -52,12 +56,14 @@ def command(destination: str, src: str | None, output: str, **options: Any) -> N
     try:
         backend, _ = choice.current(large=intent is not None and intent.is_large)
         # One address is asked about: a set of a hundred thousand is not read for it.
-        kernel = backend.interpret(backend.read_at(family, address), source[1] if source else None)
+        from_ = source[1] if source else None
+        kernel = backend.interpret(backend.read_at(family, address), from_)
+        hook = read_hook(family, backend.place, settings.placement)
+        others = neighbours(hook, question(from_, route.device))
         wanted = None
         if intent is not None and family in intent.wish.families:
             wanted = intent.policy(backend, family)
     finally:
         choice.close()
-    route = Route(*look_up(family, family.show(address), src))
-    answer = explain(family, address, src, kernel, wanted, route)
+    answer = explain(family, address, src, kernel, others, wanted, route)
     emit(answer.as_data(), output, answer.as_text)

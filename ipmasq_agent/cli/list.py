@@ -26,34 +26,48 @@ def command(output: str, **options: Any) -> None:
     Both families are shown, whoever wrote the rules and whatever the document says.
     """
     from ipmasq_agent.answers.explain import cidrs_in_force
+    from ipmasq_agent.answers.overrides import shadow
+    from ipmasq_agent.cli.questions import others_at_hook
     from ipmasq_agent.cli.wiring import backend_choice
+    from ipmasq_agent.dialects.hook import joined
     from ipmasq_agent.policy.addresses import Family
-    from ipmasq_agent.policy.decisions import Verdict
 
     settings = settings_of(options)
     choice = backend_choice(settings)
+    kernels = []
+    notes: list[str] = []
+    asked = overridden = False
     try:
         backend, _ = choice.current()
-        states = [backend.read_with_others(family) for family in Family]
-        kernels = [backend.interpret(state) for state in states if backend.describe(state)]
+        for family in Family:
+            state = backend.read(family)
+            if not backend.describe(state):
+                continue
+            own = backend.interpret(state)
+            others = others_at_hook(backend, family, settings.placement, own.policy.guards)
+            kernels.append(joined(own, others))
+            asked |= own.policy.masquerades
+            found = shadow(own.policy, others).overridden
+            overridden |= bool(found)
+            notes += (f"somebody else's rule decides: {item}" for item in found)
     finally:
         choice.close()
-    cidrs = cidrs_in_force(kernels)
+    cidrs = cidrs_in_force(kernels, whole=not overridden)
     emit(
-        {"backend": backend.name, "nonMasqueradeCIDRs": cidrs},
+        {
+            "backend": backend.name,
+            "nonMasqueradeCIDRs": cidrs,
+            "inForce": asked and not overridden,
+        },
         output,
         lambda: "\n".join(["IP PREFIX/ADDRESS", *cidrs]),
     )
-    if not any(
-        entry.verdict is Verdict.MASQUERADE
-        for kernel in kernels
-        for entry in kernel.policy.decisions.ranges
-    ):
-        click.echo(
-            f"note: nothing is masqueraded: {backend.name} has no chain "
-            f"{settings.placement.chain} in force",
-            err=True,
+    if not any(kernel.policy.masquerades for kernel in kernels):
+        notes.append(
+            f"nothing is masqueraded by us: {backend.name} has no chain "
+            f"{settings.placement.chain} in force"
         )
     for kernel in kernels:
-        for exception in kernel.exceptions:
-            click.echo(f"note: for some packets {exception}", err=True)
+        notes += (f"for some packets {exception}" for exception in kernel.exceptions)
+    for note in notes:
+        click.echo(f"note: {note}", err=True)

@@ -12,12 +12,16 @@ from dataclasses import replace
 
 from ipmasq_agent.answers.compare import Side
 from ipmasq_agent.answers.explain import rule_text
+from ipmasq_agent.answers.overrides import usual
 from ipmasq_agent.backends import detect
+from ipmasq_agent.backends.hook import read_hook
 from ipmasq_agent.cli.cilium_sides import CiliumSides
 from ipmasq_agent.cli.options import BACKENDS, Settings, split_configmap
 from ipmasq_agent.cli.wiring import read_intent
+from ipmasq_agent.dialects.hook import joined, neighbours
 from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.errors import AgentError, UsageError
+from ipmasq_agent.host.links import egress_devices
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import assemble_family
 from ipmasq_agent.policy.decisions import Verdict
@@ -81,30 +85,39 @@ def _kernel(text: str, requested: str, settings: Settings) -> Side:
     if requested not in known:
         raise UsageError(f"{text!r} names no backend", remedy=f"name one of {', '.join(known)}")
     chosen, _ = detect.choose(requested)
-    side = _held(chosen, settings.placement)
-    if requested != "auto" or _tells(side):
-        return side
-    # The rules may be those of another backend: of the set form of the same chain, or of
-    # an agent that was told to use it.
-    place, holders = _place(chosen, settings.placement), detect.holders(settings.placement)
-    for name in detect.BACKENDS:
-        if name in holders or _place(name, settings.placement) == place:
-            with contextlib.suppress(AgentError):  # the one that was chosen could be read
-                other = _held(name, settings.placement)
-                if _tells(other):
-                    return other
-    return side
+    if requested != "auto":
+        return _held(chosen, settings.placement)
+    if not _tells(_held(chosen, settings.placement)):
+        # The rules may be those of another backend: of the set form of the same chain, or of
+        # an agent that was told to use it.
+        place, holders = _place(chosen, settings.placement), detect.holders(settings.placement)
+        for name in detect.BACKENDS:
+            if name in holders or _place(name, settings.placement) == place:
+                with contextlib.suppress(AgentError):  # the one that was chosen could be read
+                    if _tells(_held(name, settings.placement)):
+                        chosen = name
+                        break
+    return _held(chosen, settings.placement, alone=False)
 
 
-def _held(name: str, placement: Placement) -> Side:
-    """Return what the kernel holds, as one backend reads it."""
+def _held(name: str, placement: Placement, *, alone: bool = True) -> Side:
+    """Return what the kernel holds, as one backend reads it.
+
+    Args:
+        name: which backend.
+        placement: where our rules are.
+        alone: leave out what others have at the hook but for the chains around ours.
+    """
     policies: dict[Family, FamilyPolicy] = {}
     notes: list[str] = []
     backend = detect.make(name, placement)
     try:
         for family in Family:
-            state = backend.read_with_others(family)
-            kernel = backend.interpret(state)
+            state = backend.read(family)
+            own = backend.interpret(state)
+            hook = read_hook(family, backend.place, placement)
+            asked = usual(own.policy.guards, egress_devices())
+            kernel = joined(own, neighbours(hook.around_ours() if alone else hook, asked))
             idle = kernel.policy.decisions.verdicts == {Verdict.NON_MASQUERADE}
             if backend.describe(state) or not idle:
                 policies[family] = kernel.policy

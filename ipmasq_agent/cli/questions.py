@@ -4,22 +4,38 @@ from __future__ import annotations
 
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.answers.differences import FamilyDiff, decision_changes
+from ipmasq_agent.answers.overrides import usual
 from ipmasq_agent.backends import Backend, Desired, Plan, State
+from ipmasq_agent.backends.hook import read_hook
+from ipmasq_agent.dialects.hook import Neighbours, joined, neighbours
+from ipmasq_agent.dialects.iptables import Placement
+from ipmasq_agent.host.links import egress_devices
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.model import Guards
+
+
+def others_at_hook(
+    backend: Backend[State, Desired, Plan], family: Family, placement: Placement, guards: Guards
+) -> Neighbours:
+    """Return what others decide about the packets that a policy of ours speaks of."""
+    hook = read_hook(family, backend.place, placement)
+    return neighbours(hook, usual(guards, egress_devices()))
 
 
 def family_diff(
-    backend: Backend[State, Desired, Plan], family: Family, intent: Intent
+    backend: Backend[State, Desired, Plan], family: Family, intent: Intent, placement: Placement
 ) -> FamilyDiff:
     """Return what bringing one family to ``intent`` would change."""
-    actual = backend.read_with_others(family)
+    actual = backend.read(family)
     desired = intent.desired(backend, family)
     change = backend.plan(actual, desired)
     if not change:
         return FamilyDiff(family)
     then = backend.after(actual, desired)
+    before, later = backend.interpret(actual), backend.interpret(then)
+    others = others_at_hook(backend, family, placement, later.policy.guards)
     decisions = decision_changes(
-        backend.interpret(actual).policy.decisions, backend.interpret(then).policy.decisions
+        joined(before, others).policy.decisions, joined(later, others).policy.decisions
     )
     return FamilyDiff(
         family,

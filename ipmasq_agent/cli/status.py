@@ -11,6 +11,7 @@ from ipmasq_agent.cli.options import agent_options, settings_of
 from ipmasq_agent.cli.output import emit, output_option
 
 if TYPE_CHECKING:
+    from ipmasq_agent.answers.overrides import Overridden
     from ipmasq_agent.policy.addresses import Family
 
 
@@ -28,10 +29,15 @@ def command(output: str, **options: Any) -> int:
     """Say which data plane masquerades here, and whether it is in step with the document.
 
     Reads the document and the kernel itself, so it works with or without an agent running.
-    Exit status: 0 in sync, 1 not, 2 when the kernel cannot be read at all.
+    In sync is not in force: rules of others may come before ours. Which they are, and for
+    which destinations they decide, is told as well.
+
+    Exit status: 0 in sync and in force, 1 not, 2 when the kernel cannot be read at all.
     """
     from ipmasq_agent.agent.intent import Intent
     from ipmasq_agent.agent.status import ConfigStatus, Status
+    from ipmasq_agent.answers.overrides import shadow
+    from ipmasq_agent.cli.questions import others_at_hook
     from ipmasq_agent.cli.wiring import backend_choice, gather, understand
     from ipmasq_agent.errors import AgentError
     from ipmasq_agent.host.links import egress_devices
@@ -62,6 +68,8 @@ def command(output: str, **options: Any) -> int:
     choice = backend_choice(settings)
     errors = {}
     differing = []
+    overridden: list[Overridden] = []
+    partial: list[str] = []
     advice = []
     counters: Mapping[tuple[Family, str], int] = {}
     try:
@@ -73,6 +81,11 @@ def command(output: str, **options: Any) -> int:
                     if backend.plan(backend.read(family), desired):
                         differing.append(family)
                     advice.append(backend.advice(desired))
+                    policy = intent.policy(backend, family)
+                    others = others_at_hook(backend, family, settings.placement, policy.guards)
+                    found = shadow(policy, others)
+                    overridden += found.overridden
+                    partial += found.partial
                 except AgentError as error:
                     errors[family] = str(error)
         if not errors:
@@ -91,6 +104,8 @@ def command(output: str, **options: Any) -> int:
         advice=tuple(line for line in advice if line),
         in_sync=intent is not None and not differing and not errors,
         errors=errors,
+        overridden=tuple(overridden),
+        partial=tuple(partial),
         counters=counters,
     )
 
@@ -99,4 +114,4 @@ def command(output: str, **options: Any) -> int:
         return "\n".join([status.as_text(), *hints])
 
     emit(status.as_data(), output, as_text)
-    return 0 if status.in_sync else 1
+    return 0 if status.in_force else 1

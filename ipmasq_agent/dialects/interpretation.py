@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from ipmasq_agent.dialects.actions import GUARDING, action_of, guards_of
 from ipmasq_agent.dialects.iptables import POSTROUTING, Placement
 from ipmasq_agent.dialects.matching import question
-from ipmasq_agent.dialects.rules import find_all
-from ipmasq_agent.dialects.tables import Table
+from ipmasq_agent.dialects.rules import Rule, find_all
+from ipmasq_agent.dialects.tables import Chain, Table
 from ipmasq_agent.dialects.walk import VERDICTS, Partial, RuleException, Walk
 from ipmasq_agent.policy.decisions import DecisionMap, Entries, Origin, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy, Guards
@@ -71,6 +71,16 @@ def interpret(table: Table, placement: Placement, source: int | None = None) -> 
     action = action_of(table.rules(placement.chain), table.family)
     policy = FamilyPolicy(decisions, guards, action)
     return Interpretation(policy, tuple(telling(hook.partial, decisions)))
+
+
+def only_ours(table: Table, placement: Placement) -> Table:
+    """Return ``table`` without what others have at the hook; each rule keeps its number."""
+    own = placement.chain
+    hook = tuple(r if r.target == own else _SOMEBODYS for r in table.rules(POSTROUTING))
+    return replace(table, chains={**table.chains, POSTROUTING: Chain(POSTROUTING, None, hook)})
+
+
+_SOMEBODYS = Rule("(not ours)", ())
 
 
 def telling(partial: Iterable[Partial], decisions: DecisionMap) -> Iterator[RuleException]:

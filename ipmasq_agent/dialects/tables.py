@@ -50,22 +50,23 @@ def empty_table(family: Family) -> Table:
     return Table(family, {"POSTROUTING": Chain("POSTROUTING", "ACCEPT", ())})
 
 
-def parse_saved(text: str, family: Family, *, writer: str) -> Table:
-    """Return the nat table in the output of ``iptables-save -t nat``.
+def parse_saved(text: str, family: Family, *, writer: str, table: str = "nat") -> Table:
+    """Return the nat table in the output of ``iptables-save -t nat``, or another one.
 
     Args:
         text: the output, with or without counters.
         family: whose table it is.
         writer: the program, for messages.
+        table: which one it is.
 
     Raises:
-        KernelReadError: the output is cut short, or is not a nat table.
+        KernelReadError: the output is cut short, or is not such a table.
     """
     policies: dict[str, str | None] = {}
     rules: dict[str, list[Rule]] = {}
     in_table = committed = False
     for line in _lines(text):
-        if line == "*nat":
+        if line == f"*{table}":
             in_table = True
         elif not in_table or not line or line.startswith("#"):
             continue
@@ -88,7 +89,9 @@ def parse_saved(text: str, family: Family, *, writer: str) -> Table:
                 raise _incomplete(writer, f"the chain {chain!r} has rules but was not announced")
             rules[chain].append(parse_rule(rest, family))
     if not committed:
-        raise _incomplete(writer, "it ends before COMMIT" if in_table else "it has no nat table")
+        raise _incomplete(
+            writer, "it ends before COMMIT" if in_table else f"it has no {table} table"
+        )
     return Table(
         family, {name: Chain(name, policies[name], tuple(rules[name])) for name in policies}
     )

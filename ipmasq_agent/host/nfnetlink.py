@@ -14,7 +14,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ipmasq_agent.errors import KernelReadError
@@ -33,6 +33,8 @@ _NESTED = 0x8000
 _TYPE_MASK = 0x3FFF
 _INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: the ruleset changed while it was listed
 PROTOCOL = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
+INET = 1
+"""NFPROTO_INET: tables for packets of both families, in place of one of them."""
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
 _COMMENT = 0  # NFTNL_UDATA_TABLE_COMMENT, NFTNL_UDATA_RULE_COMMENT of libnftnl
 _ACKNOWLEDGED = 0x4  # NLM_F_ACK
@@ -73,7 +75,12 @@ class ListedRule(NamedTuple):
         return tuple(expressions_of(self.packed))
 
 
-def list_chain(family: Family, table: str, chain: str) -> list[ListedRule]:
+def protocol_of(family: Family | int) -> int:
+    """Return the number of a family, or of what stands in its place (``INET``)."""
+    return PROTOCOL[family] if isinstance(family, Family) else family
+
+
+def list_chain(family: Family | int, table: str, chain: str) -> list[ListedRule]:
     """Return the rules of one chain, in order; none where there is no such chain.
 
     The kernel passes over the rules of others: asked for one chain, it walks that one only
@@ -205,30 +212,53 @@ def _refused(what: str, cause: OSError) -> KernelReadError:
     )
 
 
-def dump(message: int, family: Family, request: bytes) -> list[dict[int, bytes]]:
-    """Return the attributes of each object of a dump, from one state of the ruleset."""
+def dump(
+    message: int,
+    family: Family | int,
+    request: bytes,
+    keep: Callable[[bytes], bool] | None = None,
+) -> list[dict[int, bytes]]:
+    """Return the attributes of each object of a dump, from one state of the ruleset.
+
+    Args:
+        message: which kind (NFT_MSG_GET...).
+        family: whose.
+        request: the attributes that say which objects.
+        keep: whether an object is asked for, by its packed attributes; None for all.
+    """
     for _ in range(_TRIES):
-        replies = _dump_once(message, family, request)
+        replies = _dump_once(message, family, request, keep)
         if replies is not None:
             return replies
     raise KernelReadError(
-        f"the nf_tables rules of {family.value} changed {_TRIES} times while they were listed",
+        f"the nf_tables rules of {_named(family)} changed {_TRIES} times while they were listed",
         remedy="find out which program rewrites them without pause",
     )
 
 
-def _dump_once(message: int, family: Family, request: bytes) -> list[dict[int, bytes]] | None:
+def _named(family: Family | int) -> str:
+    return family.value if isinstance(family, Family) else "inet"
+
+
+def _dump_once(
+    message: int,
+    family: Family | int,
+    request: bytes,
+    keep: Callable[[bytes], bool] | None,
+) -> list[dict[int, bytes]] | None:
     try:
         with _netlink() as netlink:
-            netlink.send(packed(message, REQUEST | _DUMP, 1, PROTOCOL[family], request))
-            return _collect(netlink)
+            netlink.send(packed(message, REQUEST | _DUMP, 1, protocol_of(family), request))
+            return _collect(netlink, keep)
     except OSError as cause:
         if cause.errno == errno.ENOENT:
             return []
-        raise _refused(f"for its {family.value} rules", cause) from cause
+        raise _refused(f"for its {_named(family)} rules", cause) from cause
 
 
-def _collect(netlink: socket.socket) -> list[dict[int, bytes]] | None:
+def _collect(
+    netlink: socket.socket, keep: Callable[[bytes], bool] | None
+) -> list[dict[int, bytes]] | None:
     """Return the replies to a dump, or None where it was interrupted by a change."""
     replies: list[dict[int, bytes]] = []
     interrupted = False
@@ -247,7 +277,8 @@ def _collect(netlink: socket.socket) -> list[dict[int, bytes]] | None:
                     return None
                 raise OSError(-code, os.strerror(-code))
             interrupted |= bool(flags & _INTERRUPTED)
-            replies.append(dict(attributes(payload[4:])))  # past struct nfgenmsg
+            if keep is None or keep(payload):
+                replies.append(dict(attributes(payload[4:])))  # past struct nfgenmsg
 
 
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -17,12 +17,14 @@ from ipmasq_agent.host.nfnetlink import (
     dump,
     nested,
     number,
+    protocol_of,
     text,
 )
 from ipmasq_agent.host.nft_elements import Element, elements_of, pack
 from ipmasq_agent.policy.addresses import Family
 
 _GET_TABLE, _GET_CHAIN, _GET_SET, _GET_ELEMENT = 1, 4, 10, 13
+_DORMANT = 1  # NFT_TABLE_F_DORMANT
 
 
 class TableInfo(NamedTuple):
@@ -121,27 +123,65 @@ def _chain(found: Mapping[int, bytes]) -> ChainInfo:
     )
 
 
+def base_chains(family: Family | int) -> list[tuple[str, ChainInfo]]:
+    """Return the chains that packets enter by themselves, of all tables, each with its table.
+
+    The kernel lists every chain; of those that only rules lead to there may be very many.
+
+    Raises:
+        KernelReadError: the kernel refuses.
+    """
+    hooked = [attribute(7, kind + b"\0") for kind in (b"nat", b"filter", b"route")]
+
+    def keep(payload: bytes) -> bool:
+        return any(kind in payload for kind in hooked)
+
+    found = ((text(chain.get(1)), _chain(chain)) for chain in dump(_GET_CHAIN, family, b"", keep))
+    return [(table, chain) for table, chain in found if chain.hook is not None]
+
+
+def dormant_tables(family: Family | int) -> frozenset[str]:
+    """Return the tables that are dormant: no packet enters their chains.
+
+    Raises:
+        KernelReadError: the kernel refuses.
+    """
+    tables = dump(_GET_TABLE, family, b"")
+    return frozenset(text(table.get(1)) for table in tables if number(table.get(2)) & _DORMANT)
+
+
 def set_infos(family: Family, table: str) -> list[SetInfo]:
     """Return every set and map of a table, without elements.
 
     Raises:
         KernelReadError: the kernel refuses.
     """
-    return [
-        SetInfo(
-            text(found.get(2)),
-            number(found.get(16)),
-            number(found.get(3)),
-            (number(found.get(4)), number(found.get(5))),
-            number(found.get(6)),
-            number(found[20]) if 20 in found else None,
-        )
-        for found in dump(_GET_SET, family, _name(1, table))
-        if text(found.get(1)) == table
-    ]
+    replies = dump(_GET_SET, family, _name(1, table))
+    return [_set(found) for found in replies if text(found.get(1)) == table]
 
 
-def list_elements(family: Family, table: str, name: str) -> bytes:
+def set_info(family: Family | int, table: str, name: str) -> SetInfo | None:
+    """Return a set or a map, or None where there is none of that name.
+
+    Raises:
+        KernelReadError: the kernel refuses.
+    """
+    found = ask(_GET_SET, protocol_of(family), _name(1, table) + _name(2, name))
+    return None if found is None else _set(found)
+
+
+def _set(found: Mapping[int, bytes]) -> SetInfo:
+    return SetInfo(
+        text(found.get(2)),
+        number(found.get(16)),
+        number(found.get(3)),
+        (number(found.get(4)), number(found.get(5))),
+        number(found.get(6)),
+        number(found[20]) if 20 in found else None,
+    )
+
+
+def list_elements(family: Family | int, table: str, name: str) -> bytes:
     """Return the elements of a set as the kernel packs them, in its order.
 
     Raises:

@@ -17,7 +17,7 @@ from operator import eq
 from typing import Generic, NamedTuple, TypeVar, overload
 
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.columns import column, indices
+from ipmasq_agent.policy.columns import Chained, column, indices
 from ipmasq_agent.policy.ranges import NOBODY, agreeing, are_apart, check_ranges, sweep
 
 
@@ -138,6 +138,17 @@ class Entries(_Made):
         firsts, lasts, verdicts, origins = columns
         return cls(family, firsts, lasts, verdicts, origins)
 
+    def before(self, later: Entries) -> Entries:
+        """Return these entries, and after them ``later`` ones."""
+        both = (self, later)
+        return Entries(
+            self.family,
+            Chained(entries._firsts for entries in both),
+            Chained(entries._lasts for entries in both),
+            map(_VERDICTS.__getitem__, self._marks + later._marks),
+            Chained(entries._origins for entries in both),
+        )
+
     def swept(self) -> tuple[list[int], list[int]]:
         """Return where ranges begin, and the position that decides each (see ``sweep``)."""
         return sweep(self._firsts, self._lasts, self.family.last_address)
@@ -230,7 +241,8 @@ class DecisionMap:
     """
 
     __slots__ = (
-        *("_columns", "_marks", "_merged", "_starts", "default", "entries", "family", "ranges"),
+        *("_columns", "_marks", "_merged", "_rest", "_starts"),
+        *("default", "entries", "family", "ranges"),
     )
 
     def __init__(
@@ -255,6 +267,7 @@ class DecisionMap:
         self._columns = columns = Entries.of(family, entries)
         self.entries: Sequence[Entry[Verdict]] = columns
         self.default = default
+        self._rest = default_origin
         starts, deciders = columns.swept()
         self._starts = column(family, starts)
         self._marks = columns.marks(deciders, default)
@@ -286,6 +299,11 @@ class DecisionMap:
         if not 0 <= address <= self.family.last_address:
             raise ValueError(f"{address} is not an address of {self.family.value}")
         return self.ranges[bisect_right(self._starts, address) - 1]
+
+    def overlaid(self, entries: Iterable[Entry[Verdict]]) -> DecisionMap:
+        """Return the map in which ``entries`` decide before those of this one."""
+        over = Entries.of(self.family, entries)
+        return DecisionMap(self.family, over.before(self._columns), self.default, self._rest)
 
     def between(self, first: int, last: int) -> Iterator[Entry[Verdict]]:
         """Yield the ranges that overlap ``first`` to ``last``, in order."""

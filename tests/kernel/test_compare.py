@@ -133,7 +133,8 @@ def test_rules_that_cannot_be_read_are_a_difference(
 ) -> None:
     apply("nft", document)
     capsys.readouterr()
-    native = "nft insert rule ip nat POSTROUTING ip daddr 203.0.113.0/24 meta cpu 0 masquerade"
+    pair = "ip daddr . ip saddr { 203.0.113.1 . 10.0.0.1 }"
+    native = f"nft insert rule ip nat POSTROUTING {pair} masquerade"
     subprocess.run(native.split(), check=True)
     status, out, _ = compare("doc", "kernel", "-o", "json")
     assert status == 1

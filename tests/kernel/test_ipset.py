@@ -55,7 +55,7 @@ class Subject:
         return [line for line in saved.splitlines() if line.startswith("-A")]
 
     def decided(self) -> FamilyPolicy:
-        return self.backend.interpret(self.backend.read_with_others(self.family)).policy
+        return self.backend.interpret(self.backend.read(self.family)).policy
 
 
 @pytest.fixture(
@@ -211,7 +211,7 @@ def test_the_two_forms_of_a_place_become_each_other(subject: Subject) -> None:
     try:
         assert reconcile_family(plain, subject.family, wanted)
         assert subject.sets() == []
-        assert plain.interpret(plain.read_with_others(subject.family)).policy == wanted
+        assert plain.interpret(plain.read(subject.family)).policy == wanted
         assert subject.write(wanted)
         assert subject.decided() == wanted
         assert subject.sets() == [subject.set]

@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 
 from ipmasq_agent.agent.reconcile import reconcile_family
+from ipmasq_agent.backends.hook import read_hook
 from ipmasq_agent.backends.nft import NftBackend
 from ipmasq_agent.backends.nft_native import is_shown_in_full
+from ipmasq_agent.dialects.hook import joined, neighbours
+from ipmasq_agent.dialects.interpretation import Interpretation
 from ipmasq_agent.dialects.iptables import Placement
+from ipmasq_agent.dialects.matching import question
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.host.nfnetlink import list_chain
 from ipmasq_agent.host.nft_objects import chain_info
@@ -65,6 +69,20 @@ REFUSED = (
     "snat to 192.0.2.1",
     "numgen random mod 2 0 accept",
 )
+KEEP, MASQ, UNKNOWN = Verdict.NON_MASQUERADE, Verdict.MASQUERADE, Verdict.UNKNOWN
+# What becomes of packets to 10.0.0.0, which our chain keeps, and to 9.0.0.0, where such a
+# rule decides for all packets or cannot be read. Of most others it decides for some.
+DECIDING = {
+    **dict.fromkeys(SHOWN_IN_PART[3:4], (UNKNOWN, UNKNOWN)),
+    "ip daddr set 192.0.2.1 accept": (UNKNOWN, UNKNOWN),
+    "@ih,0,8 5 accept": (UNKNOWN, UNKNOWN),
+    "log group 5 accept": (KEEP, KEEP),
+    'log prefix "hello " accept': (KEEP, KEEP),
+    "meta nftrace set 1 accept": (KEEP, KEEP),
+    "meta mark set 5 accept": (KEEP, KEEP),
+    "masquerade": (MASQ, MASQ),
+    "snat to 192.0.2.1": (MASQ, MASQ),
+}
 # What iptables-nft writes itself, among it what it writes as native expressions.
 WRITTEN_BY_IPTABLES = (
     "-p tcp --dport 80:90 -j ACCEPT",
@@ -123,6 +141,11 @@ def _reconcile(backend: NftBackend, policy: FamilyPolicy) -> None:
         backend.apply(V4, change)
 
 
+def _in_force(backend: NftBackend, source: int | None = None) -> Interpretation:
+    others = neighbours(read_hook(V4, backend.place, PLACEMENT), question(source))
+    return joined(backend.interpret(backend.read(V4), source), others)
+
+
 @pytest.mark.parametrize("rule", SHOWN_IN_PART + NOT_PARSED + REFUSED)
 def test_native_rule_in_our_chain_is_an_error_with_a_remedy_and_nothing_is_written(
     in_ns: Namespace, rule: str
@@ -140,7 +163,7 @@ def test_native_rule_in_our_chain_is_an_error_with_a_remedy_and_nothing_is_writt
 
 
 @pytest.mark.parametrize("rule", SHOWN_IN_PART + NOT_PARSED + REFUSED)
-def test_native_rule_before_our_jump_is_unknown_and_untouched_and_our_chain_is_kept_right(
+def test_native_rule_before_our_jump_is_told_and_untouched_and_our_chain_is_kept_right(
     in_ns: Namespace, rule: str
 ) -> None:
     backend = NftBackend(PLACEMENT)
@@ -153,13 +176,21 @@ def test_native_rule_before_our_jump_is_unknown_and_untouched_and_our_chain_is_k
 
     assert _rules(in_ns, "POSTROUTING")[: len(foreign)] == foreign
     assert len(_rules(in_ns, "POSTROUTING")) == len(foreign) + 1
-    table = backend.read_with_others(V4)
+    table = backend.read(V4)
     desired = backend.compile(_policy(TENS))
     assert table.rules("IP-MASQ") == desired.rules
     assert not backend.plan(table, desired)
-    decided = backend.interpret(table).policy.decisions.decide(TENS.first)
-    assert decided.verdict is Verdict.UNKNOWN
-    assert (decided.origin.document, decided.origin.line) == ("POSTROUTING", 1)
+    found = _in_force(backend)
+    kept, other = (found.policy.decisions.decide(a) for a in (TENS.first, 9 << 24))
+    if rule in DECIDING:
+        assert (kept.verdict, other.verdict) == DECIDING[rule]
+        assert (other.origin.document, other.origin.line) == ("POSTROUTING", 1)
+    else:
+        assert (kept.verdict, other.verdict) == (KEEP, MASQ)
+    told = [(e.chain, e.position, e.verdict) for e in found.exceptions]
+    decided_by_destination = rule.startswith(("ip daddr", "fib daddr"))
+    some = rule not in DECIDING and not decided_by_destination
+    assert told == [("POSTROUTING", 1, KEEP)] * some
 
 
 @pytest.mark.parametrize("rule", NOT_PARSED + REFUSED)
@@ -173,7 +204,7 @@ def test_native_rule_in_a_chain_of_others_costs_us_nothing(in_ns: Namespace, rul
     _reconcile(backend, _policy(TENS))
 
     assert _rules(in_ns, "FOREIGN") == foreign
-    table = backend.read_with_others(V4)
+    table = backend.read(V4)
     assert backend.interpret(table).policy == _policy(TENS)
     change = backend.plan(table, backend.absent(V4))
     backend.apply(V4, change)
@@ -181,8 +212,8 @@ def test_native_rule_in_a_chain_of_others_costs_us_nothing(in_ns: Namespace, rul
     assert _rules(in_ns, "POSTROUTING") == []
 
 
-@pytest.mark.parametrize("rule", ["ip daddr { 10.0.0.1 } masquerade", *REFUSED[:2]])
-def test_chain_that_cannot_be_shown_and_is_called_before_our_jump_is_unknown(
+@pytest.mark.parametrize("rule", ["ip daddr { 10.0.0.0 } masquerade", "ct id 5 masquerade"])
+def test_chain_that_cannot_be_shown_and_is_called_before_our_jump_is_told(
     in_ns: Namespace, rule: str
 ) -> None:
     backend = NftBackend(PLACEMENT)
@@ -190,9 +221,13 @@ def test_chain_that_cannot_be_shown_and_is_called_before_our_jump_is_unknown(
     _native(in_ns, "FOREIGN", rule)
     in_ns.run(["iptables-nft", "-t", "nat", "-A", "POSTROUTING", "-j", "FOREIGN"])
     _reconcile(backend, _policy(TENS))
-    decided = backend.interpret(backend.read_with_others(V4)).policy.decisions.decide(TENS.first)
-    assert decided.verdict is Verdict.UNKNOWN
-    assert decided.origin.document == "FOREIGN"
+    found = _in_force(backend)
+    decided = found.policy.decisions.decide(TENS.first)
+    if "daddr" in rule:
+        assert (decided.verdict, decided.origin.document) == (MASQ, "FOREIGN")
+    else:
+        assert decided.verdict is KEEP
+        assert [(e.chain, e.verdict) for e in found.exceptions] == [("FOREIGN", MASQ)]
 
 
 def test_our_jump_is_recognised_among_rules_that_iptables_cannot_list(in_ns: Namespace) -> None:
@@ -221,7 +256,7 @@ def test_our_guards_are_recognised_among_rules_that_iptables_cannot_list(
     table = "ip" if family is V4 else "ip6"
     in_ns.run(["nft", "add", "rule", table, "nat", "POSTROUTING", "ct", "mark", "5", "accept"])
     assert not reconcile_family(NftBackend(PLACEMENT), family, wanted)
-    assert backend.interpret(backend.read_with_others(family)).policy.guards == guards
+    assert backend.interpret(backend.read(family)).policy.guards == guards
 
 
 # {0} is ip or ip6, {1} a prefix of the family.
@@ -381,15 +416,14 @@ def test_hostile_comment_of_others_neither_ends_the_table_nor_hides_a_rule(
     before = _rules(in_ns, "POSTROUTING")
     backend = NftBackend(PLACEMENT)
     _reconcile(backend, _policy(TENS))
-    table = backend.read_with_others(V4)
-    assert [rule.target for rule in table.rules("POSTROUTING")] == ["MASQUERADE", "IP-MASQ"]
-    assert table.rules("POSTROUTING")[0].comment == comment
+    table = backend.read(V4)
+    assert table.rules("POSTROUTING")[1].target == "IP-MASQ"
     assert _rules(in_ns, "POSTROUTING")[:1] == before
-    interpretation = backend.interpret(table)
-    assert interpretation.policy == _policy(TENS)
-    assert [e.position for e in interpretation.exceptions] == [1]
+    found = _in_force(backend)
+    assert found.policy == _policy(TENS)
+    assert [e.position for e in found.exceptions] == [1]
     docker = parse_address("172.17.0.2")[1]
-    answered = backend.interpret(table, docker).policy.decisions.decide(TENS.first)
+    answered = _in_force(backend, docker).policy.decisions.decide(TENS.first)
     assert answered.verdict is Verdict.MASQUERADE
 
 

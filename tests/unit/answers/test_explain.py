@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ipmasq_agent.answers.explain import Explanation, Route, explain
+from ipmasq_agent.dialects.hook import Hook, neighbours
 from ipmasq_agent.dialects.interpretation import Interpretation
+from ipmasq_agent.dialects.matching import ANY
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import Action, FamilyPolicy, FixedSource, Guards
@@ -26,7 +28,8 @@ def asked(
 ) -> Explanation:
     policy = FamilyPolicy(DecisionMap(V4, [TEN]), guards or Guards(), Action(fixed=fixed))
     address = parse_address(destination)[1]
-    return explain(V4, address, source, Interpretation(policy), policy, route)
+    alone = neighbours(Hook(V4, programs=True), ANY)
+    return explain(V4, address, source, Interpretation(policy), alone, policy, route)
 
 
 def test_the_entry_of_the_document_is_the_reason() -> None:

@@ -1,0 +1,116 @@
+"""Which destinations somebody else decides about, and by which rule.
+
+In step is not in force: the kernel may hold every rule of ours, and a rule of others come
+first, or keep packets from meeting ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ipmasq_agent.answers.explain import rule_text
+from ipmasq_agent.dialects.hook import Neighbours, overrides
+from ipmasq_agent.dialects.matching import Question
+from ipmasq_agent.policy.addresses import Family, prefixes_of_range
+from ipmasq_agent.policy.decisions import Origin, Verdict
+from ipmasq_agent.policy.model import FamilyPolicy, Guards
+
+_SHOWN = 4  # ranges in one line
+_LISTED = 256  # ranges of one rule as data
+
+
+def usual(guards: Guards, egress: tuple[str, ...]) -> Question:
+    """Return the question about all packets that a policy speaks of.
+
+    Args:
+        guards: of the policy.
+        egress: the devices through which traffic leaves the node, where guards name none.
+    """
+    sources = guards.sources
+    return Question(
+        None if sources is None else tuple((prefix.first, prefix.last) for prefix in sources),
+        guards.devices or egress or None,
+        others=guards.devices is None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Overridden:
+    """A rule of others, and the destinations about which it decides otherwise than ours.
+
+    Attributes:
+        family: whose.
+        wanted: what our policy says.
+        verdict: what becomes of the packets.
+        rule: what decides.
+        ranges: the destinations, ends included, in order.
+    """
+
+    family: Family
+    wanted: Verdict
+    verdict: Verdict
+    rule: Origin
+    ranges: tuple[tuple[int, int], ...]
+
+    def cidrs(self, limit: int) -> list[str]:
+        """Return the prefixes of the first ranges."""
+        return [
+            str(prefix)
+            for first, last in self.ranges[:limit]
+            for prefix in prefixes_of_range(self.family, first, last)
+        ]
+
+    def as_data(self) -> dict[str, Any]:
+        """Return it as ``status -o json`` has it."""
+        return {
+            "family": self.family.value,
+            "wanted": self.wanted,
+            "verdict": self.verdict,
+            "rule": rule_text(self.rule),
+            "cidrs": self.cidrs(_LISTED),
+            "ranges": len(self.ranges),
+        }
+
+    def __str__(self) -> str:
+        cidrs = self.cidrs(_SHOWN)
+        shown = ", ".join(cidrs[:_SHOWN])
+        if len(cidrs) > _SHOWN or len(self.ranges) > _SHOWN:
+            shown += f", ... ({len(self.ranges)} ranges)"
+        return f"{shown}: {self.verdict}, not {self.wanted}, by {rule_text(self.rule)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """What others do to a policy.
+
+    Attributes:
+        overridden: rules that decide about some destinations whatever the packet is.
+        partial: rules that do so for some packets, in words.
+    """
+
+    overridden: tuple[Overridden, ...] = ()
+    partial: tuple[str, ...] = field(default=())
+
+
+def shadow(policy: FamilyPolicy, others: Neighbours) -> Shadow:
+    """Return what others make of a policy that the kernel holds."""
+    found: dict[tuple[Verdict, Verdict, Origin], list[tuple[int, int]]] = {}
+    for item in overrides(policy, others):
+        found.setdefault((item.wanted, item.verdict, item.rule), []).append((item.first, item.last))
+    return Shadow(
+        tuple(
+            Overridden(policy.family, wanted, verdict, rule, tuple(ranges))
+            for (wanted, verdict, rule), ranges in found.items()
+        ),
+        tuple(dict.fromkeys(_partial(others))) if policy.masquerades else (),
+    )
+
+
+def _partial(others: Neighbours) -> Iterator[str]:
+    for exception, _, _ in others.partial:
+        if exception.verdict is not Verdict.NON_MASQUERADE:
+            yield f"{exception} ({exception.verdict})"
+    for exception, _, _ in others.untracked:
+        yield f"{exception} ({exception.verdict})"

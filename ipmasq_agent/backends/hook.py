@@ -1,0 +1,210 @@
+"""Reads from the kernel what stands at the postrouting hook, of every table in it.
+
+Asked for are the chains that packets enter and those that their rules lead to, never a
+whole table, in which others may keep a hundred thousand rules. What is too large to be read
+is carried as a rule, or a set, that cannot be read.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from ipmasq_agent.backends.iptables import program
+from ipmasq_agent.backends.legacy import table_exists
+from ipmasq_agent.backends.nft_expressions import Held, References, as_iptables, references, told
+from ipmasq_agent.backends.nftables_kernel import unquiet
+from ipmasq_agent.dialects import nftables
+from ipmasq_agent.dialects.hook import BaseChain, Hook
+from ipmasq_agent.dialects.ipset import AddressSet, element
+from ipmasq_agent.dialects.iptables import POSTROUTING, Placement
+from ipmasq_agent.dialects.rules import Rule
+from ipmasq_agent.dialects.tables import Chain, Table, parse_saved
+from ipmasq_agent.host.commands import run
+from ipmasq_agent.host.nfnetlink import INET, generation, list_chain
+from ipmasq_agent.host.nft_elements import elements_of, intervals_of
+from ipmasq_agent.host.nft_objects import (
+    ChainInfo,
+    base_chains,
+    dormant_tables,
+    list_elements,
+    set_info,
+)
+from ipmasq_agent.policy.addresses import Family, prefixes_of_range
+
+_TRIES = 10
+_PREROUTING, _POSTROUTING = 0, 4  # enum nf_inet_hooks
+# NF_IP_PRI_CONNTRACK: where packets are tracked that no chain before has exempted. Of what
+# has the same priority, what was registered last comes first.
+_TRACKED_AT = -200
+_LEGACY_NAT, _LEGACY_RAW = 100, -300  # NF_IP_PRI_NAT_SRC, NF_IP_PRI_RAW
+_IP = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+_ADDRESS_TYPE = {Family.IPV4: 7, Family.IPV6: 8}  # as nft numbers its data types
+_DEVICE_TYPE = 41
+_OF_IPTABLES = ("nat", "raw")
+_INTERVAL, _MAP = 4, 8  # NFT_SET_...
+_MOST_RULES, _MOST_ELEMENTS = 20_000, 65_536
+
+
+def read_hook(family: Family, place: str, placement: Placement) -> Hook:
+    """Return what stands at the hook.
+
+    Args:
+        family: whose packets.
+        place: which backend's rules are ours (see ``Backend.place``).
+        placement: where these stand.
+
+    Raises:
+        KernelReadError: it cannot be read, or never stands still.
+    """
+    for _ in range(_TRIES):
+        before = generation()
+        hook = _Reader(family, place, placement).hook()
+        if generation() == before:
+            return hook
+    raise unquiet(family)
+
+
+class _Reader:
+    """One read of one family."""
+
+    def __init__(self, family: Family, place: str, placement: Placement) -> None:
+        self._family = family
+        self._place = place
+        self._own_chain = placement.chain
+        self._own_table = nftables.table_name(placement)
+        self._rules_left = _MOST_RULES
+
+    def hook(self) -> Hook:
+        nat: list[BaseChain] = []
+        tracking: list[BaseChain] = []
+        asleep = None
+        for protocol, name in ((self._family, _IP[self._family]), (INET, "inet")):
+            dormant = dormant_tables(protocol)
+            for table, chain in base_chains(protocol):
+                path = f"{name} {table}"
+                own = self._own(path, chain)
+                if table in dormant:
+                    if own is not None:
+                        asleep = f"the table {path} is dormant: no packet meets its rules"
+                elif chain.type == "nat" and chain.hook == _POSTROUTING:
+                    nat.append(self._base(protocol, path, chain, own))
+                elif (
+                    chain.type != "nat"
+                    and chain.hook == _PREROUTING
+                    and chain.priority <= _TRACKED_AT
+                ):
+                    tracking.append(self._base(protocol, path, chain, None))
+        nat += self._legacy("nat", POSTROUTING, _LEGACY_NAT)
+        tracking += self._legacy("raw", "PREROUTING", _LEGACY_RAW)
+        return Hook(
+            self._family,
+            tuple(sorted(nat, key=lambda base: base.priority)),
+            tuple(sorted(tracking, key=lambda base: base.priority)),
+            programs=self._place == "bpf",
+            asleep=asleep,
+        )
+
+    def _own(self, path: str, chain: ChainInfo) -> str | None:
+        """Return which chain is ours of those that this one leads to; None for none."""
+        ip = _IP[self._family]
+        if self._place == "iptables-nft" and (path, chain.name) == (f"{ip} nat", POSTROUTING):
+            return self._own_chain
+        if self._place == "nftables" and path == f"{ip} {self._own_table}":
+            return chain.name if chain.name == nftables.POSTROUTING else None
+        return None
+
+    # -- nf_tables --------------------------------------------------------------------------
+
+    def _base(
+        self, protocol: Family | int, path: str, chain: ChainInfo, own: str | None
+    ) -> BaseChain:
+        name = chain.name
+        _, _, table = path.partition(" ")
+        place = "" if own is not None else f" of table {path}"
+        unsure = chain.priority == _TRACKED_AT
+        chains: dict[str, Chain] = {}
+        sets: dict[str, Held] = {}
+        waiting = [] if own == name else [name]
+        while waiting:
+            at = waiting.pop()
+            if at in chains or at == own:
+                continue
+            chains[at], asked = self._chain(protocol, table, at, sets)
+            waiting += asked.chains
+        known = {key: held for key, held in sets.items() if isinstance(held, AddressSet)}
+        found = Table(self._family, chains, known)
+        return BaseChain(found, name, chain.priority, place, own, unsure)
+
+    def _chain(
+        self, protocol: Family | int, table: str, name: str, sets: dict[str, Held]
+    ) -> tuple[Chain, References]:
+        listed = list_chain(protocol, table, name)
+        self._rules_left -= len(listed)
+        if self._rules_left < 0:
+            words = f"({len(listed)} rules, too many to read)"
+            return Chain(name, None, (Rule(words, (), readable=False),)), References()
+        rules = [rule.expressions for rule in listed]
+        asked = references(rules)
+        for wanted in asked.sets - sets.keys():
+            held = self._set(protocol, table, wanted)
+            if held is not None:
+                sets[wanted] = held
+        found = [told(rule, self._family, sets, _device) for rule in rules]
+        if isinstance(protocol, Family) and table in _OF_IPTABLES:
+            found = [replace(rule, text=as_iptables(rule)) for rule in found]
+        return Chain(name, None, tuple(found)), asked
+
+    def _set(self, protocol: Family | int, table: str, name: str) -> Held | None:
+        """Return what a set holds; None where it is not of addresses or devices, or too large."""
+        family, info = self._family, set_info(protocol, table, name)
+        if info is None or info.flags & _MAP or (info.size or 0) > _MOST_ELEMENTS:
+            return None
+        data = b""
+        if info.key[0] in (_ADDRESS_TYPE[family], _DEVICE_TYPE):
+            data = list_elements(protocol, table, name)
+        if info.key == (_DEVICE_TYPE, 16) and not info.flags & _INTERVAL:
+            keys = (found.key.rstrip(b"\0") for found in elements_of(data))
+            return tuple(sorted(key.decode(errors="surrogateescape") for key in keys))
+        if info.key != (_ADDRESS_TYPE[family], family.bits // 8):
+            return None
+        if info.flags & _INTERVAL:
+            spans: Iterator[tuple[int, int]] = zip(*intervals_of(family, data), strict=True)
+        else:
+            keys = (found.key for found in elements_of(data))
+            spans = ((n, n) for n in sorted(int.from_bytes(key, "big") for key in keys))
+        prefixes = (p for first, last in spans for p in prefixes_of_range(family, first, last))
+        return AddressSet(name, family, [element(p.first, p.length) for p in prefixes])
+
+    # -- ip_tables --------------------------------------------------------------------------
+
+    def _legacy(self, table: str, chain: str, priority: int) -> Iterator[BaseChain]:
+        family = self._family
+        if not table_exists(family, table):
+            return
+        saver = program(family, "legacy", "save")
+        found = parse_saved(run([saver, "-t", table]).stdout, family, writer=saver, table=table)
+        ours = self._place == "iptables-legacy" and table == "nat"
+        place = "" if ours else f" of iptables-legacy's {table}"
+        found = replace(found, chains=_reachable(found, chain))
+        yield BaseChain(found, chain, priority, place, self._own_chain if ours else None)
+
+
+def _reachable(table: Table, chain: str) -> Mapping[str, Chain]:
+    found: dict[str, Chain] = {}
+    waiting = [chain]
+    while waiting:
+        name = waiting.pop()
+        if name in table.chains and name not in found:
+            found[name] = table.chains[name]
+            waiting += (rule.target for rule in found[name].rules if rule.target)
+    return found
+
+
+def _device(number: int) -> str:
+    """Return the name of a device; one that is no more has a name that none has."""
+    try:
+        return socket.if_indextoname(number)
+    except OSError:
+        return f"#{number}"
