@@ -138,8 +138,13 @@ class Watch(Generic[Value]):
             if self._found is None or self._stopping or self._refresher is not None:
                 return
             name = f"{self._view.name}-refresh"
-            self._refresher = threading.Thread(target=self._refresh, name=name, daemon=True)
-            self._refresher.start()
+            thread = threading.Thread(target=self._refresh, name=name, daemon=True)
+            try:
+                thread.start()
+            except (RuntimeError, MemoryError) as cause:  # no thread, or no stack for it
+                self._tell_failure(_unexpected(cause, name), again=True)
+            else:
+                self._refresher = thread
 
     def stop(self) -> None:
         """End the watch at once; safe to call twice. Nothing is told after it returns."""
@@ -166,8 +171,7 @@ class Watch(Generic[Value]):
         except SourceError as error:
             outcome = error
         except Exception as cause:
-            unexpected = UnexpectedError(cause, f"the list of {self._view.name}")
-            outcome = SourceError(unexpected.message, remedy=unexpected.remedy)
+            outcome = _unexpected(cause, f"the list of {self._view.name}")
         with self._lock:
             self._refresher = None
             if isinstance(outcome, Found):
@@ -285,8 +289,11 @@ class Watch(Generic[Value]):
                 sock.settimeout(min(seconds + OVERTIME, SILENCE))
             self._recovered()
             for line, noticed in _lines(response):
+                self._lives()
                 self._works()
                 self._take(line, noticed)
+                if noticed - self._opened > seconds + OVERTIME:
+                    return  # it ends no watch by itself
         finally:
             with self._lock:
                 self._response = None
@@ -304,7 +311,6 @@ class Watch(Generic[Value]):
             self._response.shutdown()
 
     def _works(self) -> None:
-        self._lives()
         self._working, self._untried = True, False
         self._backoff.reset()
 
@@ -330,6 +336,7 @@ class Watch(Generic[Value]):
                 raise _Disconnected("its versions went back")
             self._version = version
             if kind == "BOOKMARK":
+                self._recovered()
                 return
             latest = self._latest
             # A refresh may have overtaken the watch, which may lag behind a list.
@@ -366,6 +373,11 @@ class Watch(Generic[Value]):
                 message = f"{error.message}; last heard of at {self._heard[1]}"
                 error = type(error)(message, remedy=error.remedy)
             self._failed(error)
+
+
+def _unexpected(cause: BaseException, what: str) -> SourceError:
+    error = UnexpectedError(cause, what)
+    return SourceError(error.message, remedy=error.remedy)
 
 
 def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[tuple[bytes, float]]:

@@ -396,6 +396,53 @@ def test_a_server_that_hangs_without_closing_is_told_with_the_time_of_its_last_w
     assert before <= last < source.heard
 
 
+def test_silence_is_no_sign_of_life_and_the_last_one_before_it_is_told(
+    cluster: Cluster, watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.put({"config": "first"})
+    source, heard = watching()
+    established(cluster, heard)
+    monkeypatch.setattr(kube_watch, "SHORT", 0.0)
+    monkeypatch.setattr(kube_list, "LIST_TIMEOUT", 0.2)
+    cluster.silent.add("list")
+    response = source._watch._response
+    assert response is not None
+    # For what is read after the next event.
+    response.connection.sock.settimeout(0.2)  # type: ignore[union-attr]
+    cluster.put({"config": "second"})
+    heard.content(b"second")
+    last = source.heard
+    heard.failure("there is no answer in time; last heard of at 2")
+    assert source.heard == last
+
+
+def test_a_refresh_that_failed_is_forgotten_when_the_watch_brings_a_word(
+    cluster: Cluster, watching: Watching
+) -> None:
+    cluster.put({"config": "first"})
+    source, heard = watching()
+    established(cluster, heard)
+    cluster.refusals["list"] = (500, "etcd is away")
+    source.refresh()
+    heard.failure("etcd is away")
+    cluster.bookmark()  # the watch is open: something has come through it
+    heard.content(b"first")
+
+
+def test_a_server_that_ends_no_watch_is_asked_anew_in_time(
+    cluster: Cluster, watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kube_watch, "WATCH_SECONDS", (0, 0))
+    monkeypatch.setattr(kube_watch, "OVERTIME", 0.0)
+    monkeypatch.setattr(kube_watch, "min", max, raising=False)  # it is never silent for long
+    cluster.put({"config": "first"})
+    watching()
+    cluster.wait_for_watch(1)
+    for number in range(2, 5):
+        cluster.put({"config": str(number)})
+        cluster.wait_for_watch(number)
+
+
 def test_silence_of_a_server_that_answers_is_no_failure(
     cluster: Cluster, watching: Watching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
