@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ipmasq_agent.backends import Change
+from ipmasq_agent.dialects.ownership import SIGNATURE, UPSTREAM
 from ipmasq_agent.policy.addresses import Family
 
 # As often as this may be chance: a restore from a file, a hand at work.
@@ -21,9 +22,6 @@ _FIRST, _LAST = 30.0, 300.0
 # Seconds that our rules have to stand until the other one counts as gone; upstream's agent
 # writes its rules once a minute.
 _PEACE = 120.0
-
-_UPSTREAM = "ip-masq-agent: "
-_OURS = "ipmasq-agent: "
 
 
 class War:
@@ -109,9 +107,9 @@ def _who(replaced: list[tuple[Lines, Lines]], *, another: bool) -> str:
     removed = [line for lines, _ in replaced for line in lines]
     added = [line for _, lines in replaced for line in lines]
     for line in removed:
-        if _UPSTREAM in line:
+        if UPSTREAM in line:
             return f"ip-masq-agent, whose comments stand on its rules (`{line}`)"
     # Who leaves our comments in their place writes them himself.
-    if another or not any(_OURS in line for line in added):
+    if another or not any(SIGNATURE in line for line in added):
         return f"another agent of this kind, with another document or other flags (`{removed[0]}`)"
     return f"another program (`{removed[0]}`)"

@@ -14,7 +14,9 @@ from ipmasq_agent.errors import KernelReadError
 
 SIGNATURE = "ipmasq-agent: "
 """How each comment of ours begins."""
-_SIGNATURES = (SIGNATURE, "ip-masq-agent: ")
+UPSTREAM = "ip-masq-agent: "
+"""How each of upstream's agent does."""
+_SIGNATURES = (SIGNATURE, UPSTREAM)
 _KEEPING = ({"jump"}, {"destination", "jump"}, {"match-set", "jump"})
 _TRANSLATING = frozenset(
     {"destination", "jump", "protocol", "mode", "probability", "to-ports", "to-source"}

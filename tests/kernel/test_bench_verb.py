@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.running import wait_until
+from tests.kernel.running import HEARING, wait_until
 
-AGENT = [sys.executable, "-m", "ipmasq_agent", "bench"]
+PROGRAM = [sys.executable, "-m", "ipmasq_agent", "bench"]
+AGENT = [*HEARING, *PROGRAM]
 FILES = {"report.html", "report.md", "results.json"}
 
 
@@ -101,7 +102,7 @@ def test_ctrl_c_keeps_what_was_measured_and_leaves_nothing_running(tmp_path: Pat
 def test_one_that_is_killed_in_the_background_leaves_nothing(tmp_path: Path, moment: str) -> None:
     words = ["--quick", "--mode", "none", "--mode", "iptables-nft", "--folder", f"{tmp_path}/f"]
     with subprocess.Popen(
-        ["nohup", *AGENT, *words],
+        ["nohup", *PROGRAM, *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

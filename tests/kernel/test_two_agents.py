@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import oracle
+from tests.deploy.manifests import BPF, FILE, container
 from tests.kernel.agent import status_of
 from tests.kernel.running import Running, wait_until
 from tests.netns import Namespace
@@ -75,6 +76,40 @@ def test_apply_and_cleanup_refuse_what_a_running_agent_keeps(
     assert status_of("apply", f"--config={theirs}", f"--backend={plane}") == 0
     assert status_of("diff", f"--config={theirs}", f"--backend={plane}") == 0
     assert status_of("cleanup") == 0
+
+
+@pytest.mark.parametrize("variant", [FILE, BPF])
+def test_verbs_without_a_flag_agree_with_the_agent_in_whose_container_they_run(
+    run: Callable[..., Running],
+    in_ns: Namespace,
+    document: Path,
+    variant: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    in_ns.run(["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "world"])
+    for device in ("eth0", "world"):
+        in_ns.run(["ip", "link", "set", device, "up"])
+    in_ns.address("eth0", "192.0.2.1/24")
+    in_ns.run(["ip", "route", "add", "default", "via", "192.0.2.2"])
+    for setting in container(variant)["env"]:
+        if "value" in setting and setting["name"] != "IPMASQ_CONFIGMAP":
+            monkeypatch.setenv(setting["name"], setting["value"])
+    monkeypatch.setenv("IPMASQ_CONFIG", str(document))
+    monkeypatch.setenv("IPMASQ_ENABLE_IPV6", "true")
+    monkeypatch.setenv("IPMASQ_MASQ_CHAIN", "OURS")
+    agent = run(*container(variant)["args"])
+    agent.wait_ready()
+    capsys.readouterr()
+    assert (status_of("status"), status_of("diff")) == (0, 0)
+    assert "IPv6: Enabled" in capsys.readouterr().out
+    assert status_of("list") == 0
+    assert "172.20.0.0/16" in capsys.readouterr().out
+    assert status_of("explain", "172.20.0.1", "-o", "json") == 0
+    assert '"verdict": "non-masquerade"' in capsys.readouterr().out
+    before = oracle.snapshot()
+    assert status_of("apply") == 2
+    assert oracle.snapshot() == before
 
 
 def test_cleanup_of_another_chain_leaves_a_running_agents_programs(

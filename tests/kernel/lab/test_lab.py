@@ -19,8 +19,9 @@ from ipmasq_agent.host import netns
 from ipmasq_agent.lab.cluster import STATE, Lab
 from ipmasq_agent.lab.scenes import SCENES
 from ipmasq_agent.lab.story import Story
+from tests.kernel.running import HEARING
 
-AGENT = [sys.executable, "-m", "ipmasq_agent"]
+AGENT = [*HEARING, sys.executable, "-m", "ipmasq_agent"]
 DEADLINE = 60.0
 
 
