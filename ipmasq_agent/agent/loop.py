@@ -27,6 +27,7 @@ from ipmasq_agent.agent.logs import event, failure
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.moves import Moves
 from ipmasq_agent.agent.reconcile import Outcome, Outcomes, clean, look, reconcile
+from ipmasq_agent.agent.shadows import Shadows
 from ipmasq_agent.agent.status import ConfigStatus, Status
 from ipmasq_agent.agent.war import War
 from ipmasq_agent.config.document import parse_documents
@@ -89,6 +90,7 @@ class Agent:
         metrics: Metrics | None = None,
         kept_by_others: Callable[[], Sequence[str]] = tuple,
         kept: Kept | None = None,
+        shadows: Shadows | None = None,
     ) -> None:
         self.source = source
         self.fact_source = fact_source
@@ -109,6 +111,7 @@ class Agent:
         self._moves = Moves(settings.drain_timeout)
         self._kept_by_others = kept_by_others
         self._war = War()
+        self._shadows = shadows
         self._retries = 0
         self._unstarted: list[Callable[[], None]] = [
             lambda: self.fact_source.start(self.events.put),
@@ -404,6 +407,15 @@ class Agent:
             advice=(*_advice(backend, intent, failed), *self._moves.advice, *self._beside()),
             contested=self._war.rival,
         )
+        # Rules are in the kernel and said to be; what others make of them can wait for that.
+        if self._shadows and not failed:
+            self._shadows.look(backend, intent, self.status.devices)
+            self.status = replace(
+                self.status,
+                overridden=self._shadows.overridden,
+                partial=self._shadows.partial,
+                advice=self.status.advice + self._shadows.unknown,
+            )
         return outcomes
 
     def _watch(self, backend: AnyBackend, intent: Intent, outcomes: Outcomes) -> None:

@@ -109,6 +109,12 @@ class Metrics:
             ["backend"],
             registry=self.registry,
         )
+        self.overridden = Gauge(
+            "ipmasq_agent_overridden_ranges",
+            "Ranges of destinations about which rules of others decide otherwise than the policy.",
+            ["family"],
+            registry=self.registry,
+        )
         self.cidrs = Gauge(
             "ipmasq_agent_non_masquerade_cidrs",
             "Entries of the document in force.",
@@ -136,6 +142,9 @@ class Metrics:
         self.ready.set(status.ready)
         self.accepted.set(status.config.accepted)
         self.contested.set(status.contested is not None)
+        for family in status.families:
+            ranges = sum(item.count for item in status.overridden if item.family is family)
+            self.overridden.labels(family.value).set(ranges)
         self.backend.clear()
         if status.mode is not None:
             self.backend.labels(status.mode).set(1)

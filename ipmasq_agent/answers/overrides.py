@@ -6,6 +6,7 @@ first, or keep packets from meeting ours.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,7 +46,8 @@ class Overridden:
         wanted: what our policy says.
         verdict: what becomes of the packets.
         rule: what decides.
-        ranges: the destinations, ends included, in order.
+        ranges: the first of the destinations, ends included, in order.
+        count: how many ranges there are.
     """
 
     family: Family
@@ -53,6 +55,7 @@ class Overridden:
     verdict: Verdict
     rule: Origin
     ranges: tuple[tuple[int, int], ...]
+    count: int
 
     def cidrs(self, limit: int) -> list[str]:
         """Return the prefixes of the first ranges."""
@@ -70,14 +73,14 @@ class Overridden:
             "verdict": self.verdict,
             "rule": rule_text(self.rule),
             "cidrs": self.cidrs(_LISTED),
-            "ranges": len(self.ranges),
+            "ranges": self.count,
         }
 
     def __str__(self) -> str:
         cidrs = self.cidrs(_SHOWN)
         shown = ", ".join(cidrs[:_SHOWN])
-        if len(cidrs) > _SHOWN or len(self.ranges) > _SHOWN:
-            shown += f", ... ({len(self.ranges)} ranges)"
+        if len(cidrs) > _SHOWN or self.count > _SHOWN:
+            shown += f", ... ({self.count} ranges)"
         return f"{shown}: {self.verdict}, not {self.wanted}, by {rule_text(self.rule)}"
 
 
@@ -97,12 +100,16 @@ class Shadow:
 def shadow(policy: FamilyPolicy, others: Neighbours) -> Shadow:
     """Return what others make of a policy that the kernel holds."""
     found: dict[tuple[Verdict, Verdict, Origin], list[tuple[int, int]]] = {}
+    counts: Counter[tuple[Verdict, Verdict, Origin]] = Counter()
     for item in overrides(policy, others):
-        found.setdefault((item.wanted, item.verdict, item.rule), []).append((item.first, item.last))
+        key = item.wanted, item.verdict, item.rule
+        counts[key] += 1
+        if counts[key] <= _LISTED:
+            found.setdefault(key, []).append((item.first, item.last))
     return Shadow(
         tuple(
-            Overridden(policy.family, wanted, verdict, rule, tuple(ranges))
-            for (wanted, verdict, rule), ranges in found.items()
+            Overridden(policy.family, *key, tuple(ranges), counts[key])
+            for key, ranges in found.items()
         ),
         tuple(dict.fromkeys(_partial(others))) if policy.masquerades else (),
     )

@@ -66,6 +66,17 @@ def read_hook(family: Family, place: str, placement: Placement) -> Hook:
     raise unquiet(family)
 
 
+def hook_generation() -> int | None:
+    """Return the number of nf_tables' state; None where tables that it does not count exist.
+
+    Raises:
+        KernelReadError: the kernel refuses.
+        HostError: it cannot be told which tables exist.
+    """
+    legacy = any(table_exists(family, table) for family in Family for table in ("nat", "raw"))
+    return None if legacy else generation()
+
+
 class _Reader:
     """One read of one family."""
 

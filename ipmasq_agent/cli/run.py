@@ -6,6 +6,7 @@ import logging
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +109,8 @@ def _run(settings: Settings, http_address: str, loop: LoopSettings, state_dir: s
     from ipmasq_agent.agent.http import HttpServer
     from ipmasq_agent.agent.logs import event
     from ipmasq_agent.agent.loop import Agent, Signal
+    from ipmasq_agent.agent.shadows import Shadows
+    from ipmasq_agent.backends.hook import hook_generation, read_hook
     from ipmasq_agent.cli.wiring import backend_choice, fact_source, kept_in
     from ipmasq_agent.host.links import egress_devices
     from ipmasq_agent.host.seat import Seat
@@ -128,6 +131,7 @@ def _run(settings: Settings, http_address: str, loop: LoopSettings, state_dir: s
         metrics,
         seat.take,
         kept_in(state_dir, source, settings) if state_dir else None,
+        Shadows(partial(read_hook, placement=settings.placement), hook_generation),
     )
 
     if metrics:

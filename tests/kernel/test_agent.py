@@ -309,3 +309,31 @@ def test_two_agents_cannot_listen_on_one_address(
     second = run("run", f"--config={document}")
     assert second.process.wait(DEADLINE) == 2
     assert "--http-address" in second.log.read_text()
+
+
+def test_a_rule_of_others_that_decides_is_told_once_and_ready_stays(
+    run: Callable[..., Running], document: Path
+) -> None:
+    document.write_text(ONE + "resyncInterval: 1s\n")
+    agent = run("run", "--backend=iptables-nft", f"--config={document}")
+    agent.wait_ready()
+    wait_until(lambda: bool(agent.status().get("inForce")), "in force")
+    rule = "-d 172.16.0.0/12 -j MASQUERADE"
+    insert = ["iptables-nft", "-t", "nat", "-I", "POSTROUTING", *rule.split()]
+    subprocess.run(insert, check=True)
+    wait_until(lambda: agent.status().get("inForce") is False, "overridden")
+    passes = agent.status()["passes"]
+    wait_until(lambda: agent.status()["passes"] > passes + 1, "two more passes")
+    status = agent.status()
+    assert (status["inSync"], status["ready"]) == (True, True)
+    assert agent.get("/readyz")[0] == 200
+    (override,) = status["overrides"]
+    assert (override["wanted"], override["verdict"]) == ("non-masquerade", "masquerade")
+    assert override["cidrs"] == ["172.20.0.0/16"]
+    assert override["rule"] == f"rule 1 of POSTROUTING: {rule}"
+    assert 'ipmasq_agent_overridden_ranges{family="ipv4"} 1.0' in agent.get("/metrics")[1]
+    assert agent.log.read_text().count("somebody else decides") == 1
+    subprocess.run(["iptables-nft", "-t", "nat", "-D", "POSTROUTING", "1"], check=True)
+    wait_until(lambda: agent.status().get("inForce") is True, "in force again")
+    assert 'ipmasq_agent_overridden_ranges{family="ipv4"} 0.0' in agent.get("/metrics")[1]
+    assert "nobody else decides any more" in agent.log.read_text()
