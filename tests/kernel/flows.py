@@ -21,10 +21,12 @@ from tests.netns import Namespace
 
 KEPT, MASQUERADED = "10.10.1.0/24", "10.10.2.0/24"
 _PATIENCE = 20.0
-# The port of the destination makes each packet a new flow, from one socket for each family:
-# 32 million flows before one comes again. It runs until it is killed.
+# Its argument: seconds between flows. The port of the destination makes each packet a new
+# flow, from one socket for each family: 32 million flows before one comes again. It runs
+# until it is killed.
 _SENDER = """
-import itertools, socket
+import itertools, socket, sys, time
+pause = float(sys.argv[1])
 ipv4 = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 ipv6 = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
 places = [
@@ -38,7 +40,9 @@ places = [
     )
 ]
 for port in itertools.cycle(range(1, 65536)):
-    for sender, address in places:
+    for number, (sender, address) in enumerate(places):
+        if pause and number % 4 == 0:
+            time.sleep(pause)
         sender.sendto(b"x", (address, port))
 """
 
@@ -79,15 +83,24 @@ def counted(world: Namespace) -> dict[str, int]:
 
 
 @contextmanager
-def flowing(node: Crossing) -> Iterator[dict[str, int]]:
-    """Send flows while the block runs; afterwards the given counts tell what arrived."""
+def flowing(node: Crossing, *, pause: float = 0.0) -> Iterator[dict[str, int]]:
+    """Send flows while the block runs; afterwards the given counts tell what arrived.
+
+    Args:
+        node: between pods and world.
+        pause: seconds after one flow of each kind; none for full speed.
+    """
     before = counted(node.world)
     counts: dict[str, int] = {}
-    sender = node.pods[0].popen([sys.executable, "-c", _SENDER])
+    sender = node.pods[0].popen([sys.executable, "-c", _SENDER, str(pause)])
     try:
         # Not before flows really arrive.
         deadline = time.monotonic() + _PATIENCE
-        while any(counted(node.world)[name] == before[name] for name in _right()):
+        while any(
+            now[name] + now[f"{name}_wrong"] == before[name] + before[f"{name}_wrong"]
+            for now in [counted(node.world)]
+            for name in _right()
+        ):
             assert time.monotonic() < deadline, "no flow arrives"
         yield counts
     finally:
