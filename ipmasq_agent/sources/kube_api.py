@@ -143,7 +143,8 @@ class KubeApi:
                 retries=False,
                 timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=read_timeout),
             )
-        except TRANSPORT_ERRORS as cause:
+        # Not only those: nothing of a library's goes to whoever prints what nobody foresaw.
+        except Exception as cause:
             raise self.unreachable(cause) from cause
         if response.status == 200:
             return response

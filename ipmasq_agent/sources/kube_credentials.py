@@ -55,10 +55,6 @@ class Credentials:
         elif kubeconfig or home.exists():
             kubeconfig = kubeconfig or str(home)
             self.name = f"the kubeconfig {kubeconfig}"
-            paths = [os.path.expanduser(each) for each in kubeconfig.split(os.pathsep) if each]
-            from ipmasq_agent.sources.kubeconfig import check
-
-            self._plugin = check(paths, self._context)
         else:
             raise SourceError(
                 "there are no credentials for the Kubernetes API: this is not a pod with a "
@@ -67,6 +63,10 @@ class Credentials:
             )
         with self._spoken_for():
             if kubeconfig:
+                from ipmasq_agent.sources.kubeconfig import check
+
+                paths = [os.path.expanduser(each) for each in kubeconfig.split(os.pathsep) if each]
+                self._plugin = check(paths, self._context)
                 load_kube_config(
                     config_file=kubeconfig,
                     context=self._context,
@@ -112,6 +112,8 @@ class Credentials:
         with _overheard() as messages:
             try:
                 yield
+            except SourceError:
+                raise
             # Whatever is wrong with a file or a plugin surfaces as any exception.
             except Exception as cause:
                 raise SourceUnavailable(

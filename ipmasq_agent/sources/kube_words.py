@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
+import json
 import os
 import re
 import socket
@@ -40,6 +41,7 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (http.client.HTTPException, "the answer is not HTTP"),
     (urllib3.exceptions.ProtocolError, "the connection broke off"),
     (UnicodeError, "it is not UTF-8 text"),
+    (json.JSONDecodeError, "the answer is not JSON"),
     (yaml.YAMLError, "it is not YAML"),
     (RecursionError, "it is nested too deeply"),
 )
