@@ -339,7 +339,7 @@ class Agent:
         )
         self._count("accepted")
         event(
-            logging.INFO,
+            logging.INFO if document.parts else logging.WARNING,
             "document accepted" if document.parts else "no document, using defaults",
             source=document.name,
             revision=document.revision,

@@ -14,8 +14,8 @@ from ipmasq_agent.cli.output import emit, output_option
     "apply",
     epilog="""\b
 Examples:
-  ipmasq-agent apply --config /etc/config/ip-masq-agent
-  ipmasq-agent apply --config new.yaml --enable-ipv6 -o json
+  ipmasq-agent apply
+  ipmasq-agent apply --config config.yaml --enable-ipv6 -o json
 """,
 )
 @agent_options

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import click
 
-from ipmasq_agent.cli.options import document_options, settings_of
+from ipmasq_agent.cli.options import Settings, document_options, settings_of
 from ipmasq_agent.cli.output import emit, output_option
 
 
@@ -15,7 +16,7 @@ from ipmasq_agent.cli.output import emit, output_option
     epilog="""\b
 Examples:
   ipmasq-agent config defaults > config.yaml
-  ipmasq-agent config validate --config config.yaml
+  ipmasq-agent config validate config.yaml
   ipmasq-agent config view --config config.yaml -o json
 """,
 )
@@ -26,49 +27,84 @@ def command() -> None:
 @command.command(
     epilog="""\b
 Examples:
-  ipmasq-agent config validate --config config.yaml
-  ipmasq-agent config defaults | ipmasq-agent config validate --config -
+  ipmasq-agent config validate config.yaml
+  ipmasq-agent config validate --strict config.yaml - < config.yaml
+  ipmasq-agent config defaults | ipmasq-agent config validate -
   ipmasq-agent config validate --configmap kube-system/ip-masq-agent --enable-ipv6
 """
 )
+@click.argument("files", metavar="[FILE]...", nargs=-1)
+@click.option("--strict", is_flag=True, help="Take a warning for an error.")
 @document_options
 @output_option
-def validate(output: str, **options: Any) -> int:
-    """Say whether the document can be used, and everything that is odd about it.
+def validate(files: tuple[str, ...], strict: bool, output: str, **options: Any) -> int:
+    """Say whether documents can be used, and everything that is odd about them.
 
-    Exit status: 0 when it can be used (warnings or not), 2 when it cannot.
+    Each FILE is a document, a directory of parts that are merged, a ConfigMap's manifest,
+    or - for a pipe; without one it is the document of the agent.
+
+    Exit status: 0 when all can be used (warnings or not), 2 when one cannot.
     """
-    from ipmasq_agent.cli.wiring import understand
-    from ipmasq_agent.config.document import oversize
-    from ipmasq_agent.errors import ConfigError
+    from ipmasq_agent.errors import UsageError
 
     settings = settings_of(options)
-    document = settings.source().read()
-    problems: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    try:
-        warnings = understand(document, settings).warnings
-        warnings += tuple(oversize(document.parts))
-    except ConfigError as error:
-        problems = error.problems
-    missing = not document.parts
+    if files and settings.named:
+        raise UsageError("the document is named twice", remedy="give FILE, or a flag")
+    if files.count("-") > 1:
+        raise UsageError("a pipe can be read once", remedy="give - once")
+    each = [replace(settings, config=name, configmaps=(), named=True) for name in files]
+    answers = [_checked(one, strict) for one in each or [settings]]
 
     def as_text() -> str:
-        if missing:
-            return f"{document.name} does not exist: the defaults are in force"
-        return "" if problems else f"{document.name} is valid"
+        return "\n".join(
+            f"{a['name']} {'is valid' if a['exists'] else 'does not exist: the defaults hold'}"
+            for a in answers
+            if a["valid"]
+        )
 
-    emit(
-        {"valid": not problems, "problems": list(problems), "warnings": list(warnings)},
-        output,
-        as_text,
-    )
+    joined = {
+        kind: [line for answer in answers for line in answer[kind]]
+        for kind in ("problems", "warnings", "notes")
+    }
+    valid = all(answer["valid"] for answer in answers)
+    emit({"valid": valid, **joined, "documents": answers}, output, as_text)
     if output == "text":
-        for problem in problems:
-            click.echo(f"error: {problem}", err=True)
-        for warning in warnings:
-            click.echo(f"warning: {warning}", err=True)
-    return 2 if problems else 0
+        for kind, word in (("problems", "error"), ("warnings", "warning"), ("notes", "note")):
+            for line in joined[kind]:
+                click.echo(f"{word}: {line}", err=True)
+        if strict and not valid and not joined["problems"]:
+            click.echo("error: --strict takes warnings for errors", err=True)
+    return 0 if valid else 2
+
+
+def _checked(settings: Settings, strict: bool) -> dict[str, Any]:
+    """Return what there is to say about one document."""
+    from ipmasq_agent.cli.wiring import document_of, understand
+    from ipmasq_agent.config.document import oversize
+    from ipmasq_agent.errors import AgentError, ConfigError
+
+    name, exists = settings.source().name, False
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    try:
+        document = document_of(settings)
+        name, exists = document.name, bool(document.parts)
+        understood = understand(document, settings)
+        warnings = understood.warnings + tuple(oversize(document.parts))
+        notes = understood.notes
+    except ConfigError as error:
+        problems = error.problems
+    except AgentError as error:
+        problems = (str(error),)
+    return {
+        "name": name,
+        "exists": exists,
+        "valid": not problems and not (strict and warnings),
+        "problems": list(problems),
+        "warnings": list(warnings),
+        "notes": list(notes),
+    }
 
 
 @command.command(
@@ -84,8 +120,7 @@ def view(output: str, **options: Any) -> None:
     """Show the document as it is understood, completed with defaults."""
     from ipmasq_agent.cli.wiring import read_document
 
-    settings = settings_of(options)
-    _show(read_document(settings).view(), output)
+    _show(read_document(settings_of(options)).view(), output)
 
 
 @command.command(

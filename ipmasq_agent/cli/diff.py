@@ -16,7 +16,7 @@ _SHOWN = 50  # ranges; a screen's worth of what may be a hundred thousand
     "diff",
     epilog="""\b
 Examples:
-  ipmasq-agent diff --config new.yaml
+  ipmasq-agent diff --config config.yaml
   ipmasq-agent diff --configmap kube-system/ip-masq-agent -o json
 """,
 )

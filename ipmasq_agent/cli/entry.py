@@ -60,7 +60,7 @@ class Verbs(click.Group):
 EPILOG = """\b
 Examples:
   ipmasq-agent config defaults
-  ipmasq-agent diff --config /etc/config/ip-masq-agent
+  ipmasq-agent diff
   ipmasq-agent lab run
 """
 

@@ -47,12 +47,14 @@ def command(destination: str, src: str | None, output: str, **options: Any) -> N
         raise UsageError(f"{destination} and {src} are of two address families")
 
     route = Route(*look_up(family, family.show(address), src))
-    choice = backend_choice(settings)
     intent = None
     try:
         intent = read_intent(settings)
+    except UsageError:
+        raise
     except AgentError as error:
         click.echo(f"warning: no document to compare with: {error}", err=True)
+    choice = backend_choice(settings)
     try:
         backend, _ = choice.current(large=intent is not None and intent.is_large)
         # One address is asked about: a set of a hundred thousand is not read for it.

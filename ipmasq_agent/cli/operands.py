@@ -68,7 +68,7 @@ class Operands:
 
     def _configmap(self, text: str, rest: str) -> Side:
         split_configmap(rest)
-        return _document(text, replace(self.settings, configmaps=(rest,)))
+        return _document(text, replace(self.settings, configmaps=(rest,), named=True))
 
 
 def _document(label: str, settings: Settings) -> Side:

@@ -32,10 +32,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the shared flags say."""
+    """What the shared flags say.
+
+    Attributes:
+        named: somebody wrote the document's name on this command line, and so expects that
+            it is there.
+    """
 
     config: str = DEFAULT_CONFIG
     configmaps: tuple[str, ...] = ()
+    named: bool = False
     kubeconfig: str | None = None
     node_name: str | None = None
     backend: str = "auto"
@@ -216,6 +222,7 @@ def settings_of(options: dict[str, Any]) -> Settings:
     return Settings(
         config=config or DEFAULT_CONFIG,
         configmaps=configmaps,
+        named=_by_flag("configmap") if configmaps else config is not None and _by_flag("config"),
         kubeconfig=options.get("kubeconfig"),
         node_name=options.get("node_name"),
         backend=options.get("backend", "auto"),
@@ -242,11 +249,7 @@ def _one_source(options: dict[str, Any]) -> tuple[str | None, tuple[str, ...]]:
     configmaps: tuple[str, ...] = options.get("configmap") or ()
     if config is None or not configmaps:
         return config, configmaps
-    context = click.get_current_context(silent=True)
-    from_flag = [
-        context is None or context.get_parameter_source(name) is not ParameterSource.ENVIRONMENT
-        for name in ("config", "configmap")
-    ]
+    from_flag = [_by_flag("config"), _by_flag("configmap")]
     if from_flag == [True, False]:
         return config, ()
     if from_flag == [False, True]:
@@ -255,6 +258,12 @@ def _one_source(options: dict[str, Any]) -> tuple[str | None, tuple[str, ...]]:
         "--config and --configmap name two documents",
         remedy="give one of them; $IPMASQ_CONFIG and $IPMASQ_CONFIGMAP count as well",
     )
+
+
+def _by_flag(name: str) -> bool:
+    """Whether a value that is set comes from the command line, and not the environment."""
+    context = click.get_current_context(silent=True)
+    return context is None or context.get_parameter_source(name) is not ParameterSource.ENVIRONMENT
 
 
 def _cidr_limit(backend: str) -> int | None:

@@ -100,9 +100,14 @@ def command(
 
 def _seconds(duration: str) -> float:
     try:
-        return parse_duration(duration) / UNITS["s"]
+        seconds = parse_duration(duration) / UNITS["s"]
     except ValueError as cause:
         raise UsageError(f"--drain-timeout: {duration!r} {cause}") from cause
+    if seconds < 0:
+        raise UsageError(
+            f"--drain-timeout: {duration!r} is over before it began; write 0s for none"
+        )
+    return seconds
 
 
 def _run(settings: Settings, http_address: str, loop: LoopSettings, state_dir: str) -> int:

@@ -38,32 +38,32 @@ def command(output: str, **options: Any) -> int:
     from ipmasq_agent.agent.status import ConfigStatus, Status
     from ipmasq_agent.answers.overrides import shadow
     from ipmasq_agent.cli.questions import others_at_hook
-    from ipmasq_agent.cli.wiring import backend_choice, gather, understand
-    from ipmasq_agent.errors import AgentError
+    from ipmasq_agent.cli.wiring import backend_choice, document_of, gather, understand
+    from ipmasq_agent.errors import AgentError, UsageError
     from ipmasq_agent.host.links import egress_devices
     from ipmasq_agent.policy.addresses import Family
 
     settings = settings_of(options)
-    source = settings.source()
+    name = settings.source().name
     intent = None
     native: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
-    config = ConfigStatus(source.name)
+    config = ConfigStatus(name)
     try:
-        document = source.read()
-        config = ConfigStatus(source.name, document.revision)
+        document = document_of(settings)
+        config = ConfigStatus(name, document.revision)
         understood = understand(document, settings)
         wish = understood.config.wish(settings.flags)
-        config = ConfigStatus(
-            source.name, document.revision, accepted=True, warnings=understood.warnings
-        )
+        config = ConfigStatus(name, document.revision, accepted=True, warnings=understood.warnings)
         native = tuple(str(prefix) for prefix, _ in understood.config.native_routing_cidrs)
         try:
             intent = Intent(wish, gather(settings, wish))
         except AgentError as error:
             waiting = (str(error),)
+    except UsageError:
+        raise
     except AgentError as error:
-        config = ConfigStatus(source.name, config.revision, error=str(error))
+        config = ConfigStatus(name, config.revision, error=str(error))
 
     choice = backend_choice(settings)
     errors = {}

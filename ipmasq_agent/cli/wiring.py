@@ -74,6 +74,27 @@ def refuse_beside_agent(places: Iterable[str]) -> None:
         )
 
 
+def document_of(settings: Settings) -> Document:
+    """Read the document once.
+
+    Where nobody named one, or the environment that an agent shares with us did, a document
+    that is not there means the defaults, as it does to the agent.
+
+    Raises:
+        SourceError: it cannot be had.
+        UsageError: it was named on the command line, and is not there: a slip of the pen
+            must not put the defaults in place of a policy.
+    """
+    document = settings.source().read()
+    if settings.named and not document.parts:
+        raise UsageError(
+            f"{document.name} does not exist",
+            remedy="correct its name, or leave it out for that of the agent; where the defaults "
+            "are meant, pipe them in: `ipmasq-agent config defaults | ... --config -`",
+        )
+    return document
+
+
 def understand(document: Document, settings: Settings) -> Understood:
     """Return what a document, or several that are merged, says.
 
@@ -89,12 +110,15 @@ def read_document(settings: Settings) -> Config:
 
     Raises:
         SourceError: it cannot be had.
+        UsageError: it was named, and is not there.
         ConfigError: it cannot be used.
     """
-    document = settings.source().read()
+    document = document_of(settings)
     if not document.parts:
         click.echo(f"warning: {document.name} does not exist: the defaults stand for it", err=True)
     understood = understand(document, settings)
+    for note in understood.notes:
+        click.echo(f"note: {note}", err=True)
     for warning in understood.warnings:
         click.echo(f"warning: {warning}", err=True)
     return understood.config
@@ -105,6 +129,7 @@ def read_intent(settings: Settings) -> Intent:
 
     Raises:
         SourceError: document or facts cannot be had.
+        UsageError: the document was named, and is not there.
         ConfigError: the document cannot be used.
     """
     wish = read_document(settings).wish(settings.flags)

@@ -33,6 +33,7 @@ from ipmasq_agent.config.model import (
     Flags,
 )
 from ipmasq_agent.config.reading import SHOWN, Reading
+from ipmasq_agent.config.tree import NodeTree
 from ipmasq_agent.errors import ConfigError
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import AUTO, Auto
@@ -57,6 +58,8 @@ class Understood:
 
     config: Config
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was passed over on the way to the document, as other manifests of a stream."""
 
 
 def parse_document(content: bytes | None, name: str, flags: Flags) -> Understood:
@@ -83,7 +86,8 @@ def parse_documents(parts: Sequence[tuple[str, bytes]], name: str, flags: Flags)
     Raises:
         ConfigError: with one line for each problem, ``NAME:LINE:COLUMN: …``.
     """
-    written = [_Part(part_name, content, flags) for part_name, content in parts]
+    notes: list[str] = []
+    written = [part for name_, content in parts for part in _opened(name_, content, flags, notes)]
     merged = _Merged(written, flags)
     config = merged.config()
     problems = [problem for part in written for problem in part.reading.problems]
@@ -94,7 +98,9 @@ def parse_documents(parts: Sequence[tuple[str, bytes]], name: str, flags: Flags)
     if problems:
         raise ConfigError(_shortened(problems))
     needless, unsaid = overlaps(config, name)
-    return Understood(config, tuple(_shortened(warnings + needless, unsaid)))
+    return Understood(
+        config, tuple(_shortened(warnings + needless, unsaid)), tuple(_shortened(notes))
+    )
 
 
 def default_config(flags: Flags) -> Config:
@@ -115,9 +121,40 @@ def oversize(parts: Iterable[tuple[str, bytes]]) -> list[str]:
 class _Part:
     """One of the documents: its reading, and the nodes of its keys."""
 
-    def __init__(self, name: str, content: bytes, flags: Flags) -> None:
+    def __init__(self, name: str, tree: NodeTree, flags: Flags) -> None:
         self.reading = Reading(name, flags)
-        self.nodes = self.reading.keys(content)
+        self.nodes = self.reading.keys(tree)
+
+
+def _opened(name: str, content: bytes, flags: Flags, notes: list[str]) -> list[_Part]:
+    """Return a document, or those that are in it if it is made of manifests.
+
+    Raises:
+        ConfigError: it says something, and nothing that we know.
+    """
+    tree = NodeTree(content, name)
+    part = _Part(name, tree, flags)
+    says_nothing = not part.reading.unknown and not tree.more
+    if part.nodes or says_nothing:
+        return [part]
+    from ipmasq_agent.config.manifests import Manifests  # which few agents ever need
+
+    manifests = Manifests(tree, name)
+    inner = manifests.documents()
+    if not inner:
+        if part.reading.unknown:
+            part.reading.refuse_unknown()
+        if tree.roots():
+            raise ConfigError(
+                [f"{name}: its first YAML document is empty; remove the --- before the second"]
+            )
+        return [part]
+    notes += manifests.notes
+    held = [_Part(each.name, NodeTree(each.content, each.name), flags) for each in inner]
+    for each in held:
+        if each.reading.unknown and not each.nodes:
+            each.reading.refuse_unknown()
+    return held
 
 
 class _Merged:
@@ -175,8 +212,8 @@ class _Merged:
         return Listed.of((parse_cidr(text), origin) for text in ranges)
 
     def nodes(self, key: str) -> list[tuple[Reading, yaml.Node]]:
-        """Return the key's value in each part that has it."""
-        return [(part.reading, part.nodes[key]) for part in self._parts if key in part.nodes]
+        """Return the key's values in each part that has it."""
+        return [(part.reading, node) for part in self._parts for node in part.nodes.get(key, ())]
 
     def last(self, key: str, read: Callable[[Reading, yaml.Node, str], T]) -> T | None:
         """Return the last value that a part gives; all are read, for their problems."""
@@ -189,9 +226,12 @@ class _Merged:
 
     def cidrs(self, key: str, *, masked: bool = False) -> Listed | None:
         """Return the lists of all parts as one; None where no part has the key."""
-        nodes = self.nodes(key)
-        lists = [read_cidrs(reading, node, key, masked=masked) for reading, node in nodes]
-        return Listed.chained(lists) if nodes else None
+        lists = [
+            [read_cidrs(part.reading, node, key, masked=masked) for node in part.nodes[key]][-1]
+            for part in self._parts
+            if key in part.nodes
+        ]
+        return Listed.chained(lists) if lists else None
 
     def place(self, *keys: str) -> str | None:
         """Return where the first of the keys that is set stands last."""

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 import yaml
 
 from ipmasq_agent.config.cidrs import UnalignedError, parse_cidr, parse_common
-from ipmasq_agent.config.reading import Reading, is_null, shown
+from ipmasq_agent.config.reading import Reading, shown
 from ipmasq_agent.config.runs import Run, RunOrigins, groups
+from ipmasq_agent.config.tree import is_null
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.assemble import AUTO, Auto
 from ipmasq_agent.policy.decisions import Origin

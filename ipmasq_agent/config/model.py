@@ -15,6 +15,8 @@ from ipmasq_agent.policy.prefixes import Listed
 
 DEFAULT_CIDR_LIMIT = 64
 DEFAULT_RESYNC_INTERVAL = 60 * UNITS["s"]
+SHORTEST_RESYNC_INTERVAL = UNITS["s"]
+"""What is shorter keeps a core busy on every node, and heals nothing sooner that matters."""
 
 # RFC 1918: address space for private networks.
 PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
@@ -62,7 +64,7 @@ class Config:
         cidr_limit_set: the document says so itself.
         masq_link_local: masquerade traffic to 169.254.0.0/16 too.
         masq_link_local_ipv6: masquerade traffic to fe80::/10 too.
-        resync_interval: nanoseconds between two looks at the kernel; above 0.
+        resync_interval: nanoseconds between two looks at the kernel; a second or more.
         masquerade_cidrs: to masquerade even within a shorter prefix that is not.
         default_action: the verdict where no list says anything.
         pod_cidrs: the only sources that are masqueraded; AUTO for those of the node.

@@ -8,13 +8,14 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import yaml
 
-from ipmasq_agent.config.durations import parse_duration
-from ipmasq_agent.config.model import DEFAULT_CIDR_LIMIT, Flags
-from ipmasq_agent.config.tree import NodeTree
+from ipmasq_agent.config.durations import parse_duration, show_duration
+from ipmasq_agent.config.model import DEFAULT_CIDR_LIMIT, SHORTEST_RESYNC_INTERVAL, Flags
+from ipmasq_agent.config.tree import PLAIN, NodeTree, is_null, printable
 from ipmasq_agent.errors import ConfigError
 
 KEYS = (
@@ -23,14 +24,23 @@ KEYS = (
     *("egressInterfaces", "snatAddress", "profile"),
 )
 # YAML 1.1, as the converter in front of Go's decoder resolves plain scalars.
-_TRUE = frozenset({"y", "yes", "on", "true"})
-_FALSE = frozenset({"n", "no", "off", "false"})
-_PLAIN = (None, "")
+_BOOLEANS = {
+    spelt: value
+    for value, words in ((True, ("y", "yes", "on", "true")), (False, ("n", "no", "off", "false")))
+    for word in words
+    for spelt in (word, word.title(), word.upper())
+}
 # A document of 100,000 typing errors should not print 100,000 lines.
 SHOWN = 20
-_LONGEST = 400
-_NULL_CHANGES_NOTHING = frozenset({"cidrLimit", "masqLinkLocal", "masqLinkLocalIPv6"})
-# A float to the converter; PyYAML wants a point, and a sign in the exponent.
+_SPELLINGS = {key.lower(): key for key in KEYS}
+# What the converter can't make a key of an object.
+_NO_KEYS = frozenset({"tag:yaml.org,2002:null", "tag:yaml.org,2002:timestamp"})
+_EXAMPLE = "write keys, as in `nonMasqueradeCIDRs: [10.0.0.0/8]`"
+# Numbers to the converter, once underscores are gone. To PyYAML 0o17 is none, and a float
+# needs a point, and a sign in its exponent.
+_INTEGER = re.compile(r"[-+]?(0[bB][01]+|0[oO]?[0-7]*|0[xX][0-9a-fA-F]+|[1-9][0-9]*)")
+_LONGEST_NUMBER = 400  # digits; Python refuses to read some thousands of them
+_OCTAL = re.compile(r"^([-+]?)0(?=[0-7])")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 
@@ -43,6 +53,8 @@ class Reading:
         self.problems: list[str] = []
         self.warnings: list[str] = []
         self.is_json = False
+        self.unknown: yaml.ScalarNode | None = None
+        """The first key that is not known."""
 
     # -- places -------------------------------------------------------------------------
 
@@ -62,60 +74,78 @@ class Reading:
 
     # -- structure ----------------------------------------------------------------------
 
-    def keys(self, content: bytes) -> Mapping[str, yaml.Node]:
-        """Return the value of each known key, under its proper spelling."""
-        tree = NodeTree(content, self.name)
+    def keys(self, tree: NodeTree) -> Mapping[str, Sequence[yaml.Node]]:
+        """Return the values of each known key, under its proper spelling; the last one counts.
+
+        Several come from spellings of a key, and from JSON that repeats one: the decoder
+        takes them one after the other, and refuses the document where it can't take one.
+        """
         self.is_json = tree.is_json
         if tree.more:
-            self.warn(None, "only the first YAML document is used; remove the others")
+            self.warn(None, "only the first YAML document is used; remove what follows it")
         root = tree.root
         if root is None or is_null(root):
             return {}
         if not isinstance(root, yaml.MappingNode):
             kind = "a list" if isinstance(root, yaml.SequenceNode) else f"the text {shown(root)}"
-            raise ConfigError(
-                [
-                    f"{self.place(root)}: the document is {printable(kind)}; "
-                    f"write keys, as in `nonMasqueradeCIDRs: [10.0.0.0/8]`"
-                ]
-            )
-        spellings = {key.lower(): key for key in KEYS}
-        written: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+            self._refuse(root, f"the document is {kind}; {_EXAMPLE}")
+        written: list[tuple[str, yaml.Node, yaml.Node]] = []
+        places: dict[str, int] = {}
         for merged, key_node, value_node in tree.pairs():
-            if not isinstance(key_node, yaml.ScalarNode):
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag in _NO_KEYS:
                 self.problem(key_node, f"{shown(key_node)} cannot be a key; write a word")
                 continue
             word: str = key_node.value
-            key = spellings.get(word.lower())
+            key = _SPELLINGS.get(word.lower())
             if key is None:
+                if not self.unknown:
+                    self.unknown = key_node
                 # The search for a near word is slow, and only so many warnings are shown.
-                near = _nearest(word) if len(self.warnings) < SHOWN else ""
+                near = nearest(word) if len(self.warnings) < SHOWN else ""
                 self.warn(key_node, f"unknown key {word!r} is ignored{near}")
-            elif not (merged and word in written):
-                if word in written:
+            elif merged and word in places:
+                continue
+            else:
+                if word in places:
                     self.warn(key_node, f"{key} is set twice; the first has no effect")
-                written.pop(word, None)
-                written[word] = (key_node, value_node)
-        return self._decided(written, spellings)
+                if word in places and not self.is_json:
+                    written[places[word]] = word, key_node, value_node
+                else:
+                    places[word] = len(written)
+                    written.append((word, key_node, value_node))
+        return self._decided(written)
 
     def _decided(
-        self, written: Mapping[str, tuple[yaml.Node, yaml.Node]], spellings: Mapping[str, str]
-    ) -> Mapping[str, yaml.Node]:
-        """Let the spellings of a key overwrite each other, as the decoder does.
+        self, written: list[tuple[str, yaml.Node, yaml.Node]]
+    ) -> Mapping[str, Sequence[yaml.Node]]:
+        """Bring the spellings of a key into the order in which they overwrite each other.
 
-        From YAML they reach it sorted bytewise, from JSON in the order of the document. A
-        null overwrites a list, and leaves a number or a switch as it is.
+        From YAML they reach the decoder sorted bytewise, from JSON in the order of the
+        document.
         """
-        values: dict[str, yaml.Node] = {}
-        for word in written if self.is_json else sorted(written):
-            key_node, value_node = written[word]
-            key = spellings[word.lower()]
-            if key in values:
+        values: dict[str, list[yaml.Node]] = {}
+        spelt: dict[str, str] = {}
+        for word, key_node, value_node in written if self.is_json else sorted(written, key=_word):
+            key = _SPELLINGS[word.lower()]
+            if spelt.setdefault(key, word) != word:
                 self.warn(key_node, f"{key} is set in two spellings; only one has an effect")
-                if is_null(value_node) and key in _NULL_CHANGES_NOTHING:
-                    continue
-            values[key] = value_node
+            values.setdefault(key, []).append(value_node)
         return values
+
+    def refuse_unknown(self) -> None:
+        """Refuse a document none of whose keys is known.
+
+        To upstream it means the defaults; whoever wrote it meant something else.
+
+        Raises:
+            ConfigError: always.
+        """
+        node = self.unknown
+        word = node.value if node else ""
+        self._refuse(node, f"none of its keys is known, like {word!r}; {_EXAMPLE}{nearest(word)}")
+
+    def _refuse(self, node: yaml.Node | None, text: str) -> NoReturn:
+        raise ConfigError([f"{self.place(node)}: {printable(text)}"])
 
     # -- values -------------------------------------------------------------------------
 
@@ -123,12 +153,10 @@ class Reading:
         """Return a whole number; None where there is none."""
         if node is None or is_null(node):
             return None
-        value = _resolved(node)
-        if isinstance(value, str) and _is_plain(node) and _FLOAT.fullmatch(value):
-            value = float(value)
+        value = _number(node)
         if isinstance(value, float) and value.is_integer() and not self.is_json:
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 1 << 63:
+        if not isinstance(value, int) or abs(value) >= 1 << 63:
             self.problem(
                 node, f"{key}: {shown(node)} is not a whole number, like {DEFAULT_CIDR_LIMIT}"
             )
@@ -139,12 +167,12 @@ class Reading:
         """Return a switch; None where it is not set."""
         if node is None or is_null(node):
             return None
-        value = _resolved(node)
-        if _is_plain(node) and value in ("y", "Y", "n", "N"):
-            value = str(value).lower() in _TRUE  # the one spelling that PyYAML leaves a string
-        if not isinstance(value, bool):
+        value = None
+        # PyYAML leaves y and n strings.
+        if isinstance(node, yaml.ScalarNode) and (node.tag.endswith(":bool") or _is_plain(node)):
+            value = _BOOLEANS.get(node.value)
+        if value is None:
             self.problem(node, f"{key}: {shown(node)} is not a boolean; write true or false")
-            return None
         return value
 
     def interval(self, node: yaml.Node | None, key: str) -> int | None:
@@ -166,31 +194,27 @@ class Reading:
                 node, f'{key}: "{node.value}" would never wait; write a duration above 0, like 60s'
             )
             return None
-        return duration
+        if duration < SHORTEST_RESYNC_INTERVAL:
+            self.warn(
+                node,
+                f'{key}: "{node.value}" is taken for {show_duration(SHORTEST_RESYNC_INTERVAL)}, '
+                "the shortest that is; changes of the document apply at once in any case",
+            )
+        return max(duration, SHORTEST_RESYNC_INTERVAL)
 
 
-def printable(text: str) -> str:
-    """Return one line that is safe to print: short, without control characters."""
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST - 3]}..."
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
+def nearest(written: str) -> str:
+    """Return the question whether a known key was meant, if one is near."""
+    near = difflib.get_close_matches(written.lower(), _SPELLINGS, n=1, cutoff=0.6)
+    return "".join(f"; did you mean {_SPELLINGS[key]}?" for key in near)
 
 
-def _nearest(written: str) -> str:
-    lowered: Mapping[str, str] = {key.lower(): key for key in KEYS}
-    near: Iterable[str] = difflib.get_close_matches(written.lower(), lowered, n=1, cutoff=0.6)
-    return "".join(f"; did you mean {lowered[key]}?" for key in near)
-
-
-def is_null(node: yaml.Node) -> bool:
-    """Whether a value is null, however it is written."""
-    return bool(node.tag == "tag:yaml.org,2002:null")
+def _word(written: tuple[str, yaml.Node, yaml.Node]) -> str:
+    return written[0]
 
 
 def _is_plain(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.style in _PLAIN
+    return isinstance(node, yaml.ScalarNode) and node.style in PLAIN
 
 
 def shown(node: yaml.Node) -> str:
@@ -200,34 +224,14 @@ def shown(node: yaml.Node) -> str:
     return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
 
 
-def _resolved(node: yaml.Node) -> object:
-    """Return a scalar as YAML 1.1 resolves it; None for anything that is not one."""
-    if not isinstance(node, yaml.ScalarNode):
+def _number(node: yaml.Node) -> int | float | None:
+    """Return a number as Go's YAML resolves it (its strconv.ParseInt takes base 0)."""
+    tag = node.tag.rpartition(":")[2]
+    if not (_is_plain(node) or tag in ("int", "float")):
         return None
-    text = str(node.value)
-    readers: Mapping[str, Callable[[str], object]] = {
-        "bool": lambda t: t.lower() in _TRUE if t.lower() in _TRUE | _FALSE else None,
-        "int": _integer,
-        "float": _real,
-        "str": str,
-    }
-    reader = readers.get(node.tag.rsplit(":", 1)[-1])
-    return reader(text) if reader else None
-
-
-def _integer(text: str) -> int | None:
-    digits = text.replace("_", "")
-    # YAML 1.1 writes octal as 010, Python as 0o10; 1:30 (base 60) is no integer to Go's YAML.
-    if len(digits) > 1 and digits.lstrip("+-").startswith("0") and digits.lstrip("+-").isdigit():
-        digits = digits.replace("0", "0o", 1)
-    try:
-        return int(digits, 0)
-    except ValueError:
+    digits = node.value.replace("_", "")
+    if len(digits) > _LONGEST_NUMBER:
         return None
-
-
-def _real(text: str) -> float | None:
-    try:
-        return float(text.replace("_", ""))
-    except ValueError:
-        return None
+    if _INTEGER.fullmatch(digits):
+        return int(_OCTAL.sub(r"\g<1>0o", digits), 0)
+    return float(digits) if _FLOAT.fullmatch(digits) and tag != "int" else None

@@ -10,8 +10,9 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 
@@ -19,8 +20,13 @@ from ipmasq_agent.config.runs import JSON_RUN, JSON_TEXT, Cut, NotARunError, Run
 from ipmasq_agent.errors import ConfigError
 
 MAX_DEPTH = 100
+PLAIN = (None, "")
+"""The styles of a scalar that stands without quotes."""
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _MERGE = "tag:yaml.org,2002:merge"
 _TAG = "tag:yaml.org,2002:"
+_NULL, _NULLS = "tag:yaml.org,2002:null", ("", "~", "null", "Null", "NULL")
+_LONGEST = 400
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Loosely typed: libyaml's marks and the ones that we make are not those of the type stubs.
 _Mark: Any = yaml.Mark
@@ -36,62 +42,91 @@ _HINTS = {
 _JSON_CONSTANT = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|(NaN|-?Infinity)')
 
 
+T = TypeVar("T")
+
+
 class NodeTree:
     """The first document of a text: its root, and whether more documents follow it.
 
     Attributes:
         root: the top node, or None where the text holds nothing but comments.
         is_json: the text is strict JSON rather than YAML.
-        more: further documents follow, which nobody reads.
+        more: something follows it, further documents or text after their end.
     """
 
-    def __init__(self, content: bytes, name: str) -> None:
+    def __init__(self, content: bytes | str, name: str) -> None:
         """Read ``content``, which messages call ``name``.
 
         Raises:
-            ConfigError: it is not UTF-8, not YAML or JSON, or nested beyond ``MAX_DEPTH``.
+            ConfigError: it is not text, not YAML or JSON, or nested beyond ``MAX_DEPTH``.
         """
         self._name = name
-        try:
-            content = content.removeprefix(codecs.BOM_UTF8)
-            self._text = content.decode()
-        except UnicodeDecodeError as cause:
-            line, column = _position(content[: cause.start].decode())
-            raise ConfigError([f"{name}:{line}:{column}: is not UTF-8 text"]) from cause
+        self.text = content if isinstance(content, str) else _decoded(content, name)
         self.more = False
-        self.is_json = self._text.lstrip().startswith("{")
+        # As YAML's encoding, UTF-16 is welcome; JSON is what begins with the byte {.
+        utf16 = isinstance(content, bytes) and content.startswith(_UTF16)
+        self.is_json = self.text.lstrip().startswith("{") and not utf16
         self.root = self._json() if self.is_json else self._yaml()
+
+    @cached_property
+    def lines(self) -> list[str]:
+        """The lines of the text."""
+        return self.text.split("\n")
+
+    def roots(self) -> list[yaml.Node]:
+        """Return the top node of each document of the text that is not empty.
+
+        Raises:
+            ConfigError: one of them is not YAML.
+        """
+        roots = [self.root] if self.is_json or not self.more else self._parsed(self._all)
+        return [root for root in roots if root is not None and not is_null(root)]
 
     # -- YAML ---------------------------------------------------------------------------
 
     def _yaml(self) -> yaml.Node | None:
-        cut = Cut(self._text)
+        cut = Cut(self.text)
         if cut:
             try:
-                return self._loaded(cut.text, cut)
+                root = self._loaded(cut.text, partial(self._first, cut=cut))
+                cut.end()
+                return root
             except (yaml.YAMLError, ConfigError, NotARunError):
-                self.more = False  # what is wrong, if anything is, shows in the whole text
+                pass  # what is wrong, if anything is, shows in the whole text
+        return self._parsed(self._first)
+
+    def _parsed(self, compose: Callable[[Any], T]) -> T:
         try:
-            return self._loaded(self._text, None)
+            return self._loaded(self.text, compose)
         except yaml.MarkedYAMLError as cause:
             self._not_yaml(cause)
         except yaml.reader.ReaderError as cause:
             self._not_a_character(cause)
 
-    def _loaded(self, text: str, cut: Cut | None) -> yaml.Node | None:
-        loader = None
+    def _loaded(self, text: str, compose: Callable[[Any], T]) -> T:
+        loader = _Loader(text)
         try:
-            loader = _Loader(text)
-            root = self._composed(loader, cut)
+            return compose(loader)
         finally:
-            if loader is not None:
-                loader.dispose()
-        if cut is not None:
-            cut.end()
+            loader.dispose()
+
+    def _first(self, loader: Any, cut: Cut | None = None) -> yaml.Node | None:
+        """Compose the first document; of what follows it only that it does is of interest."""
+        root = self._composed(loader, cut)
+        try:
+            self.more = not isinstance(loader.peek_event(), yaml.StreamEndEvent | None)
+        except yaml.YAMLError:
+            self.more = True
         return root
 
+    def _all(self, loader: Any) -> list[yaml.Node | None]:
+        roots = []
+        while not isinstance(loader.peek_event(), yaml.StreamEndEvent | None):
+            roots.append(self._composed(loader, None))
+        return roots
+
     def _composed(self, loader: Any, cut: Cut | None) -> yaml.Node | None:
-        """Compose the first document from its events, without recursion."""
+        """Compose the next document from its events, without recursion."""
         root: yaml.Node | None = None
         anchors: dict[str, yaml.Node] = {}
         # Collections that are open, each with the key that waits for its value.
@@ -100,10 +135,12 @@ class NodeTree:
             event: Any = loader.get_event()
             node: yaml.Node
             if isinstance(event, yaml.ScalarEvent):
-                tag = event.tag
+                tag, style = event.tag, event.style
                 if tag is None or tag == "!":
                     tag = loader.resolve(yaml.ScalarNode, event.value, event.implicit)
-                node = _Scalar(tag, event.value, event.start_mark, event.end_mark, event.style)
+                elif style in PLAIN:
+                    style = "'"  # what has a tag is no more to be guessed at than what is quoted
+                node = _Scalar(tag, event.value, event.start_mark, event.end_mark, style)
             elif isinstance(event, yaml.AliasEvent):
                 if event.anchor not in anchors:
                     self._fail(event.start_mark, f"the anchor &{event.anchor} is not defined")
@@ -118,9 +155,15 @@ class NodeTree:
             elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
                 open_.pop()
                 continue
+            elif isinstance(event, yaml.DocumentStartEvent):
+                if event.version not in (None, (1, 1)):
+                    self._fail(
+                        event.start_mark,
+                        "says that it is YAML 1.2, and is read as YAML 1.1, to which yes is true "
+                        "and 010 is 8; remove the line %YAML",
+                    )
+                continue
             elif isinstance(event, yaml.DocumentEndEvent):
-                following = loader.get_event()
-                self.more = isinstance(following, yaml.DocumentStartEvent)
                 return root
             elif isinstance(event, yaml.StreamEndEvent):
                 return None
@@ -142,19 +185,17 @@ class NodeTree:
         what = " ".join(str(part) for part in (cause.context, cause.problem) if part)
         hint = ""
         if mark is not None:
-            lines = self._text.split("\n")
+            lines = self.lines
             if mark.line >= len(lines):  # libyaml ends a last line that the text leaves open
-                mark = _Mark(
-                    self._name, len(self._text), len(lines) - 1, len(lines[-1]), None, None
-                )
+                mark = _Mark(self._name, len(self.text), len(lines) - 1, len(lines[-1]), None, None)
             hint = _HINTS.get(lines[mark.line][mark.column : mark.column + 1], "")
         self._fail(mark, f"is not YAML: {what}{hint}", cause)
 
     def _not_a_character(self, cause: yaml.reader.ReaderError) -> NoReturn:
         # libyaml counts bytes, PyYAML's own reader counts characters.
-        before = self._text[: cause.position]
+        before = self.text[: cause.position]
         if _Loader.__name__ == "CSafeLoader":
-            before = self._text.encode()[: cause.position].decode(errors="replace")
+            before = self.text.encode()[: cause.position].decode(errors="replace")
         line, column = _position(before)
         raise ConfigError(
             [f"{self._name}:{line}:{column}: is not YAML: it holds a control character"]
@@ -199,7 +240,7 @@ class NodeTree:
     def _json(self) -> yaml.Node:
         """Check the text as strict JSON, then note where each value stands."""
         try:
-            json.loads(self._text, parse_constant=_no_constant, parse_int=str, parse_float=str)
+            json.loads(self.text, parse_constant=_no_constant, parse_int=str, parse_float=str)
         except json.JSONDecodeError as cause:
             place = f"{self._name}:{cause.lineno}:{cause.colno}"
             raise ConfigError(
@@ -210,13 +251,13 @@ class NodeTree:
                 [f"{self._name}: is nested more than {MAX_DEPTH} levels deep"]
             ) from cause
         except _NotJson as cause:
-            found = next(w for w in _JSON_CONSTANT.finditer(self._text) if w[1])
-            line, column = _position(self._text[: found.start()])
+            found = next(w for w in _JSON_CONSTANT.finditer(self.text) if w[1])
+            line, column = _position(self.text[: found.start()])
             raise ConfigError([f"{self._name}:{line}:{column}: {cause} is not JSON"]) from cause
         root: yaml.Node | None = None
         open_: list[tuple[yaml.CollectionNode, list[yaml.Node]]] = []
         line = line_start = after = 0
-        while token := _JSON_TOKEN.search(self._text, after):
+        while token := _JSON_TOKEN.search(self.text, after):
             word, start = token[0], token.start()
             after = token.end()
             if word == "\n":
@@ -227,13 +268,13 @@ class NodeTree:
                 continue
             parent = open_[-1][0] if open_ else None
             if word[0] == '"' and isinstance(parent, yaml.SequenceNode):
-                run = JSON_RUN.match(self._text, start)
+                run = JSON_RUN.match(self.text, start)
                 if run:
                     add_run(parent, Run(run[0], JSON_TEXT, line, start - line_start))
                     after = run.end()
                     if "\n" in run[0]:
                         line += run[0].count("\n")
-                        line_start = self._text.rindex("\n", start, after) + 1
+                        line_start = self.text.rindex("\n", start, after) + 1
                     continue
             mark = _Mark(self._name, start, line, start - line_start, None, None)
             node: yaml.Node
@@ -252,6 +293,39 @@ class NodeTree:
                 open_.append((node, []))
         assert root is not None  # json.loads accepted the text, so it holds a value
         return root
+
+
+def _decoded(content: bytes, name: str) -> str:
+    """Return the text of a document, in one of the encodings that YAML knows by their marks.
+
+    Raises:
+        ConfigError: it is in another one, or damaged.
+    """
+    coding = "UTF-16" if content.startswith(_UTF16) else "UTF-8"
+    content = content.removeprefix(codecs.BOM_UTF8)
+    try:
+        return content.decode(coding)
+    except UnicodeDecodeError as cause:
+        line, column = _position(content[: cause.start].decode(coding))
+        raise ConfigError([f"{name}:{line}:{column}: is not {coding} text"]) from cause
+
+
+def is_null(node: yaml.Node) -> bool:
+    """Whether a value is null, however it is written.
+
+    A tag alone makes none: ``!!null [10.0.0.0/8]`` is a list to Go's YAML, and must not
+    empty it here.
+    """
+    return isinstance(node, yaml.ScalarNode) and node.tag == _NULL and node.value in _NULLS
+
+
+def printable(text: str) -> str:
+    """Return one line that is safe to print: short, without control characters."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - 3]}..."
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 def _position(before: str) -> tuple[int, int]:

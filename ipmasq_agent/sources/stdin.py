@@ -20,13 +20,20 @@ class StdinSource:
         """Return all of standard input.
 
         Raises:
-            SourceError: it is a terminal, so somebody forgot the pipe.
+            SourceError: it is a terminal, so somebody forgot the pipe; or it holds nothing,
+                which is what a program leaves that failed before it.
         """
         if sys.stdin.isatty():
             raise SourceError(
                 "standard input is a terminal", remedy="pipe a document in, or name a file"
             )
         content = sys.stdin.buffer.read()
+        if not content:
+            raise SourceError(
+                "standard input is empty",
+                remedy="see what the program before the pipe says; the defaults are what "
+                "`ipmasq-agent config defaults` prints",
+            )
         parts = (Part(self.name, content),)
         return Document(self.name, parts, revision_of(parts), time.monotonic())
 

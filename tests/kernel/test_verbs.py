@@ -117,10 +117,40 @@ def test_a_bad_document_changes_nothing_and_says_where(verb: Verb, tmp_path: Pat
     assert oracle.read_chain("nft", "ipv4", "IP-MASQ") is None
 
 
-def test_a_missing_document_is_the_defaults_and_says_so(verb: Verb, tmp_path: Path) -> None:
-    status, _, err = verb("apply", "--config", str(tmp_path / "none"))
-    assert status == 0
-    assert "does not exist" in err
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("apply",),
+        ("diff",),
+        ("status",),
+        ("explain", "10.0.0.1"),
+        ("config", "view"),
+        ("config", "validate"),
+    ],
+    ids=" ".join,
+)
+def test_a_document_that_was_named_and_is_not_there_is_an_error_and_not_the_defaults(
+    verb: Verb, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    nowhere, empty = tmp_path / "nope.yaml", tmp_path / "empty"
+    empty.mkdir()
+    for path in (nowhere, empty):
+        status, out, err = verb(*words, "--config", str(path))
+        assert (status, out) == (2, "")
+        assert f"{path} does not exist" in err
+        assert "config defaults" in err
+    assert oracle.read_chain("nft", "ipv4", "IP-MASQ") is None
+
+
+def test_a_document_that_nobody_named_means_the_defaults_as_it_does_to_the_agent(
+    verb: Verb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The environment is the agent's, to which a ConfigMap that is not there is no error.
+    monkeypatch.setenv("IPMASQ_CONFIG", str(tmp_path / "none"))
+    for words in (("apply",), ("diff",), ("status",), ("config", "validate")):
+        status, out, err = verb(*words)
+        assert status == 0, err
+    assert "does not exist: the defaults hold" in out
     assert "10.0.0.0/8" in verb("list")[1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 
@@ -45,6 +46,21 @@ def test_a_missing_document_stands_for_the_defaults() -> None:
     bench = Bench()
     bench.document(None, "absent")
     assert bench.chain() == [LINK_LOCAL, "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]
+    assert bench.agent.status.ready
+
+
+def test_the_log_warns_of_a_document_that_is_not_there(heard: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    bench.document(None, "absent")
+    (record,) = (r for r in heard.records if r.message.startswith("no document, using defaults"))
+    assert record.levelno == logging.WARNING
+
+
+def test_the_longest_interval_that_there_is_can_be_waited_for() -> None:
+    bench = Bench()
+    bench.document(f"{ONE}resyncInterval: 2562047h47m16.854775807s\n")
+    threading.Timer(0.05, bench.agent.send, [Signal.RELOAD]).start()
+    assert bench.agent.turn()  # it waits, with nothing to do before that signal
     assert bench.agent.status.ready
 
 
@@ -380,6 +396,6 @@ def test_the_resync_interval_of_the_document_is_obeyed() -> None:
 
 def test_warnings_of_a_document_are_logged_and_shown(heard: pytest.LogCaptureFixture) -> None:
     bench = Bench()
-    bench.document("nonMasqueradeCIDR: []\n")
+    bench.document("nonMasqueradeCIDR: []\nmasqLinkLocal: true\n")
     assert "did you mean nonMasqueradeCIDRs?" in bench.agent.status.config.warnings[0]
     assert any("did you mean" in r.getMessage() for r in heard.records)

@@ -106,7 +106,11 @@ def test_switches_are_yaml_1_1_booleans(text: str, meant: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["1", "0", '"true"', "maybe", '"y"', "[]", "{}", "!!str yes", "1.0"]
+    "text",
+    [
+        *("1", "0", '"true"', "maybe", '"y"', "[]", "{}", "1.0", "yEs"),
+        *("!!str yes", "!!str y", "!!bool yEs", "!yes yes"),
+    ],
 )
 def test_what_is_not_a_boolean_is_refused(text: str) -> None:
     (problem,) = problems(f"masqLinkLocal: {text}")
@@ -125,6 +129,12 @@ def test_what_is_not_a_boolean_is_refused(text: str) -> None:
         ("0106", 70),
         ("7_0", 70),
         ("0b1000110", 70),
+        ("0o106", 70),
+        ("0X46", 70),
+        ("08", 8),
+        ("! 70", 70),
+        ('!!int "70"', 70),
+        ("!!float 70", 70),
         ("+70", 70),
         ("3.", 3),
     ],
@@ -149,6 +159,14 @@ def test_the_limit_is_a_whole_number_in_any_form_of_yaml(text: str, meant: int) 
         "9" * 5000,
         "!!int x",
         "2001-01-01",
+        "!!str 70",
+        "!limit 70",
+        "!!int 7e1",
+        "!!null 70",
+        "!!binary NzA=",
+        "\N{ARABIC-INDIC DIGIT SEVEN}0",
+        "0b2",
+        "0o8",
     ],
 )
 def test_what_is_not_a_whole_number_is_refused(text: str) -> None:
@@ -158,10 +176,18 @@ def test_what_is_not_a_whole_number_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "meant"), [("1h5m", "1h5m"), ('"300ms"', "300ms"), ("1.5s", "1.5s"), ("1ns", "1ns")]
+    ("text", "meant"), [("1h5m", "1h5m"), ('"1000ms"', "1s"), ("1.5s", "1.5s")]
 )
 def test_the_interval_is_a_go_duration(text: str, meant: str) -> None:
     assert read(f"resyncInterval: {text}").resync_interval == parse_duration(meant)
+
+
+@pytest.mark.parametrize("text", ["1ns", "300ms", '"0.999s"'])
+def test_an_interval_that_would_burn_a_core_is_a_second_and_warns(text: str) -> None:
+    assert read(f"resyncInterval: {text}").view()["resyncInterval"] == "1s"
+    (warning,) = warnings(f"resyncInterval: {text}")
+    assert warning.startswith("cm:1:17: resyncInterval: ")
+    assert "is taken for 1s, the shortest that is" in warning
 
 
 @pytest.mark.parametrize(
@@ -288,12 +314,16 @@ def test_a_null_list_in_a_second_spelling_empties_the_list() -> None:
     ],
 )
 def test_an_unknown_key_warns_and_names_the_nearest(key: str, nearest: str) -> None:
-    (warning,) = warnings(f"{key}: 5")
+    (warning,) = warnings(f"{key}: 5\nmasqLinkLocal: true\n")
     assert warning == f"cm:1:1: unknown key {key!r} is ignored; did you mean {nearest}?"
+    (problem,) = problems(f"{key}: 5")  # upstream takes the defaults, which nobody meant
+    assert problem.startswith(f"cm:1:1: none of its keys is known, like {key!r}; write keys")
+    assert problem.endswith(f"; did you mean {nearest}?")
 
 
 def test_an_unknown_key_that_is_near_nothing_warns_without_a_guess() -> None:
-    assert warnings("color: blue") == ("cm:1:1: unknown key 'color' is ignored",)
+    found = warnings("color: blue\nmasqLinkLocal: true\n")
+    assert found == ("cm:1:1: unknown key 'color' is ignored",)
 
 
 def test_a_key_that_is_not_text_is_refused() -> None:
@@ -312,6 +342,58 @@ def test_merge_keys_and_anchors_work_and_own_keys_win() -> None:
     assert (config.cidr_limit, config.masq_link_local) == (71, True)
     assert read("x: &x {cidrLimit: 70}\n<<: *x\ncidrLimit: 72\n").cidr_limit == 72
     assert cidrs(read("x: &x [10.0.0.0/8]\nnonMasqueradeCIDRs: *x\n")) == ["10.0.0.0/8"]
+
+
+@pytest.mark.parametrize("key", ["~", "null", "!!null ''", "2001-01-01"])
+def test_a_key_that_the_converter_cannot_take_is_refused(key: str) -> None:
+    (problem,) = problems(f"{key}: 5\ncidrLimit: 70\n")
+    assert problem.startswith("cm:1:1: ")
+    assert problem.endswith(" cannot be a key; write a word")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"cidrLimit": "x", "cidrLimit": 70}',
+        '{"cidrLimit": 70.0, "cidrLimit": 70}',
+        '{"nonMasqueradeCIDRs": [5], "nonMasqueradeCIDRs": []}',
+        '{"masqLinkLocal": 5, "MASQLINKLOCAL": true}',
+        "masqLinkLocal: true\nMASQLINKLOCAL: 5\n",
+        "RESYNCINTERVAL: 5\nresyncInterval: 5s\n",
+    ],
+)
+def test_a_value_that_another_overwrites_is_checked_where_the_decoder_meets_it(text: str) -> None:
+    assert len(problems(text)) == 1
+
+
+def test_a_value_that_the_converter_drops_is_not_checked() -> None:
+    assert read("cidrLimit: x\ncidrLimit: 70\n").cidr_limit == 70
+
+
+def test_of_equal_lists_the_last_one_counts_whole() -> None:
+    text = '{"nonMasqueradeCIDRs": ["10.0.0.0/8"], "nonmasqueradecidrs": ["11.0.0.0/8"]}'
+    assert cidrs(read(text)) == ["11.0.0.0/8"]
+
+
+def test_a_tag_on_a_list_changes_nothing_and_on_an_entry_is_refused() -> None:
+    assert cidrs(read("nonMasqueradeCIDRs: !!null [10.0.0.0/8]")) == ["10.0.0.0/8"]
+    assert cidrs(read("nonMasqueradeCIDRs: !nets [!!str 10.0.0.0/8]")) == ["10.0.0.0/8"]
+    assert "is not a list" in problems("nonMasqueradeCIDRs: !!null x")[0]
+    for tag in ("!net", "!!binary", "!!int"):
+        assert problems(f"nonMasqueradeCIDRs: [{tag} 10.0.0.0/8]")[0].startswith("cm:1:22: ")
+
+
+def test_utf_16_is_read_where_it_is_marked() -> None:
+    text = "nonMasqueradeCIDRs: [10.0.0.0/8]  # é\n"
+    assert cidrs(read(text.encode("utf-16"))) == ["10.0.0.0/8"]
+    assert cidrs(read(b"\xfe\xff" + text.encode("utf-16-be"))) == ["10.0.0.0/8"]
+    assert cidrs(read("{nonMasqueradeCIDRs: [10.0.0.0/8]}".encode("utf-16"))) == ["10.0.0.0/8"]
+
+
+def test_yaml_1_2_is_refused_since_it_says_other_things_in_the_same_words() -> None:
+    (problem,) = problems("# mine\n%YAML 1.2\n---\nmasqLinkLocal: yes\n")
+    assert problem.startswith("cm:2:1: says that it is YAML 1.2")
+    assert read("%YAML 1.1\n---\nmasqLinkLocal: yes\n").masq_link_local is True
 
 
 @pytest.mark.parametrize("text", ["<<: 5", "<<: [1]", "x: &x [1]\n<<: *x\n"])
@@ -352,7 +434,8 @@ def test_broken_syntax_is_refused_with_place_and_hint(text: str, place: str, hin
 
 def test_bytes_that_are_not_utf8_are_refused_with_their_place() -> None:
     assert problems(b"\xef\xbb\xbfa: \xc3\xa9\nx: \xc3\xa9\xff") == ("cm:2:5: is not UTF-8 text",)
-    assert problems("a: b".encode("utf-16")) == ("cm:1:1: is not UTF-8 text",)
+    assert problems("é: b\né".encode("utf-16") + b"x") == ("cm:2:2: is not UTF-16 text",)
+    assert problems(b'{"note": "\xff", "cidrLimit": 70}') == ("cm:1:11: is not UTF-8 text",)
 
 
 @pytest.mark.parametrize(
@@ -372,9 +455,11 @@ def test_json_and_flow_style_are_read(text: str) -> None:
 
 
 def test_only_the_first_document_of_a_stream_counts_and_the_rest_warns() -> None:
-    text = "cidrLimit: 70\n---\ncidrLimit: 80\n"
-    assert read(text).cidr_limit == 70
-    assert warnings(text) == ("cm: only the first YAML document is used; remove the others",)
+    for follows in ("---\ncidrLimit: 80\n", "...\nfoo [", "---\n{", "...\n%FOO\n---\n"):
+        text = f"cidrLimit: 70\n{follows}"
+        assert read(text).cidr_limit == 70
+        (warning,) = warnings(text)
+        assert warning == "cm: only the first YAML document is used; remove what follows it"
 
 
 def test_every_problem_is_shown_at_once() -> None:
@@ -387,7 +472,7 @@ def test_many_problems_and_many_warnings_are_shortened() -> None:
     found = problems(f"nonMasqueradeCIDRs:\n{entries}")
     assert len(found) == 21
     assert found[-1] == "... and 80 more of the kind"
-    assert len(warnings("".join(f"unknown{n}: 1\n" for n in range(100)))) == 21
+    assert len(warnings("cidrLimit: 5\n" + "".join(f"x{n}: 1\n" for n in range(100)))) == 21
 
 
 def test_messages_hold_no_control_characters_and_no_endless_lines() -> None:

@@ -1,0 +1,125 @@
+"""``config validate``: which documents can be used, for people and for pipelines."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernel.agent import status_of
+
+Validate = Callable[..., tuple[int, str, str]]
+
+MANIFEST = """\
+kind: ConfigMap
+metadata: {name: ip-masq-agent}
+data:
+  config: |
+    nonMasqueradeCIDRs: [%s]
+---
+kind: ServiceAccount
+"""
+
+
+@pytest.fixture
+def validate(capsys: pytest.CaptureFixture[str]) -> Validate:
+    def run(*words: str) -> tuple[int, str, str]:
+        status = status_of("config", "validate", *words)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in {
+        "good.yaml": "nonMasqueradeCIDRs: [10.0.0.0/8]\n",
+        "odd.yaml": "colour: blue\nmasqLinkLocal: true\n",
+        "bad.yaml": "nonMasqueradeCIDRs: [10.0.0.1/8]\n",
+        "cm.yaml": MANIFEST % "10.0.0.0/8",
+        "broken.yaml": MANIFEST % "10.0.0.1/8",
+    }.items():
+        Path(name).write_text(text)
+    Path("parts").mkdir()
+    Path("parts/a").write_text("masqLinkLocal: true\n")
+    Path("parts/b").write_text("cidrLimit: x\n")
+
+
+def piped(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+@pytest.mark.usefixtures("files")
+def test_files_are_named_as_arguments(validate: Validate) -> None:
+    assert validate("good.yaml") == (0, "good.yaml is valid\n", "")
+    status, out, err = validate("good.yaml", "bad.yaml", "parts", "none.yaml")
+    assert (status, out) == (2, "good.yaml is valid\n")
+    assert "error: bad.yaml:1:22: " in err
+    assert "error: parts/b:1:12: cidrLimit" in err
+    assert "error: none.yaml does not exist; " in err
+
+
+@pytest.mark.usefixtures("files")
+def test_a_manifest_is_checked_for_what_is_in_it(validate: Validate) -> None:
+    status, out, err = validate("cm.yaml", "--strict")
+    assert (status, out) == (0, "cm.yaml is valid\n")
+    assert err == "note: cm.yaml:7:1: ServiceAccount is passed over\n"
+    status, out, err = validate("broken.yaml")
+    assert (status, out) == (2, "")
+    assert "error: broken.yaml:5:26: nonMasqueradeCIDRs" in err
+
+
+@pytest.mark.usefixtures("files")
+def test_strict_takes_warnings_for_errors(validate: Validate) -> None:
+    assert validate("odd.yaml")[0] == 0
+    status, out, err = validate("--strict", "odd.yaml")
+    assert (status, out) == (2, "")
+    assert "warning: odd.yaml:1:1: unknown key 'colour' is ignored" in err
+    assert "error: --strict takes warnings for errors" in err
+
+
+@pytest.mark.usefixtures("files")
+def test_the_data_of_several_files_hold_what_is_said_of_each_and_of_all(validate: Validate) -> None:
+    def answer(*words: str) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(validate("-o", "json", *words)[1])
+        return answer
+
+    one = answer("good.yaml")
+    assert (one["valid"], one["problems"], one["warnings"]) == (True, [], [])
+    both = answer("odd.yaml", "bad.yaml")
+    assert both["valid"] is False
+    assert [d["valid"] for d in both["documents"]] == [True, False]
+    assert [d["name"] for d in both["documents"]] == ["odd.yaml", "bad.yaml"]
+    assert both["warnings"] == both["documents"][0]["warnings"] != []
+    assert both["problems"] == both["documents"][1]["problems"] != []
+    assert answer("none.yaml")["documents"][0]["exists"] is False
+
+
+@pytest.mark.usefixtures("files")
+def test_a_pipe_is_read_once_and_is_never_empty(
+    validate: Validate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piped(monkeypatch, b"masqLinkLocal: true\n")
+    assert validate("-")[:2] == (0, "standard input is valid\n")
+    # What a program leaves that failed before the pipe is no wish for the defaults.
+    piped(monkeypatch, b"")
+    status, _, err = validate("-")
+    assert status == 2
+    assert "standard input is empty" in err
+    assert validate("-", "-")[0] == 2
+
+
+@pytest.mark.usefixtures("files")
+def test_a_document_is_named_in_one_way(
+    validate: Validate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "named twice" in validate("good.yaml", "--config", "bad.yaml")[2]
+    # What the agent's environment says gives way to what is on the command line.
+    monkeypatch.setenv("IPMASQ_CONFIGMAP", "kube-system/ip-masq-agent")
+    assert validate("good.yaml")[0] == 0
