@@ -39,13 +39,15 @@ _TYPE_MASK = 0x3FFF
 # Leave the counters out: they are most of what the kernel has to say about a device.
 _WITHOUT_COUNTERS = struct.pack("=HHI", 8, 29, 1 << 3)  # IFLA_EXT_MASK, ..._SKIP_STATS
 _LINK_NAME, _LINK_INFO, _INFO_KIND = 3, 18, 1
+_LINK_NETNSID = 37  # only where it is another one (rtnl_fill_link_netnsid)
 _ADDRESS_ADDRESS, _ADDRESS_LOCAL, _ADDRESS_FLAGS = 1, 2, 8
 _OF_ADDRESS = frozenset({_ADDRESS_ADDRESS, _ADDRESS_LOCAL, _ADDRESS_FLAGS})
 # IFA_F_SECONDARY (of IPv6: temporary), IFA_F_DADFAILED, _DEPRECATED, _TENTATIVE
 _SECOND_CHOICE = 0x01 | 0x08 | 0x20 | 0x40
 _ROUTE_DESTINATION, _ROUTE_DEVICE, _ROUTE_GATEWAY, _ROUTE_METRIC, _ROUTE_SOURCE = 1, 4, 5, 6, 7
 _ROUTE_MULTIPATH, _ROUTE_TABLE = 9, 15
-_OF_LINK, _OF_INFO = frozenset({_LINK_NAME, _LINK_INFO}), frozenset({_INFO_KIND})
+_OF_LINK = frozenset({_LINK_NAME, _LINK_INFO, _LINK_NETNSID})
+_OF_INFO = frozenset({_INFO_KIND})
 _OF_ROUTE = frozenset(
     {_ROUTE_DESTINATION, _ROUTE_DEVICE, _ROUTE_GATEWAY, _ROUTE_METRIC, _ROUTE_SOURCE}
     | {_ROUTE_MULTIPATH, _ROUTE_TABLE}
@@ -66,12 +68,15 @@ class Link(NamedTuple):
     Attributes:
         kind: as ``ip -d link`` shows it; "" for hardware.
         hardware: ARPHRD_... of include/uapi/linux/if_arp.h, 1 for Ethernet.
+        leads_away: what it is tied to (the other end of a veth) is in another network
+            namespace.
     """
 
     number: int
     name: str
     kind: str
     hardware: int = 1
+    leads_away: bool = False
 
 
 class Address(NamedTuple):
@@ -136,7 +141,8 @@ def list_links() -> list[Link]:
         _, hardware, index, _, _ = _LINK.unpack_from(body)
         found = attributes(body, _LINK.size, _OF_LINK)
         kind = attributes(found.get(_LINK_INFO, b""), 0, _OF_INFO).get(_INFO_KIND, b"")
-        links.append(Link(index, text(found.get(_LINK_NAME, b"")), text(kind), hardware))
+        name = text(found.get(_LINK_NAME, b""))
+        links.append(Link(index, name, text(kind), hardware, _LINK_NETNSID in found))
     return links
 
 
@@ -160,15 +166,6 @@ def list_addresses() -> list[Address]:
         address = int.from_bytes(data)
         found.append(Address(index, family, address, length, scope, first_choice))
     return found
-
-
-def devices_with_addresses() -> set[int]:
-    """Return the numbers of the devices that have an address of more than link scope.
-
-    Raises:
-        KernelReadError: the addresses cannot be listed.
-    """
-    return {found.device for found in list_addresses()}
 
 
 def list_routes(family: Family, *, longest: int | None = None) -> Iterator[Route]:

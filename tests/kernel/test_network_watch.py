@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Protocol
 
 import pytest
@@ -19,8 +20,12 @@ from ipmasq_agent.policy.assemble import Links, Need
 from ipmasq_agent.sources import FactEvent, NotLearnt, network
 from ipmasq_agent.sources.facts import HostAndCluster
 from ipmasq_agent.sources.network import LATE
+from tests.kernel.running import Running, wait_until
+from tests.kernel.test_agent import run
 from tests.netns import Namespace
 from tests.unit.sources.told import DEADLINE, Told
+
+__all__ = ["run"]  # a fixture
 
 
 def ip(ns: Namespace, *lines: str) -> None:
@@ -84,6 +89,80 @@ def watching(in_ns: Namespace) -> Iterator[Watching]:
 
 
 # Reading once
+
+
+PODS = 50
+
+
+def add_pod(ns: Namespace, pods: Namespace, number: int) -> None:
+    """Add the pair of a pod as CNI's ptp does: the host's end has the gateway's address."""
+    name = f"gke{number:03}"
+    ip(
+        ns,
+        f"link add {name} type veth peer name eth{number} netns {pods.name}",
+        f"link set {name} up",
+        f"addr add 10.244.0.1/32 dev {name}",
+        f"addr add fd00:244::1/128 dev {name} nodad",
+        f"route add 10.244.0.{number + 2}/32 dev {name} src 10.244.0.1",
+        f"route add fd00:244::{number + 2:x}/128 dev {name}",
+    )
+
+
+def test_host_ends_of_pods_pairs_that_have_an_address_lead_to_their_pods(
+    in_ns: Namespace, watching: Watching
+) -> None:
+    ip(in_ns, *veth("eth0", "addr add 192.0.2.2/24 dev eth0"))
+    with Namespace("pods") as pods:
+        for number in range(PODS):
+            add_pod(in_ns, pods, number)
+        assert egress_devices() == ("eth0",)
+        _, told = watching(Need.LINKS)
+        told.value(Need.LINKS, lambda links: len(links.names) > PODS)
+        add_pod(in_ns, pods, PODS)
+        more = told.value(Need.LINKS, lambda links: f"gke{PODS:03}" in links.names)
+        assert more.egress == ("eth0",)
+
+
+@pytest.mark.parametrize("backend", ["iptables-nft", "iptables-legacy", "nftables", "bpf"])
+def test_pods_that_come_change_no_rule(
+    run: Callable[..., Running], in_ns: Namespace, tmp_path: Path, backend: str
+) -> None:
+    ip(in_ns, *veth("eth0", "addr add 192.0.2.2/24 dev eth0"))
+    document = tmp_path / "config"
+    document.write_text("egressInterfaces: auto\nresyncInterval: 1h\n")
+    agent = run("run", f"--config={document}", f"--backend={backend}", "--enable-ipv6")
+    agent.wait_ready()
+    before = agent.status()["changes"]
+    with Namespace("pods") as pods:
+        for number in range(5):
+            add_pod(in_ns, pods, number)
+        ip(in_ns, *veth("eth1", "addr add 198.51.100.2/24 dev eth1"))
+        wait_until(lambda: agent.status()["devices"] == ["eth0", "eth1"], "eth1 is seen")
+        assert agent.status()["changes"] == before + 1
+
+
+def test_a_pair_to_another_namespace_leads_out_where_its_subnet_or_its_route_does(
+    in_ns: Namespace,
+) -> None:
+    with Namespace("outside") as outside:
+        for name in ("eth0", "eth1", "eth2", "eth3"):
+            in_ns.veth(name, outside, name)
+        ip(
+            in_ns,
+            "addr add 192.0.2.2/24 dev eth0",  # a node that is a container itself
+            "addr add 198.51.100.2/32 dev eth1",
+            "route add 198.51.100.1 dev eth1",
+            "route add default via 198.51.100.1 dev eth1",
+            "addr add 10.244.0.1/32 dev eth2",
+            "addr add 203.0.113.2/24 dev eth2",
+            "addr add fd00::1/128 dev eth3 nodad",
+        )
+        assert egress_devices() == ("eth0", "eth1", "eth2")
+
+
+def test_an_end_in_the_same_namespace_is_no_pod(in_ns: Namespace) -> None:
+    ip(in_ns, *veth("eth0", "addr add 192.0.2.2/32 dev eth0"))
+    assert egress_devices() == ("eth0",)
 
 
 def test_devices_with_an_address_or_a_default_route_lead_out(in_ns: Namespace) -> None:
