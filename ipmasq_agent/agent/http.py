@@ -238,7 +238,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 def text(code: int, body: str) -> Answer:
     """Return a plain text answer."""
-    return code, _TEXT, (body + "\n").encode()
+    return code, _TEXT, (body + "\n").encode(errors="backslashreplace")
 
 
 def data(value: object) -> Answer:

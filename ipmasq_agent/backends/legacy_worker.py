@@ -33,6 +33,7 @@ except Exception as failure:
 
 _PR_SET_PDEATHSIG = 1
 _POSTROUTING = "POSTROUTING"
+_NAME_SIZE = 16  # IFNAMSIZ
 
 
 class NatTable:
@@ -122,7 +123,7 @@ class NatTable:
             elif option.name == "protocol":
                 rule.protocol = value
             elif option.name == "out-interface":
-                rule.out_interface = value
+                _set_out_interface(rule, option.values[0])
             elif option.name == "match":
                 module = rule.create_match(option.values[0])
             elif option.name == "jump":
@@ -134,6 +135,20 @@ class NatTable:
             else:
                 raise iptc.IPTCError(f"{_shown(option)} stands before any match: {text}")
         return rule
+
+
+def _set_out_interface(rule: Any, name: str) -> None:
+    """Have a rule look at one device, whatever its name.
+
+    python-iptables takes ``!`` for a negation, and gives IPv6 a mask of the lowest bit of
+    each character: with it eth1 is eth3 as well.
+    """
+    header = rule.entry.ipv6 if isinstance(rule, iptc.Rule6) else rule.entry.ip
+    packed = name.encode(errors="surrogateescape")
+    if len(packed) >= _NAME_SIZE:
+        raise ValueError(f"{name!r} is too long to name a device")
+    header.outiface = packed.ljust(_NAME_SIZE, b"\0")
+    header.outiface_mask = (b"\xff" * (len(packed) + 1)).ljust(_NAME_SIZE, b"\0")
 
 
 def _shown(option: Option) -> str:

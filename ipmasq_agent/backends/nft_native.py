@@ -127,6 +127,9 @@ class _Walk:
     def _compare(self, parts: Mapping[int, bytes]) -> bool:
         subject, self.loaded = self.loaded, None
         operation = _number(parts.get(_CMP_OP))
+        compared = _value(parts.get(_CMP_DATA))
+        if subject in ("iif", "oif") and compared.rstrip(b"\0").endswith(b"+"):
+            return False  # iptables would print it as the beginning of a name
         if subject == _PROTOCOL and operation == 0:
             self.protocol = int.from_bytes(_value(parts.get(_CMP_DATA)), "big")
         return (
@@ -221,9 +224,8 @@ class _Telling:
     def _compared(self, value: bytes) -> bool:
         loaded, self.loaded = self.loaded, None
         if loaded == "device":
-            # Compared without its terminating zero, a name stands for all that begin so.
             self.options.append(f"-o {quote(_name(value))}")
-            return value.endswith(b"\0")
+            return _is_one_device(value)
         if loaded != "source":
             return False
         width = self.family.bits // 8
@@ -235,6 +237,15 @@ class _Telling:
             f"-s {self.family.show(address)}/{self.family.bits - holes.bit_length()}"
         )
         return not holes & (holes + 1)
+
+
+def _is_one_device(value: bytes) -> bool:
+    """Whether a comparison is with the whole name of a device that iptables can name.
+
+    Without its terminating zero a name stands for all that begin so, which iptables writes
+    with a ``+`` at its end.
+    """
+    return value.endswith(b"\0") and not value.rstrip(b"\0").endswith(b"+")
 
 
 def _number(data: bytes | None) -> int:

@@ -31,7 +31,7 @@ from ipmasq_agent.dialects.nftables_state import (
     addresses,
 )
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.host.nfnetlink import attributes, generation, list_rules
+from ipmasq_agent.host.nfnetlink import attributes, generation, list_rules, text
 from ipmasq_agent.host.nft_elements import Element, elements_of, intervals_of, paired
 from ipmasq_agent.host.nft_objects import (
     ChainInfo,
@@ -187,7 +187,7 @@ def read_set(family: Family, table: str, info: SetInfo, kind: Kind) -> NftSet:
         return addresses(family, *intervals_of(family, data))
     if kind is Kind.DEVICES:
         keys = sorted(element.key.rstrip(b"\0") for element in elements_of(data))
-        return NftSet(kind, names=tuple(key.decode(errors="replace") for key in keys))
+        return NftSet(kind, names=tuple(text(key) for key in keys))
     return _map(family, kind, elements_of(data))
 
 

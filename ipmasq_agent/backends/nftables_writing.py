@@ -204,7 +204,7 @@ def _elements(family: Family, held: NftSet, positions: Sequence[int]) -> Iterato
     size = family.bits // 8
     for position in positions:
         if held.kind is Kind.DEVICES:
-            yield Element(held.names[position].encode().ljust(DEVICE_LENGTH, b"\0"))
+            yield Element(name_bytes(held.names[position]).ljust(DEVICE_LENGTH, b"\0"))
             continue
         value = held.values[position]
         data = (

@@ -29,7 +29,8 @@ def emit(answer: Any, output: str, as_text: Callable[[], str]) -> None:
         plain = json.loads(json.dumps(answer))  # YAML knows no enums, JSON takes them as text
         click.echo(yaml.safe_dump(plain, sort_keys=False), nl=False)
     else:
-        text = as_text()
+        # A device's name may be no text at all.
+        text = as_text().encode(errors="backslashreplace").decode()
         if text:
             click.echo(text, nl=not text.endswith("\n"))
 

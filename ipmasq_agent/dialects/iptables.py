@@ -20,7 +20,7 @@ from ipmasq_agent.dialects.ipset import (
 from ipmasq_agent.dialects.ownership import SIGNATURE, refuse_others
 from ipmasq_agent.dialects.rules import Rule, find_all, parse_rule, quote
 from ipmasq_agent.dialects.tables import Chain, Table
-from ipmasq_agent.errors import KernelReadError
+from ipmasq_agent.errors import HostError, KernelReadError
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
 from ipmasq_agent.policy.decisions import Verdict
 from ipmasq_agent.policy.model import Action, FamilyPolicy, Guards
@@ -87,6 +87,9 @@ def compile_policy(
 
     Comments stand on the jumps and on the last rule only: in the legacy backend each
     comment is 256 bytes of kernel memory and a call for every packet that passes it.
+
+    Raises:
+        HostError: a device has a name that iptables cannot express.
     """
     family = policy.family
     address_set = None
@@ -119,8 +122,19 @@ def _jumps(guards: Guards, chain: str) -> Iterator[str]:
     for source in guards.sources or (None,):
         for device in guards.devices or (None,):
             where = "" if source is None or not source.length else f"-s {source} "
-            where += "" if device is None else f"-o {quote(device)} "
+            where += "" if device is None else f"-o {_named(device)} "
             yield f"{where}{comment}{local}-j {chain}"
+
+
+def _named(device: str) -> str:
+    if device.endswith("+"):
+        raise HostError(
+            f"iptables cannot name the device {device!r} alone: a + at the end stands for all "
+            "devices whose names begin so",
+            remedy="rename it, leave it out of egressInterfaces, or use --backend nftables; "
+            "nothing was written",
+        )
+    return quote(device)
 
 
 def _chain(policy: FamilyPolicy) -> Iterator[str]:

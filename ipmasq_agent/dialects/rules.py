@@ -36,7 +36,16 @@ _CORE = frozenset(_LONG.values())
 _FREE_TEXT = frozenset({"--comment", "--log-prefix", "--nflog-prefix", "--string"})
 _PROTOCOLS = {"6": "tcp", "17": "udp", "132": "sctp", "1": "icmp", "58": "ipv6-icmp", "0": "all"}
 _PROTOCOLS |= {"icmpv6": "ipv6-icmp"}
-_TOKEN = re.compile(r'"([^"\\]*(?:\\.[^"\\]*)*)"|(\S+)', re.DOTALL)
+# Words end at what the kernel calls a space: a device's name may hold any other character.
+_WORD = re.compile(r"\S+", re.ASCII)
+_TOKEN = re.compile(r'"([^"\\]*(?:\\.[^"\\]*)*)"|(\S+)', re.DOTALL | re.ASCII)
+# Listings quote free text, and print names as they are, a quote at their beginning included.
+_NAMED = r"(?:-[Aiojg]|--physdev-(?:in|out)|--(?:match|add|del|map)-set)"
+_QUOTED = r'"(?:[^"\\]|\\.)*"(?= |\Z)'
+_LISTED = re.compile(rf'({_NAMED}) ([^ ]+)|({_QUOTED})|([^ "][^ ]*)', re.DOTALL)
+_PLAINLY_QUOTED = re.compile(rf'[^"]*(?:(?<= ){_QUOTED}[^"]*)*', re.DOTALL)
+_QUOTE_IN_NAME = re.compile(rf'(?:^| ){_NAMED} [^ ]*"')
+_LIKE_AN_OPTION = re.compile(rf"(?:^| ){_NAMED} [-!]")
 _PROBABILITY_UNIT = 1 << 31  # the kernel keeps a probability as 31 bits (xt_statistic.h)
 
 
@@ -119,9 +128,50 @@ def options_in_order(text: str) -> Iterator[Option]:
     return _options(_words(text))
 
 
+def unlisted(text: str) -> str:
+    """Return a rule as ``iptables -S`` and ``iptables-save`` list it in the words of a restore.
+
+    The two differ where a name holds a quote, or begins as an option does: a listing prints
+    it as it is, a restore takes it in quotes (xtables_save_string and save_iface of
+    iptables, add_param_to_argv).
+    """
+    if '"' not in text and not _LIKE_AN_OPTION.search(text):
+        return text
+    words = _listed_words(text)
+    return text if words is None else " ".join(words)
+
+
+def is_whole(text: str) -> bool:
+    """Whether a line of a listing does not end within a quoted text, which may hold line feeds."""
+    if '"' not in text:
+        return True
+    if _PLAINLY_QUOTED.fullmatch(text) and not _QUOTE_IN_NAME.search(text):
+        return True  # nearly all are
+    return _listed_words(text) is not None
+
+
+def _listed_words(text: str) -> list[str] | None:
+    """Return the words of a listed rule, quoted for a restore; None where a quote is open."""
+    words: list[str] = []
+    position = 0
+    while position < len(text):
+        if text[position] == " ":
+            position += 1
+            continue
+        found = _LISTED.match(text, position)
+        if found is None:
+            return None
+        flag, name, quoted, word = found.groups()
+        words += (
+            (flag, quote(name)) if flag else (quoted or (quote(word) if '"' in word else word),)
+        )
+        position = found.end()
+    return words
+
+
 def quote(text: str) -> str:
-    """Return ``text`` as one word of the restore format."""
-    if re.fullmatch(r"[\w.:/!,=+-]+", text, re.ASCII):
+    """Return ``text`` as one word of the restore format, which is never taken for an option."""
+    if re.fullmatch(r"[\w.:/,=+][\w.:/!,=+-]*", text, re.ASCII):
         return text
     return '"' + re.sub(r'(["\\\'])', r"\\\1", text) + '"'
 
@@ -129,7 +179,7 @@ def quote(text: str) -> str:
 def _words(text: str) -> list[tuple[str, bool]]:
     """Return the words of a rule, each with whether it was quoted."""
     if '"' not in text:
-        return [(word, False) for word in text.split()]
+        return [(word, False) for word in _WORD.findall(text)]
     return [
         (match[2], False)
         if match[1] is None

@@ -7,16 +7,12 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ipmasq_agent.dialects.ipset import AddressSet
-from ipmasq_agent.dialects.rules import Rule, parse_rule
+from ipmasq_agent.dialects.rules import Rule, is_whole, parse_rule, unlisted
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.policy.addresses import Family
 
 _ANNOUNCED = re.compile(r":(\S+) (\S+)(?: \[\d+:\d+\])?")
 _COUNTERS = re.compile(r"^\[\d+:\d+\] ")
-# Text whose last quote is open; a backslash in quotes takes the next character with it.
-_OPEN_QUOTE = re.compile(
-    r'[^"]*(?:"[^"\\]*(?:\\.[^"\\]*)*"[^"]*)*"[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL
-)
 _LONGEST_RULE = 1 << 14  # a comment has 256 bytes at most; past this a quote was cut off
 
 
@@ -87,7 +83,7 @@ def parse_saved(text: str, family: Family, *, writer: str, table: str = "nat") -
             chain, _, rest = appended[3:].partition(" ")
             if chain not in rules:
                 raise _incomplete(writer, f"the chain {chain!r} has rules but was not announced")
-            rules[chain].append(parse_rule(rest, family))
+            rules[chain].append(parse_rule(unlisted(rest), family))
     if not committed:
         raise _incomplete(
             writer, "it ends before COMMIT" if in_table else f"it has no {table} table"
@@ -124,7 +120,7 @@ def parse_listed(
         head, _, rest = line.removeprefix("-A ").partition(" ")
         if not line.startswith("-A ") or head != chain:
             raise _incomplete(writer, f"the line {line!r} is not a rule of {chain}")
-        rules.append(parse_rule(rest, family, readable=len(rules) not in unreadable))
+        rules.append(parse_rule(unlisted(rest), family, readable=len(rules) not in unreadable))
     return rules
 
 
@@ -136,12 +132,7 @@ def _lines(text: str) -> Iterator[str]:
     pending = ""
     for line in text.split("\n"):
         pending = f"{pending}\n{line}" if pending else line
-        if (
-            '"' not in pending
-            or pending[0] == "#"
-            or len(pending) > _LONGEST_RULE
-            or not _OPEN_QUOTE.fullmatch(pending)
-        ):
+        if pending.startswith("#") or len(pending) > _LONGEST_RULE or is_whole(pending):
             yield pending
             pending = ""
     if pending:

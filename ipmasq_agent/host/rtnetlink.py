@@ -347,7 +347,7 @@ def number(data: bytes | None, default: int) -> int:
 
 def text(data: bytes) -> str:
     """Return a name without its terminating zero."""
-    return data.rstrip(b"\0").decode(errors="replace")
+    return data.rstrip(b"\0").decode(errors="surrogateescape")
 
 
 def _refused(what: str, cause: OSError) -> KernelReadError:
