@@ -7,11 +7,13 @@ file system holds no files.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,6 +32,22 @@ _MOST_FLOWS, _LEAST_FLOWS = 1 << 19, 1 << 14
 _BPF_FS_MAGIC = 0xCAFE4A11
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def _files(pins: Path) -> Iterator[None]:
+    """Tell what the file system of the pins refuses.
+
+    Raises:
+        HostError: it does.
+    """
+    try:
+        yield
+    except OSError as cause:
+        raise HostError(
+            f"{pins} cannot be used: {cause.strerror}",
+            remedy="run as root, with a bpf file system there that can be written to",
+        ) from cause
 
 
 class Hooks:
@@ -53,10 +71,8 @@ class Hooks:
         Raises:
             HostError: we may not look.
         """
-        try:
+        with _files(self._pins):
             return all((self._pins / name).exists() for name in ("control", *NAMES.values()))
-        except PermissionError as cause:
-            raise HostError(f"{self._pins} cannot be looked at", remedy="run as root") from cause
 
     def load(self) -> None:
         """Load the programs, unless those of this very version are there.
@@ -65,15 +81,16 @@ class Hooks:
             HostError: they are not compiled, or the kernel refuses them.
         """
         version = self._version()
-        if self.exist() and version.exists():
-            return
-        self._refuse_others()
-        _on_bpf_fs(self._pins)
-        self._pins.mkdir(parents=True, exist_ok=True)
-        load(BYTECODE, self._pins, {"flows": self._flows or _suitable_flows()})
-        for old in self._pins.glob(f"{_VERSION}*"):
-            old.rmdir()
-        version.mkdir()
+        with _files(self._pins):
+            if self.exist() and version.exists():
+                return
+            self._refuse_others()
+            _on_bpf_fs(self._pins)
+            self._pins.mkdir(parents=True, exist_ok=True)
+            load(BYTECODE, self._pins, {"flows": self._flows or _suitable_flows()})
+            for old in self._pins.glob(f"{_VERSION}*"):
+                old.rmdir()
+            version.mkdir()
 
     def attach(self, ifindex: int) -> None:
         """Put both programs on a device, in place of those that we have there.
@@ -92,8 +109,9 @@ class Hooks:
         Raises:
             HostError: the kernel cannot be asked.
         """
-        if not self._version().exists():
-            return False
+        with _files(self._pins):
+            if not self._version().exists():
+                return False
         for direction, name in NAMES.items():
             with _Pinned(self._pins / name) as program:
                 held = program_id(program)
