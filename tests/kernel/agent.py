@@ -27,9 +27,13 @@ def status_of(*words: str) -> int:
 
 
 def apply(variant: Variant, document: Path, *flags: str) -> int:
-    """Run ``apply`` with a document and return its exit status."""
-    where = ("--config", str(document), "--backend", f"iptables-{variant}")
-    return status_of("apply", *where, *flags)
+    """Run ``apply`` with a document and return its exit status.
+
+    Named as in the agent's container, where a document that is not there means the defaults.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IPMASQ_CONFIG", str(document))
+        return status_of("apply", "--backend", f"iptables-{variant}", *flags)
 
 
 @contextmanager

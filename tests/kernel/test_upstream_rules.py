@@ -129,6 +129,7 @@ def test_the_program_itself_does_what_its_main_function_does(
 ) -> None:
     program = [sys.executable, "-m", "ipmasq_agent", "apply", "--backend", f"iptables-{variant}"]
     document = tmp_path / "config"
+    document.touch()
 
     def run() -> subprocess.CompletedProcess[str]:
         return ns.run([*program, "--config", str(document), "--enable-ipv6"], check=False)
