@@ -15,13 +15,12 @@ from shutil import which
 from typing import Any
 
 from ipmasq_agent.backends import Backend
-from ipmasq_agent.backends.iptables import IptablesBackend, program
-from ipmasq_agent.backends.legacy import LegacyBackend, table_exists
+from ipmasq_agent.backends.iptables import IptablesBackend
+from ipmasq_agent.backends.legacy import LegacyBackend, read_chains, table_exists
 from ipmasq_agent.backends.nft import NftBackend
 from ipmasq_agent.backends.nftables import NftablesBackend, tables_of_ours
 from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.errors import AgentError, NotPermitted
-from ipmasq_agent.host.commands import run
 from ipmasq_agent.host.nft_objects import chain_info, table_info
 from ipmasq_agent.policy.addresses import Family
 
@@ -135,6 +134,5 @@ def _nft_mark(family: Family) -> str | None:
 def _legacy_mark(family: Family) -> str | None:
     if not table_exists(family, "mangle"):
         return None
-    saved = run([program(family, "legacy", "save"), "-t", "mangle"]).stdout
-    chains = {line[1:].split(" ")[0] for line in saved.split("\n") if line.startswith(":")}
+    chains = read_chains(family, "mangle", MARKS).chains
     return next((mark for mark in MARKS if mark in chains), None)

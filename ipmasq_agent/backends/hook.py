@@ -8,11 +8,10 @@ is carried as a rule, or a set, that cannot be read.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
-from ipmasq_agent.backends.iptables import program
-from ipmasq_agent.backends.legacy import table_exists
+from ipmasq_agent.backends.legacy import read_chains, table_exists
 from ipmasq_agent.backends.nft_expressions import Held, References, as_iptables, references, told
 from ipmasq_agent.backends.nftables_kernel import unquiet
 from ipmasq_agent.dialects import nftables
@@ -20,8 +19,7 @@ from ipmasq_agent.dialects.hook import BaseChain, Hook
 from ipmasq_agent.dialects.ipset import AddressSet, element
 from ipmasq_agent.dialects.iptables import POSTROUTING, Placement
 from ipmasq_agent.dialects.rules import Rule
-from ipmasq_agent.dialects.tables import Chain, Table, parse_saved
-from ipmasq_agent.host.commands import run
+from ipmasq_agent.dialects.tables import Chain, Table
 from ipmasq_agent.host.nfnetlink import INET, generation, list_chain
 from ipmasq_agent.host.nft_elements import elements_of, intervals_of
 from ipmasq_agent.host.nft_objects import (
@@ -194,23 +192,10 @@ class _Reader:
         family = self._family
         if not table_exists(family, table):
             return
-        saver = program(family, "legacy", "save")
-        found = parse_saved(run([saver, "-t", table]).stdout, family, writer=saver, table=table)
+        found = read_chains(family, table, (chain,), follow=True)
         ours = self._place == "iptables-legacy" and table == "nat"
         place = "" if ours else f" of iptables-legacy's {table}"
-        found = replace(found, chains=_reachable(found, chain))
         yield BaseChain(found, chain, priority, place, self._own_chain if ours else None)
-
-
-def _reachable(table: Table, chain: str) -> Mapping[str, Chain]:
-    found: dict[str, Chain] = {}
-    waiting = [chain]
-    while waiting:
-        name = waiting.pop()
-        if name in table.chains and name not in found:
-            found[name] = table.chains[name]
-            waiting += (rule.target for rule in found[name].rules if rule.target)
-    return found
 
 
 def _device(number: int) -> str:

@@ -14,14 +14,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from ipmasq_agent.backends.iptables import IptablesBackend, program
-from ipmasq_agent.dialects.iptables import Placement, Plan
-from ipmasq_agent.dialects.tables import Table, empty_table, parse_saved
+from ipmasq_agent.dialects.iptables import POSTROUTING, Placement, Plan
+from ipmasq_agent.dialects.tables import Sieve, Table, empty_table, parse_saved
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.host.commands import run
 from ipmasq_agent.host.patience import Patience
@@ -50,6 +50,28 @@ def table_exists(family: Family, table: str) -> bool:
         ) from cause
 
 
+def read_chains(
+    family: Family, table: str, chains: Collection[str], *, follow: bool = False
+) -> Table:
+    """Return some chains of a table that exists, and with ``follow`` all that they lead to.
+
+    The kernel hands out the whole table; what is not asked for is dropped as it comes.
+
+    Raises:
+        KernelReadError: it cannot be read in full.
+        HostError: the program cannot be run.
+    """
+    saver, wanted = program(family, "legacy", "save"), set(chains)
+    while True:
+        saved = run([saver, "-t", table], keep=Sieve(wanted)).stdout
+        found = parse_saved(saved, family, writer=saver, table=table)
+        rules = (rule for chain in found.chains.values() for rule in chain.rules)
+        more = {rule.target for rule in rules if rule.target} - wanted
+        if not follow or not more:
+            return found
+        wanted |= more
+
+
 class LegacyBackend(IptablesBackend):
     """The nat table of ip_tables and ip6_tables."""
 
@@ -61,11 +83,10 @@ class LegacyBackend(IptablesBackend):
         self._workers: dict[Family, _Worker] = {}
 
     def read_rules(self, family: Family) -> Table:
-        """Return the nat table; an empty one where the kernel has none, without making it."""
+        """Return our chain and POSTROUTING; no rules where the kernel has no nat table."""
         if not table_exists(family, "nat"):
             return empty_table(family)
-        saver = program(family, self.variant, "save")
-        return parse_saved(run([saver, "-t", "nat"]).stdout, family, writer=saver)
+        return read_chains(family, "nat", (self.placement.chain, POSTROUTING))
 
     @contextmanager
     def session(self, family: Family) -> Iterator[None]:

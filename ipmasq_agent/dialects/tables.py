@@ -93,6 +93,30 @@ def parse_saved(text: str, family: Family, *, writer: str, table: str = "nat") -
     )
 
 
+class Sieve:
+    """Tells which lines of a save are worth keeping, one after the other: those of some chains.
+
+    Others may keep a hundred thousand rules beside them.
+    """
+
+    def __init__(self, chains: Collection[str]) -> None:
+        self._chains = chains
+        self._keeping = True
+        self._open = ""  # a rule that goes on in the next line
+
+    def __call__(self, line: str) -> bool:
+        """Return whether to keep the line."""
+        if self._open:
+            line = f"{self._open}\n{line}"
+        elif line.startswith((":", "-A ")):
+            name = line.removeprefix("-A ").removeprefix(":")
+            self._keeping = name.partition(" ")[0] in self._chains
+        else:
+            self._keeping = True
+        self._open = "" if _is_complete(line) else line
+        return self._keeping
+
+
 def parse_listed(
     text: str, family: Family, chain: str, *, writer: str, unreadable: Collection[int]
 ) -> list[Rule]:
@@ -132,11 +156,15 @@ def _lines(text: str) -> Iterator[str]:
     pending = ""
     for line in text.split("\n"):
         pending = f"{pending}\n{line}" if pending else line
-        if pending.startswith("#") or len(pending) > _LONGEST_RULE or is_whole(pending):
+        if _is_complete(pending):
             yield pending
             pending = ""
     if pending:
         yield pending
+
+
+def _is_complete(line: str) -> bool:
+    return line.startswith("#") or len(line) > _LONGEST_RULE or is_whole(line)
 
 
 def _incomplete(writer: str, why: str) -> KernelReadError:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipmasq_agent.dialects.tables import empty_table, parse_listed, parse_saved
+from ipmasq_agent.dialects.tables import Sieve, empty_table, parse_listed, parse_saved
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.policy.addresses import Family
 
@@ -118,3 +118,26 @@ def test_quotes_that_never_close_are_no_reason_to_hang() -> None:
 def test_an_empty_table_has_the_hook_and_nothing_else() -> None:
     assert empty_table(V4).rules("POSTROUTING") == ()
     assert list(empty_table(V4).chains) == ["POSTROUTING"]
+
+
+NAMED = st.sampled_from(["POSTROUTING", "IP-MASQ", "IP-MASQ-2", "KUBE"])
+SAID = st.text(alphabet='ab "\\\n:-A*COMIT', max_size=30)
+
+
+@given(st.lists(st.tuples(NAMED, SAID), max_size=12))
+def test_a_sieve_keeps_all_of_the_chains_that_are_asked_for(rules: list[tuple[str, str]]) -> None:
+    names = ("POSTROUTING", "IP-MASQ", "IP-MASQ-2", "KUBE")
+    lines = [f":{name} - [0:0]" for name in names]
+    for name, said in rules:
+        words = said.replace("\\", "\\\\").replace('"', '\\"')
+        lines.append(f'-A {name} -i "x -m comment --comment "{words}" -j RETURN')
+    text = "\n".join(["# Generated", "*nat", *lines, "COMMIT", "# Completed", ""])
+    whole = parse_saved(text, V4, writer="iptables-save")
+    sieve = Sieve(("POSTROUTING", "IP-MASQ"))
+    kept = "\n".join(line for line in text.split("\n") if sieve(line))
+    assert "KUBE - [" not in kept
+    table = parse_saved(kept, V4, writer="iptables-save")
+    assert list(table.chains) == ["POSTROUTING", "IP-MASQ"]
+    for name, chain in table.chains.items():
+        assert chain == whole.chains[name]
+        assert [rule.comment for rule in chain.rules] == [s for n, s in rules if n == name]
