@@ -324,6 +324,8 @@ class Agent:
             return False
         self._refused, self._unkept = None, True
         self._config = understood.config
+        lacking = (f"{name} does not exist, its entries are missed" for name in document.lacking)
+        warnings = (*understood.warnings, *lacking)
         self._knowledge.require(understood.config.wish(self.settings.flags))
         self._changed_at = document.noticed
         # In force from now on, and so out of step until the pass: both are said at once.
@@ -334,7 +336,7 @@ class Agent:
                 self.source.name,
                 document.revision,
                 accepted=True,
-                warnings=understood.warnings,
+                warnings=warnings,
             ),
         )
         self._count("accepted")
@@ -345,7 +347,7 @@ class Agent:
             revision=document.revision,
             cidrs=understood.config.listed,
         )
-        for warning in understood.warnings:
+        for warning in warnings:
             event(logging.WARNING, warning)
         return True
 

@@ -86,9 +86,10 @@ def document_of(settings: Settings) -> Document:
             must not put the defaults in place of a policy.
     """
     document = settings.source().read()
-    if settings.named and not document.parts:
+    absent = document.lacking or (() if document.parts else (document.name,))
+    if settings.named and absent:
         raise UsageError(
-            f"{document.name} does not exist",
+            f"{absent[0]} does not exist",
             remedy="correct its name, or leave it out for that of the agent; where the defaults "
             "are meant, pipe them in: `ipmasq-agent config defaults | ... --config -`",
         )
@@ -114,6 +115,8 @@ def read_document(settings: Settings) -> Config:
         ConfigError: it cannot be used.
     """
     document = document_of(settings)
+    for name in document.lacking if document.parts else ():
+        click.echo(f"warning: {name} does not exist, its entries are missed", err=True)
     if not document.parts:
         click.echo(f"warning: {document.name} does not exist: the defaults stand for it", err=True)
     understood = understand(document, settings)

@@ -33,12 +33,14 @@ class Document:
         parts: the documents that are merged into it, in order; none where it does not exist.
         revision: changes whenever a part may have; for people and logs, opaque to us.
         noticed: ``time.monotonic()`` when the source learnt of this state.
+        lacking: of several that are merged, the names of those that do not exist.
     """
 
     name: str
     parts: tuple[Part, ...]
     revision: str
     noticed: float
+    lacking: tuple[str, ...] = ()
 
 
 def revision_of(parts: Sequence[Part]) -> str:

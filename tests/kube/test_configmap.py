@@ -14,6 +14,7 @@ from ipmasq_agent.errors import AccessDenied, SourceError, SourceUnavailable
 from ipmasq_agent.sources import Document, kube_list, kube_watch
 from ipmasq_agent.sources.backoff import Backoff
 from ipmasq_agent.sources.configmap import ConfigMapSource
+from tests.kernel.agent import status_of
 from tests.kube.cluster import NAME, NAMESPACE, Cluster, established
 from tests.unit.sources.heard import Heard, content_of
 
@@ -765,3 +766,28 @@ def test_without_any_credentials_the_error_says_where_they_were_looked_for(
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(SourceError, match=r"\$KUBECONFIG is not set"):
         ConfigMapSource(NAMESPACE, NAME).read()
+
+
+def test_a_config_map_that_was_named_and_is_not_there_is_an_error_to_a_verb(
+    cluster: Cluster,
+    kubeconfig: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def view(*flags: str) -> tuple[int, str, str]:
+        status = status_of("config", "view", f"--kubeconfig={kubeconfig}", *flags)
+        return status, *capsys.readouterr()
+
+    named = f"--configmap={NAMESPACE}/{NAME}"
+    status, out, err = view(named)
+    assert (status, out) == (2, "")
+    assert f"ConfigMap {NAMESPACE}/{NAME} does not exist" in err
+    # The environment is the agent's, to which one that is not there yet means the defaults.
+    with monkeypatch.context() as patch:
+        patch.setenv("IPMASQ_CONFIGMAP", f"{NAMESPACE}/{NAME}")
+        status, out, err = view()
+    assert (status, "10.0.0.0/8" in out) == (0, True)
+    assert "does not exist: the defaults stand for it" in err
+    cluster.put({"config": "nonMasqueradeCIDRs: [172.20.0.0/16]"})
+    status, out, _ = view(named)
+    assert (status, "172.20.0.0/16" in out) == (0, True)

@@ -56,6 +56,15 @@ def test_the_log_warns_of_a_document_that_is_not_there(heard: pytest.LogCaptureF
     assert record.levelno == logging.WARNING
 
 
+def test_one_of_several_documents_that_is_not_there_is_told() -> None:
+    bench = Bench()
+    parts = (Part("a", ONE.encode()),)
+    bench.agent.events.put(Document("a, b", parts, "1", time.monotonic(), lacking=("b",)))
+    assert bench.agent.turn()
+    assert bench.chain() == [LINK_LOCAL, "172.20.0.0/16"]
+    assert bench.agent.status.config.warnings == ("b does not exist, its entries are missed",)
+
+
 def test_the_longest_interval_that_there_is_can_be_waited_for() -> None:
     bench = Bench()
     bench.document(f"{ONE}resyncInterval: 2562047h47m16.854775807s\n")

@@ -50,6 +50,14 @@ def test_all_parts_are_read_in_the_order_of_the_sources(
     assert document.name == source.name == f"{paths[0]}, {paths[1]}"
 
 
+def test_what_does_not_exist_is_named(source: MergedSource, paths: tuple[Path, Path]) -> None:
+    assert source.read().lacking == ()
+    paths[1].unlink()
+    document = source.read()
+    assert document.lacking == (str(paths[1]),)
+    assert [part.content for part in document.parts] == [b"1"]
+
+
 def test_the_first_document_is_whole(source: MergedSource) -> None:
     heard = Heard()
     source.start(heard)
