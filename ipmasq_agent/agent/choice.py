@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ipmasq_agent.backends import Backend
@@ -99,13 +99,21 @@ class BackendChoice:
             self._to_clean.discard(name)
             self._made.pop(name).close()
 
-    def every(self) -> list[AnyBackend]:
-        """Return all backends that may hold rules of ours, for leaving without a trace."""
+    def every(self) -> Iterator[AnyBackend]:
+        """Yield all backends that may hold rules of ours, for leaving without a trace.
+
+        Raises:
+            AgentError: there may be more, which cannot be told; after those that we know of.
+        """
+        names, failed = set(self._made) | self._to_clean, None
         try:
-            names = set(self._holders())
-        except AgentError:
-            names = set()  # what we know of ourselves is still cleaned
-        return [self._get(name) for name in sorted(names | self._to_clean | set(self._made))]
+            names |= set(self._holders())
+        except AgentError as error:
+            failed = error
+        for name in sorted(names):
+            yield self._get(name)
+        if failed is not None:
+            raise failed
 
     def close(self) -> None:
         """Close every backend that was made."""

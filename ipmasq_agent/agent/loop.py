@@ -16,17 +16,18 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum, auto
 from typing import Any
 
 from ipmasq_agent.agent.choice import AnyBackend, BackendChoice
+from ipmasq_agent.agent.events import Event, Signal, condensed, newest
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.kept import Kept
 from ipmasq_agent.agent.knowledge import Knowledge
+from ipmasq_agent.agent.leaving import leave
 from ipmasq_agent.agent.logs import event, failure
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.moves import Moves
-from ipmasq_agent.agent.reconcile import Outcome, Outcomes, clean, look, reconcile
+from ipmasq_agent.agent.reconcile import Outcome, Outcomes, look, reconcile
 from ipmasq_agent.agent.shadows import Shadows
 from ipmasq_agent.agent.status import ConfigStatus, Status
 from ipmasq_agent.agent.war import War
@@ -38,7 +39,6 @@ from ipmasq_agent.host import patience
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.sources import (
     Document,
-    FactEvent,
     FactSource,
     Learnt,
     NotLearnt,
@@ -55,16 +55,6 @@ DRAIN_TIMEOUT = 3600.0
 _CLEANING, _PARTING = 3.5, 1.0
 GLANCE = 5.0
 """Seconds between looks at a data plane that others can take away without a word."""
-
-
-class Signal(Enum):
-    """What the process is asked to do from outside."""
-
-    RELOAD = auto()
-    STOP = auto()
-
-
-Event = Document | SourceFailed | FactEvent | Signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +222,7 @@ class Agent:
         except Exception as error:
             # What came is kept for another try. The last good policy is healed nevertheless.
             self._fail(error)
-            self._batch = _condensed(self._batch)
+            self._batch = condensed(self._batch)
             needed = True
         intent = self._knowledge.intent
         if needed and intent is not None:
@@ -255,7 +245,7 @@ class Agent:
             del self._unstarted[0]
         revive()
         # Only the newest state counts: what came before it was true for a moment.
-        document, failing = _newest(self._batch)
+        document, failing = newest(self._batch)
         needed = due
         if document is not None:
             needed |= self._hear(document, failing=failing is not None)
@@ -502,33 +492,8 @@ class Agent:
     # -- the end, and what others see ---------------------------------------------------
 
     def _leave(self) -> None:
-        """Leave the rules in place, as traffic goes on while an agent restarts; or clean up."""
-        left: list[str] = []
-        try:
-            with patience.ending_by(min(self._told_to_stop, time.monotonic()) + _CLEANING):
-                if self.settings.cleanup_on_exit:
-                    for backend in self.choice.every():
-                        outcomes = clean(backend, Family)
-                        self._report(outcomes, backend.name, "removed")
-                        left += (
-                            f"{backend.name} ({family.value})"
-                            for family, outcome in outcomes.items()
-                            if outcome.error
-                        )
-                self.choice.close()
-        except Exception as error:
-            failure("not cleaned up", foreseen(error, "cleaning up"))
-            left.append("what could not be looked for")
-        if self.settings.cleanup_on_exit and left:
-            event(
-                logging.ERROR,
-                "stopped",
-                rules="not all removed",
-                left=", ".join(left),
-                remedy="remove them with `ipmasq-agent cleanup`",
-            )
-            return
-        event(logging.INFO, "stopped", rules="removed" if self.settings.cleanup_on_exit else "kept")
+        told = min(self._told_to_stop, time.monotonic())
+        leave(self.choice, told + _CLEANING, self._report, cleanup=self.settings.cleanup_on_exit)
 
     def _set_config(self, **changes: Any) -> None:
         config = replace(self.status.config, **changes)
@@ -545,28 +510,6 @@ class Agent:
     def _publish(self) -> None:
         if self.metrics:
             self.metrics.show(self.status)
-
-
-def _newest(batch: list[Event]) -> tuple[Document | None, SourceFailed | None]:
-    """Return the newest document, and the newest failure unless a document came after it."""
-    document: Document | None = None
-    failure: SourceFailed | None = None
-    for item in batch:
-        if isinstance(item, Document):
-            document, failure = item, None
-        elif isinstance(item, SourceFailed):
-            failure = item
-    return document, failure
-
-
-def _condensed(batch: list[Event]) -> list[Event]:
-    """Return the newest event of each kind, in their order: what has to be remembered."""
-    newest: dict[Any, Event] = {}
-    for item in batch:
-        kind = item if isinstance(item, Signal) else (type(item), getattr(item, "need", None))
-        newest.pop(kind, None)
-        newest[kind] = item
-    return list(newest.values())
 
 
 def _advice(backend: AnyBackend, intent: Intent, failed: dict[Family, str]) -> tuple[str, ...]:

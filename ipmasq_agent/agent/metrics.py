@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from ipmasq_agent.agent.logs import event
 from ipmasq_agent.agent.reconcile import Outcomes
 from ipmasq_agent.agent.status import Status
-from ipmasq_agent.errors import AgentError
+from ipmasq_agent.errors import foreseen
 from ipmasq_agent.policy.addresses import Family
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -39,8 +39,9 @@ class _Counted(Collector):
         )
         try:
             counted = self._read()
-        except AgentError as error:
-            event(logging.WARNING, "counters cannot be read", error=str(error))
+        except Exception as error:
+            told = foreseen(error, "reading counters")
+            event(logging.WARNING, "counters cannot be read", error=str(told))
             return
         for (family, outcome), count in counted.items():
             kind, _, rest = outcome.partition("_")

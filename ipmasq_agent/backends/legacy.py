@@ -240,7 +240,11 @@ class _Worker:
 
     def _failed(self, why: str) -> HostError:
         self._errors.seek(0)
-        said = self._errors.read()[-2000:].decode(errors="replace").strip()
+        text = self._errors.read()[-2000:].decode(errors="replace")
+        # What it says of itself where it cannot even start is Python's, over many lines.
+        said = " ".join(
+            line for line in text.splitlines() if not line.startswith((" ", "Traceback"))
+        ).strip()
         self._errors.seek(0, os.SEEK_END)
         return HostError(
             f"the iptables-legacy worker for {self._family.value} {why}"

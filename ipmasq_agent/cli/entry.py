@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +16,7 @@ import click
 
 from ipmasq_agent import __version__
 from ipmasq_agent.cli.goflags import normalise
-from ipmasq_agent.errors import AgentError, ConfigError
+from ipmasq_agent.errors import ConfigError, UnexpectedError, foreseen
 
 # verb → the one line that `ipmasq-agent --help` shows for it.
 VERBS: Mapping[str, str] = {
@@ -85,6 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Exit status: 0 as each verb's help says; 1 where a verb answers "differs" or "not in
     sync"; 2 for any error, whose message goes to standard error with its remedy.
     """
+    # Where whoever started us ignores it, the kernel keeps no exit status of programs for us
+    # (wait(2)), and all of them seem to have succeeded.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     arguments = normalise(list(sys.argv[1:] if argv is None else argv))
     if arguments and arguments[0] in _SHORT_LIVED:
         # A policy of 100,000 entries is many objects and no cycles: going over all of them
@@ -98,14 +102,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     except click.Abort:
         click.echo("interrupted", err=True)
         sys.exit(130)
-    except AgentError as error:
-        for problem in error.problems if isinstance(error, ConfigError) else (error.message,):
-            click.echo(f"error: {problem}", err=True)
-        if error.remedy:
-            click.echo(f"  → {error.remedy}", err=True)
-        sys.exit(2)
     except BrokenPipeError:
         # The reader of our output left, as `| head` does: nobody is there to tell.
         sys.stderr.close()
         sys.exit(0)
+    except Exception as cause:
+        told = foreseen(cause, arguments[0] if arguments else "ipmasq-agent")
+        for problem in told.problems if isinstance(told, ConfigError) else (told.message,):
+            click.echo(f"error: {problem}", err=True)
+        if isinstance(told, UnexpectedError):
+            click.echo(f"  → for a report, where it failed:\n{told.trace}", err=True)
+        elif told.remedy:
+            click.echo(f"  → {told.remedy}", err=True)
+        sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)

@@ -17,7 +17,7 @@ from ipmasq_agent.cli.goflags import GoBool
 from ipmasq_agent.cli.klog import configure, klog_options
 from ipmasq_agent.cli.options import Settings, agent_options, setting, settings_of
 from ipmasq_agent.config.durations import UNITS, parse_duration
-from ipmasq_agent.errors import AgentError, UsageError
+from ipmasq_agent.errors import UsageError
 
 if TYPE_CHECKING:
     from ipmasq_agent.agent.loop import LoopSettings
@@ -111,9 +111,10 @@ def _seconds(duration: str) -> float:
 
 
 def _run(settings: Settings, http_address: str, loop: LoopSettings, state_dir: str) -> int:
+    from ipmasq_agent.agent.events import Signal
     from ipmasq_agent.agent.http import HttpServer
     from ipmasq_agent.agent.logs import event
-    from ipmasq_agent.agent.loop import Agent, Signal
+    from ipmasq_agent.agent.loop import Agent
     from ipmasq_agent.agent.shadows import Shadows
     from ipmasq_agent.backends.hook import hook_generation, read_hook
     from ipmasq_agent.cli.wiring import backend_choice, fact_source, kept_in
@@ -192,7 +193,7 @@ def _answers(agent: Any) -> dict[str, Any]:
             status = replace(status, config=replace(status.config, age=age))
         try:
             return data(replace(status, counters=agent.counters()).as_data())
-        except AgentError:
+        except Exception:
             return data(status.as_data())  # the next pass says what is wrong
 
     def exposition() -> Answer:

@@ -5,6 +5,7 @@ May not import the package: what is right is read from the kernel with other pro
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -145,7 +146,7 @@ class Daemon:
         try:
             self._agent.wait_ready()
             for _ in DOCUMENTS:
-                self._disturb()
+                self.disturb()
                 self.recover()
                 self._right[self._turn] = self.held()
             assert len({str(held) for held in self._right.values()}) == len(DOCUMENTS), self.log
@@ -192,7 +193,7 @@ class Daemon:
         """Return how often each system call is made in a pass by the process that makes most."""
         trace = self._place / "calls"
         with self._traced(trace, "-e", "trace=all"):
-            self._disturb()
+            self.disturb()
         counts: dict[tuple[str, str], int] = Counter()
         for line in trace.read_text(errors="replace").splitlines():
             found = re.match(r"(\d+)\s+(\w+)\(", line)
@@ -210,13 +211,17 @@ class Daemon:
         trace.write_text("")
         inject = f"inject={fault.call}:error={fault.error}:when={fault.when}"
         with self._traced(trace, "-e", f"trace={fault.call}", "-e", inject):
-            self._disturb()
+            self.disturb()
         injected = trace.read_text(errors="replace").count("(INJECTED)")
-        said = self.log[before:]
-        told = " error " in said or " warning " in said
-        return Told(injected, said, told or (self.alive() and self.in_force()))
+        # A busy machine takes its time; an error that nobody tells does not come.
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: self._told(before) or not self.alive() or self.in_force(), "told")
+        return Told(injected, self.log[before:], self._told(before) or self.in_force())
 
-    def _disturb(self) -> None:
+    def _told(self, since: int) -> bool:
+        return any(f" {level} " in self.log[since:] for level in ("error", "warning"))
+
+    def disturb(self) -> None:
         """Empty the data plane, change the document, and wait until the agent is done with it."""
         before = len(self.log)
         if self._wipe:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from ipmasq_agent.agent import logs
-from ipmasq_agent.agent.loop import Signal
+from ipmasq_agent.agent.events import Signal
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.dialects.iptables import Desired
 from ipmasq_agent.errors import SourceUnavailable

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ipmasq_agent.agent import logs, loop
-from ipmasq_agent.agent.loop import Signal
+from ipmasq_agent.agent.events import Signal
 from ipmasq_agent.config.document import parse_documents
 from ipmasq_agent.host import patience
 from ipmasq_agent.policy.addresses import Family

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ipmasq_agent.agent import logs
-from ipmasq_agent.agent.loop import Signal
+from ipmasq_agent.agent.events import Signal
 from ipmasq_agent.agent.war import War
 from ipmasq_agent.dialects.rules import parse_rule
 from ipmasq_agent.dialects.tables import Chain, Table

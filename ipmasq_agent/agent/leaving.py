@@ -1,0 +1,54 @@
+"""The end of the agent: rules stay, as traffic goes on while it restarts, or they go."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from ipmasq_agent.agent.choice import BackendChoice
+from ipmasq_agent.agent.logs import event, failure
+from ipmasq_agent.agent.reconcile import Outcomes, clean
+from ipmasq_agent.errors import foreseen
+from ipmasq_agent.host.patience import ending_by
+from ipmasq_agent.policy.addresses import Family
+
+
+def leave(
+    choice: BackendChoice,
+    deadline: float,
+    report: Callable[[Outcomes, str, str], None],
+    *,
+    cleanup: bool,
+) -> None:
+    """Close the backends, and say what became of the rules.
+
+    Args:
+        choice: of the backends.
+        deadline: when the last wait for a program, a lock or a worker ends.
+        report: logs what was removed from a backend.
+        cleanup: remove the rules first.
+    """
+    left: list[str] = []
+    try:
+        with ending_by(deadline):
+            try:
+                for backend in choice.every() if cleanup else ():
+                    outcomes = clean(backend, Family)
+                    report(outcomes, backend.name, "removed")
+                    left += (
+                        f"{backend.name} ({family.value})"
+                        for family, outcome in outcomes.items()
+                        if outcome.error
+                    )
+            finally:
+                choice.close()
+    except Exception as error:
+        failure("not all is cleaned up", foreseen(error, "leaving"))
+        left.append("what could not be looked for")
+    if cleanup and left:
+        remedy = "remove them with `ipmasq-agent cleanup`"
+        event(
+            logging.ERROR, "stopped", rules="not all removed", left=", ".join(left), remedy=remedy
+        )
+    else:
+        event(logging.INFO, "stopped", rules="removed" if cleanup else "kept")
