@@ -27,10 +27,10 @@ from ipmasq_agent.agent.leaving import leave
 from ipmasq_agent.agent.logs import event, failure
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.moves import Moves
-from ipmasq_agent.agent.reconcile import Outcome, Outcomes, look, reconcile
+from ipmasq_agent.agent.reconcile import Outcome, Outcomes, reconcile
+from ipmasq_agent.agent.rivals import Rivals
 from ipmasq_agent.agent.shadows import Shadows
 from ipmasq_agent.agent.status import ConfigStatus, Status
-from ipmasq_agent.agent.war import War
 from ipmasq_agent.config.document import parse_documents
 from ipmasq_agent.config.durations import UNITS
 from ipmasq_agent.config.model import DEFAULT_RESYNC_INTERVAL, Config, Flags
@@ -99,8 +99,7 @@ class Agent:
         self._kept = kept
         self._unkept = False  # the document in force is not what was kept last
         self._moves = Moves(settings.drain_timeout)
-        self._kept_by_others = kept_by_others
-        self._war = War()
+        self._rivals = Rivals(kept_by_others, metrics)
         self._shadows = shadows
         self._retries = 0
         self._unstarted: list[Callable[[], None]] = [
@@ -375,13 +374,11 @@ class Agent:
         self._knowledge.follow(backend.needs)
         self._show_facts()
         self._moves.announce(left_behind)
-        rival = self._war.rival
-        if rival and not at_once and self._war.holds((backend, intent), started):
-            outcomes = look(backend, intent, rival)
-        else:
-            # A backend that we come to for the first time has nothing to remember.
-            outcomes = reconcile(backend, intent, thorough=thorough)
-            self._watch(backend, intent, outcomes)
+        alone = {} if at_once else self._rivals.left_alone(backend, intent, started)
+        # A backend that we come to for the first time has nothing to remember.
+        outcomes = reconcile(backend, intent, thorough=thorough, rivals=alone)
+        written = {family: o for family, o in outcomes.items() if family not in alone}
+        self._rivals.watch(backend, intent, written, time.monotonic())
         failed = {f: str(outcome.error) for f, outcome in outcomes.items() if outcome.error}
         left = self.choice.unseen
         if not failed:
@@ -396,8 +393,8 @@ class Agent:
             devices=self._devices(),
             families=intent.wish.families,
             left_behind=left,
-            advice=(*_advice(backend, intent, failed), *self._moves.advice, *self._beside()),
-            contested=self._war.rival,
+            advice=(*_advice(backend, intent, failed), *self._moves.advice, *self._rivals.advice),
+            contested=self._rivals.name,
         )
         # Rules are in the kernel and said to be; what others make of them can wait for that.
         if self._shadows and not failed:
@@ -409,30 +406,6 @@ class Agent:
                 advice=self.status.advice + self._shadows.unknown,
             )
         return outcomes
-
-    def _watch(self, backend: AnyBackend, intent: Intent, outcomes: Outcomes) -> None:
-        """Find out whether what was written is undone again and again, and by whom."""
-        before, undone = self._war.rival, self._war.undone
-        others = self._kept_by_others()
-        if backend.needs and not others:
-            return  # it writes when devices come and go, too
-        changes = {f: outcome.change for f, outcome in outcomes.items() if not outcome.error}
-        self._war.watch((backend, intent), changes, time.monotonic(), another=bool(others))
-        if self.metrics:
-            self.metrics.undone.inc(self._war.undone - undone)
-        if self._war.rival and self._war.rival != before:
-            event(logging.ERROR, "our rules are undone again and again", by=self._war.rival)
-        elif before and not self._war.rival:
-            event(logging.INFO, "nobody undoes our rules any more")
-
-    def _beside(self) -> tuple[str, ...]:
-        """Return what there is to say about another agent that keeps the same place."""
-        if self._war.rival:
-            return (f"{self._war.rival} undoes what we write here; we write less often for it",)
-        return tuple(
-            f"another agent keeps {place} on this node as well: stop one of the two"
-            for place in self._kept_by_others()
-        )
 
     def _left(self, other: AnyBackend, outcomes: Outcomes) -> None:
         self._report(outcomes, other.name, "left")

@@ -33,7 +33,11 @@ Outcomes = Mapping[Family, Outcome]
 
 
 def reconcile(
-    backend: Backend[State, Desired, Plan], intent: Intent, *, thorough: bool = True
+    backend: Backend[State, Desired, Plan],
+    intent: Intent,
+    *,
+    thorough: bool = True,
+    rivals: Mapping[Family, str] | None = None,
 ) -> Outcomes:
     """Bring every family that is managed to what ``intent`` asks for.
 
@@ -42,35 +46,42 @@ def reconcile(
         intent: what.
         thorough: read all that the kernel holds, rather than trust what we remember of
             it (see ``Backend.recall``).
-    """
-    return _each(
-        intent.wish.families,
-        lambda family: _bring(backend, family, intent.desired(backend, family), thorough),
-    )
-
-
-def look(backend: Backend[State, Desired, Plan], intent: Intent, rival: str) -> Outcomes:
-    """Write nothing; fail for each family that decides otherwise than ``intent`` asks for.
-
-    Args:
-        backend: where.
-        intent: what.
-        rival: who keeps it from being so.
+        rivals: families in which somebody undoes what we write, and who. Of their rules
+            there none is touched for now.
     """
 
-    def compared(family: Family) -> None:
-        actual, desired = backend.read(family), intent.desired(backend, family)
-        # Rules of another form that decide the same do no harm.
-        if backend.plan(actual, desired) and backend.interpret(actual).policy != intent.policy(
-            backend, family
-        ):
-            raise KernelWriteError(
-                f"{backend.name} ({family.value}): the rules in force are another's, and the "
-                f"document is not in force: {rival} undoes what we write",
-                remedy="remove it, or give one of the two another --masq-chain",
-            )
+    def bring(family: Family) -> Change | None:
+        desired = intent.desired(backend, family)
+        rival = (rivals or {}).get(family)
+        if rival is not None and _theirs(backend, family, desired, intent, rival):
+            return None
+        return _bring(backend, family, desired, thorough)
 
-    return _each(intent.wish.families, compared)
+    return _each(intent.wish.families, bring)
+
+
+def _theirs(
+    backend: Backend[State, Desired, Plan],
+    family: Family,
+    desired: Desired,
+    intent: Intent,
+    rival: str,
+) -> bool:
+    """Whether somebody else's rules are in force, which decide as ours would.
+
+    Raises:
+        KernelWriteError: they decide otherwise.
+    """
+    actual = backend.read(family)
+    if not backend.plan(actual, desired).counts[1]:
+        return False  # nobody means what is only missing
+    if backend.interpret(actual).policy != intent.policy(backend, family):
+        raise KernelWriteError(
+            f"{backend.name} ({family.value}): the rules in force are another's, and the "
+            f"document is not in force: {rival} undoes what we write",
+            remedy="remove it, or give one of the two another --masq-chain",
+        )
+    return True
 
 
 def clean(backend: Backend[State, Desired, Plan], families: Iterable[Family]) -> Outcomes:

@@ -8,11 +8,10 @@ sides. So we write ever less often, and say who it is; a new document is written
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ipmasq_agent.backends import Change
 from ipmasq_agent.dialects.ownership import SIGNATURE, UPSTREAM
-from ipmasq_agent.policy.addresses import Family
 
 # As often as this may be chance: a restore from a file, a hand at work.
 _CHANCE = 2
@@ -25,7 +24,7 @@ _PEACE = 120.0
 
 
 class War:
-    """Counts how often what we wrote was replaced, and by whom.
+    """Counts how often what we wrote in one family was replaced, and by whom.
 
     Attributes:
         rival: who does it, and how that can be told; None while nobody does.
@@ -37,7 +36,6 @@ class War:
         self.undone = 0
         self._count = 0
         self._what: object = None
-        self._verified: set[Family] = set()
         self._written = 0.0
 
     @property
@@ -56,36 +54,26 @@ class War:
     def _left(self, now: float) -> float:
         return self._written + self._patience - now
 
-    def watch(
-        self,
-        what: object,
-        changes: Mapping[Family, Change | None],
-        now: float,
-        *,
-        another: bool = False,
-    ) -> None:
-        """Take in what a pass that wrote what had to be written has led to.
+    def watch(self, what: object, change: Change | None, now: float, *, another: bool) -> None:
+        """Take in what a pass has led to that wrote whatever had to be written.
 
         Args:
             what: is in force now, and where.
-            changes: of each family that did not fail, what was written; false for nothing.
+            change: what was written; false for nothing.
             now: a clock's seconds.
             another: an agent of ours is known to keep the same place.
         """
-        if what != self._what:
-            # What this pass changed was never in force.
-            self._what, self._verified = what, set()
-        written = {family: change for family, change in changes.items() if change}
-        replaced = [_replaced(written[family]) for family in self._verified & set(written)]
-        self._verified |= set(changes)
-        if any(removed for removed, _ in replaced):
+        # What was changed for something new was never undone.
+        removed, added = _replaced(change) if change and what == self._what else ((), ())
+        self._what = what
+        if removed:
             self._count += 1
             self.undone += 1
             if self._count > _CHANCE:
-                self.rival = _who(replaced, another=another)
+                self.rival = _who(removed, added, another=another)
         elif now - self._written > max(_PEACE, 2 * self._patience):
             self._count, self.rival = 0, None
-        if written:
+        if change:
             self._written = now
 
 
@@ -102,10 +90,8 @@ def _replaced(change: Change) -> tuple[Lines, Lines]:
     return [x for x in removed if x not in moved], [x for x in added if x not in moved]
 
 
-def _who(replaced: list[tuple[Lines, Lines]], *, another: bool) -> str:
+def _who(removed: Lines, added: Lines, *, another: bool) -> str:
     """Return who wrote what had to go, by the comments that agents leave on their rules."""
-    removed = [line for lines, _ in replaced for line in lines]
-    added = [line for _, lines in replaced for line in lines]
     for line in removed:
         if UPSTREAM in line:
             return f"ip-masq-agent, whose comments stand on its rules (`{line}`)"

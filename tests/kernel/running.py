@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,16 @@ class Running:
 
     def wait_ready(self) -> None:
         wait_until(self.ready, f"ready\n{self.log.read_text()}")
+
+    def gaps(self) -> dict[str, list[float]]:
+        """Return the seconds from each write to the next, by family; its log is JSON."""
+        lines = [json.loads(line) for line in self.log.read_text().splitlines()]
+        times: dict[str, list[float]] = {}
+        for line in lines:
+            if line["message"] == "rules applied":
+                moment = datetime.fromisoformat(line["time"]).timestamp()
+                times.setdefault(line["family"], []).append(moment)
+        return {f: [b - a for a, b in itertools.pairwise(t)] for f, t in times.items()}
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         if self.process.poll() is None:

@@ -10,6 +10,7 @@ import pytest
 from ipmasq_agent.agent import logs
 from ipmasq_agent.agent.events import Signal
 from ipmasq_agent.agent.war import War
+from ipmasq_agent.config.model import Flags
 from ipmasq_agent.dialects.rules import parse_rule
 from ipmasq_agent.dialects.tables import Chain, Table
 from ipmasq_agent.policy.addresses import Family
@@ -127,6 +128,23 @@ def test_what_is_only_taken_away_is_put_back_each_time(disturb: Callable[[Bench]
     assert bench.agent.status.ready
 
 
+def test_meanwhile_the_other_family_and_what_is_only_missing_are_healed() -> None:
+    bench = Bench(flags=Flags(enable_ipv6=True))
+    bench.document(ONE)
+    for _ in range(10):
+        write(bench, UPSTREAM, "10.0.0.0/8")
+        bench.resync()
+    assert not bench.agent.status.ready
+    bench.flush(Family.IPV6)
+    bench.resync()
+    assert bench.chain(Family.IPV6) == ["fe80::/10"]
+    assert bench.chain()[1] == "10.0.0.0/8"
+    bench.flush()
+    bench.resync()
+    assert bench.chain()[1] == "172.20.0.0/16"
+    assert bench.agent.status.ready
+
+
 def test_documents_and_a_request_from_outside_are_written_at_once() -> None:
     bench = fought(UPSTREAM)
     bench.document("nonMasqueradeCIDRs: [192.0.2.0/24]\n", "2")
@@ -155,7 +173,7 @@ def test_writes_come_ever_later_and_at_once_again_when_the_other_one_has_gone() 
     for _ in range(40_000):
         now += 1.0
         if not war.holds(what, now):
-            war.watch(what, {Family.IPV4: Replaced()}, now)
+            war.watch(what, Replaced(), now, another=False)
             gaps.append(now - written)
             written = now
     assert gaps[:4] == [1.0] * 4
@@ -165,8 +183,8 @@ def test_writes_come_ever_later_and_at_once_again_when_the_other_one_has_gone() 
     # The last write stands from here on: each pass finds nothing to do.
     while war.rival is not None:
         now += 60.0
-        war.watch(what, {Family.IPV4: None}, now)
+        war.watch(what, None, now, another=False)
         assert now - written < 1000
-    war.watch(what, {Family.IPV4: Replaced()}, now)
+    war.watch(what, Replaced(), now, another=False)
     assert war.rival is None
     assert not war.holds(what, now)
