@@ -94,6 +94,9 @@ def command(
 
     configure(log_format, log_level, options)
     settings = settings_of(options)
+    if settings.config == "-" and not settings.configmaps:
+        # Said here: in the loop it would be a source that fails now and may come back.
+        raise UsageError("`run` cannot watch standard input", remedy="give it a file")
     loop = LoopSettings(settings.flags, cleanup_on_exit, _seconds(drain_timeout))
     return _run(settings, http_address, loop, state_dir)
 
