@@ -159,9 +159,8 @@ def test_two_agents_with_two_documents_are_told_and_one_of_them_gives_way(
         wait_until(ours, "the last good policy is healed")
     wait_until(lambda: agent.status()["contested"] is not None, "the war is recognised")
     assert agent.status()["contested"].startswith("another agent of this kind")
-    metrics = agent.get("/metrics")[1]
-    assert "\nipmasq_agent_contested 1.0" in metrics
-    assert "\nipmasq_agent_undone_total 3.0" in metrics
+    wait_until(lambda: "ipmasq_agent_contested 1.0" in agent.get("/metrics")[1], "the gauge")
+    assert "ipmasq_agent_undone_total 3.0" in agent.get("/metrics")[1]
 
     def told() -> bool:
         undo()
