@@ -50,6 +50,10 @@ def table_exists(family: Family, table: str) -> bool:
         ) from cause
 
 
+# Where the chains of a table led to when it was read last: most often they still do.
+_reached: dict[tuple[Family, str, frozenset[str]], set[str]] = {}
+
+
 def read_chains(
     family: Family, table: str, chains: Collection[str], *, follow: bool = False
 ) -> Table:
@@ -61,15 +65,17 @@ def read_chains(
         KernelReadError: it cannot be read in full.
         HostError: the program cannot be run.
     """
-    saver, wanted = program(family, "legacy", "save"), set(chains)
+    saver, asked = program(family, "legacy", "save"), (family, table, frozenset(chains))
+    wanted = {*chains, *(_reached.get(asked, ()) if follow else ())}
     while True:
         saved = run([saver, "-t", table], keep=Sieve(wanted)).stdout
         found = parse_saved(saved, family, writer=saver, table=table)
         rules = (rule for chain in found.chains.values() for rule in chain.rules)
-        more = {rule.target for rule in rules if rule.target} - wanted
-        if not follow or not more:
+        led = {rule.target for rule in rules if rule.target}
+        if not follow or led <= wanted:
+            _reached[asked] = led
             return found
-        wanted |= more
+        wanted |= led
 
 
 class LegacyBackend(IptablesBackend):

@@ -31,6 +31,7 @@ except Exception as failure:
         "iptables extensions where there is no ldconfig to find it"
     ) from failure
 
+_libc = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 _POSTROUTING = "POSTROUTING"
 _NAME_SIZE = 16  # IFNAMSIZ
@@ -53,8 +54,18 @@ class NatTable:
         self._plain: Any = None
 
     def carry_out(self, order: dict[str, Any]) -> None:
-        """Edit a fresh copy of the table and commit it."""
+        """Edit a fresh copy of the table and commit it.
+
+        The copy is let go of afterwards: of 100,000 rules it is 190 MB.
+        """
         self.table.refresh()
+        try:
+            self._edit(order)
+        finally:
+            self.table.close()
+            _libc.malloc_trim(0)
+
+    def _edit(self, order: dict[str, Any]) -> None:
         chain = order["chain"]
         if order["create"]:
             self.table.create_chain(chain)
@@ -160,7 +171,7 @@ def main() -> None:
     # Ctrl-C reaches the whole process group; the agent decides when its workers end.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(os.environ.get("IPMASQ_AGENT_PID", os.getppid())):
         return  # the agent died before we could ask to die with it
     # libxtables prints where it likes; answers go out on a descriptor of their own.

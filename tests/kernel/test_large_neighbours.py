@@ -69,3 +69,49 @@ def test_a_pass_costs_what_our_own_rules_cost_however_many_others_have() -> None
     # Counters and handles have the same size whatever they say.
     assert many[0] == few[0], "the kernel was asked for rules of others"
     assert many[1] < few[1] + 1024, "a program of ours read the rules of others"
+
+
+# A legacy table comes and goes whole; what stays with us of it is to be ours alone.
+_LEGACY_PASSES = """
+import json, os
+from pathlib import Path
+from ipmasq_agent.agent.reconcile import reconcile_family
+from ipmasq_agent.backends import detect
+from ipmasq_agent.backends.legacy import read_chains
+from ipmasq_agent.dialects.iptables import Placement
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.decisions import DecisionMap
+from ipmasq_agent.policy.model import FamilyPolicy
+
+V4 = Family.IPV4
+
+def size(pid, key):
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition(f"{key}:")[2].split()[0])
+
+backend = detect.make("iptables-legacy", Placement())
+assert reconcile_family(backend, V4, FamilyPolicy(DecisionMap(V4, ())))
+assert set(backend.read(V4).chains) == {"POSTROUTING", "IP-MASQ"}
+led_to = {"POSTROUTING", "IP-MASQ", "KUBE-POSTROUTING"}
+for _ in range(2):
+    assert set(read_chains(V4, "nat", ["POSTROUTING"], follow=True).chains) == led_to
+(worker,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+print(json.dumps([size(os.getpid(), "VmHWM"), size(worker, "VmRSS")]))
+backend.close()
+"""
+
+
+def _kept_of_legacy(rules: int) -> tuple[int, int]:
+    with Namespace() as namespace:
+        text = "\n".join([*kube_proxy(rules), ""])
+        namespace.run(["iptables-legacy-restore", "--noflush"], stdin=text)
+        done = namespace.run([sys.executable, "-c", _LEGACY_PASSES])
+    agent, worker = json.loads(done.stdout)
+    return agent, worker
+
+
+def test_of_a_large_legacy_table_nothing_stays_in_memory_after_a_pass() -> None:
+    (agent, worker), (large_agent, large_worker) = _kept_of_legacy(14), _kept_of_legacy(14_000)
+    # The table is some 7 MB of text, and 20 MB in libiptc.
+    assert large_agent < agent + 3_000
+    assert large_worker < worker + 5_000
