@@ -126,7 +126,9 @@ class _Part:
         self.nodes = self.reading.keys(tree)
 
 
-def _opened(name: str, content: bytes, flags: Flags, notes: list[str]) -> list[_Part]:
+def _opened(
+    name: str, content: bytes | str, flags: Flags, notes: list[str], *, nested: bool = False
+) -> list[_Part]:
     """Return a document, or those that are in it if it is made of manifests.
 
     Raises:
@@ -134,27 +136,28 @@ def _opened(name: str, content: bytes, flags: Flags, notes: list[str]) -> list[_
     """
     tree = NodeTree(content, name)
     part = _Part(name, tree, flags)
-    says_nothing = not part.reading.unknown and not tree.more
-    if part.nodes or says_nothing:
+    unknown = part.reading.unknown
+    if part.nodes or not (unknown or tree.more):
         return [part]
-    from ipmasq_agent.config.manifests import Manifests  # which few agents ever need
+    if not nested:
+        from ipmasq_agent.config.manifests import Manifests  # which few agents ever need
 
-    manifests = Manifests(tree, name)
-    inner = manifests.documents()
-    if not inner:
-        if part.reading.unknown:
-            part.reading.refuse_unknown()
-        if tree.roots():
-            raise ConfigError(
-                [f"{name}: its first YAML document is empty; remove the --- before the second"]
-            )
-        return [part]
-    notes += manifests.notes
-    held = [_Part(each.name, NodeTree(each.content, each.name), flags) for each in inner]
-    for each in held:
-        if each.reading.unknown and not each.nodes:
-            each.reading.refuse_unknown()
-    return held
+        manifests = Manifests(tree, name)
+        inner = manifests.documents()
+        notes += manifests.notes
+        if inner:
+            return [
+                part
+                for its_name, text in inner
+                for part in _opened(its_name, text, flags, notes, nested=True)
+            ]
+    if unknown:
+        part.reading.refuse_unknown()
+    if tree.roots():
+        raise ConfigError(
+            [f"{name}: its first YAML document is empty; remove the --- before the second"]
+        )
+    return [part]
 
 
 class _Merged:

@@ -6,6 +6,7 @@ and what is odd meets what is right; a seed makes the same document on every mac
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,20 +49,29 @@ _PIECES = (
 
 
 def _cidr(random: Random) -> str:
-    if random.random() < 0.04:
+    if random.random() < 0.01:
         return random.choice(_ODD_ADDRESSES) + random.choice((*_ODD_LENGTHS, "/8"))
-    if random.random() < 0.7:
-        length = random.choice((0, 1, 7, 8, 12, 24, 30, 31, 32, random.randrange(40)))
-        number = random.getrandbits(32)
-        number = number >> max(32 - length, 0) << max(32 - length, 0)
-        address = ".".join(str(number >> shift & 255) for shift in (24, 16, 8, 0))
-        address = address if random.random() < 0.95 else random.choice(_V4)
-    else:
-        length = random.choice((0, 1, 8, 10, 64, 96, 100, 127, 128, random.randrange(140)))
-        address = f"{random.getrandbits(16):x}::" if random.random() < 0.1 else random.choice(_V6)
-    if random.random() < 0.02:
+    bits, odd = (32, _V4) if random.random() < 0.7 else (128, _V6)
+    length = random.choice((0, 1, 8, bits - 1, bits, random.randrange(bits)))
+    first = random.getrandbits(bits) >> bits - length << bits - length
+    family = ipaddress.IPv4Address if bits == 32 else ipaddress.IPv6Address
+    address = str(family(first)) if random.random() < 0.99 else random.choice(odd)
+    if random.random() < 0.01:
+        return f"{address}/{bits + 1}"
+    if random.random() < 0.01:
         return address + random.choice(_ODD_LENGTHS)
     return f"{address}/{length}"
+
+
+def _unaligned(random: Random) -> str:
+    """A CIDR as Cilium takes it, and what it makes of the strangest addresses."""
+    if random.random() < 0.5:
+        return f"{random.choice(_V4)}/{random.choice((8, 12, 24, 32))}"
+    return f"{random.choice(_V6)}/{random.choice((8, 64, 96, 100, 127, 128))}"
+
+
+def _cidrs(random: Random) -> str:
+    return _list(_unaligned if random.random() < 0.2 else _cidr)(random)
 
 
 def _list(item: Word) -> Word:
@@ -101,10 +111,10 @@ def _snat(random: Random) -> str:
 
 _SWITCH = _of("true", "false", "yes", "No", "ON", "y", "~", "!!bool true")
 _VALUES: dict[str, Word] = {
-    "nonMasqueradeCIDRs": _list(_cidr),
-    "masqueradeCIDRs": _list(_cidr),
-    "nativeRoutingCIDRs": _list(_cidr),
-    "podCIDRs": lambda random: _list(_cidr)(random) if random.random() < 0.7 else "auto",
+    "nonMasqueradeCIDRs": _cidrs,
+    "masqueradeCIDRs": _cidrs,
+    "nativeRoutingCIDRs": _cidrs,
+    "podCIDRs": lambda random: _cidrs(random) if random.random() < 0.7 else "auto",
     "egressInterfaces": _list(
         _of("eth0", "eth*", "bond0", "*", "[a-z]*", "[", "[!", "a/b", "lo", "x" * 64, "'!eth1'")
     ),
@@ -113,9 +123,9 @@ _VALUES: dict[str, Word] = {
     "masqLinkLocalIPv6": _SWITCH,
     "exemptNodeIPs": _SWITCH,
     "resyncInterval": _of("60s", "1ns", "1h5m", "300ms", "0s", "-1s", "2562047h", "1.5h", '"5"'),
-    "defaultAction": _of("keep", "masquerade", "drop"),
+    "defaultAction": _of("keep", "keep", "masquerade", "masquerade", "drop"),
     "snatAddress": _snat,
-    "profile": _of("cilium", "cilium", "calico"),
+    "profile": _of("cilium", "cilium", "cilium", "cilium", "calico"),
 }
 _KEYS = tuple(_VALUES)
 _STRANGE_KEYS = (
@@ -155,6 +165,8 @@ def _mapping(random: Random) -> str:
         value = make(random) if random.random() < 0.96 else random.choice(_ODD)
         anchor = random.choice((" &a", " &b", " *a")) if random.random() < 0.02 else ""
         lines.append(f"{_spelt(random, key)}:{anchor} {value}\n")
+    if random.random() < 0.15:
+        lines.append("profile: cilium\n")
     if random.random() < 0.03:
         lines.append("<<: {" + f"cidrLimit: {random.choice(_ODD)}" + "}\n")
     if random.random() < 0.03:
@@ -257,6 +269,6 @@ def fuzzed(seed: int) -> Fuzzed:
         nomasq_all_reserved_ranges=random.random() < 0.3,
         random_fully=random.random() < 0.7,
         to_ports=random.choice(((), (PortRange(1024, 29999), PortRange(32768, 65535)))),
-        cidr_limit=random.choice((None, None, 64, 3, 0)),
+        cidr_limit=random.choice((None, None, None, None, 64, 64, 3, 0)),
     )
     return Fuzzed(parts, flags)

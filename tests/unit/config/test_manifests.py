@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import textwrap
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from ipmasq_agent.config.document import Understood, parse_documents
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.errors import ConfigError
 from ipmasq_agent.sources import location
+from tests.unit.config.fuzzing import fuzzed
 
 FLAGS = Flags(enable_ipv6=True)
 
@@ -197,10 +200,51 @@ def test_an_empty_value_means_the_defaults_as_it_does_in_the_config_map() -> Non
     assert len(entries("---\n---\n# nothing\n")) == 3
 
 
+def read_or_refused(text: str, flags: Flags) -> tuple[Any, list[Any]]:
+    """What is understood, and where each entry stands; None where it is refused."""
+    try:
+        config = parse_documents([("cm", text.encode())], "cm", flags).config
+    except ConfigError:
+        return None, []
+    lists = (config.non_masquerade_cidrs, config.masquerade_cidrs, config.native_routing_cidrs)
+    origins = [origin for entries in lists for _, origin in entries]
+    return config.view(), [(o.document, o.line, o.column) for o in origins]
+
+
+def test_any_document_means_in_a_manifest_what_it_means_alone() -> None:
+    compared = placed = 0
+    for seed in range(1000):
+        document = fuzzed(seed)
+        try:
+            (text,) = (content.decode() for _, content in document.parts)
+        except ValueError:
+            continue  # several parts, or not text
+        if (
+            "ConfigMap" in text
+            or re.search("^(config|ip-masq-agent|kind):", text, re.M)
+            or re.search("[\ufeff\u0085\u2028\u2029]", text)
+        ):
+            continue  # manifests themselves, and line breaks that no block is indented by
+        alone, places = read_or_refused(text, document.flags)
+        block = "".join(f"  {line}\n" for line in text.split("\n"))
+        wrapped = f"kind: ConfigMap\ndata:\n config: |1\n{block}"
+        inside, within = read_or_refused(wrapped, document.flags)
+        assert inside == alone, f"fuzzed({seed})"
+        compared += 1
+        if any(name == "cm" for name, _, _ in within):
+            shifted = [
+                (name, line and line + 3, column and column + 2) for name, line, column in places
+            ]
+            assert within == shifted, f"fuzzed({seed})"
+            placed += 1
+    assert compared > 300
+    assert placed > 10
+
+
 HOSTILE = {
     "one map many times": "kind: List\nitems:\n"
     "- &a {kind: ConfigMap, data: &d {" + ", ".join(f"k{n}: ''" for n in range(30_000)) + "}}\n"
-    "- [" + "*a," * 30_000 + "]\n" + "- *a\n" * 60_000,
+    "- [" + "*a," * 30_000 + "]\n" + "- *a\n" * 20_000,
     "one text many times": "x: &t '"
     + "#" * 500_000
     + "'\nkind: List\nitems:\n"
@@ -208,7 +252,7 @@ HOSTILE = {
     "many maps": "- {kind: ConfigMap, data: {config: ''}}\n".join(
         ["kind: List\nitems:\n"] + [""] * 20_000
     ),
-    "many others": "kind: List\nitems:\n" + "- {kind: Pod}\n" * 60_000,
+    "many others": "kind: List\nitems:\n" + "- {kind: Pod}\n" * 20_000,
     "lists of lists": "x: &k0 [x]\n"
     + "".join(
         f"k{n}: &k{n} {{kind: List, items: [*k{n - 1}, *k{n - 1}]}}\n" for n in range(1, 9_000)
