@@ -9,8 +9,8 @@ from typing import NamedTuple
 from ipmasq_agent.agent.choice import AnyBackend
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.logs import event
-from ipmasq_agent.answers.overrides import Overridden, Shadow, shadow, usual
-from ipmasq_agent.dialects.hook import Hook, neighbours
+from ipmasq_agent.answers.overrides import Overridden, Shadow, shadow
+from ipmasq_agent.dialects.hook import Hook
 from ipmasq_agent.errors import AgentError
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
@@ -76,8 +76,7 @@ class Shadows:
         unchanged = seen and signs.generation is not None and seen.signs == signs
         if seen and unchanged and seen.policy is policy:
             return seen.shadow
-        others = neighbours(self._read(family, backend.place), usual(policy.guards, egress))
-        found = shadow(policy, others)
+        found = shadow(policy, self._read(family, backend.place), egress)
         self._seen[family] = _Seen(signs, policy, found)
         return found
 

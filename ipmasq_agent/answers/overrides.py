@@ -7,12 +7,12 @@ first, or keep packets from meeting ours.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from ipmasq_agent.answers.explain import rule_text
-from ipmasq_agent.dialects.hook import Neighbours, overrides
+from ipmasq_agent.dialects.hook import Hook, Neighbours, neighbours, overrides
 from ipmasq_agent.dialects.matching import Question
 from ipmasq_agent.policy.addresses import Family, prefixes_of_range
 from ipmasq_agent.policy.decisions import Origin, Verdict
@@ -20,6 +20,7 @@ from ipmasq_agent.policy.model import FamilyPolicy, Guards
 
 _SHOWN = 4  # ranges in one line
 _LISTED = 256  # ranges of one rule as data
+_ALONE = 8  # sources, and devices, that are asked about one by one
 
 
 def usual(guards: Guards, egress: tuple[str, ...]) -> Question:
@@ -97,27 +98,54 @@ class Shadow:
     partial: tuple[str, ...] = field(default=())
 
 
-def shadow(policy: FamilyPolicy, others: Neighbours) -> Shadow:
-    """Return what others make of a policy that the kernel holds."""
-    found: dict[tuple[Verdict, Verdict, Origin], list[tuple[int, int]]] = {}
-    counts: Counter[tuple[Verdict, Verdict, Origin]] = Counter()
-    for item in overrides(policy, others):
-        key = item.wanted, item.verdict, item.rule
-        counts[key] += 1
-        if counts[key] <= _LISTED:
-            found.setdefault(key, []).append((item.first, item.last))
-    return Shadow(
-        tuple(
-            Overridden(policy.family, *key, tuple(ranges), counts[key])
-            for key, ranges in found.items()
-        ),
-        tuple(dict.fromkeys(_partial(others))) if policy.masquerades else (),
+def shadow(policy: FamilyPolicy, hook: Hook, egress: tuple[str, ...]) -> Shadow:
+    """Return what others make of a policy that the kernel holds.
+
+    It is asked for each source and device that the policy speaks of by itself: a rule for
+    one of them decides there, though not for all packets.
+
+    Args:
+        policy: ours.
+        hook: what stands at the hook.
+        egress: see ``usual``.
+    """
+    found: dict[_Key, dict[tuple[int, int], None]] = {}
+    counts: Counter[_Key] = Counter()
+    for asked in _each(usual(policy.guards, egress)):
+        seen: Counter[_Key] = Counter()
+        for item in overrides(policy, neighbours(hook, asked)):
+            key = item.wanted, item.verdict, item.rule
+            seen[key] += 1
+            if seen[key] <= _LISTED:
+                found.setdefault(key, {})[item.first, item.last] = None
+        counts |= seen
+    overridden = tuple(
+        Overridden(policy.family, *key, tuple(ranges)[:_LISTED], counts[key])
+        for key, ranges in found.items()
     )
+    if not policy.masquerades:
+        return Shadow(overridden)
+    rules = {(item.rule.document, item.rule.line) for item in overridden}
+    others = neighbours(hook, usual(policy.guards, egress))
+    return Shadow(overridden, tuple(dict.fromkeys(_partial(others, rules))))
 
 
-def _partial(others: Neighbours) -> Iterator[str]:
-    for exception, _, _ in others.partial:
-        if exception.verdict is not Verdict.NON_MASQUERADE:
+_Key = tuple[Verdict, Verdict, Origin]
+
+
+def _each(asked: Question) -> Iterator[Question]:
+    """Yield the question for each source and device alone, where these are few."""
+    sources = [(span,) for span in asked.sources or ()]
+    devices = [(device,) for device in asked.devices or ()]
+    for source in sources if 0 < len(sources) <= _ALONE else [asked.sources]:
+        for device in devices if 0 < len(devices) <= _ALONE else [asked.devices]:
+            yield Question(source, device, others=False)
+
+
+def _partial(others: Neighbours, told: Collection[tuple[str | None, int | None]]) -> Iterator[str]:
+    """Yield the rules that decide for some packets, but those that are told of already."""
+    for exception, _, _ in (*others.partial, *others.untracked):
+        untracked = any(exception is item.exception for item in others.untracked)
+        counts = untracked or exception.verdict is not Verdict.NON_MASQUERADE
+        if counts and (exception.chain, exception.position) not in told:
             yield f"{exception} ({exception.verdict})"
-    for exception, _, _ in others.untracked:
-        yield f"{exception} ({exception.verdict})"

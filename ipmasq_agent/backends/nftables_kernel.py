@@ -110,6 +110,8 @@ def _read_frame(family: Family, name: str, now: int) -> Frame:
         chains = {chain.name: _hook(chain) for chain in chain_infos(family, name)}
         others = table.use - len(chains) - len(sets)
         foreign = (f"{others} objects or flow tables",) if others > 0 else ()
+    if table.dormant:
+        foreign += ("the flag dormant",)
     told = {
         chain: tuple(rule_of(rule, family) for rule in rules.get(chain, ())) for chain in chains
     }

@@ -26,10 +26,11 @@ def command(output: str, **options: Any) -> None:
     Both families are shown, whoever wrote the rules and whatever the document says.
     """
     from ipmasq_agent.answers.explain import cidrs_in_force
-    from ipmasq_agent.answers.overrides import shadow
-    from ipmasq_agent.cli.questions import others_at_hook
+    from ipmasq_agent.answers.overrides import shadow, usual
+    from ipmasq_agent.backends.hook import read_hook
     from ipmasq_agent.cli.wiring import backend_choice
-    from ipmasq_agent.dialects.hook import joined
+    from ipmasq_agent.dialects.hook import joined, neighbours
+    from ipmasq_agent.host.links import egress_devices
     from ipmasq_agent.policy.addresses import Family
 
     settings = settings_of(options)
@@ -44,10 +45,11 @@ def command(output: str, **options: Any) -> None:
             if not backend.describe(state):
                 continue
             own = backend.interpret(state)
-            others = others_at_hook(backend, family, settings.placement, own.policy.guards)
-            kernels.append(joined(own, others))
+            hook = read_hook(family, backend.place, settings.placement)
+            egress = egress_devices()
+            kernels.append(joined(own, neighbours(hook, usual(own.policy.guards, egress))))
             asked |= own.policy.masquerades
-            found = shadow(own.policy, others).overridden
+            found = shadow(own.policy, hook, egress).overridden
             overridden |= bool(found)
             notes += (f"somebody else's rule decides: {item}" for item in found)
     finally:

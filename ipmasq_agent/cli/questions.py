@@ -7,19 +7,10 @@ from ipmasq_agent.answers.differences import FamilyDiff, decision_changes
 from ipmasq_agent.answers.overrides import usual
 from ipmasq_agent.backends import Backend, Desired, Plan, State
 from ipmasq_agent.backends.hook import read_hook
-from ipmasq_agent.dialects.hook import Neighbours, joined, neighbours
+from ipmasq_agent.dialects.hook import joined, neighbours
 from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.host.links import egress_devices
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.model import Guards
-
-
-def others_at_hook(
-    backend: Backend[State, Desired, Plan], family: Family, placement: Placement, guards: Guards
-) -> Neighbours:
-    """Return what others decide about the packets that a policy of ours speaks of."""
-    hook = read_hook(family, backend.place, placement)
-    return neighbours(hook, usual(guards, egress_devices()))
 
 
 def family_diff(
@@ -33,7 +24,8 @@ def family_diff(
         return FamilyDiff(family)
     then = backend.after(actual, desired)
     before, later = backend.interpret(actual), backend.interpret(then)
-    others = others_at_hook(backend, family, placement, later.policy.guards)
+    hook = read_hook(family, backend.place, placement)
+    others = neighbours(hook, usual(later.policy.guards, egress_devices()))
     decisions = decision_changes(
         joined(before, others).policy.decisions, joined(later, others).policy.decisions
     )

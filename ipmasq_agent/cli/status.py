@@ -37,7 +37,7 @@ def command(output: str, **options: Any) -> int:
     from ipmasq_agent.agent.intent import Intent
     from ipmasq_agent.agent.status import ConfigStatus, Status
     from ipmasq_agent.answers.overrides import shadow
-    from ipmasq_agent.cli.questions import others_at_hook
+    from ipmasq_agent.backends.hook import read_hook
     from ipmasq_agent.cli.wiring import backend_choice, document_of, gather, understand
     from ipmasq_agent.errors import AgentError, UsageError
     from ipmasq_agent.host.links import egress_devices
@@ -81,9 +81,8 @@ def command(output: str, **options: Any) -> int:
                     if backend.plan(backend.read(family), desired):
                         differing.append(family)
                     advice.append(backend.advice(desired))
-                    policy = intent.policy(backend, family)
-                    others = others_at_hook(backend, family, settings.placement, policy.guards)
-                    found = shadow(policy, others)
+                    hook = read_hook(family, backend.place, settings.placement)
+                    found = shadow(intent.policy(backend, family), hook, egress_devices())
                     overridden += found.overridden
                     partial += found.partial
                 except AgentError as error:

@@ -28,11 +28,15 @@ _DORMANT = 1  # NFT_TABLE_F_DORMANT
 
 
 class TableInfo(NamedTuple):
-    """A table: its handle, how many objects it holds, its comment."""
+    """A table: its handle, how many objects it holds, its comment.
+
+    Packets meet no chain of one that is dormant.
+    """
 
     handle: int
     use: int
     comment: str
+    dormant: bool
 
 
 class ChainInfo(NamedTuple):
@@ -78,7 +82,10 @@ def table_info(family: Family, name: str) -> TableInfo | None:
 
 def _table(found: Mapping[int, bytes]) -> TableInfo:
     return TableInfo(
-        number(found.get(4)), number(found.get(3)), comment_in(found.get(6, b"")) or ""
+        number(found.get(4)),
+        number(found.get(3)),
+        comment_in(found.get(6, b"")) or "",
+        bool(number(found.get(2)) & _DORMANT),
     )
 
 
@@ -147,7 +154,7 @@ def dormant_tables(family: Family | int) -> frozenset[str]:
         KernelReadError: the kernel refuses.
     """
     tables = dump(_GET_TABLE, family, b"")
-    return frozenset(text(table.get(1)) for table in tables if number(table.get(2)) & _DORMANT)
+    return frozenset(text(table.get(1)) for table in tables if _table(table).dormant)
 
 
 def set_infos(family: Family, table: str) -> list[SetInfo]:

@@ -6,10 +6,12 @@ in another. The answer comes from the receiving socket.
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
@@ -31,11 +33,23 @@ _numbers = itertools.count(1)
 
 
 class Answers(NamedTuple):
-    """What the receiver saw, and what the verbs said, for each of the two probes."""
+    """What the receiver saw, and what the verbs said, for each of the two probes.
+
+    Attributes:
+        seen: the sources with which packets arrived.
+        told: those that explain says.
+        explained: all that it says.
+        kept: whether list has the destination.
+        status: what status says.
+        exit: its exit status.
+    """
 
     seen: list[str]
     told: list[str | None]
     explained: list[dict[str, Any]]
+    kept: list[bool]
+    status: dict[str, Any]
+    exit: int
 
 
 class Node:
@@ -45,7 +59,8 @@ class Node:
         self.crossing, self.plane, self.family = crossing_, plane, family
         self.flags = ("--config", str(document), "--backend", plane, "--enable-ipv6=true")
         keep = ", ".join(f'"{cidr}"' for cidr in KEPT.values())
-        document.write_text(f"nonMasqueradeCIDRs: [{keep}]\n")
+        pods = ", ".join(f'"{plan.pod_networks[0]}"' for plan in PLANS.values())
+        document.write_text(f"nonMasqueradeCIDRs: [{keep}]\npodCIDRs: [{pods}]\n")
         with self.crossing.node.entered():
             assert status_of("apply", *self.flags) == 0
 
@@ -53,10 +68,25 @@ class Node:
         self.crossing.node.run(list(words), stdin=stdin)
 
     def nft(self, text: str) -> None:
-        plan = PLANS[self.family]
-        for old, new in (("FAMILY", IP[self.family]), ("PODS", plan.pod_networks[0])):
-            text = text.replace(old, new)
-        self.run("nft", "-f", "-", stdin=text.replace("SNAT", other_address(self.family)))
+        self.run("nft", "-f", "-", stdin=text)
+
+    def do(self, command: str) -> None:
+        family = self.family
+        words = {
+            "FAMILY": IP[family],
+            "PODS": PLANS[family].pod_networks[0],
+            "KEPT": KEPT[family],
+            "ADDRESS": other_address(family),
+            "IPTABLES": IPTABLES[family],
+            "TYPE": "ipv4_addr" if family is Family.IPV4 else "ipv6_addr",
+        }
+        for old, new in words.items():
+            command = command.replace(old, new)
+        if command.startswith("nft "):
+            text = command.removeprefix("nft ")
+            self.nft(text.replace("; }", ";\n}").replace("} }", "}\n}"))
+        else:
+            self.run(*command.split())
 
     def answers(self, capsys: pytest.CaptureFixture[str]) -> Answers:
         source = PLANS[self.family].pods[0]
@@ -70,8 +100,20 @@ class Node:
             for probe in sent.values():
                 assert status_of("explain", probe, "--src", source, *self.flags, "-o", "json") == 0
                 explained.append(json.loads(capsys.readouterr().out))
-        seen = [found[number][1].source for number in sent]
-        return Answers(seen, [answer["source"] for answer in explained], explained)
+            assert status_of("list", "--backend", self.plane, "-o", "json") == 0
+            listed = json.loads(capsys.readouterr().out)["nonMasqueradeCIDRs"]
+            left = status_of("status", *self.flags, "-o", "json")
+            status = json.loads(capsys.readouterr().out)
+        networks = [ipaddress.ip_network(cidr) for cidr in listed]
+        probes = [ipaddress.ip_address(probe) for probe in sent.values()]
+        return Answers(
+            [found[number][1].source for number in sent],
+            [answer["source"] for answer in explained],
+            explained,
+            [any(probe in network for network in networks) for probe in probes],
+            status,
+            left,
+        )
 
     def clean(self) -> None:
         with self.crossing.node.entered():
@@ -89,22 +131,27 @@ def other_address(family: Family) -> str:
 
 
 @pytest.fixture(scope="module")
-def _crossing() -> Iterator[Crossing]:
+def place() -> Iterator[Crossing]:
     with crossing() as made:
         yield made
 
 
-@pytest.fixture(params=list(Family), ids=lambda family: family.value)
-def family(request: pytest.FixtureRequest) -> Family:
-    found: Family = request.param
-    return found
+# One code path serves both families: of IPv6 two planes are enough for every day.
+PLACES = [
+    pytest.param(
+        (plane, family),
+        id=f"{plane}-{family.value}",
+        marks=() if family is Family.IPV4 or plane in ("iptables-nft", "bpf") else pytest.mark.long,
+    )
+    for plane in PLANES
+    for family in Family
+]
 
 
-@pytest.fixture(params=PLANES)
-def node(
-    request: pytest.FixtureRequest, _crossing: Crossing, family: Family, tmp_path: Path
-) -> Iterator[Node]:
-    made = Node(_crossing, request.param, family, tmp_path / "config.yaml")
+@pytest.fixture(params=PLACES)
+def node(request: pytest.FixtureRequest, place: Crossing, tmp_path: Path) -> Iterator[Node]:
+    plane, family = request.param
+    made = Node(place, plane, family, tmp_path / "config.yaml")
     yield made
     made.clean()
 
@@ -150,3 +197,146 @@ def test_firewalld_masquerades_what_the_policy_keeps(
     assert [answer["overridden"] for answer in found.explained] == [True, node.plane == "bpf"]
     assert "nat_POST_public_allow of table inet firewalld" in found.explained[0]["rule"]
     assert "somebody else's rule" in found.explained[0]["reason"]
+    assert found.kept == [False, False]
+    assert found.status["inForce"] is False
+    assert {item["family"] for item in found.status["overrides"]} == {"ipv4", "ipv6"}
+
+
+POD, NODE, OTHER = "pod", "node", "other"
+
+
+class Scene(NamedTuple):
+    """What somebody does, and what the receiver sees of a kept and a masqueraded packet.
+
+    Attributes:
+        seen: unless the plane has its own.
+        of: plane → what is seen there.
+    """
+
+    commands: str
+    seen: tuple[str, str]
+    of: Mapping[str, tuple[str, str]] = MappingProxyType({})
+
+
+NAT = "type nat hook postrouting priority"
+RAW = "type filter hook prerouting priority"
+NETFILTER = PLANES[:-1]
+SCENES = {
+    "a native rule at a later priority": Scene(
+        f"nft table FAMILY x {{ chain c {{ {NAT} 110; FAMILY saddr PODS masquerade; }} }}",
+        (NODE, NODE),
+    ),
+    "a native rule at an earlier priority with an address of its own": Scene(
+        f"nft table FAMILY x {{ chain c {{ {NAT} 10; FAMILY daddr KEPT snat to ADDRESS; }} }}",
+        (OTHER, NODE),
+    ),
+    "an inet table with a set": Scene(
+        f"nft table inet x {{ set s {{ type TYPE; flags interval; elements = {{ KEPT }}; }}; "
+        f'chain c {{ {NAT} 300; oifname != "lo" ct state new FAMILY daddr @s masquerade; }} }}',
+        (NODE, NODE),
+    ),
+    "a chain of kube-proxy's make": Scene(
+        f"nft table FAMILY x {{ chain c {{ {NAT} 100; jump d; }}; chain d {{ "
+        "meta mark & 0x4000 == 0 return; meta mark set meta mark ^ 0x4000; masquerade; } }",
+        (POD, NODE),
+    ),
+    "another device": Scene(
+        f'nft table inet x {{ chain c {{ {NAT} 300; oifname "wg0" masquerade; }} }}',
+        (POD, NODE),
+    ),
+    "another source": Scene(
+        f"nft table FAMILY x {{ chain c {{ {NAT} 9; FAMILY saddr != PODS masquerade; }} }}",
+        (POD, NODE),
+    ),
+    "the shadow of a rule of iptables-nft": Scene(
+        "IPTABLES-nft -t nat -I POSTROUTING -j MASQUERADE", (NODE, NODE)
+    ),
+    "the shadow of a rule of iptables-legacy": Scene(
+        "IPTABLES-legacy -t nat -I POSTROUTING ! -o lo -j MASQUERADE", (NODE, NODE)
+    ),
+    "an address of its own by iptables-nft": Scene(
+        "IPTABLES-nft -t nat -A POSTROUTING -s PODS -d KEPT -j SNAT --to-source ADDRESS",
+        (OTHER, NODE),
+    ),
+    "an address of its own by iptables-legacy": Scene(
+        "IPTABLES-legacy -t nat -A POSTROUTING -s PODS -d KEPT -j SNAT --to-source ADDRESS",
+        (OTHER, NODE),
+    ),
+    "what is accepted before ours in the same chain": Scene(
+        "IPTABLES-nft -t nat -I POSTROUTING -s PODS -j ACCEPT",
+        (POD, NODE),
+        {"iptables-nft": (POD, POD), "ipset": (POD, POD)},
+    ),
+    "what is returned before ours in the same chain of legacy": Scene(
+        "IPTABLES-legacy -t nat -I POSTROUTING -j RETURN",
+        (POD, NODE),
+        {"iptables-legacy": (POD, POD)},
+    ),
+    "no tracking of pods, natively": Scene(
+        f"nft table inet x {{ chain c {{ {RAW} -300; FAMILY saddr PODS notrack; }} }}",
+        (POD, POD),
+        {"bpf": (POD, NODE)},
+    ),
+    "no tracking by iptables-nft": Scene(
+        "IPTABLES-nft -t raw -A PREROUTING -s PODS -j CT --notrack",
+        (POD, POD),
+        {"bpf": (POD, NODE)},
+    ),
+    "no tracking by iptables-legacy": Scene(
+        "IPTABLES-legacy -t raw -A PREROUTING -s PODS -j NOTRACK",
+        (POD, POD),
+        {"bpf": (POD, NODE)},
+    ),
+    "no tracking, and a masquerade rule that does not count": Scene(
+        f"nft table inet x {{ chain r {{ {RAW} -300; FAMILY daddr KEPT notrack; }}; "
+        f"chain c {{ {NAT} 99; FAMILY daddr KEPT masquerade; }} }}",
+        (POD, NODE),
+    ),
+    "a dormant table of others": Scene(
+        f"nft table inet x {{ flags dormant; chain c {{ {NAT} 99; masquerade; }} }}",
+        (POD, NODE),
+    ),
+    "the dormant table of iptables": Scene(
+        "nft table FAMILY nat { flags dormant; }",
+        (POD, NODE),
+        {"iptables-nft": (POD, POD), "ipset": (POD, POD)},
+    ),
+}
+
+
+def test_our_own_table_asleep_is_told_and_woken(
+    place: Crossing, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = Node(place, "nftables", Family.IPV4, tmp_path / "config.yaml")
+    plan = PLANS[Family.IPV4]
+    node.nft("table ip ip-masq { flags dormant; }")
+    asleep = node.answers(capsys)
+    assert asleep.seen == asleep.told == [plan.pods[0]] * 2
+    assert "dormant" in asleep.explained[1]["rule"]
+    assert (asleep.status["inSync"], asleep.status["inForce"], asleep.exit) == (False, False, 1)
+    with place.node.entered():
+        assert status_of("apply", *node.flags) == 0
+    awake = node.answers(capsys)
+    assert awake.seen == awake.told == [plan.pods[0], plan.eth[0]]
+    assert (awake.status["inSync"], awake.status["inForce"], awake.exit) == (True, True, 0)
+    node.clean()
+
+
+@pytest.mark.parametrize("scene", SCENES.values(), ids=list(SCENES))
+def test_the_verbs_say_what_the_receiver_sees(
+    node: Node, scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = PLANS[node.family]
+    places = {POD: plan.pods[0], NODE: plan.eth[0], OTHER: other_address(node.family)}
+    expected = [places[word] for word in scene.of.get(node.plane, scene.seen)]
+    node.do(scene.commands)
+    found = node.answers(capsys)
+    assert found.seen == expected
+    assert found.told == expected, found.explained
+    if found.kept != [False, False] or plan.eth[0] in expected:  # where all is kept, no rule is
+        assert found.kept == [source == plan.pods[0] for source in expected]
+    in_force = expected == [plan.pods[0], plan.eth[0]]
+    overridden = [o for o in found.status["overrides"] if o["family"] == node.family.value]
+    assert (found.status["inForce"], not overridden) == (in_force, in_force), found.status
+    assert found.status["inSync"] is True
+    assert found.exit == (0 if in_force else 1)
