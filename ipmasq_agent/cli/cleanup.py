@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ipmasq_agent.cli.options import kernel_options, settings_of
+from ipmasq_agent.cli.options import by_flag, kernel_options, settings_of
 
 
 @click.command(
@@ -26,7 +26,8 @@ Examples:
 def command(beside_agent: bool, **options: Any) -> int:
     """Remove our chains, jumps, sets and tables, from every backend and both families.
 
-    With --backend only from that one. Refused where a running agent keeps the chain. Exit
+    With the flag --backend only from that one; $IPMASQ_BACKEND, which tells what the agent of
+    a container uses, does not narrow it. Refused where a running agent keeps the chain. Exit
     status: 0 when nothing of ours is left.
     """
     from ipmasq_agent.agent.reconcile import clean
@@ -41,7 +42,7 @@ def command(beside_agent: bool, **options: Any) -> int:
         refuse_beside_agent([placement.chain])
     # Programs have no chain's name: those of an agent with another chain stay.
     theirs = [] if beside_agent else seat.kept([placement.pins])
-    named = settings.backend not in ("auto", "iptables")
+    named = by_flag("backend") and settings.backend not in ("auto", "iptables")
     failed = 0
     for name in [detect.choose(settings.backend)[0]] if named else detect.holders(placement):
         if name == detect.BPF and theirs:

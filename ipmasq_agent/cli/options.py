@@ -222,7 +222,7 @@ def settings_of(options: dict[str, Any]) -> Settings:
     return Settings(
         config=config or DEFAULT_CONFIG,
         configmaps=configmaps,
-        named=_by_flag("configmap") if configmaps else config is not None and _by_flag("config"),
+        named=by_flag("configmap") if configmaps else config is not None and by_flag("config"),
         kubeconfig=options.get("kubeconfig"),
         node_name=options.get("node_name"),
         backend=options.get("backend", "auto"),
@@ -249,7 +249,7 @@ def _one_source(options: dict[str, Any]) -> tuple[str | None, tuple[str, ...]]:
     configmaps: tuple[str, ...] = options.get("configmap") or ()
     if config is None or not configmaps:
         return config, configmaps
-    from_flag = [_by_flag("config"), _by_flag("configmap")]
+    from_flag = [by_flag("config"), by_flag("configmap")]
     if from_flag == [True, False]:
         return config, ()
     if from_flag == [False, True]:
@@ -260,7 +260,7 @@ def _one_source(options: dict[str, Any]) -> tuple[str | None, tuple[str, ...]]:
     )
 
 
-def _by_flag(name: str) -> bool:
+def by_flag(name: str) -> bool:
     """Whether a value that is set comes from the command line, and not the environment."""
     context = click.get_current_context(silent=True)
     return context is None or context.get_parameter_source(name) is not ParameterSource.ENVIRONMENT

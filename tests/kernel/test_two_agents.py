@@ -113,12 +113,20 @@ def test_verbs_without_a_flag_agree_with_the_agent_in_whose_container_they_run(
 
 
 def test_cleanup_of_another_chain_leaves_a_running_agents_programs(
-    run: Callable[..., Running], document: Path, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., Running],
+    document: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    agent = run("run", "--backend=bpf", f"--config={document}")
+    # What the agent before left, in whatever this one's container has for its backend.
+    old = ("--masq-chain=IP-MASQ-AGENT", f"--config={document}", "--backend=iptables-legacy")
+    assert status_of("apply", *old) == 0
+    monkeypatch.setenv("IPMASQ_BACKEND", "bpf")
+    agent = run("run", f"--config={document}")
     agent.wait_ready()
     assert status_of("cleanup", "--masq-chain=IP-MASQ-AGENT") == 0
     assert "bpf: left alone" in capsys.readouterr().out
+    assert oracle.read_chain("legacy", "ipv4", "IP-MASQ-AGENT") is None
     assert status_of("diff", "--backend=bpf", f"--config={document}") == 0
 
 
