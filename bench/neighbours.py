@@ -92,7 +92,7 @@ print(json.dumps([found, memory]))
 
 
 def measured(tree: Path, variant: str, place: Path, *, memory: bool) -> dict[str, float]:
-    """Return the figures of one run of the passes, with the code of a tree."""
+    """Return the figures of one run of the passes, with the code of a tree; none if it fails."""
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     if memory:
         peaks, shims = place / "peaks", place / "shims"
@@ -101,12 +101,13 @@ def measured(tree: Path, variant: str, place: Path, *, memory: bool) -> dict[str
     done = subprocess.run(
         [sys.executable, "-P", "-c", _PASSES, variant],
         env=environment,
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        raise SystemExit(f"{tree}: no figures for {variant}")
+        print(f"{tree}: {done.stderr.strip().rpartition(chr(10))[2]}")
+        return {}
     times, sizes = json.loads(done.stdout)
     figures: dict[str, float] = sizes if memory else times
     return figures
@@ -149,13 +150,15 @@ def main() -> None:
                 rounds = [
                     measured(tree, variant, place, memory=False) for _ in range(options.rounds)
                 ]
-                figures = {
-                    label: statistics.median(r[label] for r in rounds) for label in rounds[0]
-                }
+                if not all(rounds):
+                    columns.append({})
+                    continue
+                labels = rounds[0]
+                figures = {label: statistics.median(r[label] for r in rounds) for label in labels}
                 columns.append(figures | measured(tree, variant, place, memory=True))
             print(f"\niptables-{variant}, {text.count('-A '):,} rules of others; {machine()}")
             print(f"{'':34}" + "".join(f"{tree!s:>24}" for tree in options.tree or ["ms"]))
-            for label in columns[0]:
+            for label in max(columns, key=len):
                 figures_of = (f"{c[label]:24.1f}" if label in c else f"{'-':>24}" for c in columns)
                 print(f"  {label:32}" + "".join(figures_of), flush=True)
             # Of the two, the first with a mark is taken.

@@ -63,7 +63,8 @@ class NatTable:
             self._edit(order)
         finally:
             self.table.close()
-            _libc.malloc_trim(0)
+            if hasattr(_libc, "malloc_trim"):  # glibc's, which keeps what is freed
+                _libc.malloc_trim(0)
 
     def _edit(self, order: dict[str, Any]) -> None:
         chain = order["chain"]
