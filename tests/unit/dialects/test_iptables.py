@@ -33,7 +33,10 @@ from tests.unit.strategies import ANY_POLICY, FAMILIES, policies
 
 V4 = Family.IPV4
 GOLDEN = Path(__file__).parents[2] / "golden"
-PLACEMENTS = st.builds(Placement, st.sampled_from(["IP-MASQ", "X"]), st.booleans())
+# Whatever is in the chain, it is ours: whose it is, is a question of its own.
+PLACEMENTS = st.builds(
+    Placement, st.sampled_from(["IP-MASQ", "X"]), st.booleans(), adopt=st.just(True)
+)
 FOREIGN = ("-s 172.17.0.0/16 ! -o docker0 -j MASQUERADE", "-j KUBE-POSTROUTING", "-o lo -j ACCEPT")
 
 
