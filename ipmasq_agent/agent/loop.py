@@ -235,7 +235,6 @@ class Agent:
         if self._kept and self._unkept and self._seen:
             self._kept.keep_document(self._seen)
             self._unkept = False
-        self._publish()
 
     def _take_in(self, due: bool, reload: bool) -> bool:
         """Act on what came; true where a pass is called for."""
@@ -479,10 +478,6 @@ class Agent:
     def _show_facts(self) -> None:
         knowledge = self._knowledge
         self.status = replace(self.status, waiting=knowledge.waiting, facts=knowledge.sources)
-
-    def _publish(self) -> None:
-        if self.metrics:
-            self.metrics.show(self.status)
 
 
 def _advice(backend: AnyBackend, intent: Intent, failed: dict[Family, str]) -> tuple[str, ...]:

@@ -138,8 +138,7 @@ class Metrics:
             result = "error" if outcome.error else "changed" if outcome.changed else "unchanged"
             self.passes.labels(family.value, result).inc()
 
-    def show(self, status: Status) -> None:
-        """Bring the gauges to ``status``."""
+    def _show(self, status: Status) -> None:
         self.ready.set(status.ready)
         self.accepted.set(status.config.accepted)
         self.contested.set(status.contested is not None)
@@ -150,6 +149,7 @@ class Metrics:
         if status.mode is not None:
             self.backend.labels(status.mode).set(1)
 
-    def text(self) -> bytes:
-        """Return the exposition format."""
+    def text(self, status: Status) -> bytes:
+        """Return the exposition format, in step with what ``status`` says at this moment."""
+        self._show(status)
         return _generate_latest(self.registry)

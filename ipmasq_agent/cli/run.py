@@ -200,7 +200,7 @@ def _answers(agent: Any) -> dict[str, Any]:
             return data(status.as_data())  # the next pass says what is wrong
 
     def exposition() -> Answer:
-        return 200, "text/plain; version=0.0.4; charset=utf-8", agent.metrics.text()
+        return 200, "text/plain; version=0.0.4; charset=utf-8", agent.metrics.text(agent.status)
 
     return {
         "/healthz": healthy,

@@ -220,7 +220,8 @@ def test_metrics_and_probes(run: Callable[..., Running], document: Path) -> None
     code, text = agent.get("/metrics")
     assert code == 200
     assert "ipmasq_agent_ready 1.0" in text
-    assert 'ipmasq_agent_passes_total{family="ipv4",result="changed"} 1.0' in text
+    counted = 'ipmasq_agent_passes_total{family="ipv4",result="changed"} 1.0'
+    wait_until(lambda: counted in agent.get("/metrics")[1], "the pass is counted")
     assert agent.get("/nothing")[0] == 404
 
 

@@ -180,7 +180,7 @@ def test_where_it_failed_is_logged_once(
 def test_a_failure_of_the_loop_itself_is_told_and_it_goes_on(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench.agent, "_publish", fail(KeyError(), [1]))
+    monkeypatch.setattr(bench.agent, "_act", fail(KeyError(), [1], bench.agent._act))
     bench.agent.events.put(Document("the document", (), "3", time.monotonic()))
     assert bench.agent.turn()
     assert_told(bench)
