@@ -20,7 +20,8 @@ from ipmasq_agent.dialects.ipset import AddressSet, element
 from ipmasq_agent.dialects.iptables import POSTROUTING, Placement
 from ipmasq_agent.dialects.rules import Rule
 from ipmasq_agent.dialects.tables import Chain, Table
-from ipmasq_agent.host.nfnetlink import INET, generation, list_chain
+from ipmasq_agent.errors import AgentError
+from ipmasq_agent.host.nfnetlink import INET, generation_if_any, list_chain
 from ipmasq_agent.host.nft_elements import elements_of, intervals_of
 from ipmasq_agent.host.nft_objects import (
     ChainInfo,
@@ -57,9 +58,9 @@ def read_hook(family: Family, place: str, placement: Placement) -> Hook:
         KernelReadError: it cannot be read, or never stands still.
     """
     for _ in range(_TRIES):
-        before = generation()
-        hook = _Reader(family, place, placement).hook()
-        if generation() == before:
+        before = generation_if_any()
+        hook = _Reader(family, place, placement).hook(native=before is not None)
+        if generation_if_any() == before:
             return hook
     raise unquiet(family)
 
@@ -72,7 +73,7 @@ def hook_generation() -> int | None:
         HostError: it cannot be told which tables exist.
     """
     legacy = any(table_exists(family, table) for family in Family for table in ("nat", "raw"))
-    return None if legacy else generation()
+    return None if legacy else generation_if_any()
 
 
 class _Reader:
@@ -85,11 +86,13 @@ class _Reader:
         self._own_table = nftables.table_name(placement)
         self._rules_left = _MOST_RULES
 
-    def hook(self) -> Hook:
+    def hook(self, *, native: bool) -> Hook:
+        """Return the hook; without nf_tables where the kernel has none."""
         nat: list[BaseChain] = []
         tracking: list[BaseChain] = []
         asleep = None
-        for protocol, name in ((self._family, _IP[self._family]), (INET, "inet")):
+        tables = ((self._family, _IP[self._family]), (INET, "inet")) if native else ()
+        for protocol, name in tables:
             dormant = dormant_tables(protocol)
             for table, chain in base_chains(protocol):
                 path = f"{name} {table}"
@@ -192,7 +195,11 @@ class _Reader:
         family = self._family
         if not table_exists(family, table):
             return
-        found = read_chains(family, table, (chain,), follow=True)
+        try:
+            found = read_chains(family, table, (chain,), follow=True)
+        except AgentError as error:
+            rule = Rule(f"(it cannot be read: {error})", (), readable=False)
+            found = Table(family, {chain: Chain(chain, None, (rule,))})
         ours = self._place == "iptables-legacy" and table == "nat"
         place = "" if ours else f" of iptables-legacy's {table}"
         yield BaseChain(found, chain, priority, place, self._own_chain if ours else None)

@@ -140,9 +140,21 @@ def generation() -> int:
     Raises:
         KernelReadError: the kernel refuses.
     """
+    number = generation_if_any()
+    if number is None:
+        raise KernelReadError("nf_tables does not tell its generation")
+    return number
+
+
+def generation_if_any() -> int | None:
+    """Return the number of the ruleset's generation; None where there is no nf_tables.
+
+    Raises:
+        KernelReadError: the kernel refuses.
+    """
     found = ask(_GET_GENERATION, socket.AF_UNSPEC, b"")
     if found is None or _GENERATION_ID not in found:
-        raise KernelReadError("nf_tables does not tell its generation")
+        return None
     return int.from_bytes(found[_GENERATION_ID], "big")
 
 

@@ -16,9 +16,16 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from ipmasq_agent.backends.hook import read_hook
+from ipmasq_agent.dialects.hook import neighbours
+from ipmasq_agent.dialects.iptables import Placement
+from ipmasq_agent.dialects.matching import ANY, Question
+from ipmasq_agent.host import nfnetlink
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.decisions import Verdict
 from tests.kernel.agent import status_of
 from tests.kernel.crossing import PLANS, Crossing, arrivals, crossing
+from tests.netns import Namespace
 
 PLANES = ("iptables-nft", "iptables-legacy", "ipset", "nftables", "bpf")
 # Kept and masqueraded by the document, for each family.
@@ -340,3 +347,34 @@ def test_the_verbs_say_what_the_receiver_sees(
     assert (found.status["inForce"], not overridden) == (in_force, in_force), found.status
     assert found.status["inSync"] is True
     assert found.exit == (0 if in_force else 1)
+
+
+def test_what_cannot_be_read_makes_the_verdict_unknown_and_is_named(
+    in_ns: Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    in_ns.run(["iptables-legacy", "-t", "nat", "-A", "POSTROUTING", "-j", "ACCEPT"])
+    in_ns.run(["nft", "-f", "-"], stdin=FIREWALLD)
+    everywhere = Question(devices=("eth0",))
+    found = neighbours(read_hook(Family.IPV4, "nftables", Placement()), everywhere)
+    assert found.beside.decide(10 << 24).verdict is Verdict.MASQUERADE
+    # A kernel without nf_tables has legacy tables only.
+    with monkeypatch.context() as patch:
+        patch.setattr(nfnetlink, "ask", lambda *_: None)
+        found = neighbours(read_hook(Family.IPV4, "iptables-legacy", Placement()), everywhere)
+    assert found.beside.decide(10 << 24).verdict is Verdict.NON_MASQUERADE
+    # And a node may have such tables, but not the programs.
+    in_ns.run(["nft", "flush", "ruleset"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = neighbours(read_hook(Family.IPV4, "nftables", Placement()), everywhere)
+    decided = found.beside.decide(10 << 24)
+    assert decided.verdict is Verdict.UNKNOWN
+    assert "iptables-legacy" in decided.origin.text
+
+
+def test_chains_of_too_many_rules_are_named_and_unknown(in_ns: Namespace) -> None:
+    rules = "\n".join(["ip saddr 192.0.2.1 accept"] * 20_001)
+    in_ns.run(["nft", "-f", "-"], stdin=f"table ip x {{ chain c {{ {NAT} 5;\n{rules}\n}}\n}}\n")
+    hook = read_hook(Family.IPV4, "nftables", Placement())
+    found = neighbours(hook, ANY).beside.decide(10 << 24)
+    assert (found.verdict, found.origin.document) == (Verdict.UNKNOWN, "c of table ip x")
+    assert "20001 rules, too many" in found.origin.text
