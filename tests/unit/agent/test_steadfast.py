@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,10 +15,12 @@ import pytest
 
 from ipmasq_agent.agent import logs, loop
 from ipmasq_agent.agent.events import Signal
+from ipmasq_agent.cli.run import _answers
 from ipmasq_agent.config.document import parse_documents
 from ipmasq_agent.host import patience
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.sources import Document
+from ipmasq_agent.sources.guarded import Guarded
 from tests.unit.agent.support import Bench
 
 FAULTS = [
@@ -211,3 +214,25 @@ def test_a_source_that_does_not_end_holds_nobody_up(
     began = time.monotonic()
     bench.agent.run()
     assert time.monotonic() - began < 30
+
+
+def test_a_thread_that_ought_to_run_and_does_not_is_no_health(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+    failing = [1, 2]
+    monkeypatch.setattr(threading.Thread, "start", fail(RuntimeError(), failing, start))
+    ended = threading.Event()
+
+    def work() -> None:
+        ended.wait()
+
+    thread = Guarded(work, "worker", lambda error: None)
+    thread.start()
+    healthy = _answers(bench.agent)["/healthz"]
+    assert healthy() == (503, "text/plain; charset=utf-8", b"not running: worker\n")
+    failing.clear()
+    bench.resync()  # each turn starts what ought to run
+    assert healthy()[0] == 200
+    ended.set()
+    thread.stop(10)
