@@ -34,3 +34,19 @@ def test_latency_prints_the_stages_of_each_data_plane(source: str) -> None:
     headings = re.findall(rf"^(\S+), {source}, 64 CIDRs", done.stdout, re.MULTILINE)
     assert headings == [*PLANES]
     assert done.stdout.count("write → kernel has the rules") == len(PLANES)
+
+
+def test_footprint_counts_the_resyncs_that_there_were() -> None:
+    environment = {name: value for name, value in os.environ.items() if "IPMASQ" not in name}
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.footprint", "--resyncs", "3"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (counted,) = re.findall(r"^resident after (\d+) resyncs", done.stdout, re.MULTILINE)
+    # As many as there were, rather than as many as were asked for.
+    assert int(counted) >= 1, done.stdout
