@@ -140,7 +140,7 @@ def chain_in_force(variant: oracle.Variant) -> bool:
 @pytest.fixture
 def document(tmp_path: Path) -> Path:
     path = tmp_path / "config"
-    path.write_text("resyncInterval: 100ms\n" + ONE)
+    path.write_text("resyncInterval: 1s\n" + ONE)
     return path
 
 
@@ -160,7 +160,7 @@ def test_a_running_agent_follows_the_node_to_the_other_backend_and_back(
     _moves(agent, "nft", "legacy")
     assert NEW_MARK in agent.status()["modeReason"]
 
-    write(document, "resyncInterval: 100ms\n" + TWO)
+    write(document, "resyncInterval: 1s\n" + TWO)
     wait_until(lambda: "10.10.1.0/24" in (chain("legacy") or ()), "a change after the move")
 
     mark("nft")
