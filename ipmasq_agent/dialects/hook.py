@@ -98,21 +98,12 @@ class Neighbours:
     sources: dict[Origin, str] = field(default_factory=dict)
     asleep: str | None = None
 
-    @property
-    def silent(self) -> bool:
-        """Whether our policy alone decides, whatever it says."""
-        return self.asleep is None and not any(True for _ in self.others(_MASQUERADE, _KEEP))
-
-    def others(self, *about: Verdict) -> Iterator[tuple[Verdict, Entry[Verdict]]]:
-        """Yield where others decide about packets of which ours says one of these verdicts."""
-        if _MASQUERADE in about:
-            for entry in self.instead.ranges:
-                if entry.origin not in self.ours:
-                    yield _MASQUERADE, entry
-        if _KEEP in about:
-            for entry in self.beside.ranges:
-                if entry.verdict is not _KEEP:
-                    yield _KEEP, entry
+    def others(self, verdict: Verdict) -> Iterator[Entry[Verdict]]:
+        """Yield where others decide about packets of which ours says ``verdict``."""
+        if verdict is _MASQUERADE:
+            yield from (e for e in self.instead.ranges if e.origin not in self.ours)
+        else:
+            yield from (e for e in self.beside.ranges if e.verdict is not _KEEP)
 
     def decide(self, verdict: Verdict, destination: int) -> Entry[Verdict] | None:
         """Return what others decide where ours says ``verdict``; None where ours counts."""
@@ -239,7 +230,7 @@ def joined(own: Interpretation, others: Neighbours) -> Interpretation:
 def _overriding(ours: DecisionMap, others: Neighbours) -> Iterator[Entry[Verdict]]:
     """Yield the parts of what others decide in which our policy would be asked that."""
     for verdict in (_MASQUERADE, _KEEP):
-        entries = [entry for _, entry in others.others(verdict)]
+        entries = list(others.others(verdict))
         spans = [(entry.first, entry.last) for entry in entries]
         for first, last, position, _ in intersections(spans, ours.stretches(verdict)):
             yield entries[position]._replace(first=first, last=last)
@@ -291,7 +282,7 @@ def overrides(policy: FamilyPolicy, others: Neighbours) -> Iterator[Override]:
             yield Override(family, first, last, _MASQUERADE, _KEEP, Origin(others.asleep))
         return
     for wanted in (_MASQUERADE, _KEEP):
-        entries = [entry for _, entry in others.others(wanted) if entry.verdict is not wanted]
+        entries = [e for e in others.others(wanted) if e.verdict is not wanted]
         spans = [(entry.first, entry.last) for entry in entries]
         for first, last, position, _ in intersections(spans, decisions.stretches(wanted)):
             _, _, verdict, rule = entries[position]
