@@ -29,7 +29,7 @@ def daemon(
     made.kill()
 
 
-@pytest.mark.parametrize("what", [resource.RLIMIT_NOFILE, resource.RLIMIT_AS, resource.RLIMIT_DATA])
+@pytest.mark.parametrize("what", [resource.RLIMIT_NOFILE, resource.RLIMIT_AS])
 def test_descriptors_or_memory_run_out_for_a_while(daemon: Daemon, what: int) -> None:
     before = daemon.descriptors()
     limits = resource.prlimit(daemon.pid, what)
