@@ -30,6 +30,7 @@ from ipmasq_agent.agent.moves import Moves
 from ipmasq_agent.agent.reconcile import Outcome, Outcomes, reconcile
 from ipmasq_agent.agent.rivals import Rivals
 from ipmasq_agent.agent.shadows import Shadows
+from ipmasq_agent.agent.snat import Replies, replies, tell
 from ipmasq_agent.agent.status import ConfigStatus, Status
 from ipmasq_agent.config.document import parse_documents
 from ipmasq_agent.config.durations import UNITS
@@ -99,6 +100,7 @@ class Agent:
         self._kept = kept
         self._unkept = False  # the document in force is not what was kept last
         self._moves = Moves(settings.drain_timeout)
+        self._replies = Replies()
         self._rivals = Rivals(kept_by_others, metrics)
         self._shadows = shadows
         self._retries = 0
@@ -370,7 +372,7 @@ class Agent:
     def _bring(self, intent: Intent, started: float, *, thorough: bool, at_once: bool) -> Outcomes:
         """Bring the backend in use to ``intent``, clean those that were left, and say so."""
         backend, left_behind = self.choice.current(large=intent.is_large, look=thorough)
-        self._knowledge.follow(backend.needs)
+        self._knowledge.follow(backend.needs | intent.wish.follows)
         self._show_facts()
         self._moves.announce(left_behind)
         alone = {} if at_once else self._rivals.left_alone(backend, intent, started)
@@ -384,6 +386,8 @@ class Agent:
             # The backend in use decides now; only then may the one before it go.
             left += self._moves.complete(left_behind, self._left)
         self._report(outcomes, backend.name, "applied")
+        said, self._replies = self._replies, replies(intent.wish)
+        tell(said, self._replies)
         self._finish(
             failed,
             changed=any(outcome.changed for outcome in outcomes.values()),
@@ -392,7 +396,13 @@ class Agent:
             devices=self._devices(),
             families=intent.wish.families,
             left_behind=left,
-            advice=(*_advice(backend, intent, failed), *self._moves.advice, *self._rivals.advice),
+            unanswered=self._replies.unanswered,
+            advice=(
+                *_advice(backend, intent, failed),
+                *self._moves.advice,
+                *self._rivals.advice,
+                *self._replies.doubtful,
+            ),
             contested=self._rivals.name,
         )
         # Rules are in the kernel and said to be; what others make of them can wait for that.

@@ -55,6 +55,7 @@ class Status:
             followed at the moment, so that what was learnt before stays true; or None.
         left_behind: what an agent of ours left in another data plane and cannot be taken away,
             or cannot be seen: it may decide by an older policy.
+        unanswered: source addresses that the document gives and that nothing comes back to.
         advice: what the backend has to say about the size of what it holds.
         contested: who undoes what we write, again and again; None while nobody does.
         passes: how many there were, and how many of them changed the kernel.
@@ -78,6 +79,7 @@ class Status:
     waiting: tuple[str, ...] = ()
     facts: Mapping[str, str | None] = field(default_factory=dict)
     left_behind: tuple[str, ...] = ()
+    unanswered: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
     contested: str | None = None
     overridden: tuple[Overridden, ...] = ()
@@ -95,9 +97,12 @@ class Status:
 
     @property
     def ready(self) -> bool:
-        """Whether document and facts are in force, and no data plane that was left decides too."""
+        """Whether document and facts are in force and replies come back.
+
+        Nor may a data plane that was left decide too.
+        """
         sources = (self.failure, self.config.error, *self.facts.values())
-        if self.config.kept or any(sources) or self.left_behind:
+        if self.config.kept or any(sources) or self.left_behind or self.unanswered:
             return False
         return self.config.accepted and self.in_sync
 
@@ -118,8 +123,8 @@ class Status:
             return "; ".join(self.waiting)
         if lost := self._lost():
             return "; ".join(lost)
-        if self.left_behind:
-            return "; ".join(self.left_behind)
+        if self.left_behind or self.unanswered:
+            return "; ".join((*self.left_behind, *self.unanswered))
         return "" if self.in_sync else "no pass has finished yet"
 
     def _kept(self) -> str:
@@ -158,6 +163,7 @@ class Status:
             "waiting": list(self.waiting),
             "facts": [{"name": name, "error": error} for name, error in self.facts.items()],
             "leftBehind": list(self.left_behind),
+            "unanswered": list(self.unanswered),
             "advice": list(self.advice),
             "inForce": self.in_force,
             "overrides": [item.as_data() for item in self.overridden],
@@ -210,7 +216,7 @@ class Status:
         lines += (f"Error:        {error}" for error in errors.splitlines() if error)
         lines += (f"Error:        {f.value}: {error}" for f, error in self.errors.items())
         lines += (f"Error:        {line}" for line in self._lost())
-        lines += (f"Error:        {line}" for line in self.left_behind)
+        lines += (f"Error:        {line}" for line in (*self.left_behind, *self.unanswered))
         lines += (f"Overridden:   {item}" for item in self.overridden[:_SHOWN])
         if len(self.overridden) > _SHOWN:
             lines.append(f"Overridden:   by {len(self.overridden) - _SHOWN} more rules")

@@ -33,13 +33,19 @@ def command(output: str, beside_agent: bool, **options: Any) -> int:
     Exit status: 0 when the kernel holds it, 2 when the document or the kernel refuses.
     """
     from ipmasq_agent.agent.reconcile import clean, reconcile
-    from ipmasq_agent.cli.wiring import backend_choice, read_intent, refuse_beside_agent
+    from ipmasq_agent.cli.wiring import (
+        backend_choice,
+        read_intent,
+        refuse_beside_agent,
+        warn_of_replies,
+    )
     from ipmasq_agent.policy.addresses import Family
 
     settings = settings_of(options)
     if not beside_agent:
         refuse_beside_agent(settings.placement.places)
     intent = read_intent(settings)
+    warn_of_replies(intent.wish)
     choice = backend_choice(settings)
     try:
         backend, left_behind = choice.current(large=intent.is_large)

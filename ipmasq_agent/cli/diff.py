@@ -29,11 +29,12 @@ def command(output: str, **options: Any) -> int:
     """
     from ipmasq_agent.answers.differences import FamilyDiff
     from ipmasq_agent.cli.questions import family_diff, left_diff
-    from ipmasq_agent.cli.wiring import backend_choice, read_intent
+    from ipmasq_agent.cli.wiring import backend_choice, read_intent, warn_of_replies
     from ipmasq_agent.policy.addresses import Family
 
     settings = settings_of(options)
     intent = read_intent(settings)
+    warn_of_replies(intent.wish)
     choice = backend_choice(settings)
     try:
         backend, left_behind = choice.current(large=intent.is_large)

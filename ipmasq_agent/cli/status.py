@@ -35,6 +35,7 @@ def command(output: str, **options: Any) -> int:
     Exit status: 0 in sync and in force, 1 not, 2 when the kernel cannot be read at all.
     """
     from ipmasq_agent.agent.intent import Intent
+    from ipmasq_agent.agent.snat import Replies, replies
     from ipmasq_agent.agent.status import ConfigStatus, Status
     from ipmasq_agent.answers.overrides import shadow
     from ipmasq_agent.backends.hook import read_hook
@@ -91,6 +92,7 @@ def command(output: str, **options: Any) -> int:
             counters = backend.counters()
     finally:
         choice.close()
+    answers = replies(intent.wish) if intent is not None else Replies()
     families = (Family.IPV4, Family.IPV6) if settings.flags.enable_ipv6 else (Family.IPV4,)
     status = Status(
         config=config,
@@ -100,7 +102,8 @@ def command(output: str, **options: Any) -> int:
         families=families,
         native_routing=native,
         waiting=waiting,
-        advice=tuple(line for line in advice if line),
+        unanswered=answers.unanswered,
+        advice=(*(line for line in advice if line), *answers.doubtful),
         in_sync=intent is not None and not differing and not errors,
         errors=errors,
         overridden=tuple(overridden),

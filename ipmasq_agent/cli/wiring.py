@@ -137,3 +137,11 @@ def read_intent(settings: Settings) -> Intent:
     """
     wish = read_document(settings).wish(settings.flags)
     return Intent(wish, gather(settings, wish))
+
+
+def warn_of_replies(wish: Wish) -> None:
+    """Say on standard error where replies to the document's source address may not come back."""
+    from ipmasq_agent.agent.snat import replies
+
+    for line in (line for lines in replies(wish) for line in lines):
+        click.echo(f"warning: {line}", err=True)

@@ -25,8 +25,8 @@ TRAFFIC_CONTROL = range(36, 48)
 # Multicast groups, as bits of nl_groups: devices; filters; addresses and routes of either
 # family.
 _GROUPS = 0x1 | 0x8 | 0x10 | 0x40 | 0x100 | 0x400
-_GET_LINK, _GET_ADDRESS, _GET_ROUTE = 18, 22, 26
-_REQUEST_DUMP = 0x1 | 0x300
+_GET_LINK, _GET_ADDRESS, _GET_ROUTE, _GET_NEIGHBOUR = 18, 22, 26, 30
+_REQUEST, _REQUEST_DUMP = 0x1, 0x1 | 0x300
 _INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: something changed while it was listed
 _ERROR, _DONE = 2, 3
 _HEADER = struct.Struct("=IHHII")
@@ -34,6 +34,8 @@ _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _NEXT_HOP = struct.Struct("=HBBi")
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
+_PROXY, _NEIGHBOUR_ADDRESS = 0x08, 1  # NTF_PROXY, NDA_DST
 _ATTRIBUTE = struct.Struct("=HH")
 _TYPE_MASK = 0x3FFF
 # Leave the counters out: they are most of what the kernel has to say about a device.
@@ -45,7 +47,8 @@ _OF_ADDRESS = frozenset({_ADDRESS_ADDRESS, _ADDRESS_LOCAL, _ADDRESS_FLAGS})
 # IFA_F_SECONDARY (of IPv6: temporary), IFA_F_DADFAILED, _DEPRECATED, _TENTATIVE
 _SECOND_CHOICE = 0x01 | 0x08 | 0x20 | 0x40
 _ROUTE_DESTINATION, _ROUTE_DEVICE, _ROUTE_GATEWAY, _ROUTE_METRIC, _ROUTE_SOURCE = 1, 4, 5, 6, 7
-_ROUTE_MULTIPATH, _ROUTE_TABLE = 9, 15
+_ROUTE_MULTIPATH, _ROUTE_TABLE, _ROUTE_VIA = 9, 15, 18
+_NO_ROUTE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL})
 _OF_LINK = frozenset({_LINK_NAME, _LINK_INFO, _LINK_NETNSID})
 _OF_INFO = frozenset({_INFO_KIND})
 _OF_ROUTE = frozenset(
@@ -202,6 +205,54 @@ def list_routes(family: Family, *, longest: int | None = None) -> Iterator[Route
         )
 
 
+class Lookup(NamedTuple):
+    """Where the node itself would send a packet: RTN_..., device, whether by a gateway."""
+
+    kind: int
+    device: int
+    through_gateway: bool
+
+
+def look_up(family: Family, address: int) -> Lookup | None:
+    """Return the route to an address, by all rules and tables; None where there is none.
+
+    Raises:
+        KernelReadError: the kernel cannot be asked.
+    """
+    data = address.to_bytes(family.bits // 8)
+    request = _ROUTE.pack(_NUMBERS[family], family.bits, 0, 0, 0, 0, 0, 0, 0)
+    request += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(data), _ROUTE_DESTINATION) + data
+    try:
+        with _netlink(0) as netlink:
+            [body], _ = _exchange(netlink, _GET_ROUTE, _REQUEST, request)
+    except OSError as cause:
+        # ENETUNREACH, EHOSTUNREACH, EACCES and EINVAL are what routes of these kinds give.
+        if cause.errno in _NO_ROUTE:
+            return None
+        raise _refused("for the route to an address", cause) from cause
+    wanted = frozenset({_ROUTE_DEVICE, _ROUTE_GATEWAY, _ROUTE_VIA})
+    found = attributes(body, _ROUTE.size, wanted)
+    device = number(found.pop(_ROUTE_DEVICE, None), 0)
+    return Lookup(_ROUTE.unpack_from(body)[7], device, bool(found))
+
+
+def proxies(family: Family, address: int) -> set[int]:
+    """Return the devices on which an address is to be answered for (``neighbour add proxy``).
+
+    Raises:
+        KernelReadError: the entries cannot be listed.
+    """
+    data, of_address = address.to_bytes(family.bits // 8), frozenset({_NEIGHBOUR_ADDRESS})
+    found = set()
+    for body in dump(
+        _GET_NEIGHBOUR, _NEIGHBOUR.pack(_NUMBERS[family], 0, 0, _PROXY, 0), "its proxies"
+    ):
+        _, device, _, flags, _ = _NEIGHBOUR.unpack_from(body)
+        if flags & _PROXY and data in attributes(body, _NEIGHBOUR.size, of_address).values():
+            found.add(device)
+    return found
+
+
 def _hops(found: dict[int, bytes]) -> Iterator[tuple[int, int | None]]:
     """Yield devices and gateways, of the route's own attributes or of its next hops."""
     if _ROUTE_DEVICE in found:
@@ -287,7 +338,7 @@ def dump(kind: int, request: bytes, what: str) -> list[bytes]:
         try:
             with _netlink(0) as netlink:
                 netlink.settimeout(10)
-                bodies, whole = _dump_once(netlink, kind, request)
+                bodies, whole = _exchange(netlink, kind, _REQUEST_DUMP, request)
         except OSError as cause:
             raise _refused(f"for {what}", cause) from cause
         if whole:
@@ -295,19 +346,28 @@ def dump(kind: int, request: bytes, what: str) -> list[bytes]:
     raise KernelReadError(f"the kernel never stood still while it listed {what}")
 
 
-def _dump_once(netlink: socket.socket, kind: int, request: bytes) -> tuple[list[bytes], bool]:
-    netlink.send(_HEADER.pack(_HEADER.size + len(request), kind, _REQUEST_DUMP, 1, 0) + request)
+def _exchange(
+    netlink: socket.socket, kind: int, flags: int, request: bytes
+) -> tuple[list[bytes], bool]:
+    """Return the bodies of the answer, and whether nothing changed meanwhile.
+
+    Raises:
+        OSError: the kernel's own.
+    """
+    netlink.send(_HEADER.pack(_HEADER.size + len(request), kind, flags, 1, 0) + request)
     bodies: list[bytes] = []
     whole = True
     while True:
-        for answer, flags, body in _split(netlink.recv(1 << 17)):
-            whole = whole and not flags & _INTERRUPTED
+        for answer, marks, body in _split(netlink.recv(1 << 17)):
+            whole = whole and not marks & _INTERRUPTED
             if answer in (_DONE, _ERROR):
                 code = struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
                 if code:
                     raise OSError(-code, os.strerror(-code))
                 return bodies, whole
             bodies.append(body)
+        if flags == _REQUEST:
+            return bodies, whole
 
 
 def _split(data: bytes) -> Iterator[tuple[int, int, bytes]]:

@@ -57,6 +57,7 @@ class Need(enum.Enum):
     LINKS = "the network devices of this node"
     ROUTES = "the routes of this node"
     HOOKS = "the addresses of this node's devices, and the filters on them"
+    ADDRESSES = "the addresses of this node"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,8 @@ class Facts:
         links: its devices.
         routes: destination and preferred source of each route that forwarded packets
             take; None for a source where the route leaves it to the device.
+        addresses: those of the node's devices, whatever tells one state from another. No
+            policy depends on them, but whether replies come back does.
         hooks: whatever tells that addresses of devices changed. No policy depends on it,
             but what some data planes must write does.
     """
@@ -86,6 +89,7 @@ class Facts:
     links: Links | None = None
     routes: tuple[tuple[Prefix, int | None], ...] | None = None
     hooks: Any = None
+    addresses: Any = None
 
     def with_(self, need: Need, value: Any) -> Facts:
         """Return the facts with one of them learnt, or forgotten where ``value`` is None."""
@@ -102,6 +106,7 @@ _FIELDS = {
     Need.LINKS: "links",
     Need.ROUTES: "routes",
     Need.HOOKS: "hooks",
+    Need.ADDRESSES: "addresses",
 }
 
 
@@ -148,6 +153,17 @@ class Wish:
             Need.ROUTES: AUTO in self.snat.values(),
         }
         return frozenset(need for need, needed in asked.items() if needed)
+
+    def named_source(self, family: Family) -> int | None:
+        """Return the source address that the document itself gives for a family."""
+        source = self.snat.get(family)
+        return None if isinstance(source, Auto) else source
+
+    @property
+    def follows(self) -> frozenset[Need]:
+        """Facts whose change calls for another look, though no policy depends on them."""
+        named = any(self.named_source(family) is not None for family in self.families)
+        return frozenset({Need.ADDRESSES} if named else ())
 
     def is_large(self, facts: Facts) -> bool:
         """Whether one rule for each prefix would be too many for each packet to pass."""

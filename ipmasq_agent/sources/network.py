@@ -20,6 +20,7 @@ from ipmasq_agent.host.rtnetlink import (
     Changes,
     Message,
     Overrun,
+    list_addresses,
 )
 from ipmasq_agent.policy.assemble import Need
 from ipmasq_agent.sources import FactEvent, Learnt, NotLearnt
@@ -31,6 +32,7 @@ READERS: Mapping[Need, Callable[[], Any]] = {
     Need.LINKS: read_links,
     Need.ROUTES: preferred_sources,
     Need.HOOKS: list_devices,
+    Need.ADDRESSES: lambda: frozenset(list_addresses()),
 }
 HOST = frozenset(READERS)
 # A pod that comes makes a dozen messages within some 50 ms; a node may get 200 at once.

@@ -58,11 +58,11 @@ LATER = {MASQUERADING: NODE, KEEPING: POD}
 class Connection:
     """A TCP connection of the pod whose other end sends back all that it gets."""
 
-    def __init__(self, net: Net, family: Family) -> None:
+    def __init__(self, net: Net, family: Family, *, patience: float = 5) -> None:
         with net.pod.entered():
             self._socket = socket.socket(KIND[family], socket.SOCK_STREAM)
         net.connections.append(self)
-        self._socket.settimeout(5)
+        self._socket.settimeout(patience)
         self._socket.connect((WORLD[family], PORT))
         self.seen = self._line()
         """The address from which the world says that this connection came."""

@@ -137,7 +137,8 @@ def test_pods_that_come_change_no_rule(
         for number in range(5):
             add_pod(in_ns, pods, number)
         ip(in_ns, *veth("eth1", "addr add 198.51.100.2/24 dev eth1"))
-        wait_until(lambda: agent.status()["devices"] == ["eth0", "eth1"], "eth1 is seen")
+        wait_until(lambda: agent.status()["changes"] > before, "eth1 is seen")
+        wait_until(lambda: agent.status()["devices"] == ["eth0", "eth1"], "and told")
         assert agent.status()["changes"] == before + 1
 
 
