@@ -86,3 +86,19 @@ class Moves:
             return True
         self.advice += (f"{other.name}: {left} flows go on there until they end",)
         return False
+
+
+def deciding(others: Iterable[AnyBackend]) -> tuple[str, ...]:
+    """Return which backends beside the one in use hold rules of ours that are in force.
+
+    A line for each; one that cannot be read may.
+    """
+    lines: dict[str, None] = {}
+    for other in others:
+        for family in Family:
+            try:
+                if other.describe(other.read(family)):
+                    lines[f"{other.name} holds rules of ours that decide too"] = None
+            except AgentError as error:
+                lines[f"{other.name} cannot be looked into: {error}"] = None
+    return tuple(lines)

@@ -35,6 +35,7 @@ def command(output: str, **options: Any) -> int:
     Exit status: 0 in sync and in force, 1 not, 2 when the kernel cannot be read at all.
     """
     from ipmasq_agent.agent.intent import Intent
+    from ipmasq_agent.agent.moves import deciding
     from ipmasq_agent.agent.snat import Replies, replies
     from ipmasq_agent.agent.status import ConfigStatus, Status
     from ipmasq_agent.answers.overrides import shadow
@@ -74,7 +75,7 @@ def command(output: str, **options: Any) -> int:
     advice = []
     counters: Mapping[tuple[Family, str], int] = {}
     try:
-        backend, _ = choice.current(large=intent is not None and intent.is_large)
+        backend, others = choice.current(large=intent is not None and intent.is_large)
         if intent is not None:
             for family in intent.wish.families:
                 try:
@@ -88,6 +89,7 @@ def command(output: str, **options: Any) -> int:
                     partial += found.partial
                 except AgentError as error:
                     errors[family] = str(error)
+        left = choice.unseen + deciding(others)
         if not errors:
             counters = backend.counters()
     finally:
@@ -102,6 +104,7 @@ def command(output: str, **options: Any) -> int:
         families=families,
         native_routing=native,
         waiting=waiting,
+        left_behind=left,
         unanswered=answers.unanswered,
         advice=(*(line for line in advice if line), *answers.doubtful),
         in_sync=intent is not None and not differing and not errors,
@@ -116,4 +119,4 @@ def command(output: str, **options: Any) -> int:
         return "\n".join([status.as_text(), *hints])
 
     emit(status.as_data(), output, as_text)
-    return 0 if status.in_force else 1
+    return 0 if status.in_force and not left else 1

@@ -142,6 +142,17 @@ def test_root_on_the_node_removes_programs_whose_pins_are_nowhere(
     assert not in_force(left)
 
 
+def test_status_names_a_plane_that_was_left_until_it_is_cleaned(
+    left: Node, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("status", left.document(), "--backend=iptables-nft", "--enable-ipv6")
+    assert status_of(*words) == 1
+    assert "bpf holds rules of ours that decide too" in capsys.readouterr().out
+    assert apply(left, SHOWN_TO_LEAVE, sees_pins=True) == (0, "")
+    assert status_of(*words) == 0
+    assert "bpf" not in capsys.readouterr().out
+
+
 def test_filters_whose_pins_were_removed_by_hand_are_found(left: Node) -> None:
     shutil.rmtree(left.bpffs / "ipmasq-agent")
     assert apply(left, SHOWN_TO_LEAVE, sees_pins=True) == (0, "")
