@@ -36,6 +36,7 @@ def image() -> Iterator[Image]:
         built = build(ROOT, Path(work))
         # The mount points that a container runtime would make for the volumes.
         built.at("/run/xtables.lock").touch()
+        built.at("/run/ipmasq-agent").mkdir()
         built.at("/etc/config").mkdir()
         built.at(SERVICE_ACCOUNT).mkdir(parents=True)
         yield built
@@ -43,11 +44,17 @@ def image() -> Iterator[Image]:
 
 @pytest.fixture
 def volumes(tmp_path: Path) -> dict[Path, str]:
-    lock, config = tmp_path / "xtables.lock", tmp_path / "config"
+    lock, config, state = (tmp_path / name for name in ("xtables.lock", "config", "state"))
     lock.touch()
     config.mkdir()
+    state.mkdir(mode=0o755)  # as the kubelet makes it
     (config / "ip-masq-agent").write_text(configmap()["data"]["config"])
-    return {lock: "/run/xtables.lock", config: "/etc/config"}
+    return {lock: "/run/xtables.lock", config: "/etc/config", state: "/run/ipmasq-agent"}
+
+
+def environment_of(variant: str) -> dict[str, str]:
+    """Return the settings that a DaemonSet gives, but for those that the kubelet fills in."""
+    return {each["name"]: each["value"] for each in container(variant)["env"] if "value" in each}
 
 
 def in_container(
@@ -155,7 +162,8 @@ def test_the_arguments_of_the_file_overlay_follow_the_mounted_document(
             (DEFAULTS, lambda: (config / "ip-masq-agent").write_text(changed)),
             (("169.254.0.0/16", "192.0.2.0/24", None), lambda: None),
         ]
-        run_until(ns, in_container(image, volumes, container(FILE)["args"]), variant, wanted)
+        argv = in_container(image, volumes, container(FILE)["args"], **environment_of(FILE))
+        run_until(ns, argv, variant, wanted)
 
 
 @pytest.mark.parametrize("variant", oracle.VARIANTS)
@@ -178,6 +186,7 @@ def test_the_arguments_of_the_base_follow_the_configmap_of_the_api(
                 image,
                 volumes | {account: SERVICE_ACCOUNT},
                 container(API)["args"],
+                **environment_of(API),
                 KUBERNETES_SERVICE_HOST="127.0.0.1",
                 KUBERNETES_SERVICE_PORT=str(cluster.port),
             )
@@ -186,5 +195,7 @@ def test_the_arguments_of_the_base_follow_the_configmap_of_the_api(
                 (("169.254.0.0/16", None), lambda: None),
             ]
             run_until(ns, argv, variant, wanted)
+            (state,) = [each for each, target in volumes.items() if target == "/run/ipmasq-agent"]
+            assert [each.name.partition("-")[0] for each in state.iterdir()] == ["document"]
         finally:
             cluster.close()
