@@ -74,7 +74,9 @@ def agent(*arguments: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run the agent until it is ready, and end it afterwards."""
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [*AGENT, "run", "--log-format=json", *arguments], stdout=out, stderr=out
+            [*AGENT, "run", "--log-format=json", f"--state-dir={log.parent}/state", *arguments],
+            stdout=out,
+            stderr=out,
         )
     try:
         wait_ready(process, log)

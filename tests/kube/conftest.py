@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,12 @@ def cluster() -> Iterator[Cluster]:
     cluster = Cluster()
     yield cluster
     cluster.close()
+
+
+@pytest.fixture(autouse=True)
+def own_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let agents keep their documents elsewhere than those of the machine do."""
+    monkeypatch.setenv("IPMASQ_STATE_DIR", str(tmp_path / "state"))
 
 
 @pytest.fixture(autouse=True)
