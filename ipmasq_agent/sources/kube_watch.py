@@ -290,8 +290,8 @@ class Watch(Generic[Value]):
             self._recovered()
             for line, noticed in _lines(response):
                 self._lives()
-                self._works()
                 self._take(line, noticed)
+                self._works()  # not before: it may be the error that ends the watch
                 if noticed - self._opened > seconds + OVERTIME:
                     return  # it ends no watch by itself
         finally:

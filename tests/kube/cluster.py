@@ -92,6 +92,7 @@ class Cluster:
         self.silent: set[str] = set()
         self.holds_lists = False
         self.ends_watches_at_once = False
+        self.ends_watches_with: dict[str, Any] | None = None
         self._version = 100
         self._oldest = 0
         self._configmap: dict[str, Any] | None = None
@@ -337,7 +338,9 @@ class Cluster:
         for version, event in self._history:
             if version > since:
                 stream.queue.put_nowait(event)
-        if self.ends_watches_at_once:
+        if self.ends_watches_with is not None:
+            stream.queue.put_nowait(self.ends_watches_with)
+        if self.ends_watches_at_once or self.ends_watches_with is not None:
             stream.queue.put_nowait(None)
         self._streams.append(stream)
         try:

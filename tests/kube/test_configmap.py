@@ -15,7 +15,7 @@ from ipmasq_agent.sources import Document, kube_list, kube_watch
 from ipmasq_agent.sources.backoff import Backoff
 from ipmasq_agent.sources.configmap import ConfigMapSource
 from tests.kernel.agent import status_of
-from tests.kube.cluster import NAME, NAMESPACE, Cluster, established
+from tests.kube.cluster import DEADLINE, NAME, NAMESPACE, Cluster, established
 from tests.unit.sources.heard import Heard, content_of
 
 FORBIDDEN = (
@@ -298,21 +298,37 @@ def test_a_server_that_asks_for_a_pause_is_given_it(cluster: Cluster, watching: 
     assert time.monotonic() - before >= 0.3
 
 
-def test_versions_that_are_always_expired_are_not_listed_in_a_busy_loop(
-    cluster: Cluster, watching: Watching, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("code", [410, 500])
+@pytest.mark.parametrize("within", [False, True], ids=["as a status", "within a watch"])
+def test_watches_that_are_always_refused_are_not_begun_anew_in_a_busy_loop(
+    cluster: Cluster,
+    watching: Watching,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    within: bool,
 ) -> None:
-    waits: list[int] = []
+    asked: list[str] = []
 
     class Counted(Backoff):
         def next(self) -> float:
-            waits.append(1)
+            asked.append("wait")
             return super().next()
 
+        def reset(self) -> None:
+            asked.append("reset")
+            super().reset()
+
     monkeypatch.setattr(kube_watch, "Backoff", lambda: Counted(0.001, 0.002))
-    cluster.refusals["watch"] = (410, "too old")
+    monkeypatch.setattr(kube_watch, "SHORT", DEADLINE)
+    if within:
+        refusal = {"kind": "Status", "code": code, "message": "too old"}
+        cluster.ends_watches_with = {"type": "ERROR", "object": refusal}
+    else:
+        cluster.refusals["watch"] = (code, "too old")
     watching()
     cluster.wait_for_watch(10)
-    assert len(waits) >= 9
+    assert asked.count("wait") >= 9
+    assert "reset" not in asked
 
 
 # Versions that go back, and servers that hang
