@@ -47,24 +47,29 @@ class Kept:
     def __init__(self, state: StateDir, *, documents: bool) -> None:
         self._state = state
         self._documents = documents
-        self._written: dict[str, Any] = {}
+        self._facts: dict[Need, Any] = {}  # to be kept
+        self._written: dict[Need, Any] = {}
         self._failure: str | None = None
 
-    def keep_document(self, document: Document) -> None:
-        """Keep a document that is in force."""
-        if self._documents:
-            parts = [
-                (part.name, base64.b64encode(part.content).decode()) for part in document.parts
-            ]
-            value = {"name": document.name, "revision": document.revision, "parts": parts}
-            self._write("document", value | {"time": time.strftime("%FT%TZ", time.gmtime())})
+    def keep_document(self, document: Document) -> bool:
+        """Keep a document that is in force; false where it is worth another try."""
+        if not self._documents:
+            return True
+        parts = [(part.name, base64.b64encode(part.content).decode()) for part in document.parts]
+        value = {"name": document.name, "revision": document.revision, "parts": parts}
+        return self._write("document", value | {"time": time.strftime("%FT%TZ", time.gmtime())})
 
-    def keep_fact(self, need: Need, value: Any) -> None:
-        """Keep what was learnt, where it is the API that tells it."""
-        if need in _FORMS and self._written.get(need.name) != value:
+    def note(self, need: Need, value: Any) -> None:
+        """Have what was learnt kept by ``keep_facts``, where it is the API that tells it."""
+        if need in _FORMS:
+            self._facts[need] = value
+
+    def keep_facts(self) -> None:
+        """Keep what was learnt since; what cannot be kept is tried again the next time."""
+        for need, value in list(self._facts.items()):
             kind, into, _ = _FORMS[need]
-            self._write(kind, into(value))
-            self._written[need.name] = value
+            if self._written.get(need) == value or self._write(kind, into(value)):
+                self._written[need] = self._facts.pop(need)
 
     def document(self) -> Document | None:
         """Return the document that was kept, if there is one and it can be trusted."""
@@ -98,12 +103,14 @@ class Kept:
             self._complain(SourceError(f"the {kind} kept on this node is in another form"))
         return None
 
-    def _write(self, kind: str, value: Any) -> None:
+    def _write(self, kind: str, value: Any) -> bool:
         try:
             self._state.write(kind, value)
-            self._failure = None
         except SourceError as error:
             self._complain(error)
+            return False
+        self._failure = None
+        return True
 
     def _complain(self, error: SourceError) -> None:
         if str(error) != self._failure:

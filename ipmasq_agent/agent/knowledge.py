@@ -32,6 +32,7 @@ class Knowledge:
         self._wish: Wish | None = None
         self._facts = NO_FACTS
         self._followed: frozenset[Need] = frozenset()
+        self._required: frozenset[Need] = frozenset()  # of the source, which took it
         self._errors: dict[Need, str] = {}
         self._kept: Mapping[Need, Any] = {}
 
@@ -46,8 +47,8 @@ class Knowledge:
 
     def follow(self, needs: frozenset[Need]) -> None:
         """Have also watched what the data plane in use depends on."""
-        if needs != self._followed:
-            self._followed = needs
+        self._followed = needs
+        if self._needs != self._required:
             self._watch()
 
     def _watch(self) -> None:
@@ -61,6 +62,7 @@ class Knowledge:
                 self._errors[need] = "nothing was heard of them since the agent started"
         self._kept = {}
         self._source.require(needs)
+        self._required = needs
 
     @property
     def _needs(self) -> frozenset[Need]:

@@ -98,7 +98,7 @@ class Agent:
         self._refused: str | None = None  # why that one cannot be used
         self._changed_at: float | None = None
         self._kept = kept
-        self._unkept = False  # the document in force is not what was kept last
+        self._unkept: Document | None = None  # in force, and not yet what is kept
         self._moves = Moves(settings.drain_timeout)
         self._replies = Replies()
         self._rivals = Rivals(kept_by_others, metrics)
@@ -158,7 +158,7 @@ class Agent:
         if document is None:
             return
         if self._understand(document):
-            self._seen, self._unkept = document, False
+            self._seen, self._unkept = document, None
             self._set_config(kept=True)
             self._next_pass = time.monotonic()
         else:  # as of other flags; what the source says decides
@@ -234,9 +234,10 @@ class Agent:
         elif due or self.status.failure:
             self._schedule(failed=bool(self.status.failure))
         # After the pass, which it must not delay, and which a document may not survive.
-        if self._kept and self._unkept and self._seen:
-            self._kept.keep_document(self._seen)
-            self._unkept = False
+        if self._kept:
+            self._kept.keep_facts()
+            if self._unkept and self._kept.keep_document(self._unkept):
+                self._unkept = None
 
     def _take_in(self, due: bool, reload: bool) -> bool:
         """Act on what came; true where a pass is called for."""
@@ -255,7 +256,7 @@ class Agent:
         needed |= self._knowledge.learn(facts)
         for each in facts:
             if self._kept and isinstance(each, Learnt):
-                self._kept.keep_fact(each.need, each.value)
+                self._kept.note(each.need, each.value)
         if reload:
             event(logging.INFO, "reload asked for")
             self.source.refresh()
@@ -286,7 +287,8 @@ class Agent:
             self._set_config(error=self._refused)
         if self.status.config.kept:
             event(logging.INFO, "source confirms the document that was kept", source=document.name)
-        self._unkept |= document.revision != self.status.config.revision and not self._refused
+        if document.revision != self.status.config.revision and not self._refused:
+            self._unkept = document
         self._set_config(revision=document.revision, kept=False)
         return False
 
@@ -309,10 +311,9 @@ class Agent:
             self._set_config(
                 revision=document.revision, accepted=False, error=str(error), kept=False
             )
-            self._unkept = False
             self._count("refused")
             return False
-        self._refused, self._unkept = None, True
+        self._refused, self._unkept = None, document
         self._config = understood.config
         lacking = (f"{name} does not exist, its entries are missed" for name in document.lacking)
         warnings = (*understood.warnings, *lacking)

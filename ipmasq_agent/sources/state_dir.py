@@ -43,12 +43,12 @@ class StateDir:
         Raises:
             SourceError: it cannot be kept.
         """
-        body = json.dumps({"purpose": self._purpose, "kind": kind, "value": value}).encode()
-        content = hashlib.sha256(body).hexdigest().encode() + b"\n" + body
         name = self._name(kind)
-        if len(content) > MAX_BYTES:
-            raise SourceError(f"{self._path}/{name} would be larger than {MAX_BYTES >> 20} MiB")
         with self._directory(make=True) as directory:
+            body = json.dumps({"purpose": self._purpose, "kind": kind, "value": value}).encode()
+            content = hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+            if len(content) > MAX_BYTES:
+                raise self._refused(name, f"would be larger than {MAX_BYTES >> 20} MiB")
             new = f".{name}.new"
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(new, dir_fd=directory)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+from unittest.mock import Mock
+
 import pytest
 
 from ipmasq_agent.agent.intent import Intent
+from ipmasq_agent.agent.knowledge import Knowledge
 from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.assemble import Facts, Links, Need, Wish
 from ipmasq_agent.policy.decisions import Origin
 from tests.memory import MemoryBackend
-from tests.unit.agent.support import Bench
+from tests.unit.agent.support import Bench, ScriptedFacts
 
 V4 = Family.IPV4
 NODES = "exemptNodeIPs: true\nnonMasqueradeCIDRs: [10.0.0.0/8]\n"
@@ -102,6 +106,17 @@ def test_what_a_data_plane_depends_on_is_told_like_what_a_document_does(bench: B
     assert "filters on them cannot be followed" in bench.agent.status.why_not_ready()
     bench.learn(Need.HOOKS, 1)
     assert bench.agent.status.ready
+
+
+def test_what_could_not_be_followed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = ScriptedFacts()
+    knowledge = Knowledge(facts)
+    with monkeypatch.context() as patched:
+        patched.setattr(facts, "require", Mock(side_effect=OSError(errno.EMFILE, "too many")))
+        with pytest.raises(OSError, match="too many"):
+            knowledge.follow(frozenset({Need.HOOKS}))
+    knowledge.follow(frozenset({Need.HOOKS}))
+    assert facts.required == {Need.HOOKS}
 
 
 def test_facts_that_no_document_needs_any_more_are_forgotten(bench: Bench) -> None:

@@ -148,9 +148,10 @@ def test_facts_come_back_as_they_were(tmp_path: Path) -> None:
     cidrs = (Prefix(V4, 10 << 24, 24), Prefix(V6, 0xFD << 120, 64))
     state = StateDir(str(tmp_path / "state"), "x")
     kept = Kept(state, documents=True)
-    kept.keep_fact(Need.NODE_ADDRESSES, nodes)
-    kept.keep_fact(Need.POD_CIDRS, cidrs)
-    kept.keep_fact(Need.HOOKS, object())
+    kept.note(Need.NODE_ADDRESSES, nodes)
+    kept.note(Need.POD_CIDRS, cidrs)
+    kept.note(Need.HOOKS, object())
+    kept.keep_facts()
     found = Kept(state, documents=True).facts()
     assert found == {Need.NODE_ADDRESSES: nodes, Need.POD_CIDRS: cidrs}
     assert isinstance(found[Need.POD_CIDRS][0], Prefix)
@@ -168,6 +169,23 @@ def test_what_cannot_be_kept_is_said_once_and_disturbs_nothing(
     said = [each for each in caplog.records if "is not kept on this node" in each.getMessage()]
     assert len(said) == 1
     assert not os.listdir(tmp_path / "state")
+
+
+def test_what_could_not_be_kept_is_kept_as_soon_as_it_can_be(
+    restart: Restart, tmp_path: Path
+) -> None:
+    first = restart()
+    first.document(TEN, "1")
+    (tmp_path / "state").chmod(0o777)  # as a disk that is full for a while
+    first.document(f"masqLinkLocalIPv6: true\n{NODES}", "2")
+    first.learn(Need.NODE_ADDRESSES, frozenset({NODE_1}))
+    first.document("nonsense: [", "3")
+    (tmp_path / "state").chmod(0o700)
+    first.resync()
+    bench = restart()
+    bench.resync()
+    assert bench.agent.status.config.revision == "2"
+    assert bench.chain() == ["1.1.1.1/32", "10.0.0.0/8"]
 
 
 @pytest.mark.parametrize("value", [1, {}, [], {"parts": 1}, {"parts": [["a", "?"]], "name": 1}])
