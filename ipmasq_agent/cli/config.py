@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ipmasq_agent.cli.options import Settings, document_options, settings_of
+from ipmasq_agent.cli.options import Settings, document_options, meant_option, settings_of
 from ipmasq_agent.cli.output import emit, output_option
 
 
@@ -36,6 +36,7 @@ Examples:
 @click.argument("files", metavar="[FILE]...", nargs=-1)
 @click.option("--strict", is_flag=True, help="Take a warning for an error.")
 @document_options
+@meant_option
 @output_option
 def validate(files: tuple[str, ...], strict: bool, output: str, **options: Any) -> int:
     """Say whether documents can be used, and everything that is odd about them.
@@ -115,6 +116,7 @@ Examples:
 """
 )
 @document_options
+@meant_option
 @output_option
 def view(output: str, **options: Any) -> None:
     """Show the document as it is understood, completed with defaults."""

@@ -198,6 +198,13 @@ def _stacked(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
 
 document_options: Callable[[F], F] = _stacked(_SOURCE + _API + _MEANING)
 """Where the document is, and the flags that bear on what it means."""
+meant_option = setting(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    help="The data plane that the document is for: plain iptables takes 64 entries, unless the "
+    "document sets cidrLimit.  [default: iptables]",
+)
+"""Whose limit of entries a document is held to."""
 kernel_options: Callable[[F], F] = _stacked(_BACKEND + _RULES)
 """Which data plane, and where in it our rules are."""
 operand_options: Callable[[F], F] = _stacked(_API + _RULES + _MEANING)
@@ -225,7 +232,7 @@ def settings_of(options: dict[str, Any]) -> Settings:
         named=by_flag("configmap") if configmaps else config is not None and by_flag("config"),
         kubeconfig=options.get("kubeconfig"),
         node_name=options.get("node_name"),
-        backend=options.get("backend", "auto"),
+        backend=options.get("backend") or "auto",
         placement=Placement(
             chain=_chain_name(options.get("masq_chain", DEFAULT_CHAIN)),
             jump_first=options.get("jump_position") == "first",
@@ -238,7 +245,7 @@ def settings_of(options: dict[str, Any]) -> Settings:
             nomasq_all_reserved_ranges=options.get("nomasq_all_reserved_ranges", False),
             random_fully=options.get("random_fully", True),
             to_ports=ports,
-            cidr_limit=_cidr_limit(options.get("backend", "iptables")),
+            cidr_limit=_cidr_limit(options.get("backend") or "iptables"),
         ),
     )
 

@@ -123,3 +123,18 @@ def test_a_document_is_named_in_one_way(
     # What the agent's environment says gives way to what is on the command line.
     monkeypatch.setenv("IPMASQ_CONFIGMAP", "kube-system/ip-masq-agent")
     assert validate("good.yaml")[0] == 0
+
+
+@pytest.mark.usefixtures("files")
+def test_a_document_is_held_to_the_limit_of_the_data_plane_that_it_is_for(
+    validate: Validate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = ", ".join(f"10.0.{number}.0/24" for number in range(65))
+    Path("large.yaml").write_text(f"nonMasqueradeCIDRs: [{entries}]\n")
+    status, _, error = validate("large.yaml")
+    assert (status, "cidrLimit allows 64" in error) == (2, True)
+    assert validate("--backend", "nftables", "large.yaml")[0] == 0
+    monkeypatch.setenv("IPMASQ_BACKEND", "ipset")  # as in the pod of an agent that takes it
+    assert validate("large.yaml")[0] == 0
+    assert status_of("config", "view", "--config", "large.yaml") == 0
+    assert validate("--backend", "iptables", "large.yaml")[0] == 2
