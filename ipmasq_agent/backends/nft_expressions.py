@@ -21,7 +21,8 @@ from typing import NamedTuple
 from ipmasq_agent.backends.nft_xtables import match_of, target_of
 from ipmasq_agent.dialects.ipset import AddressSet
 from ipmasq_agent.dialects.rules import Option, Rule
-from ipmasq_agent.host.nfnetlink import PROTOCOL, Expression, attributes, number, text
+from ipmasq_agent.host.netlink import attributes, text
+from ipmasq_agent.host.nfnetlink import PROTOCOL, Expression, number
 from ipmasq_agent.policy.addresses import Family, range_text
 
 Devices = tuple[str, ...]

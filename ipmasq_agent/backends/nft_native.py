@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from ipmasq_agent.dialects.rules import Option, Rule, parse_rule, quote
-from ipmasq_agent.host.nfnetlink import Expression, Expressions, ListedRule, attributes
+from ipmasq_agent.host.netlink import attributes
+from ipmasq_agent.host.nfnetlink import Expression, Expressions, ListedRule
 from ipmasq_agent.policy.addresses import Family
 
 _META_DREG, _META_KEY = 1, 2

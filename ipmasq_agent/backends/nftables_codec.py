@@ -26,8 +26,9 @@ from ipmasq_agent.dialects.nftables_rules import (
     Translate,
     Unreadable,
 )
-from ipmasq_agent.host.nfnetlink import PROTOCOL, Expression, attribute, attributes, nested, number
-from ipmasq_agent.host.nfnetlink import text as text_of
+from ipmasq_agent.host.netlink import attribute, attributes, nested
+from ipmasq_agent.host.netlink import text as text_of
+from ipmasq_agent.host.nfnetlink import PROTOCOL, Expression, number
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import PortRange
 

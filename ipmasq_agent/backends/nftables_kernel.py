@@ -31,7 +31,8 @@ from ipmasq_agent.dialects.nftables_state import (
     addresses,
 )
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.host.nfnetlink import attributes, generation, list_rules, text
+from ipmasq_agent.host.netlink import attributes, text
+from ipmasq_agent.host.nfnetlink import generation, list_rules
 from ipmasq_agent.host.nft_elements import Element, elements_of, intervals_of, paired
 from ipmasq_agent.host.nft_objects import (
     ChainInfo,

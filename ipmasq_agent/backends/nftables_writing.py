@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from ipmasq_agent.backends.nftables_codec import JUMP, name_bytes, packed_rule, verdict_bytes
 from ipmasq_agent.dialects.nftables_plan import Plan, SetChange
 from ipmasq_agent.dialects.nftables_state import BESIDE, COMMENT, Kind, NftSet
-from ipmasq_agent.host.nfnetlink import attribute, nested, packed_comment
-from ipmasq_agent.host.nft_batch import APPEND, CREATE, EXCLUSIVE, Batch
+from ipmasq_agent.host.netlink import APPEND, CREATE, EXCLUSIVE, attribute, nested
+from ipmasq_agent.host.nfnetlink import packed_comment
+from ipmasq_agent.host.nft_batch import Batch
 from ipmasq_agent.host.nft_elements import Element, Intervals, packed_elements, packed_intervals
 from ipmasq_agent.policy.addresses import Family
 

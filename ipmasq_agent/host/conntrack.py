@@ -4,34 +4,26 @@ It takes the first packet that it meets for the first of a connection, and asks 
 table about it; so a node that begins to track gives connections in their middle another
 port, or another address. What it is told of, it leaves as it is.
 
-ctnetlink, by hand as in ``nfnetlink.py``. Attribute numbers and bits:
+ctnetlink. Attribute numbers and bits:
 include/uapi/linux/netfilter/nfnetlink_conntrack.h and nf_conntrack_common.h.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from typing import NamedTuple
 
 from ipmasq_agent.errors import HostError
-from ipmasq_agent.host.nfnetlink import (
-    ERROR,
-    HEADER,
-    PROTOCOL,
-    REQUEST,
-    attribute,
-    nested,
-    open_netlink,
-)
+from ipmasq_agent.host import netlink
+from ipmasq_agent.host.netlink import ACKNOWLEDGE, CREATE, EXCLUSIVE, REQUEST, attribute, nested
+from ipmasq_agent.host.nfnetlink import NETLINK_NETFILTER, PROTOCOL, prefix
 from ipmasq_agent.policy.addresses import Family
 
 _NEW_CONNECTION = 1 << 8  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_NEW
-_ACKNOWLEDGE, _EXCLUSIVE, _CREATE = 0x4, 0x200, 0x400  # NLM_F_...
 _ORIGINAL, _REPLY, _STATUS, _PROTOCOL_INFO, _TIMEOUT = 1, 2, 3, 4, 7  # CTA_...
 _ADDRESSES, _PORTS = 1, 2  # CTA_TUPLE_IP, CTA_TUPLE_PROTO
 _NUMBER, _SOURCE_PORT, _DESTINATION_PORT = 1, 2, 3  # CTA_PROTO_...
@@ -75,10 +67,14 @@ def introduce(connections: Iterable[Connection]) -> int:
     new = 0
     pending = iter(connections)
     try:
-        with open_netlink() as netlink:
+        with netlink.connect(NETLINK_NETFILTER) as kernel:
+            answers = netlink.acknowledgements(kernel)
             while some := list(islice(pending, _AT_ONCE)):
-                netlink.send(b"".join(map(_message, range(len(some)), some)))
-                new += len(some) - sum(1 for _ in _known(netlink, len(some)))
+                kernel.send(b"".join(map(_message, range(len(some)), some)))
+                for answer in islice(answers, len(some)):
+                    if answer.code != errno.EEXIST:
+                        netlink.check(answer.code)
+                        new += 1
     except OSError as cause:
         raise HostError(
             f"connection tracking cannot be told of connections: {cause}",
@@ -97,16 +93,11 @@ def _message(sequence: int, connection: Connection) -> bytes:
         + attribute(_TIMEOUT, struct.pack(">I", connection.seconds))
     )
     if connection.protocol == socket.IPPROTO_TCP:
-        flags = (attribute(kind, _LIBERAL) for kind in _TCP_FLAGS)
-        body += nested(_PROTOCOL_INFO, nested(_TCP, attribute(_TCP_STATE, _ESTABLISHED), *flags))
-    header = HEADER.pack(
-        HEADER.size + 4 + len(body),
-        _NEW_CONNECTION,
-        REQUEST | _CREATE | _EXCLUSIVE | _ACKNOWLEDGE,
-        sequence,
-        0,
-    )
-    return header + struct.pack("=BBH", PROTOCOL[connection.family], 0, 0) + body
+        liberal = (attribute(kind, _LIBERAL) for kind in _TCP_FLAGS)
+        body += nested(_PROTOCOL_INFO, nested(_TCP, attribute(_TCP_STATE, _ESTABLISHED), *liberal))
+    flags = REQUEST | CREATE | EXCLUSIVE | ACKNOWLEDGE
+    body = prefix(PROTOCOL[connection.family]) + body
+    return netlink.pack(_NEW_CONNECTION, flags, sequence, body)
 
 
 def _tuple(
@@ -128,20 +119,3 @@ def _tuple(
             attribute(ports[1], struct.pack(">H", connection.destination_port)),
         ),
     )
-
-
-def _known(netlink: socket.socket, count: int) -> Iterator[int]:
-    """Yield which of ``count`` messages told nothing new."""
-    answers = 0
-    while answers < count:
-        data, position = netlink.recv(1 << 17), 0
-        while position < len(data):
-            length, kind, _, sequence, _ = HEADER.unpack_from(data, position)
-            if kind == ERROR:
-                (code,) = struct.unpack_from("=i", data, position + HEADER.size)
-                answers += 1
-                if code == -errno.EEXIST:
-                    yield sequence
-                elif code:
-                    raise OSError(-code, os.strerror(-code))
-            position += (length + 3) & ~3

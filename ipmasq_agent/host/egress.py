@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -50,39 +49,46 @@ def list_devices() -> dict[str, EgressDevice]:
     }
 
 
-def _sources() -> dict[int, dict[Family, int]]:
-    """Return device → family → address.
+def masquerading_source(addresses: Iterable[Address], gateway: int | None) -> int | None:
+    """Return which address of a device MASQUERADE takes; None where there is none.
 
-    Of several, that in the subnet of the gateway of the device's default route, as MASQUERADE
-    has it (inet_select_addr, net/ipv4/devinet.c); else the first. Any is better than none.
+    That in the subnet of the next hop, else the first, and any rather than none
+    (inet_select_addr, net/ipv4/devinet.c).
+
+    Args:
+        addresses: of one family, as listed.
+        gateway: the next hop; None where it is not known, or the family has no such rule.
     """
-    addresses = list_addresses()
-    gateways = _gateways(addresses)
+
+    def rank(one: Address) -> tuple[bool, bool]:
+        return not one.first_choice, gateway is None or not one.shares_subnet(gateway)
+
+    chosen = min(addresses, key=rank, default=None)
+    return None if chosen is None else chosen.address
+
+
+def _sources() -> dict[int, dict[Family, int]]:
+    """Return device → family → address; the next hop is the gateway of the default route."""
+    addresses: dict[tuple[int, Family], list[Address]] = {}
+    for found in list_addresses():
+        addresses.setdefault((found.device, found.family), []).append(found)
+    # A device with one address has no choice.
+    some = any(f is Family.IPV4 and len(found) > 1 for (_, f), found in addresses.items())
+    gateways = _gateways() if some else {}
     sources: dict[int, dict[Family, int]] = {}
-    for found in sorted(
-        addresses,
-        key=lambda one: (not one.first_choice, not _reaches(one, gateways)),  # else as listed
-    ):
-        sources.setdefault(found.device, {}).setdefault(found.family, found.address)
+    for (device, family), of_device in addresses.items():
+        gateway = gateways.get(device) if family is Family.IPV4 else None
+        source = masquerading_source(of_device, gateway)
+        if source is not None:
+            sources.setdefault(device, {})[family] = source
     return sources
 
 
-def _gateways(addresses: Iterable[Address]) -> dict[int, int]:
-    """Return device → the gateway of its default route in IPv4.
-
-    Only of devices with more than one address there: others have no choice.
-    """
-    counts = Counter(found.device for found in addresses if found.family is Family.IPV4)
-    if not any(count > 1 for count in counts.values()):
-        return {}
+def _gateways() -> dict[int, int]:
+    """Return device → the gateway of its default route in IPv4."""
     gateways: dict[int, int] = {}
     for route in sorted(list_routes(Family.IPV4, longest=0), key=lambda one: one.metric):
         for device, gateway in route.hops.items():
             if gateway is not None:
                 gateways.setdefault(device, gateway)
     return gateways
-
-
-def _reaches(found: Address, gateways: Mapping[int, int]) -> bool:
-    gateway = gateways.get(found.device)
-    return found.family is Family.IPV4 and gateway is not None and found.shares_subnet(gateway)

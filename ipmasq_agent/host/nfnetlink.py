@@ -2,8 +2,7 @@
 
 ``iptables-nft-save`` prints the part of a rule that it understands and exits with 0, so
 what it prints can be less than what the kernel does. The kernel's own list of each rule's
-expressions tells. Written by hand rather than with pyroute2 because the daemon asks at
-every resync, and that library alone is 24 MB of memory on every node.
+expressions tells.
 
 Attribute numbers: include/uapi/linux/netfilter/nf_tables.h.
 """
@@ -11,34 +10,27 @@ Attribute numbers: include/uapi/linux/netfilter/nf_tables.h.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ipmasq_agent.errors import KernelReadError
+from ipmasq_agent.host import netlink
+from ipmasq_agent.host.netlink import attribute, attributes, text
 from ipmasq_agent.policy.addresses import Family
 
 NETLINK_NETFILTER = 12
 SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _GET_RULE, _GET_GENERATION = 7, 16
 _GENERATION_ID = 1
-REQUEST = 0x1  # NLM_F_REQUEST
-_DUMP = 0x300  # NLM_F_DUMP
-ERROR, _DONE = 2, 3
-HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
-_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
-_NESTED = 0x8000
-_TYPE_MASK = 0x3FFF
-_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: the ruleset changed while it was listed
+_LENGTH = struct.Struct("=H")  # how struct nlattr begins
+_PREFIX = struct.Struct("!BBH")  # struct nfgenmsg
 PROTOCOL = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 INET = 1
 """NFPROTO_INET: tables for packets of both families, in place of one of them."""
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
 _COMMENT = 0  # NFTNL_UDATA_TABLE_COMMENT, NFTNL_UDATA_RULE_COMMENT of libnftnl
-_ACKNOWLEDGED = 0x4  # NLM_F_ACK
-_TRIES = 10
 # What a kernel without nfnetlink, or without its nf_tables part, answers (net/netfilter/
 # nfnetlink.c, nfnetlink_rcv_msg).
 _NO_NF_TABLES = frozenset({errno.EPROTONOSUPPORT, errno.EINVAL})
@@ -123,14 +115,14 @@ def expressions_of(data: bytes) -> Iterator[Expression]:
     nf_tables_api.c). This runs for every expression of the table at every pass, hence
     the plain slices.
     """
-    position = 0
+    position, length_at = 0, _LENGTH.unpack_from
     while position + 8 <= len(data):
-        length, _ = _ATTRIBUTE.unpack_from(data, position)
+        (length,) = length_at(data, position)
         element = data[position + 4 : position + length]
-        position += (length + 3) & ~3
-        name_end, _ = _ATTRIBUTE.unpack_from(element)
+        position += length + 3 & ~3
+        (name_end,) = length_at(element)
         kind = element[4 : name_end - 1].decode()
-        details = (name_end + 3 & ~3) + _ATTRIBUTE.size
+        details = (name_end + 3 & ~3) + 4
         yield Expression(kind, b"" if kind == "counter" else element[details:])
 
 
@@ -169,52 +161,18 @@ def ask(message: int, protocol: int, request: bytes) -> dict[int, bytes] | None:
     Raises:
         KernelReadError: the kernel refuses.
     """
-    found: dict[int, bytes] | None = None
-    code: int | None = None
     try:
-        with _netlink() as netlink:
-            # With an acknowledgement: where the kernel finds nothing it may send no object and
-            # no error, as for the end of an interval that reaches the last address.
-            netlink.send(packed(message, REQUEST | _ACKNOWLEDGED, 1, protocol, request))
-            while code is None:
-                data, position = netlink.recv(1 << 17), 0
-                while position < len(data):
-                    length, kind, _, _, _ = HEADER.unpack_from(data, position)
-                    payload = data[position + HEADER.size : position + length]
-                    position += (length + 3) & ~3
-                    if kind == ERROR:
-                        (code,) = struct.unpack_from("=i", payload)
-                    else:
-                        found = dict(attributes(payload[4:]))  # past struct nfgenmsg
+        body = netlink.ask(NETLINK_NETFILTER, SUBSYSTEM << 8 | message, prefix(protocol) + request)
     except OSError as cause:
-        if cause.errno in _NO_NF_TABLES:
+        if cause.errno == errno.ENOENT or cause.errno in _NO_NF_TABLES:
             return None
         raise _refused("for one of its objects", cause) from cause
-    if not code:
-        return found
-    if code == -errno.ENOENT or -code in _NO_NF_TABLES:
-        return None
-    refusal = OSError(-code, os.strerror(-code))
-    raise _refused("for one of its objects", refusal) from refusal
+    return None if body is None else dict(attributes(body, _PREFIX.size))
 
 
-def packed(message: int, flags: int, sequence: int, protocol: int, request: bytes) -> bytes:
-    """Return a message to nf_tables: struct nlmsghdr, struct nfgenmsg, attributes."""
-    length = HEADER.size + 4 + len(request)
-    header = HEADER.pack(length, SUBSYSTEM << 8 | message, flags, sequence, 0)
-    return header + struct.pack("=BBH", protocol, 0, 0) + request
-
-
-def open_netlink() -> socket.socket:
-    """Return a socket to netfilter."""
-    return _netlink()
-
-
-def _netlink() -> socket.socket:
-    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
-    netlink.settimeout(10)
-    netlink.bind((0, 0))
-    return netlink
+def prefix(protocol: int, resource: int = 0) -> bytes:
+    """Return what comes before the attributes of each message to netfilter."""
+    return _PREFIX.pack(protocol, 0, resource)
 
 
 def _refused(what: str, cause: OSError) -> KernelReadError:
@@ -238,91 +196,29 @@ def dump(
         request: the attributes that say which objects.
         keep: whether an object is asked for, by its packed attributes; None for all.
     """
-    for _ in range(_TRIES):
-        replies = _dump_once(message, family, request, keep)
-        if replies is not None:
-            return replies
-    raise KernelReadError(
-        f"the nf_tables rules of {_named(family)} changed {_TRIES} times while they were listed",
-        remedy="find out which program rewrites them without pause",
-    )
 
+    def take(body: bytes) -> dict[int, bytes] | None:
+        return dict(attributes(body, _PREFIX.size)) if keep is None or keep(body) else None
 
-def _named(family: Family | int) -> str:
-    return family.value if isinstance(family, Family) else "inet"
-
-
-def _dump_once(
-    message: int,
-    family: Family | int,
-    request: bytes,
-    keep: Callable[[bytes], bool] | None,
-) -> list[dict[int, bytes]] | None:
+    named = family.value if isinstance(family, Family) else "inet"
+    request = prefix(protocol_of(family)) + request
     try:
-        with _netlink() as netlink:
-            netlink.send(packed(message, REQUEST | _DUMP, 1, protocol_of(family), request))
-            return _collect(netlink, keep)
+        replies = netlink.dump(NETLINK_NETFILTER, SUBSYSTEM << 8 | message, request, take)
     except OSError as cause:
         if cause.errno == errno.ENOENT:
             return []
-        raise _refused(f"for its {_named(family)} rules", cause) from cause
-
-
-def _collect(
-    netlink: socket.socket, keep: Callable[[bytes], bool] | None
-) -> list[dict[int, bytes]] | None:
-    """Return the replies to a dump, or None where it was interrupted by a change."""
-    replies: list[dict[int, bytes]] = []
-    interrupted = False
-    while True:
-        data = netlink.recv(1 << 17)
-        position = 0
-        while position < len(data):
-            length, kind, flags, _, _ = HEADER.unpack_from(data, position)
-            payload = data[position + HEADER.size : position + length]
-            position += (length + 3) & ~3
-            if kind == _DONE:
-                return None if interrupted else replies
-            if kind == ERROR:
-                (code,) = struct.unpack_from("=i", payload)
-                if code in (-errno.EINTR, -errno.EAGAIN):
-                    return None
-                raise OSError(-code, os.strerror(-code))
-            interrupted |= bool(flags & _INTERRUPTED)
-            if keep is None or keep(payload):
-                replies.append(dict(attributes(payload[4:])))  # past struct nfgenmsg
-
-
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the netlink attributes in ``data``: number and payload (include/net/netlink.h)."""
-    position = 0
-    while position + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, position)
-        if length < _ATTRIBUTE.size:
-            return
-        yield kind & _TYPE_MASK, data[position + _ATTRIBUTE.size : position + length]
-        position += (length + 3) & ~3
-
-
-def attribute(kind: int, value: bytes) -> bytes:
-    """Return a netlink attribute, padded."""
-    padding = b"\0" * (-len(value) % 4)
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + padding
-
-
-def nested(kind: int, *inner: bytes) -> bytes:
-    """Return an attribute that is made of attributes."""
-    return attribute(kind | _NESTED, b"".join(inner))
+        raise _refused(f"for its {named} rules", cause) from cause
+    if replies is None:
+        raise KernelReadError(
+            f"the nf_tables rules of {named} changed {netlink.TRIES} times while they were listed",
+            remedy="find out which program rewrites them without pause",
+        )
+    return replies
 
 
 def number(value: bytes | None) -> int:
     """Return a number as nf_tables gives them: in network order; 0 where there is none."""
     return int.from_bytes(value or b"", "big")
-
-
-def text(value: bytes | None) -> str:
-    """Return a name without its terminating zero."""
-    return (value or b"").rstrip(b"\0").decode(errors="surrogateescape")
 
 
 def packed_comment(words: str) -> bytes:

@@ -12,23 +12,14 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from typing import NamedTuple
 
 from ipmasq_agent.errors import HostError, KernelWriteError
-from ipmasq_agent.host.nfnetlink import (
-    ERROR,
-    HEADER,
-    PROTOCOL,
-    REQUEST,
-    SUBSYSTEM,
-    attributes,
-    open_netlink,
-    packed,
-)
+from ipmasq_agent.host import netlink
+from ipmasq_agent.host.netlink import ACKNOWLEDGE, REQUEST, Acknowledgement, attributes, text
+from ipmasq_agent.host.nfnetlink import NETLINK_NETFILTER, PROTOCOL, SUBSYSTEM, prefix
 from ipmasq_agent.policy.addresses import Family
 
 _BEGIN, _END = 0x10, 0x11  # NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END
-_ACKNOWLEDGE, EXCLUSIVE, CREATE, APPEND = 0x4, 0x200, 0x400, 0x800  # NLM_F_...
 _SEND_BUFFER_FORCED = 32  # SO_SNDBUFFORCE
 _NETLINK, _CAP_ACK, _EXTENDED_ACK = 270, 10, 11  # SOL_NETLINK, NETLINK_CAP_ACK, _EXT_ACK
 _SMALLEST_BUFFER = 1 << 20
@@ -40,12 +31,6 @@ _STALE = frozenset({errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY, er
 
 class Stale(KernelWriteError):
     """The kernel holds something else than the change was planned on; nothing was written."""
-
-
-class _Refusal(NamedTuple):
-    sequence: int
-    code: int
-    words: str
 
 
 class Batch:
@@ -70,13 +55,14 @@ class Batch:
             name: what it does, for an error that people read.
         """
         self._flush(acknowledged=False)
-        sequence, protocol = len(self._names), PROTOCOL[self.family]
-        self._last = lambda more: packed(message, REQUEST | flags | more, sequence, protocol, body)
+        kind, sequence = SUBSYSTEM << 8 | message, len(self._names)
+        body = prefix(PROTOCOL[self.family]) + body
+        self._last = lambda more: netlink.pack(kind, REQUEST | flags | more, sequence, body)
         self._names.append(name)
 
     def _flush(self, *, acknowledged: bool) -> None:
         if self._last is not None:
-            self._parts.append(self._last(_ACKNOWLEDGE if acknowledged else 0))
+            self._parts.append(self._last(ACKNOWLEDGE if acknowledged else 0))
             self._last = None
 
     def commit(self) -> None:
@@ -92,22 +78,23 @@ class Batch:
         data = b"".join([*self._parts, _mark(_END, len(self._names))])
         self._parts.clear()
         try:
-            with open_netlink() as netlink:
-                netlink.setsockopt(_NETLINK, _CAP_ACK, 1)
-                netlink.setsockopt(_NETLINK, _EXTENDED_ACK, 1)
+            with netlink.connect(NETLINK_NETFILTER) as kernel:
+                kernel.setsockopt(_NETLINK, _CAP_ACK, 1)
+                kernel.setsockopt(_NETLINK, _EXTENDED_ACK, 1)
                 room = max(len(data) + 4096, _SMALLEST_BUFFER)
-                netlink.setsockopt(socket.SOL_SOCKET, _SEND_BUFFER_FORCED, room)
-                netlink.send(data)
-                refusals = _refusals(netlink)
+                kernel.setsockopt(socket.SOL_SOCKET, _SEND_BUFFER_FORCED, room)
+                kernel.send(data)
+                # That of the last message comes after the refusals of all others.
+                first = next(netlink.acknowledgements(kernel))
         except OSError as cause:
             raise _unsent(self.family, len(data), cause) from cause
-        if refusals:
-            raise self._error(refusals)
+        if first.code:
+            raise self._error(first)
 
-    def _error(self, refusals: list[_Refusal]) -> HostError | Stale:
-        first = refusals[0]
+    def _error(self, first: Acknowledgement) -> HostError | Stale:
         name = self._names[first.sequence] if first.sequence < len(self._names) else "commit"
-        words = os.strerror(first.code) + (f": {first.words}" if first.words else "")
+        more = _words(first)
+        words = os.strerror(first.code) + (f": {more}" if more else "")
         what = f"nf_tables refuses to change its {self.family.value} rules ({name}: {words})"
         if first.code in _STALE:
             return Stale(what, remedy="nothing was written; the agent reads and tries again")
@@ -136,37 +123,15 @@ def _remedy(code: int) -> str:
 
 
 def _mark(kind: int, sequence: int) -> bytes:
-    body = struct.pack("=BB", socket.AF_UNSPEC, 0) + SUBSYSTEM.to_bytes(2, "big")
-    return HEADER.pack(HEADER.size + len(body), kind, REQUEST, sequence, 0) + body
+    return netlink.pack(kind, REQUEST, sequence, prefix(socket.AF_UNSPEC, SUBSYSTEM))
 
 
-def _refusals(netlink: socket.socket) -> list[_Refusal]:
-    """Return what the kernel refused; it has answered by now."""
-    refusals: list[_Refusal] = []
-    while True:
-        data = netlink.recv(1 << 17)
-        position = 0
-        while position < len(data):
-            length, kind, flags, sequence, _ = HEADER.unpack_from(data, position)
-            payload = data[position + HEADER.size : position + length]
-            position += (length + 3) & ~3
-            if kind != ERROR:
-                continue
-            (code,) = struct.unpack_from("=i", payload)
-            if code == 0:
-                return refusals  # the last message's, which comes after those of all others
-            refusals.append(_Refusal(sequence, -code, _words(payload, flags)))
-        if refusals:
-            return refusals
-
-
-def _words(payload: bytes, flags: int) -> str:
+def _words(refusal: Acknowledgement) -> str:
     """Return what the kernel says about an error (extended acknowledgement), if anything."""
-    if not flags & _HAS_ATTRIBUTES:
+    if not refusal.flags & _HAS_ATTRIBUTES:
         return ""
-    start = 4 + HEADER.size
-    if not flags & _CAPPED:
-        (length,) = struct.unpack_from("=I", payload, 4)
+    start = 4 + netlink.HEADER.size
+    if not refusal.flags & _CAPPED:
+        (length,) = struct.unpack_from("=I", refusal.body, 4)
         start = 4 + ((length + 3) & ~3)
-    found = dict(attributes(payload[start:])).get(_MESSAGE, b"")
-    return found.rstrip(b"\0").decode(errors="replace")
+    return text(dict(attributes(refusal.body, start)).get(_MESSAGE))

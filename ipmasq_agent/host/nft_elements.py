@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.host.nfnetlink import attribute, attributes, nested, number
+from ipmasq_agent.host.netlink import attribute, attributes, nested
+from ipmasq_agent.host.nfnetlink import number
 from ipmasq_agent.policy.addresses import Family
 
 _ELEMENT, _VALUE = 1, 1  # NFTA_LIST_ELEM, NFTA_DATA_VALUE

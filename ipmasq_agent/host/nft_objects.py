@@ -8,18 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from ipmasq_agent.host.nfnetlink import (
-    PROTOCOL,
-    ask,
-    attribute,
-    attributes,
-    comment_in,
-    dump,
-    nested,
-    number,
-    protocol_of,
-    text,
-)
+from ipmasq_agent.host.netlink import attribute, attributes, nested, text
+from ipmasq_agent.host.nfnetlink import PROTOCOL, ask, comment_in, dump, number, protocol_of
 from ipmasq_agent.host.nft_elements import Element, elements_of, pack
 from ipmasq_agent.policy.addresses import Family
 

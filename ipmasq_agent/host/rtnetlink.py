@@ -1,14 +1,11 @@
 """Links, addresses and routes as the kernel lists them, and word of their changes.
 
-rtnetlink(7), asked by hand rather than with pyroute2: the daemon listens on every node, and
-that library alone is 24 MB of memory there. Message and attribute numbers:
-include/uapi/linux/{rtnetlink,if_link,if_addr}.h.
+rtnetlink(7). Message and attribute numbers: include/uapi/linux/{rtnetlink,if_link,if_addr}.h.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 from collections.abc import Iterator, Mapping
@@ -16,6 +13,8 @@ from types import TracebackType
 from typing import NamedTuple
 
 from ipmasq_agent.errors import KernelReadError
+from ipmasq_agent.host import netlink
+from ipmasq_agent.host.netlink import attribute, attributes, text
 from ipmasq_agent.policy.addresses import Family
 
 NEW_ROUTE, DELETED_ROUTE = 24, 25
@@ -26,41 +25,39 @@ TRAFFIC_CONTROL = range(36, 48)
 # family.
 _GROUPS = 0x1 | 0x8 | 0x10 | 0x40 | 0x100 | 0x400
 _GET_LINK, _GET_ADDRESS, _GET_ROUTE, _GET_NEIGHBOUR = 18, 22, 26, 30
-_REQUEST, _REQUEST_DUMP = 0x1, 0x1 | 0x300
-_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: something changed while it was listed
-_ERROR, _DONE = 2, 3
-_HEADER = struct.Struct("=IHHII")
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _NEXT_HOP = struct.Struct("=HBBi")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
 _PROXY, _NEIGHBOUR_ADDRESS = 0x08, 1  # NTF_PROXY, NDA_DST
-_ATTRIBUTE = struct.Struct("=HH")
-_TYPE_MASK = 0x3FFF
 # Leave the counters out: they are most of what the kernel has to say about a device.
 _WITHOUT_COUNTERS = struct.pack("=HHI", 8, 29, 1 << 3)  # IFLA_EXT_MASK, ..._SKIP_STATS
 _LINK_NAME, _LINK_INFO, _INFO_KIND = 3, 18, 1
 _LINK_NETNSID = 37  # only where it is another one (rtnl_fill_link_netnsid)
 _ADDRESS_ADDRESS, _ADDRESS_LOCAL, _ADDRESS_FLAGS = 1, 2, 8
 _OF_ADDRESS = frozenset({_ADDRESS_ADDRESS, _ADDRESS_LOCAL, _ADDRESS_FLAGS})
-# IFA_F_SECONDARY (of IPv6: temporary), IFA_F_DADFAILED, _DEPRECATED, _TENTATIVE
-_SECOND_CHOICE = 0x01 | 0x08 | 0x20 | 0x40
-_ROUTE_DESTINATION, _ROUTE_DEVICE, _ROUTE_GATEWAY, _ROUTE_METRIC, _ROUTE_SOURCE = 1, 4, 5, 6, 7
-_ROUTE_MULTIPATH, _ROUTE_TABLE, _ROUTE_VIA = 9, 15, 18
-_NO_ROUTE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL})
+# IFA_F_SECONDARY (of IPv6: temporary), IFA_F_DADFAILED, _DEPRECATED, _TENTATIVE. Masquerading
+# in IPv4 passes over the first alone (inet_select_addr, net/ipv4/devinet.c).
+_SECOND_CHOICE = {Family.IPV4: 0x01, Family.IPV6: 0x01 | 0x08 | 0x20 | 0x40}
+_ROUTE_DESTINATION, _ROUTE_FROM, _ROUTE_INWARD, _ROUTE_DEVICE, _ROUTE_GATEWAY = 1, 2, 3, 4, 5
+_ROUTE_METRIC, _ROUTE_SOURCE, _ROUTE_MULTIPATH, _ROUTE_TABLE, _ROUTE_VIA = 6, 7, 9, 15, 18
 _OF_LINK = frozenset({_LINK_NAME, _LINK_INFO, _LINK_NETNSID})
-_OF_INFO = frozenset({_INFO_KIND})
 _OF_ROUTE = frozenset(
     {_ROUTE_DESTINATION, _ROUTE_DEVICE, _ROUTE_GATEWAY, _ROUTE_METRIC, _ROUTE_SOURCE}
     | {_ROUTE_MULTIPATH, _ROUTE_TABLE}
 )
-_UNICAST = 1  # RTN_UNICAST; local, broadcast, blackhole... are others
+_UNICAST, LOCAL = 1, 2  # RTN_...; broadcast, blackhole... are others
+# What the kernel answers for RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT, and where it would
+# not forward from a source (ip_route_input, fib_validate_source); in IPv6 it may show the route.
+_REFUSING = frozenset({6, 7, 8})
+_NO_ROUTE = frozenset(
+    {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EXDEV}
+)
 _CLONED, _DEAD = 0x200, 0x1
 _SCOPE_LINK = 253
 _FAMILIES = {socket.AF_INET: Family.IPV4, socket.AF_INET6: Family.IPV6}
 _NUMBERS = {family: value for value, family in _FAMILIES.items()}
-_TRIES = 10
 # Room for the storm of a node's 200 pods that come at once; the kernel doubles it.
 _RECEIVE_BUFFER = 1 << 20
 
@@ -142,9 +139,9 @@ def list_links() -> list[Link]:
     links = []
     for body in dump(_GET_LINK, _LINK.pack(0, 0, 0, 0, 0) + _WITHOUT_COUNTERS, "its devices"):
         _, hardware, index, _, _ = _LINK.unpack_from(body)
-        found = attributes(body, _LINK.size, _OF_LINK)
-        kind = attributes(found.get(_LINK_INFO, b""), 0, _OF_INFO).get(_INFO_KIND, b"")
-        name = text(found.get(_LINK_NAME, b""))
+        found = dict(attributes(body, _LINK.size, _OF_LINK))
+        kind = dict(attributes(found.get(_LINK_INFO, b""))).get(_INFO_KIND)
+        name = text(found.get(_LINK_NAME))
         links.append(Link(index, name, text(kind), hardware, _LINK_NETNSID in found))
     return links
 
@@ -161,11 +158,11 @@ def list_addresses() -> list[Address]:
         family = _FAMILIES.get(protocol)
         if family is None or scope >= _SCOPE_LINK:
             continue
-        values = attributes(body, _ADDRESS.size, _OF_ADDRESS)
+        values = dict(attributes(body, _ADDRESS.size, _OF_ADDRESS))
         # IFA_ADDRESS is the peer's on a point-to-point device; IPv6 has no IFA_LOCAL there.
         data = values.get(_ADDRESS_LOCAL, values.get(_ADDRESS_ADDRESS, b""))
         flags = number(values.get(_ADDRESS_FLAGS), flags)
-        first_choice = not flags & _SECOND_CHOICE
+        first_choice = not flags & _SECOND_CHOICE[family]
         address = int.from_bytes(data)
         found.append(Address(index, family, address, length, scope, first_choice))
     return found
@@ -192,7 +189,7 @@ def list_routes(family: Family, *, longest: int | None = None) -> Iterator[Route
             continue
         if flags & (_CLONED | _DEAD) or (longest is not None and length > longest):
             continue
-        found = attributes(body, _ROUTE.size, _OF_ROUTE)
+        found = dict(attributes(body, _ROUTE.size, _OF_ROUTE))
         source = found.get(_ROUTE_SOURCE)
         yield Route(
             family,
@@ -206,34 +203,61 @@ def list_routes(family: Family, *, longest: int | None = None) -> Iterator[Route
 
 
 class Lookup(NamedTuple):
-    """Where the node itself would send a packet: RTN_..., device, whether by a gateway."""
+    """Where a packet would be sent.
+
+    Attributes:
+        kind: RTN_..., ``LOCAL`` for the node itself.
+        device: its number; 0 for none.
+        gateway: of the packet's family.
+        through_gateway: of whatever family.
+        source: the address that the node gives packets of its own.
+    """
 
     kind: int
     device: int
+    gateway: int | None
     through_gateway: bool
+    source: int | None
 
 
-def look_up(family: Family, address: int) -> Lookup | None:
+def look_up(
+    family: Family, address: int, source: int | None = None, inward: int | None = None
+) -> Lookup | None:
     """Return the route to an address, by all rules and tables; None where there is none.
+
+    Args:
+        family: of the addresses.
+        address: of the destination.
+        source: of the packet; None for what the node itself sends.
+        inward: the device through which the packet comes in.
 
     Raises:
         KernelReadError: the kernel cannot be asked.
     """
-    data = address.to_bytes(family.bits // 8)
-    request = _ROUTE.pack(_NUMBERS[family], family.bits, 0, 0, 0, 0, 0, 0, 0)
-    request += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(data), _ROUTE_DESTINATION) + data
+    size, source_length = family.bits // 8, 0 if source is None else family.bits
+    request = _ROUTE.pack(_NUMBERS[family], family.bits, source_length, 0, 0, 0, 0, 0, 0)
+    request += attribute(_ROUTE_DESTINATION, address.to_bytes(size))
+    if source is not None:
+        request += attribute(_ROUTE_FROM, source.to_bytes(size))
+    if inward is not None:
+        request += attribute(_ROUTE_INWARD, struct.pack("=I", inward))
     try:
-        with _netlink(0) as netlink:
-            [body], _ = _exchange(netlink, _GET_ROUTE, _REQUEST, request)
+        body = netlink.ask(socket.NETLINK_ROUTE, _GET_ROUTE, request)
     except OSError as cause:
-        # ENETUNREACH, EHOSTUNREACH, EACCES and EINVAL are what routes of these kinds give.
         if cause.errno in _NO_ROUTE:
             return None
         raise _refused("for the route to an address", cause) from cause
-    wanted = frozenset({_ROUTE_DEVICE, _ROUTE_GATEWAY, _ROUTE_VIA})
-    found = attributes(body, _ROUTE.size, wanted)
-    device = number(found.pop(_ROUTE_DEVICE, None), 0)
-    return Lookup(_ROUTE.unpack_from(body)[7], device, bool(found))
+    if body is None or (kind := _ROUTE.unpack_from(body)[7]) in _REFUSING:
+        return None
+    found = dict(attributes(body, _ROUTE.size))
+    own = found.get(_ROUTE_SOURCE)
+    return Lookup(
+        kind,
+        number(found.get(_ROUTE_DEVICE), 0),
+        _gateway(found),
+        bool(found.keys() & {_ROUTE_GATEWAY, _ROUTE_VIA}),
+        None if own is None else int.from_bytes(own),
+    )
 
 
 def proxies(family: Family, address: int) -> set[int]:
@@ -242,13 +266,13 @@ def proxies(family: Family, address: int) -> set[int]:
     Raises:
         KernelReadError: the entries cannot be listed.
     """
-    data, of_address = address.to_bytes(family.bits // 8), frozenset({_NEIGHBOUR_ADDRESS})
+    asked = _NEIGHBOUR_ADDRESS, address.to_bytes(family.bits // 8)
     found = set()
     for body in dump(
         _GET_NEIGHBOUR, _NEIGHBOUR.pack(_NUMBERS[family], 0, 0, _PROXY, 0), "its proxies"
     ):
         _, device, _, flags, _ = _NEIGHBOUR.unpack_from(body)
-        if flags & _PROXY and data in attributes(body, _NEIGHBOUR.size, of_address).values():
+        if flags & _PROXY and asked in attributes(body, _NEIGHBOUR.size):
             found.add(device)
     return found
 
@@ -263,7 +287,7 @@ def _hops(found: dict[int, bytes]) -> Iterator[tuple[int, int | None]]:
         length, flags, _, index = _NEXT_HOP.unpack_from(hops, position)
         if not flags & _DEAD:
             of_hop = hops[position : position + length]
-            yield index, _gateway(attributes(of_hop, _NEXT_HOP.size, _OF_ROUTE))
+            yield index, _gateway(dict(attributes(of_hop, _NEXT_HOP.size, _OF_ROUTE)))
         position += max((length + 3) & ~3, _NEXT_HOP.size)
 
 
@@ -283,7 +307,8 @@ class Changes:
 
     def __init__(self) -> None:
         try:
-            self._socket = _netlink(_GROUPS)
+            self._socket = netlink.connect(socket.NETLINK_ROUTE, _GROUPS, _RECEIVE_BUFFER)
+            self._socket.setblocking(False)
         except OSError as cause:
             raise _refused("for word of changes", cause) from cause
 
@@ -311,14 +336,14 @@ class Changes:
         messages: list[Message] = []
         while True:
             try:
-                data = self._socket.recv(1 << 17, socket.MSG_DONTWAIT)
+                data = self._socket.recv(netlink.ROOM)
             except BlockingIOError:
                 return messages
             except OSError as cause:
                 if cause.errno == errno.ENOBUFS:
                     raise Overrun from cause
                 raise _refused("for word of changes", cause) from cause
-            for kind, _, body in _split(data):
+            for kind, _, _, body in netlink.split(data):
                 is_route = kind in (NEW_ROUTE, DELETED_ROUTE)
                 messages.append(Message(kind, body[1] if is_route else None))
 
@@ -334,80 +359,18 @@ def dump(kind: int, request: bytes, what: str) -> list[bytes]:
     Raises:
         KernelReadError: the kernel refuses, or it never stands still.
     """
-    for _ in range(_TRIES):
-        try:
-            with _netlink(0) as netlink:
-                netlink.settimeout(10)
-                bodies, whole = _exchange(netlink, kind, _REQUEST_DUMP, request)
-        except OSError as cause:
-            raise _refused(f"for {what}", cause) from cause
-        if whole:
-            return bodies
-    raise KernelReadError(f"the kernel never stood still while it listed {what}")
-
-
-def _exchange(
-    netlink: socket.socket, kind: int, flags: int, request: bytes
-) -> tuple[list[bytes], bool]:
-    """Return the bodies of the answer, and whether nothing changed meanwhile.
-
-    Raises:
-        OSError: the kernel's own.
-    """
-    netlink.send(_HEADER.pack(_HEADER.size + len(request), kind, flags, 1, 0) + request)
-    bodies: list[bytes] = []
-    whole = True
-    while True:
-        for answer, marks, body in _split(netlink.recv(1 << 17)):
-            whole = whole and not marks & _INTERRUPTED
-            if answer in (_DONE, _ERROR):
-                code = struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
-                if code:
-                    raise OSError(-code, os.strerror(-code))
-                return bodies, whole
-            bodies.append(body)
-        if flags == _REQUEST:
-            return bodies, whole
-
-
-def _split(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Yield type, flags and body of each message."""
-    position = 0
-    while position + _HEADER.size <= len(data):
-        length, kind, flags, _, _ = _HEADER.unpack_from(data, position)
-        yield kind, flags, data[position + _HEADER.size : position + length]
-        position += (length + 3) & ~3
-
-
-def attributes(data: bytes, position: int, wanted: frozenset[int]) -> dict[int, bytes]:
-    """Return from ``position`` on the wanted attributes; a device has some forty others."""
-    found = {}
-    end = len(data) - _ATTRIBUTE.size
-    unpack = _ATTRIBUTE.unpack_from
-    while position <= end:
-        length, kind = unpack(data, position)
-        kind &= _TYPE_MASK
-        if kind in wanted:
-            found[kind] = data[position + 4 : position + length]
-        position += (length + 3 & ~3) or 4
-    return found
-
-
-def _netlink(groups: int) -> socket.socket:
-    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-    netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-    netlink.bind((0, groups))
-    return netlink
+    try:
+        bodies = netlink.dump(socket.NETLINK_ROUTE, kind, request, bytes)
+    except OSError as cause:
+        raise _refused(f"for {what}", cause) from cause
+    if bodies is None:
+        raise KernelReadError(f"the kernel never stood still while it listed {what}")
+    return bodies
 
 
 def number(data: bytes | None, default: int) -> int:
     """Return an attribute of 32 bits; a default where it is missing."""
     return default if data is None else int(struct.unpack("=I", data)[0])
-
-
-def text(data: bytes) -> str:
-    """Return a name without its terminating zero."""
-    return data.rstrip(b"\0").decode(errors="surrogateescape")
 
 
 def _refused(what: str, cause: OSError) -> KernelReadError:

@@ -10,7 +10,8 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ipmasq_agent.host.rtnetlink import attributes, dump, number, text
+from ipmasq_agent.host.netlink import attributes, text
+from ipmasq_agent.host.rtnetlink import dump, number
 
 _GET_QDISC, _GET_FILTER = 38, 46
 _MESSAGE = struct.Struct("=BxHiIII")  # struct tcmsg
@@ -47,8 +48,7 @@ def list_bpf_filters() -> list[BpfFilter]:
     """
     devices = []
     for body in dump(_GET_QDISC, _MESSAGE.pack(0, 0, 0, 0, 0, 0), "its queueing disciplines"):
-        kind = attributes(body, _MESSAGE.size, frozenset({_KIND})).get(_KIND, b"")
-        if text(kind) == "clsact":
+        if text(dict(attributes(body, _MESSAGE.size)).get(_KIND)) == "clsact":
             devices.append(_MESSAGE.unpack_from(body)[2])
     return [found for device in devices for p in (INGRESS, EGRESS) for found in _of(device, p)]
 
@@ -56,9 +56,9 @@ def list_bpf_filters() -> list[BpfFilter]:
 def _of(device: int, parent: int) -> Iterator[BpfFilter]:
     for body in dump(_GET_FILTER, _MESSAGE.pack(0, 0, device, 0, parent, 0), "its filters"):
         _, _, _, handle, _, info = _MESSAGE.unpack_from(body)
-        found = attributes(body, _MESSAGE.size, frozenset({_KIND, _OPTIONS}))
-        if text(found.get(_KIND, b"")) != "bpf" or not handle:
+        found = dict(attributes(body, _MESSAGE.size))
+        if text(found.get(_KIND)) != "bpf" or not handle:
             continue
-        options = attributes(found.get(_OPTIONS, b""), 0, frozenset({_NAME, _ID}))
-        name = text(options.get(_NAME, b""))
+        options = dict(attributes(found.get(_OPTIONS, b"")))
+        name = text(options.get(_NAME))
         yield BpfFilter(device, parent, handle, info >> 16, name, number(options.get(_ID), 0))

@@ -13,6 +13,7 @@ from ipmasq_agent.backends import detect
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.host.egress import list_devices
+from ipmasq_agent.host.routes import Route, look_up
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import assemble_family
 from tests.kernel.pins import placement
@@ -46,11 +47,14 @@ def hosts() -> Iterator[tuple[Namespace, Namespace, Namespace]]:
         yield pod, node, world
 
 
+@pytest.mark.parametrize("lifetime", ["forever", "0"])
 @pytest.mark.parametrize("name", BACKENDS)
-def test_it_is_the_one_in_the_subnet_of_the_gateway(
-    hosts: tuple[Namespace, Namespace, Namespace], name: str
+def test_it_is_the_one_in_the_subnet_of_the_gateway_even_if_it_is_deprecated(
+    hosts: tuple[Namespace, Namespace, Namespace], name: str, lifetime: str
 ) -> None:
     pod, node, world = hosts
+    change = f"ip address change 192.0.2.1/24 dev eth0 preferred_lft {lifetime}"
+    node.run(change.split())
     wish = parse_document(b"nonMasqueradeCIDRs: []", "cm", FLAGS).config.wish(FLAGS)
     with node.entered(), contextlib.ExitStack() as stack:
         backend = detect.make(name, placement())
@@ -66,6 +70,8 @@ def test_it_is_the_one_in_the_subnet_of_the_gateway(
         accepted, (source, _) = server.accept()
         accepted.close()
     assert source == "192.0.2.1"
+    with node.entered():
+        assert look_up(Family.IPV4, "203.0.113.1", "172.20.0.10") == Route("eth0", source)
 
 
 def test_each_device_of_a_multipath_route_has_a_gateway_of_its_own(in_ns: Namespace) -> None:

@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.host import nfnetlink
+from ipmasq_agent.host import netlink, nfnetlink
 from ipmasq_agent.host.nft_objects import chain_info
 from ipmasq_agent.policy.addresses import Family
 
@@ -18,10 +18,10 @@ from ipmasq_agent.policy.addresses import Family
 def test_a_kernel_without_nf_tables_has_no_chains_of_it(
     monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    def absent() -> socket.socket:
+    def absent(protocol: int) -> socket.socket:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(nfnetlink, "_netlink", absent)
+    monkeypatch.setattr(netlink, "connect", absent)
     assert chain_info(Family.IPV4, "mangle", "X") is None
     with pytest.raises(KernelReadError):
         nfnetlink.list_chain(Family.IPV4, "nat", "X")
@@ -30,10 +30,10 @@ def test_a_kernel_without_nf_tables_has_no_chains_of_it(
 def test_a_refusal_for_lack_of_privilege_is_not_an_empty_ruleset(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refused() -> socket.socket:
+    def refused(protocol: int) -> socket.socket:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(nfnetlink, "_netlink", refused)
+    monkeypatch.setattr(netlink, "connect", refused)
     with pytest.raises(KernelReadError, match="NET_ADMIN"):
         chain_info(Family.IPV4, "mangle", "X")
     with pytest.raises(KernelReadError, match="NET_ADMIN"):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.host import nft_elements
-from ipmasq_agent.host.nfnetlink import attributes
+from ipmasq_agent.host.netlink import attributes
 from ipmasq_agent.host.nft_elements import (
     Element,
     Intervals,
