@@ -18,7 +18,7 @@ from typing import Any
 DEADLINE = 20.0
 # Whatever this test run ignores: `nohup make test` hang-ups, one in a script's background also
 # Ctrl-C. What is ignored stays so in a child, and in programs that respect it.
-HEARING = ("env", "--default-signal=HUP,INT,TERM")
+HEARING = ("/usr/bin/env", "--default-signal=HUP,INT,TERM")
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
