@@ -9,13 +9,15 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import TypeAlias
 
 from ipmasq_agent.host.bpf_syscall import bpf, refused
 
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY = 0, 1, 2, 3, 4
 _PIN, _GET, _RUN, _INFO = 6, 7, 10, 15
 _LOOKUP_BATCH, _UPDATE_BATCH = 24, 26
-_LPM_TRIE, _NO_PREALLOC = 11, 1
+LPM_TRIE, _NO_PREALLOC = 11, 1  # BPF_MAP_TYPE_LPM_TRIE, BPF_F_NO_PREALLOC
+READ_ONLY = 1 << 3  # BPF_F_RDONLY
 _PER_CPU = frozenset({5, 6, 10})  # hash, array, LRU hash
 # type, id, key_size, value_size, max_entries: how struct bpf_map_info begins.
 _MAP_INFO = struct.Struct("=5I")
@@ -24,7 +26,18 @@ _NAME_LENGTH = 15
 _BATCH = 4096
 # Not EINVAL alone: some maps have look-ups in batches and no updates, or the reverse.
 _NO_BATCHES = frozenset({errno.EINVAL, errno.EOPNOTSUPP, 524})  # 524: ENOTSUPP
+_Buffer: TypeAlias = "ctypes.Array[ctypes.c_char]"
 _POSSIBLE = Path("/sys/devices/system/cpu/possible")
+
+
+def open_path(path: Path, flags: int = 0) -> int:
+    """Return a descriptor of what is pinned at a path.
+
+    Raises:
+        OSError: nothing is, or it may not be opened.
+    """
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    return bpf(_GET, struct.pack("=QII", ctypes.addressof(name), 0, flags))
 
 
 def get_pinned(path: Path) -> int | None:
@@ -33,9 +46,8 @@ def get_pinned(path: Path) -> int | None:
     Raises:
         HostError: it may not be opened, or is not pinned.
     """
-    name = ctypes.create_string_buffer(os.fsencode(path))
     try:
-        return bpf(_GET, struct.pack("=QII", ctypes.addressof(name), 0, 0))
+        return open_path(path)
     except OSError as cause:
         if cause.errno == errno.ENOENT:
             return None
@@ -104,6 +116,7 @@ class BpfMap:
 
     Attributes:
         fd: its descriptor.
+        kind: BPF_MAP_TYPE_...
         number: by which the kernel tells it from every other map.
         key_size, value_size: in bytes.
         capacity: how many entries it may hold.
@@ -111,7 +124,7 @@ class BpfMap:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._kind, self.number, self.key_size, self.value_size, self.capacity = _MAP_INFO.unpack(
+        self.kind, self.number, self.key_size, self.value_size, self.capacity = _MAP_INFO.unpack(
             object_info(fd, _MAP_INFO.size)
         )
 
@@ -194,7 +207,7 @@ class BpfMap:
         self._check(keys, values, count)
         held = ctypes.create_string_buffer(keys, len(keys) or 1)
         with_ = ctypes.create_string_buffer(values, len(values) or 1)
-        attributes = self._batch(_pointers(held, with_), count)
+        attributes = self._batch(held, with_, count)
         try:
             bpf(_UPDATE_BATCH, attributes)
         except OSError as cause:
@@ -240,19 +253,7 @@ class BpfMap:
         began, ended = False, False
         while not ended:
             before = ctypes.addressof(places[0]) if began else 0
-            attributes = ctypes.create_string_buffer(
-                struct.pack(
-                    "=QQQQIIQQ",
-                    before,
-                    ctypes.addressof(places[1]),
-                    ctypes.addressof(keys),
-                    ctypes.addressof(values),
-                    size,
-                    self.fd,
-                    0,
-                    0,
-                )
-            )
+            attributes = self._batch(keys, values, size, before, ctypes.addressof(places[1]))
             try:
                 bpf(_LOOKUP_BATCH, attributes)
             except OSError as cause:
@@ -275,16 +276,30 @@ class BpfMap:
             began = True
 
     def _one_by_one(self) -> Iterator[tuple[bytes, bytes]]:
+        for key in self.walk():
+            value = self.lookup(key)
+            if value is not None:
+                yield key, value
+
+    def walk(self) -> Iterator[bytes]:
+        """Yield all keys, read as they are asked for.
+
+        Where a key goes while it is the way to the next one the kernel begins again at the
+        first (trie_get_next_key, kernel/bpf/lpm_trie.c): then a key comes twice.
+
+        Raises:
+            HostError: the kernel refuses.
+        """
         key = ctypes.create_string_buffer(self.key_size)
+        # The same buffer is read and then written; a null pointer asks for the first key.
         here = ctypes.addressof(key)
-        before = 0
+        attributes = struct.pack("=IIQQ", self.fd, 0, 0, here)
+        following = struct.pack("=IIQQ", self.fd, 0, here, here)
         try:
             while True:
-                bpf(_NEXT_KEY, struct.pack("=IIQQ", self.fd, 0, before, here))
-                before = here
-                value = self.lookup(key.raw)
-                if value is not None:
-                    yield key.raw, value
+                bpf(_NEXT_KEY, attributes)
+                yield key.raw
+                attributes = following
         except OSError as cause:
             if cause.errno != errno.ENOENT:
                 raise refused("read a map", cause) from cause
@@ -297,10 +312,12 @@ class BpfMap:
                 f"made of {len(keys)} and {len(values)}"
             )
 
-    def _batch(self, pointers: tuple[int, int], count: int) -> ctypes.Array[ctypes.c_char]:
-        keys, values = pointers
+    def _batch(
+        self, keys: _Buffer, values: _Buffer, count: int, before: int = 0, after: int = 0
+    ) -> _Buffer:
+        pointers = ctypes.addressof(keys), ctypes.addressof(values)
         return ctypes.create_string_buffer(
-            struct.pack("=QQQQIIQQ", 0, 0, keys, values, count, self.fd, 0, 0)
+            struct.pack("=QQQQIIQQ", before, after, *pointers, count, self.fd, 0, 0)
         )
 
     def _element(self, command: int, key: bytes, value: int) -> None:
@@ -310,16 +327,11 @@ class BpfMap:
     @property
     def _padded(self) -> int:
         size: int = self.value_size
-        return (size + 7) & ~7 if self._kind in _PER_CPU else size
+        return (size + 7) & ~7 if self.kind in _PER_CPU else size
 
     @property
     def _room(self) -> int:
-        return self._padded * (possible_cpus() if self._kind in _PER_CPU else 1)
-
-
-def _pointers(*buffers: ctypes.Array[ctypes.c_char]) -> tuple[int, int]:
-    keys, values = (ctypes.addressof(buffer) for buffer in buffers)
-    return keys, values
+        return self._padded * (possible_cpus() if self.kind in _PER_CPU else 1)
 
 
 def possible_cpus() -> int:
@@ -346,7 +358,7 @@ def create_trie(name: str, key_size: int, value_size: int, capacity: int) -> Bpf
     """
     attributes = struct.pack(
         "=IIIIIII16s",
-        *(_LPM_TRIE, key_size, value_size, capacity, _NO_PREALLOC, 0, 0),
+        *(LPM_TRIE, key_size, value_size, capacity, _NO_PREALLOC, 0, 0),
         name.encode()[:_NAME_LENGTH],
     )
     try:

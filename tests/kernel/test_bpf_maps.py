@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.host import bpf_maps, bpf_syscall
+from ipmasq_agent.host import bpf_maps, bpf_objects, bpf_syscall
 from ipmasq_agent.policy.addresses import Family
 from tests.kernel import bpffs
 
@@ -119,7 +119,7 @@ def test_a_change_in_the_middle_of_a_walk_gives_the_state_after_it(
             bpffs.delete(path, ["10.0.0.0/16"])
         return ask(command, attributes)
 
-    monkeypatch.setattr(bpf_maps, "bpf", meanwhile)
+    monkeypatch.setattr(bpf_objects, "bpf", meanwhile)
     assert shown(path, Family.IPV4) == [
         "10.0.0.0/17",
         *(f"10.{number}.0.0/16" for number in range(1, 8)),
