@@ -26,9 +26,9 @@ from ipmasq_agent.host.nft_elements import elements_of, intervals_of
 from ipmasq_agent.host.nft_objects import (
     ChainInfo,
     base_chains,
-    dormant_tables,
     list_elements,
     set_info,
+    table_infos,
 )
 from ipmasq_agent.policy.addresses import Family, prefixes_of_range
 
@@ -92,22 +92,26 @@ class _Reader:
         tracking: list[BaseChain] = []
         asleep = None
         tables = ((self._family, _IP[self._family]), (INET, "inet")) if native else ()
-        for protocol, name in tables:
-            dormant = dormant_tables(protocol)
-            for table, chain in base_chains(protocol):
-                path = f"{name} {table}"
-                own = self._own(path, chain)
-                if table in dormant:
-                    if own is not None:
-                        asleep = f"the table {path} is dormant: no packet meets its rules"
-                elif chain.type == "nat" and chain.hook == _POSTROUTING:
-                    nat.append(self._base(protocol, path, chain, own))
-                elif (
-                    chain.type != "nat"
-                    and chain.hook == _PREROUTING
-                    and chain.priority <= _TRACKED_AT
-                ):
-                    tracking.append(self._base(protocol, path, chain, None))
+        found = [
+            (known[table], chain, protocol, f"{name} {table}")
+            for protocol, name in tables
+            for known in [table_infos(protocol)]
+            for table, chain in base_chains(protocol)
+            if table in known
+        ]
+        # Of the same priority, what was made last comes first (nf_hook_entries_grow).
+        found.sort(key=lambda one: (one[0].handle, one[1].handle), reverse=True)
+        for info, chain, protocol, path in found:
+            own = self._own(path, chain)
+            if info.dormant:
+                if own is not None:
+                    asleep = f"the table {path} is dormant: no packet meets its rules"
+            elif chain.type == "nat" and chain.hook == _POSTROUTING:
+                nat.append(self._base(protocol, path, chain, own))
+            elif (
+                chain.type != "nat" and chain.hook == _PREROUTING and chain.priority <= _TRACKED_AT
+            ):
+                tracking.append(self._base(protocol, path, chain, None))
         nat += self._legacy("nat", POSTROUTING, _LEGACY_NAT)
         tracking += self._legacy("raw", "PREROUTING", _LEGACY_RAW)
         return Hook(
@@ -171,7 +175,9 @@ class _Reader:
     def _set(self, protocol: Family | int, table: str, name: str) -> Held | None:
         """Return what a set holds; None where it is not of addresses or devices, or too large."""
         family, info = self._family, set_info(protocol, table, name)
-        if info is None or info.flags & _MAP or (info.size or 0) > _MOST_ELEMENTS:
+        if info is None or (info.size or 0) > _MOST_ELEMENTS:
+            return None
+        if info.flags & _MAP and info.key[0] != _DEVICE_TYPE:
             return None
         data = b""
         if info.key[0] in (_ADDRESS_TYPE[family], _DEVICE_TYPE):

@@ -43,13 +43,14 @@ class _Held(NamedTuple):
 
     Attributes:
         generation: of the ruleset; None where somebody committed at the same time.
-        number: the handle of the table, as one that is made anew numbers its rules anew.
+        numbers: the handles of the table, as one that is made anew numbers its rules anew, and
+            of our chain, as a jump follows a chain that is renamed and keeps its handle.
         chains: those that a pass needs.
         table: made of them.
     """
 
     generation: int | None
-    number: int
+    numbers: tuple[int, int]
     chains: Mapping[str, _Read]
     table: Table
 
@@ -77,16 +78,17 @@ class NftBackend(IptablesBackend):
         if held and held.generation == before:
             return held.table
         found = table_info(family, _TABLE)
-        number = found.handle if found else 0
-        known = held.chains if held and held.number == number else {}
-        chains: dict[str, _Read] = {}
-        for name in (self.placement.chain, POSTROUTING):
-            info = chain_info(family, _TABLE, name)
-            if info is not None:
-                chains[name] = self._read_own(family, info, known.get(name))
+        infos = [chain_info(family, _TABLE, n) for n in (self.placement.chain, POSTROUTING)]
+        numbers = found.handle if found else 0, infos[0].handle if infos[0] else 0
+        known = held.chains if held and held.numbers == numbers else {}
+        chains = {
+            info.name: self._read_own(family, info, known.get(info.name))
+            for info in infos
+            if info is not None
+        }
         table = Table(family, {name: read.chain for name, read in chains.items()})
         now = before if generation() == before else None
-        self._held[family] = _Held(now, number, chains, table)
+        self._held[family] = _Held(now, numbers, chains, table)
         return table
 
     def _read_own(self, family: Family, info: ChainInfo, known: _Read | None) -> _Read:

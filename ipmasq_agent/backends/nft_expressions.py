@@ -50,7 +50,7 @@ _ETHERTYPES = {0x0800: "ipv4", 0x86DD: "ipv6"}
 _NAMES = {"out-interface": "oifname", "in-interface": "iifname", "mark": "meta mark"}
 _NAMES |= {"nfproto": "meta nfproto", "protocol": "meta l4proto", "ctstate": "ct state"}
 _NAMES |= {"dst-type": "fib daddr type"}
-_DEVICE_LENGTH = 16
+_DEVICES = ("in-interface", "out-interface")
 _NETMAP = 1 << 6  # NF_NAT_RANGE_NETMAP
 
 # What loads something that is not the destination, so that comparing it narrows a rule.
@@ -340,8 +340,10 @@ class _Program:
     def _look_up(self, name: str, numbers: Mapping[int, int]) -> None:
         held = self.registers.get(numbers.get(2, 0), _NOTHING)
         negated, into, known = bool(numbers.get(5, 0) & 1), numbers.get(3), self.sets.get(name)
+        devices = known if held.subject in _DEVICES and isinstance(known, tuple) else None
         if into == 0:
-            self._take(f"{held.shown} vmap @{name}", (Option("jump", (f"vmap @{name}",)),))
+            where = () if devices is None else (Option(held.subject, devices),)
+            self._take(f"{held.shown} vmap @{name}", (*where, Option("jump", (f"vmap @{name}",))))
             return
         if into is not None:
             self.registers[into] = _Field("unreadable", f"map @{name}")
@@ -351,8 +353,8 @@ class _Program:
             side = "dst" if held.subject == "destination" else "src"
             if isinstance(known, AddressSet) or side == "src":
                 option = Option("match-set", (name, side), negated)
-        elif held.subject in ("in-interface", "out-interface") and isinstance(known, tuple):
-            option = Option(held.subject, known, negated)
+        elif devices is not None:
+            option = Option(held.subject, devices, negated)
         elif held.subject in ("narrowing", "protocol", "ctstate"):
             option = Option("narrowing", (held.shown,))
         self._take(f"{held.shown} {'!= ' if negated else ''}@{name}", (option,))

@@ -170,7 +170,11 @@ class _Telling:
         for kind, data in expressions:
             plain &= self._takes(kind, data)  # all of them: the jump comes last
         if self.target is not None and plain and self.loaded is None:
-            return parse_rule(" ".join([*self.options, self.verb, quote(self.target)]), self.family)
+            # In the order of iptables' own list, whatever that of the expressions.
+            options = sorted(
+                self.options, key=lambda o: ("-m", "-o", "-s").index(o[:2]), reverse=True
+            )
+            return parse_rule(" ".join([*options, self.verb, quote(self.target)]), self.family)
         kinds = ", ".join(kind for kind, _ in expressions)
         meaning = (Option("jump", (self.target,)),) if self.target else ()
         return Rule(f"(native: {kinds})", meaning, readable=False)

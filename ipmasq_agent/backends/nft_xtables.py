@@ -100,7 +100,8 @@ def _set(revision: int, info: bytes) -> Told | None:
     index, dimensions, flags = _SET.unpack_from(info)
     sides = ["src" if flags >> place & 1 else "dst" for place in range(1, dimensions + 1)]
     option = Option("match-set", (f"#{index}", ",".join(sides)), bool(flags & 1))
-    return f"set #{index} {','.join(sides)}", (option,)
+    words = f"set {'!= ' if option.negated else ''}#{index} {','.join(sides)}"
+    return words, (option,)
 
 
 def _comment(revision: int, info: bytes) -> Told | None:

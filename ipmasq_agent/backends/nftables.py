@@ -29,7 +29,7 @@ from ipmasq_agent.dialects.nftables_state import COMMENT, Kind, NftSet, NftTable
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.host.nfnetlink import generation
 from ipmasq_agent.host.nft_batch import Stale
-from ipmasq_agent.host.nft_objects import SetInfo, comments_of_tables
+from ipmasq_agent.host.nft_objects import SetInfo, table_infos
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
 
@@ -259,4 +259,6 @@ def tables_of_ours() -> bool:
     Raises:
         KernelReadError: the kernel refuses.
     """
-    return any(COMMENT in comments_of_tables(family).values() for family in Family)
+    return any(
+        info.comment == COMMENT for family in Family for info in table_infos(family).values()
+    )

@@ -177,6 +177,8 @@ def _in_set(option: Option, table: Table, asked: Question) -> Match:
     if _own_set(option, table) is not None:
         return Match.ALWAYS  # it is read as a destination
     sides = option.values[-1].split(",") if option.values else ["dst"]
+    if len(sides) > 1:
+        return Match.SOMETIMES  # it looks at more than the destination
     if "dst" in sides:
         return Match.UNREADABLE
     held = table.sets.get(option.values[0]) if sides == ["src"] else None

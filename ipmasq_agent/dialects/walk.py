@@ -178,11 +178,15 @@ class Walk:
         family = self.table.family
         entries: list[Entry[Outcome]] = []
         positions: list[int] = []  # of the rule that each of the entries comes from
+        doubted: list[Entry[Outcome]] = []  # with those that may leave the chain early
         partial: list[tuple[int, Partial]] = []
         returning: list[tuple[int, Partial]] = []
         for position, rule in enumerate(self.table.rules(name), start=1):
             for item in self._rule(name, position, rule, callers):
                 if isinstance(item, Entry):
+                    doubted.append(item)
+                    if item.verdict is Outcome.UNKNOWN and rule.target == "RETURN":
+                        continue
                     entries.append(item)
                     positions.append(position)
                 elif item.exception.verdict is Verdict.UNKNOWN and rule.target == "RETURN":
@@ -194,6 +198,10 @@ class Walk:
                 break  # no packet gets past it
         end = Origin(f"end of {name}")
         ranges = first_match(family, entries, Outcome.RETURN, end)
+        if len(doubted) > len(entries):
+            # Where the rest of the chain decides nothing, to return or not is the same.
+            same = [entry for entry in ranges if entry.verdict is Outcome.RETURN]
+            ranges = first_match(family, [*same, *doubted], Outcome.RETURN, end)
         reached: list[Partial] = []
         if partial or returning:
             deciders = [

@@ -79,13 +79,13 @@ def _table(found: Mapping[int, bytes]) -> TableInfo:
     )
 
 
-def comments_of_tables(family: Family) -> dict[str, str]:
-    """Return the comment of each table of a family; none where there is no nf_tables.
+def table_infos(family: Family | int) -> dict[str, TableInfo]:
+    """Return the tables of a family by name; none where there is no nf_tables.
 
     Raises:
         KernelReadError: the kernel refuses.
     """
-    return {text(found.get(1)): _table(found).comment for found in dump(_GET_TABLE, family, b"")}
+    return {text(found.get(1)): _table(found) for found in dump(_GET_TABLE, family, b"")}
 
 
 def chain_info(family: Family, table: str, name: str) -> ChainInfo | None:
@@ -135,16 +135,6 @@ def base_chains(family: Family | int) -> list[tuple[str, ChainInfo]]:
 
     found = ((text(chain.get(1)), _chain(chain)) for chain in dump(_GET_CHAIN, family, b"", keep))
     return [(table, chain) for table, chain in found if chain.hook is not None]
-
-
-def dormant_tables(family: Family | int) -> frozenset[str]:
-    """Return the tables that are dormant: no packet enters their chains.
-
-    Raises:
-        KernelReadError: the kernel refuses.
-    """
-    tables = dump(_GET_TABLE, family, b"")
-    return frozenset(text(table.get(1)) for table in tables if _table(table).dormant)
 
 
 def set_infos(family: Family, table: str) -> list[SetInfo]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import json
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -378,3 +379,45 @@ def test_chains_of_too_many_rules_are_named_and_unknown(in_ns: Namespace) -> Non
     found = neighbours(hook, ANY).beside.decide(10 << 24)
     assert (found.verdict, found.origin.document) == (Verdict.UNKNOWN, "c of table ip x")
     assert "20001 rules, too many" in found.origin.text
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_of_the_same_priority_the_chain_that_was_made_last_decides(
+    in_ns: Namespace, order: tuple[int, int]
+) -> None:
+    in_ns.run(["ip", "link", "set", "lo", "up"])
+    for n in order:
+        # One of the family inet, one of a single family.
+        head = f"table {('ip', 'inet')[n - 1]} t{n} {{ chain c {{ {NAT} 100;"
+        rule = f"ip daddr 127.0.0.9 snat ip to 127.0.1.{n}"
+        in_ns.run(["nft", "-f", "-"], stdin=f"{head} {rule}; }}\n}}\n")
+    with in_ns.entered(), socket.socket(type=socket.SOCK_DGRAM) as there:
+        there.bind(("127.0.0.9", 0))
+        there.settimeout(10)
+        with socket.socket(type=socket.SOCK_DGRAM) as here:
+            here.sendto(b"x", there.getsockname())
+            _, (seen, _) = there.recvfrom(9)
+    found = neighbours(read_hook(Family.IPV4, "nftables", Placement()), ANY)
+    decided = found.beside.decide(int(ipaddress.ip_address("127.0.0.9")))
+    assert (seen, found.sources[decided.origin]) == (f"127.0.1.{order[1]}",) * 2
+
+
+def test_a_verdict_map_of_devices_concerns_these_alone(in_ns: Namespace) -> None:
+    """So Docker leads the traffic of each bridge to its own chain."""
+    chains = f"""table ip docker {{
+        map outward {{ type ifname : verdict; }}
+        map inward {{ type ifname : verdict; elements = {{ "docker0" : jump pods }}; }}
+        chain pods {{ ip saddr 172.17.0.0/16 masquerade; }}
+        chain c {{ {NAT} 100; iifname vmap @inward; oifname vmap @outward; }}
+    }}"""
+    in_ns.run(["nft", "-f", "-"], stdin=chains)
+    seen = []
+    for more in ("docker0", "eth0"):
+        found = neighbours(
+            read_hook(Family.IPV4, "nftables", Placement()), Question(None, ("eth0",))
+        )
+        seen.append(found.beside.decide(10 << 24).verdict)
+        in_ns.run(["nft", "add", "element", "ip", "docker", "outward", f"{{ {more} : jump pods }}"])
+    found = neighbours(read_hook(Family.IPV4, "nftables", Placement()), Question(None, ("eth0",)))
+    seen.append(found.beside.decide(10 << 24).verdict)
+    assert seen == [Verdict.NON_MASQUERADE, Verdict.NON_MASQUERADE, Verdict.UNKNOWN]

@@ -256,7 +256,11 @@ def test_our_guards_are_recognised_among_rules_that_iptables_cannot_list(
     table = "ip" if family is V4 else "ip6"
     in_ns.run(["nft", "add", "rule", table, "nat", "POSTROUTING", "ct", "mark", "5", "accept"])
     assert not reconcile_family(NftBackend(PLACEMENT), family, wanted)
-    assert backend.interpret(backend.read(family)).policy.guards == guards
+    held = backend.read(family)
+    assert backend.interpret(held).policy.guards == guards
+    # In the very words that are written: what was only moved is told by them.
+    said = [rule.text for rule in held.rules("POSTROUTING") if rule.target == "IP-MASQ"]
+    assert said == [rule.text for rule in backend.compile(wanted).jumps]
 
 
 # {0} is ip or ip6, {1} a prefix of the family.
@@ -446,3 +450,17 @@ def test_a_table_made_anew_is_read_anew_though_its_rules_have_the_same_numbers(
         in_ns.run(["nft", "-f", "-"], stdin=ruleset)
         (rule,) = backend.read(family).rules("IP-MASQ")
         assert rule.text == f"-d {prefix} -j RETURN"
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_a_jump_that_followed_our_chain_to_another_name_is_missed(
+    in_ns: Namespace, family: Family
+) -> None:
+    backend, wanted = NftBackend(PLACEMENT), FamilyPolicy(DecisionMap(family, ()))
+    iptables = {V4: "iptables-nft", V6: "ip6tables-nft"}[family]
+    reconcile_family(backend, family, wanted)
+    in_ns.run([iptables, "-t", "nat", "-E", "IP-MASQ", "OLD"])
+    in_ns.run([iptables, "-t", "nat", "-N", "IP-MASQ"])
+    reconcile_family(backend, family, wanted)
+    assert [r.target for r in backend.read(family).rules("POSTROUTING")] == ["OLD", "IP-MASQ"]
+    assert not reconcile_family(NftBackend(PLACEMENT), family, wanted)

@@ -246,7 +246,6 @@ def test_a_return_for_some_sources_before_our_jump_is_an_exception() -> None:
     "rule",
     [
         "-m set --match-set x dst -j MASQUERADE",
-        "-m set --match-set x src,dst -j MASQUERADE",
         "-m iprange --dst-range 10.0.0.1-10.0.0.9 -j SNAT --to-source 192.0.2.9",
         "-d 10.0.0.0/255.0.255.0 -j MASQUERADE",
         "-d 10.0.0.0/0.255.255.255 -j MASQUERADE",
@@ -282,6 +281,25 @@ def test_a_set_match_for_some_sources_is_an_exception_and_not_the_end_of_knowled
     assert listed(made) == [("POSTROUTING", 1, KEEP)]
     assert verdict(made, OUTSIDE, "10.9.0.1") is UNKNOWN
     assert verdict(made, OUTSIDE, "10.8.0.1") is MASQ
+
+
+def test_a_set_of_more_than_addresses_holds_for_some_packets() -> None:
+    """kube-proxy's first rule in mode IPVS: a pod that reaches itself by its service."""
+    loop = "-m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE"
+    made = table(["-j KUBE-POSTROUTING", JUMP], KUBE_POSTROUTING=[loop, *KUBE])
+    assert reading(made).policy == ALONE
+    assert listed(made) == [("KUBE-POSTROUTING", 1, MASQ)]
+
+
+def test_a_return_that_cannot_be_read_counts_where_the_rest_of_the_chain_decides() -> None:
+    early = "-m set --match-set x dst -j RETURN"
+    made = table(["-j WEAVE", JUMP], WEAVE=[early, "-d 10.32.0.0/12 -j MASQUERADE"])
+    assert [verdict(made, to) for to in (INSIDE, OUTSIDE, "10.33.0.1")] == [KEEP, MASQ, UNKNOWN]
+    assert reason(made, "10.33.0.1") == ("WEAVE", 1)
+    assert verdict(table([early, JUMP]), OUTSIDE) is UNKNOWN
+    assert reading(table([JUMP, "-j WEAVE"], WEAVE=[early])).policy == ALONE
+    some = table(["-j WEAVE", JUMP], WEAVE=[early, "-s 10.32.0.0/12 -j MASQUERADE"])
+    assert listed(some) == [("WEAVE", 2, MASQ)]
 
 
 def test_a_mark_set_on_the_way_makes_later_mark_matches_unknown() -> None:
