@@ -152,9 +152,12 @@ def _name(program: int) -> str:
 
 
 def _loaded() -> bool:
-    """Whether programs with our names are loaded on this machine."""
-    with _SYMBOLS.open("rb") as lines:  # bpf_prog_TAG_NAME
-        names = {line.split()[2].split(b"_", 3)[-1] for line in lines if b"[bpf]" in line}
+    """Whether programs with our names are loaded on this machine, as far as it tells."""
+    try:
+        with _SYMBOLS.open("rb") as lines:  # bpf_prog_TAG_NAME
+            names = {line.split()[2].split(b"_", 3)[-1] for line in lines if b"[bpf]" in line}
+    except (FileNotFoundError, PermissionError):  # a kernel or a sandbox without the list
+        return False
     return {name.encode() for name in NAMES.values()} <= names
 
 

@@ -6,6 +6,7 @@ them, and with or without the host's bpf file system.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from ipmasq_agent.host import bpf_hooks
+from ipmasq_agent.host import bpf_hooks, strays
 from ipmasq_agent.host.bpf_hooks import Hooks
 from tests import oracle
 from tests.kernel.agent import status_of
@@ -185,3 +186,16 @@ def run_foreign(node: Node, tmp_path: Path) -> Callable[[], None]:
         node.ns.run(["tc", "filter", "add", "dev", "eth0", "egress", "prio", "7", *words])
 
     return run
+
+
+def test_where_neither_programs_nor_symbols_may_be_seen_passes_go_on(
+    in_ns: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel without its list of symbols, or a profile that hides it."""
+
+    def forbidden(*_: object) -> int:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(strays, "bpf", forbidden)
+    monkeypatch.setattr(strays, "_SYMBOLS", tmp_path / "none")
+    assert list(strays.find(strict=True)) == []
