@@ -93,7 +93,7 @@ class Status:
         A rule of others that comes first is theirs to remove, and no reason to restart or
         to hold back an agent: readiness does not ask for this.
         """
-        return self.in_sync and not self.overridden
+        return self.in_sync and not self.overridden and not self.left_behind
 
     @property
     def ready(self) -> bool:

@@ -28,6 +28,7 @@ def command(destination: str, src: str | None, output: str, **options: Any) -> N
     Names the rule that decides, the line of the document it comes from, and the address
     that the receiver sees.
     """
+    from ipmasq_agent.agent.moves import deciding
     from ipmasq_agent.answers.explain import Route, explain
     from ipmasq_agent.backends.hook import read_hook
     from ipmasq_agent.cli.wiring import backend_choice, read_intent
@@ -56,7 +57,7 @@ def command(destination: str, src: str | None, output: str, **options: Any) -> N
         click.echo(f"warning: no document to compare with: {error}", err=True)
     choice = backend_choice(settings)
     try:
-        backend, _ = choice.current(large=intent is not None and intent.is_large)
+        backend, left_behind = choice.current(large=intent is not None and intent.is_large)
         # One address is asked about: a set of a hundred thousand is not read for it.
         from_ = source[1] if source else None
         kernel = backend.interpret(backend.read_at(family, address), from_)
@@ -65,7 +66,10 @@ def command(destination: str, src: str | None, output: str, **options: Any) -> N
         wanted = None
         if intent is not None and family in intent.wish.families:
             wanted = intent.policy(backend, family)
+        beside = choice.unseen + deciding(left_behind)
     finally:
         choice.close()
+    for line in beside:
+        click.echo(f"warning: {line}", err=True)
     answer = explain(family, address, src, kernel, others, wanted, route)
     emit(answer.as_data(), output, answer.as_text)

@@ -25,6 +25,7 @@ def command(output: str, **options: Any) -> None:
 
     Both families are shown, whoever wrote the rules and whatever the document says.
     """
+    from ipmasq_agent.agent.moves import deciding
     from ipmasq_agent.answers.explain import cidrs_in_force
     from ipmasq_agent.answers.overrides import shadow, usual
     from ipmasq_agent.backends.hook import read_hook
@@ -39,7 +40,7 @@ def command(output: str, **options: Any) -> None:
     notes: list[str] = []
     asked = overridden = False
     try:
-        backend, _ = choice.current()
+        backend, left_behind = choice.current()
         for family in Family:
             state = backend.read(family)
             if not backend.describe(state):
@@ -52,6 +53,7 @@ def command(output: str, **options: Any) -> None:
             found = shadow(own.policy, hook, egress).overridden
             overridden |= bool(found)
             notes += (f"somebody else's rule decides: {item}" for item in found)
+        notes += choice.unseen + deciding(left_behind)
     finally:
         choice.close()
     cidrs = cidrs_in_force(kernels, whole=not overridden)

@@ -119,4 +119,4 @@ def command(output: str, **options: Any) -> int:
         return "\n".join([status.as_text(), *hints])
 
     emit(status.as_data(), output, as_text)
-    return 0 if status.in_force and not left else 1
+    return 0 if status.in_force else 1

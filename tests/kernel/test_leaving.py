@@ -143,12 +143,17 @@ def test_root_on_the_node_removes_programs_whose_pins_are_nowhere(
     assert not in_force(left)
 
 
-def test_status_names_a_plane_that_was_left_until_it_is_cleaned(
+def test_questions_name_a_plane_that_was_left_until_it_is_cleaned(
     left: Node, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    named = "bpf holds rules of ours that decide too"
     words = ("status", left.document(), "--backend=iptables-nft", "--enable-ipv6")
     assert status_of(*words) == 1
-    assert "bpf holds rules of ours that decide too" in capsys.readouterr().out
+    assert named in capsys.readouterr().out
+    assert status_of("explain", "8.8.8.8", *words[1:]) == 0
+    assert named in capsys.readouterr().err
+    assert status_of("list", "--backend=iptables-nft") == 0
+    assert named in capsys.readouterr().err
     assert apply(left, SHOWN_TO_LEAVE, sees_pins=True) == (0, "")
     assert status_of(*words) == 0
     assert "bpf" not in capsys.readouterr().out

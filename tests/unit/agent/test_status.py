@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from ipmasq_agent.agent.status import ConfigStatus, Status
 from ipmasq_agent.policy.addresses import Family
@@ -41,3 +42,10 @@ def test_why_not_ready_names_what_is_waited_for() -> None:
     assert Status(ConfigStatus("x")).why_not_ready() == "waiting for x"
     failed = Status(ACCEPTED, errors={Family.IPV6: "no nat table"})
     assert failed.why_not_ready() == "ipv6: no nat table"
+
+
+def test_a_policy_is_not_in_force_beside_a_plane_that_was_left() -> None:
+    status = Status(ConfigStatus("x", "1", accepted=True), in_sync=True)
+    assert (status.in_force, status.ready) == (True, True)
+    left = replace(status, left_behind=("bpf holds rules of ours that decide too",))
+    assert (left.in_force, left.ready) == (False, False)
