@@ -14,7 +14,14 @@ from ipmasq_agent.host.nft_elements import Element, elements_of, pack
 from ipmasq_agent.policy.addresses import Family
 
 _GET_TABLE, _GET_CHAIN, _GET_SET, _GET_ELEMENT = 1, 4, 10, 13
+_TABLE_NAME, _TABLE_FLAGS, _TABLE_USE, _TABLE_HANDLE, _TABLE_USERDATA = 1, 2, 3, 4, 6
 _DORMANT = 1  # NFT_TABLE_F_DORMANT
+_CHAIN_HANDLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 2, 3, 4, 5, 7
+_HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
+_SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_KEY_LENGTH, _SET_DATA_TYPE = 2, 3, 4, 5, 6
+_SET_HANDLE, _SET_COUNT = 16, 20
+_OF_TABLE = 1  # NFTA_..._TABLE, of chains, sets and lists of elements alike
+_ELEMENTS_SET, _ELEMENTS = 2, 3
 
 
 class TableInfo(NamedTuple):
@@ -66,16 +73,16 @@ def table_info(family: Family, name: str) -> TableInfo | None:
     Raises:
         KernelReadError: the kernel refuses.
     """
-    found = ask(_GET_TABLE, PROTOCOL[family], _name(1, name))
+    found = ask(_GET_TABLE, PROTOCOL[family], _name(_TABLE_NAME, name))
     return None if found is None else _table(found)
 
 
 def _table(found: Mapping[int, bytes]) -> TableInfo:
     return TableInfo(
-        number(found.get(4)),
-        number(found.get(3)),
-        comment_in(found.get(6, b"")) or "",
-        bool(number(found.get(2)) & _DORMANT),
+        number(found.get(_TABLE_HANDLE)),
+        number(found.get(_TABLE_USE)),
+        comment_in(found.get(_TABLE_USERDATA, b"")) or "",
+        bool(number(found.get(_TABLE_FLAGS)) & _DORMANT),
     )
 
 
@@ -85,7 +92,7 @@ def table_infos(family: Family | int) -> dict[str, TableInfo]:
     Raises:
         KernelReadError: the kernel refuses.
     """
-    return {text(found.get(1)): _table(found) for found in dump(_GET_TABLE, family, b"")}
+    return {text(found.get(_TABLE_NAME)): _table(found) for found in dump(_GET_TABLE, family, b"")}
 
 
 def chain_info(family: Family, table: str, name: str) -> ChainInfo | None:
@@ -94,7 +101,7 @@ def chain_info(family: Family, table: str, name: str) -> ChainInfo | None:
     Raises:
         KernelReadError: the kernel refuses.
     """
-    found = ask(_GET_CHAIN, PROTOCOL[family], _name(1, table) + _name(3, name))
+    found = ask(_GET_CHAIN, PROTOCOL[family], _name(_OF_TABLE, table) + _name(_CHAIN_NAME, name))
     return None if found is None else _chain(found)
 
 
@@ -104,19 +111,19 @@ def chain_infos(family: Family, table: str) -> list[ChainInfo]:
     Raises:
         KernelReadError: the kernel refuses.
     """
-    replies = dump(_GET_CHAIN, family, _name(1, table))
-    return [_chain(found) for found in replies if text(found.get(1)) == table]
+    replies = dump(_GET_CHAIN, family, _name(_OF_TABLE, table))
+    return [_chain(found) for found in replies if text(found.get(_OF_TABLE)) == table]
 
 
 def _chain(found: Mapping[int, bytes]) -> ChainInfo:
-    hook = dict(attributes(found.get(4, b"")))
+    hook = dict(attributes(found.get(_CHAIN_HOOK, b"")))
     return ChainInfo(
-        text(found.get(3)),
-        number(found.get(2)),
-        text(found.get(7)),
-        number(hook[1]) if 1 in hook else None,
-        int.from_bytes(hook.get(2, b""), "big", signed=True),
-        number(found.get(5)),
+        text(found.get(_CHAIN_NAME)),
+        number(found.get(_CHAIN_HANDLE)),
+        text(found.get(_CHAIN_TYPE)),
+        number(hook[_HOOK_NUMBER]) if _HOOK_NUMBER in hook else None,
+        int.from_bytes(hook.get(_HOOK_PRIORITY, b""), "big", signed=True),
+        number(found.get(_CHAIN_POLICY)),
     )
 
 
@@ -128,12 +135,14 @@ def base_chains(family: Family | int) -> list[tuple[str, ChainInfo]]:
     Raises:
         KernelReadError: the kernel refuses.
     """
-    hooked = [attribute(7, kind + b"\0") for kind in (b"nat", b"filter", b"route")]
+    hooked = [attribute(_CHAIN_TYPE, kind + b"\0") for kind in (b"nat", b"filter", b"route")]
 
     def keep(payload: bytes) -> bool:
         return any(kind in payload for kind in hooked)
 
-    found = ((text(chain.get(1)), _chain(chain)) for chain in dump(_GET_CHAIN, family, b"", keep))
+    found = (
+        (text(chain.get(_OF_TABLE)), _chain(chain)) for chain in dump(_GET_CHAIN, family, b"", keep)
+    )
     return [(table, chain) for table, chain in found if chain.hook is not None]
 
 
@@ -143,8 +152,8 @@ def set_infos(family: Family, table: str) -> list[SetInfo]:
     Raises:
         KernelReadError: the kernel refuses.
     """
-    replies = dump(_GET_SET, family, _name(1, table))
-    return [_set(found) for found in replies if text(found.get(1)) == table]
+    replies = dump(_GET_SET, family, _name(_OF_TABLE, table))
+    return [_set(found) for found in replies if text(found.get(_OF_TABLE)) == table]
 
 
 def set_info(family: Family | int, table: str, name: str) -> SetInfo | None:
@@ -153,18 +162,18 @@ def set_info(family: Family | int, table: str, name: str) -> SetInfo | None:
     Raises:
         KernelReadError: the kernel refuses.
     """
-    found = ask(_GET_SET, protocol_of(family), _name(1, table) + _name(2, name))
+    found = ask(_GET_SET, protocol_of(family), _name(_OF_TABLE, table) + _name(_SET_NAME, name))
     return None if found is None else _set(found)
 
 
 def _set(found: Mapping[int, bytes]) -> SetInfo:
     return SetInfo(
-        text(found.get(2)),
-        number(found.get(16)),
-        number(found.get(3)),
-        (number(found.get(4)), number(found.get(5))),
-        number(found.get(6)),
-        number(found[20]) if 20 in found else None,
+        text(found.get(_SET_NAME)),
+        number(found.get(_SET_HANDLE)),
+        number(found.get(_SET_FLAGS)),
+        (number(found.get(_SET_KEY_TYPE)), number(found.get(_SET_KEY_LENGTH))),
+        number(found.get(_SET_DATA_TYPE)),
+        number(found[_SET_COUNT]) if _SET_COUNT in found else None,
     )
 
 
@@ -174,8 +183,8 @@ def list_elements(family: Family | int, table: str, name: str) -> bytes:
     Raises:
         KernelReadError: the kernel refuses, or the ruleset never stands still.
     """
-    replies = dump(_GET_ELEMENT, family, _name(1, table) + _name(2, name))
-    return b"".join([found.get(3, b"") for found in replies])
+    replies = dump(_GET_ELEMENT, family, _name(_OF_TABLE, table) + _name(_ELEMENTS_SET, name))
+    return b"".join([found.get(_ELEMENTS, b"") for found in replies])
 
 
 def interval_at(family: Family, table: str, name: str, address: int) -> Iterator[Element]:
@@ -193,11 +202,13 @@ def interval_at(family: Family, table: str, name: str, address: int) -> Iterator
     if address < family.last_address:
         asked.append(Element((address + 1).to_bytes(size, "big"), is_end=True))
     for element in asked:
-        request = _name(1, table) + _name(2, name) + nested(3, pack(element))
+        request = (
+            _name(_OF_TABLE, table) + _name(_ELEMENTS_SET, name) + nested(_ELEMENTS, pack(element))
+        )
         found = ask(_GET_ELEMENT, PROTOCOL[family], request)
         if found is None:
             return
-        yield from elements_of(found.get(3, b""))
+        yield from elements_of(found.get(_ELEMENTS, b""))
 
 
 def _name(kind: int, name: str) -> bytes:
