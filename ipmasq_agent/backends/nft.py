@@ -12,16 +12,18 @@ that it is told of and no others (seen of 1.8.9, for ``-S`` as for a restore);
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from ipmasq_agent.backends.iptables import IptablesBackend, program
 from ipmasq_agent.backends.nft_native import is_shown_in_full, told_by_expressions
-from ipmasq_agent.dialects.iptables import POSTROUTING, Placement, Plan, restore_text
+from ipmasq_agent.dialects.iptables import POSTROUTING, Jump, Placement, Plan, restore_text
 from ipmasq_agent.dialects.rules import Rule
 from ipmasq_agent.dialects.tables import Chain, Table, parse_listed
-from ipmasq_agent.errors import KernelReadError
+from ipmasq_agent.errors import CommandFailed, KernelReadError
 from ipmasq_agent.host.commands import run
 from ipmasq_agent.host.nfnetlink import ListedRule, generation, list_chain
+from ipmasq_agent.host.nft_batch import delete_rules
 from ipmasq_agent.host.nft_objects import ChainInfo, chain_info, table_info
 from ipmasq_agent.policy.addresses import Family
 
@@ -161,8 +163,35 @@ class NftBackend(IptablesBackend):
         return told_by_expressions(listed, family)
 
     def write_rules(self, family: Family, change: Plan) -> None:
-        """Feed the change to iptables-nft-restore: one transaction, nothing flushed."""
-        run([program(family, self.variant, "restore"), "--noflush"], stdin=restore_text(change))
+        """Feed the change to iptables-nft-restore: one transaction, nothing flushed.
+
+        It finds a jump by its text, and no text makes it find one that has an older revision
+        of a match, as it writes itself where it cannot ask the kernel for the newer one. Such
+        a jump goes by its handle, in a transaction of its own: after what comes in its place.
+        """
+        restore = [program(family, self.variant, "restore"), "--noflush"]
+        try:
+            run(restore, stdin=restore_text(change))
+        except CommandFailed:
+            if not change.jumps_removed:
+                raise
+            gone = self._handles_of(family, change.jumps_removed)
+            rest = replace(change, jumps_removed=())
+            if change.delete:
+                delete_rules(family, _TABLE, POSTROUTING, gone)
+            run(restore, stdin=restore_text(rest))
+            if not change.delete:
+                delete_rules(family, _TABLE, POSTROUTING, gone)
+
+    def _handles_of(self, family: Family, jumps: Sequence[Jump]) -> list[int]:
+        """Return the handles of jumps to our chain, of the read that a change was planned on."""
+        read = self._held[family].chains[POSTROUTING]
+        ours = [
+            handle
+            for handle, rule in zip(read.handles, read.chain.rules, strict=True)
+            if rule.target == self.placement.chain
+        ]
+        return [ours[jump.number] for jump in jumps]
 
 
 def _policy(info: ChainInfo) -> str | None:

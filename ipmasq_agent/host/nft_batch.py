@@ -11,14 +11,22 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ipmasq_agent.errors import HostError, KernelWriteError
 from ipmasq_agent.host import netlink
-from ipmasq_agent.host.netlink import ACKNOWLEDGE, REQUEST, Acknowledgement, attributes, text
+from ipmasq_agent.host.netlink import (
+    ACKNOWLEDGE,
+    REQUEST,
+    Acknowledgement,
+    attribute,
+    attributes,
+    text,
+)
 from ipmasq_agent.host.nfnetlink import NETLINK_NETFILTER, PROTOCOL, SUBSYSTEM, prefix
 from ipmasq_agent.policy.addresses import Family
 
+_DELETE_RULE = 8  # NFT_MSG_DELRULE
 _BEGIN, _END = 0x10, 0x11  # NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END
 _SEND_BUFFER_FORCED = 32  # SO_SNDBUFFORCE
 _NETLINK, _CAP_ACK, _EXTENDED_ACK = 270, 10, 11  # SOL_NETLINK, NETLINK_CAP_ACK, _EXT_ACK
@@ -99,6 +107,21 @@ class Batch:
         if first.code in _STALE:
             return Stale(what, remedy="nothing was written; the agent reads and tries again")
         return HostError(what, remedy=_remedy(first.code))
+
+
+def delete_rules(family: Family, table: str, chain: str, handles: Iterable[int]) -> None:
+    """Delete rules of a chain by their handles, all of them or none.
+
+    Raises:
+        Stale: one of them is not there.
+        HostError: the kernel refuses.
+    """
+    batch = Batch(family)
+    place = attribute(1, table.encode() + b"\0") + attribute(2, chain.encode() + b"\0")
+    for handle in handles:
+        body = place + attribute(3, handle.to_bytes(8, "big"))
+        batch.add(_DELETE_RULE, 0, body, f"delete rule {handle} of {chain}")
+    batch.commit()
 
 
 def _unsent(family: Family, length: int, cause: OSError) -> HostError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -464,3 +465,35 @@ def test_a_jump_that_followed_our_chain_to_another_name_is_missed(
     reconcile_family(backend, family, wanted)
     assert [r.target for r in backend.read(family).rules("POSTROUTING")] == ["OLD", "IP-MASQ"]
     assert not reconcile_family(NftBackend(PLACEMENT), family, wanted)
+
+
+def _odd_jump(ns: Namespace) -> None:
+    """Put in the place of our jump what iptables writes where it may not ask for revisions."""
+    listed = ns.run(["iptables-nft", "-t", "nat", "-S", "POSTROUTING"]).stdout.splitlines()
+    words = shlex.split(listed[-1])
+    usual = [rule.expressions for rule in list_chain(V4, "nat", "POSTROUTING")]
+    for when in range(1, 30):
+        ns.run(["iptables-nft", "-t", "nat", "-F", "POSTROUTING"])
+        fault = f"inject=socket:error=EMFILE:when={when}"
+        writer = ["strace", "-o", "/dev/null", "-e", fault, "iptables-nft", "-t", "nat"]
+        ns.run([*writer, *words], check=False)
+        rules = list_chain(V4, "nat", "POSTROUTING")
+        if rules and [rule.expressions for rule in rules] != usual:
+            return
+    raise AssertionError("iptables never wrote it otherwise")
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_jump_that_iptables_cannot_find_again_goes_by_its_handle(
+    in_ns: Namespace, leaves: bool
+) -> None:
+    backend, wanted = NftBackend(PLACEMENT), _policy(TENS)
+    reconcile_family(backend, V4, wanted)
+    _odd_jump(in_ns)
+    foreign = ["-s", "172.17.0.0/16", "-j", "RETURN"]
+    in_ns.run(["iptables-nft", "-t", "nat", "-A", "POSTROUTING", *foreign])
+    reconcile_family(backend, V4, None if leaves else wanted)
+    saved = in_ns.run(["iptables-nft", "-t", "nat", "-S", "POSTROUTING"]).stdout
+    assert saved.count("-j IP-MASQ") == (0 if leaves else 1)
+    assert saved.count("-s 172.17.0.0/16 -j RETURN") == 1
+    assert not reconcile_family(backend, V4, None if leaves else wanted)
