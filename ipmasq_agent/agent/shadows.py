@@ -86,6 +86,6 @@ class Shadows:
         told = {f"{item.family.value}: {item}": item for item in self.overridden}
         for line in told.keys() - self._told.keys():
             event(logging.WARNING, "somebody else decides", what=line)
-        if self._told and not told:
+        if self._told and not told and not self.unknown:
             event(logging.INFO, "nobody else decides any more")
         self._told = told

@@ -80,4 +80,8 @@ def command(output: str, **options: Any) -> int:
         return "\n".join(lines) or f"nothing would change ({backend.name})"
 
     emit(answer, output, as_text)
+    for line in choice.unseen:
+        click.echo(f"error: {line}", err=True)
+    if choice.unseen:
+        return 2
     return 1 if changed else 0

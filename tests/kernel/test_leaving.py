@@ -89,10 +89,12 @@ def chain_of_ours(node: Node) -> bool:
     return bool(oracle.read_chain("nft", "ipv4", "IP-MASQ", node.ns.name))
 
 
-def apply(node: Node, capabilities: frozenset[str], *, sees_pins: bool) -> tuple[int, str]:
+def apply(
+    node: Node, capabilities: frozenset[str], *, sees_pins: bool, verb: str = "apply"
+) -> tuple[int, str]:
     done = node.agent(
         capabilities,
-        "apply",
+        verb,
         node.document(),
         "--backend=iptables-nft",
         "--enable-ipv6",
@@ -114,6 +116,7 @@ def test_an_agent_that_sees_no_pins_removes_filters_and_says_so_of_links(
     left: Node, capabilities: frozenset[str], request: pytest.FixtureRequest
 ) -> None:
     by_link = "tcx" in request.node.name
+    foretold, said = apply(left, capabilities, sees_pins=False, verb="diff")
     status, told = apply(left, capabilities, sees_pins=False)
     assert chain_of_ours(left)
     assert in_force(left) == by_link
@@ -124,6 +127,9 @@ def test_an_agent_that_sees_no_pins_removes_filters_and_says_so_of_links(
         assert "mount the host's /sys/fs/bpf" in told
     else:
         assert (status, told) == (0, "")
+    # Filters are seen, and so their removal is a difference like any other.
+    assert foretold == (2 if by_link else 1)
+    assert ("eBPF programs of this agent are loaded" in said) == by_link
 
 
 def test_cleanup_that_sees_no_pins_removes_what_it_can_and_says_what_to_do(
