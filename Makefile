@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-BPF    := ipmasq_agent/bpf
+BPF    := ipmasq_agent/planes/bpf
 BYTECODE := $(BPF)/masq.bpf.o
 
 .PHONY: demo bench test test-long lint tools clean

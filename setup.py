@@ -14,7 +14,7 @@ class WithBytecode(build_py):
 
     def run(self) -> None:
         """Compile, then collect."""
-        subprocess.run([Path("ipmasq_agent/bpf/compile").absolute()], check=True)
+        subprocess.run([Path("ipmasq_agent/planes/bpf/compile").absolute()], check=True)
         super().run()
 
 

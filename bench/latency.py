@@ -28,10 +28,10 @@ from datetime import datetime
 from pathlib import Path
 
 from bench.support import agent, inside_namespace, log_lines, machine, row, to_api, to_file
-from ipmasq_agent.backends import detect
-from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.host.commands import run
-from ipmasq_agent.host.nfnetlink import list_chain
+from ipmasq_agent.netlink.nf import list_chain
+from ipmasq_agent.planes import detect
+from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
 
 _IPT_SO_GET_INFO = 64  # include/uapi/linux/netfilter_ipv4/ip_tables.h

@@ -13,9 +13,10 @@ from collections.abc import Callable
 
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
-from ipmasq_agent.dialects.interpretation import interpret
-from ipmasq_agent.dialects.iptables import Placement, after, compile_policy, plan
-from ipmasq_agent.dialects.tables import empty_table
+from ipmasq_agent.planes.iptables.compile import after, compile_policy, plan
+from ipmasq_agent.planes.iptables.interpret import interpret
+from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.planes.rules.table import empty_table
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import assemble_family
 from ipmasq_agent.policy.decisions import DecisionMap

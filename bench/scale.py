@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.support import AGENT, agent, inside_namespace, log_lines, machine, to_file
-from ipmasq_agent.backends import detect
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
-from ipmasq_agent.dialects.iptables import Placement
+from ipmasq_agent.planes import detect
+from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import assemble_family
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ipmasq_agent.backends.iptables import IptablesBackend
-from ipmasq_agent.dialects.iptables import POSTROUTING, Placement, Plan
-from ipmasq_agent.dialects.rules import Rule
-from ipmasq_agent.dialects.tables import Chain, Table, empty_table
+from ipmasq_agent.planes.iptables.compile import POSTROUTING, Plan
+from ipmasq_agent.planes.iptables.plane import IptablesBackend
+from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.planes.rules.rule import Rule
+from ipmasq_agent.planes.rules.table import Chain, Table, empty_table
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import Capabilities
 

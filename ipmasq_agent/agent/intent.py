@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from ipmasq_agent.backends import Backend, Desired, Plan, State
+from ipmasq_agent.planes.plane import Backend, Desired, Plan, State
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import NO_FACTS, Facts, Wish, assemble_family
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy

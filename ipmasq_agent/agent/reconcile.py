@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from ipmasq_agent.agent.intent import Intent
-from ipmasq_agent.backends import Backend, Change, Desired, Plan, State
 from ipmasq_agent.errors import AgentError, KernelWriteError, NotPermitted, foreseen
+from ipmasq_agent.planes.plane import Backend, Change, Desired, Plan, State
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
 

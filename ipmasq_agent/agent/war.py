@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ipmasq_agent.backends import Change
-from ipmasq_agent.dialects.ownership import SIGNATURE, UPSTREAM
+from ipmasq_agent.planes.iptables.ownership import SIGNATURE, UPSTREAM
+from ipmasq_agent.planes.plane import Change
 
 # As often as this may be chance: a restore from a file, a hand at work.
 _CHANCE = 2

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ipmasq_agent.dialects.hook import Neighbours, joined
-from ipmasq_agent.dialects.interpretation import Interpretation
+from ipmasq_agent.planes.interpretation import Interpretation
+from ipmasq_agent.planes.rules.hook import Neighbours, joined
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address, prefixes_of_range
 from ipmasq_agent.policy.decisions import Origin, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ipmasq_agent.answers.explain import rule_text
-from ipmasq_agent.dialects.hook import Hook, Neighbours, neighbours, overrides
-from ipmasq_agent.dialects.matching import Question
+from ipmasq_agent.planes.rules.hook import Hook, Neighbours, neighbours, overrides
+from ipmasq_agent.planes.rules.matching import Question
 from ipmasq_agent.policy.addresses import Family, prefixes_of_range
 from ipmasq_agent.policy.decisions import Origin, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy, Guards

@@ -10,9 +10,9 @@ from pathlib import Path
 from ipmasq_agent.answers.compare import Side
 from ipmasq_agent.cli import wiring
 from ipmasq_agent.cli.options import Settings
-from ipmasq_agent.dialects import cilium
 from ipmasq_agent.errors import ConfigError, HostError, KernelReadError, SourceError, UsageError
-from ipmasq_agent.host import bpf_maps
+from ipmasq_agent.planes.cilium import decide as cilium
+from ipmasq_agent.planes.cilium import maps as bpf_maps
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.assemble import Need
 from ipmasq_agent.policy.model import FamilyPolicy

@@ -31,9 +31,9 @@ def command(beside_agent: bool, **options: Any) -> int:
     status: 0 when nothing of ours is left.
     """
     from ipmasq_agent.agent.reconcile import clean
-    from ipmasq_agent.backends import detect
     from ipmasq_agent.cli.wiring import refuse_beside_agent
     from ipmasq_agent.host import seat
+    from ipmasq_agent.planes import detect
     from ipmasq_agent.policy.addresses import Family
 
     settings = settings_of(options)

@@ -30,12 +30,12 @@ def command(destination: str, src: str | None, output: str, **options: Any) -> N
     """
     from ipmasq_agent.agent.moves import deciding
     from ipmasq_agent.answers.explain import Route, explain
-    from ipmasq_agent.backends.hook import read_hook
     from ipmasq_agent.cli.wiring import backend_choice, read_intent
-    from ipmasq_agent.dialects.hook import neighbours
-    from ipmasq_agent.dialects.matching import question
     from ipmasq_agent.errors import AgentError, UsageError
     from ipmasq_agent.host.routes import look_up
+    from ipmasq_agent.planes.hook.read import read_hook
+    from ipmasq_agent.planes.rules.hook import neighbours
+    from ipmasq_agent.planes.rules.matching import question
     from ipmasq_agent.policy.addresses import parse_address
 
     settings = settings_of(options)

@@ -13,15 +13,15 @@ from dataclasses import replace
 from ipmasq_agent.answers.compare import Side
 from ipmasq_agent.answers.explain import rule_text
 from ipmasq_agent.answers.overrides import usual
-from ipmasq_agent.backends import detect
-from ipmasq_agent.backends.hook import read_hook
 from ipmasq_agent.cli.cilium_sides import CiliumSides
 from ipmasq_agent.cli.options import BACKENDS, Settings, split_configmap
 from ipmasq_agent.cli.wiring import read_intent
-from ipmasq_agent.dialects.hook import joined, neighbours
-from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.errors import AgentError, UsageError
 from ipmasq_agent.host.links import egress_devices
+from ipmasq_agent.planes import detect
+from ipmasq_agent.planes.hook.read import read_hook
+from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.planes.rules.hook import joined, neighbours
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import assemble_family
 from ipmasq_agent.policy.decisions import Verdict

@@ -13,9 +13,9 @@ from click.core import ParameterSource
 
 from ipmasq_agent.cli.goflags import GoBool
 from ipmasq_agent.config.model import DEFAULT_CIDR_LIMIT, Flags
-from ipmasq_agent.dialects.iptables import DEFAULT_CHAIN, DEFAULT_PINS, Placement
-from ipmasq_agent.dialects.ownership import owner_of_name
 from ipmasq_agent.errors import UsageError
+from ipmasq_agent.planes.iptables.ownership import owner_of_name
+from ipmasq_agent.planes.placement import DEFAULT_CHAIN, DEFAULT_PINS, Placement
 from ipmasq_agent.policy.model import parse_port_ranges
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ import click
 
 from ipmasq_agent.agent.choice import BackendChoice
 from ipmasq_agent.agent.intent import Intent
-from ipmasq_agent.backends import detect
 from ipmasq_agent.cli.options import Settings
 from ipmasq_agent.config.document import Understood, parse_documents
 from ipmasq_agent.config.model import Config
 from ipmasq_agent.errors import UsageError
 from ipmasq_agent.host import seat
+from ipmasq_agent.planes import detect
 from ipmasq_agent.policy.assemble import Facts, Wish
 from ipmasq_agent.sources import Document, FactSource, Source
 

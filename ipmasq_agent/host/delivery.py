@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 from pathlib import Path
 
-from ipmasq_agent.host.rtnetlink import list_addresses, list_links, look_up, proxies
+from ipmasq_agent.netlink.rt import list_addresses, list_links, look_up, proxies
 from ipmasq_agent.policy.addresses import Family
 
 # RTN_... of include/uapi/linux/rtnetlink.h

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ipmasq_agent.host.rtnetlink import Address, list_addresses, list_links, list_routes
+from ipmasq_agent.netlink.rt import Address, list_addresses, list_links, list_routes
 from ipmasq_agent.policy.addresses import Family
 
 # include/uapi/linux/if_arp.h: Ethernet and what looks like it. Tunnels, PPP and devices

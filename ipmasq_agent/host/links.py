@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 
-from ipmasq_agent.host.rtnetlink import Link, list_addresses, list_links, list_routes
+from ipmasq_agent.netlink.rt import Link, list_addresses, list_links, list_routes
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import Links
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ipmasq_agent.host.links import DEFAULT_TABLE, MAIN_TABLE
-from ipmasq_agent.host.rtnetlink import Route, list_routes
+from ipmasq_agent.netlink.rt import Route, list_routes
 from ipmasq_agent.policy.addresses import Family, Prefix
 
 PreferredSources = tuple[tuple[Prefix, int | None], ...]

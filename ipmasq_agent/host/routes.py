@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ipmasq_agent.host import rtnetlink
 from ipmasq_agent.host.egress import masquerading_source
-from ipmasq_agent.host.rtnetlink import LOCAL, list_addresses, list_links
+from ipmasq_agent.netlink import rt as rtnetlink
+from ipmasq_agent.netlink.rt import LOCAL, list_addresses, list_links
 from ipmasq_agent.policy.addresses import Family, parse_address
 
 

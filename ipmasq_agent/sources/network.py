@@ -13,7 +13,7 @@ from ipmasq_agent.errors import KernelReadError, SourceError
 from ipmasq_agent.host.egress import list_devices
 from ipmasq_agent.host.links import read_links
 from ipmasq_agent.host.preferred_sources import preferred_sources
-from ipmasq_agent.host.rtnetlink import (
+from ipmasq_agent.netlink.rt import (
     DELETED_FILTER,
     DELETED_QDISC,
     TRAFFIC_CONTROL,

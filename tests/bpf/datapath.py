@@ -20,7 +20,7 @@ from tests.bpf.packets import Addresses, address, frame
 from tests.bpf.syscall import Map, make_trie, pinned, possible_cpus, run_program
 from tests.kernel import bpffs
 
-SOURCES = Path(__file__).parents[2] / "ipmasq_agent/bpf"
+SOURCES = Path(__file__).parents[2] / "ipmasq_agent/planes/bpf"
 PASS, DROP = -1, 2
 PROGRAMS = ("outward", "inward", "sweep")
 

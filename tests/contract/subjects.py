@@ -12,11 +12,13 @@ from abc import ABC, abstractmethod
 from typing import cast
 
 from ipmasq_agent.agent.reconcile import reconcile_family
-from ipmasq_agent.backends import Change
-from ipmasq_agent.backends.detect import make_iptables
-from ipmasq_agent.backends.iptables import IptablesBackend, program
-from ipmasq_agent.dialects.iptables import Placement, Plan
-from ipmasq_agent.dialects.tables import Table, empty_table, parse_saved
+from ipmasq_agent.planes.detect import make_iptables
+from ipmasq_agent.planes.iptables.compile import Plan
+from ipmasq_agent.planes.iptables.plane import IptablesBackend, program
+from ipmasq_agent.planes.iptables.save import parse_saved
+from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.planes.plane import Change
+from ipmasq_agent.planes.rules.table import Table, empty_table
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
 from tests import oracle

@@ -135,7 +135,7 @@ def test_the_compiled_programs_and_the_library_that_loads_them_are_in_the_image(
     image: Image,
 ) -> None:
     packages = image.at("/opt/ipmasq-agent/lib/python3.11/site-packages")
-    compiled = (packages / "ipmasq_agent/bpf/masq.bpf.o").read_bytes()
+    compiled = (packages / "ipmasq_agent/planes/bpf/masq.bpf.o").read_bytes()
     assert compiled[:4] == b"\x7fELF"
     assert [*image.root.glob("usr/lib/*/libbpf.so.1")]
 

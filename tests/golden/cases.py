@@ -10,10 +10,11 @@ from pathlib import Path
 
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
-from ipmasq_agent.dialects.iptables import Placement, Plan, absent, after, compile_policy, plan
-from ipmasq_agent.dialects.iptables import restore_text as text_of
-from ipmasq_agent.dialects.rules import parse_rule
-from ipmasq_agent.dialects.tables import Chain, Table, empty_table
+from ipmasq_agent.planes.iptables.compile import Plan, absent, after, compile_policy, plan
+from ipmasq_agent.planes.iptables.compile import restore_text as text_of
+from ipmasq_agent.planes.iptables.text import parse_rule
+from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.planes.rules.table import Chain, Table, empty_table
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import assemble_family
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy, PortRange

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ipmasq_agent import cli
-from ipmasq_agent.backends import detect
+from ipmasq_agent.planes import detect
 from tests.oracle import Variant
 
 # Taken before anyone replaces it: a legacy worker lives in the namespace in which it was

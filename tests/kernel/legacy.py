@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ipmasq_agent.agent.reconcile import reconcile_family
-from ipmasq_agent.backends import Change
-from ipmasq_agent.backends.legacy import LegacyBackend
-from ipmasq_agent.dialects.iptables import Placement
+from ipmasq_agent.planes.iptables.legacy import LegacyBackend
+from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.planes.plane import Change
 from ipmasq_agent.policy.addresses import Family
 from tests.contract.policies import policy
 
 DEADLINE = 20.0
-WORKER = b"ipmasq_agent.backends.legacy_worker"
+WORKER = b"ipmasq_agent.planes.iptables.legacy_worker"
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ipmasq_agent.dialects.iptables import Placement
+from ipmasq_agent.planes.placement import Placement
 
 PINS = "IPMASQ_BPF_PINS"
 # arch/x86/entry/syscalls and the generic table have the same numbers for these.

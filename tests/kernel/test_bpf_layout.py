@@ -9,9 +9,9 @@ import subprocess
 from functools import cache
 from typing import Any
 
-from ipmasq_agent.dialects import bpf_layout as layout
-from ipmasq_agent.dialects.bpf_layout import Flag, FlowState, Settings
-from ipmasq_agent.host.bpf_hooks import BYTECODE
+from ipmasq_agent.planes.bpf import layout
+from ipmasq_agent.planes.bpf.hooks import BYTECODE
+from ipmasq_agent.planes.bpf.layout import Flag, FlowState, Settings
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import PortRange
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.host import bpf_maps, bpf_objects, bpf_syscall
+from ipmasq_agent.host import bpf_objects, bpf_syscall
+from ipmasq_agent.planes.cilium import maps as bpf_maps
 from ipmasq_agent.policy.addresses import Family
 from tests.kernel import bpffs
 

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from ipmasq_agent.host.conntrack import Connection, introduce
+from ipmasq_agent.netlink.ct import Connection, introduce
 from ipmasq_agent.policy.addresses import Family
 from tests.netns import Namespace
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from ipmasq_agent.backends import detect
-from ipmasq_agent.backends.detect import choose, holders
-from ipmasq_agent.backends.legacy import table_exists
-from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.errors import AgentError, KernelReadError
+from ipmasq_agent.planes import detect
+from ipmasq_agent.planes.detect import choose, holders
+from ipmasq_agent.planes.iptables.legacy import table_exists
+from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
 from tests import oracle
 from tests.kernel.legacy import wait_until, workers_of

@@ -19,9 +19,9 @@ import pytest
 from ipmasq_agent.agent.choice import BackendChoice
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.reconcile import clean, reconcile
-from ipmasq_agent.backends import detect
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
+from ipmasq_agent.planes import detect
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import Facts, Links
 from tests import oracle

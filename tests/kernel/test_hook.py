@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from ipmasq_agent.backends.hook import read_hook
-from ipmasq_agent.dialects.hook import neighbours
-from ipmasq_agent.dialects.iptables import Placement
-from ipmasq_agent.dialects.matching import ANY, Question
-from ipmasq_agent.host import nfnetlink
+from ipmasq_agent.netlink import nf as nfnetlink
+from ipmasq_agent.planes.hook.read import read_hook
+from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.planes.rules.hook import neighbours
+from ipmasq_agent.planes.rules.matching import ANY, Question
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import Verdict
 from tests.kernel.agent import status_of

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from ipmasq_agent.agent.reconcile import reconcile_family
-from ipmasq_agent.backends import detect
-from ipmasq_agent.backends.iptables import IptablesBackend
-from ipmasq_agent.dialects.ipset import IN_PLACE
-from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.errors import CommandFailed, KernelReadError
+from ipmasq_agent.planes import detect
+from ipmasq_agent.planes.iptables.plane import IptablesBackend
+from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.planes.prefixset import IN_PLACE
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import FamilyPolicy
@@ -194,7 +194,7 @@ def test_a_set_that_cannot_be_filled_leaves_everything_as_it_was(
     wanted = policy(subject.family, range(10))
     subject.write(wanted)
     before = subject.elements(), subject.rules(), subject.sets()
-    monkeypatch.setattr("ipmasq_agent.dialects.ipset._LEAST_ELEMENTS", 1)
+    monkeypatch.setattr("ipmasq_agent.planes.prefixset._LEAST_ELEMENTS", 1)
     larger = subject.backend.compile(policy(subject.family, range(IN_PLACE * 2)))
     assert larger.address_set is not None
     object.__setattr__(larger.address_set, "capacity", 3)

@@ -13,9 +13,9 @@ from tests.netns import Namespace
 _PASSES = """
 import json, resource, socket, subprocess
 from ipmasq_agent.agent.reconcile import reconcile_family
-from ipmasq_agent.backends import detect
-from ipmasq_agent.backends.hook import read_hook
-from ipmasq_agent.dialects.iptables import Placement
+from ipmasq_agent.planes.plane import detect
+from ipmasq_agent.planes.hook.read import read_hook
+from ipmasq_agent.planes.iptables.compile import Placement
 from ipmasq_agent.host import nfnetlink
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
@@ -76,9 +76,9 @@ _LEGACY_PASSES = """
 import json, os
 from pathlib import Path
 from ipmasq_agent.agent.reconcile import reconcile_family
-from ipmasq_agent.backends import detect
-from ipmasq_agent.backends.legacy import read_chains
-from ipmasq_agent.dialects.iptables import Placement
+from ipmasq_agent.planes.plane import detect
+from ipmasq_agent.planes.iptables.legacy import read_chains
+from ipmasq_agent.planes.iptables.compile import Placement
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import DecisionMap
 from ipmasq_agent.policy.model import FamilyPolicy

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from ipmasq_agent.host import bpf_hooks, strays
-from ipmasq_agent.host.bpf_hooks import Hooks
+from ipmasq_agent.planes.bpf import hooks as bpf_hooks
+from ipmasq_agent.planes.bpf import strays
+from ipmasq_agent.planes.bpf.hooks import Hooks
 from tests import oracle
 from tests.kernel.agent import status_of
 from tests.kernel.container import contained

@@ -15,13 +15,14 @@ import pytest
 
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.reconcile import clean, reconcile
-from ipmasq_agent.backends import legacy, legacy_worker
-from ipmasq_agent.backends.detect import choose, holders
-from ipmasq_agent.backends.legacy import LegacyBackend
-from ipmasq_agent.dialects.iptables import Placement, Plan
-from ipmasq_agent.dialects.rules import parse_rule
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.host.patience import Patience
+from ipmasq_agent.planes.detect import choose, holders
+from ipmasq_agent.planes.iptables import legacy, legacy_worker
+from ipmasq_agent.planes.iptables.compile import Plan
+from ipmasq_agent.planes.iptables.legacy import LegacyBackend
+from ipmasq_agent.planes.iptables.text import parse_rule
+from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import Wish
 from tests import oracle

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from ipmasq_agent.agent.reconcile import clean, reconcile_family
-from ipmasq_agent.backends import detect
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.host.egress import list_devices
 from ipmasq_agent.host.routes import Route, look_up
+from ipmasq_agent.planes import detect
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import assemble_family
 from tests.kernel.pins import placement

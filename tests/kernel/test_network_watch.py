@@ -14,7 +14,7 @@ import pytest
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.host.links import egress_devices, read_links
 from ipmasq_agent.host.preferred_sources import preferred_sources
-from ipmasq_agent.host.rtnetlink import Overrun
+from ipmasq_agent.netlink.rt import Overrun
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.assemble import Links, Need
 from ipmasq_agent.sources import FactEvent, NotLearnt, network
@@ -331,7 +331,7 @@ def test_messages_that_were_lost_are_made_good_by_reading(
     in_ns: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The smallest buffer there is, and nobody who empties it until all has happened.
-    monkeypatch.setattr("ipmasq_agent.host.rtnetlink._RECEIVE_BUFFER", 1)
+    monkeypatch.setattr("ipmasq_agent.netlink.rt._RECEIVE_BUFFER", 1)
     told, released = Told(), threading.Event()
     overruns: list[Overrun] = []
 
@@ -343,7 +343,7 @@ def test_messages_that_were_lost_are_made_good_by_reading(
         told(event)
         released.wait(DEADLINE)
 
-    monkeypatch.setattr("ipmasq_agent.host.rtnetlink.Overrun", Counted)
+    monkeypatch.setattr("ipmasq_agent.netlink.rt.Overrun", Counted)
     source = HostAndCluster()
     source.start(held)
     source.require(frozenset({Need.LINKS}))

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from ipmasq_agent.agent.reconcile import reconcile_family
-from ipmasq_agent.backends.hook import read_hook
-from ipmasq_agent.backends.nft import NftBackend
-from ipmasq_agent.backends.nft_native import is_shown_in_full
-from ipmasq_agent.dialects.hook import joined, neighbours
-from ipmasq_agent.dialects.interpretation import Interpretation
-from ipmasq_agent.dialects.iptables import Placement
-from ipmasq_agent.dialects.matching import question
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.host.nfnetlink import list_chain
-from ipmasq_agent.host.nft_objects import chain_info
+from ipmasq_agent.netlink.nf import list_chain
+from ipmasq_agent.netlink.nft_objects import chain_info
+from ipmasq_agent.planes.hook.read import read_hook
+from ipmasq_agent.planes.interpretation import Interpretation
+from ipmasq_agent.planes.iptables.nft import NftBackend
+from ipmasq_agent.planes.iptables.nft_native import is_shown_in_full
+from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.planes.rules.hook import joined, neighbours
+from ipmasq_agent.planes.rules.matching import question
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import FamilyPolicy, Guards

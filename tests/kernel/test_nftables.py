@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 
 from ipmasq_agent.agent.reconcile import reconcile_family
-from ipmasq_agent.backends import detect, nftables, nftables_kernel
-from ipmasq_agent.backends.nftables import NftablesBackend
-from ipmasq_agent.dialects import nftables as dialect
-from ipmasq_agent.dialects.iptables import Placement
-from ipmasq_agent.dialects.nftables_plan import Plan
-from ipmasq_agent.dialects.nftables_state import Kind, NftSet
 from ipmasq_agent.errors import HostError, KernelReadError
-from ipmasq_agent.host import nft_batch
-from ipmasq_agent.host.nft_objects import SetInfo
+from ipmasq_agent.netlink import nft_batch
+from ipmasq_agent.netlink.nft_objects import SetInfo
+from ipmasq_agent.planes import detect
+from ipmasq_agent.planes.nftables import compile as dialect
+from ipmasq_agent.planes.nftables import plane as nftables
+from ipmasq_agent.planes.nftables import read as nftables_kernel
+from ipmasq_agent.planes.nftables.plan import Plan
+from ipmasq_agent.planes.nftables.plane import NftablesBackend
+from ipmasq_agent.planes.nftables.state import Kind, NftSet
+from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy
@@ -215,7 +217,7 @@ def test_what_a_broken_off_change_left_is_used_or_removed(
     subject.write(None)
     with monkeypatch.context() as patch:
         patch.setattr(nft_batch.Batch, "commit", broken)
-        patch.setattr("ipmasq_agent.backends.nftables_writing._NEW_CHAIN", 99)
+        patch.setattr("ipmasq_agent.planes.nftables.write._NEW_CHAIN", 99)
         with pytest.raises(HostError):
             subject.write(short)
     subject.write(short)
@@ -402,7 +404,7 @@ def test_a_refusal_of_the_kernel_is_readable_and_changes_nothing(
     before = oracle.snapshot(subject.namespace.name)
     desired = subject.backend.compile(policy(subject.family, [1, 3], ports=PORTS[1]))
     change = subject.backend.plan(subject.backend.read(subject.family), desired)
-    monkeypatch.setattr("ipmasq_agent.backends.nftables_writing._NEW_RULE", 21)
+    monkeypatch.setattr("ipmasq_agent.planes.nftables.write._NEW_RULE", 21)
     with pytest.raises(HostError, match="add rule to postrouting"):
         subject.backend.apply(subject.family, change)
     assert oracle.snapshot(subject.namespace.name) == before
@@ -410,8 +412,8 @@ def test_a_refusal_of_the_kernel_is_readable_and_changes_nothing(
 
 def test_without_the_capability_the_error_says_so(in_ns: Namespace) -> None:
     script = (
-        "from ipmasq_agent.backends.nftables import NftablesBackend\n"
-        "from ipmasq_agent.dialects.iptables import Placement\n"
+        "from ipmasq_agent.planes.nftables.plane import NftablesBackend\n"
+        "from ipmasq_agent.planes.iptables.compile import Placement\n"
         "from ipmasq_agent.policy.addresses import Family\n"
         "NftablesBackend(Placement()).read(Family.IPV4)\n"
     )

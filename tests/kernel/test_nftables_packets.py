@@ -17,10 +17,10 @@ from threading import Event, Thread
 import pytest
 
 from ipmasq_agent.agent.reconcile import reconcile_family
-from ipmasq_agent.backends import detect
-from ipmasq_agent.backends.nftables import NftablesBackend
-from ipmasq_agent.dialects import nftables as dialect
-from ipmasq_agent.dialects.iptables import Placement
+from ipmasq_agent.planes import detect
+from ipmasq_agent.planes.nftables import compile as dialect
+from ipmasq_agent.planes.nftables.plane import NftablesBackend
+from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy

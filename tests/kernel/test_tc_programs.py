@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from ipmasq_agent.errors import HostError
-from ipmasq_agent.host import bpf_hooks, libbpf
-from ipmasq_agent.host.bpf_hooks import Hooks
 from ipmasq_agent.host.bpf_objects import create_trie, get_pinned, open_pinned, pin
-from ipmasq_agent.host.tc_programs import Direction, attached
+from ipmasq_agent.planes.bpf import hooks as bpf_hooks
+from ipmasq_agent.planes.bpf import libbpf
+from ipmasq_agent.planes.bpf.hooks import Hooks
+from ipmasq_agent.planes.bpf.tc import Direction, attached
 from tests.kernel.pins import PINS
 from tests.netns import Namespace
 

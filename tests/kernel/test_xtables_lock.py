@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from ipmasq_agent.backends import legacy
-from ipmasq_agent.backends.legacy import LegacyBackend
 from ipmasq_agent.errors import HostError, LockTimeout, Stopped
 from ipmasq_agent.host import patience
-from ipmasq_agent.host.xtables_lock import XtablesLock
+from ipmasq_agent.planes.iptables import legacy
+from ipmasq_agent.planes.iptables.legacy import LegacyBackend
+from ipmasq_agent.planes.iptables.lock import XtablesLock
 from ipmasq_agent.policy.addresses import Family
 from tests import oracle
 from tests.kernel.legacy import (
@@ -192,7 +192,7 @@ def test_without_the_lock_a_rival_would_lose_its_rule(
     assert hook_targets() == ["ACCEPT", "IP-MASQ"]
     program = (
         "import json, subprocess, sys\n"
-        "from ipmasq_agent.backends.legacy_worker import NatTable\n"
+        "from ipmasq_agent.planes.iptables.legacy_worker import NatTable\n"
         "nat = NatTable('ipv4')\n"
         "commit = nat.table.commit\n"
         "def interleaved():\n"

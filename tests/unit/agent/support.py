@@ -11,9 +11,9 @@ from ipmasq_agent.agent.choice import BackendChoice
 from ipmasq_agent.agent.kept import Kept
 from ipmasq_agent.agent.loop import Agent, LoopSettings
 from ipmasq_agent.config.model import Flags
-from ipmasq_agent.dialects.iptables import Placement
-from ipmasq_agent.dialects.tables import Table
 from ipmasq_agent.errors import HostError, SourceUnavailable
+from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.planes.rules.table import Table
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import NO_FACTS, Facts, Need
 from ipmasq_agent.policy.model import Capabilities
@@ -194,7 +194,7 @@ class Bench:
 
     def flush(self, family: Family = Family.IPV4) -> None:
         """Somebody empties the chain by hand."""
-        from ipmasq_agent.dialects.tables import Chain
+        from ipmasq_agent.planes.rules.table import Chain
 
         table = self.backend.tables[family]
         chains = {**table.chains, "IP-MASQ": Chain("IP-MASQ", None, ())}

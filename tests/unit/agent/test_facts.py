@@ -9,7 +9,7 @@ import pytest
 
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.knowledge import Knowledge
-from ipmasq_agent.dialects.iptables import Placement
+from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.assemble import Facts, Links, Need, Wish
 from ipmasq_agent.policy.decisions import Origin

@@ -12,8 +12,8 @@ import pytest
 from ipmasq_agent.agent import logs
 from ipmasq_agent.agent.events import Signal
 from ipmasq_agent.config.model import Flags
-from ipmasq_agent.dialects.iptables import Desired
 from ipmasq_agent.errors import SourceUnavailable
+from ipmasq_agent.planes.iptables.compile import Desired
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
 from ipmasq_agent.sources import Document, Part, SourceFailed

@@ -9,9 +9,9 @@ import pytest
 
 from ipmasq_agent.agent.moves import Moves
 from ipmasq_agent.agent.reconcile import Outcomes
-from ipmasq_agent.dialects.iptables import Placement
-from ipmasq_agent.dialects.tables import Table
 from ipmasq_agent.errors import HostError, NotPermitted
+from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.planes.rules.table import Table
 from ipmasq_agent.policy.addresses import Family
 from tests.memory import MemoryBackend
 

@@ -11,8 +11,8 @@ from ipmasq_agent.agent import logs
 from ipmasq_agent.agent.events import Signal
 from ipmasq_agent.agent.war import War
 from ipmasq_agent.config.model import Flags
-from ipmasq_agent.dialects.rules import parse_rule
-from ipmasq_agent.dialects.tables import Chain, Table
+from ipmasq_agent.planes.iptables.text import parse_rule
+from ipmasq_agent.planes.rules.table import Chain, Table
 from ipmasq_agent.policy.addresses import Family
 from tests.unit.agent.support import Bench
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ipmasq_agent.answers.explain import Explanation, Route, explain
-from ipmasq_agent.dialects.hook import Hook, neighbours
-from ipmasq_agent.dialects.interpretation import Interpretation
-from ipmasq_agent.dialects.matching import ANY
+from ipmasq_agent.planes.interpretation import Interpretation
+from ipmasq_agent.planes.rules.hook import Hook, neighbours
+from ipmasq_agent.planes.rules.matching import ANY
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import Action, FamilyPolicy, FixedSource, Guards

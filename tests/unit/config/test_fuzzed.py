@@ -8,9 +8,11 @@ import pytest
 
 from ipmasq_agent.config.document import parse_documents
 from ipmasq_agent.config.model import Config, Flags
-from ipmasq_agent.dialects import bpf, iptables, nftables
-from ipmasq_agent.dialects.iptables import Placement
 from ipmasq_agent.errors import ConfigError
+from ipmasq_agent.planes.bpf import state as bpf
+from ipmasq_agent.planes.iptables import compile as iptables
+from ipmasq_agent.planes.nftables import compile as nftables
+from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.assemble import Facts, Links, assemble_family
 from ipmasq_agent.policy.model import Capabilities

@@ -1,0 +1,380 @@
+"""Links, addresses and routes as the kernel lists them, and word of their changes.
+
+rtnetlink(7). Message and attribute numbers: include/uapi/linux/{rtnetlink,if_link,if_addr}.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import NamedTuple
+
+from ipmasq_agent.errors import KernelReadError
+from ipmasq_agent.netlink import core as netlink
+from ipmasq_agent.netlink.core import attribute, attributes, text
+from ipmasq_agent.policy.addresses import Family
+
+NEW_ROUTE, DELETED_ROUTE = 24, 25
+DELETED_QDISC, DELETED_FILTER = 37, 45
+TRAFFIC_CONTROL = range(36, 48)
+"""Types of messages about queueing disciplines, their classes and filters."""
+# Multicast groups, as bits of nl_groups: devices; filters; addresses and routes of either
+# family.
+_GROUPS = 0x1 | 0x8 | 0x10 | 0x40 | 0x100 | 0x400
+_GET_LINK, _GET_ADDRESS, _GET_ROUTE, _GET_NEIGHBOUR = 18, 22, 26, 30
+_LINK = struct.Struct("=BxHiII")  # struct ifinfomsg
+_ADDRESS = struct.Struct("=BBBBI")
+_ROUTE = struct.Struct("=BBBBBBBBI")
+_NEXT_HOP = struct.Struct("=HBBi")
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
+_PROXY, _NEIGHBOUR_ADDRESS = 0x08, 1  # NTF_PROXY, NDA_DST
+# Leave the counters out: they are most of what the kernel has to say about a device.
+_WITHOUT_COUNTERS = struct.pack("=HHI", 8, 29, 1 << 3)  # IFLA_EXT_MASK, ..._SKIP_STATS
+_LINK_NAME, _LINK_INFO, _INFO_KIND = 3, 18, 1
+_LINK_NETNSID = 37  # only where it is another one (rtnl_fill_link_netnsid)
+_ADDRESS_ADDRESS, _ADDRESS_LOCAL, _ADDRESS_FLAGS = 1, 2, 8
+_OF_ADDRESS = frozenset({_ADDRESS_ADDRESS, _ADDRESS_LOCAL, _ADDRESS_FLAGS})
+# IFA_F_SECONDARY (of IPv6: temporary), IFA_F_DADFAILED, _DEPRECATED, _TENTATIVE. Masquerading
+# in IPv4 passes over the first alone (inet_select_addr, net/ipv4/devinet.c).
+_SECOND_CHOICE = {Family.IPV4: 0x01, Family.IPV6: 0x01 | 0x08 | 0x20 | 0x40}
+_ROUTE_DESTINATION, _ROUTE_FROM, _ROUTE_INWARD, _ROUTE_DEVICE, _ROUTE_GATEWAY = 1, 2, 3, 4, 5
+_ROUTE_METRIC, _ROUTE_SOURCE, _ROUTE_MULTIPATH, _ROUTE_TABLE, _ROUTE_VIA = 6, 7, 9, 15, 18
+_OF_LINK = frozenset({_LINK_NAME, _LINK_INFO, _LINK_NETNSID})
+_OF_ROUTE = frozenset(
+    {_ROUTE_DESTINATION, _ROUTE_DEVICE, _ROUTE_GATEWAY, _ROUTE_METRIC, _ROUTE_SOURCE}
+    | {_ROUTE_MULTIPATH, _ROUTE_TABLE}
+)
+_UNICAST, LOCAL = 1, 2  # RTN_...; broadcast, blackhole... are others
+# What the kernel answers for RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT, and where it would
+# not forward from a source (ip_route_input, fib_validate_source); in IPv6 it may show the route.
+_REFUSING = frozenset({6, 7, 8})
+_NO_ROUTE = frozenset(
+    {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EXDEV}
+)
+_CLONED, _DEAD = 0x200, 0x1
+_SCOPE_LINK = 253
+_FAMILIES = {socket.AF_INET: Family.IPV4, socket.AF_INET6: Family.IPV6}
+_NUMBERS = {family: value for value, family in _FAMILIES.items()}
+# Room for the storm of a node's 200 pods that come at once; the kernel doubles it.
+_RECEIVE_BUFFER = 1 << 20
+
+
+class Link(NamedTuple):
+    """A device.
+
+    Attributes:
+        kind: as ``ip -d link`` shows it; "" for hardware.
+        hardware: ARPHRD_... of include/uapi/linux/if_arp.h, 1 for Ethernet.
+        leads_away: what it is tied to (the other end of a veth) is in another network
+            namespace.
+    """
+
+    number: int
+    name: str
+    kind: str
+    hardware: int = 1
+    leads_away: bool = False
+
+
+class Address(NamedTuple):
+    """An address of a device.
+
+    Attributes:
+        length: of its subnet's prefix.
+        first_choice: nothing speaks against using it.
+    """
+
+    device: int
+    family: Family
+    address: int
+    length: int
+    scope: int
+    first_choice: bool
+
+    def shares_subnet(self, other: int) -> bool:
+        """Return whether another address of the family is in the subnet of this one."""
+        return (self.address ^ other) >> self.family.bits - self.length == 0
+
+
+class Route(NamedTuple):
+    """A unicast route that forwarded packets may take.
+
+    Attributes:
+        family: of its destination.
+        first: the lowest address of its destination.
+        length: of its destination's prefix.
+        table: number of its table; 254 is main, 253 default.
+        metric: the lower one wins among routes of one table to one destination.
+        source: the preferred source address, or None where the route leaves it to the device.
+        hops: device → the gateway there, None for none; several where it is multipath.
+    """
+
+    family: Family
+    first: int
+    length: int
+    table: int
+    metric: int
+    source: int | None
+    hops: Mapping[int, int | None]
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """Numbers of the devices that it leads through."""
+        return tuple(self.hops)
+
+
+class Overrun(Exception):
+    """The kernel dropped messages because we read too slowly: look at everything again."""
+
+
+def list_links() -> list[Link]:
+    """Return the devices of this network namespace.
+
+    Raises:
+        KernelReadError: they cannot be listed.
+    """
+    links = []
+    for body in dump(_GET_LINK, _LINK.pack(0, 0, 0, 0, 0) + _WITHOUT_COUNTERS, "its devices"):
+        _, hardware, index, _, _ = _LINK.unpack_from(body)
+        found = dict(attributes(body, _LINK.size, _OF_LINK))
+        kind = dict(attributes(found.get(_LINK_INFO, b""))).get(_INFO_KIND)
+        name = text(found.get(_LINK_NAME))
+        links.append(Link(index, name, text(kind), hardware, _LINK_NETNSID in found))
+    return links
+
+
+def list_addresses() -> list[Address]:
+    """Return the addresses of more than link scope, in the order in which the kernel has them.
+
+    Raises:
+        KernelReadError: they cannot be listed.
+    """
+    found = []
+    for body in dump(_GET_ADDRESS, _ADDRESS.pack(0, 0, 0, 0, 0), "its addresses"):
+        protocol, length, flags, scope, index = _ADDRESS.unpack_from(body)
+        family = _FAMILIES.get(protocol)
+        if family is None or scope >= _SCOPE_LINK:
+            continue
+        values = dict(attributes(body, _ADDRESS.size, _OF_ADDRESS))
+        # IFA_ADDRESS is the peer's on a point-to-point device; IPv6 has no IFA_LOCAL there.
+        data = values.get(_ADDRESS_LOCAL, values.get(_ADDRESS_ADDRESS, b""))
+        flags = number(values.get(_ADDRESS_FLAGS), flags)
+        first_choice = not flags & _SECOND_CHOICE[family]
+        address = int.from_bytes(data)
+        found.append(Address(index, family, address, length, scope, first_choice))
+    return found
+
+
+def list_routes(family: Family, *, longest: int | None = None) -> Iterator[Route]:
+    """Yield the unicast routes of every table.
+
+    Left out are cached routes, routes whose next hop is dead, and those for some sources
+    (IPv6 subtrees) or some values of TOS only.
+
+    Args:
+        family: of the destinations.
+        longest: leave out longer prefixes; 0 for default routes alone.
+
+    Raises:
+        KernelReadError: they cannot be listed.
+    """
+    request = _ROUTE.pack(_NUMBERS[family], 0, 0, 0, 0, 0, 0, 0, 0)
+    for body in dump(_GET_ROUTE, request, f"its {family.value} routes"):
+        protocol, length, source_length, tos, table, _, _, kind, flags = _ROUTE.unpack_from(body)
+        # A kernel without the family lists the routes of others (rtnl_dump_all).
+        if _FAMILIES.get(protocol) is not family or kind != _UNICAST or source_length or tos:
+            continue
+        if flags & (_CLONED | _DEAD) or (longest is not None and length > longest):
+            continue
+        found = dict(attributes(body, _ROUTE.size, _OF_ROUTE))
+        source = found.get(_ROUTE_SOURCE)
+        yield Route(
+            family,
+            int.from_bytes(found.get(_ROUTE_DESTINATION, b"")),
+            length,
+            number(found.get(_ROUTE_TABLE), table),
+            number(found.get(_ROUTE_METRIC), 0),
+            None if source is None else int.from_bytes(source),
+            dict(_hops(found)),
+        )
+
+
+class Lookup(NamedTuple):
+    """Where a packet would be sent.
+
+    Attributes:
+        kind: RTN_..., ``LOCAL`` for the node itself.
+        device: its number; 0 for none.
+        gateway: of the packet's family.
+        through_gateway: of whatever family.
+        source: the address that the node gives packets of its own.
+    """
+
+    kind: int
+    device: int
+    gateway: int | None
+    through_gateway: bool
+    source: int | None
+
+
+def look_up(
+    family: Family, address: int, source: int | None = None, inward: int | None = None
+) -> Lookup | None:
+    """Return the route to an address, by all rules and tables; None where there is none.
+
+    Args:
+        family: of the addresses.
+        address: of the destination.
+        source: of the packet; None for what the node itself sends.
+        inward: the device through which the packet comes in.
+
+    Raises:
+        KernelReadError: the kernel cannot be asked.
+    """
+    size, source_length = family.bits // 8, 0 if source is None else family.bits
+    request = _ROUTE.pack(_NUMBERS[family], family.bits, source_length, 0, 0, 0, 0, 0, 0)
+    request += attribute(_ROUTE_DESTINATION, address.to_bytes(size))
+    if source is not None:
+        request += attribute(_ROUTE_FROM, source.to_bytes(size))
+    if inward is not None:
+        request += attribute(_ROUTE_INWARD, struct.pack("=I", inward))
+    try:
+        body = netlink.ask(socket.NETLINK_ROUTE, _GET_ROUTE, request)
+    except OSError as cause:
+        if cause.errno in _NO_ROUTE:
+            return None
+        raise _refused("for the route to an address", cause) from cause
+    if body is None or (kind := _ROUTE.unpack_from(body)[7]) in _REFUSING:
+        return None
+    found = dict(attributes(body, _ROUTE.size))
+    own = found.get(_ROUTE_SOURCE)
+    return Lookup(
+        kind,
+        number(found.get(_ROUTE_DEVICE), 0),
+        _gateway(found),
+        bool(found.keys() & {_ROUTE_GATEWAY, _ROUTE_VIA}),
+        None if own is None else int.from_bytes(own),
+    )
+
+
+def proxies(family: Family, address: int) -> set[int]:
+    """Return the devices on which an address is to be answered for (``neighbour add proxy``).
+
+    Raises:
+        KernelReadError: the entries cannot be listed.
+    """
+    asked = _NEIGHBOUR_ADDRESS, address.to_bytes(family.bits // 8)
+    found = set()
+    for body in dump(
+        _GET_NEIGHBOUR, _NEIGHBOUR.pack(_NUMBERS[family], 0, 0, _PROXY, 0), "its proxies"
+    ):
+        _, device, _, flags, _ = _NEIGHBOUR.unpack_from(body)
+        if flags & _PROXY and asked in attributes(body, _NEIGHBOUR.size):
+            found.add(device)
+    return found
+
+
+def _hops(found: dict[int, bytes]) -> Iterator[tuple[int, int | None]]:
+    """Yield devices and gateways, of the route's own attributes or of its next hops."""
+    if _ROUTE_DEVICE in found:
+        yield number(found[_ROUTE_DEVICE], 0), _gateway(found)
+    hops = found.get(_ROUTE_MULTIPATH, b"")
+    position = 0
+    while position + _NEXT_HOP.size <= len(hops):
+        length, flags, _, index = _NEXT_HOP.unpack_from(hops, position)
+        if not flags & _DEAD:
+            of_hop = hops[position : position + length]
+            yield index, _gateway(dict(attributes(of_hop, _NEXT_HOP.size, _OF_ROUTE)))
+        position += max((length + 3) & ~3, _NEXT_HOP.size)
+
+
+def _gateway(found: dict[int, bytes]) -> int | None:
+    return int.from_bytes(found[_ROUTE_GATEWAY]) if _ROUTE_GATEWAY in found else None
+
+
+class Message(NamedTuple):
+    """Word of a change: its type, and for a route the length of its destination's prefix."""
+
+    kind: int
+    route_length: int | None
+
+
+class Changes:
+    """Word of every change of devices, addresses and routes from now on; a context manager."""
+
+    def __init__(self) -> None:
+        try:
+            self._socket = netlink.connect(socket.NETLINK_ROUTE, _GROUPS, _RECEIVE_BUFFER)
+            self._socket.setblocking(False)
+        except OSError as cause:
+            raise _refused("for word of changes", cause) from cause
+
+    def __enter__(self) -> Changes:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._socket.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable with the next message."""
+        return self._socket.fileno()
+
+    def receive(self) -> list[Message]:
+        """Return what has arrived, without waiting for more.
+
+        Raises:
+            Overrun: messages were lost.
+        """
+        messages: list[Message] = []
+        while True:
+            try:
+                data = self._socket.recv(netlink.ROOM)
+            except BlockingIOError:
+                return messages
+            except OSError as cause:
+                if cause.errno == errno.ENOBUFS:
+                    raise Overrun from cause
+                raise _refused("for word of changes", cause) from cause
+            for kind, _, _, body in netlink.split(data):
+                is_route = kind in (NEW_ROUTE, DELETED_ROUTE)
+                messages.append(Message(kind, body[1] if is_route else None))
+
+
+def dump(kind: int, request: bytes, what: str) -> list[bytes]:
+    """Return the bodies of a whole list, asked for again while it changes meanwhile.
+
+    Args:
+        kind: RTM_GET... of include/uapi/linux/rtnetlink.h.
+        request: what comes after the header.
+        what: is asked for, in words.
+
+    Raises:
+        KernelReadError: the kernel refuses, or it never stands still.
+    """
+    try:
+        bodies = netlink.dump(socket.NETLINK_ROUTE, kind, request, bytes)
+    except OSError as cause:
+        raise _refused(f"for {what}", cause) from cause
+    if bodies is None:
+        raise KernelReadError(f"the kernel never stood still while it listed {what}")
+    return bodies
+
+
+def number(data: bytes | None, default: int) -> int:
+    """Return an attribute of 32 bits; a default where it is missing."""
+    return default if data is None else int(struct.unpack("=I", data)[0])
+
+
+def _refused(what: str, cause: OSError) -> KernelReadError:
+    return KernelReadError(
+        f"the kernel cannot be asked {what}: {cause}",
+        remedy="allow sockets of the family AF_NETLINK to the agent",
+    )

@@ -1,0 +1,1 @@
+"""Cilium's own map of what is not masqueraded, read only."""

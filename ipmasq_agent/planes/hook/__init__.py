@@ -1,0 +1,1 @@
+"""Reads what stands at the postrouting hook beside us, in the tables of every data plane."""

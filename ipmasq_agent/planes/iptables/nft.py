@@ -1,0 +1,204 @@
+"""iptables over nf_tables, through ``iptables-nft`` and ``iptables-nft-restore``.
+
+nf_tables commits a restore as one transaction and refuses it when the ruleset changed in
+between (the program then tries again by itself), so no lock of ours is needed.
+
+The table is read by chain, as on a large node others have a hundred thousand rules in it:
+what a pass needs are our chain and POSTROUTING. iptables-nft asks the kernel for the chains
+that it is told of and no others (seen of 1.8.9, for ``-S`` as for a restore);
+``iptables-nft-save`` takes seconds and hundreds of megabytes there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from ipmasq_agent.errors import CommandFailed, KernelReadError
+from ipmasq_agent.host.commands import run
+from ipmasq_agent.netlink.nf import ListedRule, generation, list_chain
+from ipmasq_agent.netlink.nft_batch import delete_rules
+from ipmasq_agent.netlink.nft_objects import ChainInfo, chain_info, table_info
+from ipmasq_agent.planes.iptables.compile import POSTROUTING, Jump, Plan, restore_text
+from ipmasq_agent.planes.iptables.nft_native import is_shown_in_full, told_by_expressions
+from ipmasq_agent.planes.iptables.plane import IptablesBackend, program
+from ipmasq_agent.planes.iptables.save import parse_listed
+from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.planes.rules.rule import Rule
+from ipmasq_agent.planes.rules.table import Chain, Table
+from ipmasq_agent.policy.addresses import Family
+
+_TRIES = 20  # others may rewrite a chain as often as iptables lists it
+_TABLE = "nat"
+_POLICIES = {0: "DROP", 1: "ACCEPT"}  # NF_DROP, NF_ACCEPT
+NFT_FAMILY = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+
+
+class _Read(NamedTuple):
+    """A chain, and the handles of the rules that it was read from."""
+
+    handles: tuple[int, ...]
+    chain: Chain
+
+
+class _Held(NamedTuple):
+    """What the table was when it was read.
+
+    Attributes:
+        generation: of the ruleset; None where somebody committed at the same time.
+        numbers: the handles of the table, as one that is made anew numbers its rules anew, and
+            of our chain, as a jump follows a chain that is renamed and keeps its handle.
+        chains: those that a pass needs.
+        table: made of them.
+    """
+
+    generation: int | None
+    numbers: tuple[int, int]
+    chains: Mapping[str, _Read]
+    table: Table
+
+
+class NftBackend(IptablesBackend):
+    """The nat table that iptables-nft keeps in nf_tables."""
+
+    variant = "nft"
+    glances = True
+
+    def __init__(self, placement: Placement, *, with_set: bool = False) -> None:
+        super().__init__(placement, with_set=with_set)
+        self._held: dict[Family, _Held] = {}
+
+    def read_rules(self, family: Family) -> Table:
+        """Return our chain and POSTROUTING.
+
+        As long as nobody has committed anything since the last read, that one still holds,
+        and a chain whose rules have the handles that they had was not changed: on a node
+        where others write all the time a resync is a few questions to the kernel, and
+        starts no program.
+        """
+        before = generation()
+        held = self._held.get(family)
+        if held and held.generation == before:
+            return held.table
+        found = table_info(family, _TABLE)
+        infos = [chain_info(family, _TABLE, n) for n in (self.placement.chain, POSTROUTING)]
+        numbers = found.handle if found else 0, infos[0].handle if infos[0] else 0
+        known = held.chains if held and held.numbers == numbers else {}
+        chains = {
+            info.name: self._read_own(family, info, known.get(info.name))
+            for info in infos
+            if info is not None
+        }
+        table = Table(family, {name: read.chain for name, read in chains.items()})
+        now = before if generation() == before else None
+        self._held[family] = _Held(now, numbers, chains, table)
+        return table
+
+    def _read_own(self, family: Family, info: ChainInfo, known: _Read | None) -> _Read:
+        listed = list_chain(family, _TABLE, info.name)
+        handles = _handles(listed)
+        if known and known.handles == handles:
+            return known
+        if info.name == POSTROUTING:
+            # One list is of one moment, whoever writes meanwhile. Of others' rules a pass
+            # needs to know no more than that they are there.
+            rules = told_by_expressions(listed, family)
+            if all(rule.readable or rule.target != self.placement.chain for rule in rules):
+                return _Read(handles, Chain(info.name, _policy(info), tuple(rules)))
+        return self._read_listed(family, info)
+
+    def disturbed(self) -> bool:
+        """Return whether our chain or a rule of POSTROUTING is another than a pass left.
+
+        Where nobody has committed anything it is one question to the kernel.
+        """
+        for family, held in list(self._held.items()):
+            try:
+                if self.read_rules(family) != held.table:
+                    return True
+            except KernelReadError:
+                return True  # the pass that follows says what is wrong, until it is not
+        return False
+
+    def _read_listed(self, family: Family, info: ChainInfo) -> _Read:
+        """Read a chain as iptables-nft lists it, checked against the kernel's own list.
+
+        The two are two questions. Where somebody wrote in between, and where the program
+        leaves rules out, they differ.
+        """
+        name = info.name
+        listed = list_chain(family, _TABLE, name)
+        for _ in range(_TRIES):
+            handles = _handles(listed)
+            rules = self._shown(family, name, listed)
+            listed = list_chain(family, _TABLE, name)
+            if _handles(listed) == handles and len(rules) == len(handles):
+                return _Read(handles, Chain(name, _policy(info), tuple(rules)))
+        raise KernelReadError(
+            f"iptables-nft and the kernel disagree on the rules of {name} ({family.value})",
+            remedy=f"compare `{program(family, self.variant)} -t nat -S {name}` with "
+            f"`nft list chain {NFT_FAMILY[family]} nat {name}`",
+        )
+
+    def _shown(self, family: Family, name: str, listed: Sequence[ListedRule]) -> Sequence[Rule]:
+        """Return the rules of a chain as iptables-nft lists them, or by their expressions.
+
+        It refuses a chain for one rule that it cannot show, and edits it nevertheless. Of
+        one that it does list the expressions tell what it left out.
+        """
+        if not listed:
+            return ()
+        lister = program(family, self.variant)
+        done = run([lister, "-t", _TABLE, "-S", name], check=False)
+        if not done.status:
+            shown = [is_shown_in_full(rule.expressions, family) for rule in listed]
+            hidden = [n for n, whole in enumerate(shown) if not whole]
+            return parse_listed(done.stdout, family, name, writer=lister, unreadable=hidden)
+        if name == self.placement.chain:
+            raise KernelReadError(
+                f"{name} ({family.value}) holds rules that iptables-nft cannot show: "
+                f"{(done.stderr or done.stdout).strip()}",
+                remedy=f"see them with `nft list chain {NFT_FAMILY[family]} nat {name}`, and move "
+                "them to a chain of their own; nothing was written",
+            )
+        return told_by_expressions(listed, family)
+
+    def write_rules(self, family: Family, change: Plan) -> None:
+        """Feed the change to iptables-nft-restore: one transaction, nothing flushed.
+
+        It finds a jump by its text, and no text makes it find one that has an older revision
+        of a match, as it writes itself where it cannot ask the kernel for the newer one. Such
+        a jump goes by its handle, in a transaction of its own: after what comes in its place.
+        """
+        restore = [program(family, self.variant, "restore"), "--noflush"]
+        try:
+            run(restore, stdin=restore_text(change))
+        except CommandFailed:
+            if not change.jumps_removed:
+                raise
+            gone = self._handles_of(family, change.jumps_removed)
+            rest = replace(change, jumps_removed=())
+            if change.delete:
+                delete_rules(family, _TABLE, POSTROUTING, gone)
+            run(restore, stdin=restore_text(rest))
+            if not change.delete:
+                delete_rules(family, _TABLE, POSTROUTING, gone)
+
+    def _handles_of(self, family: Family, jumps: Sequence[Jump]) -> list[int]:
+        """Return the handles of jumps to our chain, of the read that a change was planned on."""
+        read = self._held[family].chains[POSTROUTING]
+        ours = [
+            handle
+            for handle, rule in zip(read.handles, read.chain.rules, strict=True)
+            if rule.target == self.placement.chain
+        ]
+        return [ours[jump.number] for jump in jumps]
+
+
+def _policy(info: ChainInfo) -> str | None:
+    return None if info.hook is None else _POLICIES.get(info.policy)
+
+
+def _handles(listed: Sequence[ListedRule]) -> tuple[int, ...]:
+    return tuple(rule.handle for rule in listed)

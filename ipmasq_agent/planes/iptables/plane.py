@@ -1,0 +1,137 @@
+"""What the backends that speak iptables share: the dialect, and how ``-save`` is read."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
+
+from ipmasq_agent.host.commands import run
+from ipmasq_agent.planes.interpretation import Interpretation
+from ipmasq_agent.planes.iptables import compile as dialect
+from ipmasq_agent.planes.iptables.compile import Desired, Plan
+from ipmasq_agent.planes.iptables.interpret import interpret, only_ours
+from ipmasq_agent.planes.iptables.set_kernel import Sets
+from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.planes.plane import Backend
+from ipmasq_agent.planes.prefixset import AddressSet
+from ipmasq_agent.planes.rules.table import Table
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.assemble import MANY_RULES
+from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
+
+
+def program(family: Family, variant: str, verb: str = "") -> str:
+    """Return the program's name: ``ip6tables-nft-save`` for IPv6, ``nft``, ``save``."""
+    stem = "iptables" if family is Family.IPV4 else "ip6tables"
+    return "-".join(part for part in (stem, variant, verb) if part)
+
+
+@cache
+def knows_random_fully(iptables: str) -> bool:
+    """Whether MASQUERADE takes --random-fully here (since iptables 1.6.2), by its help."""
+    return "--random-fully" in run([iptables, "-j", "MASQUERADE", "--help"]).stdout
+
+
+class IptablesBackend(Backend[Table, Desired, Plan]):
+    """A nat table of the kernel, spoken to in iptables; ``variant`` is legacy or nft.
+
+    It comes in two forms: a rule for each prefix, or one rule that asks a set. Both are
+    the same chain in the same place, so that one becomes the other in one plan.
+    """
+
+    variant: str
+
+    def __init__(self, placement: Placement, *, with_set: bool = False) -> None:
+        self.placement = placement
+        self.place = f"iptables-{self.variant}"
+        self.name = "ipset" if with_set else self.place
+        self._with_set = with_set
+        # Both variants share the kernel's sets, and have sets of their own there.
+        legacy = "-legacy" if self.variant == "legacy" else ""
+        self._sets = Sets(f"{placement.chain}{legacy}")
+        # Families in which no set of ours is left, as far as we have looked.
+        self._without_sets: set[Family] = set()
+
+    def capabilities(self, family: Family) -> Capabilities:
+        """Return what the installed iptables knows."""
+        return Capabilities(random_fully=knows_random_fully(program(family, self.variant)))
+
+    def compile(self, policy: FamilyPolicy) -> Desired:
+        """Return the chain, the jumps, and the set if there is to be one, for ``policy``."""
+        name = self._sets.name(policy.family) if self._with_set else None
+        return dialect.compile_policy(policy, self.placement, set_name=name)
+
+    def absent(self, family: Family) -> Desired:
+        """Return a table without our chain."""
+        return dialect.absent(self.placement)
+
+    def plan(self, actual: Table, desired: Desired) -> Plan:
+        """Return the edits from one to the other."""
+        return dialect.plan(actual, desired)
+
+    def after(self, actual: Table, desired: Desired) -> Table:
+        """Return the table once the edits were made."""
+        return dialect.after(actual, desired)
+
+    def describe(self, state: Table) -> list[str]:
+        """Return the jumps to our chain and the rules in it as ``-A`` lines, then the set."""
+        return dialect.describe(state, self.placement.chain)
+
+    def advice(self, desired: Desired) -> str | None:
+        """Warn where each packet has very many rules to pass."""
+        if len(desired.rules) <= MANY_RULES:
+            return None
+        return (
+            f"the chain has {len(desired.rules)} rules, which each new flow passes one by one; "
+            "--backend ipset or nftables decides by one look-up"
+        )
+
+    def interpret(self, state: Table, source: int | None = None) -> Interpretation:
+        """Return what our chain decides."""
+        return interpret(only_ours(state, self.placement), self.placement, source)
+
+    @abc.abstractmethod
+    def read_rules(self, family: Family) -> Table:
+        """Return our chain and POSTROUTING, without any sets; other chains may be there.
+
+        Raises:
+            KernelReadError: it cannot be read in full.
+        """
+
+    @abc.abstractmethod
+    def write_rules(self, family: Family, change: Plan) -> None:
+        """Carry out the part of ``change`` that is about the table, in one transaction."""
+
+    def read(self, family: Family) -> Table:
+        """Return our chain, POSTROUTING, and our sets, whole."""
+        return self._joined(self.read_rules(family), self._sets.read)
+
+    def recall(self, family: Family) -> Table:
+        """Return the same with elements from memory where their count agrees."""
+        return self._joined(self.read_rules(family), self._sets.recall)
+
+    def read_at(self, family: Family, destination: int) -> Table:
+        """Return our chain and POSTROUTING, of our set what it says about one address."""
+        table = self.read_rules(family)
+        return replace(table, sets=self._sets.read_at(family, destination))
+
+    def _joined(
+        self, table: Table, read_sets: Callable[[Family], Mapping[str, AddressSet]]
+    ) -> Table:
+        family = table.family
+        if not self._with_set and family in self._without_sets:
+            # One rule each: a resync need not ask for sets that nobody makes.
+            return table
+        sets = read_sets(family)
+        if not sets:
+            self._without_sets.add(family)
+        return replace(table, sets=sets)
+
+    def apply(self, family: Family, change: Plan) -> None:
+        """Fill sets, write the rules in one transaction, drop the sets they no longer ask."""
+        self._sets.prepare(family, change.sets)
+        if change.changes_rules:
+            self.write_rules(family, change)
+        self._sets.finish(family, change.sets)

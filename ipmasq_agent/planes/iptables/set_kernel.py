@@ -1,0 +1,157 @@
+"""The kernel's sets, through ``ipset``: read, filled, edited, swapped, destroyed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from ipmasq_agent.errors import CommandFailed, MissingTool
+from ipmasq_agent.host.commands import run
+from ipmasq_agent.planes.iptables.set_text import (
+    TYPE,
+    Header,
+    edit_text,
+    fill_text,
+    foreign,
+    parse_header,
+    parse_saved,
+)
+from ipmasq_agent.planes.iptables.sets import NEW, SetChange, set_names
+from ipmasq_agent.planes.prefixset import AddressSet, element
+from ipmasq_agent.policy.addresses import Family
+
+# Seconds for which a set that no rule refers to any more may still be in use: the kernel
+# frees a replaced table when no packet can be in it any longer.
+_PATIENCE = 5.0
+_IN_USE = "in use by a kernel component"
+_MANY_SECONDS = 300.0  # for a million elements on a slow machine
+
+
+class Sets:
+    """The sets that belong to one chain, two for each family: the set, and one being filled.
+
+    What was read or written is remembered, for ``recall``.
+    """
+
+    def __init__(self, stem: str) -> None:
+        self._stem = stem
+        self._known: dict[Family, AddressSet] = {}
+
+    def name(self, family: Family) -> str:
+        """Return the name of a family's set."""
+        return set_names(self._stem, family)[0]
+
+    def names(self, family: Family) -> list[str]:
+        """Return which of our sets exist; none where the program is not installed."""
+        ours = set_names(self._stem, family)
+        try:
+            listed = run(["ipset", "list", "-n"]).stdout.split("\n")
+        except MissingTool:
+            return []  # whoever made sets here had it
+        return [name for name in ours if name in listed]
+
+    def read(self, family: Family) -> dict[str, AddressSet]:
+        """Return our sets with all their elements.
+
+        Raises:
+            KernelReadError: a set of that name is not one of ours.
+        """
+        name, _ = set_names(self._stem, family)
+        found: dict[str, AddressSet] = {}
+        for existing in self.names(family):
+            # What was being filled when an agent was killed goes, whatever is in it.
+            found[existing] = (
+                parse_saved(run(["ipset", "save", name], timeout=_MANY_SECONDS).stdout, family)
+                if existing == name
+                else AddressSet(existing, family, ())
+            )
+        if name in found:
+            self._known[family] = found[name]
+        return found
+
+    def recall(self, family: Family) -> dict[str, AddressSet]:
+        """Return our sets, the elements from memory where the kernel's count agrees."""
+        name, new = set_names(self._stem, family)
+        known = self._known.get(family)
+        if known is None or self._header(name, family) != _expected(known):
+            return self.read(family)
+        found = {name: known}
+        if new in self.names(family):
+            found[new] = AddressSet(new, family, ())
+        return found
+
+    def read_at(self, family: Family, address: int) -> dict[str, AddressSet]:
+        """Return our set as if it held that one address, if it matches it."""
+        name, _ = set_names(self._stem, family)
+        if self._header(name, family) is None:
+            return {}
+        test = run(["ipset", "test", name, family.show(address)], check=False)
+        found = (element(address, family.bits),) if not test.status else ()
+        return {name: AddressSet(name, family, found)}
+
+    def _header(self, name: str, family: Family) -> Header | None:
+        """Return what the kernel tells of a set in short; None where there is none."""
+        try:
+            listed = run(["ipset", "list", "-t", name], check=False)
+        except MissingTool:
+            return None
+        if listed.status:
+            return None
+        header = parse_header(listed.stdout)
+        if (header.kind, header.family) != (TYPE, family):
+            raise foreign(name, header.kind, family)
+        return header
+
+    def prepare(self, family: Family, change: SetChange) -> None:
+        """Make our set what it is to be, before rules refer to it.
+
+        Raises:
+            CommandFailed: ipset refused; the set that rules refer to is as it was, or has
+                some of the edits, each of which leaves every address its old or new verdict.
+        """
+        for name in change.leftover:
+            self._destroy(name)
+        target = change.target
+        if target is None:
+            return
+        self._known.pop(family, None)
+        if change.steps is not None:
+            self._feed(edit_text(target.name, family, change.steps))
+            # The set keeps the size that it was made with.
+            header = self._header(target.name, family)
+            capacity = header.capacity if header else target.capacity
+            self._known[family] = replace(target, capacity=capacity)
+            return
+        filled = replace(target, name=target.name + NEW) if change.before is not None else target
+        try:
+            self._feed(fill_text(filled))
+        except BaseException:
+            self._destroy(filled.name)  # half a set is of no use
+            raise
+        if filled is not target:
+            run(["ipset", "swap", filled.name, target.name])
+            self._destroy(filled.name)
+        self._known[family] = target
+
+    def finish(self, family: Family, change: SetChange) -> None:
+        """Destroy what no rule refers to any more."""
+        for gone in change.drop:
+            self._destroy(gone.name)
+            self._known.pop(family, None)
+
+    def _feed(self, text: str) -> None:
+        run(["ipset", "restore"], stdin=text, timeout=_MANY_SECONDS)
+
+    def _destroy(self, name: str) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            done = run(["ipset", "destroy", name], check=False)
+            if not done.status or "does not exist" in done.stderr:
+                return
+            if _IN_USE not in done.stderr or time.monotonic() > deadline:
+                raise CommandFailed(["ipset", "destroy", name], done.status, done.stderr)
+            time.sleep(0.02)
+
+
+def _expected(known: AddressSet) -> Header:
+    return Header(TYPE, known.family, known.capacity, len(known.elements))

@@ -1,0 +1,143 @@
+"""What ``ipset`` reads and prints: sets as text, and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import NamedTuple
+
+from ipmasq_agent.errors import KernelReadError
+from ipmasq_agent.planes.prefixset import AddressSet, Step, element, shown
+from ipmasq_agent.policy.addresses import Family, parse_address
+
+TYPE = "hash:net"
+_LEAST_BUCKETS = 1 << 10
+_FAMILY_NAMES = {Family.IPV4: "inet", Family.IPV6: "inet6"}
+_CREATE = re.compile(r"create (\S+) (\S+) (.*)")
+
+
+def create_line(made: AddressSet) -> str:
+    """Return the line that makes a set, with room for its elements and as many again."""
+    buckets = max(_LEAST_BUCKETS, 1 << (len(made.elements) // 4).bit_length())
+    return (
+        f"create {made.name} {TYPE} family {_FAMILY_NAMES[made.family]} "
+        f"hashsize {buckets} maxelem {made.capacity}"
+    )
+
+
+def fill_text(made: AddressSet) -> str:
+    """Return what makes a set and fills it, as input for ``ipset restore``."""
+    lines = [create_line(made)]
+    lines += (f"add {made.name} {shown(code, made.family)}" for code in made.elements)
+    return "\n".join([*lines, ""])
+
+
+def edit_text(name: str, family: Family, steps: Iterable[Step]) -> str:
+    """Return edits in their order, as input for ``ipset restore``."""
+    lines = (
+        f"del {name} {shown(step.code & ~1, family)}"
+        if step.gone
+        else f"add {name} {shown(step.code, family)} -exist"
+        for step in steps
+    )
+    return "\n".join([*lines, ""])
+
+
+class Header(NamedTuple):
+    """What ``ipset list -t`` tells of a set without its elements."""
+
+    kind: str
+    family: Family | None
+    capacity: int
+    size: int
+
+
+def parse_header(text: str) -> Header:
+    """Return what the header of a set says.
+
+    Raises:
+        KernelReadError: it is not one.
+    """
+    fields = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+    words = fields.get("Header", "").split()
+    options = dict(pairwise(words))
+    try:
+        families = {name: family for family, name in _FAMILY_NAMES.items()}
+        return Header(
+            fields["Type"],
+            families.get(options.get("family", "")),
+            int(options.get("maxelem", 0)),
+            int(fields["Number of entries"]),
+        )
+    except (KeyError, ValueError) as cause:
+        raise _unreadable("ipset list -t", text) from cause
+
+
+def parse_saved(text: str, family: Family) -> AddressSet:
+    """Return the set in the output of ``ipset save NAME``.
+
+    Raises:
+        KernelReadError: the output is not that of a hash:net set of the family.
+    """
+    lines = text.splitlines()
+    created = _CREATE.fullmatch(lines[0]) if lines else None
+    if created is None:
+        raise _unreadable("ipset save", text)
+    name, kind, rest = created.groups()
+    words = rest.split()
+    options = dict(pairwise(words))
+    if kind != TYPE or options.get("family") != _FAMILY_NAMES[family]:
+        raise foreign(name, kind, family)
+    start, bits = len(f"add {name} "), family.bits
+    codes = []
+    try:
+        for line in lines[1:]:
+            address, slash, rest = line[start:].partition("/")
+            nomatch = False
+            if slash:
+                length_text, _, more = rest.partition(" ")
+                length = int(length_text)
+                nomatch = "nomatch" in more
+            else:
+                address, _, more = address.partition(" ")
+                length, nomatch = bits, "nomatch" in more
+            codes.append(element(_address(address, family), length, nomatch))
+    except ValueError as cause:
+        raise _unreadable("ipset save", text) from cause
+    codes.sort()
+    return AddressSet(name, family, tuple(codes), int(options.get("maxelem", 0)))
+
+
+def _address(text: str, family: Family) -> int:
+    """Return the number of an address; fast for what prefixes mostly look like."""
+    if family is Family.IPV4:
+        a, b, c, d = map(int, text.split("."))
+        return a << 24 | b << 16 | c << 8 | d
+    if text.endswith("::") and text.count(":") <= 8:
+        groups = text[:-2].split(":") if len(text) > 2 else []
+        if len(groups) <= 7 and "" not in groups:
+            number = 0
+            for group in groups:
+                number = number << 16 | int(group, 16)
+            return number << 16 * (8 - len(groups))
+    its_family, address = parse_address(text)
+    if its_family is not family:
+        raise ValueError(f"{text} is not an address of {family.value}")
+    return address
+
+
+def foreign(name: str, kind: str, family: Family) -> KernelReadError:
+    """Return the error for a set of that name that is not one of ours."""
+    return KernelReadError(
+        f"there is a set {name} already, and it is a {kind}, not our {TYPE} of {family.value}",
+        remedy=f"see it with `ipset list -t {name}`; rename it, or our chain with --masq-chain; "
+        "nothing was written",
+    )
+
+
+def _unreadable(program: str, text: str) -> KernelReadError:
+    return KernelReadError(
+        f"the output of `{program}` cannot be used: {text[:200]!r}",
+        remedy="run it by hand to see what it says; nothing was written",
+    )

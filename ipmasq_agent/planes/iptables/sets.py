@@ -1,0 +1,107 @@
+"""The ipset dialect: a policy's destinations as one ``hash:net`` set, asked by one rule.
+
+A hash:net set decides by the longest prefix that it holds for an address; a prefix with
+``nomatch`` is an exception within a shorter one, and the order of additions means nothing.
+It holds no /0: two /1 stand for that (ipset(8)). So a set can say all that a decision map
+can, in the user's own prefixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+from ipmasq_agent.planes.prefixset import AddressSet, Step, difference, in_place, shown
+from ipmasq_agent.policy.addresses import Family
+
+NEW = "-new"
+"""What is added to a set's name while its contents are filled in, before it is swapped."""
+_LONGEST_STEM = 25
+
+
+# -- changes ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SetChange:
+    """What becomes of our sets, in this order; the rules are written before the last.
+
+    Attributes:
+        target: the set as it will be; None where nothing is to be filled or edited.
+        steps: edits in place; None where the set is made, or made anew and swapped in.
+        before: the elements that it held before; None where it was not there.
+        leftover: sets in the way of making a new one, which nobody asks.
+        drop: sets to destroy once no rule refers to them.
+    """
+
+    target: AddressSet | None = None
+    steps: tuple[Step, ...] | None = None
+    before: Sequence[int] | None = None
+    leftover: tuple[str, ...] = ()
+    drop: tuple[AddressSet, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.target or self.leftover or self.drop)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many elements come and how many go."""
+        dropped = sum(len(gone.elements) for gone in self.drop)
+        if self.target is None:
+            return 0, dropped
+        going, coming = difference(self.before or (), self.target.elements)
+        return len(coming), len(going) + dropped
+
+    @property
+    def added(self) -> list[str]:
+        """The elements that come, as ``add NAME PREFIX``."""
+        if self.target is None:
+            return []
+        _, coming = difference(self.before or (), self.target.elements)
+        return _element_lines("add", self.target, coming)
+
+    @property
+    def removed(self) -> list[str]:
+        """The elements that go, as ``del NAME PREFIX``."""
+        lines = [line for gone in self.drop for line in _element_lines("del", gone, gone.elements)]
+        if self.target is not None and self.before is not None:
+            going, _ = difference(self.before, self.target.elements)
+            lines += _element_lines("del", self.target, going)
+        return lines
+
+
+NO_SET_CHANGE = SetChange()
+
+
+def _element_lines(verb: str, of: AddressSet, codes: Iterable[int]) -> list[str]:
+    return [f"{verb} {of.name} {shown(code, of.family)}" for code in sorted(codes)]
+
+
+def set_names(stem: str, family: Family) -> tuple[str, str]:
+    """Return the name of a set of ours, and the one under which a new one is filled.
+
+    A set's name has 31 characters at most (IPSET_MAXNAMELEN): a long stem is cut short,
+    and told from others by its checksum.
+    """
+    if len(stem) > _LONGEST_STEM:
+        stem = f"{stem[: _LONGEST_STEM - 9]}-{crc32(stem.encode()):08x}"
+    name = f"{stem}-{'4' if family is Family.IPV4 else '6'}"
+    return name, name + NEW
+
+
+def change_set(actual: Mapping[str, AddressSet], desired: AddressSet | None) -> SetChange:
+    """Return what leads from the sets of ours that there are to the one that should be."""
+    if desired is None:
+        return SetChange(drop=tuple(actual.values()))
+    leftover = tuple(name for name in actual if name != desired.name)
+    held = actual.get(desired.name)
+    if held is not None and held.elements == desired.elements:
+        return SetChange(leftover=leftover)
+    steps = in_place(held, desired) if held is not None else None
+    return SetChange(
+        desired,
+        None if steps is None else tuple(steps),
+        None if held is None else held.elements,
+        leftover,
+    )

@@ -1,0 +1,1 @@
+"""A policy as a table of our own in nf_tables."""

@@ -1,0 +1,152 @@
+"""The nftables dialect: a policy as a table of our own, its destinations in interval sets.
+
+::
+
+    table ip ip-masq {
+        set keep { type ipv4_addr; flags interval; elements = { 10.0.0.0/8, ... } }
+        chain postrouting {
+            type nat hook postrouting priority srcnat + 1; policy accept;
+            fib daddr type local return          packets to the node itself
+            ip saddr != @sources return          guards: only these sources,
+            oifname != @interfaces return        only out of these devices
+            ip daddr @keep return                what is not masqueraded
+            snat to ip daddr map @fixed          destinations with an address of their own
+            masquerade fully-random              everything else
+        }
+    }
+
+Of several nat chains at one hook the first that translates a connection decides, and to
+return from one lets the next one see the packet (net/netfilter/nf_nat_core.c,
+nf_nat_inet_fn). So those of iptables, at priority 100, come before ours or after it.
+
+A very large set is kept in parts. The kernel lists a set by walking it from its beginning
+for each 32 KiB of its answer (net/netfilter/nf_tables_api.c, nf_tables_dump_set): 2
+seconds for a hundred thousand intervals, 200 for a million. Where a part begins is told by
+the ranges themselves, so that a range more or less changes its own part alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ipmasq_agent.planes.nftables.rules import (
+    DestinationIn,
+    DeviceOutside,
+    Dispatch,
+    Ending,
+    Match,
+    NftRule,
+    OfProtocol,
+    Share,
+    SourceOutside,
+    ToThisNode,
+    Translate,
+)
+from ipmasq_agent.planes.nftables.state import Hook, Kind, NftChain, NftSet, NftTable, addresses
+from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.decisions import Verdict
+from ipmasq_agent.policy.model import PORT_PROTOCOLS, Action, FamilyPolicy, Guards
+
+POSTROUTING = "postrouting"
+KEEP, SOURCES, DEVICES, FIXED, PARTS = "keep", "sources", "interfaces", "fixed", "parts"
+# NF_IP_PRI_NAT_SRC is 100, where iptables has its nat chains.
+_AFTER_IPTABLES, _BEFORE_IPTABLES = 101, 99
+PARTED_PAST = 4096
+"""How many ranges one set may hold; the size to which lists of it stay fast."""
+# A range begins a part where this divides its first address: one in so many does, and
+# more evenly than in a hash, as a prime divides regular addresses at regular distances.
+_EVERY = 2039
+
+
+def table_name(placement: Placement) -> str:
+    """Return our table's name: that of the chain, as nftables writes names."""
+    return placement.chain.lower()
+
+
+def compile_policy(policy: FamilyPolicy, placement: Placement) -> NftTable:
+    """Return the table that decides as ``policy`` does.
+
+    Raises:
+        ValueError: a verdict is unknown, which no rule can carry out.
+    """
+    if Verdict.UNKNOWN in policy.decisions.verdicts:
+        raise ValueError("no rule can carry out what is unknown")
+    family = policy.family
+    sets: dict[str, NftSet] = {}
+    rules = [*_guarding(policy.guards, family, sets)]
+    firsts, lasts = _columns(policy)
+    parts: dict[str, NftChain] = {}
+    if len(firsts) <= PARTED_PAST:
+        sets[KEEP] = addresses(family, firsts, lasts)
+        rules.append(NftRule((DestinationIn(KEEP),), Ending.RETURN))
+    else:
+        for name, keep in _parted(family, firsts, lasts, sets).items():
+            sets[name] = keep
+            # Past a jump, to return is to go on in the chain that jumped.
+            parts[name] = NftChain(None, (NftRule((DestinationIn(name),), Ending.ACCEPT),))
+        rules.append(NftRule((), Dispatch(PARTS)))
+    if policy.action.fixed:
+        fixed = tuple(zip(*policy.action.fixed, strict=True))
+        sets[FIXED] = addresses(family, *fixed)
+    rules += translating(policy.action)
+    priority = _BEFORE_IPTABLES if placement.jump_first else _AFTER_IPTABLES
+    hooked = NftChain(Hook(POSTROUTING, priority), tuple(rules))
+    return NftTable(family, table_name(placement), {POSTROUTING: hooked, **parts}, sets)
+
+
+def absent(family: Family, placement: Placement) -> NftTable:
+    """Return the state in which there is no table of ours."""
+    return NftTable(family, table_name(placement), exists=False)
+
+
+def _columns(policy: FamilyPolicy) -> tuple[Sequence[int], Sequence[int]]:
+    return policy.decisions.ends(Verdict.NON_MASQUERADE)
+
+
+def _guarding(guards: Guards, family: Family, sets: dict[str, NftSet]) -> Iterator[NftRule]:
+    """Yield the rules for the guards, and add the sets that they need."""
+    if not guards.local_destinations:
+        yield NftRule((ToThisNode(),), Ending.RETURN)
+    if guards.sources is not None:
+        sources = guards.sources
+        sets[SOURCES] = addresses(family, [s.first for s in sources], [s.last for s in sources])
+        yield NftRule((SourceOutside(SOURCES),), Ending.RETURN)
+    if guards.devices is not None:
+        sets[DEVICES] = NftSet(Kind.DEVICES, names=tuple(sorted(guards.devices)))
+        yield NftRule((DeviceOutside(DEVICES),), Ending.RETURN)
+
+
+def _parted(
+    family: Family, firsts: Sequence[int], lasts: Sequence[int], sets: dict[str, NftSet]
+) -> dict[str, NftSet]:
+    """Return the sets of the parts, and add the map that leads to them.
+
+    The parts cover all addresses. A part is named after its first one, so that it keeps
+    its name while others come and go.
+    """
+    digits = family.bits // 4
+    cuts = [n for n, first in enumerate(firsts) if not first % _EVERY and n]
+    begins = [0, *(firsts[cut] for cut in cuts)]
+    names = [f"{KEEP}-{begin:0{digits}x}" for begin in begins]
+    ends = [*(begin - 1 for begin in begins[1:]), family.last_address]
+    sets[PARTS] = addresses(family, begins, ends, names)
+    places = zip(names, [0, *cuts], [*cuts, len(firsts)], strict=True)
+    return {name: addresses(family, firsts[a:b], lasts[a:b]) for name, a, b in places}
+
+
+def translating(action: Action) -> Iterator[NftRule]:
+    """Yield the rules that carry out ``action``, those with a fixed address first.
+
+    A packet meets the port ranges one after the other, so each takes its share of what
+    the ranges before it left: size / (its own size + the sizes of those after it).
+    """
+    for fixed in (FIXED, None) if action.fixed else (None,):
+        for protocol in PORT_PROTOCOLS if action.ports else ():
+            for position, ports in enumerate(action.ports):
+                left = sum(later.size for later in action.ports[position:])
+                matches: tuple[Match, ...] = (OfProtocol(protocol),)
+                if left > ports.size:
+                    matches += (Share(ports.size, left),)
+                yield NftRule(matches, Translate(fixed, ports, action.random_fully))
+        yield NftRule((), Translate(fixed, None, action.random_fully))

@@ -1,0 +1,312 @@
+"""What turns one table of nftables into another, as a value that can be printed.
+
+Packets look a set up while a transaction is being put together and carried out. Kernels
+before 6.17 stop at the element nearest to an address, also where that one is not valid yet
+or no more, and then find nothing; later ones still miss some (net/netfilter/
+nft_set_rbtree.c; commits a60f7bf4a152 and 7e43e0a1141d). So a set is edited in place only
+where no range that comes overlaps one that goes. Otherwise another one is filled beside
+it, and takes its place together with the rules that ask it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from ipmasq_agent.errors import KernelReadError
+from ipmasq_agent.planes.nftables.state import BESIDE, Kind, NftSet, NftTable
+from ipmasq_agent.policy.ranges import intersections
+
+
+@dataclass(frozen=True, slots=True)
+class SetChange:
+    """What changes in a set that stays.
+
+    Attributes:
+        name: of the set.
+        removed: positions, in the set as it is, of the elements that go.
+        added: positions, in the set as it should be, of those that come.
+        in_place: nothing but these is written; otherwise another set takes its place.
+    """
+
+    name: str
+    removed: tuple[int, ...]
+    added: tuple[int, ...]
+    in_place: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A change of one table. Packets see all of it at once, or nothing.
+
+    Attributes:
+        actual: the table as it was read.
+        desired: as it should be.
+        anew: the whole table is deleted and, where it should exist, made from nothing.
+        chains_removed: names of the chains that go.
+        chains_added: names of those that come, with their rules.
+        rewritten: names of chains that stay and whose rules are replaced, or written again
+            for another set in the place of one that they ask.
+        sets_removed: names of the sets that go.
+        sets_added: names of those that come, with their elements.
+        sets_changed: what changes in those that stay.
+    """
+
+    actual: NftTable
+    desired: NftTable
+    anew: bool = False
+    chains_removed: tuple[str, ...] = ()
+    chains_added: tuple[str, ...] = ()
+    rewritten: tuple[str, ...] = ()
+    sets_removed: tuple[str, ...] = ()
+    sets_added: tuple[str, ...] = ()
+    sets_changed: tuple[SetChange, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.anew
+            or self.chains_removed
+            or self.chains_added
+            or self.rewritten
+            or self.sets_removed
+            or self.sets_added
+            or self.sets_changed
+        )
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many lines come and how many go, without writing them down."""
+        if self.anew:
+            return self.desired.count(), self.actual.count()
+        coming = sum(len(change.added) for change in self.sets_changed)
+        going = sum(len(change.removed) for change in self.sets_changed)
+        return (
+            coming
+            + self.desired.count(self.chains_added, self.sets_added)
+            + sum(1 for _ in self._rules(self.desired)),
+            going
+            + self.actual.count(self.chains_removed, self.sets_removed)
+            + sum(1 for _ in self._rules(self.actual)),
+        )
+
+    @property
+    def added(self) -> list[str]:
+        """What comes, as the commands that make it."""
+        if self.anew:
+            return self.desired.lines()
+        changed = ((change.name, change.added) for change in self.sets_changed)
+        return list(
+            _lines(
+                self.desired, self.chains_added, self.sets_added, changed, self._rules(self.desired)
+            )
+        )
+
+    @property
+    def removed(self) -> list[str]:
+        """What goes, as the commands that would make it."""
+        if self.anew:
+            return self.actual.lines()
+        changed = ((change.name, change.removed) for change in self.sets_changed)
+        return list(
+            _lines(
+                self.actual,
+                self.chains_removed,
+                self.sets_removed,
+                changed,
+                self._rules(self.actual),
+            )
+        )
+
+    def _rules(self, table: NftTable) -> Iterator[str]:
+        """Yield the rules of rewritten chains that the other side does not have there."""
+        for name in self.rewritten:
+            mine = table.chains[name].rules
+            both = self.actual.chains[name].rules, self.desired.chains[name].rules
+            head, tail = _alike(*both)
+            for rule in mine[head : len(mine) - tail]:
+                yield table.rule_line(name, rule)
+
+
+def _lines(
+    table: NftTable,
+    chains: Sequence[str],
+    sets: Sequence[str],
+    changed: Iterator[tuple[str, tuple[int, ...]]],
+    rules: Iterator[str],
+) -> Iterator[str]:
+    for name in chains:
+        yield table.chain_line(name)
+    for name in sets:
+        yield table.set_line(name)
+        yield from table.element_lines(name)
+    for name, positions in changed:
+        yield from table.element_lines(name, positions)
+    for name in chains:
+        for rule in table.chains[name].rules:
+            yield table.rule_line(name, rule)
+    yield from rules
+
+
+def plan(actual: NftTable, desired: NftTable) -> Plan:
+    """Return what must change in ``actual``, which may be nothing.
+
+    Raises:
+        KernelReadError: the table seems to be somebody else's.
+    """
+    _refuse_foreign(actual, desired)
+    if not actual.exists or not desired.exists:
+        return Plan(actual, desired, anew=actual.exists or desired.exists)
+    if _is_strange(actual, desired):
+        return Plan(actual, desired, anew=True)
+    common = actual.chains.keys() & desired.chains.keys()
+    staying = actual.sets.keys() & desired.sets.keys()
+    changes = [
+        change
+        for name in desired.sets
+        if name in staying
+        for change in _set_changes(name, actual.sets[name], desired.sets[name])
+    ]
+    replaced = {change.name for change in changes if not change.in_place}
+    return Plan(
+        actual,
+        desired,
+        chains_removed=tuple(name for name in actual.chains if name not in common),
+        chains_added=tuple(name for name in desired.chains if name not in common),
+        rewritten=tuple(
+            name
+            for name in desired.chains
+            if name in common
+            and (
+                actual.chains[name].rules != desired.chains[name].rules
+                or any(not replaced.isdisjoint(rule.sets) for rule in desired.chains[name].rules)
+            )
+        ),
+        sets_removed=tuple(name for name in actual.sets if name not in staying),
+        sets_added=tuple(name for name in desired.sets if name not in staying),
+        sets_changed=tuple(changes),
+    )
+
+
+def _is_strange(actual: NftTable, desired: NftTable) -> bool:
+    """Whether the table holds what an edit of ours cannot put right."""
+    return (
+        bool(actual.foreign)
+        or any(held.kind is Kind.UNKNOWN for held in actual.sets.values())
+        or any(
+            desired.chains[name].hook != held.hook if name in desired.chains else held.hook
+            for name, held in actual.chains.items()
+        )
+        or any(
+            desired.sets[name].kind is not held.kind
+            for name, held in actual.sets.items()
+            if name in desired.sets
+        )
+    )
+
+
+def _refuse_foreign(actual: NftTable, desired: NftTable) -> None:
+    """Refuse to touch a table that has our name, and neither our comment nor our chains.
+
+    Old kernels keep no comment on a table, so one that holds our chains alone is ours.
+    """
+    ours = actual.marked or not actual.exists
+    strangers = [name for name in actual.chains if not _is_our_name(name)]
+    strangers += [name for name in actual.sets if not _is_our_name(name)]
+    strangers += actual.foreign
+    if strangers and not ours:
+        raise KernelReadError(
+            f"the table {actual.path} holds what is not ours ({', '.join(strangers[:5])})",
+            remedy=f"see it with `nft list table {actual.path}`, and delete it, or rename our "
+            f"table with --masq-chain; nothing was written",
+        )
+
+
+def _is_our_name(name: str) -> bool:
+    name = name.removesuffix(BESIDE)
+    known = ("postrouting", "keep", "sources", "interfaces", "fixed", "parts")
+    return name in known or name.startswith("keep-")
+
+
+def _alike(left: Sequence[object], right: Sequence[object]) -> tuple[int, int]:
+    """Return how many items at the beginning and at the end are the same in both."""
+    shorter = min(len(left), len(right))
+    head = 0
+    while head < shorter and left[head] == right[head]:
+        head += 1
+    tail = 0
+    while tail < shorter - head and left[-1 - tail] == right[-1 - tail]:
+        tail += 1
+    return head, tail
+
+
+def _set_changes(name: str, actual: NftSet, desired: NftSet) -> Iterator[SetChange]:
+    """Yield what changes in a set; nothing where nothing does."""
+    if actual == desired:
+        return
+    in_place = True
+    if actual.kind is Kind.DEVICES:
+        removed = [n for n, device in enumerate(actual.names) if device not in desired.names]
+        added = [n for n, device in enumerate(desired.names) if device not in actual.names]
+    else:
+        removed, added = _ranges_changed(actual, desired)
+        going = ((actual.firsts[n], actual.lasts[n]) for n in removed)
+        coming = ((desired.firsts[n], desired.lasts[n]) for n in added)
+        in_place = next(intersections(going, coming), None) is None
+    yield SetChange(name, tuple(removed), tuple(added), in_place)
+
+
+def _ranges_changed(actual: NftSet, desired: NftSet) -> tuple[list[int], list[int]]:
+    """Walk both in step, a run of equal ranges at a time."""
+    removed: list[int] = []
+    added: list[int] = []
+    mine, theirs = actual.firsts, desired.firsts
+    i = j = 0
+    while i < len(mine) and j < len(theirs):
+        run = _equal_run(actual, desired, i, j)
+        i, j = i + run, j + run
+        if i >= len(mine) or j >= len(theirs):
+            break
+        if mine[i] < theirs[j]:
+            removed.append(i)
+            i += 1
+        elif mine[i] > theirs[j]:
+            added.append(j)
+            j += 1
+        else:
+            removed.append(i)
+            added.append(j)
+            i, j = i + 1, j + 1
+    return list(chain(removed, range(i, len(mine)))), list(chain(added, range(j, len(theirs))))
+
+
+def _equal_run(actual: NftSet, desired: NftSet, i: int, j: int) -> int:
+    """Return how many ranges from two positions on are the same.
+
+    Slices are compared in C, of a growing size while they agree, then of halves.
+    """
+    limit = min(len(actual.firsts) - i, len(desired.firsts) - j)
+    run, size, growing = 0, 1, True
+    while size:
+        stop = min(run + size, limit)
+        if (
+            run < stop
+            and actual.firsts[i + run : i + stop] == desired.firsts[j + run : j + stop]
+            and actual.lasts[i + run : i + stop] == desired.lasts[j + run : j + stop]
+            and actual.values[i + run : i + stop] == desired.values[j + run : j + stop]
+        ):
+            run = stop
+        else:
+            growing = False
+        size = min(size * 2, 4096) if growing else size // 2
+    return run
+
+
+def describe(table: NftTable) -> list[str]:
+    """Return all of our table, as the commands that make it."""
+    return table.lines()
+
+
+def after(actual: NftTable, desired: NftTable) -> NftTable:
+    """Return the table once ``plan(actual, desired)`` was carried out."""
+    return desired

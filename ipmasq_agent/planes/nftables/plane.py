@@ -1,0 +1,264 @@
+"""A table of our own in nf_tables, spoken to over netlink; no program is started.
+
+The nft program reads a whole set back to change one element of it, and libraries that
+speak netlink cost more memory than all the rest of the agent.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from ipmasq_agent.errors import KernelReadError
+from ipmasq_agent.netlink.nf import generation
+from ipmasq_agent.netlink.nft_batch import Stale
+from ipmasq_agent.netlink.nft_objects import SetInfo, table_infos
+from ipmasq_agent.planes.interpretation import Interpretation
+from ipmasq_agent.planes.nftables import compile as dialect
+from ipmasq_agent.planes.nftables.interpret import interpret
+from ipmasq_agent.planes.nftables.plan import Plan, after, describe, plan
+from ipmasq_agent.planes.nftables.read import (
+    Frame,
+    filled,
+    read_frame,
+    read_set,
+    read_set_at,
+    unquiet,
+)
+from ipmasq_agent.planes.nftables.state import COMMENT, Kind, NftSet, NftTable
+from ipmasq_agent.planes.nftables.write import Writing
+from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.planes.plane import Backend
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
+
+_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What we believe that the kernel holds.
+
+    Attributes:
+        table: with every element.
+        generation: of the ruleset that it was read from, or that our own commit made;
+            None where others committed at the same time.
+        seen: it was read from the kernel, rather than written to it.
+        handle: of the table, which tells it from another one of its name.
+        sets: what the kernel said of each set that was there already.
+    """
+
+    table: NftTable
+    generation: int | None
+    seen: bool
+    handle: int = 0
+    sets: Mapping[str, SetInfo] = field(default_factory=dict)
+
+    def proves(self, frame: Frame, name: str) -> bool:
+        """Whether the elements of a set are still those that we know.
+
+        Either nobody has committed anything since, or it is the same set and has as many
+        elements. That is a sign, not a proof: each resync reads in full.
+        """
+        info = frame.sets[name]
+        known, before = self.table.sets.get(name), self.sets.get(name)
+        if known is None or known.kind is not frame.table.sets[name].kind:
+            return False
+        if info.size is not None and info.size != _count(known, self.table.family):
+            return False
+        if frame.generation == self.generation:
+            return True
+        same = frame.handle == self.handle and before is not None and before.handle == info.handle
+        return info.size is not None and same
+
+
+def _count(held: NftSet, family: Family) -> int:
+    """Return the count of elements that the kernel gives for a set.
+
+    Of a set of intervals it halves the number of its elements, each being two
+    (net/netfilter/nft_set_rbtree.c, nft_rbtree_usize); the one that reaches the last
+    address is one.
+    """
+    if held.kind is Kind.DEVICES:
+        return len(held)
+    opened = bool(held.lasts) and held.lasts[-1] == family.last_address
+    return (2 * len(held) - opened) // 2
+
+
+class NftablesBackend(Backend[NftTable, NftTable, Plan]):
+    """Our own table of nf_tables, ``ip ip-masq`` and ``ip6 ip-masq``."""
+
+    name = place = "nftables"
+    glances = True
+
+    def __init__(self, placement: Placement) -> None:
+        self.placement = placement
+        self._held: dict[Family, _Held] = {}
+
+    def capabilities(self, family: Family) -> Capabilities:
+        """Return what every kernel that has nat in nf_tables can do."""
+        return Capabilities()
+
+    def compile(self, policy: FamilyPolicy) -> NftTable:
+        """Return the table for ``policy``."""
+        return dialect.compile_policy(policy, self.placement)
+
+    def absent(self, family: Family) -> NftTable:
+        """Return the state without our table."""
+        return dialect.absent(family, self.placement)
+
+    def plan(self, actual: NftTable, desired: NftTable) -> Plan:
+        """Return the edits from one to the other."""
+        return plan(actual, desired)
+
+    def after(self, actual: NftTable, desired: NftTable) -> NftTable:
+        """Return the table once the edits were made."""
+        return after(actual, desired)
+
+    def describe(self, state: NftTable) -> list[str]:
+        """Return the table as nft commands that make it."""
+        return describe(state)
+
+    def interpret(self, state: NftTable, source: int | None = None) -> Interpretation:
+        """Return what the table decides."""
+        return interpret(state, source)
+
+    def read(self, family: Family) -> NftTable:
+        """Return the table with all of its elements, from the kernel.
+
+        As long as nobody has committed anything since it was last read, that still holds.
+        """
+        held = self._held.get(family)
+        if held and held.seen and held.generation == generation():
+            return held.table
+        return self._read(family, trusted=False)
+
+    def recall(self, family: Family) -> NftTable:
+        """Return the table; elements that we know are asked for only where a sign is against it.
+
+        On a node where others commit all the time the signs are the handle of a set, and
+        the number of its elements.
+        """
+        return self._read(family, trusted=True)
+
+    def _read(self, family: Family, *, trusted: bool) -> NftTable:
+        name = dialect.table_name(self.placement)
+        for _ in range(_TRIES):
+            frame = read_frame(family, name)
+            known = self._known(family, frame) if trusted else {}
+            held = self._held.get(family)
+            seen = not known or (held is not None and held.seen)
+
+            def fill(
+                own: str, info: SetInfo, kind: Kind, known: Mapping[str, NftSet] = known
+            ) -> NftSet:
+                return known[own] if own in known else read_set(family, name, info, kind)
+
+            table = filled(frame, fill)
+            # Others may have committed while the elements were read. What counts is that
+            # our table stayed the same.
+            if generation() == frame.generation:
+                self._held[family] = _Held(table, frame.generation, seen, frame.handle, frame.sets)
+                return table
+            if read_frame(family, name).same(frame):
+                self._held[family] = _Held(table, None, seen, frame.handle, frame.sets)
+                return table
+        raise unquiet(family)
+
+    def _known(self, family: Family, frame: Frame) -> dict[str, NftSet]:
+        """Return the sets of which we know the elements already."""
+        held = self._held.get(family)
+        if held is None:
+            return {}
+        proven = [name for name in frame.sets if held.proves(frame, name)]
+        return {name: held.table.sets[name] for name in proven}
+
+    def disturbed(self) -> bool:
+        """Return whether our table is another than a pass left, as far as cheap signs tell.
+
+        Where nobody has committed anything it is one question to the kernel.
+        """
+        now = generation()
+        for family, held in list(self._held.items()):
+            try:
+                if held.generation != now and self.recall(family) != held.table:
+                    return True
+            except KernelReadError:
+                return True  # the pass that follows says what is wrong, until it is not
+        return False
+
+    def read_at(self, family: Family, destination: int) -> NftTable:
+        """Return the table with no more elements than say what becomes of one destination."""
+        name = dialect.table_name(self.placement)
+        frame = read_frame(family, name)
+
+        elsewhere = frozenset[str]()
+
+        def fill(own: str, info: SetInfo, kind: Kind) -> NftSet:
+            if own == dialect.SOURCES:
+                return read_set(family, name, info, kind)
+            if own in elsewhere:
+                return NftSet(kind)
+            return read_set_at(family, name, info, kind, destination)
+
+        if dialect.PARTS in frame.sets:
+            info, kind = frame.sets[dialect.PARTS], frame.table.sets[dialect.PARTS].kind
+            parts = fill(dialect.PARTS, info, kind)
+            position = bisect_right(parts.firsts, destination) - 1
+            here = parts.values[position] if parts.values and position >= 0 else None
+            elsewhere = frozenset(str(value) for value in parts.values) - {here}
+        return filled(frame, fill)
+
+    def apply(self, family: Family, change: Plan) -> None:
+        """Carry out ``change``, planned anew where the kernel held something else.
+
+        What no packet can meet yet is written first. The transaction that makes it count is
+        as small as it can be: while the kernel carries one out, elements that it adds come
+        into force one by one.
+
+        Raises:
+            Stale: others change our table faster than we can.
+            HostError: the kernel refuses.
+        """
+        for left in reversed(range(_TRIES)):
+            writing = Writing(change)
+            commits = [batch for batch in (writing.preparation(), writing.change()) if batch]
+            before = generation()
+            try:
+                for batch in commits:
+                    batch.commit()
+            except Stale:
+                self._held.pop(family, None)
+                if not left:
+                    raise
+                change = self.plan(self.read(family), change.desired)
+                continue
+            self._wrote(family, change, before, len(commits), writing.held_as)
+            return
+
+    def _wrote(
+        self, family: Family, change: Plan, before: int, commits: int, names: Mapping[str, str]
+    ) -> None:
+        """Remember what was written, and whether nobody else wrote in between."""
+        now = generation()
+        known = self._held.get(family)
+        number = now if (now - before) % (1 << 32) == commits else None
+        table = replace(change.desired, held_as=names)
+        if known is None or change.anew:
+            self._held[family] = _Held(table, number, seen=False)
+        else:
+            self._held[family] = _Held(
+                table, number, seen=False, handle=known.handle, sets=known.sets
+            )
+
+
+def tables_of_ours() -> bool:
+    """Whether a table of this agent exists here, under whatever name.
+
+    Raises:
+        KernelReadError: the kernel refuses.
+    """
+    return any(
+        info.comment == COMMENT for family in Family for info in table_infos(family).values()
+    )

@@ -1,0 +1,33 @@
+"""What names our state has in a kernel, and where it stands there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEFAULT_CHAIN = "IP-MASQ"
+DEFAULT_PINS = "/sys/fs/bpf/ipmasq-agent"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where our rules live.
+
+    Attributes:
+        chain: the chain's name; other data planes derive their names from it.
+        jump_first: the jump to it comes before all others.
+        pins: where the maps and programs of the eBPF data plane are pinned.
+        flows: how many flows its table holds where it is made; None for what suits the
+            machine.
+        adopt: take over, or remove, a chain of that name that does not look like ours.
+    """
+
+    chain: str = DEFAULT_CHAIN
+    jump_first: bool = False
+    pins: str = DEFAULT_PINS
+    flows: int | None = None
+    adopt: bool = False
+
+    @property
+    def places(self) -> tuple[str, str]:
+        """What one agent alone can keep in step."""
+        return self.chain, self.pins

@@ -1,0 +1,289 @@
+"""All that decides at the postrouting hook, whoever wrote it, beside what is ours.
+
+Of the nat chains at one hook the kernel asks one after the other, lowest priority first,
+until one translates the connection; to accept, to return or to match nothing leaves it to
+the next (net/netfilter/nf_nat_core.c, nf_nat_inet_fn). A packet that is not tracked meets
+none of them. Our eBPF programs come after all, and keep what has the node's address by then.
+
+So two questions are asked of everything but ours: what becomes of a packet that our policy
+would masquerade, and of one that it leaves alone. Where the answers are "what ours says" and
+"nothing", our policy is in force. What that costs depends on the rules of others only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from ipmasq_agent.planes.interpretation import Interpretation, Partial, telling
+from ipmasq_agent.planes.rules.matching import Question
+from ipmasq_agent.planes.rules.rule import Option, Rule
+from ipmasq_agent.planes.rules.table import Chain, Table
+from ipmasq_agent.planes.rules.walk import TRACKING, VERDICTS, Outcome, Walk
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict
+from ipmasq_agent.policy.model import FamilyPolicy
+from ipmasq_agent.policy.ranges import intersections
+
+_OURS = Rule("ours", (Option("jump", ("MASQUERADE",)),))
+_KEEP, _MASQUERADE = Verdict.NON_MASQUERADE, Verdict.MASQUERADE
+_NOBODY = Origin("no rule translates it")
+_PROGRAMS = Origin("our programs")
+_NOT_YET = Origin("our rules, once they are there")
+
+
+@dataclass(frozen=True, slots=True)
+class BaseChain:
+    """A chain that packets enter at a hook, with those that its rules lead to.
+
+    Attributes:
+        table: where it stands.
+        name: its name.
+        priority: lowest first.
+        place: what follows the name of a chain to tell it from those of other tables.
+        own: the chain of ours that its rules lead to, or itself; None where nothing is ours.
+        unsure: it may come too late to count.
+    """
+
+    table: Table
+    name: str
+    priority: int
+    place: str = ""
+    own: str | None = None
+    unsure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """What stands at the hook of one family, apart from what our chain holds.
+
+    Attributes:
+        family: whose packets.
+        nat: chains that may translate, in order of priority; ours among them.
+        tracking: chains that may keep a packet from being tracked, and so from all nat.
+        programs: ours are eBPF programs, which come after all chains.
+        asleep: why ours decides nothing; None where it does.
+    """
+
+    family: Family
+    nat: tuple[BaseChain, ...] = ()
+    tracking: tuple[BaseChain, ...] = ()
+    programs: bool = False
+    asleep: str | None = None
+
+    def around_ours(self) -> Hook:
+        """Return it without the chains that have nothing of ours."""
+        return replace(self, nat=tuple(base for base in self.nat if base.own), tracking=())
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """What others decide.
+
+    Attributes:
+        instead: what becomes of packets that our policy would masquerade.
+        beside: what becomes of those that it leaves alone.
+        ours: the reason in ``instead`` that stands for our own policy.
+        partial: rules for some packets only.
+        untracked: rules that leave some packets untracked.
+        sources: the rules that translate to an address of their own (see ``Walk``).
+        asleep: why ours decides nothing; None where it does.
+    """
+
+    instead: DecisionMap
+    beside: DecisionMap
+    ours: frozenset[Origin]
+    partial: tuple[Partial, ...] = ()
+    untracked: tuple[Partial, ...] = ()
+    sources: dict[Origin, str] = field(default_factory=dict)
+    asleep: str | None = None
+
+    def others(self, verdict: Verdict) -> Iterator[Entry[Verdict]]:
+        """Yield where others decide about packets of which ours says ``verdict``."""
+        if verdict is _MASQUERADE:
+            yield from (e for e in self.instead.ranges if e.origin not in self.ours)
+        else:
+            yield from (e for e in self.beside.ranges if e.verdict is not _KEEP)
+
+    def decide(self, verdict: Verdict, destination: int) -> Entry[Verdict] | None:
+        """Return what others decide where ours says ``verdict``; None where ours counts."""
+        if verdict is _MASQUERADE:
+            found = self.instead.decide(destination)
+            return None if found.origin in self.ours else found
+        found = self.beside.decide(destination)
+        return None if verdict is Verdict.UNKNOWN or found.verdict is _KEEP else found
+
+
+def neighbours(hook: Hook, asked: Question) -> Neighbours:
+    """Return what others at the hook decide about the packets asked about."""
+    instead, found = _decided(hook, asked, stand_in=True)
+    beside, without = _decided(hook, asked, stand_in=False)
+    return Neighbours(
+        instead,
+        beside,
+        frozenset(found.ours),
+        tuple(dict.fromkeys((*found.partial, *without.partial))),
+        () if hook.programs else tuple(found.untracked),
+        found.sources | without.sources,
+        hook.asleep,
+    )
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the walks through the chains of a hook gave, beside decisions."""
+
+    partial: list[Partial] = field(default_factory=list)
+    untracked: list[Partial] = field(default_factory=list)
+    sources: dict[Origin, str] = field(default_factory=dict)
+    ours: list[Origin] = field(default_factory=list)
+
+
+def _decided(hook: Hook, asked: Question, *, stand_in: bool) -> tuple[DecisionMap, _Found]:
+    """Return the decisions of all chains, with ours masquerading everything or nothing."""
+    family, found = hook.family, _Found()
+    untracked = [entry for base in hook.tracking for entry in _untracked(base, asked, found)]
+    translated: list[Entry[Verdict]] = []
+    left: list[Entry[Verdict]] = []
+    for base in hook.nat:
+        walk = Walk(_with_ours(base, stand_in=stand_in), base.name, asked, suffix=base.place)
+        reading = walk.chain(base.name)
+        found.sources |= walk.sources
+        found.partial += reading.partial
+        for first, last, outcome, origin in reading.ranges:
+            if outcome in (Outcome.MASQUERADE, Outcome.UNKNOWN):
+                translated.append(Entry(first, last, VERDICTS[outcome], origin))
+                if base.own is not None and origin.text == _OURS.text:
+                    found.ours.append(origin)
+            elif base.own is not None and origin.line is not None:
+                left.append(Entry(first, last, _KEEP, origin))
+    if stand_in and not hook.programs and not any(base.own for base in hook.nat):
+        translated.append(Entry(0, family.last_address, _MASQUERADE, _NOT_YET))
+        found.ours.append(_NOT_YET)
+    if hook.programs and stand_in:
+        netfilter = DecisionMap(family, [*untracked, *translated], _KEEP, _NOBODY)
+        translated = [entry for entry in netfilter.ranges if entry.verdict is not _KEEP]
+        translated.append(Entry(0, family.last_address, _MASQUERADE, _PROGRAMS))
+        untracked = []
+        found.ours.append(_PROGRAMS)
+    entries = [*untracked, *translated, *left]
+    return DecisionMap(family, entries, _KEEP, _NOBODY), found
+
+
+def _untracked(base: BaseChain, asked: Question, found: _Found) -> Iterator[Entry[Verdict]]:
+    """Yield the destinations that are not tracked, each as one that is left alone."""
+    reading = Walk(base.table, base.name, asked, kind=TRACKING, suffix=base.place).chain(base.name)
+    for first, last, outcome, origin in reading.ranges:
+        if outcome is Outcome.MASQUERADE and not base.unsure:
+            yield Entry(first, last, _KEEP, origin)
+        elif outcome in (Outcome.MASQUERADE, Outcome.UNKNOWN):
+            yield Entry(first, last, Verdict.UNKNOWN, origin)
+    for exception, first, last in reading.partial:
+        if exception.verdict is not _KEEP:
+            kept = exception.verdict is _MASQUERADE and not base.unsure
+            verdict = _KEEP if kept else Verdict.UNKNOWN
+            found.untracked.append(Partial(replace(exception, verdict=verdict), first, last))
+
+
+def _with_ours(base: BaseChain, *, stand_in: bool) -> Table:
+    """Return the table with all or nothing in our chain, and plain jumps to it.
+
+    Where the jumps are not for all packets our guards say so; where there is none it is as
+    if one came last, so that a policy which is not there yet can be asked about as well.
+    """
+    if base.own is None:
+        return base.table
+    chains = dict(base.table.chains)
+    if base.own != base.name:
+        jump = Rule(f"-j {base.own}", (Option("jump", (base.own,)),))
+        rules = [jump if r.target == base.own else r for r in base.table.rules(base.name)]
+        rules += [] if jump in rules else [jump]
+        chains[base.name] = Chain(base.name, None, tuple(rules))
+    chains[base.own] = Chain(base.own, None, (_OURS,) if stand_in else ())
+    return replace(base.table, chains=chains)
+
+
+def joined(own: Interpretation, others: Neighbours) -> Interpretation:
+    """Return what is in force: our policy, but for where others decide.
+
+    For packets that its guards admit.
+    """
+    policy = own.policy
+    if others.asleep is not None:
+        nothing = DecisionMap(policy.family, (), _KEEP, Origin(others.asleep))
+        policy = FamilyPolicy(nothing)
+        own = Interpretation(policy)
+    decisions = policy.decisions
+    over = list(_overriding(decisions, others))
+    if over:
+        decisions = decisions.overlaid(over)
+    told = telling(_counting(others, over), decisions)
+    exceptions = (*own.exceptions, *told)
+    return replace(
+        own,
+        policy=replace(policy, decisions=decisions),
+        exceptions=exceptions,
+        sources=own.sources | others.sources,
+    )
+
+
+def _overriding(ours: DecisionMap, others: Neighbours) -> Iterator[Entry[Verdict]]:
+    """Yield the parts of what others decide in which our policy would be asked that."""
+    for verdict in (_MASQUERADE, _KEEP):
+        entries = list(others.others(verdict))
+        spans = [(entry.first, entry.last) for entry in entries]
+        for first, last, position, _ in intersections(spans, ours.stretches(verdict)):
+            yield entries[position]._replace(first=first, last=last)
+
+
+def _counting(others: Neighbours, over: Iterable[Entry[Verdict]]) -> Iterator[Partial]:
+    """Yield the exceptions that can decide.
+
+    To leave some packets alone counts in a chain that would decide otherwise, ours or one
+    that overrides it. From any other chain they go on to the next anyway.
+    """
+    places = {"", *(_place(entry.origin.document or "") for entry in over)}
+    for item in others.partial:
+        if item.exception.verdict is not _KEEP or _place(item.exception.chain) in places:
+            yield item
+    yield from others.untracked
+
+
+def _place(chain: str) -> str:
+    return chain.partition(" ")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """Destinations about which somebody else decides otherwise than our policy.
+
+    Attributes:
+        family: whose.
+        first: the first destination.
+        last: the last one, itself included.
+        wanted: what our policy says.
+        verdict: what becomes of the packets.
+        rule: what decides.
+    """
+
+    family: Family
+    first: int
+    last: int
+    wanted: Verdict
+    verdict: Verdict
+    rule: Origin
+
+
+def overrides(policy: FamilyPolicy, others: Neighbours) -> Iterator[Override]:
+    """Yield where ``policy``, which the kernel holds, is not what becomes of packets."""
+    family, decisions = policy.family, policy.decisions
+    if others.asleep is not None:
+        for first, last in decisions.stretches(_MASQUERADE):
+            yield Override(family, first, last, _MASQUERADE, _KEEP, Origin(others.asleep))
+        return
+    for wanted in (_MASQUERADE, _KEEP):
+        entries = [e for e in others.others(wanted) if e.verdict is not wanted]
+        spans = [(entry.first, entry.last) for entry in entries]
+        for first, last, position, _ in intersections(spans, decisions.stretches(wanted)):
+            _, _, verdict, rule = entries[position]
+            yield Override(family, first, last, wanted, verdict, rule)

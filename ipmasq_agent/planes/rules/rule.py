@@ -1,0 +1,82 @@
+"""A rule as typed options, whoever wrote it and however it was read.
+
+Two rules are equal when they mean the same. The kernel's reader drops a ``-d 0.0.0.0/0``,
+normalises addresses, prints options in an order of its own and rounds probabilities, so
+comparing text would see differences where there are none, and rewrite for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
+
+
+class Option(NamedTuple):
+    """One option of a rule in canonical form: ``! --dst-type LOCAL`` and its like."""
+
+    name: str
+    values: tuple[str, ...] = ()
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of a chain.
+
+    Attributes:
+        text: what follows ``-A CHAIN``, as written or as the kernel's reader printed it.
+        meaning: its options in canonical form and order, without the comment: equality.
+        comment: free text for people, or None.
+        readable: False where the reader is known to have left parts of the rule out.
+    """
+
+    text: str = field(compare=False)
+    meaning: tuple[Option, ...]
+    comment: str | None = field(default=None, compare=False)
+    readable: bool = True
+
+    def option(self, name: str) -> Option | None:
+        """Return the option of that name, or None."""
+        return next((option for option in self.meaning if option.name == name), None)
+
+    @property
+    def target(self) -> str | None:
+        """Where a match leads: a chain, a built-in verdict, an extension; None for nothing."""
+        option = self.option("jump") or self.option("goto")
+        return option.values[0] if option and option.values else None
+
+
+def read_prefix(text: str, family: Family) -> Prefix | None:
+    """Return an address with any mask that iptables takes as a prefix; None if it is not one.
+
+    A mask of ``0.255.255.255`` has a hole at its top to iptables; only elsewhere is it read
+    as the inverse of one.
+    """
+    address, slash, mask = text.partition("/")
+    try:
+        its_family, number = parse_address(address)
+        if its_family is not family or "%" in text:
+            return None
+        length = family.bits
+        if slash and mask.isascii() and mask.isdigit() and len(mask) <= 3:
+            length = int(mask)
+        elif slash:
+            mask_family, bits = parse_address(mask)
+            holes = bits ^ family.last_address
+            if mask_family is not family or holes & (holes + 1):
+                return None
+            length = family.bits - holes.bit_length()
+    except ValueError:
+        return None  # a name: kept as it is written
+    if length > family.bits:
+        return None
+    host_bits = family.bits - length
+    return Prefix(family, number >> host_bits << host_bits, length)
+
+
+def find_all(rules: Iterable[Rule], target: str) -> list[Rule]:
+    """Return the rules that lead to ``target``."""
+    return [rule for rule in rules if rule.target == target]

@@ -1,0 +1,36 @@
+"""A node's devices, for tests of the eBPF dialect."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ipmasq_agent.planes.bpf.state import Desired, Device, Table, after, compile_policy
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.model import FamilyPolicy
+
+PRESENT = {
+    name: Device(number, 100 + number)
+    for number, name in enumerate(("lo", "eth0", "eth1", "bond0.100", "wg-0"), start=1)
+}
+
+
+def empty(family: Family) -> Table:
+    """A node with devices and nothing of ours."""
+    return Table(family, present=PRESENT, leading_out=("bond0.100", "eth0"))
+
+
+def on_a_node(policy: FamilyPolicy) -> Table:
+    """The table that a policy makes there."""
+    return after(empty(policy.family), compile_policy(policy))
+
+
+def without(table: Table, *names: str) -> Table:
+    """The same with a program gone from some devices."""
+    hooks = {
+        name: replace(hook, complete=hook.complete and name not in names)
+        for name, hook in table.hooks.items()
+    }
+    return replace(table, hooks=hooks)
+
+
+NOTHING = {family: Desired(family) for family in Family}
