@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from ipmasq_agent.planes.rules.rule import Rule
 from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy
 
@@ -18,14 +17,14 @@ class RuleException:
     Attributes:
         chain: where the rule stands.
         position: its number in the chain, from 1.
-        rule: what it says.
+        text: what it says, in the words of its data plane.
         verdict: what it decides.
         ranges: the destinations, ends included, for which that is not the map's verdict.
     """
 
     chain: str
     position: int
-    rule: Rule
+    text: str
     verdict: Verdict
     ranges: tuple[tuple[int, int], ...] = field(default=(), compare=False)
 
@@ -34,7 +33,7 @@ class RuleException:
         return any(first <= destination <= last for first, last in self.ranges)
 
     def __str__(self) -> str:
-        return f"rule {self.position} of {self.chain}: {self.rule.text}"
+        return f"rule {self.position} of {self.chain}: {self.text}"
 
 
 class Partial(NamedTuple):

@@ -46,6 +46,7 @@ def parse_port_ranges(text: str) -> tuple[PortRange, ...]:
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 5
 
+
 # The protocols whose ports can be chosen.
 PORT_PROTOCOLS = ("tcp", "udp", "sctp")
 

@@ -26,7 +26,6 @@ from ipmasq_agent.planes.nftables.rules import (
     Unreadable,
 )
 from ipmasq_agent.planes.nftables.state import Kind, NftSet, NftTable
-from ipmasq_agent.planes.rules.rule import Rule
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range, range_text
 from ipmasq_agent.policy.columns import Chained
 from ipmasq_agent.policy.decisions import DecisionMap, Entries, Origin, Verdict
@@ -168,7 +167,7 @@ class _Reading:
             origin = Origin(text, chain, position)
             self._decided.append(_Decided(ranges, verdict, origin, bool(named)))
         elif not (self._whole and isinstance(rule.action, Translate) and not callers):
-            exception = RuleException(chain, position, Rule(text, ()), verdict)
+            exception = RuleException(chain, position, text, verdict)
             self._partial.append((exception, ranges, len(self._decided)))
 
     def _dispatch(self, action: Dispatch, within: NftSet, callers: tuple[str, ...]) -> None:

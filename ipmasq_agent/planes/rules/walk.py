@@ -237,7 +237,7 @@ class Walk:
                 verdict = VERDICTS.get(entry.verdict, Verdict.UNKNOWN)
                 if entry.verdict is Outcome.RETURN and chain in (self.own, self.base):
                     verdict = Verdict.NON_MASQUERADE
-                exception = RuleException(chain + self._suffix, position, rule, verdict)
+                exception = RuleException(chain + self._suffix, position, rule.text, verdict)
                 yield Partial(exception, entry.first, entry.last)
 
     def _target(self, rule: Rule) -> str | None:

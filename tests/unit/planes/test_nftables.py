@@ -246,7 +246,7 @@ def test_guards_out_of_place_or_of_nobody_are_told_as_exceptions() -> None:
         "rule 3 of postrouting: ip saddr != @sources return"
     ]
     empty = replace(table, sets={**table.sets, SOURCES: addresses(Family.IPV4, (), ())})
-    assert [e.rule.text for e in interpret(empty).exceptions] == ["ip saddr != @sources return"]
+    assert [e.text for e in interpret(empty).exceptions] == ["ip saddr != @sources return"]
     nobody = interpret(empty, source=1).policy.decisions
     assert nobody.verdicts == {Verdict.NON_MASQUERADE}
 
