@@ -15,7 +15,7 @@ from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.table import empty_table
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
-from tests.unit.planes.bpf_node import on_a_node
+from tests.unit.planes.bpf.node import on_a_node
 from tests.unit.strategies import policies
 
 PLACEMENT = Placement()

@@ -23,7 +23,7 @@ from ipmasq_agent.planes.bpf.state import (
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict
 from ipmasq_agent.policy.model import Action, FamilyPolicy, Guards, PortRange
-from tests.unit.planes.bpf_node import NOTHING, PRESENT, empty, on_a_node, without
+from tests.unit.planes.bpf.node import NOTHING, PRESENT, empty, on_a_node, without
 from tests.unit.strategies import ANY_POLICY, FAMILIES, addresses, policies, prefixes
 
 V4 = Family.IPV4

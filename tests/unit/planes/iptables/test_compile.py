@@ -34,7 +34,7 @@ from tests.memory import MemoryBackend
 from tests.unit.strategies import ANY_POLICY, FAMILIES, policies
 
 V4 = Family.IPV4
-GOLDEN = Path(__file__).parents[2] / "golden"
+GOLDEN = Path(__file__).parents[3] / "golden"
 # Whatever is in the chain, it is ours: whose it is, is a question of its own.
 PLACEMENTS = st.builds(
     Placement, st.sampled_from(["IP-MASQ", "X"]), st.booleans(), adopt=st.just(True)
