@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ipmasq_agent.agent.logs import event
 from ipmasq_agent.errors import AgentError
-from ipmasq_agent.host.delivery import Delivery, delivery
+from ipmasq_agent.host.routes import Delivery, delivery
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import Wish
 

@@ -29,7 +29,7 @@ def command(output: str, **options: Any) -> None:
     from ipmasq_agent.answers.explain import cidrs_in_force
     from ipmasq_agent.answers.overrides import shadow, usual
     from ipmasq_agent.cli.wiring import backend_choice
-    from ipmasq_agent.host.links import egress_devices
+    from ipmasq_agent.host.devices import egress_devices
     from ipmasq_agent.planes.hook.read import read_hook
     from ipmasq_agent.planes.rules.hook import joined, neighbours
     from ipmasq_agent.policy.addresses import Family

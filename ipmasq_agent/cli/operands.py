@@ -17,7 +17,7 @@ from ipmasq_agent.cli.cilium_sides import CiliumSides
 from ipmasq_agent.cli.options import BACKENDS, Settings, split_configmap
 from ipmasq_agent.cli.wiring import read_intent
 from ipmasq_agent.errors import AgentError, UsageError
-from ipmasq_agent.host.links import egress_devices
+from ipmasq_agent.host.devices import egress_devices
 from ipmasq_agent.planes import detect
 from ipmasq_agent.planes.hook.read import read_hook
 from ipmasq_agent.planes.placement import Placement

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.answers.differences import FamilyDiff, decision_changes
 from ipmasq_agent.answers.overrides import usual
-from ipmasq_agent.host.links import egress_devices
+from ipmasq_agent.host.devices import egress_devices
 from ipmasq_agent.planes.hook.read import read_hook
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.plane import Backend, Desired, Plan, State

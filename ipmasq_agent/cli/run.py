@@ -120,7 +120,7 @@ def _run(settings: Settings, http_address: str, loop: LoopSettings, state_dir: s
     from ipmasq_agent.agent.loop import Agent
     from ipmasq_agent.agent.shadows import Shadows
     from ipmasq_agent.cli.wiring import backend_choice, fact_source, kept_in
-    from ipmasq_agent.host.links import egress_devices
+    from ipmasq_agent.host.devices import egress_devices
     from ipmasq_agent.host.seat import Seat
     from ipmasq_agent.planes.hook.read import hook_generation, read_hook
 

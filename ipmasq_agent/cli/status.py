@@ -41,7 +41,7 @@ def command(output: str, **options: Any) -> int:
     from ipmasq_agent.answers.overrides import shadow
     from ipmasq_agent.cli.wiring import backend_choice, document_of, gather, understand
     from ipmasq_agent.errors import AgentError, UsageError
-    from ipmasq_agent.host.links import egress_devices
+    from ipmasq_agent.host.devices import egress_devices
     from ipmasq_agent.planes.hook.read import read_hook
     from ipmasq_agent.policy.addresses import Family
 

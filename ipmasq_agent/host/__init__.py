@@ -1,4 +1,4 @@
-"""The one door to the machine: programs, the xtables lock, namespaces, links and routes.
+"""The machine: programs, namespaces, devices and routes, eBPF objects, who else runs here.
 
 Knows nothing of rules or documents.
 """

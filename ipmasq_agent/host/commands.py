@@ -1,4 +1,7 @@
-"""Every program that we run is run here, and shown whole when it fails."""
+"""The programs that verbs and the agent run to their end, shown whole when they fail.
+
+The worker that lives on for legacy iptables is ``planes.iptables.legacy``'s own.
+"""
 
 from __future__ import annotations
 

@@ -1,16 +1,28 @@
-"""Route look-ups: where a packet would leave, and with which address of the device."""
+"""What the node's routes say: the way out, preferred sources, and whether replies arrive."""
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
-from ipmasq_agent.host.egress import masquerading_source
-from ipmasq_agent.netlink import rt as rtnetlink
-from ipmasq_agent.netlink.rt import LOCAL, list_addresses, list_links
-from ipmasq_agent.policy.addresses import Family, parse_address
+from ipmasq_agent.host.devices import masquerading_source
+from ipmasq_agent.netlink import rt
+from ipmasq_agent.netlink.rt import (
+    DEFAULT_TABLE,
+    MAIN_TABLE,
+    RouteKind,
+    list_addresses,
+    list_links,
+    list_routes,
+)
+from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
+
+# -- where a packet leaves --------------------------------------------------------------
 
 
-class Route(NamedTuple):
+class WayOut(NamedTuple):
     """Device, the address that MASQUERADE would take from it, whether the node is meant."""
 
     device: str | None = None
@@ -18,8 +30,8 @@ class Route(NamedTuple):
     local: bool = False
 
 
-def look_up(family: Family, destination: str, source: str | None) -> Route:
-    """Return where a packet to ``destination`` would leave; an empty Route where nowhere.
+def look_up(family: Family, destination: str, source: str | None) -> WayOut:
+    """Return where a packet to ``destination`` would leave; an empty WayOut where nowhere.
 
     The look-up is that of a forwarded packet where ``source`` is an address behind this
     node. The address is the one that MASQUERADE takes, which is not the route's preferred
@@ -32,25 +44,144 @@ def look_up(family: Family, destination: str, source: str | None) -> Route:
     _, to = parse_address(destination)
     route = _route(family, to, None if source is None else parse_address(source)[1])
     if route is None or not route.device:
-        return Route()
+        return WayOut()
     device = next((link.name for link in list_links() if link.number == route.device), None)
-    if route.kind == LOCAL:
-        return Route(device, destination, True)
+    if route.kind == RouteKind.LOCAL:
+        return WayOut(device, destination, True)
     if family is Family.IPV6:
-        plain = rtnetlink.look_up(family, to)
+        plain = rt.look_up(family, to)
         address = plain.source if plain else None
     else:
         address = masquerading_source(
             (a for a in list_addresses() if (a.device, a.family) == (route.device, family)),
             to if route.gateway is None else route.gateway,
         )
-    return Route(device, None if address is None else family.show(address))
+    return WayOut(device, None if address is None else family.show(address))
 
 
-def _route(family: Family, destination: int, source: int | None) -> rtnetlink.Lookup | None:
+def _route(family: Family, destination: int, source: int | None) -> rt.Lookup | None:
     """Return the route of a packet that comes from behind this node, where it would forward it."""
-    inward = None if source is None else rtnetlink.look_up(family, source)
+    inward = None if source is None else rt.look_up(family, source)
     forwarded = None
-    if inward is not None and inward.device and inward.kind != LOCAL:
-        forwarded = rtnetlink.look_up(family, destination, source, inward.device)
-    return forwarded or rtnetlink.look_up(family, destination)
+    if inward is not None and inward.device and inward.kind != RouteKind.LOCAL:
+        forwarded = rt.look_up(family, destination, source, inward.device)
+    return forwarded or rt.look_up(family, destination)
+
+
+# -- which source address routes prefer -------------------------------------------------
+
+PreferredSources = tuple[tuple[Prefix, int | None], ...]
+
+
+def preferred_sources() -> PreferredSources:
+    """Return destination and preferred source of the routes that forwarded packets take.
+
+    The longest prefix decides for an address, as in the kernel. A route that prefers what
+    the shorter one around it prefers is left out, as are those of pods on most nodes: it
+    changes nothing, and comes and goes with its pod.
+
+    These are the unicast routes of the main table, then those of the default table: what
+    decides on a node without rules of its own (`ip rule` shows ``lookup main`` and
+    ``lookup default``). Rules that choose another table by source, mark or device of the
+    packet are not followed, since an address alone does not tell which packets they take:
+    with these, name the addresses in the document.
+
+    Raises:
+        KernelReadError: the routes cannot be listed.
+    """
+    return _summarised(route for family in Family for route in list_routes(family))
+
+
+def _summarised(routes: Iterable[rt.Route]) -> PreferredSources:
+    """Return the fewest prefixes that say the same as ``routes``, sorted."""
+    order = (MAIN_TABLE, DEFAULT_TABLE)
+    best: dict[Prefix, tuple[int, int, int | None]] = {}
+    for route in routes:
+        if route.table not in order:
+            continue
+        prefix = Prefix(route.family, route.first, route.length)
+        rank = order.index(route.table), route.metric
+        if prefix not in best or rank < best[prefix][:2]:
+            best[prefix] = (*rank, route.source)
+    kept: list[tuple[Prefix, int | None]] = []
+    around: list[tuple[Prefix, int | None]] = []
+    for prefix in sorted(best, key=lambda p: (p.family.value, p.first, p.length)):
+        while around and not _covers(around[-1][0], prefix):
+            around.pop()
+        source = best[prefix][2]
+        if source != (around[-1][1] if around else None):
+            around.append((prefix, source))
+            kept.append((prefix, source))
+    return tuple(kept)
+
+
+def _covers(outer: Prefix, inner: Prefix) -> bool:
+    return outer.family is inner.family and outer.first <= inner.first <= outer.last
+
+
+# -- whether what is sent to an address arrives here ------------------------------------
+
+
+class Delivery(enum.Enum):
+    """What becomes of packets to an address."""
+
+    HERE = "the node has it, or answers for it"
+    BY_ROUTERS = "routers outside decide"
+    NOWHERE = "nobody sends them here"
+
+
+def delivery(family: Family, address: int) -> Delivery:
+    """Return whether packets to an address arrive at this node, as far as it can tell.
+
+    Connection tracking, and the eBPF programs, give a reply back its pod before it is routed:
+    so a source address to translate to need not be the node's, if only the network brings
+    replies here. In a subnet of the node's that is done by whoever answers for the address
+    (ARP, neighbour discovery); from elsewhere routers do it, of which the node knows nothing.
+
+    Raises:
+        KernelReadError: the kernel cannot be asked.
+    """
+    found = rt.look_up(family, address)
+    if found is None:
+        return Delivery.BY_ROUTERS  # no route, or one that drops: that is for what we send
+    if found.kind in (RouteKind.BROADCAST, RouteKind.MULTICAST):
+        return Delivery.NOWHERE
+    if found.kind in (RouteKind.LOCAL, RouteKind.ANYCAST):
+        answered = _answers(family, address)
+    elif found.kind != RouteKind.UNICAST or found.through_gateway:
+        return Delivery.BY_ROUTERS
+    else:
+        answered = False
+    if family is Family.IPV6:
+        answered = answered or bool(rt.proxies(family, address))
+    elif found.kind == RouteKind.UNICAST:
+        # Only for those who ask on another device (arp_process, net/ipv4/arp.c).
+        answered = bool(rt.proxies(family, address) - {found.device})
+    return Delivery.HERE if answered else Delivery.NOWHERE
+
+
+def _answers(family: Family, address: int) -> bool:
+    """Whether neighbours that look for an address of the node's get an answer.
+
+    In IPv6 only where the device that they ask on has it (ndisc_recv_ns, net/ipv6/ndisc.c);
+    in IPv4 so with arp_ignore, as kube-proxy sets it for IPVS with strictARP.
+    """
+    addresses = [found for found in list_addresses() if found.family is family]
+    near = {
+        found.device
+        for found in addresses
+        if found.length < family.bits and found.shares_subnet(address)
+    }
+    if not near or near & {found.device for found in addresses if found.address == address}:
+        return True
+    if family is Family.IPV6:
+        return False
+    names = {link.name for link in list_links() if link.number in near}
+    return not any(map(_ignores, ("all", *names)))
+
+
+def _ignores(name: str) -> bool:
+    try:
+        return Path(f"/proc/sys/net/ipv4/conf/{name}/arp_ignore").read_text().strip() != "0"
+    except OSError:  # the device has gone, or settings are hidden from us
+        return False

@@ -9,6 +9,7 @@ import errno
 import socket
 import struct
 from collections.abc import Iterator, Mapping
+from enum import IntEnum
 from types import TracebackType
 from typing import NamedTuple
 
@@ -47,7 +48,6 @@ _OF_ROUTE = frozenset(
     {_ROUTE_DESTINATION, _ROUTE_DEVICE, _ROUTE_GATEWAY, _ROUTE_METRIC, _ROUTE_SOURCE}
     | {_ROUTE_MULTIPATH, _ROUTE_TABLE}
 )
-_UNICAST, LOCAL = 1, 2  # RTN_...; broadcast, blackhole... are others
 # What the kernel answers for RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT, and where it would
 # not forward from a source (ip_route_input, fib_validate_source); in IPv6 it may show the route.
 _REFUSING = frozenset({6, 7, 8})
@@ -60,6 +60,21 @@ _FAMILIES = {socket.AF_INET: Family.IPV4, socket.AF_INET6: Family.IPV6}
 _NUMBERS = {family: value for value, family in _FAMILIES.items()}
 # Room for the storm of a node's 200 pods that come at once; the kernel doubles it.
 _RECEIVE_BUFFER = 1 << 20
+
+
+class RouteKind(IntEnum):
+    """RTN_...: what becomes of packets that a route takes; there are more than these."""
+
+    UNICAST = 1
+    LOCAL = 2
+    BROADCAST = 3
+    ANYCAST = 4
+    MULTICAST = 5
+
+
+# enum rt_class_t. Forwarded packets come to these where no rule of the node's (ip-rule(8))
+# sends them elsewhere.
+DEFAULT_TABLE, MAIN_TABLE = 253, 254
 
 
 class Link(NamedTuple):
@@ -185,7 +200,12 @@ def list_routes(family: Family, *, longest: int | None = None) -> Iterator[Route
     for body in dump(_GET_ROUTE, request, f"its {family.value} routes"):
         protocol, length, source_length, tos, table, _, _, kind, flags = _ROUTE.unpack_from(body)
         # A kernel without the family lists the routes of others (rtnl_dump_all).
-        if _FAMILIES.get(protocol) is not family or kind != _UNICAST or source_length or tos:
+        if (
+            _FAMILIES.get(protocol) is not family
+            or kind != RouteKind.UNICAST
+            or source_length
+            or tos
+        ):
             continue
         if flags & (_CLONED | _DEAD) or (longest is not None and length > longest):
             continue
@@ -206,7 +226,7 @@ class Lookup(NamedTuple):
     """Where a packet would be sent.
 
     Attributes:
-        kind: RTN_..., ``LOCAL`` for the node itself.
+        kind: RTN_..., as in ``RouteKind``.
         device: its number; 0 for none.
         gateway: of the packet's family.
         through_gateway: of whatever family.

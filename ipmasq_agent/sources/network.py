@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ipmasq_agent.errors import KernelReadError, SourceError
-from ipmasq_agent.host.egress import list_devices
-from ipmasq_agent.host.links import read_links
-from ipmasq_agent.host.preferred_sources import preferred_sources
+from ipmasq_agent.host.devices import list_devices, read_links
+from ipmasq_agent.host.routes import preferred_sources
 from ipmasq_agent.netlink.rt import (
     DELETED_FILTER,
     DELETED_QDISC,

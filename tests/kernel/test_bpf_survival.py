@@ -28,7 +28,7 @@ from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.reconcile import clean, reconcile
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
-from ipmasq_agent.host.links import read_links
+from ipmasq_agent.host.devices import read_links
 from ipmasq_agent.planes import detect
 from ipmasq_agent.planes.bpf import hooks as bpf_hooks
 from ipmasq_agent.planes.bpf.plane import BpfBackend

@@ -11,8 +11,8 @@ import pytest
 from ipmasq_agent.agent.reconcile import clean, reconcile_family
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
-from ipmasq_agent.host.egress import list_devices
-from ipmasq_agent.host.routes import Route, look_up
+from ipmasq_agent.host.devices import list_devices
+from ipmasq_agent.host.routes import WayOut, look_up
 from ipmasq_agent.planes import detect
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import assemble_family
@@ -71,7 +71,7 @@ def test_it_is_the_one_in_the_subnet_of_the_gateway_even_if_it_is_deprecated(
         accepted.close()
     assert source == "192.0.2.1"
     with node.entered():
-        assert look_up(Family.IPV4, "203.0.113.1", "172.20.0.10") == Route("eth0", source)
+        assert look_up(Family.IPV4, "203.0.113.1", "172.20.0.10") == WayOut("eth0", source)
 
 
 def test_each_device_of_a_multipath_route_has_a_gateway_of_its_own(in_ns: Namespace) -> None:

@@ -12,8 +12,8 @@ from typing import Protocol
 import pytest
 
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.host.links import egress_devices, read_links
-from ipmasq_agent.host.preferred_sources import preferred_sources
+from ipmasq_agent.host.devices import egress_devices, read_links
+from ipmasq_agent.host.routes import preferred_sources
 from ipmasq_agent.netlink.rt import Overrun
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.assemble import Links, Need

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from ipmasq_agent.host.routes import Route, look_up
+from ipmasq_agent.host.routes import WayOut, look_up
 from ipmasq_agent.policy.addresses import Family
 from tests.netns import Namespace
 
-NOWHERE = Route()
+NOWHERE = WayOut()
 
 
 @pytest.fixture
@@ -50,31 +50,31 @@ def node() -> Iterator[Namespace]:
 @pytest.mark.parametrize(
     ("destination", "source", "found"),
     [
-        pytest.param("8.8.8.8", None, Route("eth0", "192.0.2.1"), id="gateway"),
-        pytest.param("198.51.100.7", None, Route("eth0", "198.51.100.1"), id="on-link"),
+        pytest.param("8.8.8.8", None, WayOut("eth0", "192.0.2.1"), id="gateway"),
+        pytest.param("198.51.100.7", None, WayOut("eth0", "198.51.100.1"), id="on-link"),
         # MASQUERADE asks neither for the preferred source nor for a secondary address.
-        pytest.param("100.64.0.1", None, Route("eth0", "198.51.100.1"), id="preferred source"),
-        pytest.param("192.0.2.9", None, Route("lo", "192.0.2.9", True), id="local"),
-        pytest.param("127.0.0.1", None, Route("lo", "127.0.0.1", True), id="loopback"),
+        pytest.param("100.64.0.1", None, WayOut("eth0", "198.51.100.1"), id="preferred source"),
+        pytest.param("192.0.2.9", None, WayOut("lo", "192.0.2.9", True), id="local"),
+        pytest.param("127.0.0.1", None, WayOut("lo", "127.0.0.1", True), id="loopback"),
         pytest.param("100.65.0.1", None, NOWHERE, id="blackhole"),
         pytest.param("100.66.0.1", None, NOWHERE, id="unreachable"),
         pytest.param("100.67.0.1", None, NOWHERE, id="prohibit"),
         pytest.param("100.66.0.1", "172.20.0.5", NOWHERE, id="unreachable for a pod"),
-        pytest.param("8.8.8.8", "172.20.0.5", Route("eth0", "192.0.2.1"), id="pod"),
-        pytest.param("8.8.8.8", "172.20.0.7", Route("eth1", "203.0.113.1"), id="pod of a rule"),
-        pytest.param("8.8.8.8", "192.0.2.1", Route("eth0", "192.0.2.1"), id="source of the node"),
-        pytest.param("8.8.8.8", "100.65.0.1", Route("eth0", "192.0.2.1"), id="source nowhere"),
-        pytest.param("192.0.2.9", "172.20.0.5", Route("lo", "192.0.2.9", True), id="pod to node"),
+        pytest.param("8.8.8.8", "172.20.0.5", WayOut("eth0", "192.0.2.1"), id="pod"),
+        pytest.param("8.8.8.8", "172.20.0.7", WayOut("eth1", "203.0.113.1"), id="pod of a rule"),
+        pytest.param("8.8.8.8", "192.0.2.1", WayOut("eth0", "192.0.2.1"), id="source of the node"),
+        pytest.param("8.8.8.8", "100.65.0.1", WayOut("eth0", "192.0.2.1"), id="source nowhere"),
+        pytest.param("192.0.2.9", "172.20.0.5", WayOut("lo", "192.0.2.9", True), id="pod to node"),
     ],
 )
-def test_ipv4(node: Namespace, destination: str, source: str | None, found: Route) -> None:
+def test_ipv4(node: Namespace, destination: str, source: str | None, found: WayOut) -> None:
     node.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])
     assert look_up(Family.IPV4, destination, source) == found
 
 
 def test_a_source_that_is_not_forwarded_is_left_out_of_the_question(node: Namespace) -> None:
     node.run(["sysctl", "-qw", "net.ipv4.ip_forward=0"])
-    assert look_up(Family.IPV4, "8.8.8.8", "172.20.0.7") == Route("eth0", "192.0.2.1")
+    assert look_up(Family.IPV4, "8.8.8.8", "172.20.0.7") == WayOut("eth0", "192.0.2.1")
 
 
 def test_a_node_without_routes_leads_nowhere(in_ns: Namespace) -> None:
@@ -85,16 +85,16 @@ def test_a_node_without_routes_leads_nowhere(in_ns: Namespace) -> None:
 @pytest.mark.parametrize(
     ("destination", "source", "found"),
     [
-        pytest.param("2001:db8:1::7", None, Route("eth0", "2001:db8::1"), id="gateway"),
-        pytest.param("2001:db8::7", None, Route("eth0", "2001:db8::1"), id="on-link"),
-        pytest.param("2001:db8::1", None, Route("lo", "2001:db8::1", True), id="local"),
+        pytest.param("2001:db8:1::7", None, WayOut("eth0", "2001:db8::1"), id="gateway"),
+        pytest.param("2001:db8::7", None, WayOut("eth0", "2001:db8::1"), id="on-link"),
+        pytest.param("2001:db8::1", None, WayOut("lo", "2001:db8::1", True), id="local"),
         pytest.param("2001:db8:65::1", None, NOWHERE, id="blackhole"),
         pytest.param("2001:db8:66::1", None, NOWHERE, id="unreachable"),
         pytest.param("2001:db8:67::1", None, NOWHERE, id="prohibit"),
-        pytest.param("2001:db8:1::7", "fd00:20::5", Route("eth0", "2001:db8::1"), id="pod"),
-        pytest.param("2001:db8::1", "fd00:20::5", Route("lo", "2001:db8::1", True), id="to node"),
+        pytest.param("2001:db8:1::7", "fd00:20::5", WayOut("eth0", "2001:db8::1"), id="pod"),
+        pytest.param("2001:db8::1", "fd00:20::5", WayOut("lo", "2001:db8::1", True), id="to node"),
     ],
 )
-def test_ipv6(node: Namespace, destination: str, source: str | None, found: Route) -> None:
+def test_ipv6(node: Namespace, destination: str, source: str | None, found: WayOut) -> None:
     node.run(["sysctl", "-qw", "net.ipv6.conf.all.forwarding=1"])
     assert look_up(Family.IPV6, destination, source) == found

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ipmasq_agent.host.delivery import Delivery, delivery
+from ipmasq_agent.host.routes import Delivery, delivery
 from ipmasq_agent.policy.addresses import Family, parse_address
 from tests.kernel.running import Running, wait_until
 from tests.kernel.test_bpf_survival import KIND, NODE, Connection, Net

@@ -12,8 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from ipmasq_agent.host.egress import EgressDevice, list_devices
-from ipmasq_agent.host.links import egress_devices
+from ipmasq_agent.host.devices import EgressDevice, egress_devices, list_devices
 from ipmasq_agent.netlink.ct import Connection, introduce
 from ipmasq_agent.planes.bpf import layout
 from ipmasq_agent.planes.bpf import state as dialect

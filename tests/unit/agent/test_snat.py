@@ -13,7 +13,7 @@ from ipmasq_agent.agent.status import ConfigStatus, Status
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.host.delivery import Delivery
+from ipmasq_agent.host.routes import Delivery
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import AUTO, Need, Wish
 

@@ -1,22 +1,99 @@
-"""What translating packets at a device takes: its number, its address, its headers."""
+"""The devices of the node: which lead out of it, and what translating packets there takes."""
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ipmasq_agent.netlink.rt import Address, list_addresses, list_links, list_routes
+from ipmasq_agent.netlink.rt import (
+    DEFAULT_TABLE,
+    MAIN_TABLE,
+    Address,
+    Link,
+    list_addresses,
+    list_links,
+    list_routes,
+)
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.assemble import Links
 
 # include/uapi/linux/if_arp.h: Ethernet and what looks like it. Tunnels, PPP and devices
 # without addresses of their own begin their packets with the IP header.
 _ETHERNET, _LOOPBACK = 1, 772
 _ETHERNET_HEADER = 14
+# A bridge has an address for its ports, which are those of containers; what leaves through a
+# dummy (kube-ipvs0, nodelocaldns) arrives nowhere.
+_INWARD_KINDS = frozenset({"bridge", "dummy"})
+_PAIRS = frozenset({"veth", "netkit"})
+# By these alone the kernel does not tell pods from a network outside: tunnels lead to pods
+# of other nodes or to a partner, and a pair whose end here has a subnet of its own to one
+# pod or, where the node is a container itself, to its network.
+_INWARD = (
+    *("flannel*", "vxlan*", "genev*", "tunl*", "cilium*"),
+    *("cali*", "lxc*", "veth*"),
+)
+
+
+def read_links() -> Links:
+    """Return the devices of this network namespace, sorted by name.
+
+    Raises:
+        KernelReadError: they cannot be listed.
+    """
+    links = list_links()
+    return Links(tuple(sorted(link.name for link in links)), _leading_out(links))
+
+
+def egress_devices() -> tuple[str, ...]:
+    """Return the devices that carry a node address or a default route, sorted by name.
+
+    Those that lead to pods or nowhere are left out, unless a default route uses them.
+
+    Raises:
+        KernelReadError: they cannot be listed.
+    """
+    return _leading_out(list_links())
+
+
+def _leading_out(links: list[Link]) -> tuple[str, ...]:
+    shared: dict[int, bool] = {}
+    for found in list_addresses():
+        alone = found.length == found.family.bits
+        shared[found.device] = shared.get(found.device, False) or not alone
+    routed = {
+        number
+        for family in Family
+        for route in list_routes(family, longest=0)
+        if route.table in (MAIN_TABLE, DEFAULT_TABLE)
+        for number in route.devices
+    }
+
+    def leads_out(link: Link) -> bool:
+        if link.number in routed or link.number not in shared:
+            return link.number in routed
+        return not _leads_inward(link, shared[link.number])
+
+    return tuple(sorted(x.name for x in links if x.hardware != _LOOPBACK and leads_out(x)))
+
+
+def _leads_inward(link: Link, in_subnet: bool) -> bool:
+    """Whether a device leads to pods or nowhere.
+
+    Args:
+        link: the device, which has an address and no default route.
+        in_subnet: it has an address in a subnet with others. The host's end of a pod's pair
+            has the address of the pod's gateway alone (CNI's ptp), which any number of
+            such ends may share; the pod's is told by a route of its own.
+    """
+    if link.kind in _INWARD_KINDS or (link.kind in _PAIRS and link.leads_away and not in_subnet):
+        return True
+    return any(fnmatch.fnmatch(link.name, pattern) for pattern in _INWARD)
 
 
 @dataclass(frozen=True, slots=True)
 class EgressDevice:
-    """A device as it is now.
+    """What translating packets at a device takes, as it is now.
 
     Attributes:
         number: its ifindex.
