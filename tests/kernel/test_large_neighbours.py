@@ -13,10 +13,10 @@ from tests.netns import Namespace
 _PASSES = """
 import json, resource, socket, subprocess
 from ipmasq_agent.agent.reconcile import reconcile_family
-from ipmasq_agent.planes.plane import detect
+from ipmasq_agent.planes import detect
 from ipmasq_agent.planes.hook.read import read_hook
-from ipmasq_agent.planes.iptables.compile import Placement
-from ipmasq_agent.host import nfnetlink
+from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.netlink import core
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import FamilyPolicy
@@ -30,7 +30,7 @@ class Counting(socket.socket):
         received += len(data)
         return data
 
-nfnetlink.socket.socket = Counting
+core.socket.socket = Counting
 V4 = Family.IPV4
 
 def policy(*numbers):
@@ -76,9 +76,9 @@ _LEGACY_PASSES = """
 import json, os
 from pathlib import Path
 from ipmasq_agent.agent.reconcile import reconcile_family
-from ipmasq_agent.planes.plane import detect
+from ipmasq_agent.planes import detect
 from ipmasq_agent.planes.iptables.legacy import read_chains
-from ipmasq_agent.planes.iptables.compile import Placement
+from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import DecisionMap
 from ipmasq_agent.policy.model import FamilyPolicy
