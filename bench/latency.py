@@ -30,12 +30,12 @@ from pathlib import Path
 from bench.support import agent, inside_namespace, log_lines, machine, row, to_api, to_file
 from ipmasq_agent.host.commands import run
 from ipmasq_agent.netlink.nf import list_chain
-from ipmasq_agent.planes import detect
+from ipmasq_agent.planes import detect, registry
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
 
 _IPT_SO_GET_INFO = 64  # include/uapi/linux/netfilter_ipv4/ip_tables.h
-PLANES = ("iptables-nft", "iptables-legacy", "ipset", "nftables", "bpf")
+NAMES = tuple(dict.fromkeys(row.backend for row in registry.PLANES))
 _INFO = struct.Struct("32sI5I5III")
 
 
@@ -75,7 +75,7 @@ def verdict_asked_of(name: str, address: int) -> Callable[[], object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backend", action="append", choices=PLANES)
+    parser.add_argument("--backend", action="append", choices=NAMES)
     parser.add_argument("--source", choices=["file", "api"], default="file")
     parser.add_argument("--changes", type=int, default=100)
     parser.add_argument("--cidrs", type=int, default=64)
@@ -95,7 +95,7 @@ def main() -> None:
         run(["mount", "-t", "bpf", "bpf", pins])
         os.environ["IPMASQ_BPF_PINS"] = f"{pins}/pins"
         try:
-            for name in options.backend or PLANES:
+            for name in options.backend or NAMES:
                 measure(name, options.source, options.cidrs, options.changes)
         finally:
             run(["umount", pins])

@@ -28,7 +28,7 @@ _PASSES = r"""
 import json, os, subprocess, sys, time
 from pathlib import Path
 from ipmasq_agent.agent.reconcile import clean, reconcile_family
-from ipmasq_agent.planes.plane import detect
+from ipmasq_agent.planes import detect
 from ipmasq_agent.planes.iptables.compile import Placement
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix

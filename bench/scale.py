@@ -28,7 +28,7 @@ from typing import Any
 from bench.support import AGENT, agent, inside_namespace, log_lines, machine, to_file
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
-from ipmasq_agent.planes import detect
+from ipmasq_agent.planes import detect, registry
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import assemble_family
@@ -36,7 +36,7 @@ from ipmasq_agent.policy.assemble import assemble_family
 FLAGS = Flags(enable_ipv6=True, cidr_limit=None)
 LONGEST_CHAIN = 10_000
 # Those that --backend does not name are found by kubelet's mark.
-NAMES = [*(name for name in detect.BACKENDS if name != detect.BPF), *detect.WITH_SET]
+NAMES = [row.name for row in registry.PLANES if row.name != "bpf"]
 Figures = dict[str, float]
 
 
@@ -122,10 +122,8 @@ def follow(name: str, family: Family, count: int, place: Path) -> Figures:
     """Let the agent take up a document, then another one, then ask it questions."""
     log = place / "log"
     write, where = to_file(place)
-    asked_for = name
-    if name in detect.WITH_SET:
-        asked_for = "ipset"
-        tables = detect.WITH_SET[name]
+    asked_for, tables = registry.row(name).backend, registry.row(name).form_of
+    if tables is not None:
         subprocess.run([tables, "-t", "mangle", "-N", detect.MARKS[0]], check=True)
     flags = ["--backend", asked_for, "--enable-ipv6=true", *where]
     figures: Figures = {}

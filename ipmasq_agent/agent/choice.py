@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from ipmasq_agent.errors import AgentError
-from ipmasq_agent.planes.plane import Backend
-
-AnyBackend = Backend[Any, Any, Any]
+from ipmasq_agent.planes.plane import AnyBackend
 
 
 class BackendChoice:

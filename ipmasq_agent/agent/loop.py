@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ipmasq_agent.agent.choice import AnyBackend, BackendChoice
+from ipmasq_agent.agent.choice import BackendChoice
 from ipmasq_agent.agent.events import Event, Signal, condensed, newest
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.kept import Kept
@@ -37,6 +37,7 @@ from ipmasq_agent.config.durations import UNITS
 from ipmasq_agent.config.model import DEFAULT_RESYNC_INTERVAL, Config, Flags
 from ipmasq_agent.errors import ConfigError, foreseen
 from ipmasq_agent.host import patience
+from ipmasq_agent.planes.plane import AnyBackend
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.sources import (
     Document,

@@ -6,10 +6,10 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable
 
-from ipmasq_agent.agent.choice import AnyBackend
 from ipmasq_agent.agent.logs import event
 from ipmasq_agent.agent.reconcile import Outcomes, clean
 from ipmasq_agent.errors import AgentError, NotPermitted
+from ipmasq_agent.planes.plane import AnyBackend
 from ipmasq_agent.policy.addresses import Family
 
 

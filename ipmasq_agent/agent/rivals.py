@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from ipmasq_agent.agent.choice import AnyBackend
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.logs import event
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.reconcile import Outcomes
 from ipmasq_agent.agent.war import War
+from ipmasq_agent.planes.plane import AnyBackend
 from ipmasq_agent.policy.addresses import Family
 
 

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from ipmasq_agent.agent.choice import AnyBackend
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.logs import event
 from ipmasq_agent.answers.overrides import Overridden, Shadow, shadow
 from ipmasq_agent.errors import AgentError
+from ipmasq_agent.planes.plane import AnyBackend
 from ipmasq_agent.planes.rules.hook import Hook
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy

@@ -33,7 +33,7 @@ def command(beside_agent: bool, **options: Any) -> int:
     from ipmasq_agent.agent.reconcile import clean
     from ipmasq_agent.cli.wiring import refuse_beside_agent
     from ipmasq_agent.host import seat
-    from ipmasq_agent.planes import detect
+    from ipmasq_agent.planes import detect, registry
     from ipmasq_agent.policy.addresses import Family
 
     settings = settings_of(options)
@@ -42,10 +42,10 @@ def command(beside_agent: bool, **options: Any) -> int:
         refuse_beside_agent([placement.chain])
     # Programs have no chain's name: those of an agent with another chain stay.
     theirs = [] if beside_agent else seat.kept([placement.pins])
-    named = by_flag("backend") and settings.backend not in ("auto", "iptables")
+    named = by_flag("backend") and settings.backend not in registry.ASK_THE_NODE
     failed = 0
     for name in [detect.choose(settings.backend)[0]] if named else detect.holders(placement):
-        if name == detect.BPF and theirs:
+        if name == "bpf" and theirs:
             click.echo(f"bpf: left alone, a running agent keeps {placement.pins}")
             continue
         backend = detect.make(name, placement)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ipmasq_agent.cli.options import BACKENDS
 from ipmasq_agent.cli.output import emit, output_option
 from ipmasq_agent.host.children import own
+from ipmasq_agent.planes import registry
 
 if TYPE_CHECKING:
     from ipmasq_agent.lab.cluster import Lab
@@ -30,7 +30,7 @@ name_option = click.option(
 )
 backend_option = click.option(
     "--backend",
-    type=click.Choice(BACKENDS),
+    type=click.Choice(registry.choices()),
     default="auto",
     show_default=True,
     help="The data plane that the agents in the nodes use.",

@@ -14,11 +14,11 @@ from ipmasq_agent.answers.compare import Side
 from ipmasq_agent.answers.explain import rule_text
 from ipmasq_agent.answers.overrides import usual
 from ipmasq_agent.cli.cilium_sides import CiliumSides
-from ipmasq_agent.cli.options import BACKENDS, Settings, split_configmap
+from ipmasq_agent.cli.options import Settings, split_configmap
 from ipmasq_agent.cli.wiring import read_intent
 from ipmasq_agent.errors import AgentError, UsageError
 from ipmasq_agent.host.devices import egress_devices
-from ipmasq_agent.planes import detect
+from ipmasq_agent.planes import detect, registry
 from ipmasq_agent.planes.hook.read import read_hook
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.hook import joined, neighbours
@@ -81,22 +81,19 @@ def _document(label: str, settings: Settings) -> Side:
 
 
 def _kernel(text: str, requested: str, settings: Settings) -> Side:
-    known = dict.fromkeys((*BACKENDS, *detect.BACKENDS))
+    known = registry.choices()
     if requested not in known:
         raise UsageError(f"{text!r} names no backend", remedy=f"name one of {', '.join(known)}")
     chosen, _ = detect.choose(requested)
     if requested != "auto":
         return _held(chosen, settings.placement)
     if not _tells(_held(chosen, settings.placement)):
-        # The rules may be those of another backend: of the set form of the same chain, or of
-        # an agent that was told to use it.
-        place, holders = _place(chosen, settings.placement), detect.holders(settings.placement)
-        for name in detect.BACKENDS:
-            if name in holders or _place(name, settings.placement) == place:
-                with contextlib.suppress(AgentError):  # the one that was chosen could be read
-                    if _tells(_held(name, settings.placement)):
-                        chosen = name
-                        break
+        # The rules may be another data plane's, of an agent that was told to use it.
+        for name in detect.holders(settings.placement):
+            with contextlib.suppress(AgentError):  # the one that was chosen could be read
+                if _tells(_held(name, settings.placement)):
+                    chosen = name
+                    break
     return _held(chosen, settings.placement, alone=False)
 
 
@@ -133,11 +130,3 @@ def _tells(side: Side) -> bool:
     """Whether a backend found something, and could read all of it."""
     verdicts = [policy.decisions.verdicts for policy in side.policies.values()]
     return bool(verdicts) and not any(Verdict.UNKNOWN in each for each in verdicts)
-
-
-def _place(name: str, placement: Placement) -> str:
-    backend = detect.make(name, placement)
-    try:
-        return backend.place
-    finally:
-        backend.close()

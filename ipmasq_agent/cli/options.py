@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from shutil import which
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -14,6 +13,7 @@ from click.core import ParameterSource
 from ipmasq_agent.cli.goflags import GoBool
 from ipmasq_agent.config.model import DEFAULT_CIDR_LIMIT, Flags
 from ipmasq_agent.errors import UsageError
+from ipmasq_agent.planes import registry
 from ipmasq_agent.planes.iptables.ownership import owner_of_name
 from ipmasq_agent.planes.placement import DEFAULT_CHAIN, DEFAULT_PINS, Placement
 from ipmasq_agent.policy.model import parse_port_ranges
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ipmasq_agent.sources import Source
 
 DEFAULT_CONFIG = "/etc/config/ip-masq-agent"
-BACKENDS = ("auto", "iptables", "iptables-legacy", "iptables-nft", "ipset", "nftables", "bpf")
 # XT_EXTENSION_MAXNAMELEN less the terminating zero: what a chain's name may hold.
 _LONGEST_CHAIN = 28
 _BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
@@ -127,7 +126,7 @@ _MEANING = (
 _BACKEND = (
     setting(
         "--backend",
-        type=click.Choice(BACKENDS),
+        type=click.Choice(registry.choices()),
         default="auto",
         show_default=True,
         help="The data plane; auto takes the iptables that kubelet uses on the node, with a set "
@@ -200,7 +199,7 @@ document_options: Callable[[F], F] = _stacked(_SOURCE + _API + _MEANING)
 """Where the document is, and the flags that bear on what it means."""
 meant_option = setting(
     "--backend",
-    type=click.Choice(BACKENDS),
+    type=click.Choice(registry.choices()),
     help="The data plane that the document is for: plain iptables takes 64 entries, unless the "
     "document sets cidrLimit.  [default: iptables]",
 )
@@ -226,6 +225,7 @@ def settings_of(options: dict[str, Any]) -> Settings:
         ports = parse_port_ranges(options.get("to_ports") or "")
     except ValueError as cause:
         raise UsageError(f"--to-ports: {cause}") from cause
+    meant = options.get("backend") or "iptables"
     return Settings(
         config=config or DEFAULT_CONFIG,
         configmaps=configmaps,
@@ -245,7 +245,8 @@ def settings_of(options: dict[str, Any]) -> Settings:
             nomasq_all_reserved_ranges=options.get("nomasq_all_reserved_ranges", False),
             random_fully=options.get("random_fully", True),
             to_ports=ports,
-            cidr_limit=_cidr_limit(options.get("backend") or "iptables"),
+            # Plain iptables keeps upstream's limit; the others take what they can hold.
+            cidr_limit=None if registry.takes_any_size(meant) else DEFAULT_CIDR_LIMIT,
         ),
     )
 
@@ -271,16 +272,6 @@ def by_flag(name: str) -> bool:
     """Whether a value that is set comes from the command line, and not the environment."""
     context = click.get_current_context(silent=True)
     return context is None or context.get_parameter_source(name) is not ParameterSource.ENVIRONMENT
-
-
-def _cidr_limit(backend: str) -> int | None:
-    """Return how many entries a document may have that sets no cidrLimit.
-
-    Plain iptables keeps upstream's limit. The other data planes take what they can hold,
-    and auto chooses one of these where it has one.
-    """
-    has_sets = backend in ("ipset", "nftables", "bpf") or (backend == "auto" and which("ipset"))
-    return None if has_sets else DEFAULT_CIDR_LIMIT
 
 
 def split_configmap(text: str) -> tuple[str, str, str | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from ipmasq_agent.planes.interpretation import Interpretation
 from ipmasq_agent.policy.addresses import Family
@@ -176,3 +176,6 @@ class Backend(abc.ABC, Generic[State, Desired, Plan]):
     def close(self) -> None:
         """Give back what the backend holds on this host (processes, files), not its rules."""
         return None
+
+
+AnyBackend = Backend[Any, Any, Any]

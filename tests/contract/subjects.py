@@ -12,8 +12,9 @@ from abc import ABC, abstractmethod
 from typing import cast
 
 from ipmasq_agent.agent.reconcile import reconcile_family
-from ipmasq_agent.planes.detect import make_iptables
 from ipmasq_agent.planes.iptables.compile import Plan
+from ipmasq_agent.planes.iptables.legacy import LegacyBackend
+from ipmasq_agent.planes.iptables.nft import NftBackend
 from ipmasq_agent.planes.iptables.plane import IptablesBackend, program
 from ipmasq_agent.planes.iptables.save import parse_saved
 from ipmasq_agent.planes.placement import Placement
@@ -114,7 +115,9 @@ class InKernel(Subject):
         super().__init__(family)
         self.variant = variant
         self.namespace = namespace
-        self.backend = make_iptables(f"iptables-{variant}", Placement())
+        self.backend: IptablesBackend = (NftBackend if variant == "nft" else LegacyBackend)(
+            Placement()
+        )
         # Below those that the kernel picks: conntrack knows a flow for 30 s, and a packet
         # from a port that it picked again would not be the first of its connection.
         self._ports = itertools.count(10_000)

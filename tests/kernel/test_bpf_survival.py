@@ -23,7 +23,6 @@ from typing import Any
 
 import pytest
 
-from ipmasq_agent.agent.choice import AnyBackend
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.reconcile import clean, reconcile
 from ipmasq_agent.config.document import parse_document
@@ -32,6 +31,7 @@ from ipmasq_agent.host.devices import read_links
 from ipmasq_agent.planes import detect
 from ipmasq_agent.planes.bpf import hooks as bpf_hooks
 from ipmasq_agent.planes.bpf.plane import BpfBackend
+from ipmasq_agent.planes.plane import AnyBackend
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import Facts
 from ipmasq_agent.policy.model import PortRange

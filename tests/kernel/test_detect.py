@@ -14,7 +14,7 @@ import pytest
 from ipmasq_agent.errors import AgentError, KernelReadError
 from ipmasq_agent.planes import detect
 from ipmasq_agent.planes.detect import choose, holders
-from ipmasq_agent.planes.iptables.legacy import table_exists
+from ipmasq_agent.planes.iptables.presence import legacy_table_exists
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
 from tests import oracle
@@ -101,9 +101,9 @@ def test_a_table_that_cannot_be_read_does_not_hide_a_mark_in_another(
     monkeypatch.setattr(detect, "chain_info", _unreadable)
 
     def unreadable_ipv4(family: Family, table: str) -> bool:
-        return bool(_unreadable()) if family is Family.IPV4 else table_exists(family, table)
+        return bool(_unreadable()) if family is Family.IPV4 else legacy_table_exists(family, table)
 
-    monkeypatch.setattr(detect, "table_exists", unreadable_ipv4)
+    monkeypatch.setattr(detect, "legacy_table_exists", unreadable_ipv4)
     assert choose("auto")[0] == "iptables-legacy"
 
 
@@ -124,7 +124,7 @@ def test_those_who_may_hold_rules_are_those_with_a_nat_table(in_ns: Namespace) -
     subprocess.run(["ip6tables-legacy", "-t", "nat", "-N", "X"], check=True)
     assert holders(Placement()) == ["iptables-legacy"]
     subprocess.run(["iptables-nft", "-t", "nat", "-N", "X"], check=True)
-    assert holders(Placement()) == ["iptables-nft", "iptables-legacy"]
+    assert holders(Placement()) == ["iptables-legacy", "iptables-nft"]
 
 
 # -- the agent at a node that changes its mind -----------------------------------------------

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ipmasq_agent.agent.choice import AnyBackend
 from ipmasq_agent.agent.reconcile import reconcile_family
 from ipmasq_agent.planes import detect
 from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.planes.plane import AnyBackend
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import FamilyPolicy

@@ -29,7 +29,9 @@ class Subject:
         self.variant = variant
         self.family = family
         self.namespace = namespace
-        self.backend: IptablesBackend = detect.make_iptables(f"ipset-{variant}", Placement())
+        backend = detect.make(f"ipset-{variant}", Placement())
+        assert isinstance(backend, IptablesBackend)
+        self.backend = backend
         stem = "IP-MASQ" if variant == "nft" else "IP-MASQ-legacy"
         self.set = f"{stem}-{'4' if family is Family.IPV4 else '6'}"
 

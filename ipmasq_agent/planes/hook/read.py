@@ -23,7 +23,8 @@ from ipmasq_agent.netlink.nft_objects import (
 )
 from ipmasq_agent.planes.hook.expressions import Held, References, as_iptables, references, told
 from ipmasq_agent.planes.iptables.compile import POSTROUTING
-from ipmasq_agent.planes.iptables.legacy import read_chains, table_exists
+from ipmasq_agent.planes.iptables.legacy import read_chains
+from ipmasq_agent.planes.iptables.presence import legacy_table_exists
 from ipmasq_agent.planes.nftables import compile as nftables
 from ipmasq_agent.planes.nftables.read import unquiet
 from ipmasq_agent.planes.placement import Placement
@@ -73,7 +74,9 @@ def hook_generation() -> int | None:
         KernelReadError: the kernel refuses.
         HostError: it cannot be told which tables exist.
     """
-    legacy = any(table_exists(family, table) for family in Family for table in ("nat", "raw"))
+    legacy = any(
+        legacy_table_exists(family, table) for family in Family for table in ("nat", "raw")
+    )
     return None if legacy else generation_if_any()
 
 
@@ -200,7 +203,7 @@ class _Reader:
 
     def _legacy(self, table: str, chain: str, priority: int) -> Iterator[BaseChain]:
         family = self._family
-        if not table_exists(family, table):
+        if not legacy_table_exists(family, table):
             return
         try:
             found = read_chains(family, table, (chain,), follow=True)

@@ -16,7 +16,6 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import IO
 
 from ipmasq_agent.errors import HostError
@@ -25,6 +24,7 @@ from ipmasq_agent.host.patience import Patience
 from ipmasq_agent.planes.iptables.compile import POSTROUTING, Plan
 from ipmasq_agent.planes.iptables.lock import XtablesLock
 from ipmasq_agent.planes.iptables.plane import IptablesBackend, program
+from ipmasq_agent.planes.iptables.presence import legacy_table_exists
 from ipmasq_agent.planes.iptables.save import Sieve, parse_saved
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.table import Table, empty_table
@@ -36,21 +36,6 @@ _PATIENCE = 60.0
 # does not: far more than a commit takes.
 _PARTING = 1.5
 _WORKER = "ipmasq_agent.planes.iptables.legacy_worker"
-_EXISTING = {Family.IPV4: "/proc/net/ip_tables_names", Family.IPV6: "/proc/net/ip6_tables_names"}
-
-
-def table_exists(family: Family, table: str) -> bool:
-    """Whether the kernel has a legacy table. Opening one would make it; this does not."""
-    try:
-        return table in Path(_EXISTING[family]).read_text().split()
-    except FileNotFoundError:
-        return False  # a kernel without ip_tables
-    except OSError as cause:
-        raise HostError(
-            f"{_EXISTING[family]} cannot be read: {cause.strerror}",
-            remedy="run as root, or with NET_ADMIN",
-        ) from cause
-
 
 # Where the chains of a table led to when it was read last: most often they still do.
 _reached: dict[tuple[Family, str, frozenset[str]], set[str]] = {}
@@ -92,7 +77,7 @@ class LegacyBackend(IptablesBackend):
 
     def read_rules(self, family: Family) -> Table:
         """Return our chain and POSTROUTING; no rules where the kernel has no nat table."""
-        if not table_exists(family, "nat"):
+        if not legacy_table_exists(family, "nat"):
             return empty_table(family)
         return read_chains(family, "nat", (self.placement.chain, POSTROUTING))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.netlink.nf import generation
 from ipmasq_agent.netlink.nft_batch import Stale
-from ipmasq_agent.netlink.nft_objects import SetInfo, table_infos
+from ipmasq_agent.netlink.nft_objects import SetInfo
 from ipmasq_agent.planes.interpretation import Interpretation
 from ipmasq_agent.planes.nftables import compile as dialect
 from ipmasq_agent.planes.nftables.interpret import interpret
@@ -26,7 +26,7 @@ from ipmasq_agent.planes.nftables.read import (
     read_set_at,
     unquiet,
 )
-from ipmasq_agent.planes.nftables.state import COMMENT, Kind, NftSet, NftTable
+from ipmasq_agent.planes.nftables.state import Kind, NftSet, NftTable
 from ipmasq_agent.planes.nftables.write import Writing
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.plane import Backend
@@ -251,14 +251,3 @@ class NftablesBackend(Backend[NftTable, NftTable, Plan]):
             self._held[family] = _Held(
                 table, number, seen=False, handle=known.handle, sets=known.sets
             )
-
-
-def tables_of_ours() -> bool:
-    """Whether a table of this agent exists here, under whatever name.
-
-    Raises:
-        KernelReadError: the kernel refuses.
-    """
-    return any(
-        info.comment == COMMENT for family in Family for info in table_infos(family).values()
-    )

@@ -1,0 +1,222 @@
+"""The data planes that there are, one row each: all that is known of one without loading it.
+
+Detection, the flag ``--backend``, the limit of entries, ``cleanup``, ``compare``, the lab and
+the benchmark read these rows, and nobody types the list again. A row is data and functions
+that import their plane when they are called, so a verb that needs none of a plane's code pays
+for none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from shutil import which
+from typing import TYPE_CHECKING
+
+from ipmasq_agent.planes.placement import Placement
+
+if TYPE_CHECKING:
+    from ipmasq_agent.planes.plane import AnyBackend
+
+
+ASK_THE_NODE = ("auto", "iptables")
+"""What ``--backend`` takes beside names: the iptables that the node uses, with ``auto`` in its
+form with a set for a policy that is large."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneRow:
+    """One data plane.
+
+    Attributes:
+        name: tells it from all others.
+        backend: what ``--backend``, status and logs call it. The two planes of ``ipset`` share
+            one name: which it is follows from the iptables that the node uses.
+        title: what it is, for people.
+        programs: what it runs on the node, beside the kernel itself.
+        any_size: it decides by a look-up, and so takes any number of entries.
+        make: returns the plane at work on this host.
+        may_hold: tells by cheap signs whether state of ours may be here.
+        holds: tells by cheap signs that state of ours is here; never where there are none.
+        form_of: the plane whose state in the kernel this one shares. Of such two, each
+            replaces the other's state by its own in one change, and nothing is left to clean.
+    """
+
+    name: str
+    backend: str
+    title: str
+    programs: tuple[str, ...]
+    any_size: bool
+    make: Callable[[Placement], AnyBackend]
+    may_hold: Callable[[Placement], bool]
+    holds: Callable[[Placement], bool]
+    form_of: str | None = None
+
+
+def _legacy(placement: Placement, *, with_set: bool = False) -> AnyBackend:
+    from ipmasq_agent.planes.iptables.legacy import LegacyBackend
+
+    return LegacyBackend(placement, with_set=with_set)
+
+
+def _has_legacy_table(placement: Placement) -> bool:
+    from ipmasq_agent.planes.iptables.presence import has_legacy_table
+
+    return has_legacy_table(placement)
+
+
+def _cannot_tell(placement: Placement) -> bool:
+    """Legacy tables give no cheap sign: each look hands out the whole table."""
+    return False
+
+
+def _nft(placement: Placement, *, with_set: bool = False) -> AnyBackend:
+    from ipmasq_agent.planes.iptables.nft import NftBackend
+
+    return NftBackend(placement, with_set=with_set)
+
+
+def _has_nft_table(placement: Placement) -> bool:
+    from ipmasq_agent.planes.iptables.presence import has_nft_table
+
+    return has_nft_table(placement)
+
+
+def _has_nft_chain(placement: Placement) -> bool:
+    from ipmasq_agent.planes.iptables.presence import has_nft_chain
+
+    return has_nft_chain(placement)
+
+
+def _nftables(placement: Placement) -> AnyBackend:
+    from ipmasq_agent.planes.nftables.plane import NftablesBackend
+
+    return NftablesBackend(placement)
+
+
+def _has_table(placement: Placement) -> bool:
+    from ipmasq_agent.planes.nftables.presence import has_table
+
+    return has_table(placement)
+
+
+def _bpf(placement: Placement) -> AnyBackend:
+    from pathlib import Path
+
+    from ipmasq_agent.planes.bpf.plane import BpfBackend
+
+    return BpfBackend(Path(placement.pins), placement.flows)
+
+
+def _has_programs(placement: Placement) -> bool:
+    from ipmasq_agent.planes.bpf.presence import has_programs
+
+    return has_programs(placement)
+
+
+PLANES: tuple[PlaneRow, ...] = (
+    PlaneRow(
+        name="iptables-legacy",
+        backend="iptables-legacy",
+        title="iptables-legacy, a rule a CIDR",
+        programs=("iptables-legacy-save",),
+        any_size=False,
+        make=_legacy,
+        may_hold=_has_legacy_table,
+        holds=_cannot_tell,
+    ),
+    PlaneRow(
+        name="iptables-nft",
+        backend="iptables-nft",
+        title="iptables-nft, a rule a CIDR",
+        programs=("iptables-nft",),
+        any_size=False,
+        make=_nft,
+        may_hold=_has_nft_table,
+        holds=_has_nft_chain,
+    ),
+    PlaneRow(
+        name="ipset-nft",
+        backend="ipset",
+        title="iptables-nft with an ipset",
+        programs=("iptables-nft", "ipset"),
+        any_size=True,
+        make=lambda placement: _nft(placement, with_set=True),
+        may_hold=_has_nft_table,
+        holds=_has_nft_chain,
+        form_of="iptables-nft",
+    ),
+    PlaneRow(
+        name="ipset-legacy",
+        backend="ipset",
+        title="iptables-legacy with an ipset",
+        programs=("iptables-legacy-save", "ipset"),
+        any_size=True,
+        make=lambda placement: _legacy(placement, with_set=True),
+        may_hold=_has_legacy_table,
+        holds=_cannot_tell,
+        form_of="iptables-legacy",
+    ),
+    PlaneRow(
+        name="nftables",
+        backend="nftables",
+        title="nftables with a set",
+        programs=(),
+        any_size=True,
+        make=_nftables,
+        may_hold=_has_table,
+        holds=_has_table,
+    ),
+    PlaneRow(
+        name="bpf",
+        backend="bpf",
+        title="eBPF",
+        programs=(),
+        any_size=True,
+        make=_bpf,
+        may_hold=_has_programs,
+        holds=_has_programs,
+    ),
+)
+
+
+def row(name: str) -> PlaneRow:
+    """Return the row of that name.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return {each.name: each for each in PLANES}[name]
+
+
+def rows_of(backend: str) -> list[PlaneRow]:
+    """Return the rows that ``--backend`` calls so: one, or one for each iptables."""
+    return [each for each in PLANES if each.backend == backend]
+
+
+def homes() -> list[PlaneRow]:
+    """Return one row for each place in the kernel where state of ours may be."""
+    return [each for each in PLANES if each.form_of is None]
+
+
+def choices() -> tuple[str, ...]:
+    """Return what ``--backend`` takes."""
+    return tuple(dict.fromkeys((*ASK_THE_NODE, *(each.backend for each in PLANES))))
+
+
+def larger_form(name: str) -> PlaneRow | None:
+    """Return the form of a plane that takes any size, where its programs are installed."""
+    programs = row(name).programs
+    for each in PLANES:
+        beside = [program for program in each.programs if program not in programs]
+        if each.form_of == name and each.any_size and all(map(which, beside)):
+            return each
+    return None
+
+
+def takes_any_size(backend: str) -> bool:
+    """Whether the plane that ``--backend`` leads to for a large policy takes any number."""
+    if backend == "auto":
+        return any(larger_form(each.name) for each in PLANES)
+    rows = rows_of(backend)
+    return bool(rows) and all(each.any_size for each in rows)
