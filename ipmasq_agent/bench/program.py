@@ -15,11 +15,11 @@ from pathlib import Path
 from ipmasq_agent.bench.place import Place
 from ipmasq_agent.bench.reading import Reading
 from ipmasq_agent.bench.udp import Udp
+from ipmasq_agent.bpf.objects import get_pinned, object_info
+from ipmasq_agent.bpf.syscall import BpfCommand, bpf
 from ipmasq_agent.errors import BenchError
-from ipmasq_agent.host.bpf_objects import get_pinned, object_info
-from ipmasq_agent.host.bpf_syscall import bpf
 
-_ENABLE_STATS, _RUN_TIME = 32, 0  # BPF_ENABLE_STATS, BPF_STATS_RUN_TIME
+_RUN_TIME = 0  # BPF_STATS_RUN_TIME
 # Where struct bpf_prog_info of include/uapi/linux/bpf.h has run_time_ns and run_cnt.
 _RUN_AT, _RUN = 192, struct.Struct("=QQ")
 _NAME = "outward"
@@ -44,7 +44,7 @@ def _timed() -> Iterator[None]:
 
     It does so while the descriptor is open, and the sysctl for all is left alone.
     """
-    descriptor = bpf(_ENABLE_STATS, struct.pack("=I", _RUN_TIME))
+    descriptor = bpf(BpfCommand.ENABLE_STATS, struct.pack("=I", _RUN_TIME))
     try:
         yield
     finally:

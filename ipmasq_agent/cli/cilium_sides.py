@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ipmasq_agent.answers.compare import Side
+from ipmasq_agent.bpf import bpffs
 from ipmasq_agent.cli import wiring
 from ipmasq_agent.cli.options import Settings
 from ipmasq_agent.errors import ConfigError, HostError, KernelReadError, SourceError, UsageError
@@ -19,8 +20,6 @@ from ipmasq_agent.policy.model import FamilyPolicy
 
 CILIUM_CONFIG = "kube-system/cilium-config"
 NO_CIDR = "none"
-# Where Cilium pins its maps, below the bpf file system.
-PLACE = Path("tc/globals")
 _NOT_COMPARED = (
     "not in the map, and not compared: Cilium masquerades packets of this node's pods only, "
     "and out of its devices only"
@@ -66,11 +65,11 @@ class CiliumSides:
             HostError: there is no bpf file system, or this process may not read it.
             KernelReadError: there is no such map, or it is not what it should be.
         """
-        places = [Path(self.bpffs)] if self.bpffs else bpf_maps.mounts()
+        places = [Path(self.bpffs)] if self.bpffs else bpffs.mounts()
         policies: dict[Family, FamilyPolicy] = {}
         notes: list[str] = []
         for family, name in cilium.MAP_NAMES.items():
-            path = bpf_maps.find(name, places, PLACE)
+            path = bpf_maps.find(name, places)
             if path is None:
                 continue
             held = bpf_maps.read_prefixes(path, family)
@@ -181,7 +180,7 @@ def _no_maps(places: list[Path]) -> HostError | KernelReadError:
     if not places:
         return HostError(
             "no bpf file system is mounted here, so Cilium's maps cannot be found",
-            remedy=f"mount the node's {bpf_maps.BPFFS} into this pod, {instead}",
+            remedy=f"mount the node's {bpffs.USUAL} into this pod, {instead}",
         )
     names = " or ".join(cilium.MAP_NAMES.values())
     return KernelReadError(

@@ -15,7 +15,7 @@ from pathlib import Path
 _WITHOUT_BPF = """\
 import ctypes, os, struct, sys
 sys.path.insert(0, sys.argv[1])
-from ipmasq_agent.host.bpf_syscall import _GENERIC_SYSCALL, _SYSCALLS
+from ipmasq_agent.bpf.syscall import _GENERIC_SYSCALL, _SYSCALLS
 import platform
 number = _SYSCALLS.get(platform.machine(), _GENERIC_SYSCALL)
 code = b"".join(struct.pack("=HBBI", *one) for one in (

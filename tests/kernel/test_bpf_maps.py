@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from ipmasq_agent.bpf import bpffs as file_systems
+from ipmasq_agent.bpf import maps as bpf_maps
+from ipmasq_agent.bpf.syscall import bpf
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.host import bpf_objects, bpf_syscall
-from ipmasq_agent.planes.cilium import maps as bpf_maps
+from ipmasq_agent.planes.cilium.maps import read_prefixes
 from ipmasq_agent.policy.addresses import Family
 from tests.kernel import bpffs
 
@@ -30,7 +32,7 @@ def place() -> Iterator[Path]:
 
 
 def shown(path: Path, family: Family) -> list[str]:
-    return [str(prefix) for prefix in bpf_maps.read_prefixes(path, family).prefixes]
+    return [str(prefix) for prefix in read_prefixes(path, family).prefixes]
 
 
 @pytest.mark.parametrize("family", Family)
@@ -42,7 +44,7 @@ def test_every_prefix_of_a_map_is_read(place: Path, family: Family) -> None:
 @pytest.mark.parametrize("family", Family)
 def test_an_empty_map_has_no_prefixes(place: Path, family: Family) -> None:
     path = bpffs.make_map(place, VERSION[family])
-    held = bpf_maps.read_prefixes(path, family)
+    held = read_prefixes(path, family)
     assert (held.prefixes, held.capacity, held.full) == ((), 64, False)
 
 
@@ -53,35 +55,35 @@ def test_bits_past_the_length_are_not_part_of_a_prefix(place: Path) -> None:
 
 def test_a_map_that_holds_all_it_can_is_full(place: Path) -> None:
     path = bpffs.make_map(place, 4, PREFIXES[Family.IPV4], capacity=5)
-    assert not bpf_maps.read_prefixes(path, Family.IPV4).full
+    assert not read_prefixes(path, Family.IPV4).full
     bpffs.put(path, ["203.0.113.0/24"])
-    assert bpf_maps.read_prefixes(path, Family.IPV4).full
+    assert read_prefixes(path, Family.IPV4).full
 
 
 def test_a_map_of_another_shape_is_refused(place: Path) -> None:
     path = bpffs.make_map(place, 4, ["10.0.0.0/8"])
     with pytest.raises(KernelReadError, match="not a trie of ipv6 prefixes"):
-        bpf_maps.read_prefixes(path, Family.IPV6)
+        read_prefixes(path, Family.IPV6)
     hashed = place / "hash"
     create = f"bpftool map create {hashed} type hash key 8 value 1 entries 4 name hash"
     subprocess.run(create.split(), check=True)
     with pytest.raises(KernelReadError, match="a map of type 1 with"):
-        bpf_maps.read_prefixes(hashed, Family.IPV4)
+        read_prefixes(hashed, Family.IPV4)
 
 
 def test_what_is_no_map_is_refused_with_its_reason(place: Path, tmp_path: Path) -> None:
     with pytest.raises(KernelReadError, match="No such file"):
-        bpf_maps.read_prefixes(place / "nothing", Family.IPV4)
+        read_prefixes(place / "nothing", Family.IPV4)
     plain = tmp_path / "file"
     plain.write_text("")
     with pytest.raises(KernelReadError, match="not a pinned map"):
-        bpf_maps.read_prefixes(plain, Family.IPV4)
+        read_prefixes(plain, Family.IPV4)
 
 
 def test_file_systems_are_found_wherever_they_are_mounted(place: Path, tmp_path: Path) -> None:
-    before = set(bpf_maps.mounts())  # the machine may have some of its own
+    before = set(file_systems.mounts())  # the machine may have some of its own
     other = bpffs.mount(tmp_path / "a place")
-    found = bpf_maps.mounts()
+    found = file_systems.mounts()
     assert found[0] == place
     assert set(found) - before == {other}
 
@@ -90,11 +92,11 @@ def test_without_the_capability_the_remedy_names_it(place: Path) -> None:
     path = bpffs.make_map(place, 4)
     place.chmod(0o755)
     code = (
-        "from ipmasq_agent.host import bpf_maps\n"
+        "from ipmasq_agent.planes.cilium.maps import read_prefixes\n"
         "from ipmasq_agent.policy.addresses import Family\n"
         "from pathlib import Path\n"
         "try:\n"
-        f"    bpf_maps.read_prefixes(Path({str(path)!r}), Family.IPV4)\n"
+        f"    read_prefixes(Path({str(path)!r}), Family.IPV4)\n"
         "except Exception as error:\n"
         "    print(type(error).__name__, error)\n"
     )
@@ -109,18 +111,18 @@ def test_a_change_in_the_middle_of_a_walk_gives_the_state_after_it(
 ) -> None:
     """Neither what was taken away behind the walk is in the answer, nor what came missing."""
     path = bpffs.make_map(place, 4, [f"10.{number}.0.0/16" for number in range(8)])
+    monkeypatch.setattr(bpf_maps, "_ENTRIES_AT_ONCE", 2)
     calls = 0
-    ask = bpf_syscall.bpf
 
     def meanwhile(command: int, attributes: bytes) -> int:
         nonlocal calls
         calls += 1
-        if calls == 8:  # the map is open, and most of it has been walked
+        if calls == 3:  # a half of the map has been read
             bpffs.put(path, ["10.0.0.0/17"])
             bpffs.delete(path, ["10.0.0.0/16"])
-        return ask(command, attributes)
+        return bpf(command, attributes)
 
-    monkeypatch.setattr(bpf_objects, "bpf", meanwhile)
+    monkeypatch.setattr(bpf_maps, "bpf", meanwhile)
     assert shown(path, Family.IPV4) == [
         "10.0.0.0/17",
         *(f"10.{number}.0.0/16" for number in range(1, 8)),

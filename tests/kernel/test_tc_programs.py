@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from ipmasq_agent.bpf.maps import create_trie, open_pinned
+from ipmasq_agent.bpf.objects import get_pinned, pin
 from ipmasq_agent.errors import HostError
-from ipmasq_agent.host.bpf_objects import create_trie, get_pinned, open_pinned, pin
 from ipmasq_agent.planes.bpf import hooks as bpf_hooks
 from ipmasq_agent.planes.bpf import libbpf
 from ipmasq_agent.planes.bpf.hooks import Hooks
@@ -130,11 +131,11 @@ def test_an_upgrade_replaces_the_programs_and_keeps_the_flows(
         assert not hooks.complete(device)
         Hooks(pins, 2 * FLOWS).load()  # another size is for maps that are made anew
         hooks.attach(device)
-        assert flows.items() == [entry]
+        assert list(flows.entries()) == [entry]
     kept = open_pinned(pins / "flows")
     assert kept is not None
     with kept:
-        assert kept.items() == [entry]
+        assert list(kept.entries()) == [entry]
     after = [attached(device, d, link_of(pins, device, d)) for d in Direction]
     assert all(after)
     assert not set(before) & set(after)
@@ -191,7 +192,7 @@ def test_many_keys_are_written_and_read_back() -> None:
     keys = [struct.pack("=I16s", 32, n.to_bytes(4)) for n in range(100_000)]
     with create_trie("many", 20, 1, len(keys)) as trie:
         trie.fill(b"".join(keys), bytes(n % 251 for n in range(len(keys))), len(keys))
-        assert dict(trie.items()) == {key: bytes([n % 251]) for n, key in enumerate(keys)}
+        assert dict(trie.entries()) == {key: bytes([n % 251]) for n, key in enumerate(keys)}
         assert trie.lookup(keys[7]) == bytes([7])
         assert trie.delete(keys[7])
         assert not trie.delete(keys[7])

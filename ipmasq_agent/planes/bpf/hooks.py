@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from ipmasq_agent.bpf.objects import get_pinned, program_id, run_program
 from ipmasq_agent.errors import HostError
-from ipmasq_agent.host.bpf_objects import get_pinned, program_id, run_program
 from ipmasq_agent.planes.bpf import strays
 from ipmasq_agent.planes.bpf.libbpf import load
 from ipmasq_agent.planes.bpf.strays import NAMES

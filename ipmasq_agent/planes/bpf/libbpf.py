@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ipmasq_agent.bpf.maps import open_pinned
+from ipmasq_agent.bpf.objects import pin
+from ipmasq_agent.bpf.syscall import refused
 from ipmasq_agent.errors import HostError, MissingTool
-from ipmasq_agent.host.bpf_objects import open_pinned, pin
-from ipmasq_agent.host.bpf_syscall import refused
 
 _LIBRARY = "libbpf.so.1"
 _NEW = "_new"  # no dots: bpffs keeps names with them for itself

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from ipmasq_agent.bpf.maps import BpfMap, create_trie, open_pinned
+from ipmasq_agent.bpf.objects import pin
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.host.bpf_objects import BpfMap, create_trie, open_pinned, pin
 from ipmasq_agent.planes.bpf import layout
 from ipmasq_agent.planes.bpf.layout import Flag, Settings
 from ipmasq_agent.planes.bpf.state import DECISIONS, Rules
@@ -76,7 +77,7 @@ class Maps:
         """Return what the programs know of devices, by ifindex."""
         return {
             layout.NUMBER.unpack(key)[0]: layout.unpack_device(value)
-            for key, value in self["devices"].items()
+            for key, value in self["devices"].entries()
         }
 
     def set_device(self, number: int, device: layout.Device) -> None:
@@ -164,7 +165,7 @@ class Maps:
 
     def _prefixes(self, kind: str, family: Family, slot: int) -> list[tuple[Prefix, bytes]]:
         with self.trie(kind, slot) as trie:
-            items = trie.items() if trie else []
+            items = list(trie.entries()) if trie else []
         return sorted((layout.unpack_prefix(family, key), value) for key, value in items)
 
     def _elements(self, family: Family, slot: int) -> tuple[int, ...]:
@@ -172,7 +173,7 @@ class Maps:
         size = family.bits // 8
         codes = []
         with self.trie("decisions", slot) as trie:
-            for key, value in trie.items() if trie else ():
+            for key, value in list(trie.entries()) if trie else ():
                 length, data = layout.PREFIX.unpack(key)
                 exception = value[0] == layout.MASQUERADE
                 if length or not exception:

@@ -18,9 +18,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from ipmasq_agent.bpf.objects import object_info
+from ipmasq_agent.bpf.syscall import bpf, refused
 from ipmasq_agent.errors import NotPermitted
-from ipmasq_agent.host.bpf_objects import object_info
-from ipmasq_agent.host.bpf_syscall import bpf, refused
 from ipmasq_agent.netlink.rt import list_links
 from ipmasq_agent.planes.bpf.tc import HANDLE, PRIORITY, Direction, detach_filter
 from ipmasq_agent.planes.bpf.tc_filters import EGRESS, list_bpf_filters

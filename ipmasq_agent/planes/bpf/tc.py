@@ -15,9 +15,9 @@ import struct
 import time
 from pathlib import Path
 
+from ipmasq_agent.bpf.objects import get_pinned, object_info, pin
+from ipmasq_agent.bpf.syscall import bpf, refused
 from ipmasq_agent.errors import NotPermitted
-from ipmasq_agent.host.bpf_objects import get_pinned, object_info, pin
-from ipmasq_agent.host.bpf_syscall import bpf, refused
 from ipmasq_agent.planes.bpf.libbpf import library
 
 HANDLE, PRIORITY = 0x6D61, 49

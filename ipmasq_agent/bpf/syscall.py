@@ -1,14 +1,18 @@
 """bpf(2) itself, and what its errors mean to whoever runs us.
 
-Commands and layouts: include/uapi/linux/bpf.h.
+Commands and layouts: include/uapi/linux/bpf.h. The structures here and beside are the
+members of union bpf_attr, each with the names of its fields.
 """
 
 from __future__ import annotations
 
 import ctypes
+import enum
 import errno
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ipmasq_agent.errors import HostError, NotPermitted
 
@@ -28,6 +32,29 @@ _SYSCALLS = {
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class BpfCommand(enum.IntEnum):
+    """What bpf(2) is asked to do: enum bpf_cmd, as far as it is used here."""
+
+    MAP_CREATE = 0
+    MAP_LOOKUP_ELEM = 1
+    MAP_UPDATE_ELEM = 2
+    MAP_DELETE_ELEM = 3
+    MAP_GET_NEXT_KEY = 4
+    OBJ_PIN = 6
+    OBJ_GET = 7
+    PROG_TEST_RUN = 10
+    PROG_GET_FD_BY_ID = 13
+    OBJ_GET_INFO_BY_FD = 15
+    PROG_QUERY = 16
+    MAP_LOOKUP_BATCH = 24
+    MAP_UPDATE_BATCH = 26
+    LINK_CREATE = 28
+    LINK_UPDATE = 29
+    LINK_GET_FD_BY_ID = 30
+    ENABLE_STATS = 32
+    LINK_DETACH = 34
+
+
 def bpf(command: int, attributes: bytes | ctypes.Array[ctypes.c_char]) -> int:
     """Make the system call; its buffers are kept alive by whoever packed their addresses.
 
@@ -43,6 +70,19 @@ def bpf(command: int, attributes: bytes | ctypes.Array[ctypes.c_char]) -> int:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return int(result)
+
+
+@contextmanager
+def asked_to(what: str) -> Iterator[None]:
+    """Tell the user what the kernel refused to do.
+
+    Raises:
+        HostError: it did.
+    """
+    try:
+        yield
+    except OSError as cause:
+        raise refused(what, cause) from cause
 
 
 def refused(what: str, cause: OSError) -> HostError:

@@ -1,0 +1,266 @@
+"""eBPF maps by their descriptors: made, opened, read whole and key by key, written."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TypeAlias
+
+from ipmasq_agent.bpf.objects import get_pinned, object_info
+from ipmasq_agent.bpf.syscall import BpfCommand, asked_to, bpf, refused
+
+LPM_TRIE, _NO_PREALLOC = 11, 1  # BPF_MAP_TYPE_LPM_TRIE, BPF_F_NO_PREALLOC
+_PER_CPU = frozenset({5, 6, 10})  # hash, array, LRU hash
+# type, id, key_size, value_size, max_entries: how struct bpf_map_info begins.
+_INFO = struct.Struct("=5I")
+# map_type, key_size, value_size, max_entries, map_flags, inner_map_fd, numa_node, map_name
+_CREATE = struct.Struct("=7I16s")
+_NAME_LENGTH = 15
+_ELEMENT = struct.Struct("=I4xQQQ")  # map_fd, key, value or next_key, flags
+# in_batch, out_batch, keys, values, count, map_fd, elem_flags, flags
+_BATCH = struct.Struct("=QQQQIIQQ")
+_BATCH_COUNT = 4  # which field of these
+_ENTRIES_AT_ONCE = 4096
+_ENOTSUPP = 524  # not errno.ENOTSUP; include/linux/errno.h
+# Not EINVAL alone: some maps have look-ups in batches and no updates, or the reverse.
+_NO_BATCHES = frozenset({errno.EINVAL, errno.EOPNOTSUPP, _ENOTSUPP})
+_Buffer: TypeAlias = "ctypes.Array[ctypes.c_char]"
+_POSSIBLE = Path("/sys/devices/system/cpu/possible")
+
+
+class BpfMap:
+    """A map; a context manager that closes it.
+
+    Attributes:
+        fd: its descriptor.
+        kind: BPF_MAP_TYPE_...
+        key_size, value_size: in bytes.
+        capacity: how many entries it may hold.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        info = object_info(fd, _INFO.size)
+        self.kind, _, self.key_size, self.value_size, self.capacity = _INFO.unpack(info)
+
+    def __enter__(self) -> BpfMap:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptor; the map lives as long as something else holds it."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    # -- one key ----------------------------------------------------------------------------
+
+    def lookup(self, key: bytes) -> bytes | None:
+        """Return the value of a key; None without one.
+
+        Raises:
+            HostError: the kernel refuses.
+        """
+        value = ctypes.create_string_buffer(self._value_room)
+        try:
+            self._element(BpfCommand.MAP_LOOKUP_ELEM, key, ctypes.addressof(value))
+        except FileNotFoundError:
+            return None
+        except OSError as cause:
+            raise refused("read a map", cause) from cause
+        return value.raw
+
+    def per_cpu(self, key: bytes) -> list[bytes]:
+        """Return the values of a key, one for each CPU that the machine may have."""
+        whole = self.lookup(key) or b""
+        step = self._value_step
+        return [whole[at : at + self.value_size] for at in range(0, len(whole), step)]
+
+    def update(self, key: bytes, value: bytes) -> None:
+        """Write the value of a key.
+
+        Raises:
+            HostError: the kernel refuses.
+        """
+        self._check(key, value, 1)
+        held = ctypes.create_string_buffer(value, len(value))
+        try:
+            self._element(BpfCommand.MAP_UPDATE_ELEM, key, ctypes.addressof(held))
+        except OSError as cause:
+            raise refused("write a map", cause) from cause
+
+    def delete(self, key: bytes) -> bool:
+        """Remove a key; false where it was not there.
+
+        Raises:
+            HostError: the kernel refuses.
+        """
+        try:
+            self._element(BpfCommand.MAP_DELETE_ELEM, key, 0)
+        except FileNotFoundError:
+            return False
+        except OSError as cause:
+            raise refused("change a map", cause) from cause
+        return True
+
+    def _element(self, command: BpfCommand, key: bytes, value: int) -> None:
+        held = ctypes.create_string_buffer(key, len(key))
+        bpf(command, _ELEMENT.pack(self.fd, ctypes.addressof(held), value, 0))
+
+    @property
+    def _value_step(self) -> int:
+        """From one CPU's value to the next one's."""
+        size: int = self.value_size
+        return (size + 7) & ~7 if self.kind in _PER_CPU else size
+
+    @property
+    def _value_room(self) -> int:
+        return self._value_step * (possible_cpus() if self.kind in _PER_CPU else 1)
+
+    # -- all keys ---------------------------------------------------------------------------
+
+    def fill(self, keys: bytes, values: bytes, count: int) -> None:
+        """Write many keys, with as few calls as the kernel lets us.
+
+        Args:
+            keys: one after the other.
+            values: one after the other.
+            count: how many there are.
+
+        Raises:
+            HostError: the kernel refuses.
+        """
+        self._check(keys, values, count)
+        held = ctypes.create_string_buffer(keys, len(keys) or 1)
+        with_ = ctypes.create_string_buffer(values, len(values) or 1)
+        try:
+            bpf(BpfCommand.MAP_UPDATE_BATCH, self._batch(held, with_, count))
+        except OSError as cause:
+            if cause.errno not in _NO_BATCHES:
+                raise refused(f"write {count} entries of a map", cause) from cause
+            for key, value in self._apart(keys, values, count):
+                self.update(key, value)
+
+    def entries(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield all entries, read as they are asked for.
+
+        A trie that is written meanwhile may be begun again, and a key then comes twice:
+        where the key goes that was the way to the next one, the kernel goes on with the
+        first (trie_get_next_key, kernel/bpf/lpm_trie.c).
+
+        Not for maps with a value for each CPU.
+
+        Raises:
+            HostError: the kernel refuses.
+        """
+        size = _ENTRIES_AT_ONCE
+        keys, values = self._room_for(size)
+        # A hash gives its place in buckets, which fits into a key's room or 4 bytes.
+        before, after = (ctypes.create_string_buffer(max(self.key_size, 8)) for _ in range(2))
+        begin, ended = 0, False  # a null pointer asks for the first entries
+        while not ended:
+            request = self._batch(keys, values, size, begin, ctypes.addressof(after))
+            try:
+                bpf(BpfCommand.MAP_LOOKUP_BATCH, request)
+            except OSError as cause:
+                if cause.errno == errno.ENOSPC:  # a bucket of a hash has more than fit
+                    size *= 2
+                    keys, values = self._room_for(size)
+                    continue
+                if not begin and cause.errno in _NO_BATCHES:
+                    yield from self._one_by_one()
+                    return
+                ended = cause.errno == errno.ENOENT
+                # EINTR: a key went while it was read; those before it are here.
+                if not ended and cause.errno != errno.EINTR:
+                    raise refused("read a map", cause) from cause
+            count = _BATCH.unpack(request)[_BATCH_COUNT]
+            yield from self._apart(keys.raw, values.raw, count)
+            if count:
+                before, after = after, before
+                begin = ctypes.addressof(before)
+
+    def _one_by_one(self) -> Iterator[tuple[bytes, bytes]]:
+        key = ctypes.create_string_buffer(self.key_size)
+        # The same buffer is read and then written; a null pointer asks for the first key.
+        begin, here = 0, ctypes.addressof(key)
+        try:
+            while True:
+                bpf(BpfCommand.MAP_GET_NEXT_KEY, _ELEMENT.pack(self.fd, begin, here, 0))
+                begin = here
+                value = self.lookup(key.raw)
+                if value is not None:
+                    yield key.raw, value
+        except FileNotFoundError:
+            return
+        except OSError as cause:
+            raise refused("read a map", cause) from cause
+
+    def _room_for(self, count: int) -> tuple[_Buffer, _Buffer]:
+        return (
+            ctypes.create_string_buffer(count * self.key_size),
+            ctypes.create_string_buffer(count * self.value_size),
+        )
+
+    def _apart(self, keys: bytes, values: bytes, count: int) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the entries of columns."""
+        size, value_size = self.key_size, self.value_size
+        for n in range(count):
+            yield keys[n * size : (n + 1) * size], values[n * value_size : (n + 1) * value_size]
+
+    def _check(self, keys: bytes, values: bytes, count: int) -> None:
+        """Make sure that the kernel reads nothing behind what we have."""
+        if len(keys) != count * self.key_size or len(values) != count * self.value_size:
+            raise ValueError(
+                f"{count} entries of {self.key_size} and {self.value_size} bytes cannot be "
+                f"made of {len(keys)} and {len(values)}"
+            )
+
+    def _batch(
+        self, keys: _Buffer, values: _Buffer, count: int, before: int = 0, after: int = 0
+    ) -> _Buffer:
+        pointers = before, after, ctypes.addressof(keys), ctypes.addressof(values)
+        return ctypes.create_string_buffer(
+            _BATCH.pack(*pointers, count, self.fd, 0, 0), _BATCH.size
+        )
+
+
+def possible_cpus() -> int:
+    """Return how many CPUs the kernel has room for: it keeps a value for each."""
+    last = _POSSIBLE.read_text().strip().rpartition(",")[2]
+    return int(last.rpartition("-")[2]) + 1
+
+
+def open_pinned(path: Path) -> BpfMap | None:
+    """Return the map that is pinned at a path; None where nothing is.
+
+    Raises:
+        HostError: it may not be opened.
+    """
+    descriptor = get_pinned(path)
+    return None if descriptor is None else BpfMap(descriptor)
+
+
+def create_trie(name: str, key_size: int, value_size: int, capacity: int) -> BpfMap:
+    """Return a new trie of prefixes, which lives until nothing holds it.
+
+    Raises:
+        HostError: the kernel refuses.
+    """
+    sizes = key_size, value_size, capacity
+    its_name = name.encode()[:_NAME_LENGTH]
+    with asked_to(f"make the trie {name}"):
+        request = _CREATE.pack(LPM_TRIE, *sizes, _NO_PREALLOC, 0, 0, its_name)
+        return BpfMap(bpf(BpfCommand.MAP_CREATE, request))

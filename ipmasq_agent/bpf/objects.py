@@ -1,0 +1,114 @@
+"""What bpf(2) gives descriptors of (maps, programs, links): opened, pinned, asked about, run."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ipmasq_agent.bpf.syscall import BpfCommand, asked_to, bpf, refused
+
+READ_ONLY = 1 << 3  # BPF_F_RDONLY
+_PATH = struct.Struct("=QII")  # pathname, bpf_fd, file_flags
+_INFO = struct.Struct("=IIQ")  # bpf_fd, info_len, info
+_BY_ID = struct.Struct("=III")  # id, next_id, open_flags
+# prog_fd, retval, data_size_in, data_size_out, data_in, data_out, repeat, duration
+_TEST_RUN = struct.Struct("=IIIIQQII")
+_PROGRAM = struct.Struct("=II")  # type, id: how struct bpf_prog_info begins
+_SHORTEST_PACKET = 64
+
+
+def open_path(path: Path, flags: int = 0) -> int:
+    """Return a descriptor of what is pinned at a path.
+
+    Raises:
+        OSError: nothing is, or it may not be opened.
+    """
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    return bpf(BpfCommand.OBJ_GET, _PATH.pack(ctypes.addressof(name), 0, flags))
+
+
+def get_pinned(path: Path) -> int | None:
+    """Return a descriptor of what is pinned at a path; None where nothing is.
+
+    Raises:
+        HostError: it may not be opened, or is not pinned.
+    """
+    try:
+        return open_path(path)
+    except FileNotFoundError:
+        return None
+    except OSError as cause:
+        raise refused(f"open {path}", cause) from cause
+
+
+@contextmanager
+def closing(descriptor: int) -> Iterator[int]:
+    """Hold a descriptor for as long as it is needed."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def by_id(command: BpfCommand, number: int) -> Iterator[int]:
+    """Open an object by its number: ``PROG_GET_FD_BY_ID`` or ``LINK_GET_FD_BY_ID``.
+
+    Raises:
+        OSError: it is gone, or only CAP_SYS_ADMIN may.
+    """
+    with closing(bpf(command, _BY_ID.pack(number, 0, 0))) as descriptor:
+        yield descriptor
+
+
+def pin(descriptor: int, path: Path) -> None:
+    """Pin a map, a program or a link at a path of a bpf file system.
+
+    Raises:
+        HostError: the kernel refuses.
+    """
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    with asked_to(f"pin {path}"):
+        bpf(BpfCommand.OBJ_PIN, _PATH.pack(ctypes.addressof(name), descriptor, 0))
+
+
+def object_info(descriptor: int, size: int) -> bytes:
+    """Return the first ``size`` bytes of what the kernel tells about an object.
+
+    Raises:
+        HostError: it cannot be asked.
+    """
+    info = ctypes.create_string_buffer(size)
+    with asked_to("ask about a map or program"):
+        request = _INFO.pack(descriptor, size, ctypes.addressof(info))
+        bpf(BpfCommand.OBJ_GET_INFO_BY_FD, request)
+    return info.raw
+
+
+def program_id(descriptor: int) -> int:
+    """Return the number of a program by which the kernel tells it from every other one.
+
+    Raises:
+        HostError: it cannot be asked.
+    """
+    _, number = _PROGRAM.unpack(object_info(descriptor, _PROGRAM.size))
+    return int(number)
+
+
+def run_program(descriptor: int) -> int:
+    """Run a program of tc once, on an empty packet, and return what it returned.
+
+    Raises:
+        HostError: the kernel does not run it.
+    """
+    packet = ctypes.create_string_buffer(_SHORTEST_PACKET)
+    data = ctypes.addressof(packet)
+    packed = _TEST_RUN.pack(descriptor, 0, _SHORTEST_PACKET, 0, data, 0, 1, 0)
+    request = ctypes.create_string_buffer(packed, _TEST_RUN.size)
+    with asked_to("run a program"):
+        bpf(BpfCommand.PROG_TEST_RUN, request)
+    return int(_TEST_RUN.unpack(request)[1])
