@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.kernel.running import Running, wait_until, write
+from tests.kernel.running import Running, write
+from tests.waiting import wait_until
 
 DOCUMENTS = (
     "nonMasqueradeCIDRs: [172.20.0.0/16]\n",

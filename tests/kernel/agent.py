@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,10 @@ from tests.oracle import Variant
 # Taken before anyone replaces it: a legacy worker lives in the namespace in which it was
 # started, so nobody may be handed a backend that somebody else keeps.
 _make = detect.make
+
+
+# Words of a verb → its exit status, what it printed, and what it said on standard error.
+Verb = Callable[..., tuple[int, str, str]]
 
 
 def status_of(*words: str) -> int:

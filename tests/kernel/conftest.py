@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.kernel.agent import Verb, status_of
 from tests.kernel.pins import PINS, bpf_file_system
+from tests.kernel.running import Running
 from tests.netns import Namespace, sweep
 
 HERE = Path(__file__).parent
@@ -48,3 +51,29 @@ def in_ns(ns: Namespace) -> Iterator[Namespace]:
     """A fresh namespace that the main thread has entered, for code under test in-process."""
     with ns.entered():
         yield ns
+
+
+@pytest.fixture
+def verb(in_ns: Namespace, capsys: pytest.CaptureFixture[str]) -> Verb:
+    """Run a verb in this process: exit status, standard output, standard error."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        status = status_of(*words)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def run(in_ns: Namespace, tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Start agents in the namespace, each with a log of its own; they end with the test."""
+    started: list[Running] = []
+
+    def start(*flags: str) -> Running:
+        started.append(Running(tmp_path / f"log{len(started)}", *flags))
+        return started[-1]
+
+    yield start
+    for agent in started:
+        agent.stop(signal.SIGKILL)

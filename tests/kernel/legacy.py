@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,15 +15,7 @@ from ipmasq_agent.planes.plane import Change
 from ipmasq_agent.policy.addresses import Family
 from tests.contract.policies import policy
 
-DEADLINE = 20.0
 WORKER = b"ipmasq_agent.planes.iptables.legacy_worker"
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE:g} s: {what}"
-        time.sleep(0.005)
 
 
 @contextmanager

@@ -7,25 +7,18 @@ import json
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-DEADLINE = 20.0
+from tests.waiting import DEADLINE, wait_until
+
 # Whatever this test run ignores: `nohup make test` hang-ups, one in a script's background also
 # Ctrl-C. What is ignored stays so in a child, and in programs that respect it.
 HEARING = ("/usr/bin/env", "--default-signal=HUP,INT,TERM")
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE:g} s: {what}"
-        time.sleep(0.01)
 
 
 class Running:

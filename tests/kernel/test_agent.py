@@ -15,28 +15,16 @@ import pytest
 
 from tests import oracle
 from tests.kernel.pins import PINS
-from tests.kernel.running import DEADLINE, Running, wait_until, write
+from tests.kernel.running import Running, write
 from tests.kube.cluster import Cluster
 from tests.netns import Namespace
+from tests.waiting import DEADLINE, wait_until
 
 ONE = "nonMasqueradeCIDRs: [172.20.0.0/16]\n"
 TWO = "nonMasqueradeCIDRs: [172.20.0.0/16, 10.10.1.0/24]\n"
 BAD = "nonMasqueradeCIDRs: [10.0.0.1/8]\n"
 LINK_LOCAL = "169.254.0.0/16"
 VARIANTS: list[oracle.Variant] = ["nft", "legacy"]
-
-
-@pytest.fixture
-def run(in_ns: Namespace, tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    started: list[Running] = []
-
-    def start(*flags: str) -> Running:
-        started.append(Running(tmp_path / f"log{len(started)}", *flags))
-        return started[-1]
-
-    yield start
-    for agent in started:
-        agent.stop(signal.SIGKILL)
 
 
 @pytest.fixture

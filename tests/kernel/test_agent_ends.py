@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests import oracle
-from tests.kernel.running import Running, wait_until
-from tests.kernel.test_agent import chain, document, run
+from tests.kernel.running import Running
+from tests.kernel.test_agent import chain, document
 from tests.netns import Namespace
+from tests.waiting import wait_until
 
-__all__ = ["document", "run"]  # fixtures
+__all__ = ["document"]  # a fixture
 # Five seconds are promised. A busy machine may take its time; what hangs takes a minute.
 SOON = 15.0
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.running import HEARING, wait_until
+from tests.kernel.running import HEARING
+from tests.waiting import wait_until
 
 PROGRAM = [sys.executable, "-m", "ipmasq_agent", "bench"]
 AGENT = [*HEARING, *PROGRAM]

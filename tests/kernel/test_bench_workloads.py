@@ -22,7 +22,7 @@ from ipmasq_agent.bench.udp import Udp
 from ipmasq_agent.bench.workloads import Traffic
 from ipmasq_agent.errors import BenchError
 from ipmasq_agent.policy.addresses import Family
-from tests.kernel.running import wait_until
+from tests.waiting import wait_until
 
 AGENT = (sys.executable, "-m", "ipmasq_agent")
 FLOWS = 2000

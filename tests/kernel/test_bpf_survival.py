@@ -36,8 +36,8 @@ from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import Facts
 from ipmasq_agent.policy.model import PortRange
 from tests.kernel.pins import placement
-from tests.kernel.running import wait_until
 from tests.netns import Namespace
+from tests.waiting import wait_until
 
 POD = {Family.IPV4: "172.20.0.10", Family.IPV6: "fd00:172:20::10"}
 GATEWAY = {Family.IPV4: "172.20.0.1", Family.IPV6: "fd00:172:20::1"}

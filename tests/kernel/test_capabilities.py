@@ -10,10 +10,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,6 +19,7 @@ from tests import oracle
 from tests.kernel.container import confined
 from tests.kernel.pins import PINS
 from tests.netns import Namespace
+from tests.waiting import wait_until
 
 SHOWN = frozenset({"NET_ADMIN", "NET_RAW"})
 """The capabilities that the tests below show to be needed, and to be enough."""
@@ -159,13 +158,6 @@ except OSError:
 def status_of(ns: Namespace, path: str) -> int:
     """Return the HTTP status of the agent in a namespace, or 0 while it does not listen."""
     return int(ns.run([sys.executable, "-c", GET, path]).stdout)
-
-
-def wait_until(condition: Any, what: str, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("variant", oracle.VARIANTS)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,15 @@ import pytest
 
 from tests import oracle
 from tests.kernel import bpffs
-from tests.kernel.agent import apply, status_of
-from tests.netns import Namespace
+from tests.kernel.agent import Verb, apply
 
-Verb = Callable[..., tuple[int, str, str]]
 NONE = ("--native-routing-cidr", "none")
 CILIUM_DEFAULTS = ["10.0.0.0/8", "169.254.0.0/16"]
 
 
 @pytest.fixture
-def compare(in_ns: Namespace, capsys: pytest.CaptureFixture[str]) -> Verb:
-    """Run the verb in this process: exit status, standard output, standard error."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        status = status_of("compare", *words)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+def compare(verb: Verb) -> Verb:
+    return partial(verb, "compare")
 
 
 @pytest.fixture

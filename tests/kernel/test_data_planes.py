@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.kernel.agent import status_of
+from tests.kernel.agent import Verb
 from tests.kernel.pins import PINS
 from tests.netns import Namespace
 
@@ -25,20 +24,13 @@ podCIDRs: [172.20.0.0/16, 'fd00:172:20::/48']
 egressInterfaces: [eth*]
 snatAddress: {ipv4: 192.0.2.7}
 """
-Verb = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def verb(in_ns: Namespace, capsys: pytest.CaptureFixture[str]) -> Verb:
-    """Run a verb in this process: exit status, standard output, standard error."""
+def verb(in_ns: Namespace, verb: Verb) -> Verb:
+    """Run a verb where there is a device to guard."""
     in_ns.run(["ip", "link", "add", "eth1", "type", "veth", "peer", "name", "far"])
-
-    def run(*words: str) -> tuple[int, str, str]:
-        status = status_of(*words)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+    return verb
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ from ipmasq_agent.planes.iptables.presence import legacy_table_exists
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
 from tests import oracle
-from tests.kernel.legacy import wait_until, workers_of
+from tests.kernel.legacy import workers_of
 from tests.kernel.running import Running, write
-from tests.kernel.test_agent import ONE, TWO, chain, run
+from tests.kernel.test_agent import ONE, TWO, chain
 from tests.netns import Namespace
+from tests.waiting import wait_until
 
-__all__ = ["run"]  # a fixture
 NEW_MARK, OLD_MARK = "KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"
 PROGRAMS = {"ipv4": "iptables", "ipv6": "ip6tables"}
 DEFAULT = ("iptables-nft", "nothing tells; the default")

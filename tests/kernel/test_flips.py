@@ -28,7 +28,8 @@ from tests import oracle
 from tests.kernel.crossing import PLANS, Crossing, crossing
 from tests.kernel.flows import KEPT, MASQUERADED, both, count_in, flowing, verify
 from tests.kernel.pins import placement
-from tests.kernel.running import Running, wait_until, write
+from tests.kernel.running import Running, write
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.kernel
 BACKENDS = ("iptables-nft", "iptables-legacy", "ipset-nft", "ipset-legacy", "nftables", "bpf")

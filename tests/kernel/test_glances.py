@@ -15,11 +15,10 @@ from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import FamilyPolicy
 from tests import oracle
-from tests.kernel.running import Running, wait_until
-from tests.kernel.test_agent import run
+from tests.kernel.running import Running
 from tests.netns import Namespace
+from tests.waiting import wait_until
 
-__all__ = ["run"]  # a fixture
 NAMES = ("iptables-nft", "ipset-nft", "nftables")
 
 

@@ -24,9 +24,9 @@ from tests import oracle
 from tests.kernel.agent import status_of
 from tests.kernel.container import contained
 from tests.kernel.pins import PINS
-from tests.kernel.running import wait_until
 from tests.kernel.test_capabilities import SHOWN, SHOWN_FOR_BPF, SHOWN_TO_LEAVE
 from tests.netns import Namespace
+from tests.waiting import wait_until
 
 BPFFS = Path("/sys/fs/bpf")
 

@@ -31,11 +31,11 @@ from tests.kernel.legacy import (
     is_alive,
     legacy_backend,
     only_worker,
-    wait_until,
     workers_of,
     write,
 )
 from tests.netns import Namespace
+from tests.waiting import wait_until
 
 CHAIN = "IP-MASQ"
 

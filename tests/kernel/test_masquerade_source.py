@@ -17,8 +17,8 @@ from ipmasq_agent.planes import detect
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import assemble_family
 from tests.kernel.pins import placement
-from tests.kernel.running import wait_until
 from tests.netns import Namespace
+from tests.waiting import wait_until
 
 FLAGS = Flags()
 BACKENDS = ["iptables-nft", "iptables-legacy", "nftables", "bpf"]

@@ -20,12 +20,10 @@ from ipmasq_agent.policy.assemble import Links, Need
 from ipmasq_agent.sources import FactEvent, NotLearnt, network
 from ipmasq_agent.sources.facts import HostAndCluster
 from ipmasq_agent.sources.network import LATE
-from tests.kernel.running import Running, wait_until
-from tests.kernel.test_agent import run
+from tests.kernel.running import Running
 from tests.netns import Namespace
 from tests.unit.sources.told import DEADLINE, Told
-
-__all__ = ["run"]  # a fixture
+from tests.waiting import wait_until
 
 
 def ip(ns: Namespace, *lines: str) -> None:

@@ -24,8 +24,9 @@ from tests.deploy.manifests import API, BPF, FILE, VARIANTS, container, pod
 from tests.kernel.container import contained
 from tests.kernel.crossing import PLANS, Crossing, crossing
 from tests.kernel.flows import KEPT, MASQUERADED, both, count_in, counted, flowing
-from tests.kernel.running import Running, wait_until, write
+from tests.kernel.running import Running, write
 from tests.kube.cluster import Cluster
+from tests.waiting import wait_until
 
 BEFORE, AFTER = (
     f"nonMasqueradeCIDRs: [{', '.join(repr(one) for one in both(kept))}]\nresyncInterval: 1s\n"

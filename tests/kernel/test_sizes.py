@@ -5,31 +5,20 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import oracle
-from tests.kernel.agent import status_of
-from tests.kernel.running import Running, wait_until
+from tests.kernel.agent import Verb
+from tests.kernel.running import Running
 from tests.netns import Namespace
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.kernel
 PLAIN = ("iptables-nft", "iptables-legacy")
 SETS = ("ipset", "ipset-legacy", "nftables", "auto")
-Verb = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def verb(in_ns: Namespace, capsys: pytest.CaptureFixture[str]) -> Verb:
-    def run(*words: str) -> tuple[int, str, str]:
-        status = status_of(*words)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 def asked_for(backend: str, namespace: Namespace) -> tuple[str, str]:

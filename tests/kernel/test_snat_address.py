@@ -14,9 +14,10 @@ import pytest
 
 from ipmasq_agent.host.routes import Delivery, delivery
 from ipmasq_agent.policy.addresses import Family, parse_address
-from tests.kernel.running import Running, wait_until
+from tests.kernel.running import Running
 from tests.kernel.test_bpf_survival import KIND, NODE, Connection, Net
 from tests.netns import Namespace
+from tests.waiting import wait_until
 
 NEAR = {Family.IPV4: "192.0.2.99", Family.IPV6: "2001:db8::99"}
 FAR = {Family.IPV4: "203.0.113.5", Family.IPV6: "2001:db8:f::5"}

@@ -13,7 +13,8 @@ import pytest
 from tests import oracle
 from tests.kernel.crossing import Crossing, crossing
 from tests.kernel.flows import KEPT, both, count_in, flowing, verify
-from tests.kernel.running import Running, wait_until, write
+from tests.kernel.running import Running, write
+from tests.waiting import wait_until
 
 # As a public manifest of ip-masq-agent v2.12.6-gke has them, in a cluster of both families.
 ARGUMENTS = (

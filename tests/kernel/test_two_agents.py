@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,24 +14,12 @@ from tests import oracle
 from tests.deploy.manifests import BPF, FILE, container
 from tests.kernel.agent import status_of
 from tests.kernel.pins import PINS
-from tests.kernel.running import Running, wait_until
+from tests.kernel.running import Running
 from tests.netns import Namespace
+from tests.waiting import wait_until
 
 VARIANTS: list[oracle.Variant] = ["nft", "legacy"]
 THEIRS = "nonMasqueradeCIDRs: [192.0.2.0/24]\n"
-
-
-@pytest.fixture
-def run(in_ns: Namespace, tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    started: list[Running] = []
-
-    def start(*flags: str) -> Running:
-        started.append(Running(tmp_path / f"log{len(started)}", *flags))
-        return started[-1]
-
-    yield start
-    for agent in started:
-        agent.stop(signal.SIGKILL)
 
 
 @pytest.fixture

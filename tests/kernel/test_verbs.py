@@ -8,29 +8,14 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import oracle
-from tests.kernel.agent import status_of
+from tests.kernel.agent import Verb
 from tests.netns import Namespace
-
-Verb = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def verb(in_ns: Namespace, capsys: pytest.CaptureFixture[str]) -> Verb:
-    """Run a verb in this process: exit status, standard output, standard error."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        status = status_of(*words)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

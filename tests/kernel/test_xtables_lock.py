@@ -31,10 +31,10 @@ from tests.kernel.legacy import (
     is_locked,
     legacy_backend,
     only_worker,
-    wait_until,
     write,
 )
 from tests.netns import Namespace
+from tests.waiting import wait_until
 
 RIVAL = ("iptables-legacy", "-w", "-t", "nat", "-A", "POSTROUTING", "-p", "sctp", "-j", "RETURN")
 

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from ipmasq_agent.lab.cluster import STATE, Lab
 from ipmasq_agent.lab.scenes import SCENES
 from ipmasq_agent.lab.story import Story
 from tests.kernel.running import HEARING
+from tests.waiting import wait_until
 
 AGENT = [*HEARING, sys.executable, "-m", "ipmasq_agent"]
 DEADLINE = 60.0
@@ -85,13 +85,6 @@ def name(request: pytest.FixtureRequest) -> Iterator[str]:
     if left:
         Lab(name).down()
     assert left == []
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE:g} s: {what}"
-        time.sleep(0.02)
 
 
 def wrong(told: dict[str, Any]) -> list[Any]:
@@ -239,7 +232,7 @@ def test_down_removes_what_a_killed_run_left(name: str) -> None:
             if b"step 1" in line:
                 break
         run.kill()
-    wait_until(lambda: processes(name) == [], "the agents and servers die with their maker")
+    wait_until(lambda: not processes(name), "the agents and servers die with their maker", 60)
     assert traces(name)
     assert name in lab("list").stdout.split()
     assert name in lab("down", "--name", f"{name}-other").stdout

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ipmasq_agent.host.children import own, passing_directory, tied
-from tests.kernel.running import wait_until
+from tests.waiting import wait_until
 
 
 def running(mark: str) -> list[str]:
