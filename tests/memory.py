@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ipmasq_agent.planes.iptables.compile import POSTROUTING, Plan
-from ipmasq_agent.planes.iptables.plane import IptablesBackend
+from ipmasq_agent.planes.iptables.plane import IptablesPlane
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.rule import Rule
 from ipmasq_agent.planes.rules.table import Chain, Table, empty_table
@@ -11,7 +11,7 @@ from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import Capabilities
 
 
-class MemoryBackend(IptablesBackend):
+class MemoryPlane(IptablesPlane):
     """Holds one nat table per family and applies plans to it, rule by rule."""
 
     variant = "memory"

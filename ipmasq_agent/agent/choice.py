@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ipmasq_agent.errors import AgentError
-from ipmasq_agent.planes.plane import AnyBackend
+from ipmasq_agent.planes.plane import AnyPlane
 
 
-class BackendChoice:
+class PlaneChoice:
     """Asks again at every pass which backend the node uses, and remembers those we left.
 
     Attributes:
@@ -19,7 +19,7 @@ class BackendChoice:
     def __init__(
         self,
         detect: Callable[[bool], tuple[str, str]],
-        make: Callable[[str], AnyBackend],
+        make: Callable[[str], AnyPlane],
         holders: Callable[[], list[str]],
         leavings: Callable[[], list[str]] = list,
     ) -> None:
@@ -39,7 +39,7 @@ class BackendChoice:
         self._holders = holders
         self._leavings = leavings
         self._looked = False
-        self._made: dict[str, AnyBackend] = {}
+        self._made: dict[str, AnyPlane] = {}
         self._current: str | None = None
         self._to_clean: set[str] = set()
         self.reason = "not chosen yet"
@@ -47,7 +47,7 @@ class BackendChoice:
 
     def current(
         self, *, large: bool = False, look: bool = False
-    ) -> tuple[AnyBackend, list[AnyBackend]]:
+    ) -> tuple[AnyPlane, list[AnyPlane]]:
         """Return the backend to use, and those that must be cleaned once it is in force.
 
         At the first call every other place with a table counts as left behind: the agent
@@ -86,17 +86,17 @@ class BackendChoice:
             self._looked, self.unseen = True, ()
 
     @property
-    def in_use(self) -> AnyBackend | None:
+    def in_use(self) -> AnyPlane | None:
         """The backend of the latest pass; None before the first."""
         return self._made.get(self._current) if self._current is not None else None
 
-    def cleaned(self, backend: AnyBackend) -> None:
+    def cleaned(self, backend: AnyPlane) -> None:
         """Forget a backend that holds nothing of ours any more."""
         for name in [name for name, made in self._made.items() if made is backend]:
             self._to_clean.discard(name)
             self._made.pop(name).close()
 
-    def every(self) -> Iterator[AnyBackend]:
+    def every(self) -> Iterator[AnyPlane]:
         """Yield all backends that may hold rules of ours, for leaving without a trace.
 
         Raises:
@@ -118,7 +118,7 @@ class BackendChoice:
             backend.close()
         self._made.clear()
 
-    def _get(self, name: str) -> AnyBackend:
+    def _get(self, name: str) -> AnyPlane:
         if name not in self._made:
             self._made[name] = self._make(name)
         return self._made[name]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from ipmasq_agent.planes.plane import Backend, Desired, Plan, State
+from ipmasq_agent.planes.plane import Desired, Plan, Plane, State
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import NO_FACTS, Facts, Wish, assemble_family
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
@@ -33,7 +33,7 @@ class Intent:
         """Whether one rule for each prefix would be too many."""
         return self.wish.is_large(self.facts)
 
-    def policy(self, backend: Backend[State, Desired, Plan], family: Family) -> FamilyPolicy:
+    def policy(self, backend: Plane[State, Desired, Plan], family: Family) -> FamilyPolicy:
         """Return the policy of a family, for what the backend's host can do."""
         # Asked for each family: one may lack its programs, and the other must not suffer.
         capabilities = backend.capabilities(family)
@@ -43,7 +43,7 @@ class Intent:
             known = self._policies[family] = capabilities, policy
         return known[1]
 
-    def desired(self, backend: Backend[State, Desired, Plan], family: Family) -> Desired:
+    def desired(self, backend: Plane[State, Desired, Plan], family: Family) -> Desired:
         """Return what the backend must hold of a family."""
         policy = self.policy(backend, family)
         known = self._desired.get(family)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from ipmasq_agent.agent.choice import BackendChoice
+from ipmasq_agent.agent.choice import PlaneChoice
 from ipmasq_agent.agent.logs import event, failure
 from ipmasq_agent.agent.reconcile import Outcomes, clean
 from ipmasq_agent.errors import foreseen
@@ -14,7 +14,7 @@ from ipmasq_agent.policy.addresses import Family
 
 
 def leave(
-    choice: BackendChoice,
+    choice: PlaneChoice,
     deadline: float,
     report: Callable[[Outcomes, str, str], None],
     *,

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ipmasq_agent.agent.choice import BackendChoice
+from ipmasq_agent.agent.choice import PlaneChoice
 from ipmasq_agent.agent.events import Event, Signal, condensed, newest
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.kept import Kept
@@ -37,7 +37,7 @@ from ipmasq_agent.config.durations import UNITS
 from ipmasq_agent.config.model import DEFAULT_RESYNC_INTERVAL, Config, Flags
 from ipmasq_agent.errors import ConfigError, foreseen
 from ipmasq_agent.host import patience
-from ipmasq_agent.planes.plane import AnyBackend
+from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.sources import (
     Document,
@@ -75,7 +75,7 @@ class Agent:
     def __init__(
         self,
         source: Source,
-        choice: BackendChoice,
+        choice: PlaneChoice,
         settings: LoopSettings,
         devices: Callable[[], tuple[str, ...]],
         fact_source: FactSource,
@@ -418,7 +418,7 @@ class Agent:
             )
         return outcomes
 
-    def _left(self, other: AnyBackend, outcomes: Outcomes) -> None:
+    def _left(self, other: AnyPlane, outcomes: Outcomes) -> None:
         self._report(outcomes, other.name, "left")
         if not any(outcome.error for outcome in outcomes.values()):
             self.choice.cleaned(other)
@@ -492,7 +492,7 @@ class Agent:
         self.status = replace(self.status, waiting=knowledge.waiting, facts=knowledge.sources)
 
 
-def _advice(backend: AnyBackend, intent: Intent, failed: dict[Family, str]) -> tuple[str, ...]:
+def _advice(backend: AnyPlane, intent: Intent, failed: dict[Family, str]) -> tuple[str, ...]:
     """Return what the backend has to say about what it holds, one line for each family."""
     lines = (
         (family, backend.advice(intent.desired(backend, family)))

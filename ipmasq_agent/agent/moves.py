@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable
 from ipmasq_agent.agent.logs import event
 from ipmasq_agent.agent.reconcile import Outcomes, clean
 from ipmasq_agent.errors import AgentError, NotPermitted
-from ipmasq_agent.planes.plane import AnyBackend
+from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.policy.addresses import Family
 
 
@@ -26,7 +26,7 @@ class Moves:
         self.advice: tuple[str, ...] = ()
         """For the status: which flows are waited for."""
 
-    def announce(self, left_behind: Collection[AnyBackend]) -> None:
+    def announce(self, left_behind: Collection[AnyPlane]) -> None:
         """Once a move, before it: have flows there go on beside what is coming."""
         names = {other.name for other in left_behind}
         # One that we came back to is left anew the next time.
@@ -41,7 +41,7 @@ class Moves:
                 event(logging.WARNING, "flows may break", backend=other.name, error=str(error))
 
     def complete(
-        self, left_behind: Iterable[AnyBackend], cleaned: Callable[[AnyBackend, Outcomes], None]
+        self, left_behind: Iterable[AnyPlane], cleaned: Callable[[AnyPlane, Outcomes], None]
     ) -> tuple[str, ...]:
         """Once what replaces them is in force: clean those backends whose flows have ended.
 
@@ -69,7 +69,7 @@ class Moves:
             cleaned(other, outcomes)
         return tuple(failures)
 
-    def _drained(self, other: AnyBackend) -> bool:
+    def _drained(self, other: AnyPlane) -> bool:
         """Whether a backend that was left has no flows that would break without it."""
         began = self._began.setdefault(other.name, time.monotonic())
         try:
@@ -88,7 +88,7 @@ class Moves:
         return False
 
 
-def deciding(others: Iterable[AnyBackend]) -> tuple[str, ...]:
+def deciding(others: Iterable[AnyPlane]) -> tuple[str, ...]:
     """Return which backends beside the one in use hold rules of ours that are in force.
 
     A line for each; one that cannot be read may.

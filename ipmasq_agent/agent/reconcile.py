@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.errors import AgentError, KernelWriteError, NotPermitted, foreseen
-from ipmasq_agent.planes.plane import Backend, Change, Desired, Plan, State
+from ipmasq_agent.planes.plane import Change, Desired, Plan, Plane, State
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
 
@@ -33,7 +33,7 @@ Outcomes = Mapping[Family, Outcome]
 
 
 def reconcile(
-    backend: Backend[State, Desired, Plan],
+    backend: Plane[State, Desired, Plan],
     intent: Intent,
     *,
     thorough: bool = True,
@@ -45,7 +45,7 @@ def reconcile(
         backend: where.
         intent: what.
         thorough: read all that the kernel holds, rather than trust what we remember of
-            it (see ``Backend.recall``).
+            it (see ``Plane.recall``).
         rivals: families in which somebody undoes what we write, and who. Of their rules
             there none is touched for now.
     """
@@ -61,7 +61,7 @@ def reconcile(
 
 
 def _theirs(
-    backend: Backend[State, Desired, Plan],
+    backend: Plane[State, Desired, Plan],
     family: Family,
     desired: Desired,
     intent: Intent,
@@ -84,12 +84,12 @@ def _theirs(
     return True
 
 
-def clean(backend: Backend[State, Desired, Plan], families: Iterable[Family]) -> Outcomes:
+def clean(backend: Plane[State, Desired, Plan], families: Iterable[Family]) -> Outcomes:
     """Remove what is ours from the families' tables."""
     return _each(families, lambda family: _remove(backend, family))
 
 
-def _remove(backend: Backend[State, Desired, Plan], family: Family) -> Change:
+def _remove(backend: Plane[State, Desired, Plan], family: Family) -> Change:
     try:
         return reconcile_family(backend, family, None)
     except NotPermitted:
@@ -111,7 +111,7 @@ def _each(families: Iterable[Family], work: Callable[[Family], Change | None]) -
 
 
 def reconcile_family(
-    backend: Backend[State, Desired, Plan], family: Family, policy: FamilyPolicy | None
+    backend: Plane[State, Desired, Plan], family: Family, policy: FamilyPolicy | None
 ) -> Change:
     """Make one family's kernel state what ``policy`` asks for; None means nothing of ours.
 
@@ -128,7 +128,7 @@ def reconcile_family(
 
 
 def _bring(
-    backend: Backend[State, Desired, Plan], family: Family, desired: Desired, thorough: bool
+    backend: Plane[State, Desired, Plan], family: Family, desired: Desired, thorough: bool
 ) -> Change:
     with backend.session(family):
         actual = backend.read(family) if thorough else backend.recall(family)

@@ -10,7 +10,7 @@ from ipmasq_agent.agent.logs import event
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.reconcile import Outcomes
 from ipmasq_agent.agent.war import War
-from ipmasq_agent.planes.plane import AnyBackend
+from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.policy.addresses import Family
 
 
@@ -44,13 +44,13 @@ class Rivals:
             for place in self._kept_by_others()
         )
 
-    def left_alone(self, backend: AnyBackend, intent: Intent, now: float) -> dict[Family, str]:
+    def left_alone(self, backend: AnyPlane, intent: Intent, now: float) -> dict[Family, str]:
         """Return in which families nothing is written for now, and whose rules are there."""
         what = backend, intent
         wars = self._wars.items()
         return {family: war.rival for family, war in wars if war.rival and war.holds(what, now)}
 
-    def watch(self, backend: AnyBackend, intent: Intent, outcomes: Outcomes, now: float) -> None:
+    def watch(self, backend: AnyPlane, intent: Intent, outcomes: Outcomes, now: float) -> None:
         """Find out whether what was written is undone again and again, and by whom.
 
         Args:

@@ -10,7 +10,7 @@ from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.logs import event
 from ipmasq_agent.answers.overrides import Overridden, Shadow, shadow
 from ipmasq_agent.errors import AgentError
-from ipmasq_agent.planes.plane import AnyBackend
+from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.planes.rules.hook import Hook
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
@@ -53,7 +53,7 @@ class Shadows:
         self.unknown: tuple[str, ...] = ()
         """Why it cannot be told what others decide, one line for each family."""
 
-    def look(self, backend: AnyBackend, intent: Intent, egress: tuple[str, ...]) -> None:
+    def look(self, backend: AnyPlane, intent: Intent, egress: tuple[str, ...]) -> None:
         """Find out what others decide about the packets of a policy that is in the kernel."""
         found: dict[Family, Shadow] = {}
         unknown: list[str] = []
@@ -69,7 +69,7 @@ class Shadows:
         self.unknown = tuple(unknown)
         self._tell(found)
 
-    def _shadow(self, backend: AnyBackend, policy: FamilyPolicy, egress: tuple[str, ...]) -> Shadow:
+    def _shadow(self, backend: AnyPlane, policy: FamilyPolicy, egress: tuple[str, ...]) -> Shadow:
         family = policy.family
         signs = Signs(self._generation(), backend.place, egress)
         seen = self._seen.get(family)

@@ -8,13 +8,13 @@ from ipmasq_agent.answers.overrides import usual
 from ipmasq_agent.host.devices import egress_devices
 from ipmasq_agent.planes.hook.read import read_hook
 from ipmasq_agent.planes.placement import Placement
-from ipmasq_agent.planes.plane import Backend, Desired, Plan, State
+from ipmasq_agent.planes.plane import Desired, Plan, Plane, State
 from ipmasq_agent.planes.rules.hook import joined, neighbours
 from ipmasq_agent.policy.addresses import Family
 
 
 def family_diff(
-    backend: Backend[State, Desired, Plan], family: Family, intent: Intent, placement: Placement
+    backend: Plane[State, Desired, Plan], family: Family, intent: Intent, placement: Placement
 ) -> FamilyDiff:
     """Return what bringing one family to ``intent`` would change."""
     actual = backend.read(family)
@@ -39,7 +39,7 @@ def family_diff(
     )
 
 
-def left_diff(backend: Backend[State, Desired, Plan]) -> list[str]:
+def left_diff(backend: Plane[State, Desired, Plan]) -> list[str]:
     """Return the lines that leaving ``backend`` would remove, of both families."""
     removed: list[str] = []
     for family in Family:

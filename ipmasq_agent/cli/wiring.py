@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ipmasq_agent.agent.choice import BackendChoice
+from ipmasq_agent.agent.choice import PlaneChoice
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.cli.options import Settings
 from ipmasq_agent.config.document import Understood, parse_documents
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from ipmasq_agent.agent.kept import Kept
 
 
-def backend_choice(settings: Settings) -> BackendChoice:
+def backend_choice(settings: Settings) -> PlaneChoice:
     """Return the choice of backend that the flags leave open."""
-    return BackendChoice(
+    return PlaneChoice(
         detect=lambda large: detect.choose(settings.backend, large=large),
         make=lambda name: detect.make(name, settings.placement),
         holders=lambda: detect.holders(settings.placement),

@@ -13,7 +13,7 @@ from ipmasq_agent.netlink.nft_objects import chain_info
 from ipmasq_agent.planes import registry
 from ipmasq_agent.planes.iptables.presence import legacy_table_exists
 from ipmasq_agent.planes.placement import Placement
-from ipmasq_agent.planes.plane import AnyBackend
+from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.policy.addresses import Family
 
 MARKS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
@@ -62,7 +62,7 @@ def _variant() -> tuple[str, str]:
     return "iptables-nft", "nothing tells; the default"
 
 
-def make(name: str, placement: Placement) -> AnyBackend:
+def make(name: str, placement: Placement) -> AnyPlane:
     """Return the plane of that name, which ``choose`` has returned."""
     return registry.row(name).make(placement)
 

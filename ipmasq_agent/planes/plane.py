@@ -39,7 +39,7 @@ Desired = TypeVar("Desired")
 Plan = TypeVar("Plan", bound=Change)
 
 
-class Backend(abc.ABC, Generic[State, Desired, Plan]):
+class Plane(abc.ABC, Generic[State, Desired, Plan]):
     """One data plane on one host.
 
     ``compile``, ``absent``, ``plan``, ``after`` and ``interpret`` are the dialect's, pure;
@@ -178,4 +178,4 @@ class Backend(abc.ABC, Generic[State, Desired, Plan]):
         return None
 
 
-AnyBackend = Backend[Any, Any, Any]
+AnyPlane = Plane[Any, Any, Any]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ipmasq_agent.planes.placement import Placement
 
 if TYPE_CHECKING:
-    from ipmasq_agent.planes.plane import AnyBackend
+    from ipmasq_agent.planes.plane import AnyPlane
 
 
 ASK_THE_NODE = ("auto", "iptables")
@@ -47,16 +47,16 @@ class PlaneRow:
     title: str
     programs: tuple[str, ...]
     any_size: bool
-    make: Callable[[Placement], AnyBackend]
+    make: Callable[[Placement], AnyPlane]
     may_hold: Callable[[Placement], bool]
     holds: Callable[[Placement], bool]
     form_of: str | None = None
 
 
-def _legacy(placement: Placement, *, with_set: bool = False) -> AnyBackend:
-    from ipmasq_agent.planes.iptables.legacy import LegacyBackend
+def _legacy(placement: Placement, *, with_set: bool = False) -> AnyPlane:
+    from ipmasq_agent.planes.iptables.legacy import IptablesLegacyPlane
 
-    return LegacyBackend(placement, with_set=with_set)
+    return IptablesLegacyPlane(placement, with_set=with_set)
 
 
 def _has_legacy_table(placement: Placement) -> bool:
@@ -70,10 +70,10 @@ def _cannot_tell(placement: Placement) -> bool:
     return False
 
 
-def _nft(placement: Placement, *, with_set: bool = False) -> AnyBackend:
-    from ipmasq_agent.planes.iptables.nft import NftBackend
+def _nft(placement: Placement, *, with_set: bool = False) -> AnyPlane:
+    from ipmasq_agent.planes.iptables.nft import IptablesNftPlane
 
-    return NftBackend(placement, with_set=with_set)
+    return IptablesNftPlane(placement, with_set=with_set)
 
 
 def _has_nft_table(placement: Placement) -> bool:
@@ -88,10 +88,10 @@ def _has_nft_chain(placement: Placement) -> bool:
     return has_nft_chain(placement)
 
 
-def _nftables(placement: Placement) -> AnyBackend:
-    from ipmasq_agent.planes.nftables.plane import NftablesBackend
+def _nftables(placement: Placement) -> AnyPlane:
+    from ipmasq_agent.planes.nftables.plane import NftablesPlane
 
-    return NftablesBackend(placement)
+    return NftablesPlane(placement)
 
 
 def _has_table(placement: Placement) -> bool:
@@ -100,12 +100,12 @@ def _has_table(placement: Placement) -> bool:
     return has_table(placement)
 
 
-def _bpf(placement: Placement) -> AnyBackend:
+def _bpf(placement: Placement) -> AnyPlane:
     from pathlib import Path
 
-    from ipmasq_agent.planes.bpf.plane import BpfBackend
+    from ipmasq_agent.planes.bpf.plane import BpfPlane
 
-    return BpfBackend(Path(placement.pins), placement.flows)
+    return BpfPlane(Path(placement.pins), placement.flows)
 
 
 def _has_programs(placement: Placement) -> bool:

@@ -13,9 +13,9 @@ from typing import cast
 
 from ipmasq_agent.agent.reconcile import reconcile_family
 from ipmasq_agent.planes.iptables.compile import Plan
-from ipmasq_agent.planes.iptables.legacy import LegacyBackend
-from ipmasq_agent.planes.iptables.nft import NftBackend
-from ipmasq_agent.planes.iptables.plane import IptablesBackend, program
+from ipmasq_agent.planes.iptables.legacy import IptablesLegacyPlane
+from ipmasq_agent.planes.iptables.nft import IptablesNftPlane
+from ipmasq_agent.planes.iptables.plane import IptablesPlane, program
 from ipmasq_agent.planes.iptables.save import parse_saved
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.plane import Change
@@ -23,7 +23,7 @@ from ipmasq_agent.planes.rules.table import Table, empty_table
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
 from tests import oracle
-from tests.memory import MemoryBackend
+from tests.memory import MemoryPlane
 from tests.netns import Namespace
 
 CHAIN = "IP-MASQ"
@@ -36,7 +36,7 @@ _EMPTY = (
 class Subject(ABC):
     """A backend and the nat table of one family."""
 
-    backend: IptablesBackend
+    backend: IptablesPlane
 
     def __init__(self, family: Family) -> None:
         self.family = family
@@ -83,7 +83,7 @@ class InMemory(Subject):
 
     def __init__(self, family: Family) -> None:
         super().__init__(family)
-        self.backend: MemoryBackend = MemoryBackend(Placement())
+        self.backend: MemoryPlane = MemoryPlane(Placement())
 
     def load(self, text: str) -> None:
         whole = text if ":POSTROUTING" in text else text.replace("*nat\n", _EMPTY[:-7])
@@ -115,9 +115,9 @@ class InKernel(Subject):
         super().__init__(family)
         self.variant = variant
         self.namespace = namespace
-        self.backend: IptablesBackend = (NftBackend if variant == "nft" else LegacyBackend)(
-            Placement()
-        )
+        self.backend: IptablesPlane = (
+            IptablesNftPlane if variant == "nft" else IptablesLegacyPlane
+        )(Placement())
         # Below those that the kernel picks: conntrack knows a flow for 30 s, and a packet
         # from a port that it picked again would not be the first of its connection.
         self._ports = itertools.count(10_000)

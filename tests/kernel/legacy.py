@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ipmasq_agent.agent.reconcile import reconcile_family
-from ipmasq_agent.planes.iptables.legacy import LegacyBackend
+from ipmasq_agent.planes.iptables.legacy import IptablesLegacyPlane
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.plane import Change
 from ipmasq_agent.policy.addresses import Family
@@ -19,16 +19,16 @@ WORKER = b"ipmasq_agent.planes.iptables.legacy_worker"
 
 
 @contextmanager
-def legacy_backend() -> Iterator[LegacyBackend]:
+def legacy_backend() -> Iterator[IptablesLegacyPlane]:
     """Make a backend, and end its workers whatever happens."""
-    backend = LegacyBackend(Placement())
+    backend = IptablesLegacyPlane(Placement())
     try:
         yield backend
     finally:
         backend.close()
 
 
-def write(backend: LegacyBackend, *numbers: int, family: Family = Family.IPV4) -> Change:
+def write(backend: IptablesLegacyPlane, *numbers: int, family: Family = Family.IPV4) -> Change:
     """Make one pass for the policy that leaves these prefixes alone."""
     change: Change = reconcile_family(backend, family, policy(family, numbers))
     return change

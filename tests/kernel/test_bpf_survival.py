@@ -30,8 +30,8 @@ from ipmasq_agent.config.model import Flags
 from ipmasq_agent.host.devices import read_links
 from ipmasq_agent.planes import detect
 from ipmasq_agent.planes.bpf import hooks as bpf_hooks
-from ipmasq_agent.planes.bpf.plane import BpfBackend
-from ipmasq_agent.planes.plane import AnyBackend
+from ipmasq_agent.planes.bpf.plane import BpfPlane
+from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import Facts
 from ipmasq_agent.policy.model import PortRange
@@ -207,7 +207,7 @@ def compute_checksums_and_segments(devices: list[str]) -> None:
 _ETHTOOL, _OFFLOADS = 0x8946, (0x15, 0x17, 0x1F, 0x24)
 
 
-def bring(backend: AnyBackend, text: str, flags: Flags = FLAGS) -> None:
+def bring(backend: AnyPlane, text: str, flags: Flags = FLAGS) -> None:
     wish = parse_document(text.encode(), "cm", flags).config.wish(flags)
     outcomes = reconcile(backend, Intent(wish, Facts(links=read_links())))
     assert [str(o.error) for o in outcomes.values() if o.error] == []
@@ -315,7 +315,7 @@ def install_another_version(monkeypatch: pytest.MonkeyPatch, place: Path) -> Non
     monkeypatch.setattr(bpf_hooks, "BYTECODE", upgraded)
 
 
-def move_and_back(net: Net, backend: BpfBackend, family: Family, check: Callable[[], None]) -> None:
+def move_and_back(net: Net, backend: BpfPlane, family: Family, check: Callable[[], None]) -> None:
     """To iptables and back."""
     there = detect.make("iptables-nft", placement())
     backend.announce()
@@ -334,8 +334,8 @@ def still(idle: Connection, busy: Busy) -> None:
     idle.exchange()
 
 
-def made() -> BpfBackend:
-    return BpfBackend(Path(placement().pins))
+def made() -> BpfPlane:
+    return BpfPlane(Path(placement().pins))
 
 
 def test_draining_counts_what_goes_on_and_begins_nothing(net: Net) -> None:
@@ -417,7 +417,7 @@ def test_without_a_free_port_new_flows_fail_and_those_there_go_on(
         assert PORTS * 0.9 <= len(served) <= PORTS
         assert {host for host, _ in served.values()} == {NODE[family]}
         assert len({port for _, port in served.values()}) == len(served)
-        if isinstance(backend, BpfBackend):
+        if isinstance(backend, BpfPlane):
             dropped = backend.counters()[family, "out_dropped_ports"]
             assert dropped == len(pods) - len(served)
         world.settimeout(5)

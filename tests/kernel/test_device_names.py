@@ -17,7 +17,7 @@ from ipmasq_agent.errors import HostError
 from ipmasq_agent.planes import detect
 from ipmasq_agent.planes.iptables.text import quote
 from ipmasq_agent.planes.placement import Placement
-from ipmasq_agent.planes.plane import AnyBackend
+from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import DecisionMap
 from ipmasq_agent.policy.model import FamilyPolicy, Guards
@@ -38,7 +38,7 @@ def _names() -> st.SearchStrategy[bytes]:
 
 
 @pytest.fixture(scope="module", params=[(n, f) for n in NAMES for f in Family], ids=str)
-def place(request: pytest.FixtureRequest) -> Iterator[tuple[str, AnyBackend, Family]]:
+def place(request: pytest.FixtureRequest) -> Iterator[tuple[str, AnyPlane, Family]]:
     name, family = request.param
     with Namespace() as namespace, namespace.entered():
         backend = detect.make(name, Placement())
@@ -68,7 +68,7 @@ def _policy(family: Family, *devices: str) -> FamilyPolicy:
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_a_device_of_any_name_guards_our_chain_and_stands_in_rules_of_others(
-    place: tuple[str, AnyBackend, Family], packed: bytes
+    place: tuple[str, AnyPlane, Family], packed: bytes
 ) -> None:
     name, backend, family = place
     device = packed.decode(errors="surrogateescape")

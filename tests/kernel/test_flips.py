@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ipmasq_agent.agent.choice import BackendChoice
+from ipmasq_agent.agent.choice import PlaneChoice
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.reconcile import clean, reconcile
 from ipmasq_agent.config.document import parse_document
@@ -175,7 +175,7 @@ def move(node: Crossing, rounds: int) -> None:
     stations = [BACKENDS[number] for number in tour(len(BACKENDS))]
     with node.node.entered():
         where = stations[:1]
-        choice = BackendChoice(
+        choice = PlaneChoice(
             detect=lambda large: (where[0], "the test says so"),
             make=lambda name: detect.make(name, placement()),
             holders=lambda: detect.holders(placement()),

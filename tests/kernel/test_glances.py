@@ -10,7 +10,7 @@ import pytest
 from ipmasq_agent.agent.reconcile import reconcile_family
 from ipmasq_agent.planes import detect
 from ipmasq_agent.planes.placement import Placement
-from ipmasq_agent.planes.plane import AnyBackend
+from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import FamilyPolicy
@@ -29,7 +29,7 @@ def _policy(family: Family) -> FamilyPolicy:
 
 
 @pytest.fixture(params=[(name, family) for name in NAMES for family in Family], ids=str)
-def kept(request: pytest.FixtureRequest, in_ns: Namespace) -> Iterator[tuple[AnyBackend, Family]]:
+def kept(request: pytest.FixtureRequest, in_ns: Namespace) -> Iterator[tuple[AnyPlane, Family]]:
     """A backend whose rules are in force, as a pass left them."""
     name, family = request.param
     backend = detect.make(name, Placement())
@@ -61,7 +61,7 @@ def _ruin(name: str, family: Family) -> list[list[str]]:
 
 
 def test_what_others_do_to_our_rules_is_seen_at_the_next_look(
-    kept: tuple[AnyBackend, Family], in_ns: Namespace
+    kept: tuple[AnyPlane, Family], in_ns: Namespace
 ) -> None:
     backend, family = kept
     assert not backend.disturbed()
@@ -73,7 +73,7 @@ def test_what_others_do_to_our_rules_is_seen_at_the_next_look(
 
 
 def test_what_others_do_to_their_own_rules_calls_for_no_pass(
-    kept: tuple[AnyBackend, Family], in_ns: Namespace
+    kept: tuple[AnyPlane, Family], in_ns: Namespace
 ) -> None:
     backend, family = kept
     iptables = "iptables-nft" if family is Family.IPV4 else "ip6tables-nft"

@@ -9,7 +9,7 @@ import pytest
 from ipmasq_agent.agent.reconcile import reconcile_family
 from ipmasq_agent.errors import CommandFailed, KernelReadError
 from ipmasq_agent.planes import detect
-from ipmasq_agent.planes.iptables.plane import IptablesBackend
+from ipmasq_agent.planes.iptables.plane import IptablesPlane
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.prefixset import IN_PLACE
 from ipmasq_agent.policy.addresses import Family, Prefix
@@ -30,7 +30,7 @@ class Subject:
         self.family = family
         self.namespace = namespace
         backend = detect.make(f"ipset-{variant}", Placement())
-        assert isinstance(backend, IptablesBackend)
+        assert isinstance(backend, IptablesPlane)
         self.backend = backend
         stem = "IP-MASQ" if variant == "nft" else "IP-MASQ-legacy"
         self.set = f"{stem}-{'4' if family is Family.IPV4 else '6'}"

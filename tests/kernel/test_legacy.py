@@ -20,7 +20,7 @@ from ipmasq_agent.host.patience import Patience
 from ipmasq_agent.planes.detect import choose, holders
 from ipmasq_agent.planes.iptables import legacy, legacy_worker
 from ipmasq_agent.planes.iptables.compile import Plan
-from ipmasq_agent.planes.iptables.legacy import LegacyBackend
+from ipmasq_agent.planes.iptables.legacy import IptablesLegacyPlane
 from ipmasq_agent.planes.iptables.text import parse_rule
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
@@ -41,7 +41,7 @@ CHAIN = "IP-MASQ"
 
 
 @pytest.fixture
-def backend(in_ns: Namespace) -> Iterator[LegacyBackend]:
+def backend(in_ns: Namespace) -> Iterator[IptablesLegacyPlane]:
     with legacy_backend() as made:
         yield made
 
@@ -75,14 +75,14 @@ def test_looking_makes_no_legacy_table(in_ns: Namespace, tmp_path: Path) -> None
     assert workers_of(os.getpid()) == []
 
 
-def test_cleanup_where_there_is_no_legacy_table_makes_none(backend: LegacyBackend) -> None:
+def test_cleanup_where_there_is_no_legacy_table_makes_none(backend: IptablesLegacyPlane) -> None:
     assert not any(outcome.error for outcome in clean(backend, Family).values())
     for family in oracle.FAMILIES:
         assert oracle.legacy_tables(family) == set()
     assert workers_of(os.getpid()) == []
 
 
-def test_writing_makes_the_nat_table_of_that_family_alone(backend: LegacyBackend) -> None:
+def test_writing_makes_the_nat_table_of_that_family_alone(backend: IptablesLegacyPlane) -> None:
     write(backend, 1)
     assert oracle.legacy_tables("ipv4") == {"nat"}
     assert oracle.legacy_tables("ipv6") == set()
@@ -91,7 +91,7 @@ def test_writing_makes_the_nat_table_of_that_family_alone(backend: LegacyBackend
     assert oracle.nft_tables("ipv4") == oracle.nft_tables("ipv6") == set()
 
 
-def test_both_families_take_turns_in_one_agent(backend: LegacyBackend) -> None:
+def test_both_families_take_turns_in_one_agent(backend: IptablesLegacyPlane) -> None:
     for count in (1, 3, 2):
         for family in Family:
             assert write(backend, *range(count), family=family)
@@ -99,7 +99,7 @@ def test_both_families_take_turns_in_one_agent(backend: LegacyBackend) -> None:
     assert len(workers_of(os.getpid())) == 2
 
 
-def test_a_pass_with_nothing_to_change_starts_no_worker(backend: LegacyBackend) -> None:
+def test_a_pass_with_nothing_to_change_starts_no_worker(backend: IptablesLegacyPlane) -> None:
     write(backend, 1, 2)
     with legacy_backend() as next_agent:
         assert not write(next_agent, 1, 2)
@@ -109,7 +109,7 @@ def test_a_pass_with_nothing_to_change_starts_no_worker(backend: LegacyBackend) 
 # -- workers that die or refuse --------------------------------------------------------------
 
 
-def test_a_worker_killed_between_passes_costs_one_pass(backend: LegacyBackend) -> None:
+def test_a_worker_killed_between_passes_costs_one_pass(backend: IptablesLegacyPlane) -> None:
     write(backend, 1)
     before = oracle.snapshot(counters=True)
     first = only_worker()
@@ -124,7 +124,7 @@ def test_a_worker_killed_between_passes_costs_one_pass(backend: LegacyBackend) -
 
 
 def test_a_worker_killed_in_the_middle_of_its_work_costs_one_pass(
-    backend: LegacyBackend, monkeypatch: pytest.MonkeyPatch
+    backend: IptablesLegacyPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(backend, 1)
     before = oracle.snapshot(counters=True)
@@ -147,7 +147,7 @@ def test_a_worker_killed_in_the_middle_of_its_work_costs_one_pass(
 
 @pytest.mark.parametrize("count", [pytest.param(2, id="short"), pytest.param(3000, id="long")])
 def test_a_worker_that_does_not_take_or_answer_an_order_is_ended(
-    backend: LegacyBackend, monkeypatch: pytest.MonkeyPatch, count: int
+    backend: IptablesLegacyPlane, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     write(backend, 1)
     first = only_worker()
@@ -170,7 +170,7 @@ def test_a_worker_that_does_not_take_or_answer_an_order_is_ended(
     ],
 )
 def test_a_rule_that_libxtables_refuses_leaves_the_table_as_it_was(
-    backend: LegacyBackend, bad: str, why: str
+    backend: IptablesLegacyPlane, bad: str, why: str
 ) -> None:
     write(backend, 1)
     before = oracle.snapshot(counters=True)
@@ -184,7 +184,9 @@ def test_a_rule_that_libxtables_refuses_leaves_the_table_as_it_was(
     assert rules() == 3
 
 
-def test_a_plan_that_fits_the_table_no_more_is_refused_as_a_whole(backend: LegacyBackend) -> None:
+def test_a_plan_that_fits_the_table_no_more_is_refused_as_a_whole(
+    backend: IptablesLegacyPlane,
+) -> None:
     write(backend, 1, 2)
     before = oracle.snapshot(counters=True)
     rule = parse_rule("-d 192.0.2.1/32 -j RETURN", Family.IPV4)
@@ -198,16 +200,16 @@ def test_a_plan_that_fits_the_table_no_more_is_refused_as_a_whole(backend: Legac
 
 
 def test_the_failure_of_one_family_does_not_stop_the_other(
-    backend: LegacyBackend, monkeypatch: pytest.MonkeyPatch
+    backend: IptablesLegacyPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = LegacyBackend.apply
+    build = IptablesLegacyPlane.apply
 
-    def broken(self: LegacyBackend, family: Family, change: Plan) -> None:
+    def broken(self: IptablesLegacyPlane, family: Family, change: Plan) -> None:
         if family is Family.IPV4:
             change = Plan(CHAIN, create=True, rewrite=(parse_rule("-m nonsense", family),))
         build(self, family, change)
 
-    monkeypatch.setattr(LegacyBackend, "apply", broken)
+    monkeypatch.setattr(IptablesLegacyPlane, "apply", broken)
     outcomes = reconcile(backend, Intent(Wish((), frozenset(), tuple(Family))))
     assert isinstance(outcomes[Family.IPV4].error, HostError)
     assert outcomes[Family.IPV6].changed
@@ -216,7 +218,7 @@ def test_the_failure_of_one_family_does_not_stop_the_other(
 
 
 def test_a_worker_that_cannot_be_started_is_an_error_like_any_other(
-    backend: LegacyBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    backend: IptablesLegacyPlane, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(HostError, match="cannot be started"):
@@ -226,7 +228,7 @@ def test_a_worker_that_cannot_be_started_is_an_error_like_any_other(
 
 
 def test_a_library_that_is_missing_is_named_in_one_line_with_what_to_install(
-    backend: LegacyBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    backend: IptablesLegacyPlane, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "iptc.py").write_text("raise OSError('libip4tc.so.2: cannot open')\n")
     with monkeypatch.context() as without:
@@ -240,7 +242,7 @@ def test_a_library_that_is_missing_is_named_in_one_line_with_what_to_install(
 
 
 def test_extensions_that_only_the_rules_of_others_use_are_not_needed(
-    backend: LegacyBackend, in_ns: Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    backend: IptablesLegacyPlane, in_ns: Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # Where the container has other extensions than the host that wrote the rules.
     theirs = "-A POSTROUTING -m u32 --u32 0x0=0x1 -m string --string x --algo bm -j RETURN"
@@ -279,7 +281,7 @@ def test_closing_the_backend_ends_its_workers(in_ns: Namespace) -> None:
 
 
 def test_a_worker_ends_when_its_input_ends_and_ignores_what_ctrl_c_sends(
-    backend: LegacyBackend,
+    backend: IptablesLegacyPlane,
 ) -> None:
     write(backend, 1)
     pid = only_worker()

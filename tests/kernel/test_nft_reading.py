@@ -17,7 +17,7 @@ from ipmasq_agent.netlink.nf import list_chain
 from ipmasq_agent.netlink.nft_objects import chain_info
 from ipmasq_agent.planes.hook.read import read_hook
 from ipmasq_agent.planes.interpretation import Interpretation
-from ipmasq_agent.planes.iptables.nft import NftBackend
+from ipmasq_agent.planes.iptables.nft import IptablesNftPlane
 from ipmasq_agent.planes.iptables.nft_native import is_shown_in_full
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.hook import joined, neighbours
@@ -136,13 +136,13 @@ def _rules(ns: Namespace, chain: str, table: str = "ip") -> list[tuple[int, Any]
     ]
 
 
-def _reconcile(backend: NftBackend, policy: FamilyPolicy) -> None:
+def _reconcile(backend: IptablesNftPlane, policy: FamilyPolicy) -> None:
     change = backend.plan(backend.read(V4), backend.compile(policy))
     if change:
         backend.apply(V4, change)
 
 
-def _in_force(backend: NftBackend, source: int | None = None) -> Interpretation:
+def _in_force(backend: IptablesNftPlane, source: int | None = None) -> Interpretation:
     others = neighbours(read_hook(V4, backend.place, PLACEMENT), question(source))
     return joined(backend.interpret(backend.read(V4), source), others)
 
@@ -151,7 +151,7 @@ def _in_force(backend: NftBackend, source: int | None = None) -> Interpretation:
 def test_native_rule_in_our_chain_is_an_error_with_a_remedy_and_nothing_is_written(
     in_ns: Namespace, rule: str
 ) -> None:
-    backend = NftBackend(PLACEMENT)
+    backend = IptablesNftPlane(PLACEMENT)
     _foreign_chain(in_ns)
     _reconcile(backend, _policy(TENS))
     _native(in_ns, "IP-MASQ", rule)
@@ -167,7 +167,7 @@ def test_native_rule_in_our_chain_is_an_error_with_a_remedy_and_nothing_is_writt
 def test_native_rule_before_our_jump_is_told_and_untouched_and_our_chain_is_kept_right(
     in_ns: Namespace, rule: str
 ) -> None:
-    backend = NftBackend(PLACEMENT)
+    backend = IptablesNftPlane(PLACEMENT)
     _foreign_chain(in_ns)
     _native(in_ns, "POSTROUTING", rule)
     foreign = _rules(in_ns, "POSTROUTING")
@@ -196,7 +196,7 @@ def test_native_rule_before_our_jump_is_told_and_untouched_and_our_chain_is_kept
 
 @pytest.mark.parametrize("rule", NOT_PARSED + REFUSED)
 def test_native_rule_in_a_chain_of_others_costs_us_nothing(in_ns: Namespace, rule: str) -> None:
-    backend = NftBackend(PLACEMENT)
+    backend = IptablesNftPlane(PLACEMENT)
     _foreign_chain(in_ns)
     _native(in_ns, "FOREIGN", rule)
     foreign = _rules(in_ns, "FOREIGN")
@@ -217,7 +217,7 @@ def test_native_rule_in_a_chain_of_others_costs_us_nothing(in_ns: Namespace, rul
 def test_chain_that_cannot_be_shown_and_is_called_before_our_jump_is_told(
     in_ns: Namespace, rule: str
 ) -> None:
-    backend = NftBackend(PLACEMENT)
+    backend = IptablesNftPlane(PLACEMENT)
     _foreign_chain(in_ns)
     _native(in_ns, "FOREIGN", rule)
     in_ns.run(["iptables-nft", "-t", "nat", "-A", "POSTROUTING", "-j", "FOREIGN"])
@@ -232,7 +232,7 @@ def test_chain_that_cannot_be_shown_and_is_called_before_our_jump_is_told(
 
 
 def test_our_jump_is_recognised_among_rules_that_iptables_cannot_list(in_ns: Namespace) -> None:
-    backend = NftBackend(PLACEMENT)
+    backend = IptablesNftPlane(PLACEMENT)
     in_ns.run(["iptables-nft", "-t", "nat", "-N", "IP-MASQ"])
     in_ns.run(["iptables-nft", "-t", "nat", "-A", "POSTROUTING", *GUARDED_JUMP])
     _native(in_ns, "POSTROUTING", "ct mark 5 accept")
@@ -252,11 +252,11 @@ def test_our_guards_are_recognised_among_rules_that_iptables_cannot_list(
     prefix = Prefix(family, first >> family.bits - length << family.bits - length, length)
     guards = Guards(sources=(prefix,), devices=("bond0.100", "eth1"))
     wanted = FamilyPolicy(DecisionMap(family, ()), guards)
-    backend = NftBackend(PLACEMENT)
+    backend = IptablesNftPlane(PLACEMENT)
     reconcile_family(backend, family, wanted)
     table = "ip" if family is V4 else "ip6"
     in_ns.run(["nft", "add", "rule", table, "nat", "POSTROUTING", "ct", "mark", "5", "accept"])
-    assert not reconcile_family(NftBackend(PLACEMENT), family, wanted)
+    assert not reconcile_family(IptablesNftPlane(PLACEMENT), family, wanted)
     held = backend.read(family)
     assert backend.interpret(held).policy.guards == guards
     # In the very words that are written: what was only moved is told by them.
@@ -310,15 +310,15 @@ def test_beside_native_rules_our_jumps_change_and_go_and_nothing_of_ours_is_left
     in_ns: Namespace, family: Family, rules: Sequence[str], with_set: bool
 ) -> None:
     first, second = (_guarded(family, sources=sources) for sources in (True, False))
-    reconcile_family(NftBackend(PLACEMENT, with_set=with_set), family, first)
+    reconcile_family(IptablesNftPlane(PLACEMENT, with_set=with_set), family, first)
     foreign = _natively(in_ns, family, rules)
-    backend = NftBackend(PLACEMENT, with_set=with_set)
+    backend = IptablesNftPlane(PLACEMENT, with_set=with_set)
     for wanted in (second, first, _guarded(family, sources=True, device="eth2")):
         assert reconcile_family(backend, family, wanted)
-        assert not reconcile_family(NftBackend(PLACEMENT, with_set=with_set), family, wanted)
+        assert not reconcile_family(IptablesNftPlane(PLACEMENT, with_set=with_set), family, wanted)
         assert backend.read(family).rules("IP-MASQ") == backend.compile(wanted).rules
         assert _others(in_ns, family) == foreign
-    assert reconcile_family(NftBackend(PLACEMENT), family, None)
+    assert reconcile_family(IptablesNftPlane(PLACEMENT), family, None)
     assert _rules(in_ns, "POSTROUTING", NATIVE_WORDS[family][0]) == foreign
     assert chain_info(family, "nat", "IP-MASQ") is None
 
@@ -327,12 +327,12 @@ def test_beside_native_rules_our_jumps_change_and_go_and_nothing_of_ours_is_left
 def test_a_jump_of_others_to_our_chain_beside_native_rules_goes_with_its_comment(
     in_ns: Namespace, comment: str
 ) -> None:
-    reconcile_family(NftBackend(PLACEMENT), V4, _policy(TENS))
+    reconcile_family(IptablesNftPlane(PLACEMENT), V4, _policy(TENS))
     foreign = _natively(in_ns, V4, NATIVE)
     _native(in_ns, "POSTROUTING", f"oifname eth5 jump IP-MASQ {comment}")
-    assert reconcile_family(NftBackend(PLACEMENT), V4, _policy(TENS))
+    assert reconcile_family(IptablesNftPlane(PLACEMENT), V4, _policy(TENS))
     assert len(_rules(in_ns, "POSTROUTING")) == len(foreign) + 1
-    assert reconcile_family(NftBackend(PLACEMENT), V4, None)
+    assert reconcile_family(IptablesNftPlane(PLACEMENT), V4, None)
     assert _rules(in_ns, "POSTROUTING") == foreign
 
 
@@ -345,7 +345,7 @@ def test_jump_to_us_on_a_condition_among_rules_that_cannot_be_listed_is_an_error
     _native(in_ns, "POSTROUTING", "ct mark 5 accept")
     before = _rules(in_ns, "POSTROUTING")
     with pytest.raises(KernelReadError, match="POSTROUTING"):
-        _reconcile(NftBackend(PLACEMENT), _policy(TENS))
+        _reconcile(IptablesNftPlane(PLACEMENT), _policy(TENS))
     assert _rules(in_ns, "POSTROUTING") == before
 
 
@@ -400,14 +400,14 @@ def test_incomplete_output_of_the_reader_is_an_error_and_never_an_empty_chain(
     label: str,
     script: str,
 ) -> None:
-    _reconcile(NftBackend(PLACEMENT), _policy(TENS))
+    _reconcile(IptablesNftPlane(PLACEMENT), _policy(TENS))
     before = _rules(in_ns, "IP-MASQ")
     fake = tmp_path / "iptables-nft"
     fake.write_text("#!/bin/sh\n" + script.replace("REAL", "/usr/sbin/iptables-nft") + "\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(KernelReadError) as caught:
-        _reconcile(NftBackend(PLACEMENT), _policy())
+        _reconcile(IptablesNftPlane(PLACEMENT), _policy())
     assert caught.value.remedy, label
     assert _rules(in_ns, "IP-MASQ") == before
 
@@ -419,7 +419,7 @@ def test_hostile_comment_of_others_neither_ends_the_table_nor_hides_a_rule(
     foreign = ["-s", "172.17.0.0/16", "-m", "comment", "--comment", comment, "-j", "MASQUERADE"]
     in_ns.run(["iptables-nft", "-t", "nat", "-A", "POSTROUTING", *foreign])
     before = _rules(in_ns, "POSTROUTING")
-    backend = NftBackend(PLACEMENT)
+    backend = IptablesNftPlane(PLACEMENT)
     _reconcile(backend, _policy(TENS))
     table = backend.read(V4)
     assert table.rules("POSTROUTING")[1].target == "IP-MASQ"
@@ -436,7 +436,7 @@ def test_hostile_comment_of_others_neither_ends_the_table_nor_hides_a_rule(
 def test_a_table_made_anew_is_read_anew_though_its_rules_have_the_same_numbers(
     in_ns: Namespace, family: Family
 ) -> None:
-    backend, ip = NftBackend(PLACEMENT), {V4: "ip", V6: "ip6"}[family]
+    backend, ip = IptablesNftPlane(PLACEMENT), {V4: "ip", V6: "ip6"}[family]
     for prefix in {V4: ("10.1.0.0/16", "10.2.0.0/16"), V6: ("fd01::/16", "fd02::/16")}[family]:
         ruleset = f"""
             add table {ip} nat
@@ -457,14 +457,14 @@ def test_a_table_made_anew_is_read_anew_though_its_rules_have_the_same_numbers(
 def test_a_jump_that_followed_our_chain_to_another_name_is_missed(
     in_ns: Namespace, family: Family
 ) -> None:
-    backend, wanted = NftBackend(PLACEMENT), FamilyPolicy(DecisionMap(family, ()))
+    backend, wanted = IptablesNftPlane(PLACEMENT), FamilyPolicy(DecisionMap(family, ()))
     iptables = {V4: "iptables-nft", V6: "ip6tables-nft"}[family]
     reconcile_family(backend, family, wanted)
     in_ns.run([iptables, "-t", "nat", "-E", "IP-MASQ", "OLD"])
     in_ns.run([iptables, "-t", "nat", "-N", "IP-MASQ"])
     reconcile_family(backend, family, wanted)
     assert [r.target for r in backend.read(family).rules("POSTROUTING")] == ["OLD", "IP-MASQ"]
-    assert not reconcile_family(NftBackend(PLACEMENT), family, wanted)
+    assert not reconcile_family(IptablesNftPlane(PLACEMENT), family, wanted)
 
 
 def _odd_jump(ns: Namespace) -> None:
@@ -487,7 +487,7 @@ def _odd_jump(ns: Namespace) -> None:
 def test_a_jump_that_iptables_cannot_find_again_goes_by_its_handle(
     in_ns: Namespace, leaves: bool
 ) -> None:
-    backend, wanted = NftBackend(PLACEMENT), _policy(TENS)
+    backend, wanted = IptablesNftPlane(PLACEMENT), _policy(TENS)
     reconcile_family(backend, V4, wanted)
     _odd_jump(in_ns)
     foreign = ["-s", "172.17.0.0/16", "-j", "RETURN"]

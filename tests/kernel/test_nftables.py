@@ -17,7 +17,7 @@ from ipmasq_agent.planes.nftables import compile as dialect
 from ipmasq_agent.planes.nftables import plane as nftables
 from ipmasq_agent.planes.nftables import read as nftables_kernel
 from ipmasq_agent.planes.nftables.plan import Plan
-from ipmasq_agent.planes.nftables.plane import NftablesBackend
+from ipmasq_agent.planes.nftables.plane import NftablesPlane
 from ipmasq_agent.planes.nftables.state import Kind, NftSet
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
@@ -39,7 +39,7 @@ class Subject:
     def __init__(self, family: Family, namespace: Namespace) -> None:
         self.family = family
         self.namespace = namespace
-        self.backend = NftablesBackend(Placement())
+        self.backend = NftablesPlane(Placement())
 
     def write(self, wanted: FamilyPolicy | None) -> Plan:
         change: Any = reconcile_family(self.backend, self.family, wanted)
@@ -48,7 +48,7 @@ class Subject:
 
     def afresh(self) -> Any:
         """Return the table as an agent reads it that knows nothing yet."""
-        return NftablesBackend(Placement()).read(self.family)
+        return NftablesPlane(Placement()).read(self.family)
 
     def nft(self, command: str) -> None:
         """Do as another program would; ``TABLE`` stands for our table."""
@@ -155,7 +155,7 @@ def test_a_walk_through_random_policies_is_right_at_every_step(
         assert table == subject.backend.compile(wanted), f"step {number}"
         assert subject.backend.interpret(table).policy == wanted, f"step {number}"
         for address in (0, prefix(subject.family, number).first, subject.family.last_address):
-            at = NftablesBackend(Placement()).read_at(subject.family, address)
+            at = NftablesPlane(Placement()).read_at(subject.family, address)
             decided = subject.backend.interpret(at).policy.decisions.decide(address)
             assert decided.verdict is wanted.decisions.decide(address).verdict, f"step {number}"
     # Both ways of writing were walked, or the test shows less than it says.
@@ -296,7 +296,7 @@ def test_a_table_of_our_name_that_is_not_ours_is_never_touched(subject: Subject)
         with pytest.raises(KernelReadError, match=r"not ours \(theirs\)"):
             subject.write(wanted)
     assert oracle.snapshot(subject.namespace.name, handles=True) == before
-    elsewhere = NftablesBackend(Placement("IP-MASQ-AGENT"))
+    elsewhere = NftablesPlane(Placement("IP-MASQ-AGENT"))
     reconcile_family(elsewhere, subject.family, policy(subject.family))
     names = oracle.nft_tables("ipv4" if subject.family is Family.IPV4 else "ipv6")
     assert names == {"ip-masq", "ip-masq-agent"}
@@ -412,10 +412,10 @@ def test_a_refusal_of_the_kernel_is_readable_and_changes_nothing(
 
 def test_without_the_capability_the_error_says_so(in_ns: Namespace) -> None:
     script = (
-        "from ipmasq_agent.planes.nftables.plane import NftablesBackend\n"
+        "from ipmasq_agent.planes.nftables.plane import NftablesPlane\n"
         "from ipmasq_agent.planes.iptables.compile import Placement\n"
         "from ipmasq_agent.policy.addresses import Family\n"
-        "NftablesBackend(Placement()).read(Family.IPV4)\n"
+        "NftablesPlane(Placement()).read(Family.IPV4)\n"
     )
     done = in_ns.run(["setpriv", "--bounding-set=-net_admin", "python", "-c", script], check=False)
     assert done.returncode == 1
@@ -462,7 +462,7 @@ def ends(text: str) -> tuple[int, int]:
 def test_the_agent_reconciles_both_families_apart(in_ns: Namespace) -> None:
     subprocess.run(["nft", "add", "table", "ip", "ip-masq"], check=True)
     subprocess.run(["nft", "add", "chain", "ip", "ip-masq", "theirs"], check=True)
-    backend = NftablesBackend(Placement())
+    backend = NftablesPlane(Placement())
     with pytest.raises(KernelReadError):
         reconcile_family(backend, Family.IPV4, policy(Family.IPV4))
     assert reconcile_family(backend, Family.IPV6, policy(Family.IPV6))

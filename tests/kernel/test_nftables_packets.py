@@ -19,7 +19,7 @@ import pytest
 from ipmasq_agent.agent.reconcile import reconcile_family
 from ipmasq_agent.planes import detect
 from ipmasq_agent.planes.nftables import compile as dialect
-from ipmasq_agent.planes.nftables.plane import NftablesBackend
+from ipmasq_agent.planes.nftables.plane import NftablesPlane
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Verdict
@@ -242,7 +242,7 @@ def test_beside_iptables_the_first_that_translates_decides(lab: Lab) -> None:
         lab.node.run([*rule, "--to-source", theirs])
         for jump_first, seen in ((False, theirs), (True, eth0)):
             with lab.node.entered():
-                backend = NftablesBackend(Placement(jump_first=jump_first))
+                backend = NftablesPlane(Placement(jump_first=jump_first))
                 reconcile_family(backend, lab.family, policy(lab.family, [1]))
             assert lab.seen(to)[0] == seen, (variant, jump_first)
             # To keep a packet is to leave it to those that come after.
@@ -300,7 +300,7 @@ def test_no_flow_has_the_wrong_source_while_the_policy_changes_all_the_time(lab:
         policy(lab.family, [1], fixed=[7]),
     ]
     with lab.node.entered():
-        backend = NftablesBackend(Placement())
+        backend = NftablesPlane(Placement())
         reconcile_family(backend, lab.family, few)
         flows = Flows(lab, {kept: lab.inside[0], masqueraded: NODE[lab.family]["eth0"]})
         flows.start()

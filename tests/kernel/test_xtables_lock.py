@@ -22,7 +22,7 @@ import pytest
 from ipmasq_agent.errors import HostError, LockTimeout, Stopped
 from ipmasq_agent.host import patience
 from ipmasq_agent.planes.iptables import legacy
-from ipmasq_agent.planes.iptables.legacy import LegacyBackend
+from ipmasq_agent.planes.iptables.legacy import IptablesLegacyPlane
 from ipmasq_agent.planes.iptables.lock import XtablesLock
 from ipmasq_agent.policy.addresses import Family
 from tests import oracle
@@ -49,7 +49,7 @@ def lock_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def backend(in_ns: Namespace, lock_file: str) -> Iterator[LegacyBackend]:
+def backend(in_ns: Namespace, lock_file: str) -> Iterator[IptablesLegacyPlane]:
     with legacy_backend() as made:
         yield made
 
@@ -125,7 +125,7 @@ def test_a_lock_that_stays_held_names_its_holder(lock_file: str) -> None:
 
 
 def test_a_pass_waits_for_the_lock_and_changes_nothing_without_it(
-    backend: LegacyBackend, lock_file: str, monkeypatch: pytest.MonkeyPatch
+    backend: IptablesLegacyPlane, lock_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = XtablesLock.held
     monkeypatch.setattr(XtablesLock, "held", lambda self: held(self, timeout=0.05))
@@ -137,7 +137,7 @@ def test_a_pass_waits_for_the_lock_and_changes_nothing_without_it(
 
 
 def test_a_pass_goes_on_once_the_lock_is_free(
-    backend: LegacyBackend, lock_file: str, monkeypatch: pytest.MonkeyPatch
+    backend: IptablesLegacyPlane, lock_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries: list[bool] = []
     attempt = XtablesLock._try
@@ -155,28 +155,28 @@ def test_a_pass_goes_on_once_the_lock_is_free(
 
 
 def test_another_writer_waits_from_our_read_until_our_commit_and_neither_is_lost(
-    backend: LegacyBackend, lock_file: str, in_ns: Namespace, monkeypatch: pytest.MonkeyPatch
+    backend: IptablesLegacyPlane, lock_file: str, in_ns: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(backend, 1)
     rivals: list[subprocess.Popen[str]] = []
-    read, apply = LegacyBackend.read, LegacyBackend.apply
+    read, apply = IptablesLegacyPlane.read, IptablesLegacyPlane.apply
 
     def rival_waits() -> bool:
         return rivals[0].poll() is None and waits_for_lock(rivals[0].pid, lock_file)
 
-    def read_with_a_rival(self: LegacyBackend, family: Family) -> Any:
+    def read_with_a_rival(self: IptablesLegacyPlane, family: Family) -> Any:
         if not rivals:
             rivals.append(in_ns.popen(RIVAL))
             wait_until(rival_waits, "the rival waits for the lock")
         return read(self, family)
 
-    def apply_with_a_rival(self: LegacyBackend, family: Family, change: Any) -> None:
+    def apply_with_a_rival(self: IptablesLegacyPlane, family: Family, change: Any) -> None:
         assert rival_waits()
         apply(self, family, change)
         assert rival_waits()
 
-    monkeypatch.setattr(LegacyBackend, "read", read_with_a_rival)
-    monkeypatch.setattr(LegacyBackend, "apply", apply_with_a_rival)
+    monkeypatch.setattr(IptablesLegacyPlane, "read", read_with_a_rival)
+    monkeypatch.setattr(IptablesLegacyPlane, "apply", apply_with_a_rival)
     assert write(backend, 1, 2)
     assert rivals[0].wait(20) == 0
     assert hook_targets() == ["IP-MASQ", "RETURN"]
@@ -184,7 +184,7 @@ def test_another_writer_waits_from_our_read_until_our_commit_and_neither_is_lost
 
 
 def test_without_the_lock_a_rival_would_lose_its_rule(
-    backend: LegacyBackend, in_ns: Namespace
+    backend: IptablesLegacyPlane, in_ns: Namespace
 ) -> None:
     """Why the lock is there: the kernel takes a table that is older than what it replaces."""
     in_ns.run([*RIVAL[:-1], "ACCEPT"])
@@ -216,7 +216,7 @@ def test_without_the_lock_a_rival_would_lose_its_rule(
 
 
 def test_an_interrupt_lets_go_of_the_lock_only_when_the_worker_has_ended(
-    backend: LegacyBackend, lock_file: str, monkeypatch: pytest.MonkeyPatch
+    backend: IptablesLegacyPlane, lock_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(backend, 1)
     worker = only_worker()
@@ -277,7 +277,7 @@ def test_programs_other_than_workers_do_not_inherit_the_lock(lock_file: str) -> 
 
 @pytest.mark.parametrize("operation", [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_UN])
 def test_a_kernel_without_locks_to_give_costs_one_pass_and_leaves_nothing_locked(
-    backend: LegacyBackend, lock_file: str, monkeypatch: pytest.MonkeyPatch, operation: int
+    backend: IptablesLegacyPlane, lock_file: str, monkeypatch: pytest.MonkeyPatch, operation: int
 ) -> None:
     assert write(backend, 1)
     flock = fcntl.flock
@@ -297,7 +297,7 @@ def test_a_kernel_without_locks_to_give_costs_one_pass_and_leaves_nothing_locked
 
 
 def test_waiting_for_the_lock_ends_when_the_agent_is_told_to_stop(
-    backend: LegacyBackend, lock_file: str
+    backend: IptablesLegacyPlane, lock_file: str
 ) -> None:
     timer = threading.Timer(0.2, lambda: patience.end_by(time.monotonic()))
     try:
@@ -311,7 +311,7 @@ def test_waiting_for_the_lock_ends_when_the_agent_is_told_to_stop(
 
 
 def test_a_worker_that_hangs_is_given_up_when_the_agent_is_told_to_stop(
-    backend: LegacyBackend, lock_file: str
+    backend: IptablesLegacyPlane, lock_file: str
 ) -> None:
     write(backend, 1)
     first = only_worker()
@@ -330,7 +330,7 @@ def test_a_worker_that_hangs_is_given_up_when_the_agent_is_told_to_stop(
 
 @pytest.mark.parametrize("answer", ["not json", "[1]", '"text"', "7"])
 def test_an_answer_that_makes_no_sense_costs_one_pass(
-    backend: LegacyBackend, lock_file: str, monkeypatch: pytest.MonkeyPatch, answer: str
+    backend: IptablesLegacyPlane, lock_file: str, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
     monkeypatch.setattr(legacy, "_WORKER", "tests.kernel.babbler")
     monkeypatch.setenv("BABBLE", answer)

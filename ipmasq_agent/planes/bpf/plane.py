@@ -21,7 +21,7 @@ from ipmasq_agent.planes.bpf.layout import Flag, FlowState, Settings
 from ipmasq_agent.planes.bpf.maps import Maps
 from ipmasq_agent.planes.bpf.state import Desired, Device, Hook, Plan, Rules, Table
 from ipmasq_agent.planes.interpretation import Interpretation
-from ipmasq_agent.planes.plane import Backend
+from ipmasq_agent.planes.plane import Plane
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import Need
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
@@ -37,7 +37,7 @@ _WITH_PORTS = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP})
 _MASK = {family: number for number, family in enumerate(layout.FAMILIES)}
 
 
-class BpfBackend(Backend[Table, Desired, Plan]):
+class BpfPlane(Plane[Table, Desired, Plan]):
     """Programs at the egress and ingress of devices, and the maps that they share.
 
     Args:

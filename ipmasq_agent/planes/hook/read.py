@@ -53,7 +53,7 @@ def read_hook(family: Family, place: str, placement: Placement) -> Hook:
 
     Args:
         family: whose packets.
-        place: which backend's rules are ours (see ``Backend.place``).
+        place: which backend's rules are ours (see ``Plane.place``).
         placement: where these stand.
 
     Raises:

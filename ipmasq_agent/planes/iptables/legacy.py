@@ -23,7 +23,7 @@ from ipmasq_agent.host.commands import run
 from ipmasq_agent.host.patience import Patience
 from ipmasq_agent.planes.iptables.compile import POSTROUTING, Plan
 from ipmasq_agent.planes.iptables.lock import XtablesLock
-from ipmasq_agent.planes.iptables.plane import IptablesBackend, program
+from ipmasq_agent.planes.iptables.plane import IptablesPlane, program
 from ipmasq_agent.planes.iptables.presence import legacy_table_exists
 from ipmasq_agent.planes.iptables.save import Sieve, parse_saved
 from ipmasq_agent.planes.placement import Placement
@@ -65,7 +65,7 @@ def read_chains(
         wanted |= led
 
 
-class LegacyBackend(IptablesBackend):
+class IptablesLegacyPlane(IptablesPlane):
     """The nat table of ip_tables and ip6_tables."""
 
     variant = "legacy"

@@ -22,7 +22,7 @@ from ipmasq_agent.netlink.nft_batch import delete_rules
 from ipmasq_agent.netlink.nft_objects import ChainInfo, chain_info, table_info
 from ipmasq_agent.planes.iptables.compile import POSTROUTING, Jump, Plan, restore_text
 from ipmasq_agent.planes.iptables.nft_native import is_shown_in_full, told_by_expressions
-from ipmasq_agent.planes.iptables.plane import IptablesBackend, program
+from ipmasq_agent.planes.iptables.plane import IptablesPlane, program
 from ipmasq_agent.planes.iptables.save import parse_listed
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.rule import Rule
@@ -59,7 +59,7 @@ class _Held(NamedTuple):
     table: Table
 
 
-class NftBackend(IptablesBackend):
+class IptablesNftPlane(IptablesPlane):
     """The nat table that iptables-nft keeps in nf_tables."""
 
     variant = "nft"

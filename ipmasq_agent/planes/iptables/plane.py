@@ -14,7 +14,7 @@ from ipmasq_agent.planes.iptables.compile import Desired, Plan
 from ipmasq_agent.planes.iptables.interpret import interpret, only_ours
 from ipmasq_agent.planes.iptables.set_kernel import Sets
 from ipmasq_agent.planes.placement import Placement
-from ipmasq_agent.planes.plane import Backend
+from ipmasq_agent.planes.plane import Plane
 from ipmasq_agent.planes.prefixset import AddressSet
 from ipmasq_agent.planes.rules.table import Table
 from ipmasq_agent.policy.addresses import Family
@@ -34,7 +34,7 @@ def knows_random_fully(iptables: str) -> bool:
     return "--random-fully" in run([iptables, "-j", "MASQUERADE", "--help"]).stdout
 
 
-class IptablesBackend(Backend[Table, Desired, Plan]):
+class IptablesPlane(Plane[Table, Desired, Plan]):
     """A nat table of the kernel, spoken to in iptables; ``variant`` is legacy or nft.
 
     It comes in two forms: a rule for each prefix, or one rule that asks a set. Both are

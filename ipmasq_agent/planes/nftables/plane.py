@@ -29,7 +29,7 @@ from ipmasq_agent.planes.nftables.read import (
 from ipmasq_agent.planes.nftables.state import Kind, NftSet, NftTable
 from ipmasq_agent.planes.nftables.write import Writing
 from ipmasq_agent.planes.placement import Placement
-from ipmasq_agent.planes.plane import Backend
+from ipmasq_agent.planes.plane import Plane
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
 
@@ -86,7 +86,7 @@ def _count(held: NftSet, family: Family) -> int:
     return (2 * len(held) - opened) // 2
 
 
-class NftablesBackend(Backend[NftTable, NftTable, Plan]):
+class NftablesPlane(Plane[NftTable, NftTable, Plan]):
     """Our own table of nf_tables, ``ip ip-masq`` and ``ip6 ip-masq``."""
 
     name = place = "nftables"

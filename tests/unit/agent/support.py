@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ipmasq_agent.agent.choice import BackendChoice
+from ipmasq_agent.agent.choice import PlaneChoice
 from ipmasq_agent.agent.kept import Kept
 from ipmasq_agent.agent.loop import Agent, LoopSettings
 from ipmasq_agent.config.model import Flags
@@ -27,7 +27,7 @@ from ipmasq_agent.sources import (
     Sink,
     SourceFailed,
 )
-from tests.memory import MemoryBackend
+from tests.memory import MemoryPlane
 
 DEADLINE = 20.0
 # No wish of the benches' needs it, so nobody takes note of it.
@@ -83,7 +83,7 @@ class ScriptedFacts:
         self.stopped = True
 
 
-class FailingBackend(MemoryBackend):
+class FailingPlane(MemoryPlane):
     """A memory backend that cannot read a family in ``broken``, nor knows one in ``unable``."""
 
     def __init__(self, placement: Placement, name: str = "memory") -> None:
@@ -120,14 +120,14 @@ class Bench:
     ) -> None:
         self.source = ScriptedSource()
         self.facts = ScriptedFacts()
-        self.backends = {n: FailingBackend(Placement(), n) for n in ("memory", "other")}
+        self.backends = {n: FailingPlane(Placement(), n) for n in ("memory", "other")}
         self.backend = self.backends["memory"]
         self.detected = "memory"
         self.held: list[str] = []
         self.leavings: list[str] = []
         self.blind: str | None = None
         self.asked_for_large: list[bool] = []
-        choice = BackendChoice(
+        choice = PlaneChoice(
             detect=self._detect,
             make=lambda name: self.backends[name],
             holders=lambda: self._look(self.held),

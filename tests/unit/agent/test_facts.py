@@ -13,7 +13,7 @@ from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.assemble import Facts, Links, Need, Wish
 from ipmasq_agent.policy.decisions import Origin
-from tests.memory import MemoryBackend
+from tests.memory import MemoryPlane
 from tests.unit.agent.support import Bench, ScriptedFacts
 
 V4 = Family.IPV4
@@ -160,8 +160,8 @@ def test_a_large_policy_is_told_to_the_choice_of_backend(bench: Bench) -> None:
 def test_policies_and_what_backends_hold_are_made_once() -> None:
     prefix = Prefix(V4, 10 << 24, 8)
     intent = Intent(Wish(((prefix, Origin("a")),), frozenset(), (V4,)), Facts())
-    backend = MemoryBackend(Placement())
+    backend = MemoryPlane(Placement())
     first = intent.desired(backend, V4)
     assert intent.desired(backend, V4) is first
     assert intent.policy(backend, V4) is intent.policy(backend, V4)
-    assert intent.desired(MemoryBackend(Placement()), V4) is not first
+    assert intent.desired(MemoryPlane(Placement()), V4) is not first

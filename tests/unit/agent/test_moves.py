@@ -13,10 +13,10 @@ from ipmasq_agent.errors import HostError, NotPermitted
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.table import Table
 from ipmasq_agent.policy.addresses import Family
-from tests.memory import MemoryBackend
+from tests.memory import MemoryPlane
 
 
-class Translating(MemoryBackend):
+class Translating(MemoryPlane):
     """A backend with flows of its own."""
 
     def __init__(self, flows: int, *, mute: bool = False) -> None:

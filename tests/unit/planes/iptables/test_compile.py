@@ -30,7 +30,7 @@ from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict
 from ipmasq_agent.policy.model import Action, FamilyPolicy, FixedSource
 from tests.golden.cases import CASES
-from tests.memory import MemoryBackend
+from tests.memory import MemoryPlane
 from tests.unit.strategies import ANY_POLICY, FAMILIES, policies
 
 V4 = Family.IPV4
@@ -118,7 +118,7 @@ def test_the_edits_of_a_plan_lead_to_what_was_foretold(case: tuple[Table, Desire
     actual, desired = case
     change = plan(actual, desired)
     then = after(actual, desired)
-    memory = MemoryBackend(desired.placement)
+    memory = MemoryPlane(desired.placement)
     memory.tables[actual.family] = actual
     if change:
         memory.apply(actual.family, change)
