@@ -125,20 +125,23 @@ class UnexpectedError(AgentError):
         trace: where it happened and what led to that, a line for each step.
     """
 
-    def __init__(self, cause: BaseException, what: str) -> None:
-        self.trace = _trace(cause)
-        kind = type(cause).__name__
-        if isinstance(cause, OSError) and cause.errno:
-            kind = f"{kind}: {os.strerror(cause.errno)}"
-        super().__init__(
-            f"{what} failed unexpectedly ({kind})",
-            remedy="it is tried again; the log says where it failed, for a report",
-        )
+    def __init__(self, message: str, *, remedy: str | None = None, trace: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.trace = trace
 
 
 def foreseen(error: Exception, what: str) -> AgentError:
     """Return an error that can be told: itself if it is one of ours."""
-    return error if isinstance(error, AgentError) else UnexpectedError(error, what)
+    if isinstance(error, AgentError):
+        return error
+    kind = type(error).__name__
+    if isinstance(error, OSError) and error.errno:
+        kind = f"{kind}: {os.strerror(error.errno)}"
+    return UnexpectedError(
+        f"{what} failed unexpectedly ({kind})",
+        remedy="it is tried again; the log says where it failed, for a report",
+        trace=_trace(error),
+    )
 
 
 def _trace(error: BaseException | None) -> str:

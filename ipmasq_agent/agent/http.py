@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
-from ipmasq_agent.agent.logs import failure
 from ipmasq_agent.errors import HostError, UsageError, foreseen
-from ipmasq_agent.sources.guarded import Guarded
+from ipmasq_agent.host.threads import Guarded
+from ipmasq_agent.logs import failure
 
 logger = logging.getLogger(__name__)
 

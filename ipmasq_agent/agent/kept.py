@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from ipmasq_agent.agent.logs import event
 from ipmasq_agent.errors import SourceError
+from ipmasq_agent.logs import event
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.assemble import Need
 from ipmasq_agent.sources import Document, Part

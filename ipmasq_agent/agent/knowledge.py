@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ipmasq_agent.agent.intent import Intent
-from ipmasq_agent.agent.logs import event
+from ipmasq_agent.logs import event
 from ipmasq_agent.policy.assemble import NO_FACTS, Need, Wish
 from ipmasq_agent.sources import FactEvent, FactSource, Learnt
 

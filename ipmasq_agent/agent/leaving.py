@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable
 
 from ipmasq_agent.agent.choice import PlaneChoice
-from ipmasq_agent.agent.logs import event, failure
 from ipmasq_agent.agent.reconcile import Outcomes, clean
 from ipmasq_agent.errors import foreseen
 from ipmasq_agent.host.patience import ending_by
+from ipmasq_agent.logs import event, failure
 from ipmasq_agent.policy.addresses import Family
 
 

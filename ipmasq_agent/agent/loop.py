@@ -12,7 +12,6 @@ import logging
 import math
 import queue
 import random
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,6 @@ from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.kept import Kept
 from ipmasq_agent.agent.knowledge import Knowledge
 from ipmasq_agent.agent.leaving import leave
-from ipmasq_agent.agent.logs import event, failure
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.moves import Moves
 from ipmasq_agent.agent.reconcile import Outcome, Outcomes, reconcile
@@ -37,6 +35,8 @@ from ipmasq_agent.config.durations import UNITS
 from ipmasq_agent.config.model import DEFAULT_RESYNC_INTERVAL, Config, Flags
 from ipmasq_agent.errors import ConfigError, foreseen
 from ipmasq_agent.host import patience
+from ipmasq_agent.host.threads import Guarded, caught, revive
+from ipmasq_agent.logs import event, failure
 from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.sources import (
@@ -47,7 +47,6 @@ from ipmasq_agent.sources import (
     Source,
     SourceFailed,
 )
-from ipmasq_agent.sources.guarded import revive
 
 # Seconds until a failed pass is tried again: doubled each time, up to the second figure.
 _FIRST_RETRY, _LAST_RETRY = 0.5, 30.0
@@ -120,12 +119,10 @@ class Agent:
         while self.turn():
             continue
         # They end with the process: one that hangs is not waited for.
-        halting = threading.Thread(target=self._halt, name="halt", daemon=True)
-        with contextlib.suppress(RuntimeError):
-            halting.start()
+        halting = Guarded(self._halt, "halt")
+        halting.start()
         self._leave()
-        if halting.ident is not None:
-            halting.join(_PARTING)
+        halting.stop(_PARTING)
 
     def _halt(self) -> None:
         self.source.stop()
@@ -195,9 +192,7 @@ class Agent:
 
     def _fail(self, error: Exception) -> None:
         """Tell what failed beside a pass; it is forgotten when all goes well again."""
-        told = foreseen(error, "the agent's loop")
-        failure("failed", told)
-        self.status = replace(self.status, failure=str(told))
+        self.status = replace(self.status, failure=str(caught(error, "the agent's loop", "loop")))
 
     def _disturbed(self) -> bool:
         """Whether what was in force is not any more; what failed is tried again at its time."""

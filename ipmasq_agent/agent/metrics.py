@@ -10,10 +10,10 @@ from prometheus_client import generate_latest as _generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ipmasq_agent.agent.logs import event
 from ipmasq_agent.agent.reconcile import Outcomes
 from ipmasq_agent.agent.status import Status
 from ipmasq_agent.errors import foreseen
+from ipmasq_agent.logs import event
 from ipmasq_agent.policy.addresses import Family
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)

@@ -6,9 +6,9 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable
 
-from ipmasq_agent.agent.logs import event
 from ipmasq_agent.agent.reconcile import Outcomes, clean
 from ipmasq_agent.errors import AgentError, NotPermitted
+from ipmasq_agent.logs import event
 from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.policy.addresses import Family
 

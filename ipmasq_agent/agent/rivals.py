@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable, Sequence
 
 from ipmasq_agent.agent.intent import Intent
-from ipmasq_agent.agent.logs import event
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.reconcile import Outcomes
 from ipmasq_agent.agent.war import War
+from ipmasq_agent.logs import event
 from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.policy.addresses import Family
 

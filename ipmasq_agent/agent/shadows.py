@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from ipmasq_agent.agent.intent import Intent
-from ipmasq_agent.agent.logs import event
 from ipmasq_agent.answers.overrides import Overridden, Shadow, shadow
 from ipmasq_agent.errors import AgentError
+from ipmasq_agent.logs import event
 from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.planes.rules.hook import Hook
 from ipmasq_agent.policy.addresses import Family

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ipmasq_agent.agent.logs import event
 from ipmasq_agent.errors import AgentError
 from ipmasq_agent.host.routes import Delivery, delivery
+from ipmasq_agent.logs import event
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import Wish
 

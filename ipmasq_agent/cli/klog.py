@@ -46,7 +46,7 @@ def configure(form: str, level: str, options: dict[str, Any]) -> None:
         level: the least that is logged.
         options: all of a command; those of klog are taken out.
     """
-    from ipmasq_agent.agent import logs
+    from ipmasq_agent import logs
 
     given = {
         name: value

@@ -116,12 +116,12 @@ def _seconds(duration: str) -> float:
 def _run(settings: Settings, http_address: str, loop: LoopSettings, state_dir: str) -> int:
     from ipmasq_agent.agent.events import Signal
     from ipmasq_agent.agent.http import HttpServer
-    from ipmasq_agent.agent.logs import event
     from ipmasq_agent.agent.loop import Agent
     from ipmasq_agent.agent.shadows import Shadows
     from ipmasq_agent.cli.wiring import backend_choice, fact_source, kept_in
     from ipmasq_agent.host.devices import egress_devices
     from ipmasq_agent.host.seat import Seat
+    from ipmasq_agent.logs import event
     from ipmasq_agent.planes.hook.read import hook_generation, read_hook
 
     metrics = None
@@ -175,7 +175,7 @@ def _run(settings: Settings, http_address: str, loop: LoopSettings, state_dir: s
 
 def _answers(agent: Any) -> dict[str, Any]:
     from ipmasq_agent.agent.http import Answer, data, text
-    from ipmasq_agent.sources.guarded import dead
+    from ipmasq_agent.host.threads import dead
 
     def healthy() -> Answer:
         since = agent.busy_since

@@ -8,6 +8,7 @@ done in slices, and each asks whether it may go on.
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,3 +52,25 @@ class Patience:
         if now >= _end:
             raise Stopped("given up, as the agent was told to stop")
         return max(0.0, min(_SLICE, self._deadline - now, _end - now))
+
+
+class Backoff:
+    """How long to wait before the next attempt: between 0 and a bound that doubles each time.
+
+    Full jitter spreads the nodes of a cluster best when all of them lost the same server
+    (Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
+    """
+
+    def __init__(self, base: float = 0.5, cap: float = 30.0) -> None:
+        self._base = base
+        self._cap = cap
+        self._bound = base
+
+    def next(self) -> float:
+        """Return the seconds to wait, and double the bound of the following ones."""
+        bound, self._bound = self._bound, min(self._bound * 2, self._cap)
+        return random.uniform(0, bound)
+
+    def reset(self) -> None:
+        """Start over: an attempt has succeeded."""
+        self._bound = self._base

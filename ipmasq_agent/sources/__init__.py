@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from ipmasq_agent.errors import SourceError
+from ipmasq_agent.errors import AgentError
 from ipmasq_agent.policy.assemble import Facts, Need
 
 
@@ -63,7 +63,7 @@ class SourceFailed:
     """The source cannot say what the document is at the moment. It goes on trying."""
 
     name: str
-    error: SourceError
+    error: AgentError
 
 
 SourceEvent = Document | SourceFailed
@@ -120,7 +120,7 @@ class NotLearnt:
     """A fact cannot be had at the moment; what was learnt before stays true until told."""
 
     need: Need
-    error: SourceError
+    error: AgentError
 
 
 FactEvent = Learnt | NotLearnt

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from ipmasq_agent.errors import SourceError
+from ipmasq_agent.errors import AgentError, SourceError
 from ipmasq_agent.sources import Document, Part, Sink, SourceFailed
 from ipmasq_agent.sources.kube_access import Permission, explained
 from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
@@ -46,7 +46,9 @@ class ConfigMapSource:
         self._sink: Sink | None = None
         self._api = KubeApi(kubeconfig, context)
         path = f"/api/v1/namespaces/{namespace}/configmaps"
-        self._watch = Watch(self._api, path, OneObject(name), self._explain)
+        self._watch = Watch(
+            self._api, path, OneObject(name), self._explain, self._found, self._failed
+        )
 
     @property
     def name(self) -> str:
@@ -79,7 +81,7 @@ class ConfigMapSource:
     def start(self, sink: Sink) -> None:
         """List, then watch, in a thread; the first state comes from there."""
         self._sink = sink
-        self._watch.start(self._found, self._failed)
+        self._watch.start()
 
     def refresh(self) -> None:
         """Ask the API now, in a thread beside the watch, and deliver what it says."""
@@ -97,7 +99,7 @@ class ConfigMapSource:
             event = SourceFailed(self.name, error)
         self._sink(event)
 
-    def _failed(self, error: SourceError) -> None:
+    def _failed(self, error: AgentError) -> None:
         assert self._sink is not None
         self._sink(SourceFailed(self.name, error))
 

@@ -14,9 +14,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ipmasq_agent.errors import SourceError, SourceUnavailable
+from ipmasq_agent.errors import AgentError, SourceError, SourceUnavailable
+from ipmasq_agent.host.threads import caught
 from ipmasq_agent.sources import Document, Part, Sink, SourceFailed, revision_of
-from ipmasq_agent.sources.guarded import Unforeseen
 from ipmasq_agent.sources.location import Location, locate
 from ipmasq_agent.sources.settled import MAX_BYTES, BeingWritten, read_settled
 from ipmasq_agent.sources.watch import PathWatch
@@ -55,7 +55,6 @@ class FileSource:
 
     def __init__(self, path: Path | str) -> None:
         self._path = os.fspath(path)
-        self._unforeseen = Unforeseen(f"reading {self._path}")
         # Reentrant, because a sink may call refresh.
         self._lock = threading.RLock()
         self._sink: Sink | None = None
@@ -145,11 +144,11 @@ class FileSource:
         try:
             self._look(noticed)
         except Exception as cause:
-            self._tell(None, self._unforeseen.error(cause))
+            self._tell(None, caught(cause, f"reading {self._path}", "file-watch"))
             with contextlib.suppress(RuntimeError):  # no thread to wait in: a resync looks too
                 self._look_later(STUCK, noticed)
 
-    def _watch_failed(self, error: SourceError) -> None:
+    def _watch_failed(self, error: AgentError) -> None:
         with self._lock:
             self._tell(None, error)
             self._look_or_tell(time.monotonic())
@@ -240,7 +239,7 @@ class FileSource:
         if delay < STUCK:
             self._look_later(delay, noticed)
 
-    def _tell(self, document: Document | None, error: SourceError | None) -> None:
+    def _tell(self, document: Document | None, error: AgentError | None) -> None:
         """Deliver, unless the sink knows all of it and nobody has asked."""
         outcome = _Outcome(
             document.name if document else None,

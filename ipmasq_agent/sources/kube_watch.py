@@ -23,9 +23,9 @@ from typing import Generic
 
 import urllib3
 
-from ipmasq_agent.errors import SourceError, UnexpectedError
-from ipmasq_agent.sources.backoff import Backoff
-from ipmasq_agent.sources.guarded import Guarded
+from ipmasq_agent.errors import AgentError, SourceError
+from ipmasq_agent.host.patience import Backoff
+from ipmasq_agent.host.threads import Guarded
 from ipmasq_agent.sources.kube_api import TRANSPORT_ERRORS, ApiRefusal, KubeApi
 from ipmasq_agent.sources.kube_list import (
     GONE,
@@ -72,6 +72,8 @@ class Watch(Generic[Value]):
         path: of the collection, as ``/api/v1/namespaces/NAMESPACE/configmaps``.
         view: what of it is followed.
         explain: makes an error for users of a refusal.
+        found: told of each state.
+        failed: told why there is none.
     """
 
     def __init__(
@@ -80,19 +82,21 @@ class Watch(Generic[Value]):
         path: str,
         view: View[Value],
         explain: Callable[[ApiRefusal], SourceError],
+        found: Callable[[Found[Value]], None],
+        failed: Callable[[AgentError], None],
     ) -> None:
         self._api = api
         self._path = path
         self._view = view
         self._explain = explain
-        self._found: Callable[[Found[Value]], None] | None = None
-        self._failed: Callable[[SourceError], None] | None = None
+        self._found = found
+        self._failed = failed
         # Guards everything below; reentrant, as a sink may call refresh.
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._stopping = False
-        self._guarded = Guarded(self._run, f"{view.name}-watch", self._tell_failure)
-        self._refresher: threading.Thread | None = None
+        self._watcher = Guarded(self._run, f"{view.name}-watch", self._tell_failure)
+        self._refresher: Guarded | None = None
         self._response: urllib3.BaseHTTPResponse | None = None
         self._latest: Found[Value] | None = None
         self._failure: str | None = None
@@ -117,15 +121,9 @@ class Watch(Generic[Value]):
         except ApiRefusal as refusal:
             raise self._explain(refusal) from refusal
 
-    def start(
-        self, found: Callable[[Found[Value]], None], failed: Callable[[SourceError], None]
-    ) -> None:
+    def start(self) -> None:
         """Begin to watch in a thread."""
-        with self._lock:
-            if self._found is not None:
-                raise RuntimeError("a watch can be started once")
-            self._found, self._failed = found, failed
-        self._guarded.start()
+        self._watcher.start()
 
     @property
     def heard(self) -> float | None:
@@ -135,16 +133,11 @@ class Watch(Generic[Value]):
     def refresh(self) -> None:
         """Ask the server now, beside the watch, and tell the outcome."""
         with self._lock:
-            if self._found is None or self._stopping or self._refresher is not None:
+            if self._stopping or self._refresher is not None:
                 return
             name = f"{self._view.name}-refresh"
-            thread = threading.Thread(target=self._refresh, name=name, daemon=True)
-            try:
-                thread.start()
-            except (RuntimeError, MemoryError) as cause:  # no thread, or no stack for it
-                self._tell_failure(_unexpected(cause, name), again=True)
-            else:
-                self._refresher = thread
+            self._refresher = Guarded(self._refresh, name, self._tell_again)
+            self._refresher.start()
 
     def stop(self) -> None:
         """End the watch at once; safe to call twice. Nothing is told after it returns."""
@@ -154,9 +147,9 @@ class Watch(Generic[Value]):
             self._hang_up()
             refresher = self._refresher
         deadline = time.monotonic() + STOP_TIMEOUT
-        self._guarded.stop(STOP_TIMEOUT)
+        self._watcher.stop(STOP_TIMEOUT)
         if refresher is not None:
-            refresher.join(max(deadline - time.monotonic(), 0))
+            refresher.stop(max(deadline - time.monotonic(), 0))
         self._api.close()
 
     # Threads
@@ -170,8 +163,6 @@ class Watch(Generic[Value]):
             outcome = self.read()
         except SourceError as error:
             outcome = error
-        except Exception as cause:
-            outcome = _unexpected(cause, f"the list of {self._view.name}")
         with self._lock:
             self._refresher = None
             if isinstance(outcome, Found):
@@ -183,7 +174,7 @@ class Watch(Generic[Value]):
                 # The server answers: no reason to wait any longer.
                 self._wake.set()
             else:
-                self._tell_failure(outcome, again=True)
+                self._tell_again(outcome)
 
     def _run(self) -> None:
         """List and watch until stopped, waiting longer after each attempt that fails."""
@@ -356,28 +347,26 @@ class Watch(Generic[Value]):
 
     def _tell(self, found: Found[Value]) -> None:
         with self._lock:
-            if self._stopping or self._found is None:
+            if self._stopping:
                 return
             self._latest, self._failure = found, None
             self._found(found)
 
-    def _tell_failure(self, error: SourceError, *, again: bool = False) -> None:
+    def _tell_failure(self, error: AgentError) -> None:
         with self._lock:
-            if self._stopping or self._failed is None:
-                return
             # The same failure again is no news, though the server may have said more since.
-            if str(error) == self._failure and not again:
+            if str(error) != self._failure:
+                self._tell_again(error)
+
+    def _tell_again(self, error: AgentError) -> None:
+        with self._lock:
+            if self._stopping:
                 return
             self._failure = str(error)
             if self._heard is not None:
                 message = f"{error.message}; last heard of at {self._heard[1]}"
                 error = type(error)(message, remedy=error.remedy)
             self._failed(error)
-
-
-def _unexpected(cause: BaseException, what: str) -> SourceError:
-    error = UnexpectedError(cause, what)
-    return SourceError(error.message, remedy=error.remedy)
 
 
 def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[tuple[bytes, float]]:

@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ipmasq_agent.errors import KernelReadError, SourceError
+from ipmasq_agent.errors import AgentError, KernelReadError
 from ipmasq_agent.host.devices import list_devices, read_links
+from ipmasq_agent.host.patience import Backoff
 from ipmasq_agent.host.routes import preferred_sources
+from ipmasq_agent.host.threads import Guarded
 from ipmasq_agent.netlink.rt import (
     DELETED_FILTER,
     DELETED_QDISC,
@@ -23,8 +25,6 @@ from ipmasq_agent.netlink.rt import (
 )
 from ipmasq_agent.policy.assemble import Need
 from ipmasq_agent.sources import FactEvent, Learnt, NotLearnt
-from ipmasq_agent.sources.backoff import Backoff
-from ipmasq_agent.sources.guarded import Guarded
 from ipmasq_agent.sources.pace import Pace
 
 READERS: Mapping[Need, Callable[[], Any]] = {
@@ -42,12 +42,9 @@ def read_network(need: Need) -> Any:
     """Return devices or routes as they are now.
 
     Raises:
-        SourceError: the kernel does not list them.
+        KernelReadError: the kernel does not list them.
     """
-    try:
-        return READERS[need]()
-    except KernelReadError as cause:
-        raise SourceError(cause.message, remedy=cause.remedy) from cause
+    return READERS[need]()
 
 
 class NetworkWatch:
@@ -103,10 +100,10 @@ class NetworkWatch:
                     backoff.reset()
                     self._follow(changes)
             except KernelReadError as error:
-                self._failed(SourceError(error.message, remedy=error.remedy))
+                self._failed(error)
                 self._wait(select.poll(), backoff.next())
 
-    def _failed(self, error: SourceError) -> None:
+    def _failed(self, error: AgentError) -> None:
         # What is read next is told, also where nothing has changed: it ends the failure.
         self._told.clear()
         for need in sorted(self.needs, key=lambda need: need.value):

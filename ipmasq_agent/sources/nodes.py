@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 
-from ipmasq_agent.errors import SourceError, SourceUnavailable
+from ipmasq_agent.errors import AgentError, SourceError, SourceUnavailable
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.assemble import Need
 from ipmasq_agent.sources import FactEvent, Learnt, NotLearnt
@@ -80,9 +80,9 @@ class NodeAddresses:
     def __init__(self, tell: Tell, *, kubeconfig: str | None = None) -> None:
         self._tell = tell
         self._api = KubeApi(kubeconfig)
-        self._watch = Watch(self._api, PATH, _AllNodes(), self._explain)
+        self._watch = Watch(self._api, PATH, _AllNodes(), self._explain, self._found, self._failed)
         self._latest: Addresses = {}
-        self._failure: SourceError | None = None
+        self._failure: AgentError | None = None
         self._paced = Paced(self._work, "nodes-told", Pace(QUIET, LATE), self._failed)
 
     def read(self) -> frozenset[Address]:
@@ -99,7 +99,7 @@ class NodeAddresses:
     def start(self) -> None:
         """List, then watch, in threads."""
         self._paced.start()
-        self._watch.start(self._found, self._failed)
+        self._watch.start()
 
     def refresh(self) -> None:
         """Ask the API now, beside the watch."""
@@ -120,7 +120,7 @@ class NodeAddresses:
         if failure is not None:  # it came while there was still something to tell
             self._tell(NotLearnt(Need.NODE_ADDRESSES, failure))
 
-    def _failed(self, error: SourceError) -> None:
+    def _failed(self, error: AgentError) -> None:
         self._failure = error
         self._tell(NotLearnt(Need.NODE_ADDRESSES, error))
 
@@ -145,7 +145,9 @@ class OwnPodCidrs:
         self._tell = tell
         self._node = node
         self._api = KubeApi(kubeconfig)
-        self._watch = Watch(self._api, PATH, OneObject(node), self._explain)
+        self._watch = Watch(
+            self._api, PATH, OneObject(node), self._explain, self._found, self._failed
+        )
 
     def read(self) -> tuple[Prefix, ...]:
         """Return the pod CIDRs as they are now.
@@ -162,7 +164,7 @@ class OwnPodCidrs:
 
     def start(self) -> None:
         """List, then watch, in a thread."""
-        self._watch.start(self._found, self._failed)
+        self._watch.start()
 
     def refresh(self) -> None:
         """Ask the API now, beside the watch."""
@@ -179,7 +181,7 @@ class OwnPodCidrs:
             event = NotLearnt(Need.POD_CIDRS, error)
         self._tell(event)
 
-    def _failed(self, error: SourceError) -> None:
+    def _failed(self, error: AgentError) -> None:
         self._tell(NotLearnt(Need.POD_CIDRS, _instead(error)))
 
     def _cidrs(self, node: JsonObject | None) -> tuple[Prefix, ...]:
@@ -220,7 +222,7 @@ def _prefix(text: str) -> Prefix:
     return Prefix(family, first, int(length))
 
 
-def _instead(error: SourceError) -> SourceError:
+def _instead(error: AgentError) -> AgentError:
     """Add the way out that needs no API; what is wrong stays the first to be said."""
     way_out = "or write the CIDRs into the document in place of auto"
     if error.remedy is not None and way_out.removeprefix("or ") in error.remedy:

@@ -6,8 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from ipmasq_agent.errors import SourceError
-from ipmasq_agent.sources.guarded import Guarded
+from ipmasq_agent.errors import AgentError
+from ipmasq_agent.host.threads import Guarded
 
 
 class Pace:
@@ -77,7 +77,7 @@ class Paced:
         work: Callable[[], None],
         name: str,
         pace: Pace,
-        failed: Callable[[SourceError], None],
+        failed: Callable[[AgentError], None],
     ) -> None:
         self._work = work
         self._pace = pace
@@ -103,7 +103,7 @@ class Paced:
             self._changed.notify_all()
         self._guarded.stop()
 
-    def _failed(self, error: SourceError) -> None:
+    def _failed(self, error: AgentError) -> None:
         self._tell_failure(error)
         self.note()
 

@@ -24,8 +24,8 @@ from watchdog.observers.inotify_c import (
     WatchDescriptor,
 )
 
-from ipmasq_agent.errors import SourceError
-from ipmasq_agent.sources.guarded import Guarded
+from ipmasq_agent.errors import AgentError, SourceError
+from ipmasq_agent.host.threads import Guarded
 from ipmasq_agent.sources.location import Location, Place, Step, locate
 
 # In a directory: entries that come, go or are replaced; and the directory itself.
@@ -74,7 +74,7 @@ class PathWatch:
         self,
         path: str,
         changed: Callable[[float], None],
-        failed: Callable[[SourceError], None],
+        failed: Callable[[AgentError], None],
         lock: threading.RLock,
     ) -> None:
         self._lock = lock

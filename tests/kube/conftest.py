@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ipmasq_agent.host.patience import Backoff
 from ipmasq_agent.sources import kube_watch
-from ipmasq_agent.sources.backoff import Backoff
 from tests.kube.cluster import Cluster
 
 

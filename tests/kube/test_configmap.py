@@ -11,8 +11,8 @@ from typing import Protocol
 import pytest
 
 from ipmasq_agent.errors import AccessDenied, SourceError, SourceUnavailable
+from ipmasq_agent.host.patience import Backoff
 from ipmasq_agent.sources import Document, kube_list, kube_watch
-from ipmasq_agent.sources.backoff import Backoff
 from ipmasq_agent.sources.configmap import ConfigMapSource
 from tests.kernel.agent import status_of
 from tests.kube.cluster import DEADLINE, NAME, NAMESPACE, Cluster, established

@@ -157,7 +157,7 @@ def test_what_nobody_foresaw_ends_neither_the_watch_nor_a_refresh(
         source.start(heard)
         heard.failure("the thread ip-masq-agent-watch failed unexpectedly (ZeroDivisionError)")
         source.refresh()
-        heard.failure("the list of ip-masq-agent failed unexpectedly (ZeroDivisionError)")
+        heard.failure("the thread ip-masq-agent-refresh failed unexpectedly (ZeroDivisionError)")
     source.refresh()
     heard.content(b"first")
     established(cluster, heard)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ipmasq_agent.agent import logs
+from ipmasq_agent import logs
 from ipmasq_agent.agent.http import HttpServer
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.cli.run import _answers

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ipmasq_agent.agent import logs
+from ipmasq_agent import logs
 from ipmasq_agent.agent.events import Signal
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.errors import SourceUnavailable

@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
-from ipmasq_agent.agent import logs, loop
+from ipmasq_agent import logs
+from ipmasq_agent.agent import loop
 from ipmasq_agent.agent.events import Signal
 from ipmasq_agent.cli.run import _answers
 from ipmasq_agent.config.document import parse_documents
 from ipmasq_agent.host import patience
+from ipmasq_agent.host.threads import Guarded
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.sources import Document
-from ipmasq_agent.sources.guarded import Guarded
 from tests.unit.agent.support import Bench
 
 FAULTS = [

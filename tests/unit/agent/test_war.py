@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ipmasq_agent.agent import logs
+from ipmasq_agent import logs
 from ipmasq_agent.agent.events import Signal
 from ipmasq_agent.agent.war import War
 from ipmasq_agent.config.model import Flags

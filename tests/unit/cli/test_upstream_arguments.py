@@ -19,7 +19,7 @@ from typing import Any
 import click
 import pytest
 
-from ipmasq_agent.agent import logs
+from ipmasq_agent import logs
 from ipmasq_agent.cli import klog
 from ipmasq_agent.cli.entry import cli
 from ipmasq_agent.cli.goflags import KLOG_BOOLEANS, KLOG_VALUES, normalise

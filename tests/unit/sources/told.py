@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ipmasq_agent.errors import SourceError
+from ipmasq_agent.errors import AgentError
 from ipmasq_agent.policy.assemble import Need
 from ipmasq_agent.sources import FactEvent, Learnt, NotLearnt
 
@@ -45,7 +45,7 @@ class Told:
         assert isinstance(latest, Learnt)
         return latest.value
 
-    def failure(self, need: Need, *words: str) -> SourceError:
+    def failure(self, need: Need, *words: str) -> AgentError:
         """Wait until the newest word of a fact is a failure whose text holds the words."""
 
         def met() -> bool:

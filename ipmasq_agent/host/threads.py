@@ -1,40 +1,39 @@
-"""Threads that must live: what ends one is told, and its work is begun anew."""
+"""Threads that must live: what ends one is told and counted, and its work is begun anew."""
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 
-from ipmasq_agent.errors import SourceError, UnexpectedError
-from ipmasq_agent.sources.backoff import Backoff
+from ipmasq_agent.errors import AgentError, foreseen
+from ipmasq_agent.host.patience import Backoff
+from ipmasq_agent.logs import failure
 
-logger = logging.getLogger(__name__)
 # Seconds after which work that fails has gone well before.
 _WELL = 60.0
 _must_live: set[Guarded] = set()
+_failures: Counter[str] = Counter()
 
 
-class Unforeseen:
-    """Makes errors of a source of exceptions that nobody foresaw, and logs them.
+def caught(cause: Exception, what: str, thread: str) -> AgentError:
+    """Log and count what nobody foresaw, and return it as it can be told.
 
     Args:
-        what: failed.
+        cause: the exception.
+        what: failed, in words.
+        thread: whose work it interrupted.
     """
+    _failures[thread] += 1
+    error = foreseen(cause, what)
+    failure("failed", error)
+    return error
 
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._traced = ""
 
-    def error(self, cause: Exception) -> SourceError:
-        """Return what to tell; the log says where it came from, each place once in a row."""
-        error = UnexpectedError(cause, self._what)
-        # What fails again and again for one reason fills no disk.
-        trace, self._traced = error.trace if error.trace != self._traced else None, error.trace
-        fields = {"error": str(error), **({"trace": trace} if trace else {})}
-        logger.error("failed", extra={"fields": fields})
-        return SourceError(error.message, remedy=error.remedy)
+def failures() -> Mapping[str, int]:
+    """Return the name of each thread whose work was interrupted → how often."""
+    return dict(_failures)
 
 
 class Guarded:
@@ -47,14 +46,16 @@ class Guarded:
     """
 
     def __init__(
-        self, work: Callable[[], None], name: str, failed: Callable[[SourceError], None]
+        self,
+        work: Callable[[], None],
+        name: str,
+        failed: Callable[[AgentError], None] = lambda error: None,
     ) -> None:
         self.name = name
         self._work = work
         self._failed = failed
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._unforeseen = Unforeseen(f"the thread {name}")
 
     def start(self) -> None:
         """Start the thread; where the system has none to give, ``revive`` tries again."""
@@ -82,7 +83,7 @@ class Guarded:
         try:
             thread.start()
         except (RuntimeError, MemoryError) as cause:  # no thread, or no stack for it
-            self._failed(self._unforeseen.error(cause))
+            self._interrupted(cause)
         else:
             self._thread = thread
 
@@ -93,13 +94,16 @@ class Guarded:
             try:
                 self._work()
             except Exception as cause:
-                self._failed(self._unforeseen.error(cause))
+                self._interrupted(cause)
                 if time.monotonic() - began > _WELL:
                     backoff.reset()
                 self._stopping.wait(backoff.next())
             else:
                 _must_live.discard(self)
                 return
+
+    def _interrupted(self, cause: Exception) -> None:
+        self._failed(caught(cause, f"the thread {self.name}", self.name))
 
 
 def dead() -> list[str]:

@@ -8,9 +8,9 @@ import threading
 
 import pytest
 
-from ipmasq_agent.errors import SourceError
-from ipmasq_agent.sources import guarded
-from ipmasq_agent.sources.guarded import Guarded
+from ipmasq_agent.errors import AgentError
+from ipmasq_agent.host import threads
+from ipmasq_agent.host.threads import Guarded
 
 
 class Work:
@@ -18,7 +18,7 @@ class Work:
 
     def __init__(self, *failures: Exception) -> None:
         self.failures = list(failures)
-        self.told: queue.SimpleQueue[SourceError] = queue.SimpleQueue()
+        self.told: queue.SimpleQueue[AgentError] = queue.SimpleQueue()
         self.at_work, self.stopping = threading.Event(), threading.Event()
 
     def __call__(self) -> None:
@@ -36,16 +36,18 @@ class Work:
         assert not thread.alive
 
 
-def test_work_that_raises_is_told_and_begun_anew() -> None:
+def test_work_that_raises_is_told_counted_and_begun_anew() -> None:
+    before = threads.failures().get("worker", 0)
     work = Work(KeyError("x"), OSError(24, "x"))
     thread = work.guarded()
     thread.start()
     assert work.at_work.wait(10)
     assert "the thread worker failed unexpectedly (KeyError)" in str(work.told.get_nowait())
     assert "(OSError: Too many open files)" in str(work.told.get_nowait())
-    assert guarded.dead() == []
+    assert threads.failures()["worker"] == before + 2
+    assert threads.dead() == []
     work.stop(thread)
-    assert guarded.dead() == []
+    assert threads.dead() == []
 
 
 def test_the_place_is_logged_once_and_a_librarys_text_never(
@@ -60,7 +62,7 @@ def test_the_place_is_logged_once_and_a_librarys_text_never(
     traces = [found.get("trace") for found in fields]
     assert len(traces) == 3
     assert traces[1:] == [None, None]
-    assert "test_guarded.py" in str(traces[0])
+    assert "test_threads.py" in str(traces[0])
     assert "canary" not in str(fields)
     assert all("canary" not in str(work.told.get_nowait()) for _ in range(3))
 
@@ -78,19 +80,19 @@ def test_a_thread_that_cannot_be_had_is_dead_until_it_is_revived(
     thread = work.guarded()
     monkeypatch.setattr(threading.Thread, "start", refuse)
     thread.start()
-    assert guarded.dead() == ["worker"]
+    assert threads.dead() == ["worker"]
     assert "RuntimeError" in str(work.told.get_nowait())
     monkeypatch.setattr(threading.Thread, "start", start)
-    guarded.revive()
+    threads.revive()
     assert work.at_work.wait(10)
-    assert guarded.dead() == []
+    assert threads.dead() == []
     work.stop(thread)
 
 
 def test_work_that_returns_has_ended_well() -> None:
     ended = threading.Event()
-    thread = Guarded(ended.set, "worker", lambda error: None)
+    thread = Guarded(ended.set, "worker")
     thread.start()
     assert ended.wait(10)
     thread.stop(10)
-    assert guarded.dead() == []
+    assert threads.dead() == []
