@@ -18,10 +18,13 @@ COPY constraints.txt pyproject.toml setup.py README.md LICENSE ./
 COPY ipmasq_agent ipmasq_agent
 # An environment without pip, moved whole to the final stage, whose interpreter is at the
 # same path. Bytecode is made here and trusted as it is: nothing can write it later, on a
-# root that is read-only.
+# root that is read-only. The lab and the benchmark stay behind: a node runs neither, and
+# bench.Dockerfile adds them.
 RUN python -m venv --without-pip /opt/ipmasq-agent \
  && python -m pip --python /opt/ipmasq-agent/bin/python install \
         --no-cache-dir --no-compile --constraint constraints.txt . \
+ && rm -r /opt/ipmasq-agent/lib/python3.11/site-packages/ipmasq_agent/bench \
+        /opt/ipmasq-agent/lib/python3.11/site-packages/ipmasq_agent/lab \
  && python -m compileall -q --invalidation-mode unchecked-hash /opt/ipmasq-agent/lib
 
 FROM ${BASE}

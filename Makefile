@@ -35,9 +35,9 @@ INSTALL := $(BIN)/pip install --quiet --quiet --disable-pip-version-check --cons
 
 $(VENV)/agent: pyproject.toml constraints.txt scripts/install-tools
 	@scripts/install-tools
-	@echo "installing the agent into $(VENV) ..."
+	@echo "installing the agent and its lab into $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(INSTALL) --editable .
+	@$(INSTALL) --editable '.[lab]'
 	@touch $@
 
 $(VENV)/bench: $(VENV)/agent

@@ -10,6 +10,9 @@ RUN apt-get update \
  && apt-get install --yes --no-install-recommends \
         iperf3 iproute2 nginx-light procps sockperf util-linux wrk \
  && rm -rf /var/lib/apt/lists/*
+# What the image for nodes leaves out.
+COPY ipmasq_agent/bench /opt/ipmasq-agent/lib/python3.11/site-packages/ipmasq_agent/bench
+COPY ipmasq_agent/lab /opt/ipmasq-agent/lib/python3.11/site-packages/ipmasq_agent/lab
 COPY constraints.txt /tmp/
 RUN python -m pip --python /opt/ipmasq-agent/bin/python install \
         --no-cache-dir --constraint /tmp/constraints.txt matplotlib \

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ipmasq_agent.host.children import own
+from ipmasq_agent.lab.children import own
 
 AGENT = own("ipmasq_agent")
 

@@ -7,11 +7,10 @@ dashed. Nothing else imports matplotlib, and this only when something is drawn.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from typing import TYPE_CHECKING
 
-from ipmasq_agent.errors import MissingTool
+from ipmasq_agent.host.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,19 +43,6 @@ _MARKERS = {
 }
 
 
-def check() -> None:
-    """Fail where nothing can be drawn: better before an hour of measuring than after it.
-
-    Raises:
-        MissingTool: matplotlib is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingTool(
-            "the plots need matplotlib, which is not installed",
-            remedy="pip install 'ipmasq-agent[bench]'",
-        )
-
-
 def colour(mode: str) -> str:
     """Return the colour of a mode."""
     return _COLOURS.get(mode, FAINT)
@@ -76,7 +62,7 @@ def blank(height: float) -> tuple[Figure, Axes]:
     Raises:
         MissingTool: matplotlib is not installed.
     """
-    check()
+    require("bench", "matplotlib")
     # Not pyplot: its figures outlive their use, and it looks for a screen.
     from matplotlib.figure import Figure
 

@@ -25,8 +25,8 @@ from typing import IO, Any
 
 from ipmasq_agent.bench.policies import DESTINATIONS
 from ipmasq_agent.errors import BenchError
-from ipmasq_agent.host.children import tied, without_settings
 from ipmasq_agent.host.commands import run
+from ipmasq_agent.lab.children import tied, without_settings
 from ipmasq_agent.policy.addresses import Family
 
 POD = {Family.IPV4: "172.20.0.10", Family.IPV6: "2001:db8:172:20::10"}

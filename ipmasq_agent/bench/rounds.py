@@ -26,7 +26,7 @@ from ipmasq_agent.bench.sender import busy_seconds
 from ipmasq_agent.bench.udp import Udp
 from ipmasq_agent.bench.workloads import ONLY_IPV4, Traffic
 from ipmasq_agent.errors import AgentError
-from ipmasq_agent.host.children import passing_directory
+from ipmasq_agent.lab.children import passing_directory
 from ipmasq_agent.policy.addresses import Family
 
 Progress = Callable[[str, float], None]

@@ -15,7 +15,7 @@ from ipmasq_agent.bench.place import NODE, POD, Place
 from ipmasq_agent.bench.policies import in_gap, spread
 from ipmasq_agent.bench.reading import DELIVERED, Reading, pinned
 from ipmasq_agent.errors import BenchError
-from ipmasq_agent.host.children import own
+from ipmasq_agent.lab.children import own
 from ipmasq_agent.policy.addresses import Family
 
 _FIRST_PORT, _LAST_PORT = 20_000, 29_999  # of packets that are counted

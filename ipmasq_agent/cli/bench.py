@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
 import time
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 
 from ipmasq_agent.cli.output import emit, output_option
 from ipmasq_agent.errors import UsageError
-from ipmasq_agent.host.children import own
+from ipmasq_agent.host.extras import require
 from ipmasq_agent.policy.addresses import Family
 
 if TYPE_CHECKING:
     from ipmasq_agent.bench.modes import Effort
     from ipmasq_agent.bench.results import Mode, Results
 
-AGENT = own("ipmasq_agent")
 _INTERRUPTED = 130
 
 HELP = """\
@@ -99,6 +94,7 @@ def command(
     output: str,
 ) -> int:
     """Take the arguments, and see below."""
+    require("bench", "ipmasq_agent.bench")
     from dataclasses import asdict, replace
 
     from ipmasq_agent.bench import results as files
@@ -106,11 +102,12 @@ def command(
     from ipmasq_agent.bench.folder import write_folder
     from ipmasq_agent.bench.modes import FULL, QUICK
     from ipmasq_agent.bench.report import conclusions
+    from ipmasq_agent.lab.interruption import Interruption
 
     family = Family.IPV6 if ipv6 else Family.IPV4
     earlier = files.read(against) if against else None
     # The report is kept whatever becomes of the comparison, and of another Ctrl-C.
-    with _interruptible():
+    with Interruption():
         if stored:
             found = files.read(stored)
         else:
@@ -149,14 +146,17 @@ def _chosen(names: tuple[str, ...]) -> list[Mode]:
 
 
 def _measure(modes: list[Mode], effort: Effort, family: Family, *, quick: bool) -> Results:
-    from ipmasq_agent.bench import canvas
+    # Better before an hour of measuring than after it.
+    require("bench", "matplotlib")
     from ipmasq_agent.bench.machine import check_tools
     from ipmasq_agent.bench.rounds import Benchmark
+    from ipmasq_agent.lab.children import own
 
     check_tools(modes)
-    canvas.check()
     with _Progress() as progress:
-        return Benchmark(modes, effort, family, AGENT, progress.show).measure(quick=quick)
+        return Benchmark(modes, effort, family, own("ipmasq_agent"), progress.show).measure(
+            quick=quick
+        )
 
 
 class _Progress:
@@ -186,24 +186,3 @@ class _Progress:
 
 def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Have the first signal to stop be a Ctrl-C, and those after it wait for the report."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:  # as nohup(1) has it
-            signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 
 from ipmasq_agent.cli.output import emit, output_option
-from ipmasq_agent.host.children import own
+from ipmasq_agent.host.extras import require
 from ipmasq_agent.planes import registry
 
 if TYPE_CHECKING:
     from ipmasq_agent.lab.cluster import Lab
-    from ipmasq_agent.lab.story import Step
 
-AGENT = own("ipmasq_agent")
 DEFAULT_NAME = "lab"
 
 name_option = click.option(
@@ -54,6 +48,7 @@ def command() -> None:
     The real agent runs in the nodes. Nothing outside the lab's namespaces is touched, and
     nothing is left when it goes.
     """
+    require("lab", "ipmasq_agent.lab")
 
 
 @command.command(
@@ -77,83 +72,40 @@ def run_story(backend: str, ipv6: bool, name: str | None, keep: bool, output: st
     Every check is what the receiving end saw, by ICMP, TCP and UDP. Exit status: 0 when all
     is as it should be, 1 when something is not, 2 when the lab could not be built.
     """
-    from ipmasq_agent.cli import lab_text
+    if output == "text":
+        require("lab", "rich")
+    from ipmasq_agent.lab.children import own
     from ipmasq_agent.lab.cluster import Lab, check_tools
-    from ipmasq_agent.lab.story import Story
+    from ipmasq_agent.lab.story import Step, Story
 
     check_tools(backend)
     lab = Lab(name or f"run-{os.getpid()}")
-    shown = lab_text.Shown(output)
     steps: list[Step] = []
-    with claimed(lab, stay=keep):
-        story = Story(lab, AGENT, backend, ipv6=ipv6)
-        story.prepare(shown.progress, stay=keep)
-        shown.opening(story.backend, ipv6=ipv6)
-        for step in story.play(shown.progress):
-            shown.step(len(steps) + 1, step, steps[-1].config if steps else "")
+    with lab.claimed(stay=keep):
+        story = Story(lab, own("ipmasq_agent"), backend, ipv6=ipv6)
+        story.prepare(_progress, stay=keep)
+        if output == "text":
+            from ipmasq_agent.lab.text import Shown
+
+            shown = Shown(story.backend, ipv6=ipv6)
+        for step in story.play(_progress):
+            if output == "text":
+                shown.step(step)
             steps.append(step)
     ok = all(step.ok for step in steps)
     if keep:
-        shown.progress(f"the lab stays; `{_program()} lab down --name {lab.name}` takes it down")
+        _progress(f"the lab stays; `{_program()} lab down --name {lab.name}` takes it down")
     if output == "text":
-        shown.closing(steps)
+        shown.closing()
     else:
-        answer = {
-            "backend": story.backend,
-            "ok": ok,
-            "ipv6": ipv6,
-            "steps": [step.as_data() for step in steps],
-        }
-        emit(answer, output, str)
+        told = [step.as_data() for step in steps]
+        emit({"backend": story.backend, "ok": ok, "ipv6": ipv6, "steps": told}, output, str)
     return 0 if ok else 1
 
 
-@contextlib.contextmanager
-def claimed(lab: Lab, *, stay: bool) -> Iterator[None]:
-    """Claim the lab, and take it down whatever happens, unless all went well and it stays."""
-    numbers = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) != signal.SIG_IGN  # as nohup(1) has it
-    ]
-
-    def ignore() -> None:
-        for number in numbers:
-            signal.signal(number, signal.SIG_IGN)
-
-    claiming = True
-    interrupted = ours = left = False
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupted
-        ignore()  # once is enough: cleaning up is not interrupted
-        interrupted = True
-        if not claiming:
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        try:
-            # An interruption waits until it is known whether there is a lab to take down.
-            # Blocking the signals would not do: a thread that does not would take them.
-            try:
-                lab.claim()
-                ours = True
-            finally:
-                claiming = False
-            if interrupted:
-                raise KeyboardInterrupt
-            yield
-            if stay:
-                lab.leave()
-                left = True
-        finally:
-            ignore()
-            if ours and not left:
-                lab.down()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _progress(text: str) -> None:
+    """Say what is being done, on standard error."""
+    click.secho(f"... {text}", err=True, dim="NO_COLOR" not in os.environ)
 
 
 @command.command(
@@ -168,14 +120,15 @@ Examples:
 @name_option
 def up(backend: str, ipv6: bool, name: str) -> None:
     """Build a lab and leave it standing, with the agent at work in its nodes."""
+    from ipmasq_agent.lab.children import own
     from ipmasq_agent.lab.cluster import Lab, check_tools
     from ipmasq_agent.lab.story import Story
 
     check_tools(backend)
     lab = Lab(name)
-    with claimed(lab, stay=True):
-        story = Story(lab, AGENT, backend, ipv6=ipv6)
-        story.prepare(lambda text: click.echo(f"{text} ...", err=True), stay=True)
+    with lab.claimed(stay=True):
+        story = Story(lab, own("ipmasq_agent"), backend, ipv6=ipv6)
+        story.prepare(_progress, stay=True)
     program = _program()
     option = "" if name == DEFAULT_NAME else f" --name {name}"
     target = "http://[fd00:10:10:1::200]" if ipv6 else "10.10.1.200"

@@ -1,4 +1,4 @@
-"""The machine: programs, namespaces, devices and routes, eBPF objects, who else runs here.
+"""The machine: programs, devices and routes, eBPF objects, who else runs here.
 
 Knows nothing of rules or documents.
 """

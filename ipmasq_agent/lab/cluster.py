@@ -15,15 +15,16 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from ipmasq_agent.errors import LabError, MissingTool
-from ipmasq_agent.host import netns
-from ipmasq_agent.host.children import own, tied, without_settings
 from ipmasq_agent.host.commands import PACKAGES, run
+from ipmasq_agent.lab import netns
 from ipmasq_agent.lab.api import kubeconfig
+from ipmasq_agent.lab.children import own, tied, without_settings
+from ipmasq_agent.lab.interruption import Interruption
 from ipmasq_agent.lab.mirror import mirrored
 from ipmasq_agent.lab.mounted import mount, mounted
 from ipmasq_agent.lab.talk import Talk
@@ -117,6 +118,25 @@ class Lab:
         if not netns.mounted():
             _MOUNT_MARK.touch()
         self._remove_namespaces()
+
+    @contextlib.contextmanager
+    def claimed(self, *, stay: bool) -> Iterator[None]:
+        """Claim the lab, and take it down whatever happens, unless all went well and it stays."""
+        ours = left = False
+        with Interruption() as interruption:
+            try:
+                # Not before it is known whether there is a lab to take down.
+                with interruption.waiting():
+                    self.claim()
+                    ours = True
+                yield
+                if stay:
+                    self.leave()
+                    left = True
+            finally:
+                interruption.ignore()
+                if ours and not left:
+                    self.down()
 
     def take_over(self) -> None:
         """Make a lab ours that its maker has left, to take it down.

@@ -20,7 +20,7 @@ from tests.deploy.manifests import DEPLOY, ROOT
 
 TEXT = (DEPLOY / "bench-job.yaml").read_text()
 IMAGE = parse((ROOT / "bench.Dockerfile").read_text())[-1]
-OF_THE_AGENT = parse((ROOT / "Dockerfile").read_text())[-1]
+BUILDER, OF_THE_AGENT = parse((ROOT / "Dockerfile").read_text())
 
 
 def job() -> dict[str, Any]:
@@ -83,6 +83,16 @@ def test_the_image_has_what_the_benchmark_asks_for() -> None:
     installed = {word for s in (IMAGE, OF_THE_AGENT) for run in s.all("RUN") for word in run.words}
     tools = {PACKAGES[tool] for tools in machine.OF_BACKEND.values() for tool in tools}
     assert {*machine.TOOLS.values(), *tools, "matplotlib"} <= installed
+
+
+def test_the_image_has_the_rooms_that_the_agents_image_leaves_out() -> None:
+    (removal,) = re.findall(r"rm -r ((?:/opt\S+\s+)+)", BUILDER.all("RUN")[1].text)
+    copied = {copy.words[-1]: copy.words[0] for copy in IMAGE.all("COPY")}
+    removed = removal.split()
+    assert {Path(path).name for path in removed} == {"bench", "lab"}
+    for path in removed:
+        assert path.endswith(f"/site-packages/{copied[path]}")
+        assert (ROOT / copied[path] / "__init__.py").exists()
 
 
 def test_the_installer_of_the_tests_has_it_too() -> None:

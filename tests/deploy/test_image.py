@@ -24,6 +24,8 @@ from tests.kube.cluster import Cluster
 from tests.kube.test_in_cluster import certify
 from tests.netns import Namespace
 
+PACKAGES = "opt/ipmasq-agent/lib/python3.11/site-packages"
+GUESTS = ("ipmasq_agent/lab", "ipmasq_agent/bench", "rich", "matplotlib")
 SERVICE_ACCOUNT = "/run/secrets/kubernetes.io/serviceaccount"
 DEFAULTS = ("169.254.0.0/16", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", None)
 
@@ -111,20 +113,23 @@ def test_the_image_says_its_version_and_the_defaults(
     )
 
 
-def test_the_image_holds_no_compiler_no_caches_and_no_pip_of_its_own(image: Image) -> None:
+def test_the_image_holds_no_compiler_no_caches_no_pip_and_no_guests(
+    image: Image,
+) -> None:
     for absent in (
         "usr/bin/clang",
         "usr/bin/gcc",
         "root/.cache",
         "src",
         "opt/ipmasq-agent/bin/pip",
+        *(f"{PACKAGES}/{name}" for name in GUESTS),
     ):
         assert not (image.root / absent).exists(), absent
     assert [*(image.root / "var/lib/apt/lists").glob("*_*")] == []
 
 
 def test_bytecode_is_in_the_image_since_none_can_be_written(image: Image) -> None:
-    packages = image.at("/opt/ipmasq-agent/lib/python3.11/site-packages")
+    packages = image.at(PACKAGES)
     sources = [*(packages / "ipmasq_agent").rglob("*.py")]
     assert sources
     for source in sources:
@@ -134,7 +139,7 @@ def test_bytecode_is_in_the_image_since_none_can_be_written(image: Image) -> Non
 def test_the_compiled_programs_and_the_library_that_loads_them_are_in_the_image(
     image: Image,
 ) -> None:
-    packages = image.at("/opt/ipmasq-agent/lib/python3.11/site-packages")
+    packages = image.at(PACKAGES)
     compiled = (packages / "ipmasq_agent/planes/bpf/masq.bpf.o").read_bytes()
     assert compiled[:4] == b"\x7fELF"
     assert [*image.root.glob("usr/lib/*/libbpf.so.1")]

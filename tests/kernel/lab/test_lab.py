@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from ipmasq_agent.cli.lab import claimed
-from ipmasq_agent.host import netns
+from ipmasq_agent.lab import netns
 from ipmasq_agent.lab.cluster import STATE, Lab
 from ipmasq_agent.lab.scenes import SCENES
 from ipmasq_agent.lab.story import Story
@@ -178,7 +177,7 @@ def test_an_interruption_while_the_lab_is_claimed_leaves_nothing(
     # Whatever this process was started with: nohup(1) has hang-ups ignored.
     found = signal.signal(number, signal.SIG_DFL)
     try:
-        with pytest.raises(KeyboardInterrupt), claimed(Interrupted(name), stay=False):
+        with pytest.raises(KeyboardInterrupt), Interrupted(name).claimed(stay=False):
             pytest.fail("the interruption was lost")
         assert traces(name) == []
         assert signal.getsignal(number) is signal.SIG_DFL
@@ -194,7 +193,7 @@ def test_a_hang_up_that_is_ignored_from_the_start_stays_so(
     monkeypatch.setattr(Lab, "down", lambda _: heard.append("down"))
     found = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with claimed(Lab(name), stay=False):
+        with Lab(name).claimed(stay=False):
             os.kill(os.getpid(), signal.SIGHUP)
             heard.append("inside")
     finally:

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from ipmasq_agent.host import netns
+from ipmasq_agent.lab import netns
 from tests.netns import Namespace
 
 STAYS = "echo ready; exec sleep 1000"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -189,7 +190,7 @@ def test_the_folder_has_all_and_its_results_can_be_read_back(tmp_path: Path) -> 
 def test_results_are_kept_where_nothing_can_be_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingTool):
         write_folder(made(measures=[FLOWS]), tmp_path)
     assert (tmp_path / "results.json").exists()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from ipmasq_agent.lab.probes import Check
 from ipmasq_agent.lab.scene import PROTOCOLS
@@ -29,54 +30,49 @@ _MUCH_THE_SAME = 0.7
 
 
 class Shown:
-    """Prints each step as it ends; with json or yaml only the progress, on standard error."""
+    """Prints each step as it ends, and at last all of them in one table."""
 
-    def __init__(self, output: str) -> None:
-        self._text = output == "text"
+    def __init__(self, backend: str, *, ipv6: bool) -> None:
+        """Say who is who.
+
+        Args:
+            backend: that the agents use.
+            ipv6: the story is told in IPv6.
+        """
+        self._steps: list[Step] = []
         # A pipe has no width, and tables should not be cut to 80 columns because of it.
-        width = None if os.isatty(1) else _WIDTH
-        self._out = Console(highlight=False, width=width)
-        self._progress = Console(stderr=True, highlight=False)
-
-    def progress(self, text: str) -> None:
-        """Say what is being done."""
-        self._progress.print(f"... {text}", style="dim", markup=False, soft_wrap=True)
-
-    def opening(self, backend: str, *, ipv6: bool) -> None:
-        """Say who is who."""
-        if not self._text:
-            return
-        self._out.print(_PICTURE, style="cyan", markup=False)
+        self._out = Console(highlight=False, markup=False, width=None if os.isatty(1) else _WIDTH)
+        self._out.print(_PICTURE, style="cyan")
         note = " (in IPv6: 172.20.0.10 is fd00:172:20::10, and so on)" if ipv6 else ""
-        self._out.print(f"\nThe agents in both nodes use {backend}{note}.", markup=False)
+        self._out.print(f"\nThe agents in both nodes use {backend}{note}.")
 
-    def step(self, number: int, step: Step, config_before: str) -> None:
+    def step(self, step: Step) -> None:
         """Show a step: the document, what arrived, and what it means."""
-        if not self._text:
-            return
         out = self._out
-        out.print(f"\n{number}. {step.title}", style="bold", markup=False)
-        for line in _changed_lines(config_before, step.config):
-            style = {"+": "green", "-": "red"}.get(line[0], "")
-            out.print(f"     {line}", style=style, markup=False)
+        before = self._steps[-1].config if self._steps else ""
+        self._steps.append(step)
+        out.print(f"\n{len(self._steps)}. {step.title}", style="bold")
+        for line in _changed_lines(before, step.config):
+            out.print(f"     {line}", style={"+": "green", "-": "red"}.get(line[0], ""))
         if len(step.scene.nodes) == 1:
-            out.print(f"     on {step.scene.nodes[0]} alone", markup=False)
+            out.print(f"     on {step.scene.nodes[0]} alone")
         if step.second is not None:
-            out.print("     and in the second cluster:", markup=False)
+            out.print("     and in the second cluster:")
             for line in step.second.splitlines():
-                out.print(f"       {line}", markup=False)
+                out.print(f"       {line}")
         if step.error:
-            said = Padding(f"the agent says: {_after_path(step.error)}", (0, 0, 0, 3))
-            out.print(said, style="yellow", markup=False)
+            said = f"the agent says: {_after_path(step.error)}"
+            out.print(Padding(said, (0, 0, 0, 3)), style="yellow")
         out.print(_checks(step.checks))
         for line in step.explained:
-            out.print(f"   {line}", style="yellow", markup=False)
-        out.print(Padding(step.why, (0, 0, 0, 3)), markup=False)
+            out.print(f"   {line}", style="yellow")
+        out.print(Padding(step.why, (0, 0, 0, 3)))
         for failure in step.failures:
-            out.print(f"   NOT AS IT SHOULD BE: {failure}", style="bold red", markup=False)
+            out.print(f"   NOT AS IT SHOULD BE: {failure}", style="bold red")
 
-    def closing(self, steps: Sequence[Step]) -> None:
+    def closing(self) -> None:
         """Show whose address each destination saw, step by step."""
+        steps, out = self._steps, self._out
         table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
         table.add_column("from → to", no_wrap=True)
         for number in range(1, len(steps) + 1):
@@ -84,15 +80,15 @@ class Shown:
         pairs = dict.fromkeys((c.sender, c.to) for s in steps for c in s.checks if not c.kept)
         for sender, to in pairs:
             table.add_row(f"{sender} → {to}", *(_cell(step, sender, to) for step in steps))
-        self._out.print("\nWhose address did destinations see, step by step?", style="bold")
-        self._out.print("o the sender's own, n one of its node, † no reply returned")
-        self._out.print(table)
+        out.print("\nWhose address did destinations see, step by step?", style="bold")
+        out.print("o the sender's own, n one of its node, † no reply returned")
+        out.print(table)
         checks = [check for step in steps for check in step.checks]
         wrong = sum(not check.ok for check in checks)
         if wrong or any(step.failures for step in steps):
-            self._out.print(f"{wrong} of {len(checks)} checks are wrong", style="bold red")
+            out.print(f"{wrong} of {len(checks)} checks are wrong", style="bold red")
         else:
-            self._out.print(f"all {len(checks)} checks are as they should be", style="bold green")
+            out.print(f"all {len(checks)} checks are as they should be", style="bold green")
 
 
 def _checks(checks: Sequence[Check]) -> Table:
@@ -114,7 +110,7 @@ def _checks(checks: Sequence[Check]) -> Table:
             check.seen or "nothing arrived",
             _owner(check),
             "yes" if check.reply else "none",
-            "[green]ok[/]" if check.ok else f"[red]expected {check.expected}[/]",
+            Text("ok", "green") if check.ok else Text(f"expected {check.expected}", "red"),
         )
     return table
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ipmasq_agent.host.children import own, passing_directory, tied
+from ipmasq_agent.lab.children import own, passing_directory, tied
 from tests.waiting import wait_until
 
 
@@ -39,7 +39,7 @@ def test_who_is_tied_has_its_exit_status_and_its_arguments() -> None:
 
 PARENT = """\
 import subprocess, sys
-from ipmasq_agent.host.children import tied
+from ipmasq_agent.lab.children import tied
 early = ["sh", "-c", 'read -r _; exec "$@"', "sh"] if sys.argv[1] == "late" else []
 child = subprocess.Popen([*early, *tied(["sleep", sys.argv[2]])], stdin=subprocess.PIPE)
 print(child.pid, flush=True)
@@ -69,7 +69,7 @@ def test_a_directory_goes_with_the_block_and_with_who_is_killed_in_it(tmp_path: 
     assert list(tmp_path.iterdir()) == []
     script = (
         "import sys\n"
-        "from ipmasq_agent.host.children import passing_directory\n"
+        "from ipmasq_agent.lab.children import passing_directory\n"
         "with passing_directory(sys.argv[1]) as place:\n"
         "    (place / 'file').touch(); print(flush=True); sys.stdin.read()\n"
     )
