@@ -31,14 +31,14 @@ from ipmasq_agent.agent.reconcile import clean, reconcile_family
 from ipmasq_agent.planes import detect
 from ipmasq_agent.planes.iptables.compile import Placement
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
+from ipmasq_agent.policy.decisions import DecisionMap, Stated, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import FamilyPolicy
 
 variant = sys.argv[1]
 
 def policy(count):
     prefixes = [Prefix(Family.IPV4, 11 << 24 | n << 8, 24) for n in range(count)]
-    entries = [entry_of_prefix(p, Verdict.NON_MASQUERADE, Origin(str(p))) for p in prefixes]
+    entries = [entry_of_prefix(p, Verdict.NON_MASQUERADE, Stated(str(p))) for p in prefixes]
     return FamilyPolicy(DecisionMap(Family.IPV4, entries))
 
 def peak(pid):

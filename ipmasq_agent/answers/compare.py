@@ -9,13 +9,13 @@ still sees the same host.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ipmasq_agent.answers.differences import DecisionChange, decision_changes
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
-from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict
+from ipmasq_agent.policy.decisions import DecisionMap, Stated, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy, FixedSource
 
 _SHOWN = 4  # sources, devices or addresses of a condition, as many as fit on a line
@@ -31,25 +31,23 @@ class Side:
         conditions_known: False where the packets it speaks of, and the address they get,
             cannot be told from what was read.
         notes: what to know about it when reading the answer.
-        show: how the reason of a verdict is told.
     """
 
     label: str
     policies: Mapping[Family, FamilyPolicy]
     conditions_known: bool = True
     notes: tuple[str, ...] = ()
-    show: Callable[[Origin], str] = str
 
     def entry(self, prefix: Prefix) -> str:
         """Return what decides for the first address of a prefix: it stands for the others."""
-        return self.show(self.policy(prefix.family).decisions.decide(prefix.first).origin)
+        return str(self.policy(prefix.family).decisions.decide(prefix.first).reason)
 
     def policy(self, family: Family) -> FamilyPolicy:
         """Return what it does with packets of a family: nothing, where it is not managed."""
         if family in self.policies:
             return self.policies[family]
-        origin = Origin(f"{self.label} does not manage {family.value}")
-        return FamilyPolicy(DecisionMap(family, (), Verdict.NON_MASQUERADE, origin))
+        reason = Stated(f"{self.label} does not manage {family.value}")
+        return FamilyPolicy(DecisionMap(family, (), Verdict.NON_MASQUERADE, reason))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,13 @@ import contextlib
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
-from ipmasq_agent.planes.interpretation import Interpretation
+from ipmasq_agent.planes.interpretation import Decider, Interpretation
 from ipmasq_agent.planes.rules.hook import Neighbours, joined
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address, prefixes_of_range
-from ipmasq_agent.policy.decisions import Origin, Verdict
+from ipmasq_agent.policy.decisions import Origin, Reason, Stated, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy
 
 _SHOWN = 5  # sources or devices in one sentence
@@ -39,8 +40,8 @@ class Explanation:
     destination: str
     asked_source: str | None
     verdict: Verdict
-    rule: Origin
-    entry: Origin | None
+    rule: Reason
+    entry: Reason | None
     expected: Verdict | None
     route: Route
     exceptions: tuple[str, ...] = ()
@@ -55,15 +56,10 @@ class Explanation:
         return self.asked_source
 
     @property
-    def rule_text(self) -> str:
-        """The rule that decides: its number, its chain, its text."""
-        return rule_text(self.rule)
-
-    @property
     def reason(self) -> str:
         """Why: the user's own entry with its line, or what stands in for it."""
         if self.entry is None:
-            return f"decided by {self.rule_text}; no document to compare with"
+            return "no document to compare with"
         if self.overridden and self.expected is not self.verdict:
             return (
                 f"somebody else's rule decides; the document says {self.expected} "
@@ -83,11 +79,11 @@ class Explanation:
             "source": self.source,
             "verdict": self.verdict,
             "reason": self.reason,
-            "rule": self.rule_text,
+            "rule": str(self.rule),
             "from": self.asked_source,
             "device": self.route.device,
-            "document": self.entry.document if self.entry else None,
-            "line": self.entry.line if self.entry else None,
+            "document": self.entry.document if isinstance(self.entry, Origin) else None,
+            "line": self.entry.line if isinstance(self.entry, Origin) else None,
             "exceptions": list(self.exceptions),
             "overridden": self.overridden,
         }
@@ -103,18 +99,12 @@ class Explanation:
         lines = [
             f"{self.destination}: {self.verdict}",
             f"  arrives from  {seen}{through}",
-            f"  decided by    {self.rule_text}",
-            f"  because of    {self.reason}",
+            f"  decided by    {self.rule}",
         ]
+        if self.reason != str(self.rule):
+            lines.append(f"  because of    {self.reason}")
         lines += (f"  except where  {exception}" for exception in self.exceptions)
         return "\n".join(lines)
-
-
-def rule_text(rule: Origin) -> str:
-    """Return what an interpretation names as deciding: number, chain and text of a rule."""
-    if rule.line is None:
-        return rule.text
-    return f"rule {rule.line} of {rule.document}: {rule.text}"
 
 
 def explain(
@@ -143,7 +133,7 @@ def explain(
     verdict, rule = _decide(ours.policy, destination, source, route)
     elsewhere = None if route.local else others.decide(verdict, destination)
     if elsewhere is not None:
-        verdict, rule = elsewhere.verdict, elsewhere.origin
+        verdict, rule = elsewhere.verdict, elsewhere.reason
     expected, entry = _decide(wanted, destination, source, route) if wanted else (None, None)
     exceptions = [str(e) for e in in_force.exceptions if e.concerns(destination)]
     guarding = kernel.policy.guards.sources
@@ -168,7 +158,7 @@ def explain(
 def _translated(
     ours: FamilyPolicy | None,
     others: Neighbours,
-    rule: Origin,
+    rule: Reason,
     destination: int,
     route: Route,
 ) -> str | None:
@@ -177,7 +167,7 @@ def _translated(
         fixed = (f.address for f in ours.action.fixed if f.first <= destination <= f.last)
         address = next(fixed, None)
         return route.address if address is None else ours.family.show(address)
-    text = others.sources.get(rule)
+    text = others.sources.get(rule) if isinstance(rule, Decider) else None
     if text is None:
         return route.address
     for candidate in (text, text.rpartition(":")[0].strip("[]")):  # it may go on with ports
@@ -188,7 +178,7 @@ def _translated(
 
 def _decide(
     policy: FamilyPolicy, destination: int, source: int | None, route: Route
-) -> tuple[Verdict, Origin]:
+) -> tuple[Verdict, Reason]:
     """Return what a policy decides and why, its guards included."""
     decided, guards = policy.decisions.decide(destination), policy.guards
     if decided.verdict is not Verdict.NON_MASQUERADE:
@@ -203,8 +193,8 @@ def _decide(
         elif guards.sources and source is not None and not _within(source, guards.sources):
             left_alone = f"only what comes from {_shown(guards.sources)} is masqueraded"
         if left_alone:
-            return Verdict.NON_MASQUERADE, Origin(left_alone)
-    return decided.verdict, decided.origin
+            return Verdict.NON_MASQUERADE, Stated(left_alone)
+    return decided.verdict, decided.reason
 
 
 def _within(address: int, prefixes: Sequence[Prefix]) -> bool:
@@ -229,15 +219,16 @@ def cidrs_in_force(kernels: Sequence[Interpretation], *, whole: bool = True) -> 
     cidrs: dict[str, None] = {}
     for kernel in kernels:
         decisions = kernel.policy.decisions
-        deciding = [e for e in decisions.ranges if e.verdict is Verdict.NON_MASQUERADE]
-        deciding.sort(key=lambda entry: (entry.origin.line or 0, entry.first))
-        for entry in deciding:
-            if entry.origin.line is None:
-                continue  # no rule translates it: that is not an entry of anyone's
-            words = entry.origin.text.split()
-            if whole and "-d" in words and "!" not in words:
-                cidrs[words[words.index("-d") + 1]] = None
+        deciding = [
+            (rule.position or 0, first, last, rule.prefix if whole and rule.position else None)
+            for first, last, verdict, rule in decisions.ranges
+            # Where no rule translates, nothing is anyone's entry.
+            if verdict is Verdict.NON_MASQUERADE and isinstance(rule, Decider)
+        ]
+        for _, first, last, named in sorted(deciding, key=itemgetter(0, 1)):
+            if named is not None:
+                cidrs[str(named)] = None
             else:
-                for prefix in prefixes_of_range(decisions.family, entry.first, entry.last):
-                    cidrs[str(prefix)] = None
+                prefixes = prefixes_of_range(decisions.family, first, last)
+                cidrs |= dict.fromkeys(map(str, prefixes))
     return list(cidrs)

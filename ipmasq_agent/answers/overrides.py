@@ -11,11 +11,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ipmasq_agent.answers.explain import rule_text
 from ipmasq_agent.planes.rules.hook import Hook, Neighbours, neighbours, overrides
 from ipmasq_agent.planes.rules.matching import Question
 from ipmasq_agent.policy.addresses import Family, prefixes_of_range
-from ipmasq_agent.policy.decisions import Origin, Verdict
+from ipmasq_agent.policy.decisions import Reason, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy, Guards
 
 _SHOWN = 4  # ranges in one line
@@ -54,7 +53,7 @@ class Overridden:
     family: Family
     wanted: Verdict
     verdict: Verdict
-    rule: Origin
+    rule: Reason
     ranges: tuple[tuple[int, int], ...]
     count: int
 
@@ -72,7 +71,7 @@ class Overridden:
             "family": self.family.value,
             "wanted": self.wanted,
             "verdict": self.verdict,
-            "rule": rule_text(self.rule),
+            "rule": str(self.rule),
             "cidrs": self.cidrs(_LISTED),
             "ranges": self.count,
         }
@@ -82,7 +81,7 @@ class Overridden:
         shown = ", ".join(cidrs[:_SHOWN])
         if len(cidrs) > _SHOWN or self.count > _SHOWN:
             shown += f", ... ({self.count} ranges)"
-        return f"{shown}: {self.verdict}, not {self.wanted}, by {rule_text(self.rule)}"
+        return f"{shown}: {self.verdict}, not {self.wanted}, by {self.rule}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +124,12 @@ def shadow(policy: FamilyPolicy, hook: Hook, egress: tuple[str, ...]) -> Shadow:
     )
     if not policy.masquerades:
         return Shadow(overridden)
-    rules = {(item.rule.document, item.rule.line) for item in overridden}
+    rules = {item.rule for item in overridden}
     others = neighbours(hook, usual(policy.guards, egress))
     return Shadow(overridden, tuple(dict.fromkeys(_partial(others, rules))))
 
 
-_Key = tuple[Verdict, Verdict, Origin]
+_Key = tuple[Verdict, Verdict, Reason]
 
 
 def _each(asked: Question) -> Iterator[Question]:
@@ -142,10 +141,10 @@ def _each(asked: Question) -> Iterator[Question]:
             yield Question(source, device, others=False)
 
 
-def _partial(others: Neighbours, told: Collection[tuple[str | None, int | None]]) -> Iterator[str]:
+def _partial(others: Neighbours, told: Collection[Reason]) -> Iterator[str]:
     """Yield the rules that decide for some packets, but those that are told of already."""
     for exception, _, _ in (*others.partial, *others.untracked):
         untracked = any(exception is item.exception for item in others.untracked)
         counts = untracked or exception.verdict is not Verdict.NON_MASQUERADE
-        if counts and (exception.chain, exception.position) not in told:
+        if counts and exception.rule not in told:
             yield f"{exception} ({exception.verdict})"

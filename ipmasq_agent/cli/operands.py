@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ipmasq_agent.answers.compare import Side
-from ipmasq_agent.answers.explain import rule_text
 from ipmasq_agent.answers.overrides import usual
 from ipmasq_agent.cli.cilium_sides import CiliumSides
 from ipmasq_agent.cli.options import Settings, split_configmap
@@ -123,7 +122,7 @@ def _held(name: str, placement: Placement, *, alone: bool = True) -> Side:
         backend.close()
     if not policies:
         notes.append("it masquerades nothing, and holds no rules of ours")
-    return Side(f"kernel:{name}", policies, notes=tuple(notes), show=rule_text)
+    return Side(f"kernel:{name}", policies, notes=tuple(notes))
 
 
 def _tells(side: Side) -> bool:

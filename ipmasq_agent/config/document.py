@@ -37,8 +37,8 @@ from ipmasq_agent.config.tree import NodeTree
 from ipmasq_agent.errors import ConfigError
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.assemble import AUTO, Auto
-from ipmasq_agent.policy.decisions import Origin, Verdict
-from ipmasq_agent.policy.prefixes import Listed
+from ipmasq_agent.policy.decisions import Origin, Stated, Verdict
+from ipmasq_agent.policy.prefixes import Listed, ListedReason
 from ipmasq_agent.policy.ranges import are_apart
 
 # Upstream's keys: a document that sets one of them is no longer empty to Cilium.
@@ -210,9 +210,9 @@ class _Merged:
         if cilium and any(_UPSTREAM & part.nodes.keys() for part in self._parts):
             return Listed.empty()  # Cilium has defaults for an empty document only
         every = cilium or self._flags.nomasq_all_reserved_ranges
-        origin = Origin("default")
+        reason = Stated("default")
         ranges = PRIVATE + (RESERVED if every else ())
-        return Listed.of((parse_cidr(text), origin) for text in ranges)
+        return Listed.of((parse_cidr(text), reason) for text in ranges)
 
     def nodes(self, key: str) -> list[tuple[Reading, yaml.Node]]:
         """Return the key's values in each part that has it."""
@@ -279,11 +279,11 @@ def _contradictions(config: Config) -> list[str]:
     ]
 
 
-def located(origin: Origin) -> str:
+def located(reason: ListedReason) -> str:
     """Return ``NAME:LINE:COLUMN`` of an entry, or what stands in for it."""
-    if origin.document is None:
-        return origin.text
-    return f"{origin.document}:{origin.line}:{origin.column}"
+    if isinstance(reason, Stated):
+        return reason.text
+    return f"{reason.document}:{reason.line}:{reason.column}"
 
 
 def overlaps(config: Config, name: str) -> tuple[list[str], int]:
@@ -298,19 +298,18 @@ def overlaps(config: Config, name: str) -> tuple[list[str], int]:
     lists = (kept, config.masquerade_cidrs)
     found = chain.from_iterable(_nested(listed, equal_only=mixed) for listed in lists)
     lines = [
-        f"{located(origins[inner]) if origins[inner].document else name}: {origins[inner].text} "
-        f"{relation} {origins[outer].text}{_in_line(origins[outer], origins[inner])}"
-        for origins, inner, outer, relation in islice(found, SHOWN)
+        _overlap(reasons[inner], relation, reasons[outer], name)
+        for reasons, inner, outer, relation in islice(found, SHOWN)
     ]
     return lines, sum(1 for _ in found)
 
 
 def _nested(
     listed: Listed, *, equal_only: bool
-) -> Iterator[tuple[Sequence[Origin], int, int, str]]:
-    """Yield origins, the positions of an inner and of an outer prefix, and their relation."""
+) -> Iterator[tuple[Sequence[ListedReason], int, int, str]]:
+    """Yield reasons, the positions of an inner and of an outer prefix, and their relation."""
     for family in Family:
-        firsts, lasts, lengths, origins = listed.columns(family)
+        firsts, lasts, lengths, reasons = listed.columns(family)
         if are_apart(firsts, lasts):
             continue
         keys = [first << 8 | length for first, length in zip(firsts, lengths, strict=True)]
@@ -320,14 +319,18 @@ def _nested(
             if firsts[inner] > last or (equal_only and not equal):
                 outer, last = inner, lasts[inner]
             else:
-                yield origins, inner, outer, "repeats" if equal else "is covered by"
+                yield reasons, inner, outer, "repeats" if equal else "is covered by"
 
 
-def _in_line(outer: Origin, inner: Origin) -> str:
-    if not outer.line:
-        return ""
-    elsewhere = f" of {outer.document}" if outer.document != inner.document else ""
-    return f" in line {outer.line}{elsewhere}"
+def _overlap(inner: ListedReason, relation: str, outer: ListedReason, name: str) -> str:
+    where, document = name, None
+    if isinstance(inner, Origin):
+        where, document = located(inner), inner.document
+    in_line = ""
+    if isinstance(outer, Origin):
+        elsewhere = "" if outer.document == document else f" of {outer.document}"
+        in_line = f" in line {outer.line}{elsewhere}"
+    return f"{where}: {inner.text} {relation} {outer.text}{in_line}"
 
 
 def _shortened(lines: list[str], unsaid: int = 0) -> list[str]:

@@ -15,9 +15,8 @@ from ipmasq_agent.config.tree import is_null
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.assemble import AUTO, Auto
 from ipmasq_agent.policy.decisions import Origin
-from ipmasq_agent.policy.prefixes import Listed
+from ipmasq_agent.policy.prefixes import Listed, ListedReason
 
-Located = tuple[Prefix, Origin]
 # What the name of a device may hold (net/core/dev.c, dev_valid_name), and a glob around it.
 _PATTERN = re.compile(r"!?[^\s/:!]{1,64}")
 _AUTO_ROUTE = "auto-route"
@@ -37,7 +36,7 @@ def read_cidrs(reading: Reading, node: yaml.Node, key: str, *, masked: bool = Fa
     if not isinstance(node, yaml.SequenceNode):
         reading.problem(node, f"{key}: {shown(node)} is not a list; write [10.0.0.0/8]")
         return Listed.empty()
-    parts: list[Sequence[Located]] = []
+    parts: list[Sequence[tuple[Prefix, ListedReason]]] = []
     for group in groups(node):
         if isinstance(group, Run) and (listed := _run(reading, group)) is not None:
             parts.append(listed)
@@ -58,7 +57,9 @@ def _run(reading: Reading, run: Run) -> Listed | None:
     return Listed(families, firsts, lengths, RunOrigins(run, reading.name))
 
 
-def _cidr(reading: Reading, node: yaml.Node, key: str, masked: bool) -> Located | None:
+def _cidr(
+    reading: Reading, node: yaml.Node, key: str, masked: bool
+) -> tuple[Prefix, Origin] | None:
     if not isinstance(node, yaml.ScalarNode) or not node.tag.endswith(":str"):
         reading.problem(node, f"{key}: {shown(node)} is not a CIDR in quotes")
         return None

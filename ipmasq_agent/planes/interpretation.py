@@ -6,8 +6,30 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict
+from ipmasq_agent.policy.addresses import Prefix
+from ipmasq_agent.policy.decisions import DecisionMap, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy
+
+
+class Decider(NamedTuple):
+    """What decides in a kernel: a rule of a chain, or what a set or a trie holds.
+
+    Attributes:
+        where: the chain, the set or the trie.
+        position: the number of a rule in its chain, from 1; None where order means nothing.
+        text: what it says, in the words of its data plane.
+        prefix: the destinations that it names, where that is one prefix.
+    """
+
+    where: str
+    position: int | None
+    text: str
+    prefix: Prefix | None = None
+
+    def __str__(self) -> str:
+        if self.position is None:
+            return f"{self.text} ({self.where})"
+        return f"rule {self.position} of {self.where}: {self.text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,16 +37,12 @@ class RuleException:
     """A rule that decides otherwise than the map, for some packets only.
 
     Attributes:
-        chain: where the rule stands.
-        position: its number in the chain, from 1.
-        text: what it says, in the words of its data plane.
+        rule: which one.
         verdict: what it decides.
         ranges: the destinations, ends included, for which that is not the map's verdict.
     """
 
-    chain: str
-    position: int
-    text: str
+    rule: Decider
     verdict: Verdict
     ranges: tuple[tuple[int, int], ...] = field(default=(), compare=False)
 
@@ -33,7 +51,7 @@ class RuleException:
         return any(first <= destination <= last for first, last in self.ranges)
 
     def __str__(self) -> str:
-        return f"rule {self.position} of {self.chain}: {self.text}"
+        return str(self.rule)
 
 
 class Partial(NamedTuple):
@@ -55,13 +73,10 @@ class Interpretation:
     Attributes:
         policy: the decisions, with guards and action.
         exceptions: rules for some packets only.
-        sources: the rules that translate to another address than the device's or than the
-            action says, and that address as text, or a word where it is one of several.
     """
 
     policy: FamilyPolicy
     exceptions: tuple[RuleException, ...] = ()
-    sources: dict[Origin, str] = field(default_factory=dict, compare=False)
 
 
 def telling(partial: Iterable[Partial], decisions: DecisionMap) -> Iterator[RuleException]:

@@ -62,42 +62,43 @@ class AddressSet:
 
     def matched(self) -> Iterator[tuple[int, int]]:
         """Yield the ranges of addresses that the set matches, ascending, ends included."""
-        start: int | None = None
-        for first, matches in _edges(self.elements, self.family):
-            if matches and start is None:
-                start = first
-            elif not matches and start is not None:
-                yield start, first - 1
-                start = None
-        if start is not None:
-            yield start, self.family.last_address
+        start, end = 0, -1
+        for first, last, code in self.decided():
+            if code & 1:
+                continue
+            if first == end + 1 and end >= 0:
+                end = last
+                continue
+            if end >= 0:
+                yield start, end
+            start, end = first, last
+        if end >= 0:
+            yield start, end
 
+    def decided(self) -> Iterator[tuple[int, int, int]]:
+        """Yield ascending ranges, ends included, each with the element that decides there.
 
-def _edges(elements: Sequence[int], family: Family) -> Iterator[tuple[int, bool]]:
-    """Yield where what the set says may change, ascending, and what it says from there on."""
-    pending: tuple[int, bool] | None = None
-    for edge in _all_edges(elements, family):
-        if pending is not None and pending[0] != edge[0]:
-            yield pending
-        pending = edge  # of several at one address the last counts
-    if pending is not None:
-        yield pending
-
-
-def _all_edges(elements: Sequence[int], family: Family) -> Iterator[tuple[int, bool]]:
-    bits = family.bits
-    open_: list[tuple[int, bool]] = []  # (last address, matches), the innermost at the end
-    for code in elements:
-        first, length, nomatch = parts(code)
-        while open_ and open_[-1][0] < first:
-            last, _ = open_.pop()
-            yield last + 1, open_[-1][1] if open_ else False
-        open_.append((first | (1 << bits - length) - 1, not nomatch))
-        yield first, not nomatch
-    while open_:
-        last, _ = open_.pop()
-        if last < family.last_address:
-            yield last + 1, open_[-1][1] if open_ else False
+        What lies in no element is left out.
+        """
+        host_bits = [(1 << self.family.bits - n) - 1 for n in range(self.family.bits + 1)]
+        around: list[tuple[int, int]] = []  # (last address, element), the innermost at the end
+        at = 0  # what is below has been told of
+        for code in self.elements:
+            first, length = code >> _SHIFT, code >> 1 & _LENGTHS
+            while around and around[-1][0] < first:
+                last, inner = around.pop()
+                if at <= last:
+                    yield at, last, inner
+                    at = last + 1
+            if around and at < first:
+                yield at, first - 1, around[-1][1]
+            around.append((first | host_bits[length], code))
+            at = first
+        while around:
+            last, inner = around.pop()
+            if at <= last:
+                yield at, last, inner
+                at = last + 1
 
 
 def compile_set(decisions: DecisionMap, name: str) -> AddressSet:
@@ -158,8 +159,8 @@ def _items(decisions: DecisionMap) -> Iterator[tuple[int, int, int, bool]]:
     position = -1
     for position, (first, last, verdict) in enumerate(decisions.spans()):
         if verdict is Verdict.UNKNOWN:
-            origin = decisions.entries[position].origin
-            raise ValueError(f"no set can carry out what is unknown: {origin}")
+            reason = decisions.entries[position].reason
+            raise ValueError(f"no set can carry out what is unknown: {reason}")
         keeps = verdict is Verdict.NON_MASQUERADE
         size = last - first
         if not size & (size + 1) and not first & size and size < family.last_address:

@@ -14,7 +14,8 @@ from ipmasq_agent.policy.decisions import (
     DecisionMap,
     Entries,
     Entry,
-    Origin,
+    Reason,
+    Stated,
     Verdict,
     first_match,
 )
@@ -27,7 +28,7 @@ from ipmasq_agent.policy.model import (
     PortRange,
     joined,
 )
-from ipmasq_agent.policy.prefixes import Listed, entries_of
+from ipmasq_agent.policy.prefixes import Listed, ListedReason, entries_of
 
 LINK_LOCAL = {
     Family.IPV4: Prefix(Family.IPV4, 0xA9FE0000, 16),  # 169.254.0.0/16, RFC 3927
@@ -130,12 +131,12 @@ class Wish:
         large_past: how many prefixes are too many for one rule each.
     """
 
-    non_masquerade: Sequence[tuple[Prefix, Origin]]
+    non_masquerade: Sequence[tuple[Prefix, ListedReason]]
     masquerade_link_local: frozenset[Family]
     families: tuple[Family, ...]
     ports: tuple[PortRange, ...] = ()
     random_fully: bool = True
-    masquerade: Sequence[tuple[Prefix, Origin]] = ()
+    masquerade: Sequence[tuple[Prefix, ListedReason]] = ()
     default: Verdict = Verdict.MASQUERADE
     pod_cidrs: tuple[Prefix, ...] | Auto | None = None
     exempt_node_addresses: bool = False
@@ -209,8 +210,8 @@ def assemble_family(
     return FamilyPolicy(decisions, Guards(sources=sources, devices=devices), action)
 
 
-def _rest(wish: Wish) -> Origin:
-    return REST if wish.default is Verdict.MASQUERADE else Origin("defaultAction: keep")
+def _rest(wish: Wish) -> Reason:
+    return REST if wish.default is Verdict.MASQUERADE else Stated("defaultAction: keep")
 
 
 def _entries(wish: Wish, family: Family, facts: Facts) -> Entries:
@@ -221,17 +222,17 @@ def _entries(wish: Wish, family: Family, facts: Facts) -> Entries:
     and a default of ours yields to what the user says of the same prefix.
     """
     own, kept = Listed.of(wish.masquerade), Listed.of(wish.non_masquerade)
-    ours: list[tuple[Prefix, Origin]] = []
+    ours: list[tuple[Prefix, ListedReason]] = []
     if wish.exempt_node_addresses:
-        origin = Origin("exemptNodeIPs: address of a node")
+        reason = Stated("exemptNodeIPs: address of a node")
         ours += (
-            (Prefix(family, address, family.bits), origin)
+            (Prefix(family, address, family.bits), reason)
             for its_family, address in sorted(facts.node_addresses or (), key=lambda a: a[1])
             if its_family is family
         )
     if family not in wish.masquerade_link_local and not own.holds(LINK_LOCAL[family]):
         switch = "masqLinkLocal" if family is Family.IPV4 else "masqLinkLocalIPv6"
-        ours.append((LINK_LOCAL[family], Origin(f"link-local, {switch}: false")))
+        ours.append((LINK_LOCAL[family], Stated(f"link-local, {switch}: false")))
     parts = (
         (Verdict.NON_MASQUERADE, Listed.of(ours)),
         (Verdict.MASQUERADE, own),
@@ -292,11 +293,11 @@ def matching(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
 
 def _admits_nobody(
     sources: tuple[Prefix, ...] | None, devices: tuple[str, ...] | None
-) -> Origin | None:
+) -> Reason | None:
     if sources == ():
-        return Origin("podCIDRs names no source of this family")
+        return Stated("podCIDRs names no source of this family")
     if devices == ():
-        return Origin("no device of this node is one of egressInterfaces")
+        return Stated("no device of this node is one of egressInterfaces")
     return None
 
 
@@ -309,7 +310,7 @@ def _fixed_sources(
         return (FixedSource(0, family.last_address, snat),)
     routes = [(prefix, a) for prefix, a in facts.routes or () if prefix.family is family]
     routes.sort(key=lambda route: -route[0].length)
-    origin = Origin("route")
-    entries = [Entry(prefix.first, prefix.last, a, origin) for prefix, a in routes]
-    ranges = first_match(family, entries, None, origin)
+    reason = Stated("route")
+    entries = [Entry(prefix.first, prefix.last, a, reason) for prefix, a in routes]
+    ranges = first_match(family, entries, None, reason)
     return joined(FixedSource(f, last, a) for f, last, a, _ in ranges if a is not None)

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from operator import eq
-from typing import Generic, NamedTuple, TypeVar, overload
+from typing import Generic, NamedTuple, Protocol, TypeVar, overload
 
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.columns import Chained, column, indices
@@ -35,22 +35,35 @@ _VERDICTS = tuple(Verdict)
 _MARKS = {verdict: mark for mark, verdict in enumerate(_VERDICTS)}
 
 
-class Origin(NamedTuple):
-    """Where a verdict comes from: the user's own entry, a default, or a rule that was read.
+class Reason(Protocol):
+    """Why a verdict is what it is: any immutable value that says so as text.
 
-    ``line`` and ``column`` count from 1 and are None where there is no document.
+    Reasons are carried, never compared. Of a document they are an ``Origin``, of words that
+    stand for themselves a ``Stated``; those who read kernels have their own.
     """
 
+    def __str__(self) -> str: ...
+
+
+class Origin(NamedTuple):
+    """An entry of a document; ``line`` and ``column`` count from 1."""
+
     text: str
-    document: str | None = None
-    line: int | None = None
-    column: int | None = None
+    document: str
+    line: int
+    column: int
 
     def __str__(self) -> str:
-        if self.document is None:
-            return self.text
-        place = "" if self.line is None else f":{self.line}"
-        return f"{self.text} ({self.document}{place})"
+        return f"{self.text} ({self.document}:{self.line})"
+
+
+class Stated(NamedTuple):
+    """What decides without being written anywhere: a default, a switch, a fact; in words."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 V = TypeVar("V")
@@ -62,7 +75,7 @@ class Entry(NamedTuple, Generic[V]):
     first: int
     last: int
     verdict: V
-    origin: Origin
+    reason: Reason
 
 
 class Difference(NamedTuple):
@@ -74,7 +87,7 @@ class Difference(NamedTuple):
     right: Entry[Verdict]
 
 
-REST = Origin("every other destination")
+REST = Stated("every other destination")
 
 
 class _Made(Sequence[Entry[Verdict]]):
@@ -103,7 +116,7 @@ class _Made(Sequence[Entry[Verdict]]):
 class Entries(_Made):
     """Entries of one family in evaluation order, as columns."""
 
-    __slots__ = ("_firsts", "_lasts", "_marks", "_origins", "family")
+    __slots__ = ("_firsts", "_lasts", "_marks", "_reasons", "family")
 
     def __init__(
         self,
@@ -111,7 +124,7 @@ class Entries(_Made):
         firsts: Sequence[int],
         lasts: Sequence[int],
         verdicts: Iterable[Verdict],
-        origins: Sequence[Origin],
+        reasons: Sequence[Reason],
     ) -> None:
         """Take one item of each column for each entry.
 
@@ -123,7 +136,7 @@ class Entries(_Made):
         self._firsts = column(family, firsts)
         self._lasts = column(family, lasts)
         self._marks = bytes(map(_MARKS.__getitem__, verdicts))
-        self._origins = origins
+        self._reasons = reasons
 
     @classmethod
     def of(cls, family: Family, entries: Iterable[Entry[Verdict]]) -> Entries:
@@ -135,8 +148,8 @@ class Entries(_Made):
         if isinstance(entries, Entries) and entries.family is family:
             return entries
         columns = tuple(zip(*entries, strict=True)) or ((), (), (), ())
-        firsts, lasts, verdicts, origins = columns
-        return cls(family, firsts, lasts, verdicts, origins)
+        firsts, lasts, verdicts, reasons = columns
+        return cls(family, firsts, lasts, verdicts, reasons)
 
     def before(self, later: Entries) -> Entries:
         """Return these entries, and after them ``later`` ones."""
@@ -146,7 +159,7 @@ class Entries(_Made):
             Chained(entries._firsts for entries in both),
             Chained(entries._lasts for entries in both),
             map(_VERDICTS.__getitem__, self._marks + later._marks),
-            Chained(entries._origins for entries in both),
+            Chained(entries._reasons for entries in both),
         )
 
     def swept(self) -> tuple[list[int], list[int]]:
@@ -157,9 +170,9 @@ class Entries(_Made):
         """Return the verdict of each of the positions as a byte, NOBODY's being the default."""
         return bytes(map((self._marks + bytes([_MARKS[default]])).__getitem__, positions))
 
-    def decided(self, position: int) -> tuple[Verdict, Origin]:
+    def decided(self, position: int) -> tuple[Verdict, Reason]:
         """Return verdict and reason of an entry."""
-        return _VERDICTS[self._marks[position]], self._origins[position]
+        return _VERDICTS[self._marks[position]], self._reasons[position]
 
     def spans(self) -> Iterator[tuple[int, int, Verdict]]:
         """Yield first, last and verdict of each entry."""
@@ -175,9 +188,9 @@ class Entries(_Made):
         firsts, lasts = sorted(self._firsts), sorted(self._lasts)
         return (firsts, lasts) if are_apart(firsts, lasts) else None
 
-    def all_decided(self) -> Iterator[tuple[Verdict, Origin]]:
+    def all_decided(self) -> Iterator[tuple[Verdict, Reason]]:
         """Yield verdict and reason of each entry."""
-        return zip(map(_VERDICTS.__getitem__, self._marks), self._origins, strict=True)
+        return zip(map(_VERDICTS.__getitem__, self._marks), self._reasons, strict=True)
 
     def _at(self, position: int) -> Entry[Verdict]:
         return Entry(self._firsts[position], self._lasts[position], *self.decided(position))
@@ -187,7 +200,7 @@ class Entries(_Made):
 
     def __iter__(self) -> Iterator[Entry[Verdict]]:
         verdicts = map(_VERDICTS.__getitem__, self._marks)
-        return map(Entry, self._firsts, self._lasts, verdicts, self._origins)
+        return map(Entry, self._firsts, self._lasts, verdicts, self._reasons)
 
 
 class _Ranges(_Made):
@@ -200,7 +213,7 @@ class _Ranges(_Made):
         starts: Sequence[int],
         deciders: Sequence[int],
         entries: Entries,
-        rest: tuple[Verdict, Origin],
+        rest: tuple[Verdict, Reason],
     ) -> None:
         self._starts = starts
         self._deciders = deciders
@@ -250,7 +263,7 @@ class DecisionMap:
         family: Family,
         entries: Iterable[Entry[Verdict]],
         default: Verdict = Verdict.MASQUERADE,
-        default_origin: Origin = REST,
+        default_reason: Reason = REST,
     ) -> None:
         """Build the map in O(n log n).
 
@@ -258,7 +271,7 @@ class DecisionMap:
             family: whose addresses these are.
             entries: in evaluation order; where several cover an address the first decides.
             default: the verdict where none does.
-            default_origin: the reason that goes with it.
+            default_reason: the reason that goes with it.
 
         Raises:
             ValueError: an entry reaches outside the family's address space.
@@ -267,12 +280,12 @@ class DecisionMap:
         self._columns = columns = Entries.of(family, entries)
         self.entries: Sequence[Entry[Verdict]] = columns
         self.default = default
-        self._rest = default_origin
+        self._rest = default_reason
         starts, deciders = columns.swept()
         self._starts = column(family, starts)
         self._marks = columns.marks(deciders, default)
         self.ranges: Sequence[Entry[Verdict]]
-        self.ranges = _Ranges(self._starts, indices(deciders), columns, (default, default_origin))
+        self.ranges = _Ranges(self._starts, indices(deciders), columns, (default, default_reason))
         self._merged: tuple[Sequence[int], bytes] | None = None
 
     @property
@@ -413,13 +426,13 @@ class DecisionMap:
         return f"DecisionMap({self.family.value}: {shown}{more})"
 
 
-def entry_of_prefix(prefix: Prefix, verdict: Verdict, origin: Origin) -> Entry[Verdict]:
+def entry_of_prefix(prefix: Prefix, verdict: Verdict, reason: Reason) -> Entry[Verdict]:
     """Return the entry that gives every address of ``prefix`` the verdict."""
-    return Entry(prefix.first, prefix.last, verdict, origin)
+    return Entry(prefix.first, prefix.last, verdict, reason)
 
 
 def first_match(
-    family: Family, entries: Sequence[Entry[V]], default: V, default_origin: Origin
+    family: Family, entries: Sequence[Entry[V]], default: V, default_reason: Reason
 ) -> list[Entry[V]]:
     """Return disjoint ranges in order, each with the verdict of the first entry covering it.
 
@@ -434,14 +447,14 @@ def first_match(
     ranges: list[Entry[V]] = []
     lasts_of_ranges = [start - 1 for start in starts[1:]] + [family.last_address]
     verdict_before: V | None = None
-    origin_before: Origin | None = None
+    reason_before: Reason | None = None
     for first, last, decider in zip(starts, lasts_of_ranges, deciders, strict=True):
-        verdict, origin = default, default_origin
+        verdict, reason = default, default_reason
         if decider != NOBODY:
-            _, _, verdict, origin = entries[decider]
-        if origin is origin_before and verdict is verdict_before:
+            _, _, verdict, reason = entries[decider]
+        if reason is reason_before and verdict is verdict_before:
             ranges[-1] = ranges[-1]._replace(last=last)
         else:
-            ranges.append(Entry(first, last, verdict, origin))
-        verdict_before, origin_before = verdict, origin
+            ranges.append(Entry(first, last, verdict, reason))
+        verdict_before, reason_before = verdict, reason
     return ranges

@@ -9,8 +9,10 @@ from typing import overload
 
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.columns import Chained, Picked
-from ipmasq_agent.policy.decisions import Entries, Origin, Verdict
+from ipmasq_agent.policy.decisions import Entries, Origin, Stated, Verdict
 
+ListedReason = Origin | Stated
+"""Why a prefix is in a list: an entry of a document, or words that stand for one."""
 _FAMILIES = tuple(Family)
 _HOST_BITS = {
     family: tuple((1 << family.bits - length) - 1 for length in range(family.bits + 1))
@@ -18,26 +20,26 @@ _HOST_BITS = {
 }
 
 
-class Listed(Sequence[tuple[Prefix, Origin]]):
-    """Prefixes of any family with their origins, as columns; pairs are made on access.
+class Listed(Sequence[tuple[Prefix, ListedReason]]):
+    """Prefixes of any family with their reasons, as columns; pairs are made on access.
 
     Equal to any sequence of the same pairs.
     """
 
-    __slots__ = ("_families", "_firsts", "_lengths", "_origins")
+    __slots__ = ("_families", "_firsts", "_lengths", "_reasons")
 
     def __init__(
         self,
         families: Iterable[Family],
         firsts: Sequence[int],
         lengths: Iterable[int],
-        origins: Sequence[Origin],
+        reasons: Sequence[ListedReason],
     ) -> None:
-        """Take one item of each column for each prefix; ``origins`` may make its items."""
+        """Take one item of each column for each prefix; ``reasons`` may make its items."""
         self._families = bytes(map(_FAMILIES.index, families))
         self._firsts = firsts
         self._lengths = bytes(lengths)
-        self._origins = origins
+        self._reasons = reasons
 
     @classmethod
     def empty(cls) -> Listed:
@@ -45,24 +47,24 @@ class Listed(Sequence[tuple[Prefix, Origin]]):
         return cls((), (), (), ())
 
     @classmethod
-    def of(cls, pairs: Iterable[tuple[Prefix, Origin]]) -> Listed:
+    def of(cls, pairs: Iterable[tuple[Prefix, ListedReason]]) -> Listed:
         """Return any pairs in this form."""
         if isinstance(pairs, Listed):
             return pairs
         prefixes: list[Prefix] = []
-        origins: list[Origin] = []
-        for prefix, origin in pairs:
+        reasons: list[ListedReason] = []
+        for prefix, reason in pairs:
             prefixes.append(prefix)
-            origins.append(origin)
+            reasons.append(reason)
         return cls(
             (prefix.family for prefix in prefixes),
             [prefix.first for prefix in prefixes],
             (prefix.length for prefix in prefixes),
-            origins,
+            reasons,
         )
 
     @classmethod
-    def chained(cls, lists: Iterable[Sequence[tuple[Prefix, Origin]]]) -> Listed:
+    def chained(cls, lists: Iterable[Sequence[tuple[Prefix, ListedReason]]]) -> Listed:
         """Return several one after the other."""
         parts = [part for part in map(cls.of, lists) if len(part)]
         if len(parts) == 1:
@@ -71,10 +73,10 @@ class Listed(Sequence[tuple[Prefix, Origin]]):
         whole._families = b"".join(part._families for part in parts)
         whole._firsts = [first for part in parts for first in part._firsts]
         whole._lengths = b"".join(part._lengths for part in parts)
-        whole._origins = Chained(part._origins for part in parts)
+        whole._reasons = Chained(part._reasons for part in parts)
         return whole
 
-    def __add__(self, other: Sequence[tuple[Prefix, Origin]]) -> Listed:
+    def __add__(self, other: Sequence[tuple[Prefix, ListedReason]]) -> Listed:
         return Listed.chained((self, other))
 
     def of_family(self, family: Family) -> Listed:
@@ -88,20 +90,20 @@ class Listed(Sequence[tuple[Prefix, Origin]]):
             repeat(family, count),
             list(compress(self._firsts, chosen)),
             compress(self._lengths, chosen),
-            Picked(self._origins, array("i", compress(range(len(self)), chosen))),
+            Picked(self._reasons, array("i", compress(range(len(self)), chosen))),
         )
 
     def columns(
         self, family: Family
-    ) -> tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[Origin]]:
-        """Return first address, last address, length and origin of those of one family."""
+    ) -> tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[ListedReason]]:
+        """Return first address, last address, length and reason of those of one family."""
         chosen = self.of_family(family)
         host_bits = _HOST_BITS[family]
         lasts = [
             first | host_bits[length]
             for first, length in zip(chosen._firsts, chosen._lengths, strict=True)
         ]
-        return chosen._firsts, lasts, chosen._lengths, chosen._origins
+        return chosen._firsts, lasts, chosen._lengths, chosen._reasons
 
     def holds(self, prefix: Prefix) -> bool:
         """Whether a prefix is listed."""
@@ -109,25 +111,25 @@ class Listed(Sequence[tuple[Prefix, Origin]]):
         return wanted in zip(self._families, self._firsts, self._lengths, strict=True)
 
     @overload
-    def __getitem__(self, index: int) -> tuple[Prefix, Origin]: ...
+    def __getitem__(self, index: int) -> tuple[Prefix, ListedReason]: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[tuple[Prefix, Origin]]: ...
+    def __getitem__(self, index: slice) -> Sequence[tuple[Prefix, ListedReason]]: ...
 
     def __getitem__(
         self, index: int | slice
-    ) -> tuple[Prefix, Origin] | Sequence[tuple[Prefix, Origin]]:
+    ) -> tuple[Prefix, ListedReason] | Sequence[tuple[Prefix, ListedReason]]:
         if isinstance(index, slice):
             return tuple(self)[index]
         family = _FAMILIES[self._families[index]]
         prefix = Prefix(family, self._firsts[index], self._lengths[index])
-        return prefix, self._origins[index]
+        return prefix, self._reasons[index]
 
     def prefixes(self) -> Iterator[Prefix]:
         """Yield the prefixes alone."""
         return map(Prefix, map(_FAMILIES.__getitem__, self._families), self._firsts, self._lengths)
 
-    def __iter__(self) -> Iterator[tuple[Prefix, Origin]]:
-        return zip(self.prefixes(), self._origins, strict=True)
+    def __iter__(self) -> Iterator[tuple[Prefix, ListedReason]]:
+        return zip(self.prefixes(), self._reasons, strict=True)
 
     def __len__(self) -> int:
         return len(self._families)
@@ -158,15 +160,15 @@ def entries_of(
     lasts: list[int] = []
     lengths: list[int] = []
     verdicts: list[Verdict] = []
-    sources: list[Sequence[Origin]] = []
+    sources: list[Sequence[ListedReason]] = []
     for verdict, listed in parts:
-        its_firsts, its_lasts, its_lengths, its_origins = listed.columns(family)
+        its_firsts, its_lasts, its_lengths, its_reasons = listed.columns(family)
         firsts += its_firsts
         lasts += its_lasts
         lengths += its_lengths
         verdicts += repeat(verdict, len(its_firsts))
-        sources.append(its_origins)
-    origins: Sequence[Origin] = Chained(sources)
+        sources.append(its_reasons)
+    reasons: Sequence[ListedReason] = Chained(sources)
     if longest_first:
         order = sorted(range(len(firsts)), key=lengths.__getitem__, reverse=True)
         firsts, lasts, verdicts = (
@@ -174,5 +176,5 @@ def entries_of(
             list(map(lasts.__getitem__, order)),
             list(map(verdicts.__getitem__, order)),
         )
-        origins = Picked(origins, array("i", order))
-    return Entries(family, firsts, lasts, verdicts, origins)
+        reasons = Picked(reasons, array("i", order))
+    return Entries(family, firsts, lasts, verdicts, reasons)

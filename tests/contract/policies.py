@@ -8,7 +8,7 @@ from random import Random
 
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.assemble import collapsed
-from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict, entry_of_prefix
+from ipmasq_agent.policy.decisions import DecisionMap, Entry, Stated, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import (
     Action,
     FamilyPolicy,
@@ -36,7 +36,7 @@ def prefix(family: Family, number: int) -> Prefix:
 
 
 def entry(family: Family, number: int, verdict: Verdict = Verdict.NON_MASQUERADE) -> Entry[Verdict]:
-    return entry_of_prefix(prefix(family, number), verdict, Origin(f"entry {number}"))
+    return entry_of_prefix(prefix(family, number), verdict, Stated(f"entry {number}"))
 
 
 def policy(
@@ -110,10 +110,10 @@ def _entry(family: Family, random: Random) -> Entry[Verdict]:
     if random.random() < 0.1:
         # A range that no single prefix covers: several rules for one entry.
         first = prefix(family, number).first + 1
-        return Entry(first, first + random.randrange(1, 12), _verdict(random), Origin("range"))
+        return Entry(first, first + random.randrange(1, 12), _verdict(random), Stated("range"))
     host_bits = family.bits - length
     first = prefix(family, number).first >> host_bits << host_bits
-    return entry_of_prefix(Prefix(family, first, length), _verdict(random), Origin(f"{number}"))
+    return entry_of_prefix(Prefix(family, first, length), _verdict(random), Stated(f"{number}"))
 
 
 def _verdict(random: Random) -> Verdict:

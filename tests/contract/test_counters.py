@@ -8,7 +8,7 @@ import pytest
 
 from ipmasq_agent.planes.iptables.compile import POSTROUTING
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.decisions import Entry, Origin, Verdict, entry_of_prefix
+from ipmasq_agent.policy.decisions import Entry, Stated, Verdict, entry_of_prefix
 from tests.contract.policies import MANY, PORTS, policy, walk
 from tests.contract.subjects import InKernel
 
@@ -36,7 +36,7 @@ def address(family: Family, number: int) -> str:
 def to(family: Family, number: int) -> Entry[Verdict]:
     first = 0xC6336400 if family is Family.IPV4 else 0xFD99 << 112
     single = Prefix(family, first + number, family.bits)
-    return entry_of_prefix(single, Verdict.NON_MASQUERADE, Origin(str(number)))
+    return entry_of_prefix(single, Verdict.NON_MASQUERADE, Stated(str(number)))
 
 
 @pytest.fixture

@@ -117,6 +117,8 @@ def test_an_explanation_is_the_same_whatever_decides(
     answer = data(verb("explain", destination, "--src", source, *flags(backend, document)))
     assert answer["verdict"] == verdict
     assert entry in answer["reason"]
+    if backend == "bpf" and " " not in entry:
+        assert answer["rule"] == f"{entry} (the trie of decisions)"
     if verdict == "masquerade" and ":" not in destination:
         assert answer["source"] == "192.0.2.7"
 

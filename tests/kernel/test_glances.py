@@ -12,7 +12,7 @@ from ipmasq_agent.planes import detect
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
+from ipmasq_agent.policy.decisions import DecisionMap, Stated, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import FamilyPolicy
 from tests import oracle
 from tests.kernel.running import Running
@@ -24,7 +24,7 @@ NAMES = ("iptables-nft", "ipset-nft", "nftables")
 
 def _policy(family: Family) -> FamilyPolicy:
     prefix = Prefix(family, 0xFD << family.bits - 8, 16)
-    entry = entry_of_prefix(prefix, Verdict.NON_MASQUERADE, Origin("one"))
+    entry = entry_of_prefix(prefix, Verdict.NON_MASQUERADE, Stated("one"))
     return FamilyPolicy(DecisionMap(family, [entry]))
 
 

@@ -27,6 +27,7 @@ from ipmasq_agent.policy.decisions import Verdict
 from tests.kernel.agent import status_of
 from tests.kernel.crossing import PLANS, Crossing, arrivals, crossing
 from tests.netns import Namespace
+from tests.reasons import decider
 
 PLANES = ("iptables-nft", "iptables-legacy", "ipset", "nftables", "bpf")
 # Kept and masqueraded by the document, for each family.
@@ -369,7 +370,7 @@ def test_what_cannot_be_read_makes_the_verdict_unknown_and_is_named(
     found = neighbours(read_hook(Family.IPV4, "nftables", Placement()), everywhere)
     decided = found.beside.decide(10 << 24)
     assert decided.verdict is Verdict.UNKNOWN
-    assert "iptables-legacy" in decided.origin.text
+    assert "iptables-legacy" in str(decided.reason)
 
 
 def test_chains_of_too_many_rules_are_named_and_unknown(in_ns: Namespace) -> None:
@@ -377,8 +378,8 @@ def test_chains_of_too_many_rules_are_named_and_unknown(in_ns: Namespace) -> Non
     in_ns.run(["nft", "-f", "-"], stdin=f"table ip x {{ chain c {{ {NAT} 5;\n{rules}\n}}\n}}\n")
     hook = read_hook(Family.IPV4, "nftables", Placement())
     found = neighbours(hook, ANY).beside.decide(10 << 24)
-    assert (found.verdict, found.origin.document) == (Verdict.UNKNOWN, "c of table ip x")
-    assert "20001 rules, too many" in found.origin.text
+    assert (found.verdict, decider(found.reason).where) == (Verdict.UNKNOWN, "c of table ip x")
+    assert "20001 rules, too many" in str(found.reason)
 
 
 @pytest.mark.parametrize("order", [(1, 2), (2, 1)])
@@ -399,7 +400,7 @@ def test_of_the_same_priority_the_chain_that_was_made_last_decides(
             _, (seen, _) = there.recvfrom(9)
     found = neighbours(read_hook(Family.IPV4, "nftables", Placement()), ANY)
     decided = found.beside.decide(int(ipaddress.ip_address("127.0.0.9")))
-    assert (seen, found.sources[decided.origin]) == (f"127.0.1.{order[1]}",) * 2
+    assert (seen, found.sources[decider(decided.reason)]) == (f"127.0.1.{order[1]}",) * 2
 
 
 def test_a_verdict_map_of_devices_concerns_these_alone(in_ns: Namespace) -> None:

@@ -13,7 +13,7 @@ from ipmasq_agent.planes.iptables.plane import IptablesPlane
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.prefixset import IN_PLACE
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
+from ipmasq_agent.policy.decisions import DecisionMap, Stated, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import FamilyPolicy
 from tests.contract.policies import entry, policy, prefix, walk
 from tests.netns import Namespace
@@ -84,7 +84,7 @@ def test_one_rule_asks_the_set_and_the_rest_is_masqueraded(subject: Subject) -> 
 
 def test_everything_can_be_kept_and_a_prefix_within_it_masqueraded(subject: Subject) -> None:
     family = subject.family
-    whole = entry_of_prefix(Prefix(family, 0, 0), Verdict.NON_MASQUERADE, Origin("all"))
+    whole = entry_of_prefix(Prefix(family, 0, 0), Verdict.NON_MASQUERADE, Stated("all"))
     subject.write(FamilyPolicy(DecisionMap(family, [whole])))
     assert len(subject.elements()) == 2
     assert not subject.decided().masquerades
@@ -153,7 +153,7 @@ def test_one_address_is_asked_about_without_reading_the_set(subject: Subject) ->
     family = subject.family
     within = entry(family, 9, Verdict.MASQUERADE)
     broad = Prefix(family, prefix(family, 0).first, 8)
-    kept = entry_of_prefix(broad, Verdict.NON_MASQUERADE, Origin("broad"))
+    kept = entry_of_prefix(broad, Verdict.NON_MASQUERADE, Stated("broad"))
     subject.write(policy(family, [within, kept]))
     for address, verdict in (
         (prefix(family, 9).first + 1, Verdict.MASQUERADE),

@@ -18,7 +18,7 @@ from ipmasq_agent.planes.hook.read import read_hook
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.netlink import core
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
+from ipmasq_agent.policy.decisions import DecisionMap, Stated, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import FamilyPolicy
 
 received = 0
@@ -35,7 +35,7 @@ V4 = Family.IPV4
 
 def policy(*numbers):
     prefixes = [Prefix(V4, 10 << 24 | n << 16, 16) for n in numbers]
-    entries = [entry_of_prefix(p, Verdict.NON_MASQUERADE, Origin(str(p))) for p in prefixes]
+    entries = [entry_of_prefix(p, Verdict.NON_MASQUERADE, Stated(str(p))) for p in prefixes]
     return FamilyPolicy(DecisionMap(V4, entries))
 
 assert detect.choose("auto")[0] == "iptables-nft"

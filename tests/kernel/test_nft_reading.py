@@ -23,9 +23,10 @@ from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.hook import joined, neighbours
 from ipmasq_agent.planes.rules.matching import question
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
-from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
+from ipmasq_agent.policy.decisions import DecisionMap, Stated, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import FamilyPolicy, Guards
 from tests.netns import Namespace
+from tests.reasons import decider
 
 V4, V6 = Family.IPV4, Family.IPV6
 PLACEMENT = Placement("IP-MASQ")
@@ -113,7 +114,7 @@ WRITTEN_BY_IPTABLES = (
 
 
 def _policy(*prefixes: Prefix) -> FamilyPolicy:
-    entries = [entry_of_prefix(p, Verdict.NON_MASQUERADE, Origin(str(p))) for p in prefixes]
+    entries = [entry_of_prefix(p, Verdict.NON_MASQUERADE, Stated(str(p))) for p in prefixes]
     return FamilyPolicy(DecisionMap(V4, entries))
 
 
@@ -185,10 +186,10 @@ def test_native_rule_before_our_jump_is_told_and_untouched_and_our_chain_is_kept
     kept, other = (found.policy.decisions.decide(a) for a in (TENS.first, 9 << 24))
     if rule in DECIDING:
         assert (kept.verdict, other.verdict) == DECIDING[rule]
-        assert (other.origin.document, other.origin.line) == ("POSTROUTING", 1)
+        assert decider(other.reason)[:2] == ("POSTROUTING", 1)
     else:
         assert (kept.verdict, other.verdict) == (KEEP, MASQ)
-    told = [(e.chain, e.position, e.verdict) for e in found.exceptions]
+    told = [(*e.rule[:2], e.verdict) for e in found.exceptions]
     decided_by_destination = rule.startswith(("ip daddr", "fib daddr"))
     some = rule not in DECIDING and not decided_by_destination
     assert told == [("POSTROUTING", 1, KEEP)] * some
@@ -225,10 +226,10 @@ def test_chain_that_cannot_be_shown_and_is_called_before_our_jump_is_told(
     found = _in_force(backend)
     decided = found.policy.decisions.decide(TENS.first)
     if "daddr" in rule:
-        assert (decided.verdict, decided.origin.document) == (MASQ, "FOREIGN")
+        assert (decided.verdict, decider(decided.reason).where) == (MASQ, "FOREIGN")
     else:
         assert decided.verdict is KEEP
-        assert [(e.chain, e.verdict) for e in found.exceptions] == [("FOREIGN", MASQ)]
+        assert [(e.rule.where, e.verdict) for e in found.exceptions] == [("FOREIGN", MASQ)]
 
 
 def test_our_jump_is_recognised_among_rules_that_iptables_cannot_list(in_ns: Namespace) -> None:
@@ -426,7 +427,7 @@ def test_hostile_comment_of_others_neither_ends_the_table_nor_hides_a_rule(
     assert _rules(in_ns, "POSTROUTING")[:1] == before
     found = _in_force(backend)
     assert found.policy == _policy(TENS)
-    assert [e.position for e in found.exceptions] == [1]
+    assert [e.rule.position for e in found.exceptions] == [1]
     docker = parse_address("172.17.0.2")[1]
     answered = _in_force(backend, docker).policy.decisions.decide(TENS.first)
     assert answered.verdict is Verdict.MASQUERADE

@@ -21,7 +21,7 @@ from ipmasq_agent.planes.nftables.plane import NftablesPlane
 from ipmasq_agent.planes.nftables.state import Kind, NftSet
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict
+from ipmasq_agent.policy.decisions import DecisionMap, Entry, Stated, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy
 from tests import oracle
 from tests.contract.policies import PORTS, policy, prefix, walk
@@ -131,7 +131,7 @@ def test_everything_can_be_kept_and_nothing(subject: Subject) -> None:
     assert (len(change.added), len(change.removed)) == (0, 1)
     assert subject.kept() == []
     last = subject.family.last_address
-    kept = [Entry(last - 1, last, Verdict.NON_MASQUERADE, Origin("the last two"))]
+    kept = [Entry(last - 1, last, Verdict.NON_MASQUERADE, Stated("the last two"))]
     wanted = FamilyPolicy(DecisionMap(subject.family, kept))
     subject.write(wanted)
     assert subject.kept() == [str(ip_network((last - 1, subject.family.bits - 1)))]
@@ -426,7 +426,7 @@ def test_many_ranges_are_read_by_nft_as_they_were_meant(subject: Subject) -> Non
     step = 1 << (subject.family.bits - 22)
     base = 1 << subject.family.bits - 2
     kept = [
-        Entry(base + n * step, base + n * step + n % 7, Verdict.NON_MASQUERADE, Origin("e"))
+        Entry(base + n * step, base + n * step + n % 7, Verdict.NON_MASQUERADE, Stated("e"))
         for n in range(9000)
     ]
     wanted = FamilyPolicy(DecisionMap(subject.family, kept))

@@ -177,6 +177,17 @@ def test_explain_names_rule_line_and_address(
     assert "arrives from  192.168.10.100 (through eth1)" in text
 
 
+@pytest.mark.parametrize("config", ["nothing: [", ""])
+def test_explain_says_each_thing_once(verb: Verb, document: Path, config: str) -> None:
+    verb("apply", "--config", str(document))
+    document.write_text(config)
+    for destination in ("172.20.3.4", "8.8.8.8", "192.168.10.100"):
+        lines = verb("explain", destination, "--config", str(document))[1].splitlines()
+        told = [line[16:] for line in lines[1:]]
+        assert len(told) == len(set(told)), lines
+        assert not any(a != b and b and b in a for a in told for b in told), lines
+
+
 def test_explain_speaks_ipv6_and_knows_the_nodes_own_addresses(
     verb: Verb, document: Path, node: Namespace
 ) -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
 from ipmasq_agent.policy.assemble import collapsed
-from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict, first_match
+from ipmasq_agent.policy.decisions import DecisionMap, Entry, Stated, Verdict, first_match
 from ipmasq_agent.policy.model import (
     Action,
     FamilyPolicy,
@@ -47,7 +47,7 @@ def entries(draw: st.DrawFn, family: Family, max_size: int = 12) -> list[Entry[V
         if draw(st.booleans()):
             prefix = draw(prefixes(family))
             ends = [prefix.first, prefix.last]
-        made.append(Entry(ends[0], ends[1], draw(VERDICTS), Origin(f"entry {number}")))
+        made.append(Entry(ends[0], ends[1], draw(VERDICTS), Stated(f"entry {number}")))
     return made
 
 
@@ -72,7 +72,7 @@ def policies(draw: st.DrawFn, family: Family) -> FamilyPolicy:
         last = prefix.last
         if prefix.length == family.bits:
             last = min(prefix.first + draw(st.integers(0, 40)), family.last_address)
-        made.append(Entry(prefix.first, last, draw(VERDICTS), Origin(f"entry {number}")))
+        made.append(Entry(prefix.first, last, draw(VERDICTS), Stated(f"entry {number}")))
         assert len(list(prefixes_of_range(family, prefix.first, last))) <= 12
     ports = tuple(draw(st.lists(port_ranges(), max_size=4)))
     return FamilyPolicy(
@@ -98,7 +98,7 @@ def fixed_sources(draw: st.DrawFn, family: Family) -> tuple[FixedSource, ...]:
     if draw(st.booleans()):
         return (FixedSource(0, family.last_address, draw(addresses(family))),)
     wanted = draw(st.lists(prefixes(family), max_size=2))
-    origin = Origin("route")
+    origin = Stated("route")
     entries: list[Entry[int | None]] = [
         Entry(p.first, p.last, draw(addresses(family)), origin) for p in wanted
     ]

@@ -134,9 +134,7 @@ class Maps:
     ) -> Rules:
         """Return what a slot says, of its destinations that one alone."""
         with self.trie("decisions", slot) as trie:
-            value = trie and trie.lookup(layout.pack_prefix(family, address, family.bits))
-        kept = bool(value) and layout.VERDICT.unpack(value or b"")[0] == layout.NON_MASQUERADE
-        keep = (element(address, family.bits),) if kept else ()
+            keep = () if trie is None else _decider(trie, family, address)
         return self._rules(family, slot, settings, devices, keep)
 
     def _rules(
@@ -261,6 +259,25 @@ class Maps:
             name: layout.summed(self["counters"].per_cpu(layout.counter_index(family, number)))
             for number, name in enumerate(layout.OUTCOMES)
         }
+
+
+def _decider(trie: BpfMap, family: Family, address: int) -> tuple[int, ...]:
+    """Return the element of the trie of decisions that an address meets; none for the rest.
+
+    A look-up gives the value of the longest prefix alone, but one with a shorter key finds no
+    prefix longer than that key; and each of ours says another thing than the one around it.
+    """
+    length = family.bits
+    value = trie.lookup(layout.pack_prefix(family, address, length))
+    if value is None:
+        return ()
+    while length and trie.lookup(layout.pack_prefix(family, address, length - 1)) == value:
+        length -= 1
+    if not length and value[0] == layout.MASQUERADE:
+        return ()
+    host_bits = family.bits - length
+    first = address >> host_bits << host_bits
+    return (element(first, length, value[0] == layout.MASQUERADE),)
 
 
 def _flags(rules: Rules) -> Flag:

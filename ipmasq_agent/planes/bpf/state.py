@@ -11,20 +11,21 @@ through which traffic leaves the node.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import overload
 
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.planes.bpf.layout import MAX_PORT_RANGES
-from ipmasq_agent.planes.interpretation import Interpretation
+from ipmasq_agent.planes.interpretation import Decider, Interpretation
 from ipmasq_agent.planes.prefixset import AddressSet, Step, compile_set, difference, in_place, parts
-from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range, range_text
-from ipmasq_agent.policy.decisions import DecisionMap, Entries, Origin, Verdict
+from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
+from ipmasq_agent.policy.decisions import DecisionMap, Entries, Stated, Verdict
 from ipmasq_agent.policy.model import Action, FamilyPolicy, FixedSource, Guards, PortRange, joined
 
 DECISIONS = "decisions"
 TRIE = "the trie of decisions"
+_VERDICTS = (Verdict.NON_MASQUERADE, Verdict.MASQUERADE)  # of a prefix, of an exception
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,27 +307,27 @@ def describe(table: Table) -> list[str]:
 # -- interpretation -----------------------------------------------------------------------
 
 
-class _Origins(Sequence[Origin]):
-    """The reasons for ranges of the trie, made on access."""
+class _Deciders(Sequence[Decider]):
+    """The prefixes of the trie that decide about ranges, made on access."""
 
-    def __init__(self, family: Family, firsts: Sequence[int], lasts: Sequence[int]) -> None:
+    def __init__(self, family: Family, elements: Sequence[int]) -> None:
         self._family = family
-        self._ends = firsts, lasts
+        self._elements = elements
 
     @overload
-    def __getitem__(self, index: int) -> Origin: ...
+    def __getitem__(self, index: int) -> Decider: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Origin]: ...
+    def __getitem__(self, index: slice) -> Sequence[Decider]: ...
 
-    def __getitem__(self, index: int | slice) -> Origin | Sequence[Origin]:
+    def __getitem__(self, index: int | slice) -> Decider | Sequence[Decider]:
         if isinstance(index, slice):
             return [self[n] for n in range(len(self))[index]]
-        first, last = (ends[index] for ends in self._ends)
-        text = range_text(self._family, first, last)
-        return Origin(text, TRIE, range(len(self))[index] + 1)
+        first, length, _ = parts(self._elements[index])
+        prefix = Prefix(self._family, first, length)
+        return Decider(TRIE, None, str(prefix), prefix)
 
     def __len__(self) -> int:
-        return len(self._ends[0])
+        return len(self._elements)
 
 
 def interpret(table: Table, source: int | None = None) -> Interpretation:
@@ -343,13 +344,13 @@ def interpret(table: Table, source: int | None = None) -> Interpretation:
     elif not working:
         idle = "no device has the programs"
     if rules is None or idle is not None:
-        nobody = DecisionMap(family, (), Verdict.NON_MASQUERADE, Origin(idle or ""))
+        nobody = DecisionMap(family, (), Verdict.NON_MASQUERADE, Stated(idle or ""))
         return Interpretation(FamilyPolicy(nobody))
     devices = rules.devices
     if not set(wanted) <= set(working):
         devices = working
     if source is not None and not _admits(rules, source):
-        outside = Origin("its source is not in the trie of sources")
+        outside = Stated("its source is not in the trie of sources")
         kept = DecisionMap(family, (), Verdict.NON_MASQUERADE, outside)
         return Interpretation(FamilyPolicy(kept))
     decisions = _decisions(rules.keep)
@@ -366,9 +367,8 @@ def _admits(rules: Rules, source: int) -> bool:
 
 def _decisions(keep: AddressSet) -> DecisionMap:
     family = keep.family
-    ranges = list(keep.matched())
-    firsts, lasts = [first for first, _ in ranges], [last for _, last in ranges]
-    verdicts: Iterable[Verdict] = (Verdict.NON_MASQUERADE for _ in ranges)
-    entries = Entries(family, firsts, lasts, verdicts, _Origins(family, firsts, lasts))
-    rest = Origin(f"no prefix in {TRIE} keeps it")
+    firsts, lasts, elements = tuple(zip(*keep.decided(), strict=True)) or ((), (), ())
+    verdicts = (_VERDICTS[parts(code).nomatch] for code in elements)
+    entries = Entries(family, firsts, lasts, verdicts, _Deciders(family, elements))
+    rest = Stated(f"no prefix in {TRIE} keeps it")
     return DecisionMap(family, entries, Verdict.MASQUERADE, rest)

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ipmasq_agent.errors import ConfigError
+from ipmasq_agent.planes.interpretation import Decider
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict, entry_of_prefix
+from ipmasq_agent.policy.decisions import DecisionMap, Entry, Stated, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import FamilyPolicy
 
 MAP_NAMES: Mapping[Family, str] = {
@@ -68,18 +69,18 @@ def policy_of(
     entries: list[Entry[Verdict]] = []
     for prefix in exempt.native_routing:
         if prefix.family is family:
-            origin = Origin(f"{native_routing_key(family)}: {prefix}")
-            entries.append(entry_of_prefix(prefix, Verdict.NON_MASQUERADE, origin))
+            key = Stated(f"{native_routing_key(family)}: {prefix}")
+            entries.append(entry_of_prefix(prefix, Verdict.NON_MASQUERADE, key))
     # The longest match is what a look-up in the map finds.
     for prefix in sorted(prefixes, key=lambda p: -p.length):
         if prefix.family is family:
-            origin = Origin(str(prefix), place)
-            entries.append(entry_of_prefix(prefix, Verdict.NON_MASQUERADE, origin))
-    node = Origin("address of a node of the cluster")
+            reason = Decider(place, None, str(prefix), prefix)
+            entries.append(entry_of_prefix(prefix, Verdict.NON_MASQUERADE, reason))
+    node = Stated("address of a node of the cluster")
     for its_family, address in exempt.nodes:
         if its_family is family:
             entries.append(Entry(address, address, Verdict.NON_MASQUERADE, node))
-    rest = Origin("no entry covers it", place)
+    rest = Decider(place, None, "no entry covers it")
     return FamilyPolicy(DecisionMap(family, entries, Verdict.MASQUERADE, rest))
 
 

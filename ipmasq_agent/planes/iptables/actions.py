@@ -11,7 +11,7 @@ from ipmasq_agent.planes.rules.matching import Ranges, destinations
 from ipmasq_agent.planes.rules.rule import Option, Rule, read_prefix
 from ipmasq_agent.planes.rules.table import Table
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.decisions import Entry, Origin, first_match
+from ipmasq_agent.policy.decisions import Entry, Stated, first_match
 from ipmasq_agent.policy.model import PORT_PROTOCOLS, Action, FixedSource, Guards, PortRange, joined
 
 GUARDING = frozenset({"source", "out-interface"})
@@ -70,13 +70,13 @@ def action_of(rules: Sequence[Rule], family: Family) -> Action:
     if groups is None:
         action = Action((), random_fully)
         groups = _grouped(plain, action, family) or []
-    origin = Origin("rule")
+    reason = Stated("rule")
     entries = [
-        Entry(first, last, address, origin) for ranges, address in groups for first, last in ranges
+        Entry(first, last, address, reason) for ranges, address in groups for first, last in ranges
     ]
     fixed: list[FixedSource] = []
     if any(address is not None for _, address in groups):
-        for first, last, address, _ in first_match(family, entries, None, origin):
+        for first, last, address, _ in first_match(family, entries, None, reason):
             if address is not None:
                 fixed.append(FixedSource(first, last, address))
     return replace(action, fixed=joined(fixed))

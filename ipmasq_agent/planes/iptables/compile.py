@@ -110,7 +110,7 @@ def _chain(policy: FamilyPolicy) -> Iterator[str]:
     family, decisions = policy.family, policy.decisions
     for entry in decisions.entries:
         if entry.verdict is Verdict.UNKNOWN:
-            raise ValueError(f"no rule can carry out what is unknown: {entry.origin}")
+            raise ValueError(f"no rule can carry out what is unknown: {entry.reason}")
         if entry.verdict is Verdict.NON_MASQUERADE:
             for prefix in prefixes_of_range(family, entry.first, entry.last):
                 yield _restricted(prefix, "-j RETURN")

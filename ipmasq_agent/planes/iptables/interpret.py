@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ipmasq_agent.planes.interpretation import Interpretation, telling
+from ipmasq_agent.planes.interpretation import Decider, Interpretation, telling
 from ipmasq_agent.planes.iptables.actions import GUARDING, action_of, guards_of
 from ipmasq_agent.planes.iptables.compile import POSTROUTING
 from ipmasq_agent.planes.placement import Placement
@@ -16,7 +16,7 @@ from ipmasq_agent.planes.rules.matching import question
 from ipmasq_agent.planes.rules.rule import Rule, find_all
 from ipmasq_agent.planes.rules.table import Chain, Table
 from ipmasq_agent.planes.rules.walk import VERDICTS, Walk
-from ipmasq_agent.policy.decisions import DecisionMap, Entries, Origin, Verdict
+from ipmasq_agent.policy.decisions import DecisionMap, Entries, Stated, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy, Guards
 
 
@@ -41,14 +41,14 @@ def interpret(table: Table, placement: Placement, source: int | None = None) -> 
         guards=GUARDING if source is None else GUARDING - {"source"},
     )
     hook = walk.chain(POSTROUTING)
-    end = Origin(f"no rule of {POSTROUTING} translates it")
-    by_rules = [e for e in (*hook.ranges, *walk.returned) if e.origin.line is not None]
+    end = Stated(f"no rule of {POSTROUTING} translates it")
+    by_rules = [e for e in (*hook.ranges, *walk.returned) if isinstance(e.reason, Decider)]
     decided = Entries(
         table.family,
         [entry.first for entry in by_rules],
         [entry.last for entry in by_rules],
         [VERDICTS.get(entry.verdict, Verdict.NON_MASQUERADE) for entry in by_rules],
-        [entry.origin for entry in by_rules],
+        [entry.reason for entry in by_rules],
     )
     decisions = DecisionMap(table.family, decided, Verdict.NON_MASQUERADE, end)
     if guards is None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
 
-from ipmasq_agent.planes.interpretation import Interpretation, RuleException
+from ipmasq_agent.planes.interpretation import Decider, Interpretation, RuleException
 from ipmasq_agent.planes.nftables.compile import DEVICES, FIXED, POSTROUTING, SOURCES, translating
 from ipmasq_agent.planes.nftables.rules import (
     DestinationIn,
@@ -28,7 +28,7 @@ from ipmasq_agent.planes.nftables.rules import (
 from ipmasq_agent.planes.nftables.state import Kind, NftSet, NftTable
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range, range_text
 from ipmasq_agent.policy.columns import Chained
-from ipmasq_agent.policy.decisions import DecisionMap, Entries, Origin, Verdict
+from ipmasq_agent.policy.decisions import DecisionMap, Entries, Stated, Verdict
 from ipmasq_agent.policy.model import (
     PORT_PROTOCOLS,
     Action,
@@ -56,7 +56,7 @@ def interpret(table: NftTable, source: int | None = None) -> Interpretation:
     chain = table.chains.get(POSTROUTING)
     hook = None if chain is None else chain.hook
     rules = () if chain is None else chain.rules
-    nobody = Origin(f"no rule of the table {table.path} translates it")
+    nobody = Stated(f"no rule of the table {table.path} translates it")
     if hook is None or (hook.type, hook.name) != ("nat", POSTROUTING):
         decisions = DecisionMap(table.family, (), Verdict.NON_MASQUERADE, nobody)
         return Interpretation(FamilyPolicy(decisions))
@@ -79,7 +79,7 @@ class _Decided:
 
     ranges: NftSet
     verdict: Verdict
-    origin: Origin
+    rule: Decider
     named: bool
 
 
@@ -103,7 +103,7 @@ class _Reading:
             Chained(item.ranges.firsts for item in decided),
             Chained(item.ranges.lasts for item in decided),
             (item.verdict for item in decided for _ in item.ranges.firsts),
-            Chained(_Origins(family, item) for item in decided),
+            Chained(_Deciders(family, item) for item in decided),
         )
 
     def telling(self, decisions: DecisionMap) -> Iterator[RuleException]:
@@ -130,8 +130,8 @@ class _Reading:
             if callers or position > self._guarding:
                 self._rule(name, position, rule, text, within, callers)
             elif self.source is not None and self._concerns(rule) is True:
-                origin = Origin(text, name, position)
-                self._decided.append(_Decided(within, Verdict.NON_MASQUERADE, origin, False))
+                decider = Decider(name, position, text)
+                self._decided.append(_Decided(within, Verdict.NON_MASQUERADE, decider, False))
 
     def _rule(
         self,
@@ -163,11 +163,11 @@ class _Reading:
             verdict = Verdict.NON_MASQUERADE
             if callers and rule.action is Ending.RETURN:
                 verdict = Verdict.UNKNOWN  # goes on where it came from, which we never write
+        decider = Decider(chain, position, text)
         if concerns is True:
-            origin = Origin(text, chain, position)
-            self._decided.append(_Decided(ranges, verdict, origin, bool(named)))
+            self._decided.append(_Decided(ranges, verdict, decider, bool(named)))
         elif not (self._whole and isinstance(rule.action, Translate) and not callers):
-            exception = RuleException(chain, position, text, verdict)
+            exception = RuleException(decider, verdict)
             self._partial.append((exception, ranges, len(self._decided)))
 
     def _dispatch(self, action: Dispatch, within: NftSet, callers: tuple[str, ...]) -> None:
@@ -198,7 +198,7 @@ class _Reading:
         return self.table.sets.get(name, _EMPTY)
 
 
-class _Origins(Sequence[Origin]):
+class _Deciders(Sequence[Decider]):
     """The reasons for the ranges of one rule: of a set, with the element; made on access."""
 
     def __init__(self, family: Family, decided: _Decided) -> None:
@@ -206,19 +206,19 @@ class _Origins(Sequence[Origin]):
         self._decided = decided
 
     @overload
-    def __getitem__(self, index: int) -> Origin: ...
+    def __getitem__(self, index: int) -> Decider: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Origin]: ...
+    def __getitem__(self, index: slice) -> Sequence[Decider]: ...
 
-    def __getitem__(self, index: int | slice) -> Origin | Sequence[Origin]:
+    def __getitem__(self, index: int | slice) -> Decider | Sequence[Decider]:
         if isinstance(index, slice):
             return [self[n] for n in range(len(self))[index]]
         position = range(len(self))[index]  # raises IndexError at the end, as iteration needs
-        origin, ranges = self._decided.origin, self._decided.ranges
+        rule, ranges = self._decided.rule, self._decided.ranges
         if not self._decided.named:
-            return origin
+            return rule
         element = range_text(self._family, ranges.firsts[position], ranges.lasts[position])
-        return origin._replace(text=f"{origin.text}, with {element} in it")
+        return rule._replace(text=f"{rule.text}, with {element} in it")
 
     def __len__(self) -> int:
         return len(self._decided.ranges.firsts)

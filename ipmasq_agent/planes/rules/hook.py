@@ -15,21 +15,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from ipmasq_agent.planes.interpretation import Interpretation, Partial, telling
+from ipmasq_agent.planes.interpretation import Decider, Interpretation, Partial, telling
 from ipmasq_agent.planes.rules.matching import Question
 from ipmasq_agent.planes.rules.rule import Option, Rule
 from ipmasq_agent.planes.rules.table import Chain, Table
 from ipmasq_agent.planes.rules.walk import TRACKING, VERDICTS, Outcome, Walk
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict
+from ipmasq_agent.policy.decisions import DecisionMap, Entry, Reason, Stated, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy
 from ipmasq_agent.policy.ranges import intersections
 
 _OURS = Rule("ours", (Option("jump", ("MASQUERADE",)),))
 _KEEP, _MASQUERADE = Verdict.NON_MASQUERADE, Verdict.MASQUERADE
-_NOBODY = Origin("no rule translates it")
-_PROGRAMS = Origin("our programs")
-_NOT_YET = Origin("our rules, once they are there")
+_NOBODY = Stated("no rule translates it")
+_PROGRAMS = Stated("our programs")
+_NOT_YET = Stated("our rules, once they are there")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +92,16 @@ class Neighbours:
 
     instead: DecisionMap
     beside: DecisionMap
-    ours: frozenset[Origin]
+    ours: frozenset[Reason]
     partial: tuple[Partial, ...] = ()
     untracked: tuple[Partial, ...] = ()
-    sources: dict[Origin, str] = field(default_factory=dict)
+    sources: dict[Decider, str] = field(default_factory=dict)
     asleep: str | None = None
 
     def others(self, verdict: Verdict) -> Iterator[Entry[Verdict]]:
         """Yield where others decide about packets of which ours says ``verdict``."""
         if verdict is _MASQUERADE:
-            yield from (e for e in self.instead.ranges if e.origin not in self.ours)
+            yield from (e for e in self.instead.ranges if e.reason not in self.ours)
         else:
             yield from (e for e in self.beside.ranges if e.verdict is not _KEEP)
 
@@ -109,7 +109,7 @@ class Neighbours:
         """Return what others decide where ours says ``verdict``; None where ours counts."""
         if verdict is _MASQUERADE:
             found = self.instead.decide(destination)
-            return None if found.origin in self.ours else found
+            return None if found.reason in self.ours else found
         found = self.beside.decide(destination)
         return None if verdict is Verdict.UNKNOWN or found.verdict is _KEEP else found
 
@@ -135,8 +135,8 @@ class _Found:
 
     partial: list[Partial] = field(default_factory=list)
     untracked: list[Partial] = field(default_factory=list)
-    sources: dict[Origin, str] = field(default_factory=dict)
-    ours: list[Origin] = field(default_factory=list)
+    sources: dict[Decider, str] = field(default_factory=dict)
+    ours: list[Reason] = field(default_factory=list)
 
 
 def _decided(hook: Hook, asked: Question, *, stand_in: bool) -> tuple[DecisionMap, _Found]:
@@ -150,13 +150,13 @@ def _decided(hook: Hook, asked: Question, *, stand_in: bool) -> tuple[DecisionMa
         reading = walk.chain(base.name)
         found.sources |= walk.sources
         found.partial += reading.partial
-        for first, last, outcome, origin in reading.ranges:
+        for first, last, outcome, reason in reading.ranges:
             if outcome in (Outcome.MASQUERADE, Outcome.UNKNOWN):
-                translated.append(Entry(first, last, VERDICTS[outcome], origin))
-                if base.own is not None and origin.text == _OURS.text:
-                    found.ours.append(origin)
-            elif base.own is not None and origin.line is not None:
-                left.append(Entry(first, last, _KEEP, origin))
+                translated.append(Entry(first, last, VERDICTS[outcome], reason))
+                if isinstance(reason, Decider) and reason.where == base.own:
+                    found.ours.append(reason)
+            elif base.own is not None and isinstance(reason, Decider):
+                left.append(Entry(first, last, _KEEP, reason))
     if stand_in and not hook.programs and not any(base.own for base in hook.nat):
         translated.append(Entry(0, family.last_address, _MASQUERADE, _NOT_YET))
         found.ours.append(_NOT_YET)
@@ -173,11 +173,11 @@ def _decided(hook: Hook, asked: Question, *, stand_in: bool) -> tuple[DecisionMa
 def _untracked(base: BaseChain, asked: Question, found: _Found) -> Iterator[Entry[Verdict]]:
     """Yield the destinations that are not tracked, each as one that is left alone."""
     reading = Walk(base.table, base.name, asked, kind=TRACKING, suffix=base.place).chain(base.name)
-    for first, last, outcome, origin in reading.ranges:
+    for first, last, outcome, reason in reading.ranges:
         if outcome is Outcome.MASQUERADE and not base.unsure:
-            yield Entry(first, last, _KEEP, origin)
+            yield Entry(first, last, _KEEP, reason)
         elif outcome in (Outcome.MASQUERADE, Outcome.UNKNOWN):
-            yield Entry(first, last, Verdict.UNKNOWN, origin)
+            yield Entry(first, last, Verdict.UNKNOWN, reason)
     for exception, first, last in reading.partial:
         if exception.verdict is not _KEEP:
             kept = exception.verdict is _MASQUERADE and not base.unsure
@@ -210,7 +210,7 @@ def joined(own: Interpretation, others: Neighbours) -> Interpretation:
     """
     policy = own.policy
     if others.asleep is not None:
-        nothing = DecisionMap(policy.family, (), _KEEP, Origin(others.asleep))
+        nothing = DecisionMap(policy.family, (), _KEEP, Stated(others.asleep))
         policy = FamilyPolicy(nothing)
         own = Interpretation(policy)
     decisions = policy.decisions
@@ -218,13 +218,7 @@ def joined(own: Interpretation, others: Neighbours) -> Interpretation:
     if over:
         decisions = decisions.overlaid(over)
     told = telling(_counting(others, over), decisions)
-    exceptions = (*own.exceptions, *told)
-    return replace(
-        own,
-        policy=replace(policy, decisions=decisions),
-        exceptions=exceptions,
-        sources=own.sources | others.sources,
-    )
+    return Interpretation(replace(policy, decisions=decisions), (*own.exceptions, *told))
 
 
 def _overriding(ours: DecisionMap, others: Neighbours) -> Iterator[Entry[Verdict]]:
@@ -242,15 +236,15 @@ def _counting(others: Neighbours, over: Iterable[Entry[Verdict]]) -> Iterator[Pa
     To leave some packets alone counts in a chain that would decide otherwise, ours or one
     that overrides it. From any other chain they go on to the next anyway.
     """
-    places = {"", *(_place(entry.origin.document or "") for entry in over)}
+    tables = {"", *(_table(e.reason) for e in over if isinstance(e.reason, Decider))}
     for item in others.partial:
-        if item.exception.verdict is not _KEEP or _place(item.exception.chain) in places:
+        if item.exception.verdict is not _KEEP or _table(item.exception.rule) in tables:
             yield item
     yield from others.untracked
 
 
-def _place(chain: str) -> str:
-    return chain.partition(" ")[2]
+def _table(rule: Decider) -> str:
+    return rule.where.partition(" ")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +265,7 @@ class Override:
     last: int
     wanted: Verdict
     verdict: Verdict
-    rule: Origin
+    rule: Reason
 
 
 def overrides(policy: FamilyPolicy, others: Neighbours) -> Iterator[Override]:
@@ -279,7 +273,7 @@ def overrides(policy: FamilyPolicy, others: Neighbours) -> Iterator[Override]:
     family, decisions = policy.family, policy.decisions
     if others.asleep is not None:
         for first, last in decisions.stretches(_MASQUERADE):
-            yield Override(family, first, last, _MASQUERADE, _KEEP, Origin(others.asleep))
+            yield Override(family, first, last, _MASQUERADE, _KEEP, Stated(others.asleep))
         return
     for wanted in (_MASQUERADE, _KEEP):
         entries = [e for e in others.others(wanted) if e.verdict is not wanted]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipmasq_agent.planes.prefixset import AddressSet
 from ipmasq_agent.planes.rules.rule import Option, Rule, read_prefix
 from ipmasq_agent.planes.rules.table import Table
-from ipmasq_agent.policy.addresses import Family, parse_address
+from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.ranges import intersections
 
 Ranges = tuple[tuple[int, int], ...]
@@ -201,6 +201,14 @@ def destinations(rule: Rule, table: Table) -> Ranges | None:
         else:
             ranges = tuple((a, b) for a, b, _, _ in intersections(ranges, within))
     return ranges
+
+
+def destination_of(rule: Rule, family: Family) -> Prefix | None:
+    """Return the prefix that a rule names as its destination; None where it names none."""
+    option = rule.option("destination")
+    if option is None or option.negated:
+        return None
+    return read_prefix(" ".join(option.values), family)
 
 
 _ABOUT_DESTINATIONS = frozenset({"destination", "dst-range", "match-set"})

@@ -13,11 +13,17 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from ipmasq_agent.planes.interpretation import Partial, RuleException
-from ipmasq_agent.planes.rules.matching import Match, Question, destinations, matches_of
+from ipmasq_agent.planes.interpretation import Decider, Partial, RuleException
+from ipmasq_agent.planes.rules.matching import (
+    Match,
+    Question,
+    destination_of,
+    destinations,
+    matches_of,
+)
 from ipmasq_agent.planes.rules.rule import Rule
 from ipmasq_agent.planes.rules.table import Table
-from ipmasq_agent.policy.decisions import Entry, Origin, Verdict, first_match
+from ipmasq_agent.policy.decisions import Entry, Stated, Verdict, first_match
 from ipmasq_agent.policy.ranges import intersections
 
 _MARKING = frozenset({"MARK", "CONNMARK"})
@@ -122,7 +128,7 @@ class Walk:
         self.own = own
         self.marked = False
         self.returned: list[Entry[Outcome]] = []
-        self.sources: dict[Origin, str] = {}
+        self.sources: dict[Decider, str] = {}
         self._asked = asked
         self._guarded, self._guards = guarded, guards
         self._kind = kind
@@ -159,7 +165,7 @@ class Walk:
             last = entries[-1] if entries else None
             if last and last.first == 0 and last.last == family.last_address:
                 break  # no packet gets past it
-        end = Origin(f"end of {name}")
+        end = Stated(f"end of {name}")
         ranges = first_match(family, entries, Outcome.RETURN, end)
         if len(doubted) > len(entries):
             # Where the rest of the chain decides nothing, to return or not is the same.
@@ -168,7 +174,7 @@ class Walk:
         reached: list[Partial] = []
         if partial or returning:
             deciders = [
-                Entry(entry.first, entry.last, position, entry.origin)
+                Entry(entry.first, entry.last, position, entry.reason)
                 for entry, position in zip(entries, positions, strict=True)
             ]
             reach = first_match(family, deciders, len(self.table.rules(name)) + 1, end)
@@ -187,9 +193,10 @@ class Walk:
     ) -> Iterator[Entry[Outcome] | Partial]:
         """Yield what a rule decides for certain, and what it decides for some packets."""
         everything = ((0, self.table.family.last_address),)
-        origin = Origin(rule.text, chain + self._suffix, position)
+        prefix = destination_of(rule, self.table.family)
+        decider = Decider(chain + self._suffix, position, rule.text, prefix)
         if not rule.readable:
-            yield Entry(*everything[0], Outcome.UNKNOWN, origin)
+            yield Entry(*everything[0], Outcome.UNKNOWN, decider)
             return
         guarded = chain == self.base and rule in self._guarded
         matches = matches_of(
@@ -226,18 +233,18 @@ class Walk:
             outcome = self._kind.outcomes.get(target, Outcome.UNKNOWN)
             if target in TRANSLATING[1:]:
                 source = rule.option("to-source")
-                self.sources[origin] = source.values[0] if source and source.values else "several"
-            outcomes = (Entry(first, last, outcome, origin) for first, last in ranges)
+                self.sources[decider] = source.values[0] if source and source.values else "several"
+            outcomes = (Entry(first, last, outcome, decider) for first, last in ranges)
         for entry in outcomes:
             if matches is Match.ALWAYS:
                 yield entry
             elif matches is Match.UNREADABLE:
-                yield Entry(entry.first, entry.last, Outcome.UNKNOWN, origin)
+                yield Entry(entry.first, entry.last, Outcome.UNKNOWN, decider)
             else:
                 verdict = VERDICTS.get(entry.verdict, Verdict.UNKNOWN)
                 if entry.verdict is Outcome.RETURN and chain in (self.own, self.base):
                     verdict = Verdict.NON_MASQUERADE
-                exception = RuleException(chain + self._suffix, position, rule.text, verdict)
+                exception = RuleException(decider, verdict)
                 yield Partial(exception, entry.first, entry.last)
 
     def _target(self, rule: Rule) -> str | None:

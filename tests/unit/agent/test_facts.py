@@ -12,7 +12,7 @@ from ipmasq_agent.agent.knowledge import Knowledge
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.assemble import Facts, Links, Need, Wish
-from ipmasq_agent.policy.decisions import Origin
+from ipmasq_agent.policy.decisions import Stated
 from tests.memory import MemoryPlane
 from tests.unit.agent.support import Bench, ScriptedFacts
 
@@ -159,7 +159,7 @@ def test_a_large_policy_is_told_to_the_choice_of_backend(bench: Bench) -> None:
 
 def test_policies_and_what_backends_hold_are_made_once() -> None:
     prefix = Prefix(V4, 10 << 24, 8)
-    intent = Intent(Wish(((prefix, Origin("a")),), frozenset(), (V4,)), Facts())
+    intent = Intent(Wish(((prefix, Stated("a")),), frozenset(), (V4,)), Facts())
     backend = MemoryPlane(Placement())
     first = intent.desired(backend, V4)
     assert intent.desired(backend, V4) is first

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ipmasq_agent.answers.compare import Comparison, Side, compare
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
+from ipmasq_agent.policy.decisions import DecisionMap, Origin, Stated, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import Action, FamilyPolicy, FixedSource, Guards, PortRange
 from tests.unit import strategies
 
@@ -31,8 +31,8 @@ def policy(
     action: Action | None = None,
     default: Verdict = MASQUERADE,
 ) -> FamilyPolicy:
-    entries = [entry_of_prefix(prefix(t), UNKNOWN, Origin(f"odd {t}")) for t in unknown.split()]
-    entries += [entry_of_prefix(prefix(t), KEEP, Origin(t, "doc", 3)) for t in kept]
+    entries = [entry_of_prefix(prefix(t), UNKNOWN, Stated(f"odd {t}")) for t in unknown.split()]
+    entries += [entry_of_prefix(prefix(t), KEEP, Origin(t, "doc", 3, 5)) for t in kept]
     decisions = DecisionMap(family, entries, default)
     return FamilyPolicy(decisions, guards or Guards(), action or Action())
 

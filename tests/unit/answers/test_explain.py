@@ -14,7 +14,7 @@ from ipmasq_agent.policy.model import Action, FamilyPolicy, FixedSource, Guards
 
 V4 = Family.IPV4
 KEEP, MASQ = Verdict.NON_MASQUERADE, Verdict.MASQUERADE
-TEN = entry_of_prefix(Prefix(V4, 10 << 24, 8), KEEP, Origin("10.0.0.0/8", "cm", 2))
+TEN = entry_of_prefix(Prefix(V4, 10 << 24, 8), KEEP, Origin("10.0.0.0/8", "cm", 2, 3))
 PODS = (Prefix(V4, 0xAC140000, 24),)
 OUT = Route("eth0", "192.0.2.1")
 

@@ -37,7 +37,7 @@ def policy(text: str, family: Family = V4, facts: Facts | None = None) -> Family
 def decided(text: str, destination: str, facts: Facts | None = None) -> tuple[Verdict, str]:
     family, address = parse_address(destination)
     entry = policy(text, family, facts).decisions.decide(address)
-    return entry.verdict, str(entry.origin)
+    return entry.verdict, str(entry.reason)
 
 
 # -- masqueradeCIDRs and defaultAction --------------------------------------------------
@@ -144,7 +144,7 @@ def test_devices_are_taken_by_patterns(patterns: str, taken: tuple[str, ...]) ->
 def test_where_no_device_matches_nothing_is_masqueraded_and_the_reason_is_said() -> None:
     made = policy("egressInterfaces: [wlan*]", facts=Facts(links=Links(("lo",), ())))
     assert made.masquerades is False
-    assert "egressInterfaces" in str(made.decisions.decide(1).origin)
+    assert "egressInterfaces" in str(made.decisions.decide(1).reason)
 
 
 @pytest.mark.parametrize(

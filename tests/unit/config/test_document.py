@@ -16,6 +16,7 @@ from ipmasq_agent.config.durations import parse_duration
 from ipmasq_agent.config.model import Config, Flags
 from ipmasq_agent.errors import ConfigError
 from ipmasq_agent.policy.addresses import Family
+from tests.reasons import origin
 from tests.unit.strategies import prefixes
 
 RFC_1918 = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]
@@ -220,7 +221,7 @@ def test_entries_keep_their_order_and_know_their_place() -> None:
     config = read(text)
     assert cidrs(config) == ["10.0.0.0/8", "fd00::/8", "10.0.0.0/8"]
     origins = [origin for _, origin in config.non_masquerade_cidrs]
-    assert [(o.document, o.line, o.column) for o in origins] == [
+    assert [origin(o)[1:] for o in origins] == [
         ("cm", 3, 5),
         ("cm", 4, 5),
         ("cm", 5, 5),

@@ -14,7 +14,9 @@ from ipmasq_agent.config import manifests
 from ipmasq_agent.config.document import Understood, parse_documents
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.errors import ConfigError
+from ipmasq_agent.policy.decisions import Origin
 from ipmasq_agent.sources import location
+from tests.reasons import origin
 from tests.unit.config.fuzzing import fuzzed
 
 FLAGS = Flags(enable_ipv6=True)
@@ -27,7 +29,7 @@ def understood(text: str | bytes) -> Understood:
 
 def entries(text: str | bytes) -> list[tuple[str, str | None, int | None, int | None]]:
     listed = understood(text).config.non_masquerade_cidrs
-    return [(str(p), o.document, o.line, o.column) for p, o in listed]
+    return [(str(p), *reason[1:]) for p, reason in listed]
 
 
 def problems(text: str | bytes) -> tuple[str, ...]:
@@ -164,7 +166,7 @@ def test_of_a_stream_of_manifests_the_config_map_is_taken_and_the_rest_is_noted(
     before = "---\n# Source: chart/sa.yaml\nkind: ServiceAccount\nmetadata: {name: sa}\n---\n"
     after = "---\nkind: DaemonSet\n---\nkind: ConfigMap\nmetadata: {name: z}\ndata: {x: y}\n---\n"
     told = understood(before + MANIFEST.format(entry="11.0.0.0/8") + after)
-    assert [o.line for _, o in told.config.non_masquerade_cidrs] == [15, 16]
+    assert [origin(o).line for _, o in told.config.non_masquerade_cidrs] == [15, 16]
     assert told.warnings == ()
     assert told.notes == (
         "cm.yaml:3:1: ServiceAccount sa is passed over",
@@ -207,8 +209,8 @@ def read_or_refused(text: str, flags: Flags) -> tuple[Any, list[Any]]:
     except ConfigError:
         return None, []
     lists = (config.non_masquerade_cidrs, config.masquerade_cidrs, config.native_routing_cidrs)
-    origins = [origin for entries in lists for _, origin in entries]
-    return config.view(), [(o.document, o.line, o.column) for o in origins]
+    reasons = [reason for entries in lists for _, reason in entries]
+    return config.view(), [o[1:] for o in reasons if isinstance(o, Origin)]
 
 
 def test_any_document_means_in_a_manifest_what_it_means_alone() -> None:
@@ -232,9 +234,7 @@ def test_any_document_means_in_a_manifest_what_it_means_alone() -> None:
         assert inside == alone, f"fuzzed({seed})"
         compared += 1
         if any(name == "cm" for name, _, _ in within):
-            shifted = [
-                (name, line and line + 3, column and column + 2) for name, line, column in places
-            ]
+            shifted = [(name, line + 3, column + 2) for name, line, column in places]
             assert within == shifted, f"fuzzed({seed})"
             placed += 1
     assert compared > 300

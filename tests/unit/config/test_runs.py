@@ -17,6 +17,7 @@ from ipmasq_agent.config.model import Flags
 from ipmasq_agent.config.runs import JSON_RUN, Cut, Run
 from ipmasq_agent.config.tree import NodeTree
 from ipmasq_agent.errors import ConfigError
+from tests.reasons import origin
 
 ONE = Flags(cidr_limit=None)
 BOTH = Flags(enable_ipv6=True, cidr_limit=None)
@@ -182,10 +183,9 @@ def test_a_long_list_makes_few_nodes(form: str) -> None:
     assert [str(prefix) for prefix in listed.prefixes()] == LONG
     assert list(listed) == [listed[index] for index in range(len(LONG))]
     lines = FORMS[form].split("\n")
-    for _, origin in (listed[0], listed[1], listed[1_000], listed[-2], listed[-1]):
-        assert origin.line is not None
-        assert origin.column is not None
-        assert lines[origin.line - 1][origin.column - 1 :].lstrip("'\"").startswith(origin.text)
+    for _, reason in (listed[0], listed[1], listed[1_000], listed[-2], listed[-1]):
+        text, _, line, column = origin(reason)
+        assert lines[line - 1][column - 1 :].lstrip("'\"").startswith(text)
 
 
 def test_one_wrong_entry_in_a_long_list_is_named_with_its_place() -> None:

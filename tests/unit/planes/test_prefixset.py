@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,29 +17,34 @@ from ipmasq_agent.planes.prefixset import (
     parts,
 )
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict
+from ipmasq_agent.policy.decisions import DecisionMap, Entry, Stated, Verdict
 from tests.unit.strategies import FAMILIES, entries, maps, prefixes
 
 V4, V6 = Family.IPV4, Family.IPV6
 KEEP, MASQ = Verdict.NON_MASQUERADE, Verdict.MASQUERADE
 
 
-def matches(elements: frozenset[int], family: Family, address: int) -> bool:
-    """What hash:net says of an address, written down as ipset(8) has it."""
-    best, says = -1, False
+def longest(elements: Iterable[int], family: Family, address: int) -> int | None:
+    """The element that decides about an address, written down as ipset(8) has it."""
+    around = []
     for code in elements:
-        first, length, nomatch = parts(code)
-        inside = address >> family.bits - length == first >> family.bits - length
-        if inside and length > best:
-            best, says = length, not nomatch
-    return says
+        first, length, _ = parts(code)
+        if address >> family.bits - length == first >> family.bits - length:
+            around.append(code)
+    return max(around, key=lambda code: parts(code).length, default=None)
+
+
+def matches(elements: frozenset[int], family: Family, address: int) -> bool:
+    """What hash:net says of an address."""
+    code = longest(elements, family, address)
+    return code is not None and not parts(code).nomatch
 
 
 @st.composite
 def nests(draw: st.DrawFn, family: Family) -> DecisionMap:
     """A map of prefixes that often nest, of both verdicts, in any order."""
     made = [
-        Entry(p.first, p.last, draw(st.sampled_from([KEEP, MASQ])), Origin("x"))
+        Entry(p.first, p.last, draw(st.sampled_from([KEEP, MASQ])), Stated("x"))
         for p in draw(st.lists(prefixes(family), max_size=12))
     ]
     return DecisionMap(family, made, draw(st.sampled_from([KEEP, MASQ])))
@@ -50,6 +57,12 @@ def test_a_set_says_what_the_map_says_and_reads_back_as_it(decisions: DecisionMa
     assert list(made.matched()) == list(decisions.stretches(KEEP))
     assert list(made.elements) == sorted(set(made.elements))
     assert all(parts(code).length for code in made.elements)
+    covered = 0
+    for first, last, code in made.decided():
+        assert covered <= first <= last
+        covered = last + 1
+        for address in (first, last):
+            assert longest(made.elements, made.family, address) == code
     for entry in list(decisions.ranges)[:40]:
         for address in (entry.first, entry.last):
             assert matches(frozenset(made.elements), made.family, address) is (
@@ -64,7 +77,7 @@ def test_prefixes_that_do_not_overlap_are_the_elements(case: tuple[Family, list[
     for prefix in drawn:
         if prefix.length and all(prefix.last < o.first or o.last < prefix.first for o in apart):
             apart.append(prefix)
-    decisions = DecisionMap(family, [Entry(p.first, p.last, KEEP, Origin("x")) for p in apart])
+    decisions = DecisionMap(family, [Entry(p.first, p.last, KEEP, Stated("x")) for p in apart])
     made = compile_set(decisions, "x")
     assert list(made.elements) == sorted(element(p.first, p.length) for p in apart)
 
@@ -75,7 +88,7 @@ def with_every_length(made: list[Entry[Verdict]], family: Family, default: Verdi
     lower = [e._replace(first=e.first >> 1, last=e.last >> 1) for e in made]
     other = MASQ if default is KEEP else KEEP
     upper = [
-        Entry(half | size, half | 2 * size - 1, other, Origin("one of each"))
+        Entry(half | size, half | 2 * size - 1, other, Stated("one of each"))
         for size in (1 << family.bits - length for length in range(2, family.bits + 1))
     ]
     return DecisionMap(family, [*lower, *upper], default)

@@ -13,7 +13,7 @@ from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import (
     DecisionMap,
     Entry,
-    Origin,
+    Stated,
     Verdict,
     entry_of_prefix,
     first_match,
@@ -22,7 +22,7 @@ from tests.unit.strategies import ANY_MAP, FAMILIES, VERDICTS, addresses, entrie
 
 V4 = Family.IPV4
 MASQ, KEEP = Verdict.MASQUERADE, Verdict.NON_MASQUERADE
-HERE = Origin("here")
+HERE = Stated("here")
 
 
 def naive(entries: Sequence[Entry[Verdict]], default: Verdict, address: int) -> Verdict:
@@ -107,10 +107,10 @@ def test_the_reason_of_a_range_is_the_entry_that_decides_it(decisions: DecisionM
     for found in decisions.ranges:
         covering = [e for e in decisions.entries if e.first <= found.first <= e.last]
         if covering:
-            assert found.origin is covering[0].origin
+            assert found.reason is covering[0].reason
             assert covering[0].first <= found.first <= found.last <= covering[0].last
         else:
-            assert str(found.origin) == "every other destination"
+            assert str(found.reason) == "every other destination"
 
 
 def check_difference(left: DecisionMap, right: DecisionMap, others: Sequence[int]) -> None:
@@ -151,7 +151,7 @@ def test_a_map_cut_in_another_way_for_other_reasons_is_equal_and_hashes_alike(
     for entry in decisions.ranges:
         ends = sorted({cut for cut in cuts if entry.first < cut <= entry.last})
         for first, after in zip([entry.first, *ends], [*ends, entry.last + 1], strict=True):
-            pieces.append(Entry(first, after - 1, entry.verdict, Origin(f"piece at {first}")))
+            pieces.append(Entry(first, after - 1, entry.verdict, Stated(f"piece at {first}")))
     other = DecisionMap(decisions.family, reversed(pieces), KEEP)
     assert other == decisions
     assert hash(other) == hash(decisions)
@@ -202,7 +202,7 @@ def test_a_map_equals_no_other_thing_and_shows_where_verdicts_begin() -> None:
 
 
 def test_first_match_takes_any_verdicts_and_joins_ranges_of_one_reason() -> None:
-    found = first_match(V4, [Entry(5, 9, "a", HERE), Entry(10, 12, "a", HERE)], "b", Origin("rest"))
+    found = first_match(V4, [Entry(5, 9, "a", HERE), Entry(10, 12, "a", HERE)], "b", Stated("rest"))
     assert [(e.first, e.last, e.verdict) for e in found] == [
         (0, 4, "b"),
         (5, 12, "a"),

@@ -9,7 +9,7 @@ from hypothesis import given
 
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.assemble import LINK_LOCAL, Wish, assemble_family
-from ipmasq_agent.policy.decisions import Origin, Verdict
+from ipmasq_agent.policy.decisions import Stated, Verdict
 from ipmasq_agent.policy.model import (
     Action,
     Capabilities,
@@ -66,7 +66,7 @@ def test_guards_and_actions_count_unless_nothing_is_masqueraded(policy: FamilyPo
 def test_link_local_comes_first_and_each_family_gets_its_own_entries() -> None:
     ten, seven = Prefix(V4, 10 << 24, 8), Prefix(V6, 0xFD << 120, 8)
     wish = Wish(
-        non_masquerade=((seven, Origin("b")), (ten, Origin("a"))),
+        non_masquerade=((seven, Stated("b")), (ten, Stated("a"))),
         masquerade_link_local=frozenset({V6}),
         families=(V4, V6),
         ports=(PortRange(5, 6),),
@@ -78,4 +78,4 @@ def test_link_local_comes_first_and_each_family_gets_its_own_entries() -> None:
     assert first == [LINK_LOCAL[V4].first, ten.first]
     assert [entry.first for entry in policy[V6].decisions.entries] == [seven.first]
     assert policy[V4].action == Action((PortRange(5, 6),), random_fully=False)
-    assert "masqLinkLocal: false" in policy[V4].decisions.entries[0].origin.text
+    assert "masqLinkLocal: false" in str(policy[V4].decisions.entries[0].reason)

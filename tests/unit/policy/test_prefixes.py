@@ -12,7 +12,7 @@ from tests.unit.strategies import FAMILIES, VERDICTS, prefixes
 
 Pairs = list[tuple[Prefix, Origin]]
 PAIRS = st.lists(
-    st.tuples(FAMILIES.flatmap(prefixes), st.integers(1, 9).map(lambda n: Origin("x", "cm", n))),
+    st.tuples(FAMILIES.flatmap(prefixes), st.integers(1, 9).map(lambda n: Origin("x", "cm", n, 1))),
     max_size=8,
 )
 

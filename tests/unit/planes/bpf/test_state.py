@@ -21,7 +21,7 @@ from ipmasq_agent.planes.bpf.state import (
     plan,
 )
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict
+from ipmasq_agent.policy.decisions import DecisionMap, Entry, Stated, Verdict
 from ipmasq_agent.policy.model import Action, FamilyPolicy, Guards, PortRange
 from tests.unit.planes.bpf.node import NOTHING, PRESENT, empty, on_a_node, without
 from tests.unit.strategies import ANY_POLICY, FAMILIES, addresses, policies, prefixes
@@ -30,7 +30,7 @@ V4 = Family.IPV4
 
 
 def policy(*kept: tuple[int, int], **guards: tuple[str, ...]) -> FamilyPolicy:
-    entries = [Entry(first, last, Verdict.NON_MASQUERADE, Origin("x")) for first, last in kept]
+    entries = [Entry(first, last, Verdict.NON_MASQUERADE, Stated("x")) for first, last in kept]
     return FamilyPolicy(DecisionMap(V4, entries), Guards(devices=guards.get("devices")))
 
 

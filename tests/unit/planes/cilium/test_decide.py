@@ -29,7 +29,7 @@ def decide(prefixes: list[str], destination: str, native: str = "") -> tuple[Ver
         "cilium_ipmasq_v4",
     )
     entry = policy.decisions.decide(address)
-    return entry.verdict, str(entry.origin)
+    return entry.verdict, str(entry.reason)
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,13 @@ def test_nodes_of_the_cluster_keep_the_pods_address_and_entries_are_named_before
     prefixes = [cilium.read_prefix("10.0.0.0/30")]
     decisions = cilium.policy_of(Family.IPV6, prefixes, nodes, "map").decisions
     kept = decisions.decide(parse_address("fd00::1")[1])
-    assert (kept.verdict, str(kept.origin)) == (
+    assert (kept.verdict, str(kept.reason)) == (
         Verdict.NON_MASQUERADE,
         "address of a node of the cluster",
     )
     assert decisions.decide(parse_address("fd00::2")[1]).verdict is Verdict.MASQUERADE
     decisions = cilium.policy_of(Family.IPV4, prefixes, nodes, "map").decisions
-    assert str(decisions.decide(parse_address("10.0.0.1")[1]).origin) == "10.0.0.0/30 (map)"
+    assert str(decisions.decide(parse_address("10.0.0.1")[1]).reason) == "10.0.0.0/30 (map)"
 
 
 @pytest.mark.parametrize(("text", "masquerades"), [("true", True), ("false", False), ("", False)])

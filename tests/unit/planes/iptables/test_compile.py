@@ -27,7 +27,7 @@ from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.rule import Rule
 from ipmasq_agent.planes.rules.table import Chain, Table, empty_table
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict
+from ipmasq_agent.policy.decisions import DecisionMap, Entry, Stated, Verdict
 from ipmasq_agent.policy.model import Action, FamilyPolicy, FixedSource
 from tests.golden.cases import CASES
 from tests.memory import MemoryPlane
@@ -67,7 +67,7 @@ def test_a_great_many_policies_survive_the_round_trip(
 
 
 def test_what_is_unknown_cannot_be_compiled() -> None:
-    unknown = DecisionMap(V4, [Entry(0, 1, Verdict.UNKNOWN, Origin("rule 3"))])
+    unknown = DecisionMap(V4, [Entry(0, 1, Verdict.UNKNOWN, Stated("rule 3"))])
     with pytest.raises(ValueError, match="rule 3"):
         compile_policy(FamilyPolicy(unknown), Placement())
 

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipmasq_agent.planes.interpretation import Interpretation
+from ipmasq_agent.planes.interpretation import Decider, Interpretation
 from ipmasq_agent.planes.iptables.interpret import interpret
 from ipmasq_agent.planes.iptables.text import parse_rule
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.table import Chain, Table
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
-from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict
+from ipmasq_agent.policy.decisions import DecisionMap, Entry, Stated, Verdict
 from ipmasq_agent.policy.model import (
     Action,
     FamilyPolicy,
@@ -59,12 +59,14 @@ def reason(
     made: Table, destination: str, source: str | None = None
 ) -> tuple[str | None, int | None]:
     decisions = reading(made, source).policy.decisions
-    origin = decisions.decide(parse_address(destination)[1]).origin
-    return origin.document, origin.line
+    found = decisions.decide(parse_address(destination)[1]).reason
+    return found[:2] if isinstance(found, Decider) else (None, None)
 
 
 def listed(made: Table, source: str | None = None) -> list[tuple[str, int, Verdict]]:
-    return [(e.chain, e.position, e.verdict) for e in reading(made, source).exceptions]
+    return [
+        (e.rule.where, e.rule.position or 0, e.verdict) for e in reading(made, source).exceptions
+    ]
 
 
 MASQ, KEEP, UNKNOWN = Verdict.MASQUERADE, Verdict.NON_MASQUERADE, Verdict.UNKNOWN
@@ -438,8 +440,8 @@ def test_a_policy_that_was_read_has_the_shape_of_one_that_is_made() -> None:
         DecisionMap(
             V4,
             [
-                Entry(0xA9FE0000, 0xA9FEFFFF, KEEP, Origin("x")),
-                Entry(10 << 24, (11 << 24) - 1, KEEP, Origin("y")),
+                Entry(0xA9FE0000, 0xA9FEFFFF, KEEP, Stated("x")),
+                Entry(10 << 24, (11 << 24) - 1, KEEP, Stated("y")),
             ],
         )
     )

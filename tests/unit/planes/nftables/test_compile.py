@@ -26,9 +26,10 @@ from ipmasq_agent.planes.nftables.rules import (
 from ipmasq_agent.planes.nftables.state import Hook, Kind, NftChain, NftSet, NftTable, addresses
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.decisions import DecisionMap, Entry, Origin, Verdict
+from ipmasq_agent.policy.decisions import DecisionMap, Entry, Stated, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy
 from tests.contract.policies import policy, prefix
+from tests.reasons import decider
 from tests.unit.strategies import ANY_POLICY, FAMILIES, policies
 
 PLACEMENT = Placement()
@@ -108,7 +109,7 @@ def test_a_very_large_policy_comes_in_parts_and_a_change_stays_in_one(family: Fa
 
     def large(numbers: range) -> FamilyPolicy:
         made = [
-            Entry(base + n * 2 * step, base + n * 2 * step, Verdict.NON_MASQUERADE, Origin("e"))
+            Entry(base + n * 2 * step, base + n * 2 * step, Verdict.NON_MASQUERADE, Stated("e"))
             for n in numbers
         ]
         return FamilyPolicy(DecisionMap(family, made))
@@ -125,8 +126,10 @@ def test_a_very_large_policy_comes_in_parts_and_a_change_stays_in_one(family: Fa
     understood = interpret(before).policy
     assert understood == wanted
     decided = understood.decisions.decide(base)
-    assert decided.origin.text.startswith(f"{'ip' if family is Family.IPV4 else 'ip6'} daddr @keep")
-    assert decided.origin.text.endswith(f"with {family.show(base)} in it")
+    assert decider(decided.reason).text.startswith(
+        f"{'ip' if family is Family.IPV4 else 'ip6'} daddr @keep"
+    )
+    assert decider(decided.reason).text.endswith(f"with {family.show(base)} in it")
 
 
 def test_ports_are_drawn_in_proportion_and_fixed_sources_come_first() -> None:
@@ -210,8 +213,8 @@ def test_a_rule_that_cannot_be_read_makes_what_it_may_decide_unknown() -> None:
     assert understood.decisions.decide(kept.first).verdict is Verdict.NON_MASQUERADE
     decided = understood.decisions.decide(kept.last + 1)
     assert decided.verdict is Verdict.UNKNOWN
-    assert decided.origin.text == "(not understood: payload, cmp, immediate)"
-    assert (decided.origin.document, decided.origin.line) == (POSTROUTING, 3)
+    assert decider(decided.reason).text == "(not understood: payload, cmp, immediate)"
+    assert decider(decided.reason)[:2] == (POSTROUTING, 3)
 
 
 def test_a_rule_for_some_packets_only_is_an_exception_where_it_decides_otherwise() -> None:
@@ -234,7 +237,7 @@ def test_a_set_of_sources_is_a_guard_and_is_answered_for_one_source() -> None:
     assert interpret(table, source=inside).policy == wanted
     decided = interpret(table, source=outside).policy.decisions.decide(0)
     assert decided.verdict is Verdict.NON_MASQUERADE
-    assert decided.origin.text == "ip saddr != @sources return"
+    assert decider(decided.reason).text == "ip saddr != @sources return"
 
 
 def test_guards_out_of_place_or_of_nobody_are_told_as_exceptions() -> None:
@@ -246,7 +249,7 @@ def test_guards_out_of_place_or_of_nobody_are_told_as_exceptions() -> None:
         "rule 3 of postrouting: ip saddr != @sources return"
     ]
     empty = replace(table, sets={**table.sets, SOURCES: addresses(Family.IPV4, (), ())})
-    assert [e.text for e in interpret(empty).exceptions] == ["ip saddr != @sources return"]
+    assert [e.rule.text for e in interpret(empty).exceptions] == ["ip saddr != @sources return"]
     nobody = interpret(empty, source=1).policy.decisions
     assert nobody.verdicts == {Verdict.NON_MASQUERADE}
 

@@ -13,7 +13,7 @@ from ipmasq_agent.planes.rules.hook import BaseChain, Hook, joined, neighbours
 from ipmasq_agent.planes.rules.matching import ANY, question
 from ipmasq_agent.planes.rules.table import Chain, Table
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
-from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
+from ipmasq_agent.policy.decisions import DecisionMap, Stated, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import FamilyPolicy, Guards
 
 V4 = Family.IPV4
@@ -21,7 +21,7 @@ KEEP, MASQ, UNKNOWN = Verdict.NON_MASQUERADE, Verdict.MASQUERADE, Verdict.UNKNOW
 TENS = Prefix(V4, 10 << 24, 8)
 PODS = Prefix(V4, 0xAC140000, 16)
 KEPT, TAKEN = TENS.first, 9 << 24
-POLICY = FamilyPolicy(DecisionMap(V4, [entry_of_prefix(TENS, KEEP, Origin("10.0.0.0/8"))]))
+POLICY = FamilyPolicy(DecisionMap(V4, [entry_of_prefix(TENS, KEEP, Stated("10.0.0.0/8"))]))
 
 
 def base(*rules: str, own: str | None = None, place: str = "", priority: int = 100) -> BaseChain:
