@@ -10,7 +10,8 @@ from typing import Any, cast
 
 from ipmasq_agent.planes.plane import Desired, Plan, Plane, State
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import NO_FACTS, Facts, Wish, assemble_family
+from ipmasq_agent.policy.assemble import Wish, assemble_family
+from ipmasq_agent.policy.facts import NO_FACTS, Facts
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
 
 

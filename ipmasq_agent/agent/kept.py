@@ -9,31 +9,43 @@ from __future__ import annotations
 import base64
 import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from ipmasq_agent.errors import SourceError
 from ipmasq_agent.logs import event
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.assemble import Need
+from ipmasq_agent.policy.facts import NODE_ADDRESSES, OWN_POD_CIDRS, Fact
 from ipmasq_agent.sources import Document, Part
 from ipmasq_agent.sources.state_dir import StateDir
 
 Value = TypeVar("Value")
 
-# Of each fact that the API tells: into JSON and back.
-_FORMS: Mapping[Need, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
-    Need.NODE_ADDRESSES: (
+
+class _Form(NamedTuple, Generic[Value]):
+    """How a fact is kept: the name of its file, and the way into JSON and back."""
+
+    fact: Fact[Value]
+    kind: str
+    into: Callable[[Value], Any]
+    back: Callable[[Any], Value]
+
+
+# Of each fact that the API tells.
+_FORMS: tuple[_Form[Any], ...] = (
+    _Form(
+        NODE_ADDRESSES,
         "nodes",
         lambda value: sorted((family.value, address) for family, address in value),
         lambda kept: frozenset((Family(family), int(address)) for family, address in kept),
     ),
-    Need.POD_CIDRS: (
+    _Form(
+        OWN_POD_CIDRS,
         "pod-cidrs",
         lambda value: [(p.family.value, p.first, p.length) for p in value],
         lambda kept: tuple(Prefix(Family(family), int(a), int(n)) for family, a, n in kept),
     ),
-}
+)
 
 
 class Kept:
@@ -47,8 +59,8 @@ class Kept:
     def __init__(self, state: StateDir, *, documents: bool) -> None:
         self._state = state
         self._documents = documents
-        self._facts: dict[Need, Any] = {}  # to be kept
-        self._written: dict[Need, Any] = {}
+        self._facts: dict[Fact[Any], Any] = {}  # to be kept
+        self._written: dict[Fact[Any], Any] = {}
         self._failure: str | None = None
 
     def keep_document(self, document: Document) -> bool:
@@ -59,17 +71,18 @@ class Kept:
         value = {"name": document.name, "revision": document.revision, "parts": parts}
         return self._write("document", value | {"time": time.strftime("%FT%TZ", time.gmtime())})
 
-    def note(self, need: Need, value: Any) -> None:
+    def note(self, fact: Fact[Value], value: Value) -> None:
         """Have what was learnt kept by ``keep_facts``, where it is the API that tells it."""
-        if need in _FORMS:
-            self._facts[need] = value
+        self._facts[fact] = value
 
     def keep_facts(self) -> None:
         """Keep what was learnt since; what cannot be kept is tried again the next time."""
-        for need, value in list(self._facts.items()):
-            kind, into, _ = _FORMS[need]
-            if self._written.get(need) == value or self._write(kind, into(value)):
-                self._written[need] = self._facts.pop(need)
+        for fact, kind, into, _ in _FORMS:
+            value = self._facts.get(fact)
+            if value is None:
+                continue
+            if self._written.get(fact) == value or self._write(kind, into(value)):
+                self._written[fact] = self._facts.pop(fact)
 
     def document(self) -> Document | None:
         """Return the document that was kept, if there is one and it can be trusted."""
@@ -88,10 +101,10 @@ class Kept:
         )
         return document
 
-    def facts(self) -> dict[Need, Any]:
+    def facts(self) -> dict[Fact[Any], Any]:
         """Return the facts that were kept."""
-        kept = {need: self._read(kind, back) for need, (kind, _, back) in _FORMS.items()}
-        return {need: value for need, value in kept.items() if value is not None}
+        kept = {form.fact: self._read(form.kind, form.back) for form in _FORMS}
+        return {fact: value for fact, value in kept.items() if value is not None}
 
     def _read(self, kind: str, back: Callable[[Any], Value]) -> Value | None:
         try:

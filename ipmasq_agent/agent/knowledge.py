@@ -13,7 +13,8 @@ from typing import Any
 
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.logs import event
-from ipmasq_agent.policy.assemble import NO_FACTS, Need, Wish
+from ipmasq_agent.policy.assemble import Wish
+from ipmasq_agent.policy.facts import NO_FACTS, Fact
 from ipmasq_agent.sources import FactEvent, FactSource, Learnt
 
 
@@ -31,12 +32,12 @@ class Knowledge:
         self._source = source
         self._wish: Wish | None = None
         self._facts = NO_FACTS
-        self._followed: frozenset[Need] = frozenset()
-        self._required: frozenset[Need] = frozenset()  # of the source, which took it
-        self._errors: dict[Need, str] = {}
-        self._kept: Mapping[Need, Any] = {}
+        self._followed: frozenset[Fact[Any]] = frozenset()
+        self._required: frozenset[Fact[Any]] = frozenset()  # of the source, which took it
+        self._errors: dict[Fact[Any], str] = {}
+        self._kept: Mapping[Fact[Any], Any] = {}
 
-    def recall(self, kept: Mapping[Need, Any]) -> None:
+    def recall(self, kept: Mapping[Fact[Any], Any]) -> None:
         """Take facts of before this process for the first wish, until their sources answer."""
         self._kept = kept
 
@@ -45,7 +46,7 @@ class Knowledge:
         self._wish = wish
         self._watch()
 
-    def follow(self, needs: frozenset[Need]) -> None:
+    def follow(self, needs: frozenset[Fact[Any]]) -> None:
         """Have also watched what the data plane in use depends on."""
         self._followed = needs
         if self._needs != self._required:
@@ -53,19 +54,18 @@ class Knowledge:
 
     def _watch(self) -> None:
         needs = self._needs
-        for need in frozenset(Need) - needs:
-            self._facts = self._facts.with_(need, None)
-            self._errors.pop(need, None)
-        for need in self._facts.missing(needs):
-            if need in self._kept:
-                self._facts = self._facts.with_(need, self._kept[need])
-                self._errors[need] = "nothing was heard of them since the agent started"
+        self._facts = self._facts.only(needs)
+        self._errors = {fact: why for fact, why in self._errors.items() if fact in needs}
+        for fact in self._facts.missing(needs):
+            if fact in self._kept:
+                self._facts = self._facts.with_(fact, self._kept[fact])
+                self._errors[fact] = "nothing was heard of them since the agent started"
         self._kept = {}
         self._source.require(needs)
         self._required = needs
 
     @property
-    def _needs(self) -> frozenset[Need]:
+    def _needs(self) -> frozenset[Fact[Any]]:
         return self._followed | (self._wish.needs if self._wish else frozenset())
 
     def learn(self, events: Iterable[FactEvent]) -> bool:
@@ -73,22 +73,22 @@ class Knowledge:
         before = self._facts
         needs, called = self._needs, False
         for item in events:
-            if item.need not in needs:
+            if item.fact not in needs:
                 continue
-            called |= item.need in self._followed
+            called |= item.fact in self._followed
             if isinstance(item, Learnt):
-                self._facts = self._facts.with_(item.need, item.value)
-                if self._errors.pop(item.need, None) is not None:
-                    event(logging.INFO, "known again", what=item.need.value)
-            elif self._errors.get(item.need) != str(item.error):
-                self._errors[item.need] = str(item.error)
-                event(logging.ERROR, "not known", what=item.need.value, error=str(item.error))
+                self._facts = self._facts.with_(item.fact, item.value)
+                if self._errors.pop(item.fact, None) is not None:
+                    event(logging.INFO, "known again", what=item.fact.what)
+            elif self._errors.get(item.fact) != str(item.error):
+                self._errors[item.fact] = str(item.error)
+                event(logging.ERROR, "not known", what=item.fact.what, error=str(item.error))
         return self._wish is not None and (called or self._wish.sees(before, self._facts))
 
     @property
     def sources(self) -> Mapping[str, str | None]:
         """Each fact that is watched now → why its source fails, or None where it does not."""
-        return {need.value: self._errors.get(need) for need in Need if need in self._needs}
+        return {fact.what: self._errors.get(fact) for fact in sorted(self._needs)}
 
     def settle(self) -> None:
         """Make the newest wish the intent if all that it needs is known."""
@@ -103,6 +103,6 @@ class Knowledge:
         if not waiting and (kept is None or fresh or kept.wish.sees(kept.facts, self._facts)):
             self.intent = Intent(self._wish, self._facts)
 
-    def _missing(self, need: Need) -> str:
-        why = self._errors.get(need)
-        return f"waiting for {need.value}" + (f": {why}" if why else "")
+    def _missing(self, fact: Fact[Any]) -> str:
+        why = self._errors.get(fact)
+        return f"waiting for {fact.what}" + (f": {why}" if why else "")

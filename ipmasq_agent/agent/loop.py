@@ -252,7 +252,7 @@ class Agent:
         needed |= self._knowledge.learn(facts)
         for each in facts:
             if self._kept and isinstance(each, Learnt):
-                self._kept.note(each.need, each.value)
+                self._kept.note(each.fact, each.value)
         if reload:
             event(logging.INFO, "reload asked for")
             self.source.refresh()

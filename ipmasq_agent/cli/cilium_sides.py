@@ -15,7 +15,7 @@ from ipmasq_agent.errors import ConfigError, HostError, KernelReadError, SourceE
 from ipmasq_agent.planes.cilium import decide as cilium
 from ipmasq_agent.planes.cilium import maps as bpf_maps
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.assemble import Need
+from ipmasq_agent.policy.facts import NODE_ADDRESSES
 from ipmasq_agent.policy.model import FamilyPolicy
 
 CILIUM_CONFIG = "kube-system/cilium-config"
@@ -162,15 +162,19 @@ class CiliumSides:
         return routable
 
     def _nodes(self, notes: list[str]) -> frozenset[tuple[Family, int]]:
-        need = Need.NODE_ADDRESSES
         try:
-            known = wiring.fact_source(self.settings).gather(frozenset({need})).node_addresses
+            known = (
+                wiring.fact_source(self.settings)
+                .gather(frozenset({NODE_ADDRESSES}))
+                .get(NODE_ADDRESSES)
+            )
             why = ""
         except SourceError as error:
             known, why = None, f" ({error.message})"
         if known is None:
             notes.append(
-                f"it never masquerades packets to {need.value}, which are not known here{why}"
+                f"it never masquerades packets to {NODE_ADDRESSES.what}, "
+                f"which are not known here{why}"
             )
         return known or frozenset()
 

@@ -16,7 +16,8 @@ from ipmasq_agent.config.model import Config
 from ipmasq_agent.errors import UsageError
 from ipmasq_agent.host import seat
 from ipmasq_agent.planes import detect
-from ipmasq_agent.policy.assemble import Facts, Wish
+from ipmasq_agent.policy.assemble import Wish
+from ipmasq_agent.policy.facts import Facts
 from ipmasq_agent.sources import Document, FactSource, Source
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from ipmasq_agent.netlink.rt import (
     list_routes,
 )
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import Links
+from ipmasq_agent.policy.facts import Links
 
 # include/uapi/linux/if_arp.h: Ethernet and what looks like it. Tunnels, PPP and devices
 # without addresses of their own begin their packets with the IP header.

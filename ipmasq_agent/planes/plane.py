@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ipmasq_agent.planes.interpretation import Interpretation
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import Need
+from ipmasq_agent.policy.facts import Fact
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
 
 
@@ -53,7 +53,7 @@ class Plane(abc.ABC, Generic[State, Desired, Plan]):
     other's state by its own in one change; nothing is left to clean after such a move."""
     glances: bool = False
     """The kernel does not tell when somebody takes away what is ours, so we look now and then."""
-    needs: frozenset[Need] = frozenset()
+    needs: frozenset[Fact[Any]] = frozenset()
     """Facts of the host whose change calls for a pass, whatever the document says."""
 
     @abc.abstractmethod

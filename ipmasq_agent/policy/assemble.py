@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ipmasq_agent.policy.addresses import Family, Prefix
@@ -18,6 +18,16 @@ from ipmasq_agent.policy.decisions import (
     Stated,
     Verdict,
     first_match,
+)
+from ipmasq_agent.policy.facts import (
+    ADDRESSES,
+    LINKS,
+    NO_FACTS,
+    NODE_ADDRESSES,
+    OWN_POD_CIDRS,
+    ROUTES,
+    Fact,
+    Facts,
 )
 from ipmasq_agent.policy.model import (
     Action,
@@ -48,67 +58,6 @@ class Auto(enum.Enum):
 
 
 AUTO = Auto.AUTO
-
-
-class Need(enum.Enum):
-    """A fact that a policy may depend on, beside the document and the flags."""
-
-    NODE_ADDRESSES = "the addresses of the cluster's nodes"
-    POD_CIDRS = "the pod CIDRs of this node"
-    LINKS = "the network devices of this node"
-    ROUTES = "the routes of this node"
-    HOOKS = "the addresses of this node's devices, and the filters on them"
-    ADDRESSES = "the addresses of this node"
-
-
-@dataclass(frozen=True, slots=True)
-class Links:
-    """The devices of the node: every name, and those that lead out as we detect them."""
-
-    names: tuple[str, ...]
-    egress: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What was learnt from host and cluster; None is "not learnt yet", never "nothing".
-
-    Attributes:
-        node_addresses: InternalIP and ExternalIP of every node of the cluster.
-        pod_cidrs: those of this node.
-        links: its devices.
-        routes: destination and preferred source of each route that forwarded packets
-            take; None for a source where the route leaves it to the device.
-        addresses: those of the node's devices, whatever tells one state from another. No
-            policy depends on them, but whether replies come back does.
-        hooks: whatever tells that addresses of devices changed. No policy depends on it,
-            but what some data planes must write does.
-    """
-
-    node_addresses: frozenset[tuple[Family, int]] | None = None
-    pod_cidrs: tuple[Prefix, ...] | None = None
-    links: Links | None = None
-    routes: tuple[tuple[Prefix, int | None], ...] | None = None
-    hooks: Any = None
-    addresses: Any = None
-
-    def with_(self, need: Need, value: Any) -> Facts:
-        """Return the facts with one of them learnt, or forgotten where ``value`` is None."""
-        return replace(self, **{_FIELDS[need]: value})
-
-    def missing(self, needs: frozenset[Need]) -> list[Need]:
-        """Return those of ``needs`` that have not been learnt."""
-        return [n for n in Need if n in needs and getattr(self, _FIELDS[n]) is None]
-
-
-_FIELDS = {
-    Need.NODE_ADDRESSES: "node_addresses",
-    Need.POD_CIDRS: "pod_cidrs",
-    Need.LINKS: "links",
-    Need.ROUTES: "routes",
-    Need.HOOKS: "hooks",
-    Need.ADDRESSES: "addresses",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +94,13 @@ class Wish:
     large_past: int = MANY_RULES
 
     @property
-    def needs(self) -> frozenset[Need]:
+    def needs(self) -> frozenset[Fact[Any]]:
         """The facts without which this cannot be made into a policy."""
-        asked = {
-            Need.NODE_ADDRESSES: self.exempt_node_addresses,
-            Need.POD_CIDRS: self.pod_cidrs is AUTO,
-            Need.LINKS: self.egress_interfaces is not None,
-            Need.ROUTES: AUTO in self.snat.values(),
+        asked: dict[Fact[Any], bool] = {
+            NODE_ADDRESSES: self.exempt_node_addresses,
+            OWN_POD_CIDRS: self.pod_cidrs is AUTO,
+            LINKS: self.egress_interfaces is not None,
+            ROUTES: AUTO in self.snat.values(),
         }
         return frozenset(need for need, needed in asked.items() if needed)
 
@@ -161,14 +110,14 @@ class Wish:
         return None if isinstance(source, Auto) else source
 
     @property
-    def follows(self) -> frozenset[Need]:
+    def follows(self) -> frozenset[Fact[Any]]:
         """Facts whose change calls for another look, though no policy depends on them."""
         named = any(self.named_source(family) is not None for family in self.families)
-        return frozenset({Need.ADDRESSES} if named else ())
+        return frozenset({ADDRESSES} if named else ())
 
     def is_large(self, facts: Facts) -> bool:
         """Whether one rule for each prefix would be too many for each packet to pass."""
-        nodes = facts.node_addresses if self.exempt_node_addresses else None
+        nodes = facts.get(NODE_ADDRESSES) if self.exempt_node_addresses else None
         size = len(self.non_masquerade) + len(self.masquerade) + len(nodes or ())
         return size > self.large_past
 
@@ -177,11 +126,7 @@ class Wish:
         # The devices of pods come and go all the time; those that a pattern takes do not.
         if _devices(self, before) != _devices(self, after):
             return True
-        fields = [_FIELDS[need] for need in self.needs - {Need.LINKS}]
-        return any(getattr(before, name) != getattr(after, name) for name in fields)
-
-
-NO_FACTS = Facts()
+        return any(before.get(fact) != after.get(fact) for fact in self.needs - {LINKS})
 
 
 def assemble_family(
@@ -194,7 +139,7 @@ def assemble_family(
     """
     missing = facts.missing(wish.needs)
     if missing:
-        raise ValueError(f"not known yet: {', '.join(need.value for need in missing)}")
+        raise ValueError(f"not known yet: {', '.join(fact.what for fact in missing)}")
     action = Action(
         wish.ports,
         wish.random_fully and capabilities.random_fully,
@@ -227,7 +172,7 @@ def _entries(wish: Wish, family: Family, facts: Facts) -> Entries:
         reason = Stated("exemptNodeIPs: address of a node")
         ours += (
             (Prefix(family, address, family.bits), reason)
-            for its_family, address in sorted(facts.node_addresses or (), key=lambda a: a[1])
+            for its_family, address in sorted(facts.get(NODE_ADDRESSES) or (), key=lambda a: a[1])
             if its_family is family
         )
     if family not in wish.masquerade_link_local and not own.holds(LINK_LOCAL[family]):
@@ -242,7 +187,7 @@ def _entries(wish: Wish, family: Family, facts: Facts) -> Entries:
 
 
 def _sources(wish: Wish, family: Family, facts: Facts) -> tuple[Prefix, ...] | None:
-    cidrs = facts.pod_cidrs if wish.pod_cidrs is AUTO else wish.pod_cidrs
+    cidrs = facts.get(OWN_POD_CIDRS) if wish.pod_cidrs is AUTO else wish.pod_cidrs
     if cidrs is None or isinstance(cidrs, Auto):
         return None
     sources = collapsed(prefix for prefix in cidrs if prefix.family is family)
@@ -269,11 +214,12 @@ def _siblings(left: Prefix, right: Prefix) -> bool:
 
 
 def _devices(wish: Wish, facts: Facts) -> tuple[str, ...] | None:
-    if wish.egress_interfaces is None or facts.links is None:
+    links = facts.get(LINKS)
+    if wish.egress_interfaces is None or links is None:
         return None
     if isinstance(wish.egress_interfaces, Auto):
-        return tuple(sorted(facts.links.egress))
-    return tuple(sorted(matching(wish.egress_interfaces, facts.links.names)))
+        return tuple(sorted(links.egress))
+    return tuple(sorted(matching(wish.egress_interfaces, links.names)))
 
 
 def matching(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -308,7 +254,7 @@ def _fixed_sources(
         return ()
     if not isinstance(snat, Auto):
         return (FixedSource(0, family.last_address, snat),)
-    routes = [(prefix, a) for prefix, a in facts.routes or () if prefix.family is family]
+    routes = [(prefix, a) for prefix, a in facts.get(ROUTES) or () if prefix.family is family]
     routes.sort(key=lambda route: -route[0].length)
     reason = Stated("route")
     entries = [Entry(prefix.first, prefix.last, a, reason) for prefix, a in routes]

@@ -11,10 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from ipmasq_agent.errors import AgentError
-from ipmasq_agent.policy.assemble import Facts, Need
+from ipmasq_agent.policy.facts import Fact, Facts
+
+T = TypeVar("T")
 
 
 class Part(NamedTuple):
@@ -108,22 +110,22 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Learnt:
-    """A fact as it is now; ``value`` is what ``Facts`` holds of it."""
+class Learnt(Generic[T]):
+    """A fact as it is now."""
 
-    need: Need
-    value: Any
+    fact: Fact[T]
+    value: T
 
 
 @dataclass(frozen=True, slots=True)
 class NotLearnt:
     """A fact cannot be had at the moment; what was learnt before stays true until told."""
 
-    need: Need
+    fact: Fact[Any]
     error: AgentError
 
 
-FactEvent = Learnt | NotLearnt
+FactEvent = Learnt[Any] | NotLearnt
 
 
 class FactSource(Protocol):
@@ -132,10 +134,10 @@ class FactSource(Protocol):
     def start(self, sink: Callable[[FactEvent], None]) -> None:
         """Say where to deliver. Nothing is asked of anybody before ``require``."""
 
-    def require(self, needs: frozenset[Need]) -> None:
+    def require(self, needs: frozenset[Fact[Any]]) -> None:
         """Watch these facts from now on, and no others; each is delivered when known."""
 
-    def gather(self, needs: frozenset[Need]) -> Facts:
+    def gather(self, needs: frozenset[Fact[Any]]) -> Facts:
         """Return these facts once, without ``start``, for verbs that do not watch.
 
         Raises:

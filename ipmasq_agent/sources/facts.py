@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ipmasq_agent.policy.assemble import NO_FACTS, Facts, Need
+from ipmasq_agent.policy.facts import NO_FACTS, OWN_POD_CIDRS, Fact, Facts
 from ipmasq_agent.sources import FactEvent
 from ipmasq_agent.sources.network import HOST, NetworkWatch, read_network
 
@@ -43,13 +43,13 @@ class HostAndCluster:
         self._node = node or os.environ.get("NODE_NAME") or socket.gethostname().strip().lower()
         self._lock = threading.Lock()
         self._sink: Callable[[FactEvent], None] | None = None
-        self._watchers: dict[frozenset[Need], _Watcher] = {}
+        self._watchers: dict[frozenset[Fact[Any]], _Watcher] = {}
 
     def start(self, sink: Callable[[FactEvent], None]) -> None:
         """Say where to deliver."""
         self._sink = sink
 
-    def require(self, needs: frozenset[Need]) -> None:
+    def require(self, needs: frozenset[Fact[Any]]) -> None:
         """Watch these facts from now on; what was watched before is told again only if new.
 
         Raises:
@@ -66,16 +66,15 @@ class HostAndCluster:
                 watcher = self._watchers[group] = self._watcher(group, self._sink)
                 watcher.start()
 
-    def gather(self, needs: frozenset[Need]) -> Facts:
+    def gather(self, needs: frozenset[Fact[Any]]) -> Facts:
         """Return these facts once.
 
         Raises:
             SourceError: one of them cannot be had.
         """
         facts = NO_FACTS
-        for need in Need:
-            if need in needs:
-                facts = facts.with_(need, self._read(need))
+        for fact in sorted(needs):
+            facts = facts.with_(fact, self._read(fact))
         return facts
 
     def refresh(self) -> None:
@@ -92,21 +91,21 @@ class HostAndCluster:
 
     # The library of the Kubernetes API is 30 MB of memory: loaded for those who ask it.
 
-    def _watcher(self, group: frozenset[Need], sink: Callable[[FactEvent], None]) -> _Watcher:
+    def _watcher(self, group: frozenset[Fact[Any]], sink: Callable[[FactEvent], None]) -> _Watcher:
         if group <= HOST:
             return NetworkWatch(group, sink)
-        [need] = group
-        return self._of_nodes(need, sink)
+        [fact] = group
+        return self._of_nodes(fact, sink)
 
-    def _read(self, need: Need) -> Any:
-        return read_network(need) if need in HOST else self._of_nodes(need, _nowhere).read()
+    def _read(self, fact: Fact[Any]) -> Any:
+        return read_network(fact) if fact in HOST else self._of_nodes(fact, _nowhere).read()
 
     def _of_nodes(
-        self, need: Need, sink: Callable[[FactEvent], None]
+        self, fact: Fact[Any], sink: Callable[[FactEvent], None]
     ) -> NodeAddresses | OwnPodCidrs:
         from ipmasq_agent.sources import nodes
 
-        if need is Need.POD_CIDRS:
+        if fact is OWN_POD_CIDRS:
             return nodes.OwnPodCidrs(sink, self._node, kubeconfig=self._kubeconfig)
         return nodes.NodeAddresses(sink, kubeconfig=self._kubeconfig)
 

@@ -7,7 +7,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from ipmasq_agent.errors import AgentError, KernelReadError
 from ipmasq_agent.host.devices import list_devices, read_links
@@ -23,28 +23,40 @@ from ipmasq_agent.netlink.rt import (
     Overrun,
     list_addresses,
 )
-from ipmasq_agent.policy.assemble import Need
+from ipmasq_agent.policy.facts import ADDRESSES, HOOKS, LINKS, ROUTES, Fact
 from ipmasq_agent.sources import FactEvent, Learnt, NotLearnt
 from ipmasq_agent.sources.pace import Pace
 
-READERS: Mapping[Need, Callable[[], Any]] = {
-    Need.LINKS: read_links,
-    Need.ROUTES: preferred_sources,
-    Need.HOOKS: list_devices,
-    Need.ADDRESSES: lambda: frozenset(list_addresses()),
-}
+T = TypeVar("T")
+
+
+class HostFact(NamedTuple, Generic[T]):
+    """A fact of this network namespace, and how the kernel is asked for it."""
+
+    fact: Fact[T]
+    read: Callable[[], T]
+
+
+HOST_FACTS: tuple[HostFact[Any], ...] = (
+    HostFact(LINKS, read_links),
+    HostFact(ROUTES, preferred_sources),
+    HostFact(HOOKS, list_devices),
+    HostFact(ADDRESSES, lambda: frozenset(list_addresses())),
+)
+READERS: Mapping[Fact[Any], Callable[[], Any]] = dict(HOST_FACTS)
 HOST = frozenset(READERS)
 # A pod that comes makes a dozen messages within some 50 ms; a node may get 200 at once.
 QUIET, LATE = 0.1, 1.0
 
 
-def read_network(need: Need) -> Any:
+def read_network(fact: Fact[T]) -> T:
     """Return devices or routes as they are now.
 
     Raises:
         KernelReadError: the kernel does not list them.
     """
-    return READERS[need]()
+    value: T = READERS[fact]()
+    return value
 
 
 class NetworkWatch:
@@ -58,10 +70,10 @@ class NetworkWatch:
         tell: called from the thread.
     """
 
-    def __init__(self, needs: frozenset[Need], tell: Callable[[FactEvent], None]) -> None:
+    def __init__(self, needs: frozenset[Fact[Any]], tell: Callable[[FactEvent], None]) -> None:
         self.needs = needs
         self._tell = tell
-        self._told: dict[Need, Any] = {}
+        self._told: dict[Fact[Any], Any] = {}
         self._pace = Pace(QUIET, LATE)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._asked = threading.Event()
@@ -106,9 +118,9 @@ class NetworkWatch:
     def _failed(self, error: AgentError) -> None:
         # What is read next is told, also where nothing has changed: it ends the failure.
         self._told.clear()
-        for need in sorted(self.needs, key=lambda need: need.value):
+        for fact in sorted(self.needs):
             if not self._stopping:
-                self._tell(NotLearnt(need, error))
+                self._tell(NotLearnt(fact, error))
 
     def _follow(self, changes: Changes) -> None:
         poll = select.poll()
@@ -141,21 +153,21 @@ class NetworkWatch:
         """
         if message.kind in (DELETED_FILTER, DELETED_QDISC):
             # It is told also though nothing else has changed: that is all there is to tell.
-            self._told.pop(Need.HOOKS, None)
-            return Need.HOOKS in self.needs
+            self._told.pop(HOOKS, None)
+            return HOOKS in self.needs
         if message.kind in TRAFFIC_CONTROL:
             return False
-        return Need.ROUTES in self.needs or message.route_length in (None, 0)
+        return ROUTES in self.needs or message.route_length in (None, 0)
 
     def _look(self) -> None:
         started = time.monotonic()
         asked = self._asked.is_set()
         self._asked.clear()
-        for need in sorted(self.needs, key=lambda need: need.value):
-            value = READERS[need]()
-            if asked or need not in self._told or self._told[need] != value:
-                self._told[need] = value
+        for fact in sorted(self.needs):
+            value = READERS[fact]()
+            if asked or fact not in self._told or self._told[fact] != value:
+                self._told[fact] = value
                 if not self._stopping:
-                    self._tell(Learnt(need, value))
+                    self._tell(Learnt(fact, value))
         ended = time.monotonic()
         self._pace.told(ended, took=ended - started)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from ipmasq_agent.errors import AgentError, SourceError, SourceUnavailable
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
-from ipmasq_agent.policy.assemble import Need
+from ipmasq_agent.policy.facts import NODE_ADDRESSES, OWN_POD_CIDRS
 from ipmasq_agent.sources import FactEvent, Learnt, NotLearnt
 from ipmasq_agent.sources.kube_access import Permission, explained
 from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
@@ -115,14 +115,14 @@ class NodeAddresses:
         self._paced.note()
 
     def _work(self) -> None:
-        self._tell(Learnt(Need.NODE_ADDRESSES, _all_of(self._latest)))
+        self._tell(Learnt(NODE_ADDRESSES, _all_of(self._latest)))
         failure = self._failure
         if failure is not None:  # it came while there was still something to tell
-            self._tell(NotLearnt(Need.NODE_ADDRESSES, failure))
+            self._tell(NotLearnt(NODE_ADDRESSES, failure))
 
     def _failed(self, error: AgentError) -> None:
         self._failure = error
-        self._tell(NotLearnt(Need.NODE_ADDRESSES, error))
+        self._tell(NotLearnt(NODE_ADDRESSES, error))
 
     def _explain(self, refusal: ApiRefusal) -> SourceError:
         return explained(refusal, self._api, "the nodes of the cluster", Permission("nodes"))
@@ -176,13 +176,13 @@ class OwnPodCidrs:
 
     def _found(self, found: Found[JsonObject | None]) -> None:
         try:
-            event: FactEvent = Learnt(Need.POD_CIDRS, self._cidrs(found.value))
+            event: FactEvent = Learnt(OWN_POD_CIDRS, self._cidrs(found.value))
         except SourceError as error:
-            event = NotLearnt(Need.POD_CIDRS, error)
+            event = NotLearnt(OWN_POD_CIDRS, error)
         self._tell(event)
 
     def _failed(self, error: AgentError) -> None:
-        self._tell(NotLearnt(Need.POD_CIDRS, _instead(error)))
+        self._tell(NotLearnt(OWN_POD_CIDRS, _instead(error)))
 
     def _cidrs(self, node: JsonObject | None) -> tuple[Prefix, ...]:
         """Return what a Node says.

@@ -33,7 +33,7 @@ from ipmasq_agent.planes.bpf import hooks as bpf_hooks
 from ipmasq_agent.planes.bpf.plane import BpfPlane
 from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import Facts
+from ipmasq_agent.policy.facts import LINKS, NO_FACTS
 from ipmasq_agent.policy.model import PortRange
 from tests.kernel.pins import placement
 from tests.netns import Namespace
@@ -209,7 +209,7 @@ _ETHTOOL, _OFFLOADS = 0x8946, (0x15, 0x17, 0x1F, 0x24)
 
 def bring(backend: AnyPlane, text: str, flags: Flags = FLAGS) -> None:
     wish = parse_document(text.encode(), "cm", flags).config.wish(flags)
-    outcomes = reconcile(backend, Intent(wish, Facts(links=read_links())))
+    outcomes = reconcile(backend, Intent(wish, NO_FACTS.with_(LINKS, read_links())))
     assert [str(o.error) for o in outcomes.values() if o.error] == []
 
 

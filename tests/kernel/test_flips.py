@@ -23,7 +23,7 @@ from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.planes import detect
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import Facts, Links
+from ipmasq_agent.policy.facts import LINKS, NO_FACTS, Links
 from tests import oracle
 from tests.kernel.crossing import PLANS, Crossing, crossing
 from tests.kernel.flows import KEPT, MASQUERADED, both, count_in, flowing, verify
@@ -109,7 +109,7 @@ def text(document: dict[str, Any]) -> str:
 
 def intents(documents: Sequence[dict[str, Any]]) -> list[Intent]:
     parsed = (parse_document(text(document).encode(), "cm", FLAGS) for document in documents)
-    facts = Facts(links=Links(("eth0", "eth1", "lo", "pod0", "pod1"), ("eth0", "eth1")))
+    facts = NO_FACTS.with_(LINKS, Links(("eth0", "eth1", "lo", "pod0", "pod1"), ("eth0", "eth1")))
     return [Intent(one.config.wish(FLAGS), facts) for one in parsed]
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
@@ -16,7 +16,7 @@ from ipmasq_agent.host.devices import egress_devices, read_links
 from ipmasq_agent.host.routes import preferred_sources
 from ipmasq_agent.netlink.rt import Overrun
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
-from ipmasq_agent.policy.assemble import Links, Need
+from ipmasq_agent.policy.facts import LINKS, ROUTES, Fact, Links
 from ipmasq_agent.sources import FactEvent, NotLearnt, network
 from ipmasq_agent.sources.facts import HostAndCluster
 from ipmasq_agent.sources.network import LATE
@@ -45,8 +45,8 @@ def test_devices_that_cannot_be_read_for_a_moment_are_told_again_though_they_are
     in_ns: Namespace, watching: Watching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ip(in_ns, *veth("eth0", "addr add 192.0.2.2/24 dev eth0"))
-    source, told = watching(Need.LINKS)
-    told.value(Need.LINKS, lambda links: links.egress == ("eth0",))
+    source, told = watching(LINKS)
+    told.value(LINKS, lambda links: links.egress == ("eth0",))
     reads = iter([KernelReadError("not now"), ValueError("a secret")])
 
     def fails_twice() -> Links:
@@ -54,9 +54,9 @@ def test_devices_that_cannot_be_read_for_a_moment_are_told_again_though_they_are
             raise error
         return read_links()
 
-    monkeypatch.setattr(network, "READERS", {Need.LINKS: fails_twice})
+    monkeypatch.setattr(network, "READERS", {LINKS: fails_twice})
     source.refresh()
-    told.value(Need.LINKS, lambda _: len(told.events) == 4)
+    told.value(LINKS, lambda _: len(told.events) == 4)
     first, second = (event for event in told.events if isinstance(event, NotLearnt))
     assert first.error.message == "not now"
     assert second.error.message == "the thread network-watch failed unexpectedly (ValueError)"
@@ -67,14 +67,14 @@ def contains(wanted: object, values: tuple[object, ...]) -> bool:
 
 
 class Watching(Protocol):
-    def __call__(self, *needs: Need) -> tuple[HostAndCluster, Told]: ...
+    def __call__(self, *needs: Fact[Any]) -> tuple[HostAndCluster, Told]: ...
 
 
 @pytest.fixture
 def watching(in_ns: Namespace) -> Iterator[Watching]:
     sources = []
 
-    def watch(*needs: Need) -> tuple[HostAndCluster, Told]:
+    def watch(*needs: Fact[Any]) -> tuple[HostAndCluster, Told]:
         source, told = HostAndCluster(), Told()
         sources.append(source)
         source.start(told)
@@ -114,10 +114,10 @@ def test_host_ends_of_pods_pairs_that_have_an_address_lead_to_their_pods(
         for number in range(PODS):
             add_pod(in_ns, pods, number)
         assert egress_devices() == ("eth0",)
-        _, told = watching(Need.LINKS)
-        told.value(Need.LINKS, lambda links: len(links.names) > PODS)
+        _, told = watching(LINKS)
+        told.value(LINKS, lambda links: len(links.names) > PODS)
         add_pod(in_ns, pods, PODS)
-        more = told.value(Need.LINKS, lambda links: f"gke{PODS:03}" in links.names)
+        more = told.value(LINKS, lambda links: f"gke{PODS:03}" in links.names)
         assert more.egress == ("eth0",)
 
 
@@ -251,76 +251,75 @@ def test_routes_of_pods_say_nothing_that_the_route_around_them_does_not(
 
 def test_gathering_answers_once(in_ns: Namespace) -> None:
     ip(in_ns, *veth("eth0", "addr add 192.0.2.2/24 dev eth0"))
-    facts = HostAndCluster().gather(frozenset({Need.LINKS, Need.ROUTES}))
-    assert facts.links == Links(("eth0", "eth0-far", "lo"), ("eth0",))
-    assert facts.routes is not None
-    assert [str(prefix) for prefix, _ in facts.routes] == ["192.0.2.0/24"]
+    facts = HostAndCluster().gather(frozenset({LINKS, ROUTES}))
+    assert facts.get(LINKS) == Links(("eth0", "eth0-far", "lo"), ("eth0",))
+    assert [str(prefix) for prefix, _ in facts.get(ROUTES) or ()] == ["192.0.2.0/24"]
 
 
 # Watching
 
 
 def test_a_device_that_comes_and_goes_is_told(in_ns: Namespace, watching: Watching) -> None:
-    _, told = watching(Need.LINKS)
-    assert told.value(Need.LINKS, lambda links: True) == Links(("lo",), ())
+    _, told = watching(LINKS)
+    assert told.value(LINKS, lambda links: True) == Links(("lo",), ())
     ip(in_ns, *veth("eth0"))
-    told.value(Need.LINKS, lambda links: "eth0" in links.names and links.egress == ())
+    told.value(LINKS, lambda links: "eth0" in links.names and links.egress == ())
     ip(in_ns, "addr add 192.0.2.2/24 dev eth0")
-    told.value(Need.LINKS, lambda links: links.egress == ("eth0",))
+    told.value(LINKS, lambda links: links.egress == ("eth0",))
     ip(in_ns, "link set eth0 down", "link set eth0 name uplink0", "link set uplink0 up")
-    told.value(Need.LINKS, lambda links: links.egress == ("uplink0",))
+    told.value(LINKS, lambda links: links.egress == ("uplink0",))
     ip(in_ns, "link del uplink0")
-    told.value(Need.LINKS, lambda links: links == Links(("lo",), ()))
+    told.value(LINKS, lambda links: links == Links(("lo",), ()))
 
 
 def test_a_default_route_that_comes_and_goes_is_told(in_ns: Namespace, watching: Watching) -> None:
     ip(in_ns, *veth("veth1"))
-    _, told = watching(Need.LINKS)
-    told.value(Need.LINKS, lambda links: links.egress == ())
+    _, told = watching(LINKS)
+    told.value(LINKS, lambda links: links.egress == ())
     ip(in_ns, "route add ::/0 dev veth1")
-    told.value(Need.LINKS, lambda links: links.egress == ("veth1",))
+    told.value(LINKS, lambda links: links.egress == ("veth1",))
     ip(in_ns, "route del ::/0 dev veth1")
-    told.value(Need.LINKS, lambda links: links.egress == ())
+    told.value(LINKS, lambda links: links.egress == ())
 
 
 def test_a_preferred_source_that_changes_is_told(in_ns: Namespace, watching: Watching) -> None:
     ip(in_ns, *veth("eth0", "addr add 192.0.2.2/24 dev eth0", "addr add 192.0.2.3/24 dev eth0"))
-    _, told = watching(Need.ROUTES)
-    told.value(Need.ROUTES, lambda routes: len(routes) == 1)
+    _, told = watching(ROUTES)
+    told.value(ROUTES, lambda routes: len(routes) == 1)
     for source in ("192.0.2.3", "192.0.2.2"):
         ip(in_ns, f"route replace default via 192.0.2.1 src {source}")
         wanted = (Prefix(Family.IPV4, 0, 0), parse_address(source)[1])
-        told.value(Need.ROUTES, functools.partial(contains, wanted))
+        told.value(ROUTES, functools.partial(contains, wanted))
 
 
 def test_pods_that_come_by_the_hundred_are_told_of_a_few_times(
     in_ns: Namespace, watching: Watching
 ) -> None:
-    _, told = watching(Need.LINKS, Need.ROUTES)
-    told.value(Need.LINKS, lambda links: True)
-    told.value(Need.ROUTES, lambda routes: True)
+    _, told = watching(LINKS, ROUTES)
+    told.value(LINKS, lambda links: True)
+    told.value(ROUTES, lambda routes: True)
     began = time.monotonic()
     for number in range(100):
         ip(in_ns, *veth(f"veth{number}", f"route add 10.244.0.{number} dev veth{number}"))
-    told.value(Need.LINKS, lambda links: len(links.names) == 201)
+    told.value(LINKS, lambda links: len(links.names) == 201)
     seconds = time.monotonic() - began
     assert len(told.events) <= 3 + seconds / LATE * 2
-    assert [each.need for each in told.events].count(Need.ROUTES) == 1
+    assert [each.fact for each in told.events].count(ROUTES) == 1
 
 
 def test_what_is_no_longer_required_is_no_longer_told(in_ns: Namespace, watching: Watching) -> None:
-    source, told = watching(Need.LINKS)
-    told.value(Need.LINKS, lambda links: True)
-    source.require(frozenset({Need.ROUTES}))
-    told.value(Need.ROUTES, lambda routes: routes == ())
+    source, told = watching(LINKS)
+    told.value(LINKS, lambda links: True)
+    source.require(frozenset({ROUTES}))
+    told.value(ROUTES, lambda routes: routes == ())
     ip(in_ns, *veth("eth0", "addr add 192.0.2.2/24 dev eth0"))
-    told.value(Need.ROUTES, lambda routes: len(routes) == 1)
-    assert [each.need for each in told.events].count(Need.LINKS) == 1
+    told.value(ROUTES, lambda routes: len(routes) == 1)
+    assert [each.fact for each in told.events].count(LINKS) == 1
 
 
 def test_refresh_tells_again_what_has_not_changed(in_ns: Namespace, watching: Watching) -> None:
-    source, told = watching(Need.LINKS)
-    told.value(Need.LINKS, lambda links: True)
+    source, told = watching(LINKS)
+    told.value(LINKS, lambda links: True)
     source.refresh()
     told.wait(lambda: len(told.events) == 2)
 
@@ -344,12 +343,12 @@ def test_messages_that_were_lost_are_made_good_by_reading(
     monkeypatch.setattr("ipmasq_agent.netlink.rt.Overrun", Counted)
     source = HostAndCluster()
     source.start(held)
-    source.require(frozenset({Need.LINKS}))
+    source.require(frozenset({LINKS}))
     try:
-        told.value(Need.LINKS, lambda links: True)
+        told.value(LINKS, lambda links: True)
         ip(in_ns, *(f"link add br{number} type bridge" for number in range(100)))
         released.set()
-        told.value(Need.LINKS, lambda links: len(links.names) == 101)
+        told.value(LINKS, lambda links: len(links.names) == 101)
     finally:
         released.set()
         source.stop()

@@ -19,7 +19,7 @@ from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.planes import detect
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import Facts, Links
+from ipmasq_agent.policy.facts import LINKS, NO_FACTS, Links
 from ipmasq_agent.policy.model import parse_port_ranges
 from tests.kernel.crossing import PLANS, Crossing, arrivals, crossing
 from tests.kernel.pins import placement
@@ -154,7 +154,7 @@ def test_five_thousand_packets_do(backend: str, family: Family, node: Crossing) 
 def check_packets(backend: str, family: Family, node: Crossing, policies: int) -> None:
     """Send the same packets under the same random documents, whatever the backend."""
     random = Random(f"{family.value} packets")
-    facts = Facts(links=Links(DEVICES, ("eth0", "eth1")))
+    facts = NO_FACTS.with_(LINKS, Links(DEVICES, ("eth0", "eth1")))
     number = masqueraded = 0
     with node.node.entered(), node.listening(family) as listener:
         made = detect.make(backend, placement())

@@ -8,13 +8,21 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
 from ipmasq_agent.errors import AccessDenied, SourceError, SourceUnavailable
 from ipmasq_agent.policy.addresses import parse_address
-from ipmasq_agent.policy.assemble import Need
+from ipmasq_agent.policy.facts import (
+    ADDRESSES,
+    HOOKS,
+    LINKS,
+    NODE_ADDRESSES,
+    OWN_POD_CIDRS,
+    ROUTES,
+    Fact,
+)
 from ipmasq_agent.sources import Learnt, nodes
 from ipmasq_agent.sources.facts import HostAndCluster
 from tests.kube.cluster import DEADLINE
@@ -22,7 +30,7 @@ from tests.kube.node_cluster import NodeCluster, node_object
 from tests.unit.agent.support import Bench
 from tests.unit.sources.told import Told
 
-NODES, OWN = Need.NODE_ADDRESSES, Need.POD_CIDRS
+NODES, OWN = NODE_ADDRESSES, OWN_POD_CIDRS
 FORBIDDEN = (
     'nodes is forbidden: User "system:serviceaccount:kube-system:masq" cannot list '
     'resource "nodes" in API group "" at the cluster scope'
@@ -55,12 +63,12 @@ def source(cluster: NodeCluster, tmp_path: Path) -> Iterator[HostAndCluster]:
 
 
 class Watching(Protocol):
-    def __call__(self, *needs: Need) -> Told: ...
+    def __call__(self, *needs: Fact[Any]) -> Told: ...
 
 
 @pytest.fixture
 def watching(source: HostAndCluster) -> Watching:
-    def watch(*needs: Need) -> Told:
+    def watch(*needs: Fact[Any]) -> Told:
         told = Told()
         source.start(told)
         source.require(frozenset(needs))
@@ -219,7 +227,8 @@ def test_a_list_that_is_asked_for_once_is_begun_anew_too(
 ) -> None:
     cluster.forgets_after_pages, cluster.forgets = 2, 2
     cluster.join(*many(0, 3 * nodes.PAGE))
-    assert len(source.gather(frozenset({NODES})).node_addresses or ()) == 3 * nodes.PAGE
+    found = source.gather(frozenset({NODES})).get(NODES)
+    assert len(found or ()) == 3 * nodes.PAGE
 
 
 def test_a_list_that_is_always_forgotten_is_tried_until_it_is_not(
@@ -331,7 +340,7 @@ def test_five_thousand_nodes_that_come_and_go_are_told_of_a_few_times(
 GROWTH = """
 import re, sys, threading
 from ipmasq_agent.errors import SourceError
-from ipmasq_agent.policy.assemble import Need
+from ipmasq_agent.policy.facts import NODE_ADDRESSES, OWN_POD_CIDRS
 from ipmasq_agent.sources.facts import HostAndCluster
 
 def megabytes():
@@ -339,12 +348,12 @@ def megabytes():
 
 source = HostAndCluster(kubeconfig=sys.argv[1], node="node0")
 try:
-    source.gather(frozenset({Need.POD_CIDRS}))  # loads the library
+    source.gather(frozenset({OWN_POD_CIDRS}))  # loads the library
 except SourceError:
     before = megabytes()
 told = threading.Event()
 source.start(lambda event: told.set())
-source.require(frozenset({Need.NODE_ADDRESSES}))
+source.require(frozenset({NODE_ADDRESSES}))
 told.wait(60)
 source.stop()
 print(megabytes() - before)
@@ -425,7 +434,7 @@ def test_a_node_of_an_old_cluster_has_one_pod_cidr(
     node = node_object("node-a")
     node["spec"] = {"podCIDR": "10.244.1.0/24"}
     cluster.join(node)
-    [cidr] = source.gather(frozenset({OWN})).pod_cidrs or ()
+    [cidr] = source.gather(frozenset({OWN})).get(OWN) or ()
     assert str(cidr) == "10.244.1.0/24"
 
 
@@ -444,7 +453,7 @@ def test_the_name_of_the_node_comes_from_the_environment(
     cluster.join(node_object("node-b", cidrs=("10.244.2.0/24",)))
     monkeypatch.setenv("NODE_NAME", "node-b")
     facts = HostAndCluster(kubeconfig=str(tmp_path / "kubeconfig")).gather(frozenset({OWN}))
-    assert [str(cidr) for cidr in facts.pod_cidrs or ()] == ["10.244.2.0/24"]
+    assert [str(cidr) for cidr in facts.get(OWN_POD_CIDRS) or ()] == ["10.244.2.0/24"]
 
 
 def test_outside_a_cluster_pod_cidrs_can_be_written_down(
@@ -461,8 +470,10 @@ def test_gathering_asks_for_all_that_is_needed(
     cluster: NodeCluster, source: HostAndCluster
 ) -> None:
     cluster.join(node_object("node-a", cidrs=("10.244.1.0/24",), InternalIP="192.0.2.1"))
-    facts = source.gather(frozenset(Need))
-    assert facts.missing(frozenset(Need)) == []
-    assert facts.node_addresses == set_of("192.0.2.1")
-    assert facts.links is not None
-    assert "lo" in facts.links.names
+    needs: frozenset[Fact[Any]] = frozenset({NODES, OWN, ADDRESSES, HOOKS, LINKS, ROUTES})
+    facts = source.gather(needs)
+    assert facts.missing(needs) == []
+    assert facts.get(NODE_ADDRESSES) == set_of("192.0.2.1")
+    links = facts.get(LINKS)
+    assert links is not None
+    assert "lo" in links.names

@@ -23,7 +23,7 @@ from ipmasq_agent.planes.bpf.state import Desired, Device, Hook, Plan, Rules, Ta
 from ipmasq_agent.planes.interpretation import Interpretation
 from ipmasq_agent.planes.plane import Plane
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import Need
+from ipmasq_agent.policy.facts import HOOKS, LINKS
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
 
 V = TypeVar("V")
@@ -48,7 +48,7 @@ class BpfPlane(Plane[Table, Desired, Plan]):
 
     name = place = "bpf"
     glances = True  # links of tcx go without a word
-    needs = frozenset({Need.LINKS, Need.HOOKS})
+    needs = frozenset({LINKS, HOOKS})
 
     def __init__(self, pins: Path, flows: int | None = None) -> None:
         self._pins = pins

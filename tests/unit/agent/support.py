@@ -15,7 +15,7 @@ from ipmasq_agent.errors import HostError, SourceUnavailable
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.table import Table
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import NO_FACTS, Facts, Need
+from ipmasq_agent.policy.facts import NO_FACTS, ROUTES, Fact, Facts
 from ipmasq_agent.policy.model import Capabilities
 from ipmasq_agent.sources import (
     Document,
@@ -31,7 +31,7 @@ from tests.memory import MemoryPlane
 
 DEADLINE = 20.0
 # No wish of the benches' needs it, so nobody takes note of it.
-_NOTHING = NotLearnt(Need.ROUTES, SourceUnavailable("nobody asks"))
+_NOTHING = NotLearnt(ROUTES, SourceUnavailable("nobody asks"))
 
 
 class ScriptedSource:
@@ -63,17 +63,17 @@ class ScriptedFacts:
     """A fact source that says nothing by itself and remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.required: frozenset[Need] = frozenset()
+        self.required: frozenset[Fact[Any]] = frozenset()
         self.refreshed = 0
         self.stopped = False
 
     def start(self, sink: Callable[[FactEvent], None]) -> None:
         return None
 
-    def require(self, needs: frozenset[Need]) -> None:
+    def require(self, needs: frozenset[Fact[Any]]) -> None:
         self.required = needs
 
-    def gather(self, needs: frozenset[Need]) -> Facts:
+    def gather(self, needs: frozenset[Fact[Any]]) -> Facts:
         return NO_FACTS
 
     def refresh(self) -> None:
@@ -163,12 +163,12 @@ class Bench:
             self.agent.turn()
             wake.cancel()
 
-    def learn(self, need: Need, value: Any) -> None:
+    def learn(self, need: Fact[Any], value: Any) -> None:
         """Let a fact be learnt, and the agent take its turn."""
         self.agent.events.put(Learnt(need, value))
         self.agent.turn()
 
-    def fact_fails(self, need: Need, message: str) -> None:
+    def fact_fails(self, need: Fact[Any], message: str) -> None:
         self.agent.events.put(NotLearnt(need, SourceUnavailable(message)))
         self.agent.turn()
 

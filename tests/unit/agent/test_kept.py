@@ -11,7 +11,7 @@ import pytest
 from ipmasq_agent.agent.kept import Kept
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.assemble import Need
+from ipmasq_agent.policy.facts import HOOKS, NODE_ADDRESSES, OWN_POD_CIDRS
 from ipmasq_agent.sources.state_dir import StateDir
 from tests.unit.agent.support import Bench
 
@@ -115,14 +115,14 @@ def test_a_kept_document_that_the_flags_do_not_allow_changes_nothing(restart: Re
 def test_the_facts_that_a_kept_document_needs_are_kept_with_it(restart: Restart) -> None:
     first = restart()
     first.document(NODES, "7")
-    first.learn(Need.NODE_ADDRESSES, frozenset({NODE_1}))
+    first.learn(NODE_ADDRESSES, frozenset({NODE_1}))
     bench = restart()
     bench.resync()
     assert bench.chain() == ["1.1.1.1/32", "10.0.0.0/8"]
     bench.document(NODES, "7")
     assert not bench.agent.status.ready
     assert "nothing was heard of them since the agent started" in bench.agent.status.why_not_ready()
-    bench.learn(Need.NODE_ADDRESSES, frozenset({NODE_1}))
+    bench.learn(NODE_ADDRESSES, frozenset({NODE_1}))
     assert bench.agent.status.ready
 
 
@@ -131,7 +131,7 @@ def test_a_document_in_a_file_is_read_there_and_its_facts_are_those_that_were_ke
 ) -> None:
     first = restart(documents=False)
     first.document(NODES, "7")
-    first.learn(Need.NODE_ADDRESSES, frozenset({NODE_1}))
+    first.learn(NODE_ADDRESSES, frozenset({NODE_1}))
     bench = restart(documents=False)
     bench.resync()
     assert bench.backend.transactions == 0
@@ -148,13 +148,13 @@ def test_facts_come_back_as_they_were(tmp_path: Path) -> None:
     cidrs = (Prefix(V4, 10 << 24, 24), Prefix(V6, 0xFD << 120, 64))
     state = StateDir(str(tmp_path / "state"), "x")
     kept = Kept(state, documents=True)
-    kept.note(Need.NODE_ADDRESSES, nodes)
-    kept.note(Need.POD_CIDRS, cidrs)
-    kept.note(Need.HOOKS, object())
+    kept.note(NODE_ADDRESSES, nodes)
+    kept.note(OWN_POD_CIDRS, cidrs)
+    kept.note(HOOKS, object())
     kept.keep_facts()
     found = Kept(state, documents=True).facts()
-    assert found == {Need.NODE_ADDRESSES: nodes, Need.POD_CIDRS: cidrs}
-    assert isinstance(found[Need.POD_CIDRS][0], Prefix)
+    assert found == {NODE_ADDRESSES: nodes, OWN_POD_CIDRS: cidrs}
+    assert isinstance(found[OWN_POD_CIDRS][0], Prefix)
 
 
 def test_what_cannot_be_kept_is_said_once_and_disturbs_nothing(
@@ -178,7 +178,7 @@ def test_what_could_not_be_kept_is_kept_as_soon_as_it_can_be(
     first.document(TEN, "1")
     (tmp_path / "state").chmod(0o777)  # as a disk that is full for a while
     first.document(f"masqLinkLocalIPv6: true\n{NODES}", "2")
-    first.learn(Need.NODE_ADDRESSES, frozenset({NODE_1}))
+    first.learn(NODE_ADDRESSES, frozenset({NODE_1}))
     first.document("nonsense: [", "3")
     (tmp_path / "state").chmod(0o700)
     first.resync()

@@ -15,7 +15,8 @@ from ipmasq_agent.config.model import Flags
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.host.routes import Delivery
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import AUTO, Need, Wish
+from ipmasq_agent.policy.assemble import AUTO, Wish
+from ipmasq_agent.policy.facts import ADDRESSES
 
 FLAGS = Flags(enable_ipv6=True)
 
@@ -59,7 +60,7 @@ def test_a_kernel_that_does_not_answer_is_a_doubt() -> None:
 
 
 def test_addresses_are_followed_for_named_ones_only() -> None:
-    assert wish().follows == {Need.ADDRESSES}
+    assert wish().follows == {ADDRESSES}
     assert wish("snatAddress: auto-route").follows == frozenset()
     assert wish("{}").follows == frozenset()
     assert wish("snatAddress: auto-route").snat == dict.fromkeys(Family, AUTO)

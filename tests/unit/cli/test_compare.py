@@ -15,7 +15,7 @@ from ipmasq_agent import cli
 from ipmasq_agent.cli import wiring
 from ipmasq_agent.errors import SourceUnavailable
 from ipmasq_agent.policy.addresses import parse_address
-from ipmasq_agent.policy.assemble import NO_FACTS, Facts, Need
+from ipmasq_agent.policy.facts import NO_FACTS, NODE_ADDRESSES, Fact, Facts
 
 Compare = Callable[..., tuple[int, str, str]]
 NONE = ("--native-routing-cidr", "none")
@@ -172,19 +172,16 @@ def test_what_cannot_be_compared_is_an_error_with_its_reason(
 class Nodes:
     """A cluster of two nodes, as a source of facts."""
 
-    def gather(self, needs: frozenset[Need]) -> Facts:
+    def gather(self, needs: frozenset[Fact[Any]]) -> Facts:
         if not needs:
             return NO_FACTS
-        assert needs == {Need.NODE_ADDRESSES}
-        return Facts(
-            node_addresses=frozenset(
-                parse_address(text) for text in ("203.0.113.1", "203.0.113.2", "2001:db8::1")
-            )
-        )
+        assert needs == {NODE_ADDRESSES}
+        addresses = ("203.0.113.1", "203.0.113.2", "2001:db8::1")
+        return NO_FACTS.with_(NODE_ADDRESSES, frozenset(map(parse_address, addresses)))
 
 
 class NoNodes:
-    def gather(self, needs: frozenset[Need]) -> Facts:
+    def gather(self, needs: frozenset[Fact[Any]]) -> Facts:
         if needs:
             raise SourceUnavailable("nobody knows")
         return NO_FACTS

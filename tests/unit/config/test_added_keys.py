@@ -10,8 +10,17 @@ from ipmasq_agent.config.document import oversize, parse_document, parse_documen
 from ipmasq_agent.config.model import Config, Flags
 from ipmasq_agent.errors import ConfigError
 from ipmasq_agent.policy.addresses import Family, parse_address
-from ipmasq_agent.policy.assemble import AUTO, Facts, Links, assemble_family
+from ipmasq_agent.policy.assemble import AUTO, assemble_family
 from ipmasq_agent.policy.decisions import Verdict
+from ipmasq_agent.policy.facts import (
+    LINKS,
+    NO_FACTS,
+    NODE_ADDRESSES,
+    OWN_POD_CIDRS,
+    ROUTES,
+    Facts,
+    Links,
+)
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy, FixedSource, Guards
 
 V4, V6 = Family.IPV4, Family.IPV6
@@ -97,7 +106,7 @@ def test_an_exception_between_two_entries_is_not_called_needless() -> None:
 
 
 def test_what_is_routed_natively_and_nodes_keep_the_pods_address() -> None:
-    nodes = Facts(node_addresses=frozenset({(V4, 0x01020304), (V6, 7)}))
+    nodes = NO_FACTS.with_(NODE_ADDRESSES, frozenset({(V4, 0x01020304), (V6, 7)}))
     text = "nativeRoutingCIDRs: [9.0.0.0/8]\nexemptNodeIPs: true\nmasqueradeCIDRs: [1.2.3.4/32]\n"
     assert decided(text, "9.1.1.1", nodes) == (KEEP, "9.0.0.0/8 (cm:1)")
     assert decided(text, "1.2.3.4", nodes) == (KEEP, "exemptNodeIPs: address of a node")
@@ -121,8 +130,8 @@ def test_sources_are_the_fewest_prefixes_of_each_family() -> None:
 def test_the_nodes_own_pod_cidrs_are_a_fact() -> None:
     own = read("podCIDRs: [172.20.7.0/24]").pod_cidrs
     assert isinstance(own, tuple)
-    assert policy("podCIDRs: auto", facts=Facts(pod_cidrs=own)).guards.sources == own
-    assert policy("podCIDRs: auto", facts=Facts(pod_cidrs=())).masquerades is False
+    assert policy("podCIDRs: auto", facts=NO_FACTS.with_(OWN_POD_CIDRS, own)).guards.sources == own
+    assert policy("podCIDRs: auto", facts=NO_FACTS.with_(OWN_POD_CIDRS, ())).masquerades is False
 
 
 @pytest.mark.parametrize(
@@ -137,12 +146,12 @@ def test_the_nodes_own_pod_cidrs_are_a_fact() -> None:
     ],
 )
 def test_devices_are_taken_by_patterns(patterns: str, taken: tuple[str, ...]) -> None:
-    links = Facts(links=Links(("lo", "eth0", "eth1", "bond0"), ("eth1",)))
+    links = NO_FACTS.with_(LINKS, Links(("lo", "eth0", "eth1", "bond0"), ("eth1",)))
     assert policy(f"egressInterfaces: {patterns}", facts=links).guards.devices == taken
 
 
 def test_where_no_device_matches_nothing_is_masqueraded_and_the_reason_is_said() -> None:
-    made = policy("egressInterfaces: [wlan*]", facts=Facts(links=Links(("lo",), ())))
+    made = policy("egressInterfaces: [wlan*]", facts=NO_FACTS.with_(LINKS, Links(("lo",), ())))
     assert made.masquerades is False
     assert "egressInterfaces" in str(made.decisions.decide(1).reason)
 
@@ -196,7 +205,7 @@ def test_a_fixed_address_is_used_for_every_destination_of_its_family() -> None:
 
 def test_routes_tell_the_preferred_source_by_their_longest_prefix() -> None:
     routes = read("nativeRoutingCIDRs: [0.0.0.0/0, 10.0.0.0/8, 10.1.0.0/16]").native_routing_cidrs
-    facts = Facts(routes=tuple(zip((p for p, _ in routes), (1, None, 2), strict=True)))
+    facts = NO_FACTS.with_(ROUTES, tuple(zip((p for p, _ in routes), (1, None, 2), strict=True)))
     assert policy("snatAddress: auto-route", facts=facts).action.fixed == (
         FixedSource(0, (10 << 24) - 1, 1),
         FixedSource(0x0A010000, 0x0A01FFFF, 2),

@@ -14,16 +14,19 @@ from ipmasq_agent.planes.iptables import compile as iptables
 from ipmasq_agent.planes.nftables import compile as nftables
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.assemble import Facts, Links, assemble_family
+from ipmasq_agent.policy.assemble import assemble_family
+from ipmasq_agent.policy.facts import LINKS, NODE_ADDRESSES, OWN_POD_CIDRS, ROUTES, Facts, Links
 from ipmasq_agent.policy.model import Capabilities
 from tests.unit.config.fuzzing import fuzzed
 
 PLACEMENT = Placement()
 FACTS = Facts(
-    node_addresses=frozenset({(Family.IPV4, 0x0A000001), (Family.IPV6, 1 << 64)}),
-    pod_cidrs=(Prefix(Family.IPV4, 0x0A000000, 24), Prefix(Family.IPV6, 0xFD << 120, 64)),
-    links=Links(("lo", "eth0", "eth1", "bond0"), ("eth0",)),
-    routes=((Prefix(Family.IPV4, 0, 0), 0x0A000001), (Prefix(Family.IPV6, 0, 0), None)),
+    {
+        NODE_ADDRESSES: frozenset({(Family.IPV4, 0x0A000001), (Family.IPV6, 1 << 64)}),
+        OWN_POD_CIDRS: (Prefix(Family.IPV4, 10 << 24, 24), Prefix(Family.IPV6, 0xFD << 120, 64)),
+        LINKS: Links(("lo", "eth0", "eth1", "bond0"), ("eth0",)),
+        ROUTES: ((Prefix(Family.IPV4, 0, 0), 0x0A000001), (Prefix(Family.IPV6, 0, 0), None)),
+    }
 )
 CHUNK = 500
 

@@ -27,8 +27,9 @@ from ipmasq_agent.lab.topology import (
     SECOND_CLUSTER,
 )
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
-from ipmasq_agent.policy.assemble import Facts, Links, assemble_family
+from ipmasq_agent.policy.assemble import assemble_family
 from ipmasq_agent.policy.decisions import Verdict
+from ipmasq_agent.policy.facts import LINKS, NODE_ADDRESSES, OWN_POD_CIDRS, ROUTES, Facts, Links
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
 
 Documents = Mapping[str, str]
@@ -56,18 +57,20 @@ def policy_of(node: str, documents: Documents, family: Family, joined: set[str])
     host = next(n for n in NODES if n.name == node)
     routes = [route.split() for route in host.routes if not route.startswith("default")]
     facts = Facts(
-        node_addresses=frozenset(
-            parse_address(written(ADDRESS[name]["eth1"], family)) for name in joined
-        ),
-        pod_cidrs=(prefix(POD_CIDRS[node], family),),
-        links=Links(("cni0", "eth0", "eth1", "lo"), ("eth0", "eth1")),
-        routes=tuple(
-            (
-                prefix(words[0], family),
-                parse_address(written(words[-1], family))[1] if "src" in words else None,
-            )
-            for words in routes
-        ),
+        {
+            NODE_ADDRESSES: frozenset(
+                parse_address(written(ADDRESS[name]["eth1"], family)) for name in joined
+            ),
+            OWN_POD_CIDRS: (prefix(POD_CIDRS[node], family),),
+            LINKS: Links(("cni0", "eth0", "eth1", "lo"), ("eth0", "eth1")),
+            ROUTES: tuple(
+                (
+                    prefix(words[0], family),
+                    parse_address(written(words[-1], family))[1] if "src" in words else None,
+                )
+                for words in routes
+            ),
+        }
     )
     return assemble_family(wish, family, Capabilities(), facts)
 
