@@ -1,4 +1,4 @@
-"""What is needed of this machine, and what is told of it beside the figures."""
+"""This machine: its CPUs, its memory, and what is told of it beside the figures."""
 
 from __future__ import annotations
 
@@ -10,30 +10,13 @@ import re
 import shutil
 import socket
 import struct
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from ipmasq_agent.bench.reading import Ends
-from ipmasq_agent.bench.results import Mode
-from ipmasq_agent.errors import BenchError, MissingTool
-from ipmasq_agent.host.commands import PACKAGES, run
+from ipmasq_agent.host.commands import run
 
-TOOLS = {
-    "wrk": "wrk",
-    "nginx": "nginx-light",
-    "iperf3": "iperf3",
-    "sockperf": "sockperf",
-    "nft": "nftables",
-    "ip": "iproute2",
-    "sysctl": "procps",
-    "setpriv": "util-linux",
-    "taskset": "util-linux",
-}
-OF_BACKEND = {
-    "iptables-legacy": ("iptables-legacy-save",),
-    "iptables-nft": ("iptables-nft",),
-    "ipset": ("iptables-nft", "ipset"),
-}
 _VERSIONS = {
     "wrk": ("wrk", "-v"),
     "nginx": ("nginx", "-v"),
@@ -44,6 +27,10 @@ _VERSIONS = {
     "ipset": ("ipset", "--version"),
 }
 _ENOUGH_TO_PIN = 4
+QUIETENING = 5.0
+"""Seconds that are waited at most for the machine to become quiet."""
+_QUIET, _LOOK = 0.1, 0.05  # share of the CPUs; seconds
+_CALM, _STIR = 0.5, 1 << 18  # seconds; bytes
 # SIOCETHTOOL, and ETHTOOL_G... of include/uapi/linux/ethtool.h.
 _ETHTOOL = 0x8946
 _OFFLOADS = {"rx checksum": 0x14, "tx checksum": 0x16, "TSO": 0x1E, "GSO": 0x23, "GRO": 0x2B}
@@ -54,30 +41,23 @@ _SETTINGS = {
 }
 
 
-def check_tools(modes: Iterable[Mode]) -> None:
-    """Fail before anything is made where this machine lacks something.
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Which CPUs programs at the two ends may use, as taskset(1) takes them; "" for any."""
 
-    Raises:
-        BenchError: we are not root.
-        MissingTool: names every package that is missing.
-    """
-    if os.geteuid() != 0:
-        raise BenchError("the benchmark needs root, to make network namespaces", remedy="try sudo")
-    tools = dict(TOOLS)
-    for mode in modes:
-        tools |= {tool: PACKAGES[tool] for tool in OF_BACKEND.get(mode.backend or "", ())}
-    missing = sorted({package for tool, package in tools.items() if not shutil.which(tool)})
-    if missing:
-        raise MissingTool(
-            f"the benchmark needs programs that are not installed: {' '.join(missing)}",
-            remedy=f"apt-get install {' '.join(missing)}",
-        )
+    sender: str = ""
+    receiver: str = ""
 
 
 def ends() -> Ends:
     """Return CPUs for the sender and the receiver, where the node's work has others left."""
     count = os.cpu_count() or 1
     return Ends(str(count - 2), str(count - 1)) if count >= _ENOUGH_TO_PIN else Ends()
+
+
+def pinned(cpus: str, argv: Sequence[str]) -> list[str]:
+    """Return ``argv`` made to run on those CPUs; as it is for none."""
+    return ["taskset", "-c", cpus, *argv] if cpus else list(argv)
 
 
 def node_cpus() -> int:
@@ -124,6 +104,36 @@ def kernel_memory() -> int:
     """
     found = _meminfo()
     return sum(found[name] for name in ("Slab", "VmallocUsed", "Percpu"))
+
+
+def busy_seconds() -> float:
+    """Return for how long all CPUs together were not idle, since the start of the machine."""
+    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def settle() -> None:
+    """Wait until the machine has nothing else to do, such as to take the last rig down."""
+    deadline = time.monotonic() + QUIETENING
+    while time.monotonic() < deadline:
+        busy = busy_seconds()
+        time.sleep(_LOOK)
+        if busy_seconds() - busy <= _QUIET * _LOOK:
+            return
+
+
+def calm_memory() -> int:
+    """Return how much memory the kernel has taken, once that stays the same for a while.
+
+    It gives back what a namespace had in the background, and sleeps in between.
+    """
+    deadline = time.monotonic() + QUIETENING
+    taken, since = kernel_memory(), time.monotonic()
+    while (now := time.monotonic()) < deadline and now - since < _CALM:
+        time.sleep(_LOOK)
+        if abs((found := kernel_memory()) - taken) > _STIR:
+            taken, since = found, time.monotonic()
+    return kernel_memory()
 
 
 def _meminfo() -> dict[str, int]:

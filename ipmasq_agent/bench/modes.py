@@ -1,43 +1,35 @@
-"""What is measured, of which ways to masquerade, with how many CIDRs, and for how long."""
+"""Which ways to masquerade are measured, with how many CIDRs, and for how long."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ipmasq_agent.bench.results import LIMIT, REFERENCE, Measure, Mode
+from ipmasq_agent.bench.results import LIMIT, REFERENCE, Mode
+from ipmasq_agent.planes.registry import PLANES, PlaneRow, rows_of
+
+_WITHOUT_CONNTRACK = "bpf"  # the plane that masquerades also where nothing tracks connections
+
+
+def _of(plane: PlaneRow) -> Iterator[Mode]:
+    """Yield the modes of a plane: as it is on nodes, and as it is where it needs no more."""
+    if plane.backend == _WITHOUT_CONNTRACK:
+        yield Mode(plane.name, f"{plane.title}, connections not tracked", plane.backend, False)
+        yield Mode(f"{plane.name}+ct", plane.title, plane.backend, True)
+    else:
+        yield Mode(plane.backend, plane.title, plane.backend, True)
+
 
 MODES = (
-    Mode(LIMIT, "no NAT, connections not tracked", None, tracking=False),
-    Mode(REFERENCE, "no NAT", None, tracking=True),
-    Mode("iptables-legacy", "iptables-legacy, a rule a CIDR", "iptables-legacy", tracking=True),
-    Mode("iptables-nft", "iptables-nft, a rule a CIDR", "iptables-nft", tracking=True),
-    Mode("ipset", "iptables-nft with an ipset", "ipset", tracking=True),
-    Mode("nftables", "nftables with a set", "nftables", tracking=True),
-    Mode("bpf", "eBPF, connections not tracked", "bpf", tracking=False),
-    Mode("bpf+ct", "eBPF", "bpf", tracking=True),
+    Mode(LIMIT, "no NAT, connections not tracked", None, False),
+    Mode(REFERENCE, "no NAT", None, True),
+    # A node that nobody marked is taken for one of iptables-nft, also by what shares its name.
+    *(mode for name in dict.fromkeys(p.backend for p in PLANES) for mode in _of(rows_of(name)[0])),
 )
-MEASURES = (
-    Measure("flows", "New UDP flows", "flows/s", more_is_better=True),
-    Measure("flows-cpu", "CPU time of the machine per new flow", "s", more_is_better=False),
-    Measure("program", "Time of our eBPF program per new flow", "s", more_is_better=False),
-    Measure("connections", "TCP connections", "connections/s", more_is_better=True),
-    Measure("packets", "64-byte packets of one flow", "packets/s", more_is_better=True),
-    Measure("stream", "Throughput of one TCP stream", "bit/s", more_is_better=True),
-    Measure("streams", "Throughput of eight TCP streams", "bit/s", more_is_better=True),
-    Measure("stream-cpu", "CPU time of the machine per GB", "s", more_is_better=False),
-    Measure("latency-p50", "Latency at half load, median", "s", more_is_better=False),
-    Measure("latency-p99", "Latency at half load, 99th percentile", "s", more_is_better=False),
-    Measure("memory", "Kernel memory with 100,000 flows", "bytes", more_is_better=False),
-    Measure("load", "Time to load the CIDRs", "s", more_is_better=False),
-    Measure("change", "Time until a change of the policy holds", "s", more_is_better=False),
-)
-
 SIZES = (3, 64, 1000, 10_000, 100_000)
 """Numbers of CIDRs for new flows and connections."""
 EVERYTHING_AT = (64, 100_000)
 """Those for which all the rest is measured too."""
-_CHAINS = ("iptables-legacy", "iptables-nft")
 _LONGEST_CHAIN = 10_000
 
 
@@ -68,11 +60,21 @@ QUICK = Effort(3, (64,), (), flows=50_000)
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One mode with a policy of one size, measured in each round."""
+    """One mode with a policy of one size, measured in each round.
+
+    Attributes:
+        cidrs: how many; 0 where nothing masquerades.
+        everything: all workloads take part, not those alone that always do.
+    """
 
     mode: Mode
     cidrs: int
     everything: bool
+
+    @property
+    def title(self) -> str:
+        """Mode and size, as progress shows them."""
+        return f"{self.mode.name}, {self.cidrs:,} CIDRs" if self.mode.backend else self.mode.name
 
 
 def turns(modes: Sequence[Mode], effort: Effort) -> Iterator[Turn]:
@@ -98,4 +100,5 @@ def skipped(modes: Sequence[Mode], effort: Effort) -> list[str]:
 
 
 def _too_long(mode: Mode, cidrs: int) -> bool:
-    return mode.name in _CHAINS and cidrs > _LONGEST_CHAIN
+    chains = [plane.backend for plane in PLANES if not plane.any_size]
+    return mode.backend in chains and cidrs > _LONGEST_CHAIN

@@ -22,7 +22,7 @@ _SPREAD, _STRIDE = 250, 400
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class BlockPolicy:
     """A document of some CIDRs that keep the pod's address; all else is masqueraded.
 
     Attributes:
@@ -85,3 +85,8 @@ def _first(family: Family, block: int) -> int:
 
 def _size(family: Family) -> int:
     return 1 << family.bits - _LENGTH[family]
+
+
+def served(family: Family) -> str:
+    """Return the address at which the world serves, in the gap behind the thousandth CIDR."""
+    return family.show(in_gap(family, 1000))

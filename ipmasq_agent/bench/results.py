@@ -17,6 +17,10 @@ from ipmasq_agent.errors import BenchError
 FORMAT = 1
 LIMIT, REFERENCE = "none", "none+ct"
 """The modes without NAT: without and with connection tracking."""
+DELIVERED = 0.999
+"""The share of packets, requests or segments that must arrive at the first try."""
+LOADING = "load"
+"""The measure without which a turn has no other: its policy is not in force."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Sample:
     """One value of one mode in one round, or why there is none.
 
     Attributes:
@@ -120,7 +124,7 @@ class Results:
     modes: Sequence[Mode]
     measures: Sequence[Measure]
     equality: Sequence[Equality]
-    runs: Sequence[Run]
+    runs: Sequence[Sample]
     skipped: Sequence[str] = field(default=())
 
 
@@ -143,7 +147,7 @@ def read(path: Path) -> Results:
             "modes": Mode,
             "measures": Measure,
             "equality": Equality,
-            "runs": Run,
+            "runs": Sample,
         }
         for key, kind in lists.items():
             data[key] = [kind(**entry) for entry in data[key]]

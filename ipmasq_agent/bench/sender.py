@@ -5,9 +5,9 @@
 The order is JSON: ``destinations`` (addresses), ``ports`` (how many, from ``first`` on, of
 each of them), ``size`` (bytes of payload). Packets go to each destination in turn, then to
 the next port; after the last one it begins again. A line ``{}`` says that all is laid out in
-memory. Then each line of standard input is a number of packets to send, and answered by a
-line of JSON: ``rate``, packets a second, and ``busy``, the CPU seconds of the whole machine
-meanwhile. sendmmsg(2) by hand, as Python has none.
+memory. Then each line of standard input says how many packets to send, ``{"count": N}``, and is
+answered by a line of JSON: ``rate``, packets a second, and ``busy``, the CPU seconds of the
+whole machine meanwhile. sendmmsg(2) by hand, as Python has none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import socket
 import struct
 import sys
 import time
-from pathlib import Path
+
+from ipmasq_agent.bench.machine import busy_seconds
 
 _AT_ONCE = 1024  # UIO_MAXIOV
 # struct msghdr of 64 bits, and the number of bytes that went: struct mmsghdr.
@@ -28,12 +29,6 @@ _MESSAGE = struct.Struct("=QI4xQQQQi4xI4x")
 _VECTOR = struct.Struct("=QQ")
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def busy_seconds() -> float:
-    """Return for how long all CPUs together were not idle, since the start of the machine."""
-    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
 
 class Burst:
@@ -91,7 +86,7 @@ def main() -> None:
         print("{}", flush=True)
         at = 0
         for line in sys.stdin:
-            left = count = int(line)
+            left = count = json.loads(line)["count"]
             busy, began = busy_seconds(), time.monotonic()
             while left:
                 sent = burst.send(out.fileno(), at, min(left, burst.size - at))

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ipmasq_agent.bench.results import LIMIT, REFERENCE, Measure, Mode, Results
+from ipmasq_agent.bench.results import LIMIT, LOADING, REFERENCE, Measure, Mode, Results
 
 ENOUGH = 3
 """Rounds below which nothing is told apart."""
@@ -194,13 +194,8 @@ class Statistics:
     def reason(self, measure: str, mode: str, cidrs: int) -> str:
         """Return why a mode has no value, in a few words or the sentence of the run."""
         key = self._key(measure, mode, cidrs)
-        # A turn that failed as a whole says so with its first measure only.
-        failed = self._problems.get(key) or [
-            sentence
-            for other, sentences in self._problems.items()
-            if other[1:] == key[1:]
-            for sentence in sentences
-        ]
+        # A turn whose policy was not loaded says so once, and has nothing else.
+        failed = self._problems.get(key) or self._problems.get((LOADING, *key[1:]))
         if failed:
             return failed[0]
         for one in self.results.equality:

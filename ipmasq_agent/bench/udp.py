@@ -1,27 +1,25 @@
-"""UDP through a place: new flows, and packets of one flow, counted where they arrive."""
+"""UDP through a rig, counted where it arrives: the right source, and nothing lost."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from ipmasq_agent.bench.place import NODE, POD, Place
-from ipmasq_agent.bench.policies import in_gap, spread
-from ipmasq_agent.bench.reading import DELIVERED, Reading, pinned
-from ipmasq_agent.errors import BenchError
+from ipmasq_agent.bench.machine import pinned
+from ipmasq_agent.bench.policies import spread
+from ipmasq_agent.bench.results import DELIVERED
+from ipmasq_agent.bench.rig import NODE, POD, Rig, written
+from ipmasq_agent.errors import BenchError, LabError
 from ipmasq_agent.lab.children import own
+from ipmasq_agent.lab.talk import Talk
 from ipmasq_agent.policy.addresses import Family
 
 _FIRST_PORT, _LAST_PORT = 20_000, 29_999  # of packets that are counted
-_PARTS = 9
-_ONE_FLOW = 1000  # the gap that it goes to
-_HEADERS = {Family.IPV4: 14 + 20 + 8 + 4, Family.IPV6: 14 + 40 + 8 + 4}
 
 
 class Sent(NamedTuple):
@@ -32,98 +30,77 @@ class Sent(NamedTuple):
 
 
 class Udp:
-    """Sends UDP packets through a place.
+    """Sends UDP packets through a rig.
 
     Args:
-        place: where.
+        rig: where.
         masqueraded: what the world must see of them.
         cpus: of the sender, as taskset(1) takes them; "" for any.
+        whose: stands before what goes wrong, where this is not the rig that is measured.
     """
 
-    def __init__(self, place: Place, *, masqueraded: bool, cpus: str = "") -> None:
-        self._place = place
+    def __init__(self, rig: Rig, *, masqueraded: bool, cpus: str = "", whose: str = "") -> None:
+        self.family = rig.family
+        self._bed = rig
         self._source = "node" if masqueraded else "pod"
         self._cpus = cpus
+        self._whose = whose
         self._next_port = _FIRST_PORT
-        place.world.run("nft", "-f", "-", stdin=_counting(place.family))
+        rig.world.run("nft", "-f", "-", stdin=_counting(rig.family))
 
-    def flows(self, count: int, beside: Udp | None = None) -> Iterator[Reading]:
-        """Send one packet of each of ``count`` new flows.
-
-        In parts, of which the median counts. Another place takes turns with this one, part
-        by part: the ratio to it is hardly moved by what a machine does for some seconds.
-        """
-        ones = [self, *([beside] if beside else [])]
-        parts = parts_of(count, _PARTS)
-        own, told, problem = _alternately(ones, parts)
-        ratio = cpu_ratio = None
-        if beside:
-            (other,) = told
-            ratio = statistics.median(a.rate / b.rate for a, b in zip(own, other, strict=True))
-            if busy_beside := _busy(other):
-                cpu_ratio = _busy(own) / busy_beside
-        if problem:
-            yield Reading("flows", None, problem)
-            yield Reading("flows-cpu", None, problem)
-            return
-        yield Reading("flows", statistics.median(part.rate for part in own), None, ratio)
-        yield Reading("flows-cpu", _busy(own) / count, None, cpu_ratio)
-
-    def packets(self, count: int) -> Iterator[Reading]:
-        """Send packets of 64 bytes on the wire, all of one flow."""
-        family = self._place.family
-        destination = family.show(in_gap(family, _ONE_FLOW))
-        with self._sending([destination], count, max(64 - _HEADERS[family], 1)) as sending:
-            parts = [sending.send(part) for part in parts_of(count, _PARTS)]
-        problem = sending.problem
-        rate = None if problem else statistics.median(part.rate for part in parts)
-        yield Reading("packets", rate, problem)
-
-    def new_flows(self, count: int) -> _Sending:
+    def new_flows(self, count: int) -> Sending:
         """Return what sends packets of ``count`` new flows."""
-        family = self._place.family
-        return self._sending([family.show(one) for one in spread(family)], count, 1)
+        return self.sending(spread(self.family), count, 1)
 
-    def _sending(self, destinations: list[str], count: int, size: int) -> _Sending:
+    def sending(self, destinations: Sequence[int], count: int, size: int) -> Sending:
+        """Return what sends packets, to one destination of one flow, to several of new ones.
+
+        Args:
+            destinations: addresses.
+            count: of packets.
+            size: bytes of payload.
+        """
         ports = -(-count // len(destinations)) if len(destinations) > 1 else 1
         if self._next_port + ports > _LAST_PORT + 1:
-            raise BenchError(f"no {count:,} new flows are left in this place")
+            raise BenchError(f"no {count:,} new flows are left in this rig")
         order = {
-            "destinations": destinations,
+            "destinations": [self.family.show(one) for one in destinations],
             "first": self._next_port,
             "ports": ports,
             "size": size,
         }
         self._next_port += ports  # so that no flow comes twice
         argv = [*own("ipmasq_agent.bench.sender"), json.dumps(order)]
-        return _Sending(self._place, pinned(self._cpus, argv), self._source)
+        return Sending(self._bed, pinned(self._cpus, argv), self._source, self._whose)
 
 
-class _Sending:
+class Sending:
     """The sender at work; once it has left, ``problem`` says what became of its packets."""
 
-    def __init__(self, place: Place, argv: Sequence[str], source: str) -> None:
+    def __init__(self, rig: Rig, argv: Sequence[str], source: str, whose: str) -> None:
         self.problem: str | None = None
-        self._place = place
+        self._bed = rig
         self._argv = argv
         self._source = source
+        self._whose = whose
         self._count = 0
         self._stack = contextlib.ExitStack()
 
-    def __enter__(self) -> _Sending:
+    def __enter__(self) -> Sending:
         self._before = self._arrived()
         with contextlib.ExitStack() as stack:
             self._log = stack.enter_context(tempfile.TemporaryFile())
-            self._process = self._place.pod.talk(*self._argv, log=self._log)
-            stack.callback(self._place.pod.end, self._process)
+            process = self._bed.pod.talk(*self._argv, log=self._log)
+            stack.callback(self._bed.pod.end, process)
+            self._talk = Talk(process)
             self._answer()  # all is laid out
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stack.close()
-        if kind is None:
-            self.problem = self._wrong()
+        if kind is None and (wrong := self._wrong()):
+            self.problem = self._whose + wrong
 
     def send(self, count: int) -> Sent:
         """Send so many packets.
@@ -131,22 +108,17 @@ class _Sending:
         Raises:
             BenchError: they cannot be sent.
         """
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # the answer that is missing says why
-            self._process.stdin.write(b"%d\n" % count)
-            self._process.stdin.flush()
+        with contextlib.suppress(LabError):  # the answer that is missing says why
+            self._talk.tell(count=count)
         self._count += count
         return Sent(**self._answer())
 
     def _answer(self) -> dict[str, float]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._log.seek(0)
-            said = self._log.read().decode(errors="replace").strip()
-            raise BenchError(f"packets cannot be sent: {said[-500:]}")
-        told: dict[str, float] = json.loads(line)
-        return told
+        try:
+            return self._talk.answer()
+        except LabError as cause:
+            said = written(self._log, 500)
+            raise BenchError(f"{self._whose}packets cannot be sent: {said}") from cause
 
     def _wrong(self) -> str | None:
         found = self._settled()
@@ -171,36 +143,14 @@ class _Sending:
 
     def _arrived(self) -> dict[str, int]:
         """Return how many packets have come from the pod's address and from the node's."""
-        listed = json.loads(self._place.world.run("nft", "-j", "list", "counters"))["nftables"]
+        listed = json.loads(self._bed.world.run("nft", "-j", "list", "counters"))["nftables"]
         return {c["counter"]["name"]: c["counter"]["packets"] for c in listed if "counter" in c}
 
 
-def parts_of(count: int, parts: int) -> list[int]:
+def parts_of(count: int, parts: int = 9) -> list[int]:
     """Return the sizes of so many parts of a count, as equal as can be and none empty."""
     ends = [count * n // parts for n in range(parts + 1)]
     return [after - before for before, after in pairwise(ends) if after > before]
-
-
-def _alternately(
-    ones: Sequence[Udp], parts: Sequence[int]
-) -> tuple[list[Sent], list[list[Sent]], str | None]:
-    """Send each part through each place; return what was told, and what went wrong."""
-    told: list[list[Sent]] = [[] for _ in ones]
-    with contextlib.ExitStack() as stack:
-        sending = [stack.enter_context(one.new_flows(sum(parts))) for one in ones]
-        for number, part in enumerate(parts):
-            # Whoever is first in one part is last in the next.
-            turns = list(zip(sending, told, strict=True))[:: -1 if number % 2 else 1]
-            for one, of_one in turns:
-                of_one.append(one.send(part))
-    problem, *others = [one.problem for one in sending]
-    if problem is None and any(others):
-        problem = f"in the place beside: {others[0]}"
-    return told[0], told[1:], problem
-
-
-def _busy(parts: Sequence[Sent]) -> float:
-    return sum(part.busy for part in parts)
 
 
 def _counting(family: Family) -> str:

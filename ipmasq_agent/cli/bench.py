@@ -148,11 +148,12 @@ def _chosen(names: tuple[str, ...]) -> list[Mode]:
 def _measure(modes: list[Mode], effort: Effort, family: Family, *, quick: bool) -> Results:
     # Better before an hour of measuring than after it.
     require("bench", "matplotlib")
-    from ipmasq_agent.bench.machine import check_tools
+    from ipmasq_agent.bench import workloads
     from ipmasq_agent.bench.rounds import Benchmark
+    from ipmasq_agent.lab import tools
     from ipmasq_agent.lab.children import own
 
-    check_tools(modes)
+    tools.check("the benchmark", workloads.tools(modes, effort))
     with _Progress() as progress:
         return Benchmark(modes, effort, family, own("ipmasq_agent"), progress.show).measure(
             quick=quick

@@ -75,10 +75,10 @@ def run_story(backend: str, ipv6: bool, name: str | None, keep: bool, output: st
     if output == "text":
         require("lab", "rich")
     from ipmasq_agent.lab.children import own
-    from ipmasq_agent.lab.cluster import Lab, check_tools
+    from ipmasq_agent.lab.cluster import Lab
     from ipmasq_agent.lab.story import Step, Story
 
-    check_tools(backend)
+    _check(backend)
     lab = Lab(name or f"run-{os.getpid()}")
     steps: list[Step] = []
     with lab.claimed(stay=keep):
@@ -103,6 +103,15 @@ def run_story(backend: str, ipv6: bool, name: str | None, keep: bool, output: st
     return 0 if ok else 1
 
 
+def _check(backend: str) -> None:
+    """Fail before anything is made where this machine lacks something."""
+    from ipmasq_agent.lab import tools
+
+    # The lab's nodes are marked by nobody, and so are taken for ones of iptables-nft.
+    named = backend if registry.rows_of(backend) else "iptables-nft"
+    tools.check("the lab", tools.of_lab(named, registry.rows_of(named)[0].programs))
+
+
 def _progress(text: str) -> None:
     """Say what is being done, on standard error."""
     click.secho(f"... {text}", err=True, dim="NO_COLOR" not in os.environ)
@@ -121,10 +130,10 @@ Examples:
 def up(backend: str, ipv6: bool, name: str) -> None:
     """Build a lab and leave it standing, with the agent at work in its nodes."""
     from ipmasq_agent.lab.children import own
-    from ipmasq_agent.lab.cluster import Lab, check_tools
+    from ipmasq_agent.lab.cluster import Lab
     from ipmasq_agent.lab.story import Story
 
-    check_tools(backend)
+    _check(backend)
     lab = Lab(name)
     with lab.claimed(stay=True):
         story = Story(lab, own("ipmasq_agent"), backend, ipv6=ipv6)

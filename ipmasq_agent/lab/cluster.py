@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from ipmasq_agent.errors import LabError, MissingTool
-from ipmasq_agent.host.commands import PACKAGES, run
+from ipmasq_agent.errors import LabError
+from ipmasq_agent.host.commands import run
 from ipmasq_agent.lab import netns
 from ipmasq_agent.lab.api import kubeconfig
 from ipmasq_agent.lab.children import own, tied, without_settings
@@ -34,39 +34,9 @@ STATE = Path("/run/ipmasq-lab")
 _PREFIX = "ipmasq-"
 # Says that `ip netns` made its directory a mount because of us, and that it may go with us.
 _MOUNT_MARK = STATE / ".netns-mount"
-_TOOLS = ("ip", "setpriv", "sysctl", "ping", "curl", "tcpdump")
-# What a data plane needs beside, by the beginning of its name.
-_BACKEND_TOOLS = {
-    "auto": ("iptables-nft",),
-    "iptables": ("iptables-nft",),
-    "ipset": ("iptables-nft", "ipset"),
-    "nftables": ("nft",),
-    "bpf": ("bpftool",),
-}
 _START = 20.0
 Condition = Callable[[dict[str, Any]], bool]
 STATUS_URL = "http://127.0.0.1:9797/status"
-
-
-def check_tools(backend: str) -> None:
-    """Fail before anything is made where this machine lacks something.
-
-    Args:
-        backend: what the agents will use.
-
-    Raises:
-        LabError: we are not root.
-        MissingTool: names every package that is missing.
-    """
-    if os.geteuid() != 0:
-        raise LabError("the lab needs root, to make network namespaces", remedy="try sudo")
-    tools = _TOOLS + _BACKEND_TOOLS[backend.partition("-")[0]]
-    missing = sorted({PACKAGES.get(tool, tool) for tool in tools if not shutil.which(tool)})
-    if missing:
-        raise MissingTool(
-            f"the lab needs programs that are not installed: {' '.join(missing)}",
-            remedy=f"apt-get install {' '.join(missing)}",
-        )
 
 
 def labs() -> list[str]:

@@ -12,9 +12,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from ipmasq_agent.bench import machine
+from ipmasq_agent.bench.modes import FULL, MODES
+from ipmasq_agent.bench.workloads import tools
 from ipmasq_agent.cli.entry import cli
-from ipmasq_agent.host.commands import PACKAGES
 from tests.deploy.dockerfile import parse
 from tests.deploy.manifests import DEPLOY, ROOT
 
@@ -81,8 +81,7 @@ def test_hadolint_finds_nothing_in_the_image() -> None:
 
 def test_the_image_has_what_the_benchmark_asks_for() -> None:
     installed = {word for s in (IMAGE, OF_THE_AGENT) for run in s.all("RUN") for word in run.words}
-    tools = {PACKAGES[tool] for tools in machine.OF_BACKEND.values() for tool in tools}
-    assert {*machine.TOOLS.values(), *tools, "matplotlib"} <= installed
+    assert {*tools(MODES, FULL).values(), "matplotlib"} <= installed
 
 
 def test_the_image_has_the_rooms_that_the_agents_image_leaves_out() -> None:
@@ -99,5 +98,5 @@ def test_the_installer_of_the_tests_has_it_too() -> None:
     script = (ROOT / "scripts/install-tools").read_text()
     named = dict(re.findall(r"need (\S+) (\S+)$", script, re.MULTILINE))
     # Part of every Debian.
-    wanted = {t: p for t, p in machine.TOOLS.items() if p != "util-linux"}
-    assert wanted.items() <= named.items()
+    wanted = {t: p for t, p in tools(MODES, FULL).items() if p != "util-linux"}
+    assert wanted.items() - {("iptables-legacy-save", "iptables")} <= named.items()

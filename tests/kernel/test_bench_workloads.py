@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,14 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from ipmasq_agent.bench import equality, machine, workloads
+from ipmasq_agent.bench import equality, machine
+from ipmasq_agent.bench.machine import Ends
 from ipmasq_agent.bench.modes import MODES
-from ipmasq_agent.bench.node import Node
-from ipmasq_agent.bench.place import Place
-from ipmasq_agent.bench.policies import Policy
-from ipmasq_agent.bench.reading import Ends
+from ipmasq_agent.bench.node import AgentOnNode
+from ipmasq_agent.bench.policies import BlockPolicy
+from ipmasq_agent.bench.rig import Rig
 from ipmasq_agent.bench.udp import Udp
-from ipmasq_agent.bench.workloads import Traffic
+from ipmasq_agent.bench.workloads import connections, latency, streams
+from ipmasq_agent.bench.workloads.change import change
+from ipmasq_agent.bench.workloads.flows import flows
+from ipmasq_agent.bench.workloads.packets import packets
 from ipmasq_agent.errors import BenchError
 from ipmasq_agent.policy.addresses import Family
 from tests.waiting import wait_until
@@ -30,142 +34,139 @@ BY_NAME = {mode.name: mode for mode in MODES}
 
 
 @pytest.fixture(params=list(Family), ids=lambda family: family.value)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    with Place(request.param, tmp_path, tracking=False) as made:
+def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
+    with Rig(request.param, tmp_path, tracking=False) as made:
         yield made
 
 
-def traffic(place: Place) -> Traffic:
-    return Traffic(place, Ends())
-
-
-def lose(place: Place) -> None:
+def lose(rig: Rig) -> None:
     """Lose one in twenty of the packets that leave the node for the world.
 
     As netem does, which not every kernel has.
     """
     chain = "type filter hook egress device eth0 priority 0; numgen random mod 20 0 drop;"
-    place.node.run("nft", f"table netdev lossy {{ chain c {{ {chain} }}; }}")
+    rig.node.run("nft", f"table netdev lossy {{ chain c {{ {chain} }}; }}")
 
 
 @pytest.mark.parametrize("name", [mode.name for mode in MODES])
-def test_every_mode_decides_as_its_document_says(place: Place, name: str) -> None:
-    mode, policy = BY_NAME[name], Policy(place.family, 64 if BY_NAME[name].backend else 0)
+def test_every_mode_decides_as_its_document_says(rig: Rig, name: str) -> None:
+    mode, policy = BY_NAME[name], BlockPolicy(rig.family, 64 if BY_NAME[name].backend else 0)
     if mode.backend is not None:
-        assert Node(place, AGENT, mode.backend).load(policy) > 0
-    found = equality.check(place, mode, policy)
+        assert AgentOnNode(rig, AGENT, mode.backend).load(policy) > 0
+    found = equality.check(rig, mode, policy)
     assert found.wrong == ()
     assert found.destinations >= 8
     values = {
         reading.measure: reading
-        for reading in Udp(place, masqueraded=mode.backend is not None).flows(FLOWS)
+        for reading in flows(Udp(rig, masqueraded=mode.backend is not None), FLOWS)
     }
     assert {reading.problem for reading in values.values()} == {None}
     assert (values["flows"].value or 0) > 100
     assert list(values) == ["flows", "flows-cpu"]
 
 
-def test_a_missing_rule_is_caught_by_packets(place: Place) -> None:
-    mode, policy = BY_NAME["iptables-nft"], Policy(place.family, 64)
-    Node(place, AGENT, "iptables-nft").load(policy)
-    program = "iptables-nft" if place.family is Family.IPV4 else "ip6tables-nft"
-    first = place.family.show(1 << 24 if place.family is Family.IPV4 else 0xFD << 120)
-    length = 28 if place.family is Family.IPV4 else 64
+def test_a_missing_rule_is_caught_by_packets(rig: Rig) -> None:
+    mode, policy = BY_NAME["iptables-nft"], BlockPolicy(rig.family, 64)
+    AgentOnNode(rig, AGENT, "iptables-nft").load(policy)
+    program = "iptables-nft" if rig.family is Family.IPV4 else "ip6tables-nft"
+    first = rig.family.show(1 << 24 if rig.family is Family.IPV4 else 0xFD << 120)
+    length = 28 if rig.family is Family.IPV4 else 64
     rule = ["IP-MASQ", "-d", f"{first}/{length}", "-j", "RETURN"]
-    listed = place.node.run(program, "-t", "nat", "-S", "IP-MASQ").splitlines()
+    listed = rig.node.run(program, "-t", "nat", "-S", "IP-MASQ").splitlines()
     (spec,) = (line.split() for line in listed if f"{rule[2]} " in line)
-    place.node.run(program, "-t", "nat", "-D", *spec[1:])
-    wrong = equality.check(place, mode, policy).wrong
+    rig.node.run(program, "-t", "nat", "-D", *spec[1:])
+    wrong = equality.check(rig, mode, policy).wrong
     assert len(wrong) == 4  # its first and its last address, by UDP and by TCP
     assert all("seen" in one for one in wrong)
 
 
-def test_a_mode_that_does_nothing_is_caught_by_its_packets(place: Place) -> None:
-    for reading in Udp(place, masqueraded=True).flows(FLOWS):
+def test_a_mode_that_does_nothing_is_caught_by_its_packets(rig: Rig) -> None:
+    for reading in flows(Udp(rig, masqueraded=True), FLOWS):
         assert reading.value is None
         assert reading.problem == f"{FLOWS:,} of {FLOWS:,} packets had the wrong source"
 
 
-def test_lost_packets_give_no_figure(place: Place) -> None:
-    lose(place)
-    sent = Udp(place, masqueraded=False)
-    for reading in (*sent.flows(FLOWS), *sent.packets(FLOWS)):
+def test_lost_packets_give_no_figure(rig: Rig) -> None:
+    lose(rig)
+    sent = Udp(rig, masqueraded=False)
+    for reading in (*flows(sent, FLOWS), packets(sent, FLOWS)):
         assert reading.value is None
         assert "packets were lost" in (reading.problem or "")
 
 
-def test_packets_of_one_flow(place: Place) -> None:
-    (reading,) = Udp(place, masqueraded=False).packets(5000)
+def test_packets_of_one_flow(rig: Rig) -> None:
+    reading = packets(Udp(rig, masqueraded=False), 5000)
     assert reading.problem is None
     assert (reading.value or 0) > 1000
 
 
-def test_a_mode_takes_turns_with_another_one(place: Place, tmp_path: Path) -> None:
-    with Place(place.family, tmp_path / "beside", tracking=True) as other:
-        beside = Udp(other, masqueraded=False)
-        flows, cpu = Udp(place, masqueraded=False).flows(FLOWS, beside)
-        assert flows.problem is cpu.problem is None
-        assert 0.1 < (flows.ratio or 0) < 10
+def test_a_mode_takes_turns_with_another_one(rig: Rig, tmp_path: Path) -> None:
+    with Rig(rig.family, tmp_path / "beside", tracking=True) as other:
+        beside = Udp(other, masqueraded=False, whose="in the rig beside: ")
+        rate, cpu = flows(Udp(rig, masqueraded=False), FLOWS, beside)
+        assert rate.problem is cpu.problem is None
+        assert 0.1 < (rate.ratio or 0) < 10
         lose(other)
-        for reading in Udp(place, masqueraded=False).flows(FLOWS, beside):
+        for reading in flows(Udp(rig, masqueraded=False), FLOWS, beside):
             assert reading.value is None
-            assert "in the place beside" in (reading.problem or "")
+            assert re.match(r"in the rig beside: .* were lost", reading.problem or "")
+        other.pod.run("ip", "link", "set", "eth0", "down")
+        with pytest.raises(BenchError, match="in the rig beside: packets cannot be sent"):
+            list(flows(Udp(rig, masqueraded=False), FLOWS, beside))
 
 
-def test_a_sender_that_cannot_send_says_why(place: Place) -> None:
-    place.pod.run("ip", "link", "set", "eth0", "down")
+def test_a_sender_that_cannot_send_says_why(rig: Rig) -> None:
+    rig.pod.run("ip", "link", "set", "eth0", "down")
     with pytest.raises(BenchError, match=r"(?s)cannot be sent: .*unreachable"):
-        list(Udp(place, masqueraded=False).flows(FLOWS))
+        list(flows(Udp(rig, masqueraded=False), FLOWS))
 
 
-def test_connections(place: Place) -> None:
-    (reading,) = traffic(place).connections(1)
+def test_connections(rig: Rig) -> None:
+    reading = connections.connections(rig, Ends(), 1)
     assert reading.problem is None
     assert (reading.value or 0) > 100
 
 
-def test_segments_that_are_lost_give_no_figure(place: Place) -> None:
-    lose(place)
-    (reading,) = traffic(place).connections(1)
+def test_segments_that_are_lost_give_no_figure(rig: Rig) -> None:
+    lose(rig)
+    reading = connections.connections(rig, Ends(), 1)
     assert reading.value is None
     assert "segments were sent again" in (reading.problem or "")
 
 
-def test_throughput_and_its_cpu(place: Place) -> None:
-    readings = {r.measure: r for r in traffic(place).streams("stream", 1, 1)}
-    assert list(readings) == ["stream", "stream-cpu"]
+def test_throughput_and_its_cpu(rig: Rig) -> None:
+    readings = {r.measure: r for r in streams.streams(rig, Ends(), 1)}
+    assert list(readings) == ["stream", "stream-cpu", "streams"]
     assert all(reading.problem is None for reading in readings.values())
-    assert (readings["stream"].value or 0) > 1e6
-    (several,) = traffic(place).streams("streams", 8, 1)
-    assert (several.value or 0) > 1e6
+    assert all((readings[name].value or 0) > 1e6 for name in ("stream", "streams"))
 
 
 @pytest.mark.parametrize(("loses", "rate"), [(False, 2000.0), (True, 500.0)])
 def test_half_load_is_half_of_what_goes_without_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loses: bool, rate: float
 ) -> None:
-    monkeypatch.setattr(workloads, "_FEWEST_REQUESTS", 1000.0)
-    monkeypatch.setattr(workloads, "_MOST_REQUESTS", 4000.0)
-    with Place(Family.IPV4, tmp_path, tracking=False) as place:
+    monkeypatch.setattr(latency, "_FEWEST_REQUESTS", 1000.0)
+    monkeypatch.setattr(latency, "_MOST_REQUESTS", 4000.0)
+    with Rig(Family.IPV4, tmp_path, tracking=False) as rig:
         if loses:
-            lose(place)
-        assert traffic(place).half_load() == rate
+            lose(rig)
+        assert latency.half_load(rig, Ends()) == rate
 
 
-def test_latency(place: Place) -> None:
-    sent = traffic(place)
-    told = place.pod.run("sockperf", "--version")
-    assert sent.has_requests == (place.family is Family.IPV4 or "3.7" not in told)
-    if sent.has_requests:
-        median, worst = sent.latency(200, 1)
+def test_latency(rig: Rig) -> None:
+    told = rig.pod.run("sockperf", "--version")
+    assert latency.speaks(rig) == (rig.family is Family.IPV4 or "3.7" not in told)
+    if latency.speaks(rig):
+        median, worst = latency.latency(rig, Ends(), 200, 1)
         assert (median.measure, worst.measure) == ("latency-p50", "latency-p99")
         assert median.problem is worst.problem is None
         assert 0 < (median.value or 0) <= (worst.value or 0) < 1
 
 
-def test_a_starved_receiver_gives_no_figure(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workloads, "_SLACK", 1.0)
-    serving = place.world.serving
+def test_a_starved_receiver_gives_no_figure(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    for each in (connections, latency, streams):
+        monkeypatch.setattr(each, "SLACK", 1.0)
+    serving = rig.world.serving
 
     def starved(argv: list[str], protocol: str, port: int) -> object:
         """The server, which is stopped once it listens."""
@@ -180,46 +181,45 @@ def test_a_starved_receiver_gives_no_figure(place: Place, monkeypatch: pytest.Mo
 
         return Stopped()
 
-    monkeypatch.setattr(place.world, "serving", starved)
-    sent = traffic(place)
-    readings = [*sent.connections(1), *sent.streams("streams", 8, 1)]
-    readings += sent.latency(200, 1) if sent.has_requests else []
+    monkeypatch.setattr(rig.world, "serving", starved)
+    readings = [connections.connections(rig, Ends(), 1), *streams.streams(rig, Ends(), 1)]
+    readings += latency.latency(rig, Ends(), 200, 1) if latency.speaks(rig) else []
     assert {reading.value for reading in readings} == {None}
     assert all(reading.problem for reading in readings)
 
 
 @pytest.mark.parametrize("backend", ["nftables", "bpf"])
-def test_a_change_holds_after_a_while(place: Place, backend: str) -> None:
-    reading = Node(place, AGENT, backend).change(Policy(place.family, 64))
+def test_a_change_holds_after_a_while(rig: Rig, backend: str) -> None:
+    reading = change(rig, AgentOnNode(rig, AGENT, backend), BlockPolicy(rig.family, 64))
     assert reading.problem is None
     assert 0 < (reading.value or 0) < 60
 
 
-def test_a_server_that_does_not_start_says_why(place: Place) -> None:
+def test_a_server_that_does_not_start_says_why(rig: Rig) -> None:
     with (
         pytest.raises(BenchError, match=r"does not serve: .*bogus"),
-        place.world.serving(["ls", "--bogus"], "tcp", 80),
+        rig.world.serving(["ls", "--bogus"], "tcp", 80),
     ):
         pass
 
 
 def test_the_nodes_work_can_be_kept_off_the_cpus_of_the_ends(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert (machine.node_cpus(), machine.ends()) == (0, Ends())
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert (machine.node_cpus(), machine.ends()) == (0b111111, Ends("6", "7"))
-    place.steer(1)
-    said = place.node.run("sh", "-c", "cat /sys/class/net/*/queues/rx-*/rps_cpus").split()
+    rig.steer(1)
+    said = rig.node.run("sh", "-c", "cat /sys/class/net/*/queues/rx-*/rps_cpus").split()
     assert {int(mask.replace(",", ""), 16) for mask in said} == {1}
     assert len(said) >= 3  # lo, and both devices of the node
 
 
 def test_a_place_leaves_nothing(tmp_path: Path) -> None:
-    with Place(Family.IPV4, tmp_path, tracking=True) as place:
-        held = [host.pid for host in (place.pod, place.node, place.world)]
-        place.world.start("sleep", "1000")
+    with Rig(Family.IPV4, tmp_path, tracking=True) as rig:
+        held = [host.pid for host in (rig.pod, rig.node, rig.world)]
+        rig.world.start("sleep", "1000")
     assert not any(Path(f"/proc/{pid}").exists() for pid in held)
 
 
@@ -227,11 +227,11 @@ def test_a_place_goes_with_who_made_it_however_that_ends(tmp_path: Path) -> None
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from ipmasq_agent.bench.place import Place\n"
+        "from ipmasq_agent.bench.rig import Rig\n"
         "from ipmasq_agent.policy.addresses import Family\n"
-        "place = Place(Family.IPV4, Path(sys.argv[1]), tracking=False)\n"
-        "server = place.world.start('sleep', '1000')\n"
-        "print(place.pod.pid, place.node.pid, place.world.pid, server.pid, flush=True)\n"
+        "rig = Rig(Family.IPV4, Path(sys.argv[1]), tracking=False)\n"
+        "server = rig.world.start('sleep', '1000')\n"
+        "print(rig.pod.pid, rig.node.pid, rig.world.pid, server.pid, flush=True)\n"
         "time.sleep(1000)\n"
     )
     argv = [sys.executable, "-c", script, str(tmp_path)]
@@ -243,11 +243,11 @@ def test_a_place_goes_with_who_made_it_however_that_ends(tmp_path: Path) -> None
     wait_until(lambda: not any(Path("/proc", pid).exists() for pid in held), "all have ended")
 
 
-def test_a_socket_is_of_its_host(place: Place) -> None:
+def test_a_socket_is_of_its_host(rig: Rig) -> None:
     here = os.stat("/proc/self/ns/net").st_ino
-    with place.world.socket(place.family, socket.SOCK_STREAM) as server:
+    with rig.world.socket(rig.family, socket.SOCK_STREAM) as server:
         server.bind(("", 4321))
         server.listen()
-        assert place.world.listens("tcp", 4321)
-        assert not place.pod.listens("tcp", 4321)
+        assert rig.world.listens("tcp", 4321)
+        assert not rig.pod.listens("tcp", 4321)
     assert os.stat("/proc/self/ns/net").st_ino == here

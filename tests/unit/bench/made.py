@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from ipmasq_agent.bench.modes import MODES
-from ipmasq_agent.bench.results import Equality, Measure, Mode, Results, Run
+from ipmasq_agent.bench.results import Equality, Measure, Mode, Results, Sample
 
 FLOWS = Measure("flows", "New UDP flows", "flows/s", more_is_better=True)
 CONNECTIONS = Measure("connections", "TCP connections", "connections/s", more_is_better=True)
@@ -90,7 +90,7 @@ def made(
                     scale = 1.0 if steady else drift * faster
                     value = _OF_NO_NAT[measure.name] * scale * level * spread
                     runs.append(
-                        Run(
+                        Sample(
                             number,
                             mode.name,
                             cidrs,

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import yaml
 
-from ipmasq_agent.bench.policies import DESTINATIONS, Policy, in_gap, samples, spread
+from ipmasq_agent.bench.policies import DESTINATIONS, BlockPolicy, in_gap, samples, spread
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.policy.addresses import Family
@@ -20,7 +20,7 @@ FAMILIES = pytest.mark.parametrize("family", list(Family), ids=lambda family: fa
 FLAGS = Flags(enable_ipv6=True)
 
 
-def networks(policy: Policy) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+def networks(policy: BlockPolicy) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
     return [ipaddress.ip_network(n) for n in yaml.safe_load(policy.document)["nonMasqueradeCIDRs"]]
 
 
@@ -29,7 +29,7 @@ def networks(policy: Policy) -> list[ipaddress.IPv4Network | ipaddress.IPv6Netwo
 def test_it_has_as_many_cidrs_as_it_says_and_none_touches_another(
     family: Family, policy_size: int
 ) -> None:
-    found = networks(Policy(family, policy_size))
+    found = networks(BlockPolicy(family, policy_size))
     assert len(found) == policy_size
     spans = [(int(network[0]), int(network[-1])) for network in found]
     assert all(first > last + 1 for (_, last), (first, _) in pairwise(spans))
@@ -40,7 +40,11 @@ def test_it_has_as_many_cidrs_as_it_says_and_none_touches_another(
 
 @FAMILIES
 def test_what_is_expected_of_packets_is_what_the_document_has(family: Family) -> None:
-    for policy in (Policy(family, 3), Policy(family, 64), Policy(family, 64, kept=500)):
+    for policy in (
+        BlockPolicy(family, 3),
+        BlockPolicy(family, 64),
+        BlockPolicy(family, 64, kept=500),
+    ):
         held = networks(policy)
         asked = [*samples(family, policy.cidrs), in_gap(family, 500), in_gap(family, 501)]
         told = [policy.keeps(to) for to in asked]
@@ -53,7 +57,7 @@ def test_what_is_expected_of_packets_is_what_the_document_has(family: Family) ->
 
 @FAMILIES
 def test_the_agent_understands_it_so_too(family: Family) -> None:
-    policy = Policy(family, 64, kept=500)
+    policy = BlockPolicy(family, 64, kept=500)
     wish = parse_document(policy.document.encode(), "bench", FLAGS).config.wish(FLAGS)
     decisions = assemble_family(wish, family, Capabilities()).decisions
     for to in (*samples(family, 64), in_gap(family, 500)):
@@ -63,7 +67,7 @@ def test_the_agent_understands_it_so_too(family: Family) -> None:
 @FAMILIES
 def test_destinations_lie_between_all_cidrs_and_within_what_the_world_has(family: Family) -> None:
     whole = ipaddress.ip_network(DESTINATIONS[family])
-    biggest = Policy(family, 100_000)
+    biggest = BlockPolicy(family, 100_000)
     for to in spread(family):
         assert not biggest.keeps(to)
         assert ipaddress.ip_address(family.show(to)) in whole

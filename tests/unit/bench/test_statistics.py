@@ -177,8 +177,10 @@ def test_a_missing_value_has_a_reason() -> None:
     failed = {(number, "flows", "ipset", 64): "packets were lost" for number in range(1, 6)}
     statistics = summarize(made(failed=failed))
     assert statistics.reason("flows", "ipset", 64) == "round 1: packets were lost"
-    # A turn that fails as a whole says so in its first measure.
-    assert statistics.reason("replies", "ipset", 64) == "round 1: packets were lost"
+    # Another measure has reasons of its own.
+    assert statistics.reason("replies", "ipset", 64) == "not measured"
+    unloaded = summarize(made(failed={(1, "load", "ipset", 64): "it is refused"}))
+    assert unloaded.reason("replies", "ipset", 64) == "round 1: it is refused"
     assert statistics.reason("flows", "iptables-nft", 100_000) == "not measured"
 
     wrong = [Equality("ipset", 3, 10, ("10.0.0.1: expected a, seen b",))]

@@ -7,14 +7,19 @@ import socket
 
 import pytest
 
+from ipmasq_agent.bench.machine import pinned
 from ipmasq_agent.bench.modes import FULL, MODES, QUICK, skipped, turns
-from ipmasq_agent.bench.reading import Reading, pinned
 from ipmasq_agent.bench.sender import names
 from ipmasq_agent.bench.udp import parts_of
+from ipmasq_agent.bench.workload import Measured
 from ipmasq_agent.bench.workloads import (
-    outcome_of_iperf,
-    outcome_of_sockperf,
-    outcome_of_wrk,
+    IN_TURN,
+    MEASURES,
+    connections,
+    due,
+    latency,
+    streams,
+    tools,
 )
 
 WRK = """Running 1s test @ http://1.0.0.176/
@@ -35,8 +40,8 @@ sockperf: ---> percentile 50.000 =   86.701
 
 
 def test_requests_of_several_wrk_add_up() -> None:
-    assert outcome_of_wrk([WRK, WRK], 0) == Reading("connections", 12380.3)
-    assert outcome_of_wrk([WRK, WRK], 12).value  # one in a thousand
+    assert connections.outcome([WRK, WRK], 0) == Measured("connections", 12380.3)
+    assert connections.outcome([WRK, WRK], 12).value  # one in a thousand
 
 
 @pytest.mark.parametrize(
@@ -50,29 +55,29 @@ def test_requests_of_several_wrk_add_up() -> None:
     ],
 )
 def test_connections_that_fail_give_no_figure(said: list[str], again: int, problem: str) -> None:
-    reading = outcome_of_wrk(said, again)
-    assert reading.value is None
-    assert problem in (reading.problem or "")
+    one = connections.outcome(said, again)
+    assert one.value is None
+    assert problem in (one.problem or "")
 
 
 def test_what_iperf_received_counts() -> None:
     told = {"end": {"sum_sent": {"bytes": 2000}, "sum_received": {"bytes": 1000, "seconds": 2}}}
-    assert outcome_of_iperf(json.dumps(told)) == (1000, 2, None)
+    assert streams.outcome(json.dumps(told)) == (1000, 2, None)
     told["end"]["sum_received"]["bytes"] = 0
-    assert outcome_of_iperf(json.dumps(told)) == (0, 2, "nothing arrived")
+    assert streams.outcome(json.dumps(told)) == (0, 2, "nothing arrived")
     refused = {"end": {}, "error": "unable to connect"}
-    assert outcome_of_iperf(json.dumps(refused)) == (0, 0, "iperf3: unable to connect")
-    assert outcome_of_iperf("") == (0, 0, "iperf3 did not end (it said nothing)")
+    assert streams.outcome(json.dumps(refused)) == (0, 0, "iperf3: unable to connect")
+    assert streams.outcome("") == (0, 0, "iperf3 did not end (it said nothing)")
 
 
 def test_percentiles_of_sockperf() -> None:
-    good = [Reading("latency-p50", 86.701e-6), Reading("latency-p99", 5500.5e-6)]
-    found = list(outcome_of_sockperf(SOCKPERF.format(sent=10_000, lost=10)))
+    good = [Measured("latency-p50", 86.701e-6), Measured("latency-p99", 5500.5e-6)]
+    found = list(latency.outcome(SOCKPERF.format(sent=10_000, lost=10)))
     assert [r.measure for r in found] == [r.measure for r in good]
     assert [r.value for r in found] == pytest.approx([r.value for r in good])
-    lost = list(outcome_of_sockperf(SOCKPERF.format(sent=10_000, lost=11)))
+    lost = list(latency.outcome(SOCKPERF.format(sent=10_000, lost=11)))
     assert {r.problem for r in lost} == {"11 of 10,000 requests were lost"}
-    assert {r.problem for r in outcome_of_sockperf("help")} == {"requests were not answered"}
+    assert {r.problem for r in latency.outcome("help")} == {"requests were not answered"}
 
 
 def test_addresses_are_laid_out_as_the_kernel_has_them() -> None:
@@ -117,3 +122,19 @@ def test_every_mode_has_its_turns_and_what_has_none_is_told() -> None:
     assert len(quick) == len(MODES)
     assert not any(turn.everything for turn in quick)
     assert skipped(MODES, QUICK) == []
+
+
+def test_every_measure_is_of_one_workload_that_has_its_turn() -> None:
+    named = [measure for workload in IN_TURN for measure in workload.measures]
+    assert sorted(one.name for one in named) == sorted({one.name for one in MEASURES})
+    for turn in turns(MODES, FULL):
+        has_part = {measure.name for workload in due(turn) for measure in workload.measures}
+        assert ("load" in has_part) == (turn.mode.backend is not None)
+        assert ("stream" in has_part) == turn.everything
+
+
+def test_a_benchmark_asks_for_what_its_workloads_and_modes_need() -> None:
+    full, quick = tools(MODES, FULL), tools(MODES, QUICK)
+    assert {"iperf3", "sockperf", "wrk", "nginx", "nft", "ipset"} <= full.keys()
+    assert full.keys() - quick.keys() == {"iperf3", "sockperf"}
+    assert not {"ipset", "iptables-nft"} & tools(MODES[:2], FULL).keys()

@@ -5,7 +5,7 @@
     pod ── cali0 node eth0 ── world
 
 Namespaces have no names: processes hold them, which the kernel kills when we die, however
-we die. With them go links, rules, programs and mounts. A place is built anew for each run,
+we die. With them go links, rules, programs and mounts. A rig is built anew for each run,
 since tables that were used leave hooks behind, and traffic leaves entries.
 """
 
@@ -47,14 +47,23 @@ _END_SYSCTLS = ("net.ipv4.tcp_max_tw_buckets=0", "net.ipv4.ip_local_port_range=1
 _TRACKING = "table inet tracked { chain c { type filter hook forward priority 0; ct state new; }; }"
 _CLONE_NEWNET = 0x40000000
 _PATIENCE = 10.0
+SLACK = 15.0
+"""Seconds that a program may take longer than it was told to run."""
+
+_KIND = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
 
 Popen = subprocess.Popen[bytes]
 
 
-class Host:
+def written(log: IO[bytes], last: int = 0) -> str:
+    """Return what programs wrote to a log, without blanks at its ends; at most its ``last``."""
+    log.seek(0)
+    return log.read().decode(errors="replace").strip()[-last:]
+
+
+class HeldNamespace:
     """A network namespace and a mount namespace, held by a process that sleeps in them."""
 
     def __init__(self, name: str, environment: Mapping[str, str]) -> None:
@@ -110,16 +119,16 @@ class Host:
         return run(tied(self.argv(*argv)), stdin=stdin, timeout=timeout).stdout
 
     def start(self, *argv: str, log: IO[bytes] | int = subprocess.DEVNULL) -> Popen:
-        """Start a program in here that ends with the host."""
+        """Start a program in here that ends with the namespace."""
         return self._spawn(self.argv(*argv), stdout=log, stderr=log)
 
     def talk(self, *argv: str, log: IO[bytes]) -> Popen:
-        """Start a program in here that takes orders and answers, and ends with the host."""
+        """Start a program in here that takes orders and answers, and ends with the namespace."""
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         return self._spawn(self.argv(*argv), **pipes, stderr=log)
 
     def socket(self, family: Family, kind: int, protocol: int = 0) -> socket.socket:
-        """Return a socket of this host; it stays of it wherever it is used.
+        """Return a socket of this namespace; it stays of it wherever it is used.
 
         Raises:
             BenchError: the kernel refuses.
@@ -178,13 +187,28 @@ class Host:
                 deadline = time.monotonic() + _PATIENCE
                 while not self.listens(protocol, port):
                     if server.poll() is not None or time.monotonic() > deadline:
-                        log.seek(0)
-                        said = log.read().decode(errors="replace").strip()
-                        raise BenchError(f"`{' '.join(argv)}` does not serve: {said}")
+                        raise BenchError(f"`{' '.join(argv)}` does not serve: {written(log)}")
                     time.sleep(0.01)
                 yield server
             finally:
                 self.end(server)
+
+    def together(self, programs: Sequence[Sequence[str]], seconds: float) -> list[str]:
+        """Run programs at the same time, and return what each said.
+
+        One that takes longer than so many seconds is ended; what it said until then tells.
+        """
+        logs, running = [], []
+        with contextlib.ExitStack() as stack:
+            for argv in programs:
+                logs.append(stack.enter_context(tempfile.TemporaryFile()))
+                running.append(self.start(*argv, log=logs[-1]))
+                stack.callback(self.end, running[-1])
+            deadline = time.monotonic() + seconds
+            for one in running:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    one.wait(max(deadline - time.monotonic(), 0))
+            return [written(log) for log in logs]
 
     def end(self, child: Popen) -> None:
         """End a program that was started in here."""
@@ -203,10 +227,7 @@ class Host:
             child.wait()
 
 
-_KIND = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
-
-
-class Place(contextlib.AbstractContextManager["Place"]):
+class Rig(contextlib.AbstractContextManager["Rig"]):
     """Pod, node and world, joined; a context manager that removes them.
 
     Args:
@@ -226,7 +247,7 @@ class Place(contextlib.AbstractContextManager["Place"]):
             "XTABLES_LOCKFILE": str(state / "xtables.lock"),
             "IPMASQ_BPF_PINS": str(self.pins),
         }
-        self._hosts: list[Host] = []
+        self._hosts: list[HeldNamespace] = []
         try:
             self.pod, self.node, self.world = (
                 self._host(name, environment) for name in ("pod", "node", "world")
@@ -241,8 +262,8 @@ class Place(contextlib.AbstractContextManager["Place"]):
             self.close()
             raise
 
-    def _host(self, name: str, environment: Mapping[str, str]) -> Host:
-        host = Host(name, environment)
+    def _host(self, name: str, environment: Mapping[str, str]) -> HeldNamespace:
+        host = HeldNamespace(name, environment)
         self._hosts.append(host)
         return host
 
@@ -250,35 +271,33 @@ class Place(contextlib.AbstractContextManager["Place"]):
         for host in (self.pod, self.world):
             host.run("sysctl", "-qw", *_SYSCTLS, *_END_SYSCTLS)
         self.node.run("sysctl", "-qw", *_SYSCTLS)
+        family = self.family
+        length = _LENGTH[family]
         lines = {
             self.node: [
                 f"link add cali0 type veth peer eth0 netns {self.pod.pid}",
                 f"link add eth0 type veth peer eth0 netns {self.world.pid}",
                 "link set cali0 up",
                 "link set eth0 up",
+                f"address add {_GATEWAY[family]}/{length} dev cali0",
+                f"address add {NODE[family]}/{length} dev eth0",
+                f"route add default via {WORLD[family]}",
             ],
-            self.pod: ["link set eth0 up"],
-            self.world: ["link set eth0 up"],
+            self.pod: [
+                "link set eth0 up",
+                f"address add {POD[family]}/{length} dev eth0",
+                f"route add default via {_GATEWAY[family]}",
+            ],
+            self.world: [
+                "link set eth0 up",
+                f"address add {WORLD[family]}/{length} dev eth0",
+                f"route add default via {NODE[family]}",
+                # It answers for every destination.
+                f"route add local {DESTINATIONS[family]} dev lo",
+            ],
         }
-        family = self.family
-        length = _LENGTH[family]
-        lines[self.node] += [
-            f"address add {_GATEWAY[family]}/{length} dev cali0",
-            f"address add {NODE[family]}/{length} dev eth0",
-            f"route add default via {WORLD[family]}",
-        ]
-        lines[self.pod] += [
-            f"address add {POD[family]}/{length} dev eth0",
-            f"route add default via {_GATEWAY[family]}",
-        ]
-        lines[self.world] += [
-            f"address add {WORLD[family]}/{length} dev eth0",
-            f"route add default via {NODE[family]}",
-            # It answers for every destination.
-            f"route add local {DESTINATIONS[family]} dev lo",
-        ]
+        dash = "-4" if family is Family.IPV4 else "-6"
         for host, some in lines.items():
-            dash = "-4" if family is Family.IPV4 else "-6"
             host.run("ip", dash, "-batch", "-", stdin="\n".join(some) + "\n")
 
     def steer(self, cpus: int) -> None:

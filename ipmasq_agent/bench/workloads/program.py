@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ipmasq_agent.bench.place import Place
-from ipmasq_agent.bench.reading import Reading
-from ipmasq_agent.bench.udp import Udp
+from ipmasq_agent.bench.results import Measure
+from ipmasq_agent.bench.workload import Measured, Stage, Workload
 from ipmasq_agent.bpf.objects import get_pinned, object_info
 from ipmasq_agent.bpf.syscall import BpfCommand, bpf
 from ipmasq_agent.errors import BenchError
@@ -23,19 +22,21 @@ _RUN_TIME = 0  # BPF_STATS_RUN_TIME
 # Where struct bpf_prog_info of include/uapi/linux/bpf.h has run_time_ns and run_cnt.
 _RUN_AT, _RUN = 192, struct.Struct("=QQ")
 _NAME = "outward"
+_TIMED = 4  # of so many flows one
 
 
-def measure(place: Place, udp: Udp, flows: int) -> Reading:
-    """Send new flows while the program's time is taken."""
+def _run(stage: Stage) -> Iterator[Measured]:
+    flows = stage.effort.flows // _TIMED
     # As the node sees it: the file system of the pins is mounted there alone.
-    path = Path(f"/proc/{place.node.pid}/root{place.pins}", _NAME)
+    path = Path(f"/proc/{stage.rig.node.pid}/root{stage.rig.pins}", _NAME)
     before = _so_far(path)
-    with udp.new_flows(flows) as sending, _timed():
+    with stage.udp.new_flows(flows) as sending, _timed():
         sending.send(flows)
     took, runs = (after - b for after, b in zip(_so_far(path), before, strict=True))
     if sending.problem or not runs:
-        return Reading("program", None, sending.problem or "the program did not run")
-    return Reading("program", took / runs / 1e9)
+        yield Measured("program", None, sending.problem or "the program did not run")
+    else:
+        yield Measured("program", took / runs / 1e9)
 
 
 @contextmanager
@@ -61,3 +62,10 @@ def _so_far(path: Path) -> tuple[int, int]:
     finally:
         os.close(descriptor)
     return took, runs
+
+
+WORKLOAD = Workload(
+    (Measure("program", "Time of our eBPF program per new flow", "s", more_is_better=False),),
+    _run,
+    fits=lambda mode: mode.backend == "bpf",
+)
