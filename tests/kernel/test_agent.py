@@ -147,7 +147,7 @@ def test_a_resync_heals_and_an_idle_one_leaves_handles_and_counters(
     agent.wait_ready()
     handles = oracle.rule_handles("ipv4", "IP-MASQ")
     passes = agent.status()["passes"]
-    wait_until(lambda: agent.status()["passes"] >= passes + 5, "five resyncs")
+    wait_until(lambda: agent.status()["passes"] >= passes + 2, "two resyncs")
     assert oracle.rule_handles("ipv4", "IP-MASQ") == handles
     assert agent.status()["changes"] == 1
     subprocess.run(["iptables-nft", "-t", "nat", "-D", "IP-MASQ", "2"], check=True)

@@ -24,7 +24,7 @@ from ipmasq_agent.planes.rules.hook import neighbours
 from ipmasq_agent.planes.rules.matching import ANY, Question
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import Verdict
-from tests.kernel.agent import status_of
+from tests.kernel.agent import kept_backends, status_of
 from tests.kernel.crossing import PLANS, Crossing, arrivals, crossing
 from tests.netns import Namespace
 from tests.reasons import decider
@@ -129,9 +129,7 @@ class Node:
             status_of("cleanup")
         self.run("nft", "flush", "ruleset")
         for program in IPTABLES.values():
-            for table in ("nat", "raw"):
-                for flag in ("-F", "-X"):
-                    self.run(f"{program}-legacy", "-t", table, flag)
+            self.run(f"{program}-legacy-restore", "-w", stdin="*nat\nCOMMIT\n*raw\nCOMMIT\n")
 
 
 def other_address(family: Family) -> str:
@@ -141,7 +139,7 @@ def other_address(family: Family) -> str:
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Crossing]:
-    with crossing() as made:
+    with crossing() as made, kept_backends():
         yield made
 
 

@@ -126,8 +126,12 @@ class Cluster:
         async def down() -> None:
             self._abort()
             if self._server is not None:
-                await self._server.__aexit__(None, None, None)
+                leaving = asyncio.ensure_future(self._server.__aexit__(None, None, None))
+                # A watch that was asked for just now begins after the others were broken.
+                while not (await asyncio.wait([leaving], timeout=0.05))[0]:
+                    self._abort()
                 self._server = None
+                await leaving
 
         self._run(down())
 

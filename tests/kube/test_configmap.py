@@ -397,7 +397,8 @@ def test_a_server_that_hangs_without_closing_is_told_with_the_time_of_its_last_w
 ) -> None:
     cluster.put({"config": "first"})
     monkeypatch.setattr(kube_watch, "SILENCE", 0.2)
-    monkeypatch.setattr(kube_list, "LIST_TIMEOUT", 0.2)
+    for module in (kube_list, kube_watch):
+        monkeypatch.setattr(module, "LIST_TIMEOUT", 0.2)
     source, heard = watching()
     heard.content(b"first")
     before = source.heard

@@ -7,8 +7,6 @@ import http.client
 import io
 import json
 import logging
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +19,7 @@ from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.cli.run import _answers
 from ipmasq_agent.sources.configmap import ConfigMapSource
 from ipmasq_agent.sources.kube_words import bare, said, why
+from tests.kernel.agent import status_of
 from tests.kube.cluster import DEADLINE, NAME, NAMESPACE, Cluster
 from tests.unit.agent.support import Bench
 
@@ -182,20 +181,17 @@ def test_no_failure_shows_a_secret_in_log_status_or_metrics(
     assert log.getvalue().count("document cannot be read") == 1
 
 
-def test_no_verb_shows_a_secret_on_the_terminal(cluster: Cluster, kubeconfig: Path) -> None:
+def test_no_verb_shows_a_secret_on_the_terminal(
+    cluster: Cluster, kubeconfig: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     cluster.put({"config": "nonMasqueradeCIDRs: [10.0.0.0/8]"})
-    verb = [sys.executable, "-m", "ipmasq_agent", "config", "validate"]
-    done = subprocess.run(
-        [*verb, f"--configmap={NAMESPACE}/{NAME}", f"--kubeconfig={kubeconfig}"],
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE * 3,
-        check=False,
-    )
-    assert done.returncode == (0 if "watch" in cluster.refusals else 2), done.stderr
+    where = (f"--configmap={NAMESPACE}/{NAME}", f"--kubeconfig={kubeconfig}")
+    status = status_of("config", "validate", *where)
+    said = capfd.readouterr()
+    assert status == (0 if "watch" in cluster.refusals else 2), said.err
     for secret in (CANARY, IN_BASE64, "0x7f", "Traceback"):
-        assert secret not in done.stdout + done.stderr
-    assert done.stderr.startswith("error: ") or done.returncode == 0
+        assert secret not in said.out + said.err
+    assert said.err.startswith("error: ") or status == 0
 
 
 @pytest.mark.parametrize(

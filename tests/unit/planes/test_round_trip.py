@@ -42,15 +42,25 @@ def by_maps(policy: FamilyPolicy) -> FamilyPolicy:
 DIALECTS = (by_rules, by_a_set, by_a_table, by_maps)
 
 
-@pytest.mark.parametrize("family", list(Family), ids=lambda family: family.value)
-def test_a_thousand_policies_come_back_as_they_were(family: Family) -> None:
-    @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+def come_back(family: Family, examples: int) -> None:
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
     @given(policies(family))
-    def come_back(policy: FamilyPolicy) -> None:
+    def each(policy: FamilyPolicy) -> None:
         for through in DIALECTS:
             assert through(policy) == policy, through.__name__
 
-    come_back()
+    each()
+
+
+@pytest.mark.parametrize("family", list(Family), ids=lambda family: family.value)
+def test_policies_come_back_as_they_were(family: Family) -> None:
+    come_back(family, 200)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", list(Family), ids=lambda family: family.value)
+def test_a_great_many_policies_come_back_as_they_were(family: Family) -> None:
+    come_back(family, 5000)
 
 
 @given(st.sampled_from(list(Family)).flatmap(policies))
