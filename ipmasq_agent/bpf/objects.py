@@ -17,7 +17,7 @@ _INFO = struct.Struct("=IIQ")  # bpf_fd, info_len, info
 _BY_ID = struct.Struct("=III")  # id, next_id, open_flags
 # prog_fd, retval, data_size_in, data_size_out, data_in, data_out, repeat, duration
 _TEST_RUN = struct.Struct("=IIIIQQII")
-_PROGRAM = struct.Struct("=II")  # type, id: how struct bpf_prog_info begins
+_PROGRAM = struct.Struct("=4xI56x16s")  # id and name, of struct bpf_prog_info
 _SHORTEST_PACKET = 64
 
 
@@ -89,14 +89,14 @@ def object_info(descriptor: int, size: int) -> bytes:
     return info.raw
 
 
-def program_id(descriptor: int) -> int:
-    """Return the number of a program by which the kernel tells it from every other one.
+def program_info(descriptor: int) -> tuple[int, str]:
+    """Return number and name of a program; the number tells it from every other one.
 
     Raises:
         HostError: it cannot be asked.
     """
-    _, number = _PROGRAM.unpack(object_info(descriptor, _PROGRAM.size))
-    return int(number)
+    number, name = _PROGRAM.unpack(object_info(descriptor, _PROGRAM.size))
+    return number, name.rstrip(b"\0").decode(errors="replace")
 
 
 def run_program(descriptor: int) -> int:

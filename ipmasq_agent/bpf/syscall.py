@@ -55,7 +55,7 @@ class BpfCommand(enum.IntEnum):
     LINK_DETACH = 34
 
 
-def bpf(command: int, attributes: bytes | ctypes.Array[ctypes.c_char]) -> int:
+def bpf(command: BpfCommand, attributes: bytes | ctypes.Array[ctypes.c_char]) -> int:
     """Make the system call; its buffers are kept alive by whoever packed their addresses.
 
     Raises:

@@ -113,8 +113,14 @@ def _collect(netlink: socket.socket, take: Callable[[bytes], T | None]) -> list[
                 found.append(taken)
 
 
-def ask(protocol: int, kind: int, request: bytes) -> bytes | None:
+def ask(protocol: int, kind: int, request: bytes, flags: int = 0) -> bytes | None:
     """Return the body of the one answer to a request; None where there is none, and no error.
+
+    Args:
+        protocol: whose answer.
+        kind: of the message.
+        request: its body.
+        flags: ``CREATE`` and the like, where the request is one for a change.
 
     Raises:
         OSError: the kernel refuses.
@@ -123,7 +129,7 @@ def ask(protocol: int, kind: int, request: bytes) -> bytes | None:
     with connect(protocol) as netlink:
         # With an acknowledgement: where the kernel finds nothing it may send no object and
         # no error, as for the end of an interval of nf_tables that reaches the last address.
-        netlink.send(pack(kind, REQUEST | ACKNOWLEDGE, 1, request))
+        netlink.send(pack(kind, REQUEST | ACKNOWLEDGE | flags, 1, request))
         while True:
             for answer, _, _, body in split(netlink.recv(ROOM)):
                 if answer == _ERROR:

@@ -9,9 +9,10 @@ import subprocess
 from functools import cache
 from typing import Any
 
+from ipmasq_agent.bpf import lpm
 from ipmasq_agent.planes.bpf import layout
-from ipmasq_agent.planes.bpf.hooks import BYTECODE
-from ipmasq_agent.planes.bpf.layout import Flag, FlowState, Settings
+from ipmasq_agent.planes.bpf.layout import FlowState, SettingsFlag, SlotSettings
+from ipmasq_agent.planes.bpf.programs import BYTECODE
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import PortRange
 
@@ -40,7 +41,7 @@ def test_a_prefix() -> None:
     assert re.search(r"struct prefix \{\s+__u32 length;.*\s+struct address address;\s+\};", HEADER)
     at = {"length": 0, "address": 4}
     for family, address in ((Family.IPV4, 10 << 24), (Family.IPV6, 0xFD << 120)):
-        key = layout.pack_prefix(family, address, 8)
+        key = lpm.pack_key(family, address, 8, layout.ADDRESS_SIZE)
         assert len(key) == 4 + size("address")
         assert struct.unpack_from("=I", key, at["length"]) == (8,)
         assert key[at["address"] :] == address.to_bytes(family.bits // 8).ljust(16, b"\0")
@@ -49,10 +50,10 @@ def test_a_prefix() -> None:
 def test_settings() -> None:
     at = offsets("settings")
     ports = (PortRange(1024, 2047), PortRange(3000, 3000))
-    told = layout.pack_settings(Settings(0x1122334455667788, Flag.DRAINING, ports))
+    told = layout.pack_settings(SlotSettings(0x1122334455667788, SettingsFlag.DRAINING, ports))
     assert len(told) == size("settings")
     assert struct.unpack_from("=Q", told, at["stamp"]) == (0x1122334455667788,)
-    assert struct.unpack_from("=I", told, at["flags"]) == (Flag.DRAINING,)
+    assert struct.unpack_from("=I", told, at["flags"]) == (SettingsFlag.DRAINING,)
     assert struct.unpack_from("=I", told, at["port_ranges"]) == (2,)
     assert struct.unpack_from("=5H", told, at["ports"]) == (1024, 2047, 3000, 3000, 0)
     assert struct.unpack_from("=I", told, at["port_count"]) == (1025,)
@@ -61,7 +62,9 @@ def test_settings() -> None:
 
 def test_a_device() -> None:
     at = offsets("device")
-    told = layout.pack_device(layout.Device((7, None), (1, 2), 14, True))
+    told = layout.pack_device(
+        layout.DeviceEntry({Family.IPV4: 7}, {Family.IPV4: 1, Family.IPV6: 2}, 14, True)
+    )
     assert len(told) == size("device")
     assert told[at["source"] :][:20] == (7).to_bytes(4) + bytes(16)
     assert told[at["has_source"] :][:2] == bytes([1, 0])
@@ -85,7 +88,7 @@ def test_a_flow() -> None:
     struct.pack_into("=I", value, of_value["state"], FlowState.FROM_OUTSIDE)
     struct.pack_into("=I", value, of_value["expires"], 105)
     ends = (0xFD << 120 | 1, 1000), (0xFD << 120 | 2, 80)
-    told = layout.Flow(Family.IPV6, 6, *ends, FlowState.FROM_OUTSIDE, 5)
+    told = layout.TrackedFlow(Family.IPV6, 6, *ends, FlowState.FROM_OUTSIDE, 5)
     assert layout.unpack_flow(bytes(key), bytes(value), 100) == told
     key[of_key["side"]] = 1
     assert layout.unpack_flow(bytes(key), bytes(value), 100) is None
@@ -100,7 +103,7 @@ def test_what_a_sweep_found() -> None:
     struct.pack_into("=Q", room, at["removed"], 1)
     struct.pack_into("=2Q", room, at["alive"], 2, 3)
     struct.pack_into("=2Q", room, at["translated"], 4, 5)
-    assert layout.unpack_swept(bytes(room)) == layout.Swept(1, (2, 3), (4, 5))
+    assert layout.unpack_swept(bytes(room)) == 4 + 5
 
 
 def test_verdicts_and_outcomes_have_the_same_numbers() -> None:
@@ -114,6 +117,6 @@ def test_verdicts_and_outcomes_have_the_same_numbers() -> None:
 
 def test_flags_are_the_same_bits() -> None:
     bits = dict(re.findall(r"#define (\w+)\s+\(1 << (\d+)\) /\* [^*]*\*/", HEADER))
-    assert {flag.name: flag.value for flag in Flag} == {
-        name: 1 << int(bits[name]) for name in bits.keys() & Flag.__members__.keys()
+    assert {flag.name: flag.value for flag in SettingsFlag} == {
+        name: 1 << int(bits[name]) for name in bits.keys() & SettingsFlag.__members__.keys()
     }

@@ -12,7 +12,7 @@ import pytest
 
 from ipmasq_agent.bpf import bpffs as file_systems
 from ipmasq_agent.bpf import maps as bpf_maps
-from ipmasq_agent.bpf.syscall import bpf
+from ipmasq_agent.bpf.syscall import BpfCommand, bpf
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.planes.cilium.maps import read_prefixes
 from ipmasq_agent.policy.addresses import Family
@@ -114,7 +114,7 @@ def test_a_change_in_the_middle_of_a_walk_gives_the_state_after_it(
     monkeypatch.setattr(bpf_maps, "_ENTRIES_AT_ONCE", 2)
     calls = 0
 
-    def meanwhile(command: int, attributes: bytes) -> int:
+    def meanwhile(command: BpfCommand, attributes: bytes) -> int:
         nonlocal calls
         calls += 1
         if calls == 3:  # a half of the map has been read

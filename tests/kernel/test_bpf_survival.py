@@ -29,7 +29,7 @@ from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.host.devices import read_links
 from ipmasq_agent.planes import detect
-from ipmasq_agent.planes.bpf import hooks as bpf_hooks
+from ipmasq_agent.planes.bpf import programs
 from ipmasq_agent.planes.bpf.plane import BpfPlane
 from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.policy.addresses import Family
@@ -309,10 +309,10 @@ def streaming(net: Net, family: Family) -> Iterator[Callable[[], dict[str, Any]]
 
 def install_another_version(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
     upgraded = place / "masq.bpf.o"
-    shutil.copy(bpf_hooks.BYTECODE, upgraded)
+    shutil.copy(programs.BYTECODE, upgraded)
     with upgraded.open("ab") as more:
         more.write(b"\0")
-    monkeypatch.setattr(bpf_hooks, "BYTECODE", upgraded)
+    monkeypatch.setattr(programs, "BYTECODE", upgraded)
 
 
 def move_and_back(net: Net, backend: BpfPlane, family: Family, check: Callable[[], None]) -> None:

@@ -17,9 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from ipmasq_agent.planes.bpf import hooks as bpf_hooks
-from ipmasq_agent.planes.bpf import strays
-from ipmasq_agent.planes.bpf.hooks import Hooks
+from ipmasq_agent.planes.bpf import strays, tcx
+from ipmasq_agent.planes.bpf.programs import NodePrograms
 from tests import oracle
 from tests.kernel.agent import status_of
 from tests.kernel.container import contained
@@ -75,7 +74,8 @@ def node(in_ns: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 @pytest.fixture(params=[True, False], ids=["tcx", "clsact"])
 def left(node: Node, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Node:
     """A node on which an agent of the eBPF overlay was."""
-    monkeypatch.setattr(bpf_hooks.Hooks.__init__, "__kwdefaults__", {"tcx": bool(request.param)})
+    by_tcx = {"tcx": bool(request.param)}
+    monkeypatch.setattr(NodePrograms.__init__, "__kwdefaults__", by_tcx)
     assert status_of("apply", node.document(), "--backend=bpf", "--enable-ipv6") == 0
     assert in_force(node)
     return node
@@ -83,7 +83,7 @@ def left(node: Node, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 def in_force(node: Node) -> bool:
     """Whether the programs are on eth0, by what root on the node sees."""
-    return Hooks(node.bpffs / "nothing").strays()
+    return NodePrograms(node.bpffs / "nothing").strays()
 
 
 def chain_of_ours(node: Node) -> bool:
@@ -208,6 +208,6 @@ def test_where_neither_programs_nor_symbols_may_be_seen_passes_go_on(
     def forbidden(*_: object) -> int:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(strays, "bpf", forbidden)
+    monkeypatch.setattr(tcx, "bpf", forbidden)
     monkeypatch.setattr(strays, "_SYMBOLS", tmp_path / "none")
-    assert list(strays.find(strict=True)) == []
+    assert not strays.exist(strict=True)

@@ -16,10 +16,9 @@ import pytest
 from ipmasq_agent.bpf.maps import create_trie, open_pinned
 from ipmasq_agent.bpf.objects import get_pinned, pin
 from ipmasq_agent.errors import HostError
-from ipmasq_agent.planes.bpf import hooks as bpf_hooks
-from ipmasq_agent.planes.bpf import libbpf
-from ipmasq_agent.planes.bpf.hooks import Hooks
-from ipmasq_agent.planes.bpf.tc import Direction, attached
+from ipmasq_agent.planes.bpf import clsact, libbpf, programs, tcx
+from ipmasq_agent.planes.bpf.layout import TcHook
+from ipmasq_agent.planes.bpf.programs import NodePrograms
 from tests.kernel.pins import PINS
 from tests.netns import Namespace
 
@@ -38,8 +37,8 @@ def device(in_ns: Namespace) -> int:
 
 
 @pytest.fixture(params=[True, False], ids=["tcx", "clsact"])
-def hooks(request: pytest.FixtureRequest, pins: Path, device: int) -> Iterator[Hooks]:
-    made = Hooks(pins, FLOWS, tcx=request.param)
+def hooks(request: pytest.FixtureRequest, pins: Path, device: int) -> Iterator[NodePrograms]:
+    made = NodePrograms(pins, FLOWS, tcx=request.param)
     made.load()
     yield made
     made.remove()
@@ -55,7 +54,7 @@ WAYS = ("ingress", "egress")
 
 
 def test_programs_come_and_go_and_those_of_others_stay(
-    hooks: Hooks, in_ns: Namespace, device: int, pins: Path, request: pytest.FixtureRequest
+    hooks: NodePrograms, in_ns: Namespace, device: int, pins: Path, request: pytest.FixtureRequest
 ) -> None:
     in_ns.run(["tc", "qdisc", "add", "dev", "eth0", "clsact"])
     program = ["bpf", "direct-action", "object-pinned", str(pins / "sweep")]
@@ -70,11 +69,13 @@ def test_programs_come_and_go_and_those_of_others_stay(
     hooks.remove()
     assert filters(in_ns) == foreign
     assert not pins.exists()
-    for direction in Direction:
-        assert attached(device, direction, pins / "none") is None
+    for hook in TcHook:
+        assert clsact.attached(device, hook) is None
 
 
-def test_what_somebody_took_away_is_missed(hooks: Hooks, in_ns: Namespace, device: int) -> None:
+def test_what_somebody_took_away_is_missed(
+    hooks: NodePrograms, in_ns: Namespace, device: int
+) -> None:
     hooks.attach(device)
     in_ns.run(["tc", "filter", "del", "dev", "eth0", "egress"], check=False)
     for link in Path(os.environ[PINS]).glob("link-*-egress"):
@@ -87,10 +88,10 @@ def test_what_somebody_took_away_is_missed(hooks: Hooks, in_ns: Namespace, devic
 def test_a_link_that_the_kernel_is_still_letting_go_is_waited_for(
     pins: Path, device: int, in_ns: Namespace
 ) -> None:
-    hooks = Hooks(pins, FLOWS)
+    hooks = NodePrograms(pins, FLOWS)
     hooks.load()
     hooks.attach(device)
-    held = get_pinned(link_of(pins, device, Direction.EGRESS))
+    held = get_pinned(link_of(pins, device, TcHook.EGRESS))
     assert held is not None
     letting_go = threading.Timer(0.2, os.close, [held])
     for link in pins.glob("link-*"):
@@ -103,7 +104,7 @@ def test_a_link_that_the_kernel_is_still_letting_go_is_waited_for(
 
 
 def test_a_device_that_is_gone_leaves_links_that_can_be_tidied(
-    hooks: Hooks, in_ns: Namespace, device: int, pins: Path
+    hooks: NodePrograms, in_ns: Namespace, device: int, pins: Path
 ) -> None:
     hooks.attach(device)
     in_ns.run(["ip", "link", "del", "eth0"])
@@ -113,10 +114,10 @@ def test_a_device_that_is_gone_leaves_links_that_can_be_tidied(
 
 
 def test_an_upgrade_replaces_the_programs_and_keeps_the_flows(
-    hooks: Hooks, device: int, pins: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    hooks: NodePrograms, device: int, pins: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     hooks.attach(device)
-    before = [attached(device, d, link_of(pins, device, d)) for d in Direction]
+    before = [attached(device, hook, pins) for hook in TcHook]
     flows = open_pinned(pins / "flows")
     assert flows is not None
     with flows:
@@ -124,25 +125,29 @@ def test_an_upgrade_replaces_the_programs_and_keeps_the_flows(
         entry = os.urandom(flows.key_size), os.urandom(flows.value_size)
         flows.update(*entry)
         other = tmp_path / "masq.bpf.o"
-        shutil.copy(bpf_hooks.BYTECODE, other)
+        shutil.copy(programs.BYTECODE, other)
         with other.open("ab") as more:
             more.write(b"\0")
-        monkeypatch.setattr(bpf_hooks, "BYTECODE", other)
+        monkeypatch.setattr(programs, "BYTECODE", other)
         assert not hooks.complete(device)
-        Hooks(pins, 2 * FLOWS).load()  # another size is for maps that are made anew
+        NodePrograms(pins, 2 * FLOWS).load()  # another size is for maps that are made anew
         hooks.attach(device)
         assert list(flows.entries()) == [entry]
     kept = open_pinned(pins / "flows")
     assert kept is not None
     with kept:
         assert list(kept.entries()) == [entry]
-    after = [attached(device, d, link_of(pins, device, d)) for d in Direction]
+    after = [attached(device, hook, pins) for hook in TcHook]
     assert all(after)
     assert not set(before) & set(after)
 
 
-def link_of(pins: Path, device: int, direction: Direction) -> Path:
-    return pins / f"link-{device}-{direction.name.lower()}"
+def attached(device: int, hook: TcHook, pins: Path) -> int | None:
+    return tcx.attached(device, link_of(pins, device, hook)) or clsact.attached(device, hook)
+
+
+def link_of(pins: Path, device: int, hook: TcHook) -> Path:
+    return pins / f"link-{device}-{hook.name.lower()}"
 
 
 def test_a_directory_of_another_program_is_neither_filled_nor_removed(
@@ -152,7 +157,7 @@ def test_a_directory_of_another_program_is_neither_filled_nor_removed(
     theirs = create_trie("cilium_ipmasq", 8, 1, 16)
     pin(theirs.fd, pins / "cilium_ipmasq_v4")
     theirs.close()
-    for act in (Hooks(pins).load, Hooks(pins).remove):
+    for act in (NodePrograms(pins).load, NodePrograms(pins).remove):
         with pytest.raises(HostError, match="another program's directory: it holds cilium_ipmasq"):
             act()
     assert [path.name for path in pins.iterdir()] == ["cilium_ipmasq_v4"]
@@ -161,12 +166,12 @@ def test_a_directory_of_another_program_is_neither_filled_nor_removed(
 def test_bytecode_that_is_missing_or_broken_is_told(
     pins: Path, device: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(bpf_hooks, "BYTECODE", tmp_path / "masq.bpf.o")
+    monkeypatch.setattr(programs, "BYTECODE", tmp_path / "masq.bpf.o")
     with pytest.raises(HostError, match="not compiled"):
-        Hooks(pins).load()
+        NodePrograms(pins).load()
     (tmp_path / "masq.bpf.o").write_bytes(b"\x7fELF and no more")
     with pytest.raises(HostError, match="cannot be opened"):
-        Hooks(pins).load()
+        NodePrograms(pins).load()
 
 
 def test_the_verifier_has_the_last_word(pins: Path, tmp_path: Path) -> None:

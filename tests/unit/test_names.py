@@ -14,15 +14,12 @@ PACKAGE = Path(ipmasq_agent.__file__).parent
 SHARED: frozenset[str] = frozenset(
     {
         "Comparison",
-        "Desired",
-        "Device",
         "Hook",
         "Kind",
         "Outcome",
         "Plan",
         "Route",
         "SetChange",
-        "Settings",
         "Step",
         "Table",
         "Verdict",

@@ -1,4 +1,4 @@
-"""Keys, values and numbers of the eBPF maps, as ``masq.h`` has them.
+"""Names, keys, values and numbers that the programs and the agent share, as ``masq.h`` has them.
 
 All integers are in the order of the machine, addresses and ports of packets in that of
 the network. A test compares sizes and offsets with those of the compiled program.
@@ -8,31 +8,43 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import PortRange
 
 FAMILIES = (Family.IPV4, Family.IPV6)
 GENERATIONS = 2
 ADDRESS_SIZE = 16
-PREFIX = struct.Struct("=I16s")
-NUMBER = struct.Struct("=I")
-VERDICT = struct.Struct("=B")
 MAX_PORT_RANGES = 15
-SETTINGS = struct.Struct(f"=QII{2 * MAX_PORT_RANGES}HI")
-DEVICE = struct.Struct("=16s16s2B2BBB2x")
-SWEPT = struct.Struct("=5Q")
-FLOW_KEY = struct.Struct("=16s16s2s2sBBBx")
-FLOW = struct.Struct("=16s2s2xII")
-OUTWARD = 0
-
 MASQUERADE, NON_MASQUERADE = 1, 2
+"""Values of the trie of decisions, a byte each."""
+TRIES = {"decisions": 1, "sources": 1, "fixed": ADDRESS_SIZE}
+"""Maps of tries, one trie a slot, and the size of their values."""
+CONTROL, SWEEP = "control", "sweep"
+"""The map that every version has, and the program that is run and not attached."""
+_NUMBER = struct.Struct("=I")
+_SETTINGS = struct.Struct(f"=QII{2 * MAX_PORT_RANGES}HI")
+_DEVICE = struct.Struct("=16s16s2B2BBB2x")
+_SWEPT = struct.Struct("=5Q")
+_FLOW_KEY = struct.Struct("=16s16s2s2sBBBx")
+_FLOW = struct.Struct("=16s2s2xII")
+_OUTWARD = 0
 
 
-class Flag(enum.IntFlag):
+class TcHook(enum.Enum):
+    """Where at a device packets meet a program of ours; the value is the program's name.
+
+    In this order programs are attached: what comes in is recorded before what goes out is
+    translated.
+    """
+
+    INGRESS = "inward"
+    EGRESS = "outward"
+
+
+class SettingsFlag(enum.IntFlag):
     """Bits of ``settings.flags``."""
 
     MANAGED = 1 << 0
@@ -80,31 +92,31 @@ OUTCOMES = (
 MOST_OUTCOMES = 64
 
 
-class Settings(NamedTuple):
+class SlotSettings(NamedTuple):
     """What is in force besides the tries."""
 
-    stamp: int
-    flags: Flag
-    ports: tuple[PortRange, ...]
+    stamp: int = 0
+    flags: SettingsFlag = SettingsFlag(0)
+    ports: tuple[PortRange, ...] = ()
 
 
-class Device(NamedTuple):
+class DeviceEntry(NamedTuple):
     """What the programs know of a device.
 
     Attributes:
-        sources: family → the address that masquerading gives, or None.
+        sources: family → the address that masquerading gives; those that have one.
         egress: family → bit n is set where it is a device of generation n's policy.
         link_header: bytes before the IP header.
         loopback: all that leaves here is for the node itself.
     """
 
-    sources: tuple[int | None, int | None]
-    egress: tuple[int, int]
-    link_header: int
+    sources: Mapping[Family, int]
+    egress: Mapping[Family, int]
+    link_header: int = 0
     loopback: bool = False
 
 
-class Flow(NamedTuple):
+class TrackedFlow(NamedTuple):
     """A flow as packets on their way out had it before translation.
 
     Attributes:
@@ -120,23 +132,24 @@ class Flow(NamedTuple):
     seconds: int
 
 
-class Swept(NamedTuple):
-    """What a sweep through the flows found; a number for each family.
-
-    Attributes:
-        removed: those that had expired.
-        alive: those that have not.
-        translated: of these, those that get another address or port.
-    """
-
-    removed: int
-    alive: tuple[int, int]
-    translated: tuple[int, int]
-
-
 def slot(family: Family, generation: int) -> int:
     """Return the number of tries and settings."""
     return FAMILIES.index(family) * GENERATIONS + generation
+
+
+def pack_number(number: int) -> bytes:
+    """Return a slot, an ifindex, a descriptor... as key or value."""
+    return _NUMBER.pack(number)
+
+
+def unpack_number(data: bytes) -> int:
+    """Return a number of 32 bits."""
+    return int(_NUMBER.unpack(data)[0])
+
+
+def family_key(family: Family) -> bytes:
+    """Return the key of a family."""
+    return _NUMBER.pack(FAMILIES.index(family))
 
 
 def pack_address(family: Family, address: int) -> bytes:
@@ -149,72 +162,48 @@ def unpack_address(family: Family, data: bytes) -> int:
     return int.from_bytes(data[: family.bits // 8])
 
 
-def pack_prefix(family: Family, first: int, length: int) -> bytes:
-    """Return a prefix as a key of a trie."""
-    return PREFIX.pack(length, pack_address(family, first))
-
-
-def unpack_prefix(family: Family, key: bytes) -> Prefix:
-    """Return the prefix of a trie's key.
-
-    Raises:
-        KernelReadError: it has a length that no prefix of the family has.
-    """
-    length, data = PREFIX.unpack(key)
-    if length > family.bits:
-        raise KernelReadError(
-            f"a trie of {family.value} prefixes has one of length {length}",
-            remedy="another program writes our maps; `ipmasq-agent cleanup` removes them",
-        )
-    first = unpack_address(family, data)
-    host_bits = family.bits - length
-    return Prefix(family, first >> host_bits << host_bits, length)
-
-
-def pack_settings(settings: Settings) -> bytes:
+def pack_settings(settings: SlotSettings) -> bytes:
     """Return settings as their struct; at most ``MAX_PORT_RANGES`` ranges."""
     ends = [end for ports in settings.ports for end in ports]
     ends += [0] * (2 * MAX_PORT_RANGES - len(ends))
     count = sum(ports.size for ports in settings.ports)
-    return SETTINGS.pack(settings.stamp, settings.flags, len(settings.ports), *ends, count)
+    return _SETTINGS.pack(settings.stamp, settings.flags, len(settings.ports), *ends, count)
 
 
-def unpack_settings(data: bytes) -> Settings:
+def unpack_settings(data: bytes) -> SlotSettings:
     """Return settings from their struct."""
-    stamp, flags, ranges, *ends, _ = SETTINGS.unpack(data)
+    stamp, flags, ranges, *ends, _ = _SETTINGS.unpack(data)
     pairs = zip(ends[::2], ends[1::2], strict=True)
     ports = tuple(PortRange(first, last) for first, last in pairs)
-    return Settings(stamp, Flag(flags), ports[:ranges])
+    return SlotSettings(stamp, SettingsFlag(flags), ports[:ranges])
 
 
-def pack_device(device: Device) -> bytes:
+def pack_device(device: DeviceEntry) -> bytes:
     """Return what is known of a device as its struct."""
-    known = list(zip(FAMILIES, device.sources, strict=True))
-    return DEVICE.pack(
-        *(pack_address(family, address or 0) for family, address in known),
-        *(address is not None for _, address in known),
-        *device.egress,
+    return _DEVICE.pack(
+        *(pack_address(family, device.sources.get(family, 0)) for family in FAMILIES),
+        *(family in device.sources for family in FAMILIES),
+        *(device.egress.get(family, 0) for family in FAMILIES),
         device.link_header,
         device.loopback,
     )
 
 
-def unpack_device(data: bytes) -> Device:
+def unpack_device(data: bytes) -> DeviceEntry:
     """Return what is known of a device from its struct."""
-    four, six, has_four, has_six, *others = DEVICE.unpack(data)
-    egress_four, egress_six, link_header, loopback = others
-    return Device(
-        (
-            unpack_address(Family.IPV4, four) if has_four else None,
-            unpack_address(Family.IPV6, six) if has_six else None,
-        ),
-        (egress_four, egress_six),
-        link_header,
-        bool(loopback),
+    *of_families, link_header, loopback = _DEVICE.unpack(data)
+    addresses, has, egress = of_families[:2], of_families[2:4], of_families[4:]
+    sources = {
+        family: unpack_address(family, address)
+        for family, address, there in zip(FAMILIES, addresses, has, strict=True)
+        if there
+    }
+    return DeviceEntry(
+        sources, dict(zip(FAMILIES, egress, strict=True)), link_header, bool(loopback)
     )
 
 
-def unpack_flow(key: bytes, value: bytes, now: int) -> Flow | None:
+def unpack_flow(key: bytes, value: bytes, now: int) -> TrackedFlow | None:
     """Return the flow of an entry; None for the way back of one.
 
     Args:
@@ -222,12 +211,12 @@ def unpack_flow(key: bytes, value: bytes, now: int) -> Flow | None:
         value: of the entry.
         now: in seconds of CLOCK_MONOTONIC.
     """
-    source, destination, port, other_port, protocol, number, side = FLOW_KEY.unpack(key)
-    if side != OUTWARD:
+    source, destination, port, other_port, protocol, number, side = _FLOW_KEY.unpack(key)
+    if side != _OUTWARD:
         return None
-    _, _, state, expires = FLOW.unpack(value)
+    _, _, state, expires = _FLOW.unpack(value)
     family = FAMILIES[number & 1]
-    return Flow(
+    return TrackedFlow(
         family,
         protocol,
         (unpack_address(family, source), int.from_bytes(port)),
@@ -237,22 +226,17 @@ def unpack_flow(key: bytes, value: bytes, now: int) -> Flow | None:
     )
 
 
-def unpack_swept(data: bytes) -> Swept:
-    """Return what a sweep found from its struct."""
-    removed, *counts = SWEPT.unpack(data)
-    return Swept(removed, (counts[0], counts[1]), (counts[2], counts[3]))
+def unpack_swept(data: bytes) -> int:
+    """Return how many flows a sweep found that get another address or port."""
+    *_, ipv4, ipv6 = _SWEPT.unpack(data)
+    return int(ipv4 + ipv6)
 
 
-def counter_index(family: Family, outcome: int) -> bytes:
+def counter_key(family: Family, outcome: int) -> bytes:
     """Return the key of a counter."""
-    return NUMBER.pack(FAMILIES.index(family) * MOST_OUTCOMES + outcome)
+    return _NUMBER.pack(FAMILIES.index(family) * MOST_OUTCOMES + outcome)
 
 
 def summed(values: Iterable[bytes]) -> int:
     """Return the sum of a counter's values, one for each CPU."""
     return sum(struct.unpack("=Q", value)[0] for value in values)
-
-
-def pack_numbers(numbers: Sequence[int]) -> bytes:
-    """Return numbers as 32 bits each."""
-    return struct.pack(f"={len(numbers)}I", *numbers)

@@ -25,17 +25,7 @@ _SHOWN = 12
 _PRINTF = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
 
-@functools.cache
-def library() -> Library:
-    """Return libbpf, loaded once: it keeps the function to which it says things.
-
-    Raises:
-        MissingTool: it is not installed.
-    """
-    return Library()
-
-
-class Library:
+class _Library:
     """libbpf, with the types of what we call; and its last messages."""
 
     def __init__(self) -> None:
@@ -67,12 +57,33 @@ class Library:
         function.restype = result
         return function(*arguments)
 
-    def last(self) -> str:
+    def each(self, opened: ctypes.c_void_p, kind: str) -> Iterator[tuple[ctypes.c_void_p, str]]:
+        """Yield the maps or programs of an object with their names."""
+        item = None
+        while True:
+            following = f"bpf_object__next_{kind}"
+            item = self.call(following, ctypes.c_void_p, opened, ctypes.c_void_p(item))
+            if not item:
+                return
+            one = ctypes.c_void_p(item)
+            yield one, self.call(f"bpf_{kind}__name", ctypes.c_char_p, one).decode()
+
+    def last_words(self) -> str:
         """Return what the verifier found, or without that the last messages."""
         lines = list(self.messages)
         ends = [n for n, line in enumerate(lines) if "END PROG LOAD LOG" in line]
         end = ends[0] if ends else len(lines)
         return "\n".join(lines[max(0, end - _SHOWN) : end])
+
+
+@functools.cache
+def _library() -> _Library:
+    """Return libbpf, loaded once: it keeps the function to which it says things.
+
+    Raises:
+        MissingTool: it is not installed.
+    """
+    return _Library()
 
 
 def load(bytecode: Path, pins: Path, capacities: Mapping[str, int]) -> None:
@@ -88,7 +99,7 @@ def load(bytecode: Path, pins: Path, capacities: Mapping[str, int]) -> None:
         MissingTool: libbpf is not installed.
         HostError: the kernel refuses; with the verifier's last words.
     """
-    libbpf = library()
+    libbpf = _library()
     libbpf.messages.clear()
     found = libbpf.call("bpf_object__open_file", ctypes.c_void_p, os.fsencode(bytecode), None)
     if not found:
@@ -98,22 +109,12 @@ def load(bytecode: Path, pins: Path, capacities: Mapping[str, int]) -> None:
         )
     opened = ctypes.c_void_p(found)
     try:
-        _pin_maps(libbpf, opened, pins, capacities)
+        for one, name in libbpf.each(opened, "map"):
+            _pin_map(libbpf, one, pins / name, capacities.get(name))
         if libbpf.call("bpf_object__load", ctypes.c_int, opened):
-            code = ctypes.get_errno()
-            if code in (errno.EPERM, errno.ENOMEM):
-                raise refused("load the eBPF programs", OSError(code, os.strerror(code)))
-            if any("parameter mismatch" in line for line in libbpf.messages):
-                raise HostError(
-                    f"maps of another version of the programs are pinned in {pins}",
-                    remedy="`ipmasq-agent cleanup --backend bpf` removes them, and the flows",
-                )
-            raise HostError(
-                f"the kernel refuses the eBPF programs: {os.strerror(code)}\n{libbpf.last()}",
-                remedy="Linux 5.15 or newer is needed; choose another --backend on this node",
-            )
-        for program, name in _each(libbpf, opened, "program"):
-            descriptor = libbpf.call("bpf_program__fd", ctypes.c_int, program)
+            raise _not_loaded(libbpf, ctypes.get_errno(), pins)
+        for one, name in libbpf.each(opened, "program"):
+            descriptor = libbpf.call("bpf_program__fd", ctypes.c_int, one)
             fresh = pins / f"{name}{_NEW}"
             fresh.unlink(missing_ok=True)
             pin(descriptor, fresh)
@@ -122,41 +123,31 @@ def load(bytecode: Path, pins: Path, capacities: Mapping[str, int]) -> None:
         libbpf.call("bpf_object__close", None, opened)
 
 
-def _pin_maps(
-    libbpf: Library, opened: ctypes.c_void_p, pins: Path, capacities: Mapping[str, int]
-) -> None:
-    for found, name in _each(libbpf, opened, "map"):
-        path = pins / name
-        held = open_pinned(path)
-        capacity = capacities.get(name)
-        if held is not None:
-            # libbpf takes a pinned map only where it is of the size that is asked for.
+def _not_loaded(libbpf: _Library, code: int, pins: Path) -> HostError:
+    if code in (errno.EPERM, errno.ENOMEM):
+        return refused("load the eBPF programs", OSError(code, os.strerror(code)))
+    if any("parameter mismatch" in line for line in libbpf.messages):
+        return HostError(
+            f"maps of another version of the programs are pinned in {pins}",
+            remedy="`ipmasq-agent cleanup --backend bpf` removes them, and the flows",
+        )
+    return HostError(
+        f"the kernel refuses the eBPF programs: {os.strerror(code)}\n{libbpf.last_words()}",
+        remedy="Linux 5.15 or newer is needed; choose another --backend on this node",
+    )
+
+
+def _pin_map(libbpf: _Library, one: ctypes.c_void_p, path: Path, capacity: int | None) -> None:
+    held = open_pinned(path)
+    if held is not None:
+        with held:  # libbpf takes a pinned map only where it is of the size that is asked for
             capacity = held.capacity
-            held.close()
-        if capacity is not None:
-            _checked(libbpf, "bpf_map__set_max_entries", found, ctypes.c_uint32(capacity))
-        _checked(libbpf, "bpf_map__set_pin_path", found, os.fsencode(path))
+    if capacity is not None:
+        _checked(libbpf, "bpf_map__set_max_entries", one, ctypes.c_uint32(capacity))
+    _checked(libbpf, "bpf_map__set_pin_path", one, os.fsencode(path))
 
 
-def _checked(libbpf: Library, name: str, *arguments: Any) -> None:
+def _checked(libbpf: _Library, name: str, *arguments: Any) -> None:
     code = libbpf.call(name, ctypes.c_int, *arguments)
     if code:
         raise refused(f"prepare the maps ({name})", OSError(-code, os.strerror(-code)))
-
-
-def _each(
-    libbpf: Library, opened: ctypes.c_void_p, kind: str
-) -> Iterator[tuple[ctypes.c_void_p, str]]:
-    """Yield the maps or programs of an object with their names."""
-
-    def following(item: int | None) -> int | None:
-        before = ctypes.c_void_p(item)
-        found: int | None = libbpf.call(f"bpf_object__next_{kind}", ctypes.c_void_p, opened, before)
-        return found
-
-    item = following(None)
-    while item:
-        one = ctypes.c_void_p(item)
-        name = libbpf.call(f"bpf_{kind}__name", ctypes.c_char_p, one)
-        yield one, name.decode()
-        item = following(item)

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from ipmasq_agent.bpf import lpm
 from ipmasq_agent.bpf.maps import BpfMap, create_trie, open_pinned
 from ipmasq_agent.bpf.objects import pin
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.planes.bpf import layout
-from ipmasq_agent.planes.bpf.layout import Flag, Settings
-from ipmasq_agent.planes.bpf.state import DECISIONS, Rules
+from ipmasq_agent.planes.bpf.layout import SettingsFlag, SlotSettings, pack_number
+from ipmasq_agent.planes.bpf.state import DECISIONS, BpfRules
 from ipmasq_agent.planes.prefixset import AddressSet, Step, element, parts
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
 from ipmasq_agent.policy.assemble import collapsed
@@ -20,11 +21,9 @@ from ipmasq_agent.policy.model import FixedSource, joined
 
 CAPACITY = 1 << 20
 """How many prefixes a trie may hold; more where a policy has more."""
-_VALUE_SIZES = {"decisions": 1, "sources": 1, "fixed": layout.ADDRESS_SIZE}
-_EVERYTHING = (0, 0)  # the prefix that stands for what no other one says
 
 
-class Maps:
+class PinnedMaps:
     """The maps that are pinned in a directory; a context manager that holds them open."""
 
     def __init__(self, pins: Path) -> None:
@@ -32,7 +31,7 @@ class Maps:
         self._stack = ExitStack()
         self._maps: dict[str, BpfMap] = {}
 
-    def __enter__(self) -> Maps:
+    def __enter__(self) -> PinnedMaps:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -46,45 +45,52 @@ class Maps:
                     f"{self._pins} has no map {name}, and has others of ours",
                     remedy="`ipmasq-agent cleanup --backend bpf` removes them all",
                 )
-            self._stack.callback(found.close)
-            self._maps[name] = found
+            self._maps[name] = self._stack.enter_context(found)
         return self._maps[name]
 
     # -- what is in force -----------------------------------------------------------------
 
     def generation(self, family: Family) -> int:
         """Return which generation of a family is in force."""
-        key = layout.NUMBER.pack(layout.FAMILIES.index(family))
-        value = self["control"].lookup(key)
-        return layout.NUMBER.unpack(value)[0] & 1 if value else 0
+        value = self[layout.CONTROL].lookup(layout.family_key(family))
+        return layout.unpack_number(value) & 1 if value else 0
 
     def switch(self, family: Family, generation: int) -> None:
         """Put a generation in force, and wait until no packet is decided by another."""
-        key = layout.NUMBER.pack(layout.FAMILIES.index(family))
-        self["control"].update(key, layout.NUMBER.pack(generation))
+        self[layout.CONTROL].update(layout.family_key(family), pack_number(generation))
         self._wait()
 
-    def settings(self, slot: int) -> Settings:
+    def settings(self, slot: int) -> SlotSettings:
         """Return the settings of a slot."""
-        value = self["settings"].lookup(layout.NUMBER.pack(slot))
-        return layout.unpack_settings(value) if value else Settings(0, Flag(0), ())
+        value = self["settings"].lookup(pack_number(slot))
+        return layout.unpack_settings(value) if value else SlotSettings()
 
-    def set_settings(self, slot: int, settings: Settings) -> None:
+    def set_settings(self, slot: int, settings: SlotSettings) -> None:
         """Write the settings of a slot."""
-        self["settings"].update(layout.NUMBER.pack(slot), layout.pack_settings(settings))
+        self["settings"].update(pack_number(slot), layout.pack_settings(settings))
 
-    def devices(self) -> dict[int, layout.Device]:
+    def any_in_force(self) -> bool:
+        """Whether either family has a policy, or flows that go on."""
+        slots = (layout.slot(f, n) for f in layout.FAMILIES for n in range(layout.GENERATIONS))
+        return any(self.settings(slot).flags for slot in slots)
+
+    def devices(self) -> dict[int, layout.DeviceEntry]:
         """Return what the programs know of devices, by ifindex."""
         return {
-            layout.NUMBER.unpack(key)[0]: layout.unpack_device(value)
+            layout.unpack_number(key): layout.unpack_device(value)
             for key, value in self["devices"].entries()
         }
 
-    def set_device(self, number: int, device: layout.Device) -> None:
+    def set_device(self, number: int, device: layout.DeviceEntry) -> None:
         """Tell the programs about a device."""
-        self["devices"].update(layout.NUMBER.pack(number), layout.pack_device(device))
+        self["devices"].update(pack_number(number), layout.pack_device(device))
         # A hash gives the room of the value that was replaced to the next one that comes,
         # also while a program reads it (alloc_htab_elem, kernel/bpf/hashtab.c).
+        self._wait()
+
+    def drop_device(self, number: int) -> None:
+        """Have the programs forget a device."""
+        self["devices"].delete(pack_number(number))
         self._wait()
 
     def _wait(self) -> None:
@@ -94,16 +100,10 @@ class Maps:
         kernel/bpf/syscall.c), also when nothing in it changed.
         """
         for slot in range(len(layout.FAMILIES) * layout.GENERATIONS):
-            with self.trie("decisions", slot) as trie:
+            with self.trie(DECISIONS, slot) as trie:
                 if trie is not None:
-                    key, value = layout.NUMBER.pack(slot), layout.NUMBER.pack(trie.fd)
-                    self["decisions"].update(key, value)
+                    self[DECISIONS].update(pack_number(slot), pack_number(trie.fd))
                     return
-
-    def drop_device(self, number: int) -> None:
-        """Have the programs forget a device."""
-        self["devices"].delete(layout.NUMBER.pack(number))
-        self._wait()
 
     # -- tries ----------------------------------------------------------------------------
 
@@ -114,91 +114,105 @@ class Maps:
         Each is pinned by itself too: a map of maps gives numbers, and to open a map by its
         number is for CAP_SYS_ADMIN alone.
         """
-        found = open_pinned(self._trie(kind, slot))
-        try:
+        found = open_pinned(self._trie_pin(kind, slot))
+        if found is None:
+            yield None
+            return
+        with found:
             yield found
-        finally:
-            if found is not None:
-                found.close()
 
-    def _trie(self, kind: str, slot: int) -> Path:
+    def _trie_pin(self, kind: str, slot: int) -> Path:
         return self._pins / f"{kind}_{slot}"
 
-    def rules(self, family: Family, slot: int, settings: Settings, devices: Iterable[str]) -> Rules:
-        """Return what a slot says, read in full."""
-        keep = self._elements(family, slot)
-        return self._rules(family, slot, settings, devices, keep)
+    def rules(
+        self, family: Family, slot: int, devices: Iterable[str], destination: int | None = None
+    ) -> BpfRules:
+        """Return what a slot says.
 
-    def rules_at(
-        self, family: Family, slot: int, settings: Settings, devices: Iterable[str], address: int
-    ) -> Rules:
-        """Return what a slot says, of its destinations that one alone."""
-        with self.trie("decisions", slot) as trie:
-            keep = () if trie is None else _decider(trie, family, address)
-        return self._rules(family, slot, settings, devices, keep)
-
-    def _rules(
-        self,
-        family: Family,
-        slot: int,
-        settings: Settings,
-        devices: Iterable[str],
-        keep: Sequence[int],
-    ) -> Rules:
+        Args:
+            family: whose slot it is.
+            slot: its number.
+            devices: those of its policy.
+            destination: look up the prefix that decides about this one alone; None to read
+                all of them.
+        """
+        settings = self.settings(slot)
         flags = settings.flags
-        fixed = [
+        keep = (
+            self._elements(family, slot)
+            if destination is None
+            else self._deciding(family, slot, destination)
+        )
+        sources = [prefix for prefix, _ in self._prefixes("sources", family, slot)]
+        fixed = (
             FixedSource(prefix.first, prefix.last, layout.unpack_address(family, value))
             for prefix, value in self._prefixes("fixed", family, slot)
-        ]
-        sources = [prefix for prefix, _ in self._prefixes("sources", family, slot)]
-        return Rules(
+        )
+        return BpfRules(
             AddressSet(DECISIONS, family, keep),
-            collapsed(sources) if flags & Flag.ONLY_SOURCES else None,
-            tuple(sorted(devices)) if flags & Flag.ONLY_DEVICES else None,
+            collapsed(sources) if flags & SettingsFlag.ONLY_SOURCES else None,
+            tuple(sorted(devices)) if flags & SettingsFlag.ONLY_DEVICES else None,
             settings.ports,
-            bool(flags & Flag.RANDOM_FULLY),
-            joined(sorted(fixed)) if flags & Flag.FIXED_SOURCES else (),
-            bool(flags & Flag.LOCAL_TOO),
+            bool(flags & SettingsFlag.RANDOM_FULLY),
+            joined(sorted(fixed)) if flags & SettingsFlag.FIXED_SOURCES else (),
+            bool(flags & SettingsFlag.LOCAL_TOO),
         )
 
     def _prefixes(self, kind: str, family: Family, slot: int) -> list[tuple[Prefix, bytes]]:
         with self.trie(kind, slot) as trie:
-            items = list(trie.entries()) if trie else []
-        return sorted((layout.unpack_prefix(family, key), value) for key, value in items)
+            entries = trie.entries() if trie else ()
+            return sorted((lpm.unpack_key(family, key), value) for key, value in entries)
 
     def _elements(self, family: Family, slot: int) -> tuple[int, ...]:
         """Return the trie of decisions as elements; what stands for the rest is left out."""
-        size = family.bits // 8
         codes = []
-        with self.trie("decisions", slot) as trie:
-            for key, value in list(trie.entries()) if trie else ():
-                length, data = layout.PREFIX.unpack(key)
+        with self.trie(DECISIONS, slot) as trie:
+            for key, value in trie.entries() if trie else ():
+                _, first, length = lpm.unpack_key(family, key)
                 exception = value[0] == layout.MASQUERADE
                 if length or not exception:
-                    codes.append(element(int.from_bytes(data[:size]), length, exception))
+                    codes.append(element(first, length, exception))
         return tuple(sorted(codes))
 
-    def fill(self, slot: int, rules: Rules, stamp: int) -> None:
+    def _deciding(self, family: Family, slot: int, address: int) -> tuple[int, ...]:
+        """Return the element that decides about an address; none where the rest does.
+
+        A look-up with a shorter key finds the longest prefix up to that length, and returns
+        its value alone. Of two prefixes around each other with none between them each says
+        otherwise than the other (``compile_set``), so the one that decides is as long as
+        the shortest key that finds what the whole address does.
+        """
+        with self.trie(DECISIONS, slot) as trie:
+            if trie is None:
+                return ()
+            found = trie.lookup(_key(family, address, family.bits))
+            length = family.bits
+            while length and trie.lookup(_key(family, address, length - 1)) == found:
+                length -= 1
+        exception = found == bytes([layout.MASQUERADE])
+        if found is None or (exception and not length):
+            return ()
+        host_bits = family.bits - length
+        return (element(address >> host_bits << host_bits, length, exception),)
+
+    def fill(self, slot: int, rules: BpfRules, stamp: int) -> None:
         """Fill the slot, which is not in force, with rules."""
         family = rules.family
         codes = rules.keep.elements
-        keys = [layout.pack_prefix(family, *_EVERYTHING)]
-        keys += (layout.pack_prefix(family, first, size) for first, size, _ in map(parts, codes))
-        verdicts = bytes([layout.MASQUERADE]) + bytes(
-            layout.MASQUERADE if code & 1 else layout.NON_MASQUERADE for code in codes
-        )
-        self._place("decisions", slot, keys, verdicts)
-        sources = rules.sources or ()
-        keys = [layout.pack_prefix(family, prefix.first, prefix.length) for prefix in sources]
+        # Before all others the prefix that stands for what none of them says.
+        keys = [_key(family, 0, 0)]
+        keys += (_key(family, first, length) for first, length, _ in map(parts, codes))
+        self._place(DECISIONS, slot, keys, bytes([layout.MASQUERADE, *map(_verdict, codes)]))
+        keys = [_key(family, first, length) for _, first, length in rules.sources or ()]
         self._place("sources", slot, keys, bytes(len(keys)))
         fixed = [
-            (layout.pack_prefix(family, prefix.first, prefix.length), address)
+            (_key(family, prefix.first, prefix.length), layout.pack_address(family, address))
             for first, last, address in rules.fixed
             for prefix in prefixes_of_range(family, first, last)
         ]
-        values = b"".join(layout.pack_address(family, address) for _, address in fixed)
+        values = b"".join(value for _, value in fixed)
         self._place("fixed", slot, [key for key, _ in fixed], values)
-        self.set_settings(slot, Settings(stamp, _flags(rules), rules.ports))
+        self.set_settings(slot, SlotSettings(stamp, _flags(rules), rules.ports))
 
     def _place(self, kind: str, slot: int, keys: Sequence[bytes], values: bytes) -> None:
         """Make a trie with these prefixes the slot's; none where there are no prefixes."""
@@ -206,46 +220,44 @@ class Maps:
             self._displace(kind, slot)
             return
         capacity = max(CAPACITY, 2 * len(keys))
-        size = _VALUE_SIZES[kind]
-        trie = create_trie(f"{kind}_{slot}", layout.PREFIX.size, size, capacity)
-        try:
+        path = self._trie_pin(kind, slot)
+        with create_trie(path.name, len(keys[0]), layout.TRIES[kind], capacity) as trie:
             trie.fill(b"".join(keys), values, len(keys))
-            self._trie(kind, slot).unlink(missing_ok=True)
-            pin(trie.fd, self._trie(kind, slot))
-            self[kind].update(layout.NUMBER.pack(slot), layout.NUMBER.pack(trie.fd))
-        finally:
-            trie.close()
+            path.unlink(missing_ok=True)
+            pin(trie.fd, path)
+            self[kind].update(pack_number(slot), pack_number(trie.fd))
 
     def edit(self, slot: int, family: Family, steps: Iterable[Step]) -> None:
         """Edit the trie of decisions of a slot, one step after the other."""
-        with self.trie("decisions", slot) as trie:
+        with self.trie(DECISIONS, slot) as trie:
             if trie is None:
                 raise KernelReadError(f"the trie of decisions of {family.value} is gone")
             for code, gone in steps:
-                first, length, exception = parts(code)
-                key = layout.pack_prefix(family, first, length)
+                first, length, _ = parts(code)
+                key = _key(family, first, length)
                 if gone:
                     trie.delete(key)
                 else:
-                    verdict = layout.MASQUERADE if exception else layout.NON_MASQUERADE
-                    trie.update(key, layout.VERDICT.pack(verdict))
+                    trie.update(key, bytes([_verdict(code)]))
 
     def empty(self, slot: int) -> None:
         """Give back the tries of a slot that is not in force."""
-        for kind in _VALUE_SIZES:
+        for kind in layout.TRIES:
             self._displace(kind, slot)
 
     def _displace(self, kind: str, slot: int) -> None:
-        key = layout.NUMBER.pack(slot)
+        key = pack_number(slot)
         if self[kind].lookup(key) is not None:  # to delete is to wait for programs that run
             self[kind].delete(key)
-        self._trie(kind, slot).unlink(missing_ok=True)
+        self._trie_pin(kind, slot).unlink(missing_ok=True)
 
-    def swept(self) -> layout.Swept:
-        """Return what the latest sweep through the flows found."""
-        return layout.unpack_swept(self["swept"].lookup(layout.NUMBER.pack(0)) or b"")
+    # -- what the programs tell -------------------------------------------------------------
 
-    def flows(self) -> Iterator[layout.Flow]:
+    def swept(self) -> int:
+        """Return how many flows the latest sweep found that are translated."""
+        return layout.unpack_swept(self["swept"].lookup(pack_number(0)) or b"")
+
+    def flows(self) -> Iterator[layout.TrackedFlow]:
         """Yield the flows that have not expired."""
         now = int(time.clock_gettime(time.CLOCK_MONOTONIC))
         for entry in self["flows"].entries():
@@ -256,38 +268,28 @@ class Maps:
     def counted(self, family: Family) -> Mapping[str, int]:
         """Return how often each outcome was met."""
         return {
-            name: layout.summed(self["counters"].per_cpu(layout.counter_index(family, number)))
+            name: layout.summed(self["counters"].per_cpu(layout.counter_key(family, number)))
             for number, name in enumerate(layout.OUTCOMES)
         }
 
 
-def _decider(trie: BpfMap, family: Family, address: int) -> tuple[int, ...]:
-    """Return the element of the trie of decisions that an address meets; none for the rest.
-
-    A look-up gives the value of the longest prefix alone, but one with a shorter key finds no
-    prefix longer than that key; and each of ours says another thing than the one around it.
-    """
-    length = family.bits
-    value = trie.lookup(layout.pack_prefix(family, address, length))
-    if value is None:
-        return ()
-    while length and trie.lookup(layout.pack_prefix(family, address, length - 1)) == value:
-        length -= 1
-    if not length and value[0] == layout.MASQUERADE:
-        return ()
-    host_bits = family.bits - length
-    first = address >> host_bits << host_bits
-    return (element(first, length, value[0] == layout.MASQUERADE),)
+def _key(family: Family, first: int, length: int) -> bytes:
+    return lpm.pack_key(family, first, length, layout.ADDRESS_SIZE)
 
 
-def _flags(rules: Rules) -> Flag:
-    flags = Flag.MANAGED
+def _verdict(code: int) -> int:
+    """Return what the trie holds for an element."""
+    return layout.MASQUERADE if code & 1 else layout.NON_MASQUERADE
+
+
+def _flags(rules: BpfRules) -> SettingsFlag:
+    flags = SettingsFlag.MANAGED
     for flag, holds in (
-        (Flag.ONLY_SOURCES, rules.sources is not None),
-        (Flag.ONLY_DEVICES, rules.devices is not None),
-        (Flag.FIXED_SOURCES, bool(rules.fixed)),
-        (Flag.RANDOM_FULLY, rules.random_fully),
-        (Flag.LOCAL_TOO, rules.local_destinations),
+        (SettingsFlag.ONLY_SOURCES, rules.sources is not None),
+        (SettingsFlag.ONLY_DEVICES, rules.devices is not None),
+        (SettingsFlag.FIXED_SOURCES, bool(rules.fixed)),
+        (SettingsFlag.RANDOM_FULLY, rules.random_fully),
+        (SettingsFlag.LOCAL_TOO, rules.local_destinations),
     ):
         if holds:
             flags |= flag

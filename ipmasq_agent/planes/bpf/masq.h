@@ -2,7 +2,7 @@
 /*
  * What the eBPF program and the agent share: keys, values and numbers of the maps.
  *
- * ipmasq_agent/dialects/bpf_layout.py says the same in Python; a test compares the two by
+ * ipmasq_agent/planes/bpf/layout.py says the same in Python; a test compares the two by
  * the BTF of the compiled program. Pinned maps of another size are never taken for these:
  * libbpf refuses them.
  */

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ipmasq_agent.errors import NotPermitted
-from ipmasq_agent.planes.bpf.hooks import Hooks
+from ipmasq_agent.planes.bpf.programs import NodePrograms
 from ipmasq_agent.planes.placement import Placement
 
 
@@ -14,6 +14,6 @@ def has_programs(placement: Placement) -> bool:
     """Whether pins are here, or programs on devices that have lost theirs."""
     try:
         # Those who may not look at the pins look at the devices.
-        return os.path.exists(placement.pins) or Hooks(Path(placement.pins)).strays()
+        return os.path.exists(placement.pins) or NodePrograms(Path(placement.pins)).strays()
     except NotPermitted:
         return True  # so that somebody tries to read them, and says why that fails

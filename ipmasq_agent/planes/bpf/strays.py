@@ -9,30 +9,19 @@ may be ours.
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import os
-import struct
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ipmasq_agent.bpf.objects import object_info
-from ipmasq_agent.bpf.syscall import bpf, refused
+from ipmasq_agent.bpf.objects import by_id, program_info
+from ipmasq_agent.bpf.syscall import BpfCommand, refused
 from ipmasq_agent.errors import NotPermitted
 from ipmasq_agent.netlink.rt import list_links
-from ipmasq_agent.planes.bpf.tc import HANDLE, PRIORITY, Direction, detach_filter
-from ipmasq_agent.planes.bpf.tc_filters import EGRESS, list_bpf_filters
+from ipmasq_agent.planes.bpf import clsact, tcx
+from ipmasq_agent.planes.bpf.layout import TcHook
 
-NAMES = {Direction.EGRESS: "outward", Direction.INGRESS: "inward"}
-_PROGRAM_BY_NUMBER, _PROG_QUERY, _LINK_BY_NUMBER, _LINK_DETACH = 13, 16, 30, 34
-_QUERY = struct.Struct("=IIIIQIIQQQQ")
-_COUNT_AT = 24
-_MOST = 64  # programs at one hook (BPF_MPROG_MAX, include/linux/bpf_mprog.h)
-# type, id, tag, jited_prog_len, xlated_prog_len, two pointers, load_time, created_by_uid,
-# nr_map_ids, map_ids, name: struct bpf_prog_info
-_PROGRAM = struct.Struct("=II8sIIQQQIIQ16s")
 _SYMBOLS = Path("/proc/kallsyms")
 _REMEDY = (
     "mount the host's /sys/fs/bpf in the agent's container and give it the capability BPF, "
@@ -40,16 +29,15 @@ _REMEDY = (
 )
 
 
-class Stray(NamedTuple):
-    """A program of ours: on which device, and the link that holds it (0 for a filter)."""
+class StrayLink(NamedTuple):
+    """A link of tcx that holds a program of ours, and its device."""
 
     device: int
-    direction: Direction
-    link: int
+    number: int
 
 
-def find(*, strict: bool) -> Iterator[Stray]:
-    """Yield our programs on the devices, filters first.
+def exist(*, strict: bool) -> bool:
+    """Whether programs of ours are on devices.
 
     Args:
         strict: what may be one of ours, as far as can be seen, is an error.
@@ -58,97 +46,53 @@ def find(*, strict: bool) -> Iterator[Stray]:
         NotPermitted: there may be some, and we may not look.
         KernelReadError: the devices or their filters cannot be listed.
     """
-    yield from _filters()
-    yield from _links(strict)
+    return any(True for _ in clsact.list_ours()) or any(True for _ in _links(strict))
 
 
-def remove_filters() -> None:
-    """Take our programs off the devices where they are filters.
+def remove(*, links: bool) -> None:
+    """Take our programs off the devices where they are filters, and where links hold them.
 
-    Raises:
-        HostError: the kernel refuses.
-        KernelReadError: as ``find``.
-    """
-    for stray in _filters():
-        detach_filter(stray.device, stray.direction)
-
-
-def remove_links() -> None:
-    """Take our programs off the devices where links hold them.
+    Args:
+        links: those too that no pin holds.
 
     Raises:
-        NotPermitted: only CAP_SYS_ADMIN may open a link that is not pinned; or as ``find``.
+        NotPermitted: only CAP_SYS_ADMIN may open a link that is not pinned; or as ``exist``.
         HostError: the kernel refuses.
-        KernelReadError: as ``find``.
+        KernelReadError: as ``exist``.
     """
-    for stray in _links(strict=True):
-        try:
-            held = bpf(_LINK_BY_NUMBER, struct.pack("=III", stray.link, 0, 0))
-            try:
-                bpf(_LINK_DETACH, struct.pack("=I", held))
-            finally:
-                os.close(held)
-        except OSError as cause:
-            if cause.errno not in (errno.ENOENT, errno.ENOLINK):  # it went by itself
-                raise refused(f"detach from device {stray.device}", cause) from cause
+    for device, hook in list(clsact.list_ours()):
+        clsact.detach(device, hook)
+    for stray in _links(strict=True) if links else ():
+        tcx.detach_unpinned(stray.number, stray.device)
 
 
-def _filters() -> Iterator[Stray]:
-    for found in list_bpf_filters():
-        direction = Direction.EGRESS if found.parent == EGRESS else Direction.INGRESS
-        name = found.name.partition(":")[0]
-        if (found.handle, found.priority, name) == (HANDLE, PRIORITY, NAMES[direction]):
-            yield Stray(found.device, direction, 0)
-
-
-def _links(strict: bool) -> Iterator[Stray]:
+def _links(strict: bool) -> Iterator[StrayLink]:
     nameless = []
     for device in list_links():
-        for direction in Direction:
+        for hook in TcHook:
             try:
-                held = _attached(device.number, direction)
+                held = tcx.list_attached(device.number, hook)
+            except PermissionError:
+                if strict:
+                    _make_sure(_loaded())
+                return
             except OSError as cause:
-                if cause.errno in (errno.EPERM, errno.EACCES):
-                    if strict:
-                        _make_sure(_loaded())
-                    return
                 if cause.errno in (errno.EINVAL, errno.ENODEV):  # no tcx; the device has gone
                     continue
                 raise refused("list the programs of a device", cause) from cause
             for program, link in held:
                 try:
-                    name = _name(program)
-                except OSError as cause:
-                    if cause.errno == errno.ENOENT:
-                        continue
+                    with by_id(BpfCommand.PROG_GET_FD_BY_ID, program) as descriptor:
+                        _, name = program_info(descriptor)
+                except FileNotFoundError:
+                    continue
+                except OSError:
                     nameless.append(program)
                     continue
-                if name == NAMES[direction]:
-                    yield Stray(device.number, direction, link)
+                if name == hook.value:
+                    yield StrayLink(device.number, link)
     if strict and nameless:
         _make_sure(_loaded_with(tuple(nameless)))
-
-
-def _attached(device: int, direction: Direction) -> list[tuple[int, int]]:
-    """Return the numbers of programs and of their links, in the order in which they run."""
-    programs, links = (ctypes.create_string_buffer(4 * _MOST) for _ in range(2))
-    kind, _ = direction.value
-    room = ctypes.addressof(programs), ctypes.addressof(links)
-    query = _QUERY.pack(device, kind, 0, 0, room[0], _MOST, 0, 0, room[1], 0, 0)
-    answer = ctypes.create_string_buffer(query, len(query))
-    bpf(_PROG_QUERY, answer)
-    (count,) = struct.unpack_from("=I", answer, _COUNT_AT)
-    numbers = struct.Struct(f"={min(count, _MOST)}I")
-    return list(zip(numbers.unpack_from(programs), numbers.unpack_from(links), strict=True))
-
-
-def _name(program: int) -> str:
-    held = bpf(_PROGRAM_BY_NUMBER, struct.pack("=III", program, 0, 0))
-    try:
-        found: bytes = _PROGRAM.unpack(object_info(held, _PROGRAM.size))[-1]
-    finally:
-        os.close(held)
-    return found.rstrip(b"\0").decode(errors="replace")
 
 
 def _loaded() -> bool:
@@ -158,7 +102,7 @@ def _loaded() -> bool:
             names = {line.split()[2].split(b"_", 3)[-1] for line in lines if b"[bpf]" in line}
     except (FileNotFoundError, PermissionError):  # a kernel or a sandbox without the list
         return False
-    return {name.encode() for name in NAMES.values()} <= names
+    return {hook.value.encode() for hook in TcHook} <= names
 
 
 # To read all symbols takes 60 ms; what a number means never changes.

@@ -9,7 +9,7 @@ import pytest
 from ipmasq_agent.config.document import parse_documents
 from ipmasq_agent.config.model import Config, Flags
 from ipmasq_agent.errors import ConfigError
-from ipmasq_agent.planes.bpf import state as bpf
+from ipmasq_agent.planes.bpf.compile import compile_policy
 from ipmasq_agent.planes.iptables import compile as iptables
 from ipmasq_agent.planes.nftables import compile as nftables
 from ipmasq_agent.planes.placement import Placement
@@ -41,7 +41,7 @@ def compile_everywhere(config: Config, flags: Flags) -> None:
         iptables.compile_policy(policy, PLACEMENT)
         iptables.compile_policy(policy, PLACEMENT, set_name="IP-MASQ")
         nftables.compile_policy(policy, PLACEMENT)
-        bpf.compile_policy(policy)
+        compile_policy(policy)
 
 
 def accepted(seed: int) -> bool:

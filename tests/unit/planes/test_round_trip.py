@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ipmasq_agent.planes.bpf import state as bpf
+from ipmasq_agent.planes.bpf.interpret import interpret as interpret_bpf
 from ipmasq_agent.planes.iptables import compile as iptables
 from ipmasq_agent.planes.iptables.interpret import interpret
 from ipmasq_agent.planes.nftables import compile as nftables
@@ -36,7 +36,7 @@ def by_a_table(policy: FamilyPolicy) -> FamilyPolicy:
 
 
 def by_maps(policy: FamilyPolicy) -> FamilyPolicy:
-    return bpf.interpret(on_a_node(policy)).policy
+    return interpret_bpf(on_a_node(policy)).policy
 
 
 DIALECTS = (by_rules, by_a_set, by_a_table, by_maps)

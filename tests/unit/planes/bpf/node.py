@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ipmasq_agent.planes.bpf.state import Desired, Device, Table, after, compile_policy
+from ipmasq_agent.planes.bpf.compile import compile_policy
+from ipmasq_agent.planes.bpf.plan import after
+from ipmasq_agent.planes.bpf.state import BpfDevice, BpfState, DesiredRules
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
 
 PRESENT = {
-    name: Device(number, 100 + number)
+    name: BpfDevice(number, 100 + number)
     for number, name in enumerate(("lo", "eth0", "eth1", "bond0.100", "wg-0"), start=1)
 }
 
 
-def empty(family: Family) -> Table:
+def empty(family: Family) -> BpfState:
     """A node with devices and nothing of ours."""
-    return Table(family, present=PRESENT, leading_out=("bond0.100", "eth0"))
+    return BpfState(family, present=PRESENT, leading_out=("bond0.100", "eth0"))
 
 
-def on_a_node(policy: FamilyPolicy) -> Table:
+def on_a_node(policy: FamilyPolicy) -> BpfState:
     """The table that a policy makes there."""
     return after(empty(policy.family), compile_policy(policy))
 
 
-def without(table: Table, *names: str) -> Table:
+def without(table: BpfState, *names: str) -> BpfState:
     """The same with a program gone from some devices."""
     hooks = {
         name: replace(hook, complete=hook.complete and name not in names)
@@ -33,4 +35,4 @@ def without(table: Table, *names: str) -> Table:
     return replace(table, hooks=hooks)
 
 
-NOTHING = {family: Desired(family) for family in Family}
+NOTHING = {family: DesiredRules(family) for family in Family}

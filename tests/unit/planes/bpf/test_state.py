@@ -8,18 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ipmasq_agent.bpf import lpm
 from ipmasq_agent.errors import HostError, KernelReadError
 from ipmasq_agent.planes.bpf import layout
-from ipmasq_agent.planes.bpf.layout import Flag, Settings
-from ipmasq_agent.planes.bpf.state import (
-    Device,
-    Table,
-    after,
-    compile_policy,
-    describe,
-    interpret,
-    plan,
-)
+from ipmasq_agent.planes.bpf.compile import compile_policy
+from ipmasq_agent.planes.bpf.interpret import interpret
+from ipmasq_agent.planes.bpf.layout import SettingsFlag, SlotSettings
+from ipmasq_agent.planes.bpf.plan import after, plan
+from ipmasq_agent.planes.bpf.state import BpfDevice, BpfState, describe
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Stated, Verdict
 from ipmasq_agent.policy.model import Action, FamilyPolicy, Guards, PortRange
@@ -142,29 +138,31 @@ def test_more_port_ranges_than_there_is_room_for_are_refused() -> None:
 @given(FAMILIES.flatmap(lambda f: st.tuples(st.just(f), prefixes(f))))
 def test_a_prefix_comes_back_from_its_key(drawn: tuple[Family, Prefix]) -> None:
     family, prefix = drawn
-    key = layout.pack_prefix(family, prefix.first, prefix.length)
-    assert layout.unpack_prefix(family, key) == prefix
+    key = lpm.pack_key(family, prefix.first, prefix.length, layout.ADDRESS_SIZE)
+    assert lpm.unpack_key(family, key) == prefix
 
 
 def test_a_length_that_the_family_has_not_is_an_error() -> None:
-    key = layout.pack_prefix(Family.IPV6, 0, 64)
+    key = lpm.pack_key(Family.IPV6, 0, 64, layout.ADDRESS_SIZE)
     with pytest.raises(KernelReadError, match="one of length 64"):
-        layout.unpack_prefix(V4, key)
+        lpm.unpack_key(V4, key)
 
 
 def test_settings_come_back() -> None:
     ports = (PortRange(1, 2), PortRange(1024, 65535))
-    told = Settings(1 << 60, Flag.MANAGED | Flag.RANDOM_FULLY, ports)
+    told = SlotSettings(1 << 60, SettingsFlag.MANAGED | SettingsFlag.RANDOM_FULLY, ports)
     assert layout.unpack_settings(layout.pack_settings(told)) == told
 
 
 @given(addresses(V4) | st.none(), addresses(Family.IPV6) | st.none(), st.booleans())
 def test_a_device_comes_back(four: int | None, six: int | None, loopback: bool) -> None:
-    told = layout.Device((four, six), (1, 2), 14, loopback)
+    pairs = (Family.IPV4, four), (Family.IPV6, six)
+    sources = {family: address for family, address in pairs if address is not None}
+    told = layout.DeviceEntry(sources, dict(zip(Family, (1, 2), strict=True)), 14, loopback)
     assert layout.unpack_device(layout.pack_device(told)) == told
 
 
 def test_a_table_without_devices_masquerades_nothing() -> None:
     wanted = compile_policy(policy((1, 1)))
-    table = after(Table(V4, present={"eth0": Device(2, None)}), wanted)
+    table = after(BpfState(V4, present={"eth0": BpfDevice(2, None)}), wanted)
     assert interpret(table).policy.decisions.verdicts == {Verdict.NON_MASQUERADE}
