@@ -8,7 +8,6 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import TypeAlias
 
 from ipmasq_agent.bpf.objects import get_pinned, object_info
@@ -27,14 +26,16 @@ _BATCH = struct.Struct("=QQQQIIQQ")
 _BATCH_COUNT = 4  # which field of these
 _ENTRIES_AT_ONCE = 4096
 _ENOTSUPP = 524  # not errno.ENOTSUP; include/linux/errno.h
-# Not EINVAL alone: some maps have look-ups in batches and no updates, or the reverse.
+# What older kernels say of the command, of tries, and of whatever has no batches.
 _NO_BATCHES = frozenset({errno.EINVAL, errno.EOPNOTSUPP, _ENOTSUPP})
 _Buffer: TypeAlias = "ctypes.Array[ctypes.c_char]"
 _POSSIBLE = Path("/sys/devices/system/cpu/possible")
 
 
 class BpfMap:
-    """A map; a context manager that closes it.
+    """A map; a context manager that closes it, and it lives as long as something else holds it.
+
+    Each method raises HostError where the kernel refuses.
 
     Attributes:
         fd: its descriptor.
@@ -47,33 +48,21 @@ class BpfMap:
         self.fd = fd
         info = object_info(fd, _INFO.size)
         self.kind, _, self.key_size, self.value_size, self.capacity = _INFO.unpack(info)
+        copies = possible_cpus() if self.kind in _PER_CPU else 1
+        self._step: int = self.value_size + 7 & ~7 if self.kind in _PER_CPU else self.value_size
+        self._room = self._step * copies
 
     def __enter__(self) -> BpfMap:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the descriptor; the map lives as long as something else holds it."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
 
     # -- one key ----------------------------------------------------------------------------
 
     def lookup(self, key: bytes) -> bytes | None:
-        """Return the value of a key; None without one.
-
-        Raises:
-            HostError: the kernel refuses.
-        """
-        value = ctypes.create_string_buffer(self._value_room)
+        """Return the value of a key; None without one."""
+        value = ctypes.create_string_buffer(self._room)
         try:
             self._element(BpfCommand.MAP_LOOKUP_ELEM, key, ctypes.addressof(value))
         except FileNotFoundError:
@@ -85,28 +74,18 @@ class BpfMap:
     def per_cpu(self, key: bytes) -> list[bytes]:
         """Return the values of a key, one for each CPU that the machine may have."""
         whole = self.lookup(key) or b""
-        step = self._value_step
-        return [whole[at : at + self.value_size] for at in range(0, len(whole), step)]
+        starts = range(0, len(whole), self._step)
+        return [whole[start : start + self.value_size] for start in starts]
 
     def update(self, key: bytes, value: bytes) -> None:
-        """Write the value of a key.
-
-        Raises:
-            HostError: the kernel refuses.
-        """
+        """Write the value of a key."""
         self._check(key, value, 1)
         held = ctypes.create_string_buffer(value, len(value))
-        try:
+        with asked_to("write a map"):
             self._element(BpfCommand.MAP_UPDATE_ELEM, key, ctypes.addressof(held))
-        except OSError as cause:
-            raise refused("write a map", cause) from cause
 
     def delete(self, key: bytes) -> bool:
-        """Remove a key; false where it was not there.
-
-        Raises:
-            HostError: the kernel refuses.
-        """
+        """Remove a key; false where it was not there."""
         try:
             self._element(BpfCommand.MAP_DELETE_ELEM, key, 0)
         except FileNotFoundError:
@@ -119,39 +98,21 @@ class BpfMap:
         held = ctypes.create_string_buffer(key, len(key))
         bpf(command, _ELEMENT.pack(self.fd, ctypes.addressof(held), value, 0))
 
-    @property
-    def _value_step(self) -> int:
-        """From one CPU's value to the next one's."""
-        size: int = self.value_size
-        return (size + 7) & ~7 if self.kind in _PER_CPU else size
-
-    @property
-    def _value_room(self) -> int:
-        return self._value_step * (possible_cpus() if self.kind in _PER_CPU else 1)
-
     # -- all keys ---------------------------------------------------------------------------
 
     def fill(self, keys: bytes, values: bytes, count: int) -> None:
-        """Write many keys, with as few calls as the kernel lets us.
+        """Write many keys of a trie at once (Linux 5.13).
 
         Args:
             keys: one after the other.
             values: one after the other.
             count: how many there are.
-
-        Raises:
-            HostError: the kernel refuses.
         """
         self._check(keys, values, count)
         held = ctypes.create_string_buffer(keys, len(keys) or 1)
         with_ = ctypes.create_string_buffer(values, len(values) or 1)
-        try:
+        with asked_to(f"write {count} entries of a map"):
             bpf(BpfCommand.MAP_UPDATE_BATCH, self._batch(held, with_, count))
-        except OSError as cause:
-            if cause.errno not in _NO_BATCHES:
-                raise refused(f"write {count} entries of a map", cause) from cause
-            for key, value in self._apart(keys, values, count):
-                self.update(key, value)
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield all entries, read as they are asked for.
@@ -161,9 +122,6 @@ class BpfMap:
         first (trie_get_next_key, kernel/bpf/lpm_trie.c).
 
         Not for maps with a value for each CPU.
-
-        Raises:
-            HostError: the kernel refuses.
         """
         size = _ENTRIES_AT_ONCE
         keys, values = self._room_for(size)
@@ -216,9 +174,13 @@ class BpfMap:
 
     def _apart(self, keys: bytes, values: bytes, count: int) -> Iterator[tuple[bytes, bytes]]:
         """Yield the entries of columns."""
-        size, value_size = self.key_size, self.value_size
-        for n in range(count):
-            yield keys[n * size : (n + 1) * size], values[n * value_size : (n + 1) * value_size]
+        columns = zip(
+            struct.iter_unpack(f"{self.key_size}s", keys[: count * self.key_size]),
+            struct.iter_unpack(f"{self.value_size}s", values[: count * self.value_size]),
+            strict=True,
+        )
+        for (key,), (value,) in columns:
+            yield key, value
 
     def _check(self, keys: bytes, values: bytes, count: int) -> None:
         """Make sure that the kernel reads nothing behind what we have."""
@@ -244,21 +206,13 @@ def possible_cpus() -> int:
 
 
 def open_pinned(path: Path) -> BpfMap | None:
-    """Return the map that is pinned at a path; None where nothing is.
-
-    Raises:
-        HostError: it may not be opened.
-    """
+    """Return the map that is pinned at a path; None where nothing is."""
     descriptor = get_pinned(path)
     return None if descriptor is None else BpfMap(descriptor)
 
 
 def create_trie(name: str, key_size: int, value_size: int, capacity: int) -> BpfMap:
-    """Return a new trie of prefixes, which lives until nothing holds it.
-
-    Raises:
-        HostError: the kernel refuses.
-    """
+    """Return a new trie of prefixes, which lives until nothing holds it."""
     sizes = key_size, value_size, capacity
     its_name = name.encode()[:_NAME_LENGTH]
     with asked_to(f"make the trie {name}"):

@@ -1,4 +1,7 @@
-"""What bpf(2) gives descriptors of (maps, programs, links): opened, pinned, asked about, run."""
+"""What bpf(2) gives descriptors of (maps, programs, links): opened, pinned, asked about, run.
+
+What the kernel refuses is a HostError, where nothing else is said.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,7 @@ def open_path(path: Path, flags: int = 0) -> int:
 
 
 def get_pinned(path: Path) -> int | None:
-    """Return a descriptor of what is pinned at a path; None where nothing is.
-
-    Raises:
-        HostError: it may not be opened, or is not pinned.
-    """
+    """Return a descriptor of what is pinned at a path; None where nothing is."""
     try:
         return open_path(path)
     except FileNotFoundError:
@@ -66,22 +65,14 @@ def by_id(command: BpfCommand, number: int) -> Iterator[int]:
 
 
 def pin(descriptor: int, path: Path) -> None:
-    """Pin a map, a program or a link at a path of a bpf file system.
-
-    Raises:
-        HostError: the kernel refuses.
-    """
+    """Pin a map, a program or a link at a path of a bpf file system."""
     name = ctypes.create_string_buffer(os.fsencode(path))
     with asked_to(f"pin {path}"):
         bpf(BpfCommand.OBJ_PIN, _PATH.pack(ctypes.addressof(name), descriptor, 0))
 
 
 def object_info(descriptor: int, size: int) -> bytes:
-    """Return the first ``size`` bytes of what the kernel tells about an object.
-
-    Raises:
-        HostError: it cannot be asked.
-    """
+    """Return the first ``size`` bytes of what the kernel tells about an object."""
     info = ctypes.create_string_buffer(size)
     with asked_to("ask about a map or program"):
         request = _INFO.pack(descriptor, size, ctypes.addressof(info))
@@ -90,21 +81,13 @@ def object_info(descriptor: int, size: int) -> bytes:
 
 
 def program_info(descriptor: int) -> tuple[int, str]:
-    """Return number and name of a program; the number tells it from every other one.
-
-    Raises:
-        HostError: it cannot be asked.
-    """
+    """Return number and name of a program; the number tells it from every other one."""
     number, name = _PROGRAM.unpack(object_info(descriptor, _PROGRAM.size))
     return number, name.rstrip(b"\0").decode(errors="replace")
 
 
 def run_program(descriptor: int) -> int:
-    """Run a program of tc once, on an empty packet, and return what it returned.
-
-    Raises:
-        HostError: the kernel does not run it.
-    """
+    """Run a program of tc once, on an empty packet, and return what it returned."""
     packet = ctypes.create_string_buffer(_SHORTEST_PACKET)
     data = ctypes.addressof(packet)
     packed = _TEST_RUN.pack(descriptor, 0, _SHORTEST_PACKET, 0, data, 0, 1, 0)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -11,28 +10,14 @@ from ipmasq_agent.answers.compare import Side
 from ipmasq_agent.bpf import bpffs
 from ipmasq_agent.cli import wiring
 from ipmasq_agent.cli.options import Settings
-from ipmasq_agent.errors import ConfigError, HostError, KernelReadError, SourceError, UsageError
+from ipmasq_agent.errors import ConfigError, SourceError, UsageError
 from ipmasq_agent.planes.cilium import decide as cilium
-from ipmasq_agent.planes.cilium import maps as bpf_maps
+from ipmasq_agent.planes.cilium.maps import read_maps
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.facts import NODE_ADDRESSES
-from ipmasq_agent.policy.model import FamilyPolicy
 
 CILIUM_CONFIG = "kube-system/cilium-config"
 NO_CIDR = "none"
-_NOT_COMPARED = (
-    "not in the map, and not compared: Cilium masquerades packets of this node's pods only, "
-    "and out of its devices only"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What Cilium leaves alone beside its map's entries, and what is to be said of it."""
-
-    exempt: cilium.Exempt
-    settings: dict[str, str]
-    notes: tuple[str, ...]
 
 
 class CiliumSides:
@@ -65,23 +50,9 @@ class CiliumSides:
             HostError: there is no bpf file system, or this process may not read it.
             KernelReadError: there is no such map, or it is not what it should be.
         """
-        places = [Path(self.bpffs)] if self.bpffs else bpffs.mounts()
-        policies: dict[Family, FamilyPolicy] = {}
-        notes: list[str] = []
-        for family, name in cilium.MAP_NAMES.items():
-            path = bpf_maps.find(name, places)
-            if path is None:
-                continue
-            held = bpf_maps.read_prefixes(path, family)
-            policies[family] = cilium.policy_of(family, held.prefixes, self._around.exempt, name)
-            if held.full:
-                notes.append(
-                    f"{path} is full with {len(held.prefixes)} entries: what did not fit was "
-                    "left out without a word, so entries may be missing"
-                )
-        if not policies:
-            raise _no_maps(places)
-        return self._side("cilium", policies, notes)
+        found = read_maps([Path(self.bpffs)] if self.bpffs else bpffs.mounts())
+        held = {family: (one.prefixes, one.path.name) for family, one in found.items()}
+        return self._side("cilium", held, [one.overflow for one in found.values() if one.full])
 
     def listing(self, label: str, file: str) -> Side:
         """Return what Cilium decides by what ``cilium-dbg bpf ipmasq list`` printed.
@@ -98,32 +69,33 @@ class CiliumSides:
                 remedy="write it with `cilium-dbg bpf ipmasq list > FILE`",
             ) from cause
         prefixes = cilium.parse_listing(text, file)
-        notes = []
         # A listing has both families and does not say which of them Cilium serves; its own
         # defaults put an entry into the map of each.
-        families = {prefix.family for prefix in prefixes}
-        if not families:
-            families = {Family.IPV4}
-            notes.append(f"{file} lists no entries: then Cilium masquerades every destination")
-        exempt = self._around.exempt
-        policies = {
-            family: cilium.policy_of(family, prefixes, exempt, file)
-            for family in Family
-            if family in families
-        }
-        return self._side(label, policies, notes)
+        listed = {prefix.family for prefix in prefixes} or {Family.IPV4}
+        held = {family: (prefixes, file) for family in Family if family in listed}
+        empty = f"{file} lists no entries: then Cilium masquerades every destination"
+        return self._side(label, held, [] if prefixes else [empty])
 
-    def _side(self, label: str, policies: dict[Family, FamilyPolicy], notes: list[str]) -> Side:
-        around = self._around
-        notes += cilium.oddities(around.settings, list(policies))
-        notes += around.notes
-        notes.append(_NOT_COMPARED)
-        return Side(label, policies, conditions_known=False, notes=tuple(notes))
+    def _side(
+        self,
+        label: str,
+        held: Mapping[Family, tuple[Sequence[Prefix], str]],
+        notes: Iterable[str],
+    ) -> Side:
+        exempt, settings, others = self._around
+        policies = {
+            family: cilium.policy_of(family, prefixes, exempt, name)
+            for family, (prefixes, name) in held.items()
+        }
+        odd = cilium.oddities(settings, list(policies))
+        notes = (*notes, *odd, *others, cilium.NOT_IN_THE_MAP)
+        return Side(label, policies, conditions_known=False, notes=notes)
 
     # -- what is not in the map ---------------------------------------------------------
 
     @cached_property
-    def _around(self) -> Surroundings:
+    def _around(self) -> tuple[cilium.Exempt, Mapping[str, str], Sequence[str]]:
+        """What Cilium leaves alone beside its entries, its settings, and what to say of both."""
         notes: list[str] = []
         asked = self.config is not None or not self.cidrs
         settings = self._cilium_config(notes) if asked else {}
@@ -131,7 +103,7 @@ class CiliumSides:
         nodes: frozenset[tuple[Family, int]] = frozenset()
         if not cilium.masquerades_to_nodes(settings):
             nodes = self._nodes(notes)
-        return Surroundings(cilium.Exempt(routable, nodes), settings, tuple(notes))
+        return cilium.Exempt(routable, nodes), settings, notes
 
     def _cilium_config(self, notes: list[str]) -> dict[str, str]:
         from ipmasq_agent.sources.configmap_data import read_data
@@ -177,21 +149,6 @@ class CiliumSides:
                 f"which are not known here{why}"
             )
         return known or frozenset()
-
-
-def _no_maps(places: list[Path]) -> HostError | KernelReadError:
-    instead = "or compare with cilium:FILE, what `cilium-dbg bpf ipmasq list` printed"
-    if not places:
-        return HostError(
-            "no bpf file system is mounted here, so Cilium's maps cannot be found",
-            remedy=f"mount the node's {bpffs.USUAL} into this pod, {instead}",
-        )
-    names = " or ".join(cilium.MAP_NAMES.values())
-    return KernelReadError(
-        f"there is no map {names} in {', '.join(map(str, places))}: Cilium does not run "
-        "here, or not with ipMasqAgent.enabled and bpf.masquerade",
-        remedy=f"enable them, name the place with --bpffs, {instead}",
-    )
 
 
 def _given(texts: Iterable[str]) -> Iterator[Prefix]:

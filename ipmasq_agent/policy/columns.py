@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, chain
 from typing import TypeVar, overload
 
@@ -48,7 +48,7 @@ class Chained(Sequence[T]):
 
     def __getitem__(self, index: int | slice) -> T | Sequence[T]:
         if isinstance(index, slice):
-            return Picked(self, range(len(self))[index])
+            return Mapped(self.__getitem__, range(len(self))[index])
         position = index if index >= 0 else index + len(self)
         number = bisect_right(self._ends, position)
         if position < 0 or number == len(self._parts):
@@ -62,14 +62,17 @@ class Chained(Sequence[T]):
         return self._ends[-1] if self._ends else 0
 
 
-class Picked(Sequence[T]):
-    """Some items of a sequence, in an order of their own, read without a copy."""
+class Mapped(Sequence[T]):
+    """What a function makes of each item of a column, made on access.
 
-    __slots__ = ("_positions", "_whole")
+    With the ``__getitem__`` of a sequence it reads as some of its items, in another order.
+    """
 
-    def __init__(self, whole: Sequence[T], positions: Sequence[int]) -> None:
-        self._whole = whole
-        self._positions = positions
+    __slots__ = ("_column", "_make")
+
+    def __init__(self, make: Callable[[int], T], column: Sequence[int]) -> None:
+        self._make = make
+        self._column = column
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -78,11 +81,11 @@ class Picked(Sequence[T]):
 
     def __getitem__(self, index: int | slice) -> T | Sequence[T]:
         if isinstance(index, slice):
-            return Picked(self._whole, self._positions[index])
-        return self._whole[self._positions[index]]
+            return Mapped(self._make, self._column[index])
+        return self._make(self._column[index])
 
     def __iter__(self) -> Iterator[T]:
-        return map(self._whole.__getitem__, self._positions)
+        return map(self._make, self._column)
 
     def __len__(self) -> int:
-        return len(self._positions)
+        return len(self._column)

@@ -8,7 +8,7 @@ from itertools import compress, repeat
 from typing import overload
 
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.columns import Chained, Picked
+from ipmasq_agent.policy.columns import Chained, Mapped
 from ipmasq_agent.policy.decisions import Entries, Origin, Stated, Verdict
 
 ListedReason = Origin | Stated
@@ -90,7 +90,7 @@ class Listed(Sequence[tuple[Prefix, ListedReason]]):
             repeat(family, count),
             list(compress(self._firsts, chosen)),
             compress(self._lengths, chosen),
-            Picked(self._reasons, array("i", compress(range(len(self)), chosen))),
+            Mapped(self._reasons.__getitem__, array("i", compress(range(len(self)), chosen))),
         )
 
     def columns(
@@ -176,5 +176,5 @@ def entries_of(
             list(map(lasts.__getitem__, order)),
             list(map(verdicts.__getitem__, order)),
         )
-        reasons = Picked(reasons, array("i", order))
+        reasons = Mapped(reasons.__getitem__, array("i", order))
     return Entries(family, firsts, lasts, verdicts, reasons)

@@ -154,9 +154,8 @@ def test_a_directory_of_another_program_is_neither_filled_nor_removed(
     pins: Path, in_ns: Namespace
 ) -> None:
     pins.mkdir()
-    theirs = create_trie("cilium_ipmasq", 8, 1, 16)
-    pin(theirs.fd, pins / "cilium_ipmasq_v4")
-    theirs.close()
+    with create_trie("cilium_ipmasq", 8, 1, 16) as theirs:
+        pin(theirs.fd, pins / "cilium_ipmasq_v4")
     for act in (NodePrograms(pins).load, NodePrograms(pins).remove):
         with pytest.raises(HostError, match="another program's directory: it holds cilium_ipmasq"):
             act()

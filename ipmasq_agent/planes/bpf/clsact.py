@@ -1,7 +1,8 @@
 """Programs on devices as filters of clsact, where the kernel has no tcx.
 
 rtnetlink, which lists filters to everybody, without bpf(2). Ours has a handle and a priority
-of its own, so that others' stay. Numbers: include/uapi/linux/{rtnetlink,pkt_sched,pkt_cls}.h.
+of its own, so that others' stay. What the kernel refuses is a HostError. Numbers:
+include/uapi/linux/{rtnetlink,pkt_sched,pkt_cls}.h.
 """
 
 from __future__ import annotations
@@ -33,11 +34,7 @@ _NOT_THERE = frozenset({errno.ENOENT, errno.EINVAL, errno.ENODEV})
 
 
 def attach(ifindex: int, hook: TcHook, program: int) -> None:
-    """Attach a program, in place of the one that we have there.
-
-    Raises:
-        HostError: the kernel refuses, or the device is gone.
-    """
+    """Attach a program, in place of the one that we have there."""
     qdisc = _MESSAGE.pack(0, ifindex, _QDISC_HANDLE, _QDISC_PARENT, 0) + attribute(_KIND, _CLSACT)
     with asked_to(f"give device {ifindex} a clsact"), suppress(FileExistsError):
         ask(socket.NETLINK_ROUTE, _NEW_QDISC, qdisc, CREATE | EXCLUSIVE)
@@ -53,11 +50,7 @@ def attach(ifindex: int, hook: TcHook, program: int) -> None:
 
 
 def attached(ifindex: int, hook: TcHook) -> int | None:
-    """Return the number of the program that we have there; None for none.
-
-    Raises:
-        HostError: the kernel cannot be asked.
-    """
+    """Return the number of the program that we have there; None for none."""
     try:
         body = ask(socket.NETLINK_ROUTE, _GET_FILTER, _ours(ifindex, hook))
     except OSError as cause:
@@ -68,11 +61,7 @@ def attached(ifindex: int, hook: TcHook) -> int | None:
 
 
 def detach(ifindex: int, hook: TcHook) -> None:
-    """Take our filter away; whatever else is there stays, clsact too.
-
-    Raises:
-        HostError: the kernel refuses.
-    """
+    """Take our filter away; whatever else is there stays, clsact too."""
     try:
         ask(socket.NETLINK_ROUTE, _DELETE_FILTER, _ours(ifindex, hook))
     except OSError as cause:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.planes.bpf.layout import MAX_PORT_RANGES
-from ipmasq_agent.planes.bpf.state import DECISIONS, BpfRules, DesiredRules
+from ipmasq_agent.planes.bpf.state import DECISIONS, BpfRules
 from ipmasq_agent.planes.prefixset import compile_set
 from ipmasq_agent.policy.model import FamilyPolicy
 
 
-def compile_policy(policy: FamilyPolicy) -> DesiredRules:
+def compile_policy(policy: FamilyPolicy) -> BpfRules:
     """Return what the maps must say to decide as ``policy`` does.
 
     Raises:
@@ -23,7 +23,7 @@ def compile_policy(policy: FamilyPolicy) -> DesiredRules:
             f"not {len(action.ports)}",
             remedy="join some of --to-ports, or choose another --backend",
         )
-    rules = BpfRules(
+    return BpfRules(
         compile_set(policy.decisions, DECISIONS),
         guards.sources,
         guards.devices,
@@ -32,4 +32,3 @@ def compile_policy(policy: FamilyPolicy) -> DesiredRules:
         action.fixed,
         guards.local_destinations,
     )
-    return DesiredRules(policy.family, rules)

@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import overload
+from functools import partial
 
 from ipmasq_agent.planes.bpf.state import BpfRules, BpfState
 from ipmasq_agent.planes.interpretation import Decider, Interpretation
 from ipmasq_agent.planes.prefixset import AddressSet, parts
 from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.columns import Mapped
 from ipmasq_agent.policy.decisions import DecisionMap, Entries, Stated, Verdict
 from ipmasq_agent.policy.model import Action, FamilyPolicy, Guards, joined
 
 TRIE = "the trie of decisions"
 _VERDICTS = (Verdict.NON_MASQUERADE, Verdict.MASQUERADE)  # of a prefix, of an exception
-
-
-class _Deciders(Sequence[Decider]):
-    """The prefixes of the trie that decide about ranges, made on access."""
-
-    def __init__(self, family: Family, elements: Sequence[int]) -> None:
-        self._family = family
-        self._elements = elements
-
-    @overload
-    def __getitem__(self, index: int) -> Decider: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Decider]: ...
-
-    def __getitem__(self, index: int | slice) -> Decider | Sequence[Decider]:
-        if isinstance(index, slice):
-            return [self[n] for n in range(len(self))[index]]
-        first, length, _ = parts(self._elements[index])
-        prefix = Prefix(self._family, first, length)
-        return Decider(TRIE, None, str(prefix), prefix)
-
-    def __len__(self) -> int:
-        return len(self._elements)
 
 
 def interpret(state: BpfState, source: int | None = None) -> Interpretation:
@@ -75,6 +52,13 @@ def _decisions(keep: AddressSet) -> DecisionMap:
     family = keep.family
     firsts, lasts, elements = tuple(zip(*keep.decided(), strict=True)) or ((), (), ())
     verdicts = (_VERDICTS[parts(code).nomatch] for code in elements)
-    entries = Entries(family, firsts, lasts, verdicts, _Deciders(family, elements))
+    deciders = Mapped(partial(_decider, family), elements)
+    entries = Entries(family, firsts, lasts, verdicts, deciders)
     rest = Stated(f"no prefix in {TRIE} keeps it")
     return DecisionMap(family, entries, Verdict.MASQUERADE, rest)
+
+
+def _decider(family: Family, code: int) -> Decider:
+    first, length, _ = parts(code)
+    prefix = Prefix(family, first, length)
+    return Decider(TRIE, None, str(prefix), prefix)

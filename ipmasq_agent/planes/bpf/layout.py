@@ -24,7 +24,8 @@ TRIES = {"decisions": 1, "sources": 1, "fixed": ADDRESS_SIZE}
 """Maps of tries, one trie a slot, and the size of their values."""
 CONTROL, SWEEP = "control", "sweep"
 """The map that every version has, and the program that is run and not attached."""
-_NUMBER = struct.Struct("=I")
+NUMBER = struct.Struct("=I")
+"""A slot, an ifindex, the number of a family, a descriptor... as key or value."""
 _SETTINGS = struct.Struct(f"=QII{2 * MAX_PORT_RANGES}HI")
 _DEVICE = struct.Struct("=16s16s2B2BBB2x")
 _SWEPT = struct.Struct("=5Q")
@@ -137,21 +138,6 @@ def slot(family: Family, generation: int) -> int:
     return FAMILIES.index(family) * GENERATIONS + generation
 
 
-def pack_number(number: int) -> bytes:
-    """Return a slot, an ifindex, a descriptor... as key or value."""
-    return _NUMBER.pack(number)
-
-
-def unpack_number(data: bytes) -> int:
-    """Return a number of 32 bits."""
-    return int(_NUMBER.unpack(data)[0])
-
-
-def family_key(family: Family) -> bytes:
-    """Return the key of a family."""
-    return _NUMBER.pack(FAMILIES.index(family))
-
-
 def pack_address(family: Family, address: int) -> bytes:
     """Return an address as ``struct address``."""
     return address.to_bytes(family.bits // 8).ljust(ADDRESS_SIZE, b"\0")
@@ -234,7 +220,7 @@ def unpack_swept(data: bytes) -> int:
 
 def counter_key(family: Family, outcome: int) -> bytes:
     """Return the key of a counter."""
-    return _NUMBER.pack(FAMILIES.index(family) * MOST_OUTCOMES + outcome)
+    return NUMBER.pack(FAMILIES.index(family) * MOST_OUTCOMES + outcome)
 
 
 def summed(values: Iterable[bytes]) -> int:

@@ -12,7 +12,7 @@ from ipmasq_agent.bpf.maps import BpfMap, create_trie, open_pinned
 from ipmasq_agent.bpf.objects import pin
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.planes.bpf import layout
-from ipmasq_agent.planes.bpf.layout import SettingsFlag, SlotSettings, pack_number
+from ipmasq_agent.planes.bpf.layout import FAMILIES, NUMBER, SettingsFlag, SlotSettings
 from ipmasq_agent.planes.bpf.state import DECISIONS, BpfRules
 from ipmasq_agent.planes.prefixset import AddressSet, Step, element, parts
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
@@ -52,45 +52,45 @@ class PinnedMaps:
 
     def generation(self, family: Family) -> int:
         """Return which generation of a family is in force."""
-        value = self[layout.CONTROL].lookup(layout.family_key(family))
-        return layout.unpack_number(value) & 1 if value else 0
+        value = self[layout.CONTROL].lookup(NUMBER.pack(FAMILIES.index(family)))
+        return NUMBER.unpack(value)[0] & 1 if value else 0
 
     def switch(self, family: Family, generation: int) -> None:
         """Put a generation in force, and wait until no packet is decided by another."""
-        self[layout.CONTROL].update(layout.family_key(family), pack_number(generation))
+        self[layout.CONTROL].update(NUMBER.pack(FAMILIES.index(family)), NUMBER.pack(generation))
         self._wait()
 
     def settings(self, slot: int) -> SlotSettings:
         """Return the settings of a slot."""
-        value = self["settings"].lookup(pack_number(slot))
+        value = self["settings"].lookup(NUMBER.pack(slot))
         return layout.unpack_settings(value) if value else SlotSettings()
 
     def set_settings(self, slot: int, settings: SlotSettings) -> None:
         """Write the settings of a slot."""
-        self["settings"].update(pack_number(slot), layout.pack_settings(settings))
+        self["settings"].update(NUMBER.pack(slot), layout.pack_settings(settings))
 
     def any_in_force(self) -> bool:
         """Whether either family has a policy, or flows that go on."""
-        slots = (layout.slot(f, n) for f in layout.FAMILIES for n in range(layout.GENERATIONS))
+        slots = (layout.slot(f, n) for f in FAMILIES for n in range(layout.GENERATIONS))
         return any(self.settings(slot).flags for slot in slots)
 
     def devices(self) -> dict[int, layout.DeviceEntry]:
         """Return what the programs know of devices, by ifindex."""
         return {
-            layout.unpack_number(key): layout.unpack_device(value)
+            NUMBER.unpack(key)[0]: layout.unpack_device(value)
             for key, value in self["devices"].entries()
         }
 
     def set_device(self, number: int, device: layout.DeviceEntry) -> None:
         """Tell the programs about a device."""
-        self["devices"].update(pack_number(number), layout.pack_device(device))
+        self["devices"].update(NUMBER.pack(number), layout.pack_device(device))
         # A hash gives the room of the value that was replaced to the next one that comes,
         # also while a program reads it (alloc_htab_elem, kernel/bpf/hashtab.c).
         self._wait()
 
     def drop_device(self, number: int) -> None:
         """Have the programs forget a device."""
-        self["devices"].delete(pack_number(number))
+        self["devices"].delete(NUMBER.pack(number))
         self._wait()
 
     def _wait(self) -> None:
@@ -99,10 +99,10 @@ class PinnedMaps:
         The kernel does so whenever a map of maps was written (maybe_wait_bpf_programs,
         kernel/bpf/syscall.c), also when nothing in it changed.
         """
-        for slot in range(len(layout.FAMILIES) * layout.GENERATIONS):
+        for slot in range(len(FAMILIES) * layout.GENERATIONS):
             with self.trie(DECISIONS, slot) as trie:
                 if trie is not None:
-                    self[DECISIONS].update(pack_number(slot), pack_number(trie.fd))
+                    self[DECISIONS].update(NUMBER.pack(slot), NUMBER.pack(trie.fd))
                     return
 
     # -- tries ----------------------------------------------------------------------------
@@ -124,15 +124,12 @@ class PinnedMaps:
     def _trie_pin(self, kind: str, slot: int) -> Path:
         return self._pins / f"{kind}_{slot}"
 
-    def rules(
-        self, family: Family, slot: int, devices: Iterable[str], destination: int | None = None
-    ) -> BpfRules:
-        """Return what a slot says.
+    def rules(self, family: Family, slot: int, destination: int | None = None) -> BpfRules:
+        """Return what a slot says; its devices are with what is told of each device.
 
         Args:
             family: whose slot it is.
             slot: its number.
-            devices: those of its policy.
             destination: look up the prefix that decides about this one alone; None to read
                 all of them.
         """
@@ -151,7 +148,7 @@ class PinnedMaps:
         return BpfRules(
             AddressSet(DECISIONS, family, keep),
             collapsed(sources) if flags & SettingsFlag.ONLY_SOURCES else None,
-            tuple(sorted(devices)) if flags & SettingsFlag.ONLY_DEVICES else None,
+            () if flags & SettingsFlag.ONLY_DEVICES else None,
             settings.ports,
             bool(flags & SettingsFlag.RANDOM_FULLY),
             joined(sorted(fixed)) if flags & SettingsFlag.FIXED_SOURCES else (),
@@ -225,7 +222,7 @@ class PinnedMaps:
             trie.fill(b"".join(keys), values, len(keys))
             path.unlink(missing_ok=True)
             pin(trie.fd, path)
-            self[kind].update(pack_number(slot), pack_number(trie.fd))
+            self[kind].update(NUMBER.pack(slot), NUMBER.pack(trie.fd))
 
     def edit(self, slot: int, family: Family, steps: Iterable[Step]) -> None:
         """Edit the trie of decisions of a slot, one step after the other."""
@@ -246,7 +243,7 @@ class PinnedMaps:
             self._displace(kind, slot)
 
     def _displace(self, kind: str, slot: int) -> None:
-        key = pack_number(slot)
+        key = NUMBER.pack(slot)
         if self[kind].lookup(key) is not None:  # to delete is to wait for programs that run
             self[kind].delete(key)
         self._trie_pin(kind, slot).unlink(missing_ok=True)
@@ -255,7 +252,7 @@ class PinnedMaps:
 
     def swept(self) -> int:
         """Return how many flows the latest sweep found that are translated."""
-        return layout.unpack_swept(self["swept"].lookup(pack_number(0)) or b"")
+        return layout.unpack_swept(self["swept"].lookup(NUMBER.pack(0)) or b"")
 
     def flows(self) -> Iterator[layout.TrackedFlow]:
         """Yield the flows that have not expired."""
@@ -283,14 +280,11 @@ def _verdict(code: int) -> int:
 
 
 def _flags(rules: BpfRules) -> SettingsFlag:
-    flags = SettingsFlag.MANAGED
-    for flag, holds in (
-        (SettingsFlag.ONLY_SOURCES, rules.sources is not None),
-        (SettingsFlag.ONLY_DEVICES, rules.devices is not None),
-        (SettingsFlag.FIXED_SOURCES, bool(rules.fixed)),
-        (SettingsFlag.RANDOM_FULLY, rules.random_fully),
-        (SettingsFlag.LOCAL_TOO, rules.local_destinations),
-    ):
-        if holds:
-            flags |= flag
-    return flags
+    return (
+        SettingsFlag.MANAGED
+        | SettingsFlag.ONLY_SOURCES * (rules.sources is not None)
+        | SettingsFlag.ONLY_DEVICES * (rules.devices is not None)
+        | SettingsFlag.FIXED_SOURCES * bool(rules.fixed)
+        | SettingsFlag.RANDOM_FULLY * rules.random_fully
+        | SettingsFlag.LOCAL_TOO * rules.local_destinations
+    )

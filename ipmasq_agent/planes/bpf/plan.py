@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from ipmasq_agent.planes.bpf.state import (
     BpfRules,
     BpfState,
-    DesiredRules,
     DevicePrograms,
     decision_line,
     device_line,
@@ -28,7 +27,7 @@ class BpfPlan:
 
     Attributes:
         actual: as it was read.
-        desired: as it is to be.
+        desired: what is to be in force; None for nothing of ours.
         steps: edits of the trie of decisions in place; None where the rules are filled
             into the generation not in force, or go.
         attach: devices that get the programs, or get them anew.
@@ -37,7 +36,7 @@ class BpfPlan:
     """
 
     actual: BpfState
-    desired: DesiredRules
+    desired: BpfRules | None
     steps: tuple[Step, ...] | None = None
     attach: tuple[str, ...] = ()
     detach: tuple[str, ...] = ()
@@ -46,10 +45,10 @@ class BpfPlan:
     @property
     def switches(self) -> bool:
         """Whether other rules come into force."""
-        return self.steps is None and self.actual.rules != self.desired.rules
+        return self.steps is None and self.actual.rules != self.desired
 
     def __bool__(self) -> bool:
-        leaves = self.desired.rules is None and self.actual.remains
+        leaves = self.desired is None and self.actual.remains
         return bool(
             self.steps or self.switches or self.attach or self.detach or self.update or leaves
         )
@@ -57,7 +56,7 @@ class BpfPlan:
     @property
     def counts(self) -> tuple[int, int]:
         """How many lines come and how many go."""
-        old, new = self.actual.rules, self.desired.rules
+        old, new = self.actual.rules, self.desired
         if old is None or new is None or not _same_but_keep(old, new):
             return len(self.added), len(self.removed)
         going, coming = difference(old.keep.elements, new.keep.elements)
@@ -67,8 +66,8 @@ class BpfPlan:
     @property
     def added(self) -> list[str]:
         """What comes."""
-        family, wanted = self.actual.family, self.actual.wanted(self.desired.rules)
-        lines = _only_in(self.desired.rules, self.actual.rules)
+        family, wanted = self.actual.family, self.actual.wanted(self.desired)
+        lines = _only_in(self.desired, self.actual.rules)
         names = (*self.attach, *self.update)
         return lines + [device_line(family, name, wanted[name]) for name in names]
 
@@ -76,7 +75,7 @@ class BpfPlan:
     def removed(self) -> list[str]:
         """What goes."""
         family, hooks = self.actual.family, self.actual.hooks
-        lines = _only_in(self.actual.rules, self.desired.rules)
+        lines = _only_in(self.actual.rules, self.desired)
         names = (*self.detach, *self.update)
         lines += [device_line(family, name, hooks[name].device) for name in names]
         if not lines and self and not self.added:
@@ -100,11 +99,11 @@ def _same_but_keep(old: BpfRules, new: BpfRules) -> bool:
     return replace(old, keep=new.keep) == new
 
 
-def plan(actual: BpfState, desired: DesiredRules) -> BpfPlan:
+def plan(actual: BpfState, desired: BpfRules | None) -> BpfPlan:
     """Return the change from one to the other."""
-    wanted = actual.wanted(desired.rules)
+    wanted = actual.wanted(desired)
     steps: tuple[Step, ...] | None = None
-    old, new = actual.rules, desired.rules
+    old, new = actual.rules, desired
     if old is not None and new is not None and _same_but_keep(old, new):
         edits = in_place(replace(old.keep, capacity=_ANY_CAPACITY), new.keep)
         steps = None if edits is None else tuple(edits)
@@ -115,8 +114,8 @@ def plan(actual: BpfState, desired: DesiredRules) -> BpfPlan:
     return BpfPlan(actual, desired, steps, tuple(attach), tuple(detach), tuple(update))
 
 
-def after(actual: BpfState, desired: DesiredRules) -> BpfState:
+def after(actual: BpfState, desired: BpfRules | None) -> BpfState:
     """Return the state once the change was made."""
-    wanted = actual.wanted(desired.rules)
+    wanted = actual.wanted(desired)
     hooks = {name: DevicePrograms(device, complete=True) for name, device in wanted.items()}
-    return replace(actual, rules=desired.rules, hooks=hooks, remains=False)
+    return replace(actual, rules=desired, hooks=hooks, remains=False)

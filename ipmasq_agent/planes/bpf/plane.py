@@ -25,15 +25,13 @@ from ipmasq_agent.planes.bpf.state import (
     BpfDevice,
     BpfRules,
     BpfState,
-    DesiredRules,
     DevicePrograms,
     describe,
 )
-from ipmasq_agent.planes.interpretation import Interpretation
 from ipmasq_agent.planes.plane import Plane
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.facts import HOOKS, LINKS
-from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
+from ipmasq_agent.policy.model import Capabilities
 
 _BOTH = (1 << layout.GENERATIONS) - 1
 # Tries of more prefixes are given back at once when another policy is in force; smaller
@@ -43,7 +41,7 @@ _STAMP_BITS = 63
 _WITH_PORTS = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP})
 
 
-class BpfPlane(Plane[BpfState, DesiredRules, BpfPlan]):
+class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan]):
     """Programs at the egress and ingress of devices, and the maps that they share.
 
     Args:
@@ -65,29 +63,15 @@ class BpfPlane(Plane[BpfState, DesiredRules, BpfPlan]):
         """Return what the programs can do on any kernel."""
         return Capabilities()
 
-    def compile(self, policy: FamilyPolicy) -> DesiredRules:
-        """Return what the maps must say."""
-        return compile_policy(policy)
-
-    def absent(self, family: Family) -> DesiredRules:
+    def absent(self, family: Family) -> None:
         """Return the state in which nothing of ours is there."""
-        return DesiredRules(family)
+        return None
 
-    def plan(self, actual: BpfState, desired: DesiredRules) -> BpfPlan:
-        """Return the change from one to the other."""
-        return plan(actual, desired)
-
-    def after(self, actual: BpfState, desired: DesiredRules) -> BpfState:
-        """Return the state once the change was made."""
-        return after(actual, desired)
-
-    def describe(self, state: BpfState) -> list[str]:
-        """Return what is in force, one fact a line."""
-        return describe(state)
-
-    def interpret(self, state: BpfState, source: int | None = None) -> Interpretation:
-        """Return what programs and maps decide."""
-        return interpret(state, source)
+    compile = staticmethod(compile_policy)
+    plan = staticmethod(plan)
+    after = staticmethod(after)
+    describe = staticmethod(describe)
+    interpret = staticmethod(interpret)
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -112,34 +96,21 @@ class BpfPlane(Plane[BpfState, DesiredRules, BpfPlan]):
             if maps is None:
                 remains = self._pins.exists() or self._programs.strays()
                 return replace(state, remains=remains)
-            slots = [layout.slot(family, n) for n in range(layout.GENERATIONS)]
             number = maps.generation(family)
             hooks = self._read_hooks(maps, family, number, devices)
+            slots = [layout.slot(family, n) for n in range(layout.GENERATIONS)]
             in_force = maps.settings(slots[number])
             if not in_force.flags & SettingsFlag.MANAGED:
                 remains = any(maps.settings(n).flags for n in slots) or not maps.any_in_force()
                 return replace(state, hooks=hooks, remains=remains)
-            rules = self._rules(maps, family, slots[number], in_force, hooks, destination)
-        return replace(state, hooks=hooks, rules=rules)
-
-    def _rules(
-        self,
-        maps: PinnedMaps,
-        family: Family,
-        slot: int,
-        settings: SlotSettings,
-        devices: Iterable[str],
-        destination: int | None,
-    ) -> BpfRules:
-        if destination is not None:
-            return maps.rules(family, slot, devices, destination)
-        stamp, known = self._known.get(family, (None, None))
-        if known is None or stamp != settings.stamp:
-            known = maps.rules(family, slot, devices)
-            self._known[family] = settings.stamp, known
-        if known.devices is None:
-            return known
-        return replace(known, devices=tuple(sorted(devices)))
+            stamp, rules = self._known.get(family, (None, None))
+            if destination is not None:
+                rules = maps.rules(family, slots[number], destination)
+            elif rules is None or stamp != in_force.stamp:
+                rules = maps.rules(family, slots[number])
+                self._known[family] = in_force.stamp, rules
+        named = None if rules.devices is None else tuple(sorted(hooks))
+        return replace(state, hooks=hooks, rules=replace(rules, devices=named))
 
     def _read_hooks(
         self,
@@ -171,10 +142,10 @@ class BpfPlane(Plane[BpfState, DesiredRules, BpfPlan]):
 
     def apply(self, family: Family, change: BpfPlan) -> None:
         """Carry out ``change``: what is new is prepared, then one number switches to it."""
-        if change.desired.rules is None:
+        rules = change.desired
+        if rules is None:
             self._leave(family)
             return
-        rules = change.desired.rules
         if not self._programs.exist():
             self._programs.remove()  # what decided by another policy
             self._programs.load()
@@ -235,7 +206,7 @@ class BpfPlane(Plane[BpfState, DesiredRules, BpfPlan]):
             return None
         self._known.clear()
         self._programs.remove()
-        return BpfPlan(BpfState(family, remains=True), DesiredRules(family))
+        return BpfPlan(BpfState(family, remains=True), None)
 
     # -- beside passes ----------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ _MOST_FLOWS, _LEAST_FLOWS = 1 << 19, 1 << 14
 
 
 class NodePrograms:
-    """The programs of one node.
+    """The programs of one node; what the kernel refuses is a HostError.
 
     Args:
         pins: directory on a bpf file system, which is mounted where it is not.
@@ -73,11 +73,7 @@ class NodePrograms:
             version.mkdir()
 
     def attach(self, ifindex: int) -> None:
-        """Put both programs on a device, in place of those that we have there.
-
-        Raises:
-            HostError: the kernel refuses, or the device is gone.
-        """
+        """Put both programs on a device, in place of those that we have there."""
         for hook in TcHook:
             with self._pinned(hook.value) as program:
                 link = self._link(ifindex, hook)
@@ -85,11 +81,7 @@ class NodePrograms:
                     clsact.attach(ifindex, hook, program)
 
     def complete(self, ifindex: int) -> bool:
-        """Whether both programs are on a device, in the version that we would load.
-
-        Raises:
-            HostError: the kernel cannot be asked.
-        """
+        """Whether both programs are on a device, in the version that we would load."""
         with self._usable():
             if not self._version().exists():
                 return False
@@ -102,11 +94,7 @@ class NodePrograms:
         return True
 
     def run_sweep(self) -> None:
-        """Remove flows that have expired, and count the others into the map ``swept``.
-
-        Raises:
-            HostError: the kernel refuses.
-        """
+        """Remove flows that have expired, and count the others into the map ``swept``."""
         with self._pinned(SWEEP) as program:
             run_program(program)
 

@@ -123,14 +123,6 @@ class BpfState:
         return {name: self.present[name] for name in names if name in self.present}
 
 
-@dataclass(frozen=True, slots=True)
-class DesiredRules:
-    """What one family is to hold; no rules for nothing of ours."""
-
-    family: Family
-    rules: BpfRules | None = None
-
-
 def describe(state: BpfState) -> list[str]:
     """Return what is in force, one fact a line."""
     if state.rules is None:

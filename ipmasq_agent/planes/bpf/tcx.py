@@ -1,7 +1,7 @@
 """Programs on devices by links of tcx (Linux 6.6).
 
 A link belongs to whoever holds it: pinned, it outlives us, and other tools that replace
-filters do not touch it.
+filters do not touch it. What the kernel refuses is a HostError, where nothing else is said.
 """
 
 from __future__ import annotations
@@ -40,9 +40,6 @@ def attach(ifindex: int, hook: TcHook, program: int, link: Path) -> bool:
         hook: where at the device.
         program: its descriptor.
         link: where the link is pinned, or is to be.
-
-    Raises:
-        HostError: the kernel refuses, or the device is gone.
     """
     held = get_pinned(link)
     if held is not None:
@@ -68,11 +65,7 @@ def attach(ifindex: int, hook: TcHook, program: int, link: Path) -> bool:
 
 
 def attached(ifindex: int, link: Path) -> int | None:
-    """Return the number of the program that a pinned link has on a device; None for none.
-
-    Raises:
-        HostError: the kernel cannot be asked.
-    """
+    """Return the number of the program that a pinned link has on a device; None for none."""
     held = get_pinned(link)
     if held is None:
         return None
@@ -88,11 +81,7 @@ def _info(link: int) -> tuple[int, int]:
 
 
 def detach(link: Path) -> None:
-    """Take away the program that a pinned link holds, and its pin.
-
-    Raises:
-        HostError: the kernel refuses.
-    """
+    """Take away the program that a pinned link holds, and its pin."""
     try:
         held = get_pinned(link)
     except NotPermitted:  # then it goes with its pin, a moment later

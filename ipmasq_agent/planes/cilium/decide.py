@@ -37,6 +37,10 @@ _BESIDE = (HEADER, "No entries found.", "Defaulted container ")
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 _SHOWN = 20
+NOT_IN_THE_MAP = (
+    "not in the map, and not compared: Cilium masquerades packets of this node's pods only, "
+    "and out of its devices only"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ipmasq_agent.bpf import lpm
+from ipmasq_agent.bpf import bpffs, lpm
 from ipmasq_agent.bpf.maps import LPM_TRIE, BpfMap
 from ipmasq_agent.bpf.objects import READ_ONLY, open_path
 from ipmasq_agent.bpf.syscall import refused
 from ipmasq_agent.errors import HostError, KernelReadError
+from ipmasq_agent.planes.cilium.decide import MAP_NAMES
 from ipmasq_agent.policy.addresses import Family, Prefix
 
 BELOW = Path("tc/globals")
@@ -37,26 +38,56 @@ class PrefixMap:
 
     @property
     def full(self) -> bool:
-        """Whether nothing more fits, so that something may have been left out."""
+        """Whether nothing more fits."""
         return len(self.prefixes) >= self.capacity
 
+    @property
+    def overflow(self) -> str:
+        """What to say of a map that is full."""
+        return (
+            f"{self.path} is full with {len(self.prefixes)} entries: what did not fit was "
+            "left out without a word, so entries may be missing"
+        )
 
-def find(name: str, file_systems: Iterable[Path]) -> Path | None:
-    """Return the first path of that name where Cilium has its maps, or directly there.
+
+def read_maps(file_systems: Sequence[Path]) -> dict[Family, PrefixMap]:
+    """Return the maps of either family that are pinned on one of the file systems.
+
+    Each is looked for where Cilium pins its maps, and at the root; the first one counts.
 
     Raises:
-        HostError: this process may not look there.
+        HostError: there is no bpf file system, or this process may not read it.
+        KernelReadError: there is no such map, or it is not what it should be.
     """
-    for root in file_systems:
-        for path in (root / BELOW / name, root / name):
-            try:
-                if path.exists():
-                    return path
-            except PermissionError as cause:
-                raise HostError(
-                    f"{path} cannot be looked at: {cause.strerror}", remedy=_PRIVILEGE
-                ) from cause
-    return None
+    places = [place for root in file_systems for place in (root / BELOW, root)]
+    found = {}
+    for family, name in MAP_NAMES.items():
+        path = next((place / name for place in places if _exists(place / name)), None)
+        if path is not None:
+            found[family] = read_prefixes(path, family)
+    if found:
+        return found
+    instead = "or compare with cilium:FILE, what `cilium-dbg bpf ipmasq list` printed"
+    if not file_systems:
+        raise HostError(
+            "no bpf file system is mounted here, so Cilium's maps cannot be found",
+            remedy=f"mount the node's {bpffs.USUAL} into this pod, {instead}",
+        )
+    raise KernelReadError(
+        f"there is no map {' or '.join(MAP_NAMES.values())} in "
+        f"{', '.join(map(str, file_systems))}: Cilium does not run here, or not with "
+        "ipMasqAgent.enabled and bpf.masquerade",
+        remedy=f"enable them, name the place with --bpffs, {instead}",
+    )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError as cause:
+        raise HostError(
+            f"{path} cannot be looked at: {cause.strerror}", remedy=_PRIVILEGE
+        ) from cause
 
 
 def read_prefixes(path: Path, family: Family) -> PrefixMap:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import overload
 
 from ipmasq_agent.planes.interpretation import Decider, Interpretation, RuleException
 from ipmasq_agent.planes.nftables.compile import DEVICES, FIXED, POSTROUTING, SOURCES, translating
@@ -27,7 +26,7 @@ from ipmasq_agent.planes.nftables.rules import (
 )
 from ipmasq_agent.planes.nftables.state import Kind, NftSet, NftTable
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range, range_text
-from ipmasq_agent.policy.columns import Chained
+from ipmasq_agent.policy.columns import Chained, Mapped
 from ipmasq_agent.policy.decisions import DecisionMap, Entries, Stated, Verdict
 from ipmasq_agent.policy.model import (
     PORT_PROTOCOLS,
@@ -103,7 +102,7 @@ class _Reading:
             Chained(item.ranges.firsts for item in decided),
             Chained(item.ranges.lasts for item in decided),
             (item.verdict for item in decided for _ in item.ranges.firsts),
-            Chained(_Deciders(family, item) for item in decided),
+            Chained(_deciders(family, item) for item in decided),
         )
 
     def telling(self, decisions: DecisionMap) -> Iterator[RuleException]:
@@ -198,30 +197,17 @@ class _Reading:
         return self.table.sets.get(name, _EMPTY)
 
 
-class _Deciders(Sequence[Decider]):
-    """The reasons for the ranges of one rule: of a set, with the element; made on access."""
+def _deciders(family: Family, decided: _Decided) -> Sequence[Decider]:
+    """Return the reasons for the ranges of one rule: of a set, with the element."""
+    rule, ranges = decided.rule, decided.ranges
 
-    def __init__(self, family: Family, decided: _Decided) -> None:
-        self._family = family
-        self._decided = decided
-
-    @overload
-    def __getitem__(self, index: int) -> Decider: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Decider]: ...
-
-    def __getitem__(self, index: int | slice) -> Decider | Sequence[Decider]:
-        if isinstance(index, slice):
-            return [self[n] for n in range(len(self))[index]]
-        position = range(len(self))[index]  # raises IndexError at the end, as iteration needs
-        rule, ranges = self._decided.rule, self._decided.ranges
-        if not self._decided.named:
+    def decider(position: int) -> Decider:
+        if not decided.named:
             return rule
-        element = range_text(self._family, ranges.firsts[position], ranges.lasts[position])
+        element = range_text(family, ranges.firsts[position], ranges.lasts[position])
         return rule._replace(text=f"{rule.text}, with {element} in it")
 
-    def __len__(self) -> int:
-        return len(self._decided.ranges.firsts)
+    return Mapped(decider, range(len(ranges.firsts)))
 
 
 def _common(sets: Sequence[NftSet]) -> NftSet:

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.columns import Chained, Picked, column, indices
+from ipmasq_agent.policy.columns import Chained, Mapped, column, indices
 from tests.unit.strategies import FAMILIES, addresses
 
 PARTS = st.lists(st.lists(st.integers(), max_size=4), max_size=5)
 
 
-def check_same(view: Chained[int] | Picked[int], items: list[int]) -> None:
+def check_same(view: Chained[int] | Mapped[int], items: list[int]) -> None:
     assert list(view) == items
     assert len(view) == len(items)
     for position in range(-len(items), len(items)):
@@ -33,7 +33,7 @@ def test_sequences_one_after_the_other_read_as_one(parts: list[list[int]]) -> No
 @given(st.lists(st.integers(), min_size=1), st.data())
 def test_picked_items_come_in_the_order_asked_for(whole: list[int], data: st.DataObject) -> None:
     positions = data.draw(st.lists(st.integers(0, len(whole) - 1)))
-    check_same(Picked(whole, positions), [whole[position] for position in positions])
+    check_same(Mapped(whole.__getitem__, positions), [whole[position] for position in positions])
 
 
 @given(FAMILIES.flatmap(lambda f: st.tuples(st.just(f), st.lists(addresses(f)))))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ipmasq_agent.planes.bpf.compile import compile_policy
 from ipmasq_agent.planes.bpf.plan import after
-from ipmasq_agent.planes.bpf.state import BpfDevice, BpfState, DesiredRules
+from ipmasq_agent.planes.bpf.state import BpfDevice, BpfState
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
 
@@ -33,6 +33,3 @@ def without(table: BpfState, *names: str) -> BpfState:
         for name, hook in table.hooks.items()
     }
     return replace(table, hooks=hooks)
-
-
-NOTHING = {family: DesiredRules(family) for family in Family}
