@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from ipmasq_agent.config.assemble import assemble_family
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.planes.iptables.compile import after, compile_policy, plan
@@ -18,7 +19,6 @@ from ipmasq_agent.planes.iptables.interpret import interpret
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.table import empty_table
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import assemble_family
 from ipmasq_agent.policy.decisions import DecisionMap
 from ipmasq_agent.policy.model import Capabilities
 
@@ -49,15 +49,15 @@ def measure(family: Family, count: int) -> dict[str, float]:
     """Return what each step takes for ``count`` prefixes of a family."""
     content = document(family, count)
     config = parse_document(content, "bench", FLAGS).config
-    wish = config.wish(FLAGS)
-    policy = assemble_family(wish, family, Capabilities())
+
+    policy = assemble_family(config, family, Capabilities())
     decisions = policy.decisions
     fewer = DecisionMap(family, [e for n, e in enumerate(decisions.entries) if n != count // 2])
     placement = Placement()
     empty = empty_table(family)
     few = min(count, 10_000)
     small = assemble_family(
-        parse_document(document(family, few), "bench", FLAGS).config.wish(FLAGS),
+        parse_document(document(family, few), "bench", FLAGS).config,
         family,
         Capabilities(),
     )
@@ -67,7 +67,7 @@ def measure(family: Family, count: int) -> dict[str, float]:
     return {
         "document to entries": median(lambda: parse_document(content, "bench", FLAGS), 3),
         "entries to decision map": median(
-            lambda: assemble_family(wish, family, Capabilities()).decisions
+            lambda: assemble_family(config, family, Capabilities()).decisions
         ),
         "100,000 look-ups": median(lambda: [decisions.decide(address) for address in addresses]),
         "difference of two": median(lambda: list(decisions.difference(fewer))),

@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.support import AGENT, agent, inside_namespace, log_lines, machine, to_file
+from ipmasq_agent.config.assemble import assemble_family
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.planes import detect, registry
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import assemble_family
 
 FLAGS = Flags(enable_ipv6=True, cidr_limit=None)
 LONGEST_CHAIN = 10_000
@@ -74,7 +74,7 @@ def load(name: str, family: Family, count: int, place: Path) -> Figures:
         with stage(figures, f"{prefix}parse", everything):
             config = parse_document(content, "bench", FLAGS).config
         with stage(figures, f"{prefix}policy", everything):
-            return assemble_family(config.wish(FLAGS), family, capabilities)
+            return assemble_family(config, family, capabilities)
 
     def bring(prefix: str, wanted: Any, read: Callable[[Family], Any]) -> int:
         totals = f"{prefix}FILE → KERNEL", f"{prefix}POLICY → KERNEL"

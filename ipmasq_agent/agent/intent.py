@@ -1,4 +1,4 @@
-"""What is meant to be in force: a wish and the facts it is made with, each step made once.
+"""What is meant to be in force: a configuration and the facts it is made with, each step made once.
 
 Resyncs come every minute with nothing changed, and a policy of a hundred thousand prefixes
 takes a good part of a second to make.
@@ -8,23 +8,24 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from ipmasq_agent.config.assemble import assemble_family, is_large
+from ipmasq_agent.config.model import Config
 from ipmasq_agent.planes.plane import Desired, Plan, Plane, State
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import Wish, assemble_family
 from ipmasq_agent.policy.facts import NO_FACTS, Facts
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
 
 
 class Intent:
-    """A wish made into policies, and these into what a backend must hold.
+    """A configuration made into policies, and these into what a backend must hold.
 
     Attributes:
-        wish: what document and flags ask for.
+        config: what document and flags ask for.
         facts: what it depends on; all that it needs is learnt.
     """
 
-    def __init__(self, wish: Wish, facts: Facts = NO_FACTS) -> None:
-        self.wish = wish
+    def __init__(self, config: Config, facts: Facts = NO_FACTS) -> None:
+        self.config = config
         self.facts = facts
         self._policies: dict[Family, tuple[Capabilities, FamilyPolicy]] = {}
         self._desired: dict[Family, tuple[Any, FamilyPolicy, Any]] = {}
@@ -32,7 +33,7 @@ class Intent:
     @property
     def is_large(self) -> bool:
         """Whether one rule for each prefix would be too many."""
-        return self.wish.is_large(self.facts)
+        return is_large(self.config, self.facts)
 
     def policy(self, backend: Plane[State, Desired, Plan], family: Family) -> FamilyPolicy:
         """Return the policy of a family, for what the backend's host can do."""
@@ -40,7 +41,7 @@ class Intent:
         capabilities = backend.capabilities(family)
         known = self._policies.get(family)
         if known is None or known[0] != capabilities:
-            policy = assemble_family(self.wish, family, capabilities, self.facts)
+            policy = assemble_family(self.config, family, capabilities, self.facts)
             known = self._policies[family] = capabilities, policy
         return known[1]
 

@@ -12,25 +12,26 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ipmasq_agent.agent.intent import Intent
+from ipmasq_agent.config.assemble import may_differ, needs
+from ipmasq_agent.config.model import Config
 from ipmasq_agent.logs import event
-from ipmasq_agent.policy.assemble import Wish
 from ipmasq_agent.policy.facts import NO_FACTS, Fact
 from ipmasq_agent.sources import FactEvent, FactSource, Learnt
 
 
 class Knowledge:
-    """A wish and the facts that it needs, as they come in.
+    """A configuration and the facts that it needs, as they come in.
 
     Attributes:
         intent: what is to be kept in force; None before the first.
-        waiting: what is missing for the newest wish, a line for each fact.
+        waiting: what is missing for the newest one, a line for each fact.
     """
 
     def __init__(self, source: FactSource) -> None:
         self.intent: Intent | None = None
         self.waiting: tuple[str, ...] = ()
         self._source = source
-        self._wish: Wish | None = None
+        self._config: Config | None = None
         self._facts = NO_FACTS
         self._followed: frozenset[Fact[Any]] = frozenset()
         self._required: frozenset[Fact[Any]] = frozenset()  # of the source, which took it
@@ -38,12 +39,12 @@ class Knowledge:
         self._kept: Mapping[Fact[Any], Any] = {}
 
     def recall(self, kept: Mapping[Fact[Any], Any]) -> None:
-        """Take facts of before this process for the first wish, until their sources answer."""
+        """Take facts of before this process for the first document, until their sources answer."""
         self._kept = kept
 
-    def require(self, wish: Wish) -> None:
-        """Make ``wish`` the newest one: have its facts watched, and forget all others."""
-        self._wish = wish
+    def require(self, config: Config) -> None:
+        """Make ``config`` the newest one: have its facts watched, and forget all others."""
+        self._config = config
         self._watch()
 
     def follow(self, needs: frozenset[Fact[Any]]) -> None:
@@ -66,7 +67,7 @@ class Knowledge:
 
     @property
     def _needs(self) -> frozenset[Fact[Any]]:
-        return self._followed | (self._wish.needs if self._wish else frozenset())
+        return self._followed | (needs(self._config) if self._config else frozenset())
 
     def learn(self, events: Iterable[FactEvent]) -> bool:
         """Take in what was learnt, or not; true where that may change what is to be in force."""
@@ -83,7 +84,8 @@ class Knowledge:
             elif self._errors.get(item.fact) != str(item.error):
                 self._errors[item.fact] = str(item.error)
                 event(logging.ERROR, "not known", what=item.fact.what, error=str(item.error))
-        return self._wish is not None and (called or self._wish.sees(before, self._facts))
+        config = self._config
+        return config is not None and (called or may_differ(config, before, self._facts))
 
     @property
     def sources(self) -> Mapping[str, str | None]:
@@ -91,17 +93,21 @@ class Knowledge:
         return {fact.what: self._errors.get(fact) for fact in sorted(self._needs)}
 
     def settle(self) -> None:
-        """Make the newest wish the intent if all that it needs is known."""
-        if self._wish is None:
+        """Make the newest configuration the intent if all that it needs is known."""
+        if self._config is None:
             return
-        waiting = tuple(map(self._missing, self._facts.missing(self._wish.needs)))
+        waiting = tuple(map(self._missing, self._facts.missing(needs(self._config))))
         for line in set(waiting) - set(self.waiting):
             event(logging.WARNING, line)
         self.waiting = waiting
         kept = self.intent
-        fresh = kept is None or kept.wish is not self._wish
-        if not waiting and (kept is None or fresh or kept.wish.sees(kept.facts, self._facts)):
-            self.intent = Intent(self._wish, self._facts)
+        stands = (
+            kept is not None
+            and kept.config is self._config
+            and not may_differ(kept.config, kept.facts, self._facts)
+        )
+        if not waiting and not stands:
+            self.intent = Intent(self._config, self._facts)
 
     def _missing(self, fact: Fact[Any]) -> str:
         why = self._errors.get(fact)

@@ -30,9 +30,11 @@ from ipmasq_agent.agent.rivals import Rivals
 from ipmasq_agent.agent.shadows import Shadows
 from ipmasq_agent.agent.snat import Replies, replies, tell
 from ipmasq_agent.agent.status import ConfigStatus, Status
+from ipmasq_agent.config.assemble import follows
 from ipmasq_agent.config.document import parse_documents
 from ipmasq_agent.config.durations import UNITS
-from ipmasq_agent.config.model import DEFAULT_RESYNC_INTERVAL, Config, Flags
+from ipmasq_agent.config.keys import RESYNC_INTERVAL, listed
+from ipmasq_agent.config.model import Config, Flags
 from ipmasq_agent.errors import ConfigError, foreseen
 from ipmasq_agent.host import patience
 from ipmasq_agent.host.threads import Guarded, caught, revive
@@ -112,7 +114,7 @@ class Agent:
         self._batch: list[Event] = []  # what came and is not taken in yet
         self._told_to_stop = math.inf
         # Also before the first document: a file that cannot be read now is looked at again.
-        self._next_pass = time.monotonic() + DEFAULT_RESYNC_INTERVAL / UNITS["s"]
+        self._next_pass = time.monotonic() + RESYNC_INTERVAL.absent / UNITS["s"]
 
     def run(self) -> None:
         """Watch and reconcile until ``Signal.STOP`` arrives; whatever else happens is told."""
@@ -313,7 +315,7 @@ class Agent:
         self._config = understood.config
         lacking = (f"{name} does not exist, its entries are missed" for name in document.lacking)
         warnings = (*understood.warnings, *lacking)
-        self._knowledge.require(understood.config.wish(self.settings.flags))
+        self._knowledge.require(understood.config)
         self._changed_at = document.noticed
         # In force from now on, and so out of step until the pass: both are said at once.
         self.status = replace(
@@ -332,7 +334,7 @@ class Agent:
             "document accepted" if document.parts else "no document, using defaults",
             source=document.name,
             revision=document.revision,
-            cidrs=understood.config.listed,
+            cidrs=listed(understood.config),
         )
         for warning in warnings:
             event(logging.WARNING, warning)
@@ -353,14 +355,14 @@ class Agent:
         except Exception as error:
             told = foreseen(error, "the pass")
             failure("pass failed", told)
-            outcomes = dict.fromkeys(intent.wish.families, Outcome(error=told))
+            outcomes = dict.fromkeys(intent.config.families, Outcome(error=told))
             self._finish(dict.fromkeys(outcomes, str(told)), changed=False)
         ended = time.monotonic()
         failed = any(outcome.error for outcome in outcomes.values())
         event(logging.DEBUG, "pass done", ms=_ms(ended - started))
         if self.metrics:
             self.metrics.passed(outcomes, ended - started)
-            self.metrics.cidrs.set(self._config.listed if self._config else 0)
+            self.metrics.cidrs.set(listed(self._config) if self._config else 0)
             if self._changed_at is not None and not failed:
                 self.metrics.lag.observe(ended - self._changed_at)
         if not failed:
@@ -369,7 +371,7 @@ class Agent:
     def _bring(self, intent: Intent, started: float, *, thorough: bool, at_once: bool) -> Outcomes:
         """Bring the backend in use to ``intent``, clean those that were left, and say so."""
         backend, left_behind = self.choice.current(large=intent.is_large, look=thorough)
-        self._knowledge.follow(backend.needs | intent.wish.follows)
+        self._knowledge.follow(backend.needs | follows(intent.config))
         self._show_facts()
         self._moves.announce(left_behind)
         alone = {} if at_once else self._rivals.left_alone(backend, intent, started)
@@ -383,7 +385,7 @@ class Agent:
             # The backend in use decides now; only then may the one before it go.
             left += self._moves.complete(left_behind, self._left)
         self._report(outcomes, backend.name, "applied")
-        said, self._replies = self._replies, replies(intent.wish)
+        said, self._replies = self._replies, replies(intent.config)
         tell(said, self._replies)
         self._finish(
             failed,
@@ -391,7 +393,7 @@ class Agent:
             mode=backend.name,
             mode_reason=self.choice.reason,
             devices=self._devices(),
-            families=intent.wish.families,
+            families=intent.config.families,
             left_behind=left,
             unanswered=self._replies.unanswered,
             advice=(
@@ -457,7 +459,7 @@ class Agent:
         self._schedule(failed=bool(failed or self.status.left_behind or self.status.failure))
 
     def _schedule(self, *, failed: bool) -> None:
-        interval = self._config.resync_interval if self._config else DEFAULT_RESYNC_INTERVAL
+        interval = self._config[RESYNC_INTERVAL] if self._config else RESYNC_INTERVAL.absent
         delay = interval / UNITS["s"]
         if failed:
             retry = min(_FIRST_RETRY * 2**self._retries, _LAST_RETRY)
@@ -491,7 +493,7 @@ def _advice(backend: AnyPlane, intent: Intent, failed: dict[Family, str]) -> tup
     """Return what the backend has to say about what it holds, one line for each family."""
     lines = (
         (family, backend.advice(intent.desired(backend, family)))
-        for family in intent.wish.families
+        for family in intent.config.families
         if family not in failed
     )
     return tuple(f"{family.value}: {line}" for family, line in lines if line)

@@ -57,7 +57,7 @@ def reconcile(
             return None
         return _bring(backend, family, desired, thorough)
 
-    return _each(intent.wish.families, bring)
+    return _each(intent.config.families, bring)
 
 
 def _theirs(

@@ -57,7 +57,7 @@ class Shadows:
         """Find out what others decide about the packets of a policy that is in the kernel."""
         found: dict[Family, Shadow] = {}
         unknown: list[str] = []
-        for family in intent.wish.families:
+        for family in intent.config.families:
             try:
                 found[family] = self._shadow(backend, intent.policy(backend, family), egress)
             except AgentError as error:

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ipmasq_agent.config.assemble import named_source
+from ipmasq_agent.config.model import Config
 from ipmasq_agent.errors import AgentError
 from ipmasq_agent.host.routes import Delivery, delivery
 from ipmasq_agent.logs import event
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import Wish
 
 Deliver = Callable[[Family, int], Delivery]
 
@@ -27,12 +28,12 @@ class Replies(NamedTuple):
     doubtful: tuple[str, ...] = ()
 
 
-def replies(wish: Wish, deliver: Deliver = delivery) -> Replies:
-    """Ask about the addresses of a wish that are named; those of routes are the node's own."""
+def replies(config: Config, deliver: Deliver = delivery) -> Replies:
+    """Ask about the addresses that a configuration names; those of routes are the node's own."""
     unanswered: list[str] = []
     doubtful: list[str] = []
-    for family in wish.families:
-        address = wish.named_source(family)
+    for family in config.families:
+        address = named_source(config, family)
         if address is None:
             continue
         text = family.show(address)

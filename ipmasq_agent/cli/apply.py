@@ -45,7 +45,7 @@ def command(output: str, beside_agent: bool, **options: Any) -> int:
     if not beside_agent:
         refuse_beside_agent(settings.placement.places)
     intent = read_intent(settings)
-    warn_of_replies(intent.wish)
+    warn_of_replies(intent.config)
     choice = backend_choice(settings)
     try:
         backend, left_behind = choice.current(large=intent.is_large)

@@ -121,8 +121,9 @@ Examples:
 def view(output: str, **options: Any) -> None:
     """Show the document as it is understood, completed with defaults."""
     from ipmasq_agent.cli.wiring import read_document
+    from ipmasq_agent.config.keys import view as view_of
 
-    _show(read_document(settings_of(options)).view(), output)
+    _show(view_of(read_document(settings_of(options))), output)
 
 
 @command.command(
@@ -137,8 +138,9 @@ Examples:
 def defaults(output: str, **options: Any) -> None:
     """Show what a missing or empty document stands for, ready to be edited."""
     from ipmasq_agent.config.document import default_config
+    from ipmasq_agent.config.keys import view as view_of
 
-    _show(default_config(settings_of(options).flags).view(), output)
+    _show(view_of(default_config(settings_of(options).flags)), output)
 
 
 def _show(document: dict[str, Any], output: str) -> None:

@@ -34,12 +34,12 @@ def command(output: str, **options: Any) -> int:
 
     settings = settings_of(options)
     intent = read_intent(settings)
-    warn_of_replies(intent.wish)
+    warn_of_replies(intent.config)
     choice = backend_choice(settings)
     try:
         backend, left_behind = choice.current(large=intent.is_large)
         diffs = {family: FamilyDiff(family) for family in Family}
-        for family in intent.wish.families:
+        for family in intent.config.families:
             diffs[family] = family_diff(backend, family, intent, settings.placement)
             advice = backend.advice(intent.desired(backend, family))
             if advice:

@@ -64,7 +64,7 @@ def command(destination: str, src: str | None, output: str, **options: Any) -> N
         hook = read_hook(family, backend.place, settings.placement)
         others = neighbours(hook, question(from_, route.device))
         wanted = None
-        if intent is not None and family in intent.wish.families:
+        if intent is not None and family in intent.config.families:
             wanted = intent.policy(backend, family)
         beside = choice.unseen + deciding(left_behind)
     finally:

@@ -15,6 +15,7 @@ from ipmasq_agent.answers.overrides import usual
 from ipmasq_agent.cli.cilium_sides import CiliumSides
 from ipmasq_agent.cli.options import Settings, split_configmap
 from ipmasq_agent.cli.wiring import read_intent
+from ipmasq_agent.config.assemble import assemble_family
 from ipmasq_agent.errors import AgentError, UsageError
 from ipmasq_agent.host.devices import egress_devices
 from ipmasq_agent.planes import detect, registry
@@ -22,7 +23,6 @@ from ipmasq_agent.planes.hook.read import read_hook
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.hook import joined, neighbours
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import assemble_family
 from ipmasq_agent.policy.decisions import Verdict
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
 
@@ -73,8 +73,8 @@ class Operands:
 def _document(label: str, settings: Settings) -> Side:
     intent = read_intent(settings)
     policies = {
-        family: assemble_family(intent.wish, family, Capabilities(), intent.facts)
-        for family in intent.wish.families
+        family: assemble_family(intent.config, family, Capabilities(), intent.facts)
+        for family in intent.config.families
     }
     return Side(label, policies)
 

@@ -40,6 +40,7 @@ def command(output: str, **options: Any) -> int:
     from ipmasq_agent.agent.status import ConfigStatus, Status
     from ipmasq_agent.answers.overrides import shadow
     from ipmasq_agent.cli.wiring import backend_choice, document_of, gather, understand
+    from ipmasq_agent.config.keys import NATIVE_ROUTING_CIDRS
     from ipmasq_agent.errors import AgentError, UsageError
     from ipmasq_agent.host.devices import egress_devices
     from ipmasq_agent.planes.hook.read import read_hook
@@ -55,11 +56,10 @@ def command(output: str, **options: Any) -> int:
         document = document_of(settings)
         config = ConfigStatus(name, document.revision)
         understood = understand(document, settings)
-        wish = understood.config.wish(settings.flags)
         config = ConfigStatus(name, document.revision, accepted=True, warnings=understood.warnings)
-        native = tuple(str(prefix) for prefix, _ in understood.config.native_routing_cidrs)
+        native = tuple(str(prefix) for prefix, _ in understood.config[NATIVE_ROUTING_CIDRS])
         try:
-            intent = Intent(wish, gather(settings, wish))
+            intent = Intent(understood.config, gather(settings, understood.config))
         except AgentError as error:
             waiting = (str(error),)
     except UsageError:
@@ -77,7 +77,7 @@ def command(output: str, **options: Any) -> int:
     try:
         backend, others = choice.current(large=intent is not None and intent.is_large)
         if intent is not None:
-            for family in intent.wish.families:
+            for family in intent.config.families:
                 try:
                     desired = intent.desired(backend, family)
                     if backend.plan(backend.read(family), desired):
@@ -94,7 +94,7 @@ def command(output: str, **options: Any) -> int:
             counters = backend.counters()
     finally:
         choice.close()
-    answers = replies(intent.wish) if intent is not None else Replies()
+    answers = replies(intent.config) if intent is not None else Replies()
     families = (Family.IPV4, Family.IPV6) if settings.flags.enable_ipv6 else (Family.IPV4,)
     status = Status(
         config=config,

@@ -11,12 +11,12 @@ import click
 from ipmasq_agent.agent.choice import PlaneChoice
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.cli.options import Settings
+from ipmasq_agent.config.assemble import needs
 from ipmasq_agent.config.document import Understood, parse_documents
 from ipmasq_agent.config.model import Config
 from ipmasq_agent.errors import UsageError
 from ipmasq_agent.host import seat
 from ipmasq_agent.planes import detect
-from ipmasq_agent.policy.assemble import Wish
 from ipmasq_agent.policy.facts import Facts
 from ipmasq_agent.sources import Document, FactSource, Source
 
@@ -52,13 +52,13 @@ def kept_in(state_dir: str, source: Source, settings: Settings) -> Kept:
     return Kept(StateDir(state_dir, "; ".join(purpose)), documents=not source.cheap)
 
 
-def gather(settings: Settings, wish: Wish) -> Facts:
-    """Return the facts that a wish needs, asked for once.
+def gather(settings: Settings, config: Config) -> Facts:
+    """Return the facts that a configuration needs, asked for once.
 
     Raises:
         SourceError: one of them cannot be had.
     """
-    return fact_source(settings).gather(wish.needs)
+    return fact_source(settings).gather(needs(config))
 
 
 def refuse_beside_agent(places: Iterable[str]) -> None:
@@ -136,13 +136,13 @@ def read_intent(settings: Settings) -> Intent:
         UsageError: the document was named, and is not there.
         ConfigError: the document cannot be used.
     """
-    wish = read_document(settings).wish(settings.flags)
-    return Intent(wish, gather(settings, wish))
+    config = read_document(settings)
+    return Intent(config, gather(settings, config))
 
 
-def warn_of_replies(wish: Wish) -> None:
+def warn_of_replies(config: Config) -> None:
     """Say on standard error where replies to the document's source address may not come back."""
     from ipmasq_agent.agent.snat import replies
 
-    for line in (line for lines in replies(wish) for line in lines):
+    for line in (line for lines in replies(config) for line in lines):
         click.echo(f"warning: {line}", err=True)

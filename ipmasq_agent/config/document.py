@@ -8,48 +8,31 @@ why a document that begins with ``{`` must be strict JSON.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, islice
-from typing import TypeVar
+from typing import Any
 
-import yaml
-
-from ipmasq_agent.config.cidrs import parse_cidr
-from ipmasq_agent.config.lists import (
-    read_cidrs,
-    read_interfaces,
-    read_snat,
-    read_sources,
-    read_word,
+from ipmasq_agent.config.keys import (
+    CIDR_LIMIT,
+    KEYS,
+    MASQUERADE_CIDRS,
+    NATIVE_ROUTING_CIDRS,
+    NON_MASQUERADE_CIDRS,
+    PROFILE,
+    listed,
 )
-from ipmasq_agent.config.model import (
-    CILIUM,
-    DEFAULT_RESYNC_INTERVAL,
-    PRIVATE,
-    RESERVED,
-    Config,
-    Flags,
-)
+from ipmasq_agent.config.model import Config, Flags, Key
 from ipmasq_agent.config.reading import SHOWN, Reading
 from ipmasq_agent.config.tree import NodeTree
 from ipmasq_agent.errors import ConfigError
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import AUTO, Auto
-from ipmasq_agent.policy.decisions import Origin, Stated, Verdict
+from ipmasq_agent.policy.decisions import Origin, Stated
 from ipmasq_agent.policy.prefixes import Listed, ListedReason
 from ipmasq_agent.policy.ranges import are_apart
 
-# Upstream's keys: a document that sets one of them is no longer empty to Cilium.
-_UPSTREAM = frozenset(
-    {"nonMasqueradeCIDRs", "cidrLimit", "masqLinkLocal", "masqLinkLocalIPv6", "resyncInterval"}
-)
-_ACTIONS = {"masquerade": Verdict.MASQUERADE, "keep": Verdict.NON_MASQUERADE}
 # What etcd, and so one ConfigMap, holds; counted over all of its keys.
 _CONFIGMAP_HOLDS = 1 << 20
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +56,12 @@ def parse_document(content: bytes | None, name: str, flags: Flags) -> Understood
     return parse_documents([] if content is None else [(name, content)], name, flags)
 
 
-def parse_documents(parts: Sequence[tuple[str, bytes]], name: str, flags: Flags) -> Understood:
+def parse_documents(
+    parts: Sequence[tuple[str, bytes]],
+    name: str,
+    flags: Flags,
+    keys: Sequence[Key[Any]] = KEYS,
+) -> Understood:
     """Return what documents say together.
 
     Their lists are joined in the order given; of a key with one value the last counts.
@@ -82,22 +70,26 @@ def parse_documents(parts: Sequence[tuple[str, bytes]], name: str, flags: Flags)
         parts: name and bytes of each; none where there is no document, which means defaults.
         name: what to call all of them together.
         flags: they decide the defaults, and whether IPv6 entries are welcome.
+        keys: those that documents may have.
 
     Raises:
         ConfigError: with one line for each problem, ``NAME:LINE:COLUMN: …``.
     """
     notes: list[str] = []
-    written = [part for name_, content in parts for part in _opened(name_, content, flags, notes)]
-    merged = _Merged(written, flags)
-    config = merged.config()
-    problems = [problem for part in written for problem in part.reading.problems]
-    warnings = [warning for part in written for warning in part.reading.warnings]
+    readings = [
+        reading
+        for title, content in parts
+        for reading in _opened(title, content, flags, keys, notes)
+    ]
+    config = _joined(readings, flags, keys)
+    problems = [problem for reading in readings for problem in reading.problems]
+    warnings = [warning for reading in readings for warning in reading.warnings]
     problems += _contradictions(config)
     if not problems:
-        problems += _over_limit(config, merged, name, flags)
+        problems += _over_limit(config, readings, name)
     if problems:
         raise ConfigError(_shortened(problems))
-    needless, unsaid = overlaps(config, name)
+    needless, unsaid = _overlaps(config, name)
     return Understood(
         config, tuple(_shortened(warnings + needless, unsaid)), tuple(_shortened(notes))
     )
@@ -118,27 +110,24 @@ def oversize(parts: Iterable[tuple[str, bytes]]) -> list[str]:
     ]
 
 
-class _Part:
-    """One of the documents: its reading, and the nodes of its keys."""
-
-    def __init__(self, name: str, tree: NodeTree, flags: Flags) -> None:
-        self.reading = Reading(name, flags)
-        self.nodes = self.reading.keys(tree)
-
-
 def _opened(
-    name: str, content: bytes | str, flags: Flags, notes: list[str], *, nested: bool = False
-) -> list[_Part]:
+    name: str,
+    content: bytes | str,
+    flags: Flags,
+    keys: Sequence[Key[Any]],
+    notes: list[str],
+    *,
+    nested: bool = False,
+) -> list[Reading]:
     """Return a document, or those that are in it if it is made of manifests.
 
     Raises:
         ConfigError: it says something, and nothing that we know.
     """
     tree = NodeTree(content, name)
-    part = _Part(name, tree, flags)
-    unknown = part.reading.unknown
-    if part.nodes or not (unknown or tree.more):
-        return [part]
+    reading = Reading(name, tree, flags, keys)
+    if reading.nodes or not (reading.unknown or tree.more):
+        return [reading]
     if not nested:
         from ipmasq_agent.config.manifests import Manifests  # which few agents ever need
 
@@ -147,156 +136,91 @@ def _opened(
         notes += manifests.notes
         if inner:
             return [
-                part
-                for its_name, text in inner
-                for part in _opened(its_name, text, flags, notes, nested=True)
+                reading
+                for title, text in inner
+                for reading in _opened(title, text, flags, keys, notes, nested=True)
             ]
-    if unknown:
-        part.reading.refuse_unknown()
+    if reading.unknown:
+        reading.refuse_unknown()
     if tree.roots():
         raise ConfigError(
             [f"{name}: its first YAML document is empty; remove the --- before the second"]
         )
-    return [part]
+    return [reading]
 
 
-class _Merged:
-    """The keys of all parts, as one document."""
-
-    def __init__(self, parts: Sequence[_Part], flags: Flags) -> None:
-        self._parts = parts
-        self._flags = flags
-        self._profile = self.last("profile", partial(read_word, words=(CILIUM,)))
-
-    def config(self) -> Config:
-        cilium = self._profile == CILIUM
-        action = self.last("defaultAction", partial(read_word, words=tuple(_ACTIONS)))
-        default = _ACTIONS[action or "masquerade"]
-        masquerade = self.cidrs("masqueradeCIDRs") or Listed.empty()
-        non_masquerade = self.cidrs("nonMasqueradeCIDRs", masked=cilium)
-        if non_masquerade is None:
-            defaults = self._defaults(default, cilium)
-            non_masquerade = Listed.of(e for e in defaults if not masquerade.holds(e[0]))
-        limit = self.last("cidrLimit", Reading.integer)
-        link_local = [bool(self.switch(key)) for key in ("masqLinkLocal", "masqLinkLocalIPv6")]
-        interval = self.last("resyncInterval", Reading.interval)
-        sources = self.last("podCIDRs", read_sources)
-        devices = self.last("egressInterfaces", read_interfaces)
-        exempt = self.switch("exemptNodeIPs")
-        snat: dict[Family, int | Auto] = {}
-        for reading, node in self.nodes("snatAddress"):
-            snat |= read_snat(reading, node, "snatAddress")
-        return Config(
-            non_masquerade_cidrs=non_masquerade,
-            cidr_limit=self._flags.cidr_limit if limit is None else limit,
-            cidr_limit_set=limit is not None,
-            masq_link_local=link_local[0],
-            masq_link_local_ipv6=link_local[1],
-            resync_interval=DEFAULT_RESYNC_INTERVAL if interval is None else interval,
-            masquerade_cidrs=masquerade,
-            default_action=default,
-            pod_cidrs=AUTO if sources is None and cilium else sources,
-            native_routing_cidrs=self.cidrs("nativeRoutingCIDRs") or Listed.empty(),
-            exempt_node_ips=cilium if exempt is None else exempt,
-            egress_interfaces=AUTO if devices is None and cilium else devices,
-            snat=snat,
-            profile=self._profile,
-        )
-
-    def _defaults(self, default: Verdict, cilium: bool) -> Listed:
-        """Return what the absent key nonMasqueradeCIDRs stands for."""
-        if default is Verdict.NON_MASQUERADE:
-            return Listed.empty()  # to keep is the rule already
-        if cilium and any(_UPSTREAM & part.nodes.keys() for part in self._parts):
-            return Listed.empty()  # Cilium has defaults for an empty document only
-        every = cilium or self._flags.nomasq_all_reserved_ranges
-        reason = Stated("default")
-        ranges = PRIVATE + (RESERVED if every else ())
-        return Listed.of((parse_cidr(text), reason) for text in ranges)
-
-    def nodes(self, key: str) -> list[tuple[Reading, yaml.Node]]:
-        """Return the key's values in each part that has it."""
-        return [(part.reading, node) for part in self._parts for node in part.nodes.get(key, ())]
-
-    def last(self, key: str, read: Callable[[Reading, yaml.Node, str], T]) -> T | None:
-        """Return the last value that a part gives; all are read, for their problems."""
-        values = [read(reading, node, key) for reading, node in self.nodes(key)]
-        given = [value for value in values if value is not None]
-        return given[-1] if given else None
-
-    def switch(self, key: str) -> bool | None:
-        return self.last(key, Reading.boolean)
-
-    def cidrs(self, key: str, *, masked: bool = False) -> Listed | None:
-        """Return the lists of all parts as one; None where no part has the key."""
-        lists = [
-            [read_cidrs(part.reading, node, key, masked=masked) for node in part.nodes[key]][-1]
-            for part in self._parts
-            if key in part.nodes
-        ]
-        return Listed.chained(lists) if lists else None
-
-    def place(self, *keys: str) -> str | None:
-        """Return where the first of the keys that is set stands last."""
-        for key in keys:
-            for reading, node in reversed(self.nodes(key)):
-                return reading.place(node)
-        return None
+def _joined(readings: Sequence[Reading], flags: Flags, keys: Sequence[Key[Any]]) -> Config:
+    """Return what all documents say as one."""
+    written: dict[Key[Any], Any] = {}
+    for key in sorted(keys, key=lambda key: key is not PROFILE):  # it bears on how others are read
+        documents = []
+        for reading in readings:
+            # All are read, for their problems.
+            values = [key.kind.read(reading, n, key.name) for n in reading.nodes.get(key, ())]
+            documents.append([value for value in values if value is not None])
+        if any(documents):
+            written[key] = key.kind.joined([values for values in documents if values])
+        if key is PROFILE:
+            for reading in readings:
+                reading.profile = written.get(key)
+    return Config(flags, written, frozenset(chain.from_iterable(r.nodes for r in readings)))
 
 
-def _over_limit(config: Config, merged: _Merged, name: str, flags: Flags) -> list[str]:
-    count = config.listed
-    if config.cidr_limit is None or count <= config.cidr_limit:
+def _over_limit(config: Config, readings: Sequence[Reading], name: str) -> list[str]:
+    count, limit = listed(config), config[CIDR_LIMIT]
+    if limit is None or count <= limit:
         return []
-    place = merged.place("cidrLimit", "nonMasqueradeCIDRs", "masqueradeCIDRs") or name
-    remedy = "raise cidrLimit or merge entries"
-    if not config.cidr_limit_set:
+    # The first of these that is set, where it stands last.
+    places = (
+        reading.place(node)
+        for key in (CIDR_LIMIT, NON_MASQUERADE_CIDRS, MASQUERADE_CIDRS)
+        for reading in reversed(readings)
+        for node in reversed(reading.nodes.get(key, ()))
+    )
+    its_own = CIDR_LIMIT in config.written
+    remedy = "; raise cidrLimit or merge entries"
+    if not its_own:
         remedy = (
-            f"which is what plain iptables takes unless the document sets it; write cidrLimit: "
+            ", which is what plain iptables takes unless the document sets it; write cidrLimit: "
             f"{count}, or run the agent with --backend ipset or nftables, which have no such limit"
         )
-    kinds = "nonMasqueradeCIDRs" if count == len(config.non_masquerade_cidrs) else "the document"
-    limit = f"cidrLimit allows {config.cidr_limit}"
-    joint = "; " if config.cidr_limit_set else ", "
-    return [f"{place}: {kinds} has {count} entries, {limit}{joint}{remedy}"]
+    kinds = "nonMasqueradeCIDRs" if count == len(config[NON_MASQUERADE_CIDRS]) else "the document"
+    return [f"{next(places, name)}: {kinds} has {count} entries, cidrLimit allows {limit}{remedy}"]
 
 
 def _contradictions(config: Config) -> list[str]:
     """Return a problem for each prefix that is to be masqueraded and not."""
-    masqueraded = dict(config.masquerade_cidrs)
+    masquerade = config[MASQUERADE_CIDRS]
+    masqueraded = dict(masquerade)
     if not masqueraded:
         return []
-    kept = {
-        "nonMasqueradeCIDRs": config.non_masquerade_cidrs,
-        "nativeRoutingCIDRs": config.native_routing_cidrs,
-    }
     return [
-        f"{located(origin)}: {prefix} is in {key}, and in masqueradeCIDRs "
-        f"({located(masqueraded[prefix])}); remove one of them"
-        for key, entries in kept.items()
-        for prefix, origin in entries
+        f"{_located(reason)}: {prefix} is in {key.name}, and in masqueradeCIDRs "
+        f"({_located(masqueraded[prefix])}); remove one of them"
+        for key in (NON_MASQUERADE_CIDRS, NATIVE_ROUTING_CIDRS)
+        for prefix, reason in config[key]
         if prefix in masqueraded
     ]
 
 
-def located(reason: ListedReason) -> str:
+def _located(reason: ListedReason) -> str:
     """Return ``NAME:LINE:COLUMN`` of an entry, or what stands in for it."""
     if isinstance(reason, Stated):
         return reason.text
     return f"{reason.document}:{reason.line}:{reason.column}"
 
 
-def overlaps(config: Config, name: str) -> tuple[list[str], int]:
+def _overlaps(config: Config, name: str) -> tuple[list[str], int]:
     """Return a warning for each entry that an equal or a larger one makes needless.
 
     Returns:
         As many warnings as are ever shown, and how many more there are.
     """
-    kept = config.non_masquerade_cidrs + config.native_routing_cidrs
+    masquerade = config[MASQUERADE_CIDRS]
+    kept = config[NON_MASQUERADE_CIDRS].before(config[NATIVE_ROUTING_CIDRS])
     # Between two entries of one list may lie one of the other: only repetitions are sure then.
-    mixed = len(config.masquerade_cidrs) > 0
-    lists = (kept, config.masquerade_cidrs)
-    found = chain.from_iterable(_nested(listed, equal_only=mixed) for listed in lists)
+    mixed = len(masquerade) > 0
+    found = chain.from_iterable(_nested(one, equal_only=mixed) for one in (kept, masquerade))
     lines = [
         _overlap(reasons[inner], relation, reasons[outer], name)
         for reasons, inner, outer, relation in islice(found, SHOWN)
@@ -305,11 +229,11 @@ def overlaps(config: Config, name: str) -> tuple[list[str], int]:
 
 
 def _nested(
-    listed: Listed, *, equal_only: bool
+    prefixes: Listed, *, equal_only: bool
 ) -> Iterator[tuple[Sequence[ListedReason], int, int, str]]:
     """Yield reasons, the positions of an inner and of an outer prefix, and their relation."""
     for family in Family:
-        firsts, lasts, lengths, reasons = listed.columns(family)
+        firsts, lasts, lengths, reasons = prefixes.columns(family)
         if are_apart(firsts, lasts):
             continue
         keys = [first << 8 | length for first, length in zip(firsts, lengths, strict=True)]
@@ -325,7 +249,7 @@ def _nested(
 def _overlap(inner: ListedReason, relation: str, outer: ListedReason, name: str) -> str:
     where, document = name, None
     if isinstance(inner, Origin):
-        where, document = located(inner), inner.document
+        where, document = _located(inner), inner.document
     in_line = ""
     if isinstance(outer, Origin):
         elsewhere = "" if outer.document == document else f" of {outer.document}"

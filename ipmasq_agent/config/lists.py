@@ -1,41 +1,73 @@
-"""Values that are lists of CIDRs or of patterns, or addresses: read from nodes, with origin."""
+"""Kinds of keys whose value is a list of CIDRs or of patterns, or addresses."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, TypeVar
 
 import yaml
 
 from ipmasq_agent.config.cidrs import UnalignedError, parse_cidr, parse_common
+from ipmasq_agent.config.model import AUTO, Auto, Kind
 from ipmasq_agent.config.reading import Reading, shown
 from ipmasq_agent.config.runs import Run, RunOrigins, groups
 from ipmasq_agent.config.tree import is_null
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.assemble import AUTO, Auto
 from ipmasq_agent.policy.decisions import Origin
 from ipmasq_agent.policy.prefixes import Listed, ListedReason
 
+T = TypeVar("T")
+
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_IPV4 = rf"{_OCTET}(?:\.{_OCTET}){{3}}"
+_IPV6 = r"[0-9a-fA-F:.]*:[0-9a-fA-F:.]*"
+_CIDR_SCHEMA = {
+    "type": "string",
+    "description": "an aligned CIDR; one of IPv6 where the agent runs with --enable-ipv6 only",
+    "pattern": rf"^(?:{_IPV4}/(?:3[0-2]|[12]?[0-9])|{_IPV6}/(?:12[0-8]|1[01][0-9]|[1-9]?[0-9]))$",
+}
 # What the name of a device may hold (net/core/dev.c, dev_valid_name), and a glob around it.
 _PATTERN = re.compile(r"!?[^\s/:!]{1,64}")
 _AUTO_ROUTE = "auto-route"
 
 
-def read_cidrs(reading: Reading, node: yaml.Node, key: str, *, masked: bool = False) -> Listed:
-    """Return the CIDRs of a list, each with its place; none of a null.
+class Cidrs(Kind[Listed]):
+    """Destinations, each with its place; null lists none."""
 
-    Args:
-        reading: collects the problems.
-        node: the value.
-        key: whose value it is.
-        masked: take an unaligned CIDR for the prefix that it lies in, with a warning.
-    """
-    if is_null(node):
-        return Listed.empty()
-    if not isinstance(node, yaml.SequenceNode):
-        reading.problem(node, f"{key}: {shown(node)} is not a list; write [10.0.0.0/8]")
-        return Listed.empty()
+    def __init__(self, masked_by: str | None = None) -> None:
+        """Read unaligned ones as the prefixes that they lie in where ``masked_by`` is the profile.
+
+        Each is warned of.
+        """
+        self._masked_by = masked_by
+        item = dict(_CIDR_SCHEMA)
+        if masked_by is not None:
+            item["description"] += f"; with the profile {masked_by}, aligned or not"
+        self.schema = {"type": ["array", "null"], "items": item}
+
+    def read(self, reading: Reading, node: yaml.Node, key: str) -> Listed:
+        """Return the CIDRs of a list, in its order."""
+        if is_null(node):
+            return Listed.empty()
+        if not isinstance(node, yaml.SequenceNode):
+            reading.problem(node, f"{key}: {shown(node)} is not a list; write [10.0.0.0/8]")
+            return Listed.empty()
+        masked = self._masked_by is not None and reading.profile == self._masked_by
+        return _cidrs(reading, node, key, masked=masked)
+
+    def joined(self, documents: Sequence[Sequence[Listed]]) -> Listed:
+        """Return the lists of all documents one after the other."""
+        return Listed.chained(lists[-1] for lists in documents)
+
+    def shown(self, value: Listed) -> list[str]:
+        """Return the CIDRs as text."""
+        return list(map(str, value.prefixes()))
+
+
+def _cidrs(reading: Reading, node: yaml.SequenceNode, key: str, *, masked: bool = False) -> Listed:
     parts: list[Sequence[tuple[Prefix, ListedReason]]] = []
     for group in groups(node):
         if isinstance(group, Run) and (listed := _run(reading, group)) is not None:
@@ -82,75 +114,150 @@ def _cidr(
     return prefix, Origin(text, reading.name, mark.line + 1, mark.column + 1)
 
 
-def read_sources(
-    reading: Reading, node: yaml.Node | None, key: str
-) -> tuple[Prefix, ...] | Auto | None:
-    """Return the CIDRs of a list that restricts, or AUTO; None where nothing is restricted."""
-    if node is None or is_null(node):
-        return None
-    if isinstance(node, yaml.ScalarNode) and node.value == AUTO.value:
-        return AUTO
-    if isinstance(node, yaml.SequenceNode):
+class _Restriction(Kind[tuple[T, ...] | Auto | None]):
+    """A list that restricts, of at least one, or the word auto; null restricts nothing."""
+
+    example: str
+    everything: str
+
+    def read(self, reading: Reading, node: yaml.Node, key: str) -> tuple[T, ...] | Auto | None:
+        if is_null(node):
+            return None
+        if isinstance(node, yaml.ScalarNode) and node.value == AUTO.value:
+            return AUTO
+        if not isinstance(node, yaml.SequenceNode):
+            reading.problem(
+                node, f"{key}: {shown(node)} is not a list nor auto; write [{self.example}]"
+            )
+            return None
         if not node.value:
-            reading.problem(node, f"{key}: the list is empty; remove the key to mean every source")
-        return tuple(prefix for prefix, _ in read_cidrs(reading, node, key))
-    reading.problem(node, f"{key}: {shown(node)} is not a list nor auto; write [172.20.0.0/16]")
-    return None
+            reading.problem(
+                node, f"{key}: the list is empty; remove the key to mean every {self.everything}"
+            )
+        return tuple(self.items(reading, node, key))
+
+    def items(self, reading: Reading, node: yaml.SequenceNode, key: str) -> Iterator[T]:
+        raise NotImplementedError
+
+    def shown(self, value: tuple[T, ...] | Auto | None) -> Any:
+        if isinstance(value, Auto):
+            return value.value
+        return None if value is None else list(map(str, value))
 
 
-def read_interfaces(
-    reading: Reading, node: yaml.Node | None, key: str
-) -> tuple[str, ...] | Auto | None:
-    """Return the patterns of device names, or AUTO; None where any device will do."""
-    if node is None or is_null(node):
-        return None
-    if isinstance(node, yaml.ScalarNode) and node.value == AUTO.value:
-        return AUTO
-    if not isinstance(node, yaml.SequenceNode):
-        reading.problem(node, f"{key}: {shown(node)} is not a list nor auto; write [eth0, bond*]")
-        return None
-    if not node.value:
-        reading.problem(node, f"{key}: the list is empty; remove the key to mean every device")
-    return tuple(_patterns(reading, node, key))
+def _restriction_schema(items: Mapping[str, Any]) -> Mapping[str, Any]:
+    listed = {"type": "array", "minItems": 1, "items": items}
+    return {"anyOf": [{"enum": [AUTO.value, None]}, listed]}
 
 
-def _patterns(reading: Reading, node: yaml.SequenceNode, key: str) -> Iterator[str]:
-    for item in node.value:
-        if item.tag.startswith("!"):
-            reading.problem(item, f"{key}: {item.tag} is a tag to YAML; quote it: '{item.tag}'")
-        elif not isinstance(item, yaml.ScalarNode) or not _PATTERN.fullmatch(item.value):
-            reading.problem(item, f"{key}: {shown(item)} is not a device or a pattern, like eth*")
-        else:
-            yield item.value
+class Sources(_Restriction[Prefix]):
+    """CIDRs of sources."""
+
+    schema = _restriction_schema(_CIDR_SCHEMA)
+    example, everything = "172.20.0.0/16", "source"
+
+    def items(self, reading: Reading, node: yaml.SequenceNode, key: str) -> Iterator[Prefix]:
+        """Yield the prefixes of a list."""
+        return _cidrs(reading, node, key).prefixes()
 
 
-def read_snat(reading: Reading, node: yaml.Node | None, key: str) -> dict[Family, int | Auto]:
-    """Return family → source address, or AUTO for the route's preferred source."""
-    if node is None or is_null(node):
-        return {}
-    if isinstance(node, yaml.ScalarNode):
-        return _one_snat(reading, node, key)
-    if not isinstance(node, yaml.MappingNode):
-        reading.problem(node, f"{key}: {shown(node)} is not an address, {_AUTO_ROUTE} or a mapping")
-        return {}
-    found: dict[Family, int | Auto] = {}
-    families = {family.value: family for family in Family}
-    for name, value in node.value:
-        # What is no scalar is never made into text: aliases let it be of any size.
-        word = name.value.lower() if isinstance(name, yaml.ScalarNode) else ""
-        family = families.get(word)
-        if family is None:
-            reading.problem(name, f"{key}: {shown(name)} is not a family; write ipv4 or ipv6")
-            continue
-        taken = _one_snat(reading, value, key)
-        if taken and family not in taken:
-            reading.problem(value, f"{key}: {shown(value)} is not an address of {family.value}")
-        elif taken:
-            found[family] = taken[family]
-    return found
+class Devices(_Restriction[str]):
+    """Patterns of names of devices."""
+
+    schema = _restriction_schema(
+        # A device may be called 5, or on, which YAML takes for no text.
+        {"type": ["string", "number", "boolean"], "pattern": rf"^{_PATTERN.pattern}$"}
+    )
+    example, everything = "eth0, bond*", "device"
+
+    def items(self, reading: Reading, node: yaml.SequenceNode, key: str) -> Iterator[str]:
+        """Yield the patterns of a list."""
+        for item in node.value:
+            if item.tag.startswith("!"):
+                reading.problem(item, f"{key}: {item.tag} is a tag to YAML; quote it: '{item.tag}'")
+            elif (
+                not isinstance(item, yaml.ScalarNode)
+                or is_null(item)
+                or not _PATTERN.fullmatch(item.value)
+            ):
+                reading.problem(
+                    item, f"{key}: {shown(item)} is not a device or a pattern, like eth*"
+                )
+            else:
+                yield item.value
 
 
-def _one_snat(reading: Reading, node: yaml.Node, key: str) -> dict[Family, int | Auto]:
+Snats = Mapping[Family, int | Auto]
+"""Family → source address, or AUTO for the route's preferred source."""
+_FAMILIES = {family.value: family for family in Family}
+
+
+class Snat(Kind[Snats]):
+    """A source address, for each family if need be."""
+
+    schema: Mapping[str, Any] = {
+        "description": "an address that can be the source of packets on a network; one of IPv6 "
+        "where the agent runs with --enable-ipv6 only",
+        "anyOf": [
+            {"type": "null"},
+            {"type": "string", "pattern": rf"^(?:{_AUTO_ROUTE}|{_IPV4}|{_IPV6}(?:%.+)?)$"},
+            {
+                "type": "object",
+                "patternProperties": {
+                    "^[iI][pP][vV]4$": {
+                        "type": "string",
+                        "pattern": rf"^(?:{_AUTO_ROUTE}|{_IPV4})$",
+                    },
+                    "^[iI][pP][vV]6$": {
+                        "type": "string",
+                        "pattern": rf"^(?:{_AUTO_ROUTE}|{_IPV6}(?:%.+)?)$",
+                    },
+                },
+                "additionalProperties": False,
+            },
+        ],
+    }
+
+    def read(self, reading: Reading, node: yaml.Node, key: str) -> Snats:
+        """Return the addresses; null gives none."""
+        if is_null(node):
+            return {}
+        if isinstance(node, yaml.ScalarNode):
+            return _one_snat(reading, node, key)
+        if not isinstance(node, yaml.MappingNode):
+            reading.problem(
+                node, f"{key}: {shown(node)} is not an address, {_AUTO_ROUTE} or a mapping"
+            )
+            return {}
+        found: dict[Family, int | Auto] = {}
+        for name, value in node.value:
+            # What is no scalar is never made into text: aliases let it be of any size.
+            word = name.value.lower() if isinstance(name, yaml.ScalarNode) else ""
+            family = _FAMILIES.get(word)
+            if family is None:
+                reading.problem(name, f"{key}: {shown(name)} is not a family; write ipv4 or ipv6")
+                continue
+            taken = _one_snat(reading, value, key)
+            if taken and family not in taken:
+                reading.problem(value, f"{key}: {shown(value)} is not an address of {family.value}")
+            elif taken:
+                found[family] = taken[family]
+        return found
+
+    def joined(self, documents: Sequence[Sequence[Snats]]) -> Snats:
+        """Return for each family the address that is given last."""
+        given = chain.from_iterable(documents)
+        return {family: source for each in given for family, source in each.items()}
+
+    def shown(self, value: Snats) -> dict[str, str]:
+        """Return the addresses as text."""
+        return {
+            family.value: _AUTO_ROUTE if isinstance(source, Auto) else family.show(source)
+            for family, source in value.items()
+        }
+
+
+def _one_snat(reading: Reading, node: yaml.Node, key: str) -> Snats:
     text = node.value if isinstance(node, yaml.ScalarNode) else ""
     if text == _AUTO_ROUTE:
         return dict.fromkeys(Family, AUTO)
@@ -167,15 +274,3 @@ def _one_snat(reading: Reading, node: yaml.Node, key: str) -> dict[Family, int |
             node, f"{key}: {address} is IPv6, which is off; start the agent with --enable-ipv6"
         )
     return {family: int(address)}
-
-
-def read_word(
-    reading: Reading, node: yaml.Node | None, key: str, words: tuple[str, ...]
-) -> str | None:
-    """Return one of the words; None where the key is not set."""
-    if node is None or is_null(node):
-        return None
-    if isinstance(node, yaml.ScalarNode) and node.value in words:
-        return str(node.value)
-    reading.problem(node, f"{key}: {shown(node)} is not {' or '.join(words)}")
-    return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 
@@ -97,3 +97,22 @@ def range_text(family: Family, first: int, last: int) -> str:
     if prefix.last == last:
         return str(prefix)
     return f"{family.show(first)}-{family.show(last)}"
+
+
+def collapsed(prefixes: Iterable[Prefix]) -> tuple[Prefix, ...]:
+    """Return the same addresses in the fewest prefixes, sorted."""
+    outermost: list[Prefix] = []
+    for prefix in sorted(prefixes, key=lambda p: (p.first, p.length)):
+        if outermost and prefix.last <= outermost[-1].last:
+            continue
+        outermost.append(prefix)
+        while len(outermost) > 1 and _siblings(*outermost[-2:]):
+            del outermost[-1]
+            family, first, length = outermost[-1]
+            outermost[-1] = Prefix(family, first, length - 1)
+    return tuple(outermost)
+
+
+def _siblings(left: Prefix, right: Prefix) -> bool:
+    parent = Prefix(left.family, left.first, left.length - 1) if left.length else None
+    return parent is not None and left.length == right.length and parent.last == right.last

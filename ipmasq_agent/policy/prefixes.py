@@ -76,8 +76,9 @@ class Listed(Sequence[tuple[Prefix, ListedReason]]):
         whole._reasons = Chained(part._reasons for part in parts)
         return whole
 
-    def __add__(self, other: Sequence[tuple[Prefix, ListedReason]]) -> Listed:
-        return Listed.chained((self, other))
+    def before(self, later: Listed) -> Listed:
+        """Return these, and after them ``later`` ones."""
+        return Listed.chained((self, later))
 
     def of_family(self, family: Family) -> Listed:
         """Return those of one family, in the same order."""

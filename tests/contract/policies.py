@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.assemble import collapsed
+from ipmasq_agent.policy.addresses import Family, Prefix, collapsed
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Stated, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import (
     Action,

@@ -17,6 +17,7 @@ from ipmasq_agent.cli.entry import cli
 from ipmasq_agent.cli.goflags import normalise
 from ipmasq_agent.cli.options import DEFAULT_CONFIG, Settings, settings_of, split_configmap
 from ipmasq_agent.config.document import parse_document
+from ipmasq_agent.config.keys import view
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.sources.kube_access import Permission
 from tests.deploy.manifests import (
@@ -328,6 +329,6 @@ def test_the_configmap_spells_out_the_defaults_and_draws_no_warning() -> None:
     text = configmap()["data"]["config"]
     shown = parse_document(text.encode(), "deploy/configmap.yaml", Flags())
     absent = parse_document(None, "absent", Flags())
-    assert shown.config.view() == absent.config.view()
+    assert view(shown.config) == view(absent.config)
     assert shown.warnings == ()
-    assert yaml.safe_load(text).keys() == absent.config.view().keys()
+    assert yaml.safe_load(text).keys() == view(absent.config).keys()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ipmasq_agent.config.assemble import assemble_family
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.planes.iptables.compile import Plan, absent, after, compile_policy, plan
@@ -16,7 +17,6 @@ from ipmasq_agent.planes.iptables.text import parse_rule
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.table import Chain, Table, empty_table
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import assemble_family
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy, PortRange
 
 V4, V6 = Family.IPV4, Family.IPV6
@@ -27,7 +27,7 @@ STORY_2 = "nonMasqueradeCIDRs: [172.20.0.0/16, 10.10.1.0/24, 10.10.2.0/24, 192.1
 
 def _policy(document: str, flags: Flags, family: Family, capable: bool = True) -> FamilyPolicy:
     config = parse_document(document.encode(), "cm", flags).config
-    return assemble_family(config.wish(flags), family, Capabilities(random_fully=capable))
+    return assemble_family(config, family, Capabilities(random_fully=capable))
 
 
 def _new(document: str, flags: Flags, family: Family, capable: bool = True) -> Plan:

@@ -208,8 +208,8 @@ _ETHTOOL, _OFFLOADS = 0x8946, (0x15, 0x17, 0x1F, 0x24)
 
 
 def bring(backend: AnyPlane, text: str, flags: Flags = FLAGS) -> None:
-    wish = parse_document(text.encode(), "cm", flags).config.wish(flags)
-    outcomes = reconcile(backend, Intent(wish, NO_FACTS.with_(LINKS, read_links())))
+    config = parse_document(text.encode(), "cm", flags).config
+    outcomes = reconcile(backend, Intent(config, NO_FACTS.with_(LINKS, read_links())))
     assert [str(o.error) for o in outcomes.values() if o.error] == []
 
 

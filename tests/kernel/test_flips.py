@@ -110,7 +110,7 @@ def text(document: dict[str, Any]) -> str:
 def intents(documents: Sequence[dict[str, Any]]) -> list[Intent]:
     parsed = (parse_document(text(document).encode(), "cm", FLAGS) for document in documents)
     facts = NO_FACTS.with_(LINKS, Links(("eth0", "eth1", "lo", "pod0", "pod1"), ("eth0", "eth1")))
-    return [Intent(one.config.wish(FLAGS), facts) for one in parsed]
+    return [Intent(one.config, facts) for one in parsed]
 
 
 def tour(count: int) -> list[int]:

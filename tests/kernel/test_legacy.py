@@ -15,6 +15,7 @@ import pytest
 
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.reconcile import clean, reconcile
+from ipmasq_agent.config.model import Config, Flags
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.host.patience import Patience
 from ipmasq_agent.planes.detect import choose, holders
@@ -24,7 +25,6 @@ from ipmasq_agent.planes.iptables.legacy import IptablesLegacyPlane
 from ipmasq_agent.planes.iptables.text import parse_rule
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import Wish
 from tests import oracle
 from tests.kernel.agent import status_of
 from tests.kernel.legacy import (
@@ -210,7 +210,7 @@ def test_the_failure_of_one_family_does_not_stop_the_other(
         build(self, family, change)
 
     monkeypatch.setattr(IptablesLegacyPlane, "apply", broken)
-    outcomes = reconcile(backend, Intent(Wish((), frozenset(), tuple(Family))))
+    outcomes = reconcile(backend, Intent(Config(Flags(enable_ipv6=True))))
     assert isinstance(outcomes[Family.IPV4].error, HostError)
     assert outcomes[Family.IPV6].changed
     assert rules() is None

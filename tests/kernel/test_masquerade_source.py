@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import pytest
 
 from ipmasq_agent.agent.reconcile import clean, reconcile_family
+from ipmasq_agent.config.assemble import assemble_family
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.host.devices import list_devices
 from ipmasq_agent.host.routes import WayOut, look_up
 from ipmasq_agent.planes import detect
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import assemble_family
 from tests.kernel.pins import placement
 from tests.netns import Namespace
 from tests.waiting import wait_until
@@ -55,12 +55,12 @@ def test_it_is_the_one_in_the_subnet_of_the_gateway_even_if_it_is_deprecated(
     pod, node, world = hosts
     change = f"ip address change 192.0.2.1/24 dev eth0 preferred_lft {lifetime}"
     node.run(change.split())
-    wish = parse_document(b"nonMasqueradeCIDRs: []", "cm", FLAGS).config.wish(FLAGS)
+    config = parse_document(b"nonMasqueradeCIDRs: []", "cm", FLAGS).config
     with node.entered(), contextlib.ExitStack() as stack:
         backend = detect.make(name, placement())
         stack.callback(backend.close)
         stack.callback(clean, backend, Family)
-        policy = assemble_family(wish, Family.IPV4, backend.capabilities(Family.IPV4))
+        policy = assemble_family(config, Family.IPV4, backend.capabilities(Family.IPV4))
         reconcile_family(backend, Family.IPV4, policy)
         with world.entered():
             server = stack.enter_context(socket.create_server(("", 80)))

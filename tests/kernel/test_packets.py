@@ -162,8 +162,8 @@ def check_packets(backend: str, family: Family, node: Crossing, policies: int) -
                 spec = random_spec(family, random)
                 flags = Flags(enable_ipv6=True, to_ports=parse_port_ranges(spec.ports))
                 text = spec.document(family)
-                wish = parse_document(text.encode(), "cm", flags).config.wish(flags)
-                outcomes = reconcile(made, Intent(wish, facts), thorough=step % 2 == 0)
+                config = parse_document(text.encode(), "cm", flags).config
+                outcomes = reconcile(made, Intent(config, facts), thorough=step % 2 == 0)
                 assert [str(o.error) for o in outcomes.values() if o.error] == []
                 expected: dict[int, tuple[str, str, bool]] = {}
                 for pod, share in SENDERS.items():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
-from ipmasq_agent.policy.assemble import collapsed
+from ipmasq_agent.policy.addresses import Family, Prefix, collapsed, prefixes_of_range
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Stated, Verdict, first_match
 from ipmasq_agent.policy.model import (
     Action,

@@ -15,8 +15,7 @@ from ipmasq_agent.planes.bpf import layout
 from ipmasq_agent.planes.bpf.layout import FAMILIES, NUMBER, SettingsFlag, SlotSettings
 from ipmasq_agent.planes.bpf.state import DECISIONS, BpfRules
 from ipmasq_agent.planes.prefixset import AddressSet, Step, element, parts
-from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
-from ipmasq_agent.policy.assemble import collapsed
+from ipmasq_agent.policy.addresses import Family, Prefix, collapsed, prefixes_of_range
 from ipmasq_agent.policy.model import FixedSource, joined
 
 CAPACITY = 1 << 20

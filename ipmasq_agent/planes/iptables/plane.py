@@ -18,8 +18,7 @@ from ipmasq_agent.planes.plane import Plane
 from ipmasq_agent.planes.prefixset import AddressSet
 from ipmasq_agent.planes.rules.table import Table
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import MANY_RULES
-from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
+from ipmasq_agent.policy.model import MANY_RULES, Capabilities, FamilyPolicy
 
 
 def program(family: Family, variant: str, verb: str = "") -> str:

@@ -9,11 +9,10 @@ import pytest
 
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.knowledge import Knowledge
+from ipmasq_agent.config.model import Config, Flags
 from ipmasq_agent.planes.placement import Placement
-from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.assemble import Wish
-from ipmasq_agent.policy.decisions import Stated
-from ipmasq_agent.policy.facts import HOOKS, LINKS, NODE_ADDRESSES, Facts, Links
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.facts import HOOKS, LINKS, NODE_ADDRESSES, Links
 from tests.memory import MemoryPlane
 from tests.unit.agent.support import Bench, ScriptedFacts
 
@@ -159,8 +158,7 @@ def test_a_large_policy_is_told_to_the_choice_of_backend(bench: Bench) -> None:
 
 
 def test_policies_and_what_backends_hold_are_made_once() -> None:
-    prefix = Prefix(V4, 10 << 24, 8)
-    intent = Intent(Wish(((prefix, Stated("a")),), frozenset(), (V4,)), Facts())
+    intent = Intent(Config(Flags()))
     backend = MemoryPlane(Placement())
     first = intent.desired(backend, V4)
     assert intent.desired(backend, V4) is first

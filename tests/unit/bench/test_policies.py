@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from ipmasq_agent.bench.policies import DESTINATIONS, BlockPolicy, in_gap, samples, spread
+from ipmasq_agent.config.assemble import assemble_family
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import assemble_family
 from ipmasq_agent.policy.decisions import Verdict
 from ipmasq_agent.policy.model import Capabilities
 
@@ -58,8 +58,8 @@ def test_what_is_expected_of_packets_is_what_the_document_has(family: Family) ->
 @FAMILIES
 def test_the_agent_understands_it_so_too(family: Family) -> None:
     policy = BlockPolicy(family, 64, kept=500)
-    wish = parse_document(policy.document.encode(), "bench", FLAGS).config.wish(FLAGS)
-    decisions = assemble_family(wish, family, Capabilities()).decisions
+    config = parse_document(policy.document.encode(), "bench", FLAGS).config
+    decisions = assemble_family(config, family, Capabilities()).decisions
     for to in (*samples(family, 64), in_gap(family, 500)):
         assert (decisions.decide(to).verdict is Verdict.NON_MASQUERADE) == policy.keeps(to)
 

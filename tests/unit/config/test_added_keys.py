@@ -6,11 +6,21 @@ import json
 
 import pytest
 
+from ipmasq_agent.config.assemble import assemble_family
 from ipmasq_agent.config.document import oversize, parse_document, parse_documents
-from ipmasq_agent.config.model import Config, Flags
+from ipmasq_agent.config.keys import (
+    EGRESS_INTERFACES,
+    EXEMPT_NODE_IPS,
+    MASQ_LINK_LOCAL,
+    NATIVE_ROUTING_CIDRS,
+    NON_MASQUERADE_CIDRS,
+    POD_CIDRS,
+    SNAT_ADDRESS,
+    view,
+)
+from ipmasq_agent.config.model import AUTO, Config, Flags
 from ipmasq_agent.errors import ConfigError
 from ipmasq_agent.policy.addresses import Family, parse_address
-from ipmasq_agent.policy.assemble import AUTO, assemble_family
 from ipmasq_agent.policy.decisions import Verdict
 from ipmasq_agent.policy.facts import (
     LINKS,
@@ -40,7 +50,7 @@ def problems(text: str, flags: Flags = DUAL) -> tuple[str, ...]:
 
 
 def policy(text: str, family: Family = V4, facts: Facts | None = None) -> FamilyPolicy:
-    return assemble_family(read(text).wish(DUAL), family, Capabilities(), facts or Facts())
+    return assemble_family(read(text), family, Capabilities(), facts or Facts())
 
 
 def decided(text: str, destination: str, facts: Facts | None = None) -> tuple[Verdict, str]:
@@ -69,7 +79,7 @@ def test_only_what_is_listed_is_masqueraded_where_the_default_is_to_keep() -> No
     assert decided(text, "10.1.2.3") == (MASQ, "10.0.0.0/8 (cm:2)")
     assert decided(text, "8.8.8.8") == (KEEP, "defaultAction: keep")
     assert decided(text, "172.16.0.1")[0] is KEEP
-    assert read(text).view()["nonMasqueradeCIDRs"] == []
+    assert view(read(text))["nonMasqueradeCIDRs"] == []
 
 
 def test_a_default_yields_to_what_the_user_says_of_the_same_prefix() -> None:
@@ -121,14 +131,14 @@ def test_what_is_routed_natively_and_nodes_keep_the_pods_address() -> None:
 
 def test_sources_are_the_fewest_prefixes_of_each_family() -> None:
     text = "podCIDRs: [172.20.1.0/24, 172.20.0.0/24, 172.20.0.0/28, 'fd00:1::/64']"
-    assert policy(text).guards.sources == (read("podCIDRs: [172.20.0.0/23]").pod_cidrs)
+    assert policy(text).guards.sources == (read("podCIDRs: [172.20.0.0/23]")[POD_CIDRS])
     assert policy(text, V6).guards.sources is not None
     assert policy("podCIDRs: ['fd00:1::/64']").masquerades is False
     assert policy("podCIDRs: [0.0.0.0/0]").guards == Guards()
 
 
 def test_the_nodes_own_pod_cidrs_are_a_fact() -> None:
-    own = read("podCIDRs: [172.20.7.0/24]").pod_cidrs
+    own = read("podCIDRs: [172.20.7.0/24]")[POD_CIDRS]
     assert isinstance(own, tuple)
     assert policy("podCIDRs: auto", facts=NO_FACTS.with_(OWN_POD_CIDRS, own)).guards.sources == own
     assert policy("podCIDRs: auto", facts=NO_FACTS.with_(OWN_POD_CIDRS, ())).masquerades is False
@@ -204,7 +214,7 @@ def test_a_fixed_address_is_used_for_every_destination_of_its_family() -> None:
 
 
 def test_routes_tell_the_preferred_source_by_their_longest_prefix() -> None:
-    routes = read("nativeRoutingCIDRs: [0.0.0.0/0, 10.0.0.0/8, 10.1.0.0/16]").native_routing_cidrs
+    routes = read("nativeRoutingCIDRs: [0.0.0.0/0, 10.0.0.0/8, 10.1.0.0/16]")[NATIVE_ROUTING_CIDRS]
     facts = NO_FACTS.with_(ROUTES, tuple(zip((p for p, _ in routes), (1, None, 2), strict=True)))
     assert policy("snatAddress: auto-route", facts=facts).action.fixed == (
         FixedSource(0, (10 << 24) - 1, 1),
@@ -227,14 +237,14 @@ def test_lists_of_several_documents_are_joined_and_know_where_they_come_from() -
         "# a comment\nnonMasqueradeCIDRs:\n- 172.20.0.0/16\nresyncInterval: 7s\n",
         "snatAddress: 192.0.2.7\n",
     )
-    assert [str(origin) for _, origin in config.non_masquerade_cidrs] == [
+    assert [str(origin) for _, origin in config[NON_MASQUERADE_CIDRS]] == [
         "10.0.0.0/8 (dir/0:1)",
         "172.20.0.0/16 (dir/1:3)",
     ]
-    assert config.masq_link_local is True
-    assert config.view()["resyncInterval"] == "7s"
-    assert merged("masqLinkLocal: true", "masqLinkLocal: false").masq_link_local is False
-    assert merged("snatAddress: 1.2.3.4", "snatAddress: 'fd00::1'").snat.keys() == {V4, V6}
+    assert config[MASQ_LINK_LOCAL] is True
+    assert view(config)["resyncInterval"] == "7s"
+    assert merged("masqLinkLocal: true", "masqLinkLocal: false")[MASQ_LINK_LOCAL] is False
+    assert merged("snatAddress: 1.2.3.4", "snatAddress: 'fd00::1'")[SNAT_ADDRESS].keys() == {V4, V6}
 
 
 def test_problems_and_overlaps_name_the_document_they_are_in() -> None:
@@ -265,7 +275,7 @@ def test_the_limit_counts_what_all_documents_list() -> None:
     (problem,) = problems(many)
     assert "has 65 entries, cidrLimit allows 64, which is what plain iptables takes" in problem
     assert "--backend ipset or nftables" in problem
-    assert len(read(many, Flags(cidr_limit=None)).non_masquerade_cidrs) == 65
+    assert len(read(many, Flags(cidr_limit=None))[NON_MASQUERADE_CIDRS]) == 65
 
 
 def test_a_document_beyond_one_configmap_is_told_how_to_be_split() -> None:
@@ -280,24 +290,24 @@ def test_a_document_beyond_one_configmap_is_told_how_to_be_split() -> None:
 
 def test_the_profile_has_ciliums_defaults_and_restrictions() -> None:
     config = read("profile: cilium")
-    assert len(config.non_masquerade_cidrs) == 11
-    assert (config.pod_cidrs, config.egress_interfaces, config.exempt_node_ips) == (
+    assert len(config[NON_MASQUERADE_CIDRS]) == 11
+    assert (config[POD_CIDRS], config[EGRESS_INTERFACES], config[EXEMPT_NODE_IPS]) == (
         AUTO,
         AUTO,
         True,
     )
     stated = read("profile: cilium\npodCIDRs: [172.20.0.0/16]\nexemptNodeIPs: false\n"
                   "egressInterfaces: [eth0]\n")  # fmt: skip
-    assert len(stated.non_masquerade_cidrs) == 11
-    assert stated.egress_interfaces == ("eth0",)
-    assert stated.exempt_node_ips is False
-    assert read("profile: cilium\nmasqLinkLocal: true").non_masquerade_cidrs == ()
+    assert len(stated[NON_MASQUERADE_CIDRS]) == 11
+    assert stated[EGRESS_INTERFACES] == ("eth0",)
+    assert stated[EXEMPT_NODE_IPS] is False
+    assert read("profile: cilium\nmasqLinkLocal: true")[NON_MASQUERADE_CIDRS] == ()
 
 
 def test_the_profile_masks_what_is_not_aligned_and_says_so() -> None:
     text = b"profile: cilium\nnonMasqueradeCIDRs: [10.1.2.3/8]\n"
     understood = parse_document(text, "cm", DUAL)
-    assert [str(prefix) for prefix, _ in understood.config.non_masquerade_cidrs] == ["10.0.0.0/8"]
+    assert [str(prefix) for prefix, _ in understood.config[NON_MASQUERADE_CIDRS]] == ["10.0.0.0/8"]
     (warning,) = understood.warnings
     assert "is read as 10.0.0.0/8, as Cilium does" in warning
     (problem,) = problems("profile: cilium\nnonMasqueradeCIDRs: [10.1.2.3]\n")
@@ -311,6 +321,6 @@ def test_what_a_view_shows_is_read_as_the_same() -> None:
         "egressInterfaces: [eth*, '!eth1']\nsnatAddress: {ipv4: auto-route, ipv6: 'fd00::1'}\n"
         "profile: cilium\ncidrLimit: 7\n"
     )
-    shown = read(text).view()
-    assert read(json.dumps(shown)).view() == shown
+    shown = view(read(text))
+    assert view(read(json.dumps(shown))) == shown
     assert len(shown) == 13

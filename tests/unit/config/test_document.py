@@ -13,6 +13,14 @@ from hypothesis import strategies as st
 
 from ipmasq_agent.config.document import default_config, parse_document
 from ipmasq_agent.config.durations import parse_duration
+from ipmasq_agent.config.keys import (
+    CIDR_LIMIT,
+    MASQ_LINK_LOCAL,
+    NON_MASQUERADE_CIDRS,
+    RESYNC_INTERVAL,
+    listed,
+    view,
+)
 from ipmasq_agent.config.model import Config, Flags
 from ipmasq_agent.errors import ConfigError
 from ipmasq_agent.policy.addresses import Family
@@ -40,7 +48,7 @@ def problems(text: str | bytes, flags: Flags = DUAL) -> tuple[str, ...]:
 
 
 def cidrs(config: Config) -> list[str]:
-    return [str(prefix) for prefix, _ in config.non_masquerade_cidrs]
+    return [str(prefix) for prefix, _ in config[NON_MASQUERADE_CIDRS]]
 
 
 # -- what a key means -------------------------------------------------------------------
@@ -63,7 +71,7 @@ def cidrs(config: Config) -> list[str]:
 def test_a_document_without_content_means_the_defaults(content: bytes | None) -> None:
     understood = parse_document(content, "cm", Flags())
     assert cidrs(understood.config) == RFC_1918
-    assert understood.config.view() == {
+    assert view(understood.config) == {
         "nonMasqueradeCIDRs": RFC_1918,
         "cidrLimit": 64,
         "masqLinkLocal": False,
@@ -87,7 +95,7 @@ def test_a_null_or_empty_list_masquerades_everything(value: str) -> None:
 
 def test_absent_keys_keep_their_defaults() -> None:
     config = read("masqLinkLocal: true")
-    assert (cidrs(config), config.masq_link_local) == (RFC_1918, True)
+    assert (cidrs(config), config[MASQ_LINK_LOCAL]) == (RFC_1918, True)
 
 
 @pytest.mark.parametrize("key", ["cidrLimit", "masqLinkLocal", "masqLinkLocalIPv6"])
@@ -103,7 +111,7 @@ def test_a_null_number_or_switch_keeps_its_default(key: str) -> None:
     ],
 )
 def test_switches_are_yaml_1_1_booleans(text: str, meant: bool) -> None:
-    assert read(f"masqLinkLocal: {text}").masq_link_local is meant
+    assert read(f"masqLinkLocal: {text}")[MASQ_LINK_LOCAL] is meant
 
 
 @pytest.mark.parametrize(
@@ -141,7 +149,7 @@ def test_what_is_not_a_boolean_is_refused(text: str) -> None:
     ],
 )
 def test_the_limit_is_a_whole_number_in_any_form_of_yaml(text: str, meant: int) -> None:
-    assert read(f"cidrLimit: {text}").cidr_limit == meant
+    assert read(f"cidrLimit: {text}")[CIDR_LIMIT] == meant
 
 
 @pytest.mark.parametrize(
@@ -180,12 +188,12 @@ def test_what_is_not_a_whole_number_is_refused(text: str) -> None:
     ("text", "meant"), [("1h5m", "1h5m"), ('"1000ms"', "1s"), ("1.5s", "1.5s")]
 )
 def test_the_interval_is_a_go_duration(text: str, meant: str) -> None:
-    assert read(f"resyncInterval: {text}").resync_interval == parse_duration(meant)
+    assert read(f"resyncInterval: {text}")[RESYNC_INTERVAL] == parse_duration(meant)
 
 
 @pytest.mark.parametrize("text", ["1ns", "300ms", '"0.999s"'])
 def test_an_interval_that_would_burn_a_core_is_a_second_and_warns(text: str) -> None:
-    assert read(f"resyncInterval: {text}").view()["resyncInterval"] == "1s"
+    assert view(read(f"resyncInterval: {text}"))["resyncInterval"] == "1s"
     (warning,) = warnings(f"resyncInterval: {text}")
     assert warning.startswith("cm:1:17: resyncInterval: ")
     assert "is taken for 1s, the shortest that is" in warning
@@ -220,7 +228,7 @@ def test_entries_keep_their_order_and_know_their_place() -> None:
     text = "# first\nnonMasqueradeCIDRs:\n  - 10.0.0.0/8\n  - 'fd00::/8'\n  - 10.0.0.0/8\n"
     config = read(text)
     assert cidrs(config) == ["10.0.0.0/8", "fd00::/8", "10.0.0.0/8"]
-    origins = [origin for _, origin in config.non_masquerade_cidrs]
+    origins = [origin for _, origin in config[NON_MASQUERADE_CIDRS]]
     assert [origin(o)[1:] for o in origins] == [
         ("cm", 3, 5),
         ("cm", 4, 5),
@@ -278,7 +286,7 @@ def test_duplicates_and_covered_entries_warn_with_both_lines() -> None:
 
 @pytest.mark.parametrize("key", ["CIDRLIMIT", "cidrlimit", "CidrLimit", "'cidrLimit'"])
 def test_keys_match_without_regard_to_case(key: str) -> None:
-    assert read(f"{key}: 70").cidr_limit == 70
+    assert read(f"{key}: 70")[CIDR_LIMIT] == 70
 
 
 @pytest.mark.parametrize(
@@ -296,7 +304,7 @@ def test_keys_match_without_regard_to_case(key: str) -> None:
     ],
 )
 def test_of_equal_keys_the_one_counts_that_counts_upstream(text: str, limit: int) -> None:
-    assert read(text).cidr_limit == limit
+    assert read(text)[CIDR_LIMIT] == limit
     assert any("is set" in warning for warning in warnings(text))
 
 
@@ -340,8 +348,8 @@ def test_merge_keys_and_anchors_work_and_own_keys_win() -> None:
         resyncInterval: 5s
         """
     config = read(textwrap.dedent(text))
-    assert (config.cidr_limit, config.masq_link_local) == (71, True)
-    assert read("x: &x {cidrLimit: 70}\n<<: *x\ncidrLimit: 72\n").cidr_limit == 72
+    assert (config[CIDR_LIMIT], config[MASQ_LINK_LOCAL]) == (71, True)
+    assert read("x: &x {cidrLimit: 70}\n<<: *x\ncidrLimit: 72\n")[CIDR_LIMIT] == 72
     assert cidrs(read("x: &x [10.0.0.0/8]\nnonMasqueradeCIDRs: *x\n")) == ["10.0.0.0/8"]
 
 
@@ -368,7 +376,7 @@ def test_a_value_that_another_overwrites_is_checked_where_the_decoder_meets_it(t
 
 
 def test_a_value_that_the_converter_drops_is_not_checked() -> None:
-    assert read("cidrLimit: x\ncidrLimit: 70\n").cidr_limit == 70
+    assert read("cidrLimit: x\ncidrLimit: 70\n")[CIDR_LIMIT] == 70
 
 
 def test_of_equal_lists_the_last_one_counts_whole() -> None:
@@ -394,7 +402,7 @@ def test_utf_16_is_read_where_it_is_marked() -> None:
 def test_yaml_1_2_is_refused_since_it_says_other_things_in_the_same_words() -> None:
     (problem,) = problems("# mine\n%YAML 1.2\n---\nmasqLinkLocal: yes\n")
     assert problem.startswith("cm:2:1: says that it is YAML 1.2")
-    assert read("%YAML 1.1\n---\nmasqLinkLocal: yes\n").masq_link_local is True
+    assert read("%YAML 1.1\n---\nmasqLinkLocal: yes\n")[MASQ_LINK_LOCAL] is True
 
 
 @pytest.mark.parametrize("text", ["<<: 5", "<<: [1]", "x: &x [1]\n<<: *x\n"])
@@ -458,7 +466,7 @@ def test_json_and_flow_style_are_read(text: str) -> None:
 def test_only_the_first_document_of_a_stream_counts_and_the_rest_warns() -> None:
     for follows in ("---\ncidrLimit: 80\n", "...\nfoo [", "---\n{", "...\n%FOO\n---\n"):
         text = f"cidrLimit: 70\n{follows}"
-        assert read(text).cidr_limit == 70
+        assert read(text)[CIDR_LIMIT] == 70
         (warning,) = warnings(text)
         assert warning == "cm: only the first YAML document is used; remove what follows it"
 
@@ -587,8 +595,8 @@ def check_any(content: bytes) -> None:
         lines = refusal.problems
     else:
         lines = understood.warnings
-        assert understood.config.resync_interval > 0
-        assert understood.config.listed <= (understood.config.cidr_limit or 0)
+        assert understood.config[RESYNC_INTERVAL] > 0
+        assert listed(understood.config) <= (understood.config[CIDR_LIMIT] or 0)
     assert all(line.startswith(("cm:", "... and")) and line.isprintable() for line in lines)
 
 
@@ -616,6 +624,6 @@ def test_a_view_of_a_document_is_a_document_that_means_the_same(
         {"nonMasqueradeCIDRs": [str(e) for e in entries], "masqLinkLocal": link_local}
     )
     config = read(written)
-    again = read(json.dumps(config.view()))
-    assert again.view() == config.view()
+    again = read(json.dumps(view(config)))
+    assert view(again) == view(config)
     assert cidrs(config) == [str(e) for e in entries]

@@ -6,7 +6,9 @@ import os
 
 import pytest
 
+from ipmasq_agent.config.assemble import assemble_family, is_large
 from ipmasq_agent.config.document import parse_documents
+from ipmasq_agent.config.keys import RESYNC_INTERVAL, view
 from ipmasq_agent.config.model import Config, Flags
 from ipmasq_agent.errors import ConfigError
 from ipmasq_agent.planes.bpf.compile import compile_policy
@@ -14,7 +16,6 @@ from ipmasq_agent.planes.iptables import compile as iptables
 from ipmasq_agent.planes.nftables import compile as nftables
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.assemble import assemble_family
 from ipmasq_agent.policy.facts import LINKS, NODE_ADDRESSES, OWN_POD_CIDRS, ROUTES, Facts, Links
 from ipmasq_agent.policy.model import Capabilities
 from tests.unit.config.fuzzing import fuzzed
@@ -33,11 +34,10 @@ CHUNK = 500
 
 def compile_everywhere(config: Config, flags: Flags) -> None:
     """Make of a document what each plane would write; ``view`` is what people see of it."""
-    config.view()
-    wish = config.wish(flags)
-    wish.is_large(FACTS)
-    for family in wish.families:
-        policy = assemble_family(wish, family, Capabilities(), FACTS)
+    view(config)
+    is_large(config, FACTS)
+    for family in config.families:
+        policy = assemble_family(config, family, Capabilities(), FACTS)
         iptables.compile_policy(policy, PLACEMENT)
         iptables.compile_policy(policy, PLACEMENT, set_name="IP-MASQ")
         nftables.compile_policy(policy, PLACEMENT)
@@ -56,7 +56,7 @@ def accepted(seed: int) -> bool:
     except Exception as cause:
         raise AssertionError(f"fuzzed({seed}): {cause!r}: {document}") from cause
     else:
-        assert understood.config.resync_interval > 0
+        assert understood.config[RESYNC_INTERVAL] > 0
         assert all(line.isprintable() and len(line) < 1000 for line in lines), f"fuzzed({seed})"
         return True
     assert lines, f"fuzzed({seed})"

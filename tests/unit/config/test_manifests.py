@@ -12,6 +12,14 @@ import pytest
 
 from ipmasq_agent.config import manifests
 from ipmasq_agent.config.document import Understood, parse_documents
+from ipmasq_agent.config.keys import (
+    CIDR_LIMIT,
+    MASQ_LINK_LOCAL,
+    MASQUERADE_CIDRS,
+    NATIVE_ROUTING_CIDRS,
+    NON_MASQUERADE_CIDRS,
+    view,
+)
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.errors import ConfigError
 from ipmasq_agent.policy.decisions import Origin
@@ -28,7 +36,7 @@ def understood(text: str | bytes) -> Understood:
 
 
 def entries(text: str | bytes) -> list[tuple[str, str | None, int | None, int | None]]:
-    listed = understood(text).config.non_masquerade_cidrs
+    listed = understood(text).config[NON_MASQUERADE_CIDRS]
     return [(str(p), *reason[1:]) for p, reason in listed]
 
 
@@ -61,7 +69,7 @@ def test_the_keys_are_those_of_the_sources() -> None:
 def test_a_manifest_is_unwrapped_and_places_are_those_of_the_file() -> None:
     text = MANIFEST.format(entry="fd00::/8")
     assert entries(text) == [("10.0.0.0/8", "cm.yaml", 10, 9), ("fd00::/8", "cm.yaml", 11, 9)]
-    assert understood(text).config.cidr_limit == 70
+    assert understood(text).config[CIDR_LIMIT] == 70
     assert problems(MANIFEST.format(entry="10.0.0.1/8")) == (
         'cm.yaml:11:9: nonMasqueradeCIDRs: "10.0.0.1/8" has host bits set; '
         "did you mean 10.0.0.0/8?",
@@ -101,7 +109,7 @@ def test_long_lists_in_a_block_have_their_places() -> None:
 def test_what_is_in_a_block_is_read_as_it_stands(inner: str, place: str | None) -> None:
     text = "data:\n  config: |\n" + textwrap.indent(inner, "    ") + "kind: ConfigMap\n"
     if place is None:
-        assert understood(text.encode()).config.masq_link_local is True
+        assert understood(text.encode()).config[MASQ_LINK_LOCAL] is True
     else:
         assert problems(text.encode())[0].startswith(place)
 
@@ -135,7 +143,7 @@ def test_what_kubectl_prints_as_json_is_unwrapped() -> None:
 def test_binary_data_is_unwrapped() -> None:
     encoded = base64.b64encode("masqLinkLocal: true\n".encode("utf-16")).decode()
     text = f"kind: ConfigMap\nbinaryData:\n  config: {encoded}\n"
-    assert understood(text).config.masq_link_local is True
+    assert understood(text).config[MASQ_LINK_LOCAL] is True
     assert problems(text.replace(encoded, "'*'"))[0] == "cm.yaml:3:11: config is not base64"
 
 
@@ -147,7 +155,7 @@ def test_keys_are_chosen_as_the_sources_choose_them() -> None:
           config: "cidrLimit: 70"
           notes: hello
         """
-    assert understood(both).config.cidr_limit == 70
+    assert understood(both).config[CIDR_LIMIT] == 70
     neither = """\
         kind: ConfigMap
         data:
@@ -166,7 +174,7 @@ def test_of_a_stream_of_manifests_the_config_map_is_taken_and_the_rest_is_noted(
     before = "---\n# Source: chart/sa.yaml\nkind: ServiceAccount\nmetadata: {name: sa}\n---\n"
     after = "---\nkind: DaemonSet\n---\nkind: ConfigMap\nmetadata: {name: z}\ndata: {x: y}\n---\n"
     told = understood(before + MANIFEST.format(entry="11.0.0.0/8") + after)
-    assert [origin(o).line for _, o in told.config.non_masquerade_cidrs] == [15, 16]
+    assert [origin(o).line for _, o in told.config[NON_MASQUERADE_CIDRS]] == [15, 16]
     assert told.warnings == ()
     assert told.notes == (
         "cm.yaml:3:1: ServiceAccount sa is passed over",
@@ -177,7 +185,7 @@ def test_of_a_stream_of_manifests_the_config_map_is_taken_and_the_rest_is_noted(
 
 def test_several_config_maps_are_merged_in_the_order_of_their_names() -> None:
     one = "kind: ConfigMap\nmetadata: {name: %s}\ndata: {config: 'cidrLimit: %d'}\n"
-    assert understood(one % ("b", 71) + "---\n" + one % ("a", 70)).config.cidr_limit == 71
+    assert understood(one % ("b", 71) + "---\n" + one % ("a", 70)).config[CIDR_LIMIT] == 71
 
 
 @pytest.mark.parametrize(
@@ -208,9 +216,9 @@ def read_or_refused(text: str, flags: Flags) -> tuple[Any, list[Any]]:
         config = parse_documents([("cm", text.encode())], "cm", flags).config
     except ConfigError:
         return None, []
-    lists = (config.non_masquerade_cidrs, config.masquerade_cidrs, config.native_routing_cidrs)
+    lists = (config[NON_MASQUERADE_CIDRS], config[MASQUERADE_CIDRS], config[NATIVE_ROUTING_CIDRS])
     reasons = [reason for entries in lists for _, reason in entries]
-    return config.view(), [o[1:] for o in reasons if isinstance(o, Origin)]
+    return view(config), [o[1:] for o in reasons if isinstance(o, Origin)]
 
 
 def test_any_document_means_in_a_manifest_what_it_means_alone() -> None:

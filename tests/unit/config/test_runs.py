@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ipmasq_agent.config import tree
 from ipmasq_agent.config.document import Understood, parse_document
+from ipmasq_agent.config.keys import NON_MASQUERADE_CIDRS
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.config.runs import JSON_RUN, Cut, Run
 from ipmasq_agent.config.tree import NodeTree
@@ -179,7 +180,7 @@ def test_a_long_list_makes_few_nodes(form: str) -> None:
     check_alike(FORMS[form])
     understood = parse_document(FORMS[form].encode(), "cm", BOTH)
     assert isinstance(understood, Understood)
-    listed = understood.config.non_masquerade_cidrs
+    listed = understood.config[NON_MASQUERADE_CIDRS]
     assert [str(prefix) for prefix in listed.prefixes()] == LONG
     assert list(listed) == [listed[index] for index in range(len(LONG))]
     lines = FORMS[form].split("\n")

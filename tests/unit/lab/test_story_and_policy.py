@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import pytest
 import yaml
 
+from ipmasq_agent.config.assemble import assemble_family
 from ipmasq_agent.config.document import parse_documents
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.errors import ConfigError
@@ -27,7 +28,6 @@ from ipmasq_agent.lab.topology import (
     SECOND_CLUSTER,
 )
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
-from ipmasq_agent.policy.assemble import assemble_family
 from ipmasq_agent.policy.decisions import Verdict
 from ipmasq_agent.policy.facts import LINKS, NODE_ADDRESSES, OWN_POD_CIDRS, ROUTES, Facts, Links
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
@@ -53,7 +53,7 @@ def prefix(text: str, family: Family) -> Prefix:
 def policy_of(node: str, documents: Documents, family: Family, joined: set[str]) -> FamilyPolicy:
     flags = Flags(enable_ipv6=family is Family.IPV6)
     parts = [(key, written(text, family).encode()) for key, text in sorted(documents.items())]
-    wish = parse_documents(parts, "documents", flags).config.wish(flags)
+    config = parse_documents(parts, "documents", flags).config
     host = next(n for n in NODES if n.name == node)
     routes = [route.split() for route in host.routes if not route.startswith("default")]
     facts = Facts(
@@ -72,7 +72,7 @@ def policy_of(node: str, documents: Documents, family: Family, joined: set[str])
             ),
         }
     )
-    return assemble_family(wish, family, Capabilities(), facts)
+    return assemble_family(config, family, Capabilities(), facts)
 
 
 def way(expectation: Expectation) -> tuple[str | None, str]:

@@ -7,8 +7,10 @@ import dataclasses
 import pytest
 from hypothesis import given
 
+from ipmasq_agent.config.assemble import LINK_LOCAL, assemble_family
+from ipmasq_agent.config.keys import MASQ_LINK_LOCAL_IPV6, NON_MASQUERADE_CIDRS
+from ipmasq_agent.config.model import Config, Flags
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.assemble import LINK_LOCAL, Wish, assemble_family
 from ipmasq_agent.policy.decisions import Stated, Verdict
 from ipmasq_agent.policy.model import (
     Action,
@@ -18,6 +20,7 @@ from ipmasq_agent.policy.model import (
     PortRange,
     parse_port_ranges,
 )
+from ipmasq_agent.policy.prefixes import Listed
 from tests.unit.strategies import ANY_POLICY
 
 V4, V6 = Family.IPV4, Family.IPV6
@@ -65,15 +68,15 @@ def test_guards_and_actions_count_unless_nothing_is_masqueraded(policy: FamilyPo
 
 def test_link_local_comes_first_and_each_family_gets_its_own_entries() -> None:
     ten, seven = Prefix(V4, 10 << 24, 8), Prefix(V6, 0xFD << 120, 8)
-    wish = Wish(
-        non_masquerade=((seven, Stated("b")), (ten, Stated("a"))),
-        masquerade_link_local=frozenset({V6}),
-        families=(V4, V6),
-        ports=(PortRange(5, 6),),
-        random_fully=True,
+    config = Config(
+        Flags(enable_ipv6=True, to_ports=(PortRange(5, 6),)),
+        {
+            NON_MASQUERADE_CIDRS: Listed.of(((seven, Stated("b")), (ten, Stated("a")))),
+            MASQ_LINK_LOCAL_IPV6: True,
+        },
     )
     host = Capabilities(random_fully=False)
-    policy = {family: assemble_family(wish, family, host) for family in wish.families}
+    policy = {family: assemble_family(config, family, host) for family in config.families}
     first = [entry.first for entry in policy[V4].decisions.entries]
     assert first == [LINK_LOCAL[V4].first, ten.first]
     assert [entry.first for entry in policy[V6].decisions.entries] == [seven.first]
