@@ -10,6 +10,7 @@ import ipaddress
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ipmasq_agent.config.model import Flags
 from ipmasq_agent.planes import detect
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.facts import LINKS, NO_FACTS, Links
+from ipmasq_agent.policy.model import PortRange
 from tests import oracle
 from tests.kernel.crossing import PLANS, Crossing, crossing
 from tests.kernel.flows import KEPT, MASQUERADED, both, count_in, flowing, verify
@@ -108,9 +110,15 @@ def text(document: dict[str, Any]) -> str:
 
 
 def intents(documents: Sequence[dict[str, Any]]) -> list[Intent]:
-    parsed = (parse_document(text(document).encode(), "cm", FLAGS) for document in documents)
     facts = NO_FACTS.with_(LINKS, Links(("eth0", "eth1", "lo", "pod0", "pod1"), ("eth0", "eth1")))
-    return [Intent(one.config, facts) for one in parsed]
+    found = []
+    for document in documents:
+        # One comes with ports of its own, as where an agent is started with another flag.
+        ports = (PortRange(1024, 65535),) if document is FAR[0] else ()
+        flags = replace(FLAGS, to_ports=ports)
+        parsed = parse_document(text(document).encode(), "cm", flags)
+        found.append(Intent(parsed.config, facts))
+    return found
 
 
 def tour(count: int) -> list[int]:

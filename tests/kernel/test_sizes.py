@@ -65,7 +65,7 @@ def held(namespace: Namespace, backend: str, family: oracle.Family = "ipv4") -> 
     return {line.split()[2] for line in lines}
 
 
-@pytest.mark.parametrize("count", [65, 16_385, 100_001])
+@pytest.mark.parametrize("count", [65, 100_001])
 @pytest.mark.parametrize("backend", PLAIN)
 def test_plain_iptables_refuses_more_than_its_limit_and_changes_nothing(
     backend: str, count: int, verb: Verb, in_ns: Namespace, tmp_path: Path
@@ -94,7 +94,7 @@ def test_plain_iptables_refuses_more_than_its_limit_and_changes_nothing(
         ("auto", 65, "ipv4"),
         ("auto", 16_385, "ipv4"),
         ("ipset-legacy", 16_385, "ipv4"),
-        *((name, n, "ipv4") for name in ("ipset", "nftables") for n in (65, 16_385, 100_001)),
+        *((name, n, "ipv4") for name in ("ipset", "nftables") for n in (65, 100_001)),
         *((name, 16_385, "ipv6") for name in ("ipset", "nftables")),
     ],
 )
