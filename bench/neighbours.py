@@ -29,7 +29,7 @@ import json, os, subprocess, sys, time
 from pathlib import Path
 from ipmasq_agent.agent.reconcile import clean, reconcile_family
 from ipmasq_agent.planes import detect
-from ipmasq_agent.planes.iptables.compile import Placement
+from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Stated, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import FamilyPolicy

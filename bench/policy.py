@@ -14,8 +14,9 @@ from collections.abc import Callable
 from ipmasq_agent.config.assemble import assemble_family
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
-from ipmasq_agent.planes.iptables.compile import after, compile_policy, plan
+from ipmasq_agent.planes.iptables.compile import compile_policy
 from ipmasq_agent.planes.iptables.interpret import interpret
+from ipmasq_agent.planes.iptables.plan import after, plan
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.table import empty_table
 from ipmasq_agent.policy.addresses import Family

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ipmasq_agent.planes.iptables.compile import POSTROUTING, Plan
+from ipmasq_agent.planes.iptables.plan import ChainPlan
 from ipmasq_agent.planes.iptables.plane import IptablesPlane
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.rule import Rule
-from ipmasq_agent.planes.rules.table import Chain, Table, empty_table
+from ipmasq_agent.planes.rules.table import POSTROUTING, Chain, Table, empty_table
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import Capabilities
 
@@ -37,7 +37,7 @@ class MemoryPlane(IptablesPlane):
         """Return the table as it is."""
         return self.read(family)
 
-    def apply(self, family: Family, change: Plan) -> None:
+    def apply(self, family: Family, change: ChainPlan) -> None:
         """Edit the table; there are no sets in memory."""
         self.write_rules(family, change)
 
@@ -45,7 +45,7 @@ class MemoryPlane(IptablesPlane):
         """Return the table as it is."""
         return self.tables[family]
 
-    def write_rules(self, family: Family, change: Plan) -> None:
+    def write_rules(self, family: Family, change: ChainPlan) -> None:
         """Edit the table as iptables-restore would."""
         table = self.tables[family]
         chains = dict(table.chains)

@@ -11,7 +11,7 @@ from ipmasq_agent.answers.overrides import Overridden, Shadow, shadow
 from ipmasq_agent.errors import AgentError
 from ipmasq_agent.logs import event
 from ipmasq_agent.planes.plane import AnyPlane
-from ipmasq_agent.planes.rules.hook import Hook
+from ipmasq_agent.planes.rules.neighbours import PostroutingHook
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
 
@@ -41,7 +41,7 @@ class Shadows:
 
     def __init__(
         self,
-        read: Callable[[Family, str], Hook],
+        read: Callable[[Family, str], PostroutingHook],
         generation: Callable[[], int | None],
     ) -> None:
         self._read = read

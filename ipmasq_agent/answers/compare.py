@@ -61,7 +61,7 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class PolicyComparison:
     """The answer; see ``as_data`` for its shape as JSON."""
 
     left: Side
@@ -134,7 +134,7 @@ class Comparison:
         return family in self.left.policies or family in self.right.policies
 
 
-def compare(left: Side, right: Side) -> Comparison:
+def compare(left: Side, right: Side) -> PolicyComparison:
     """Return where two sides differ.
 
     A family that only one side manages is compared with doing nothing, which is what
@@ -160,7 +160,7 @@ def compare(left: Side, right: Side) -> Comparison:
         if left.conditions_known and right.conditions_known:
             conditions += _conditions(family, one, two)
             notes += _port_notes(left.label, right.label, one, two)
-    return Comparison(left, right, tuple(ranges), tuple(conditions), tuple(notes))
+    return PolicyComparison(left, right, tuple(ranges), tuple(conditions), tuple(notes))
 
 
 def _ranges(left: DecisionMap, right: DecisionMap) -> list[DecisionChange]:

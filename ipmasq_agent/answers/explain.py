@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import Any
 
 from ipmasq_agent.planes.interpretation import Decider, Interpretation
-from ipmasq_agent.planes.rules.hook import Neighbours, joined
+from ipmasq_agent.planes.rules.neighbours import Neighbours, joined
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address, prefixes_of_range
 from ipmasq_agent.policy.decisions import Origin, Reason, Stated, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy
@@ -19,7 +19,7 @@ _SHOWN = 5  # sources or devices in one sentence
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class EgressPath:
     """Where the node would send the packet.
 
     Attributes:
@@ -43,7 +43,7 @@ class Explanation:
     rule: Reason
     entry: Reason | None
     expected: Verdict | None
-    route: Route
+    route: EgressPath
     exceptions: tuple[str, ...] = ()
     translated_to: str | None = None
     overridden: bool = False
@@ -114,7 +114,7 @@ def explain(
     kernel: Interpretation,
     others: Neighbours,
     wanted: FamilyPolicy | None,
-    route: Route,
+    route: EgressPath,
 ) -> Explanation:
     """Return the answer for one destination.
 
@@ -160,7 +160,7 @@ def _translated(
     others: Neighbours,
     rule: Reason,
     destination: int,
-    route: Route,
+    route: EgressPath,
 ) -> str | None:
     """Return the address that masqueraded packets get; None where it cannot be told."""
     if ours is not None:
@@ -177,7 +177,7 @@ def _translated(
 
 
 def _decide(
-    policy: FamilyPolicy, destination: int, source: int | None, route: Route
+    policy: FamilyPolicy, destination: int, source: int | None, route: EgressPath
 ) -> tuple[Verdict, Reason]:
     """Return what a policy decides and why, its guards included."""
     decided, guards = policy.decisions.decide(destination), policy.guards

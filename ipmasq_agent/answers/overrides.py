@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ipmasq_agent.planes.rules.hook import Hook, Neighbours, neighbours, overrides
 from ipmasq_agent.planes.rules.matching import Question
+from ipmasq_agent.planes.rules.neighbours import Neighbours, PostroutingHook, neighbours, overrides
 from ipmasq_agent.policy.addresses import Family, prefixes_of_range
 from ipmasq_agent.policy.decisions import Reason, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy, Guards
@@ -97,7 +97,7 @@ class Shadow:
     partial: tuple[str, ...] = field(default=())
 
 
-def shadow(policy: FamilyPolicy, hook: Hook, egress: tuple[str, ...]) -> Shadow:
+def shadow(policy: FamilyPolicy, hook: PostroutingHook, egress: tuple[str, ...]) -> Shadow:
     """Return what others make of a policy that the kernel holds.
 
     It is asked for each source and device that the policy speaks of by itself: a rule for

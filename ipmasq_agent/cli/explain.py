@@ -29,13 +29,13 @@ def command(destination: str, src: str | None, output: str, **options: Any) -> N
     that the receiver sees.
     """
     from ipmasq_agent.agent.moves import deciding
-    from ipmasq_agent.answers.explain import Route, explain
+    from ipmasq_agent.answers.explain import EgressPath, explain
     from ipmasq_agent.cli.wiring import backend_choice, read_intent
     from ipmasq_agent.errors import AgentError, UsageError
     from ipmasq_agent.host.routes import look_up
     from ipmasq_agent.planes.hook.read import read_hook
-    from ipmasq_agent.planes.rules.hook import neighbours
     from ipmasq_agent.planes.rules.matching import question
+    from ipmasq_agent.planes.rules.neighbours import neighbours
     from ipmasq_agent.policy.addresses import parse_address
 
     settings = settings_of(options)
@@ -47,7 +47,7 @@ def command(destination: str, src: str | None, output: str, **options: Any) -> N
     if source is not None and source[0] is not family:
         raise UsageError(f"{destination} and {src} are of two address families")
 
-    route = Route(*look_up(family, family.show(address), src))
+    route = EgressPath(*look_up(family, family.show(address), src))
     intent = None
     try:
         intent = read_intent(settings)

@@ -31,7 +31,7 @@ def command(output: str, **options: Any) -> None:
     from ipmasq_agent.cli.wiring import backend_choice
     from ipmasq_agent.host.devices import egress_devices
     from ipmasq_agent.planes.hook.read import read_hook
-    from ipmasq_agent.planes.rules.hook import joined, neighbours
+    from ipmasq_agent.planes.rules.neighbours import joined, neighbours
     from ipmasq_agent.policy.addresses import Family
 
     settings = settings_of(options)

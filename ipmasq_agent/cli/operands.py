@@ -21,7 +21,7 @@ from ipmasq_agent.host.devices import egress_devices
 from ipmasq_agent.planes import detect, registry
 from ipmasq_agent.planes.hook.read import read_hook
 from ipmasq_agent.planes.placement import Placement
-from ipmasq_agent.planes.rules.hook import joined, neighbours
+from ipmasq_agent.planes.rules.neighbours import joined, neighbours
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import Verdict
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy

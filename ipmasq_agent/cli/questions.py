@@ -9,7 +9,7 @@ from ipmasq_agent.host.devices import egress_devices
 from ipmasq_agent.planes.hook.read import read_hook
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.plane import Desired, Plan, Plane, State
-from ipmasq_agent.planes.rules.hook import joined, neighbours
+from ipmasq_agent.planes.rules.neighbours import joined, neighbours
 from ipmasq_agent.policy.addresses import Family
 
 

@@ -12,9 +12,9 @@ from abc import ABC, abstractmethod
 from typing import cast
 
 from ipmasq_agent.agent.reconcile import reconcile_family
-from ipmasq_agent.planes.iptables.compile import Plan
 from ipmasq_agent.planes.iptables.legacy import IptablesLegacyPlane
 from ipmasq_agent.planes.iptables.nft import IptablesNftPlane
+from ipmasq_agent.planes.iptables.plan import ChainPlan
 from ipmasq_agent.planes.iptables.plane import IptablesPlane, program
 from ipmasq_agent.planes.iptables.save import parse_saved
 from ipmasq_agent.planes.placement import Placement
@@ -58,12 +58,12 @@ class Subject(ABC):
         self.place(jump_first=False)
         self.load(_EMPTY)
 
-    def write(self, policy: FamilyPolicy | None) -> Plan:
+    def write(self, policy: FamilyPolicy | None) -> ChainPlan:
         """Make one pass, as the agent does, and return what it changed."""
         change: Change = reconcile_family(self.backend, self.family, policy)
-        return cast(Plan, change)
+        return cast(ChainPlan, change)
 
-    def planned(self, policy: FamilyPolicy) -> Plan:
+    def planned(self, policy: FamilyPolicy) -> ChainPlan:
         """Return what a pass would change."""
         table = self.backend.read(self.family)
         return self.backend.plan(table, self.backend.compile(policy))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ipmasq_agent.planes.iptables.compile import EDITED_IN_PLACE, POSTROUTING
+from ipmasq_agent.planes.iptables.plan import EDITED_IN_PLACE
+from ipmasq_agent.planes.rules.table import POSTROUTING
 from ipmasq_agent.policy.decisions import Verdict
 from tests.contract.policies import MANY, PORTS, policy, walk
 from tests.contract.subjects import CHAIN, Subject

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from ipmasq_agent.planes.iptables.compile import POSTROUTING
+from ipmasq_agent.planes.rules.table import POSTROUTING
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import Entry, Stated, Verdict, entry_of_prefix
 from tests.contract.policies import MANY, PORTS, policy, walk

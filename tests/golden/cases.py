@@ -11,8 +11,9 @@ from pathlib import Path
 from ipmasq_agent.config.assemble import assemble_family
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
-from ipmasq_agent.planes.iptables.compile import Plan, absent, after, compile_policy, plan
-from ipmasq_agent.planes.iptables.compile import restore_text as text_of
+from ipmasq_agent.planes.iptables.compile import absent, compile_policy
+from ipmasq_agent.planes.iptables.plan import ChainPlan, after, plan
+from ipmasq_agent.planes.iptables.plan import restore_text as text_of
 from ipmasq_agent.planes.iptables.text import parse_rule
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.table import Chain, Table, empty_table
@@ -30,7 +31,7 @@ def _policy(document: str, flags: Flags, family: Family, capable: bool = True) -
     return assemble_family(config, family, Capabilities(random_fully=capable))
 
 
-def _new(document: str, flags: Flags, family: Family, capable: bool = True) -> Plan:
+def _new(document: str, flags: Flags, family: Family, capable: bool = True) -> ChainPlan:
     policy = _policy(document, flags, family, capable)
     return plan(empty_table(family), compile_policy(policy, Placement()))
 
@@ -49,19 +50,19 @@ def _crowded() -> Table:
     )
 
 
-def _edited() -> Plan:
+def _edited() -> ChainPlan:
     first = compile_policy(_policy(STORY, Flags(), V4), Placement())
     second = compile_policy(_policy(STORY_2, Flags(), V4), Placement())
     return plan(after(empty_table(V4), first), second)
 
 
-def _healed_first() -> Plan:
+def _healed_first() -> ChainPlan:
     placement = Placement(jump_first=True)
     return plan(_crowded(), compile_policy(_policy(STORY, Flags(), V4), placement))
 
 
 DUAL = Flags(enable_ipv6=True)
-CASES: dict[str, Callable[[], Plan]] = {
+CASES: dict[str, Callable[[], ChainPlan]] = {
     "defaults": lambda: _new("", Flags(), V4),
     "defaults-ipv6": lambda: _new("", DUAL, V6),
     "reserved-ranges": lambda: _new("", Flags(nomasq_all_reserved_ranges=True), V4),

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from ipmasq_agent.agent.reconcile import reconcile_family
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.planes import detect
-from ipmasq_agent.planes.iptables.text import quote
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.plane import AnyPlane
+from ipmasq_agent.planes.rules.rule import quote
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import DecisionMap
 from ipmasq_agent.policy.model import FamilyPolicy, Guards

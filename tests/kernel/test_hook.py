@@ -20,8 +20,8 @@ import pytest
 from ipmasq_agent.netlink import nf as nfnetlink
 from ipmasq_agent.planes.hook.read import read_hook
 from ipmasq_agent.planes.placement import Placement
-from ipmasq_agent.planes.rules.hook import neighbours
 from ipmasq_agent.planes.rules.matching import ANY, Question
+from ipmasq_agent.planes.rules.neighbours import neighbours
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import Verdict
 from tests.kernel.agent import kept_backends, status_of

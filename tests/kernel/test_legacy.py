@@ -20,10 +20,11 @@ from ipmasq_agent.errors import HostError
 from ipmasq_agent.host.patience import Patience
 from ipmasq_agent.planes.detect import choose, holders
 from ipmasq_agent.planes.iptables import legacy, legacy_worker
-from ipmasq_agent.planes.iptables.compile import Plan
 from ipmasq_agent.planes.iptables.legacy import IptablesLegacyPlane
-from ipmasq_agent.planes.iptables.text import parse_rule
+from ipmasq_agent.planes.iptables.plan import ChainPlan
+from ipmasq_agent.planes.iptables.text import rule_of
 from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.planes.rules.rule import Option
 from ipmasq_agent.policy.addresses import Family
 from tests import oracle
 from tests.kernel.agent import status_of
@@ -38,6 +39,8 @@ from tests.netns import Namespace
 from tests.waiting import wait_until
 
 CHAIN = "IP-MASQ"
+TCP, RETURN = Option("protocol", ("tcp",)), Option("jump", ("RETURN",))
+MASQUERADE = Option("jump", ("MASQUERADE",))
 
 
 @pytest.fixture
@@ -164,18 +167,19 @@ def test_a_worker_that_does_not_take_or_answer_an_order_is_ended(
 @pytest.mark.parametrize(
     ("bad", "why"),
     [
-        pytest.param("-p tcp -j MASQUERADE --to-ports 70000", "70000", id="a port too high"),
-        pytest.param("-m nonsense --what 1 -j RETURN", "nonsense", id="a match unknown"),
-        pytest.param("-j MASQUERADE --to-ports 1024-2000", "1024-2000", id="no protocol"),
+        pytest.param((TCP, MASQUERADE, Option("to-ports", ("70000",))), "70000", id="high"),
+        pytest.param((Option("jump", ("NONSENSE",)),), "NONSENSE", id="a target unknown"),
+        pytest.param((Option("what", ("1",)), RETURN), "before any", id="of no match"),
+        pytest.param((MASQUERADE, Option("to-ports", ("1-2",))), "1-2", id="no protocol"),
     ],
 )
 def test_a_rule_that_libxtables_refuses_leaves_the_table_as_it_was(
-    backend: IptablesLegacyPlane, bad: str, why: str
+    backend: IptablesLegacyPlane, bad: tuple[Option, ...], why: str
 ) -> None:
     write(backend, 1)
     before = oracle.snapshot(counters=True)
-    good = parse_rule("-d 192.0.2.1/32 -j RETURN", Family.IPV4)
-    change = Plan(CHAIN, insert=(good, parse_rule(bad, Family.IPV4), good))
+    good = rule_of((Option("destination", ("192.0.2.1/32",)), RETURN), Family.IPV4)
+    change = ChainPlan(CHAIN, insert=(good, rule_of(bad, Family.IPV4), good))
     with pytest.raises(HostError, match="worker for ipv4") as refused, backend.session(Family.IPV4):
         backend.apply(Family.IPV4, change)
     assert why in str(refused.value)
@@ -189,10 +193,10 @@ def test_a_plan_that_fits_the_table_no_more_is_refused_as_a_whole(
 ) -> None:
     write(backend, 1, 2)
     before = oracle.snapshot(counters=True)
-    rule = parse_rule("-d 192.0.2.1/32 -j RETURN", Family.IPV4)
+    rule = rule_of((Option("destination", ("192.0.2.1/32",)), RETURN), Family.IPV4)
     for change in (
-        Plan(CHAIN, keep=0, remove=(rule,) * 9),
-        Plan(CHAIN, create=True, rewrite=(rule,)),
+        ChainPlan(CHAIN, keep=0, remove=(rule,) * 9),
+        ChainPlan(CHAIN, create=True, rewrite=(rule,)),
     ):
         with pytest.raises(HostError, match="refused"), backend.session(Family.IPV4):
             backend.apply(Family.IPV4, change)
@@ -204,9 +208,11 @@ def test_the_failure_of_one_family_does_not_stop_the_other(
 ) -> None:
     build = IptablesLegacyPlane.apply
 
-    def broken(self: IptablesLegacyPlane, family: Family, change: Plan) -> None:
+    def broken(self: IptablesLegacyPlane, family: Family, change: ChainPlan) -> None:
         if family is Family.IPV4:
-            change = Plan(CHAIN, create=True, rewrite=(parse_rule("-m nonsense", family),))
+            change = ChainPlan(
+                CHAIN, create=True, rewrite=(rule_of((Option("nonsense"),), family),)
+            )
         build(self, family, change)
 
     monkeypatch.setattr(IptablesLegacyPlane, "apply", broken)

@@ -20,8 +20,8 @@ from ipmasq_agent.planes.interpretation import Interpretation
 from ipmasq_agent.planes.iptables.nft import IptablesNftPlane
 from ipmasq_agent.planes.iptables.nft_native import is_shown_in_full
 from ipmasq_agent.planes.placement import Placement
-from ipmasq_agent.planes.rules.hook import joined, neighbours
 from ipmasq_agent.planes.rules.matching import question
+from ipmasq_agent.planes.rules.neighbours import joined, neighbours
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.decisions import DecisionMap, Stated, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import FamilyPolicy, Guards

@@ -413,7 +413,7 @@ def test_a_refusal_of_the_kernel_is_readable_and_changes_nothing(
 def test_without_the_capability_the_error_says_so(in_ns: Namespace) -> None:
     script = (
         "from ipmasq_agent.planes.nftables.plane import NftablesPlane\n"
-        "from ipmasq_agent.planes.iptables.compile import Placement\n"
+        "from ipmasq_agent.planes.placement import Placement\n"
         "from ipmasq_agent.policy.addresses import Family\n"
         "NftablesPlane(Placement()).read(Family.IPV4)\n"
     )

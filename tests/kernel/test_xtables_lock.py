@@ -202,7 +202,8 @@ def test_without_the_lock_a_rival_would_lose_its_rule(
         "nat.carry_out(json.loads(sys.argv[1]))\n"
     )
     order = {"chain": "IP-MASQ", "create": False, "delete": False, "keep": 0, "remove": 1}
-    order |= {"insert": ["-d 192.0.2.1/32 -j RETURN"], "rewrite": None, "drop_jumps": []}
+    rule = ("destination", ["192.0.2.1/32"], False), ("jump", ["RETURN"], False)
+    order |= {"insert": [rule], "rewrite": None, "drop_jumps": []}
     order |= {"jumps": [], "jump_first": False}
     # As many rules after as before, or the kernel would notice (net/ipv4/netfilter/ip_tables.c
     # compares the number of counters alone).

@@ -13,13 +13,7 @@ PACKAGE = Path(ipmasq_agent.__file__).parent
 # Names that mean several things still. The list only shrinks: who renames one deletes its line.
 SHARED: frozenset[str] = frozenset(
     {
-        "Comparison",
-        "Hook",
         "Kind",
-        "Outcome",
-        "Plan",
-        "Route",
-        "SetChange",
         "Step",
         "Table",
         "Verdict",

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ipmasq_agent.netlink.core import attributes, text
@@ -108,20 +108,15 @@ def told(
     return Rule(" ".join(program.words), tuple(sorted(program.options)))
 
 
-def as_iptables(rule: Rule) -> str:
-    """Return a rule in the words of iptables, where it has them for all of it."""
-    words = []
-    for name, flag in _FLAGS.items():
-        for option in rule.meaning:
-            if option.name == name:
-                words.append(f"{'! ' if option.negated else ''}{flag} {' '.join(option.values)}")
-    known = all(option.name in _FLAGS for option in rule.meaning)
-    return " ".join(words) if known else rule.text
+def as_iptables(rule: Rule) -> Rule:
+    """Return a rule as iptables would write it, where it has words for all of it."""
+    if any(option.name not in _ORDER for option in rule.meaning):
+        return rule
+    return replace(rule, written=tuple(sorted(rule.meaning, key=lambda o: _ORDER.index(o.name))))
 
 
-_FLAGS = {"source": "-s", "destination": "-d", "in-interface": "-i", "out-interface": "-o"}
-_FLAGS |= {"protocol": "-p", "mark": "-m mark --mark", "dst-type": "-m addrtype --dst-type"}
-_FLAGS |= {"jump": "-j", "goto": "-g", "to-source": "--to-source"}
+_ORDER = ["source", "destination", "in-interface", "out-interface", "protocol", "mark"]
+_ORDER += ["dst-type", "jump", "goto", "to-source"]
 
 
 @dataclass(slots=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from dataclasses import replace
 
 from ipmasq_agent.errors import AgentError
 from ipmasq_agent.netlink.nf import INET, generation_if_any, list_chain
@@ -22,16 +21,15 @@ from ipmasq_agent.netlink.nft_objects import (
     table_infos,
 )
 from ipmasq_agent.planes.hook.expressions import Held, References, as_iptables, references, told
-from ipmasq_agent.planes.iptables.compile import POSTROUTING
 from ipmasq_agent.planes.iptables.legacy import read_chains
 from ipmasq_agent.planes.iptables.presence import legacy_table_exists
 from ipmasq_agent.planes.nftables import compile as nftables
 from ipmasq_agent.planes.nftables.read import unquiet
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.prefixset import AddressSet, element
-from ipmasq_agent.planes.rules.hook import BaseChain, Hook
+from ipmasq_agent.planes.rules.neighbours import BaseChain, PostroutingHook
 from ipmasq_agent.planes.rules.rule import Rule
-from ipmasq_agent.planes.rules.table import Chain, Table
+from ipmasq_agent.planes.rules.table import POSTROUTING, Chain, Table
 from ipmasq_agent.policy.addresses import Family, prefixes_of_range
 
 _TRIES = 10
@@ -48,7 +46,7 @@ _INTERVAL, _MAP = 4, 8  # NFT_SET_...
 _MOST_RULES, _MOST_ELEMENTS = 20_000, 65_536
 
 
-def read_hook(family: Family, place: str, placement: Placement) -> Hook:
+def read_hook(family: Family, place: str, placement: Placement) -> PostroutingHook:
     """Return what stands at the hook.
 
     Args:
@@ -90,7 +88,7 @@ class _Reader:
         self._own_table = nftables.table_name(placement)
         self._rules_left = _MOST_RULES
 
-    def hook(self, *, native: bool) -> Hook:
+    def hook(self, *, native: bool) -> PostroutingHook:
         """Return the hook; without nf_tables where the kernel has none."""
         nat: list[BaseChain] = []
         tracking: list[BaseChain] = []
@@ -118,7 +116,7 @@ class _Reader:
                 tracking.append(self._base(protocol, path, chain, None))
         nat += self._legacy("nat", POSTROUTING, _LEGACY_NAT)
         tracking += self._legacy("raw", "PREROUTING", _LEGACY_RAW)
-        return Hook(
+        return PostroutingHook(
             self._family,
             tuple(sorted(nat, key=lambda base: base.priority)),
             tuple(sorted(tracking, key=lambda base: base.priority)),
@@ -173,7 +171,7 @@ class _Reader:
                 sets[wanted] = held
         found = [told(rule, self._family, sets, _device) for rule in rules]
         if isinstance(protocol, Family) and table in _OF_IPTABLES:
-            found = [replace(rule, text=as_iptables(rule)) for rule in found]
+            found = list(map(as_iptables, found))
         return Chain(name, None, tuple(found)), asked
 
     def _set(self, protocol: Family | int, table: str, name: str) -> Held | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ipmasq_agent.planes.iptables.compile import target_rules
-from ipmasq_agent.planes.iptables.text import parse_rule
+from ipmasq_agent.planes.iptables.compile import target_options
+from ipmasq_agent.planes.iptables.text import rule_of
 from ipmasq_agent.planes.rules.matching import Ranges, destinations
 from ipmasq_agent.planes.rules.rule import Option, Rule, read_prefix
 from ipmasq_agent.planes.rules.table import Table
@@ -102,7 +102,7 @@ def _grouped(
     rules: list[Rule], action: Action, family: Family
 ) -> list[tuple[Ranges, int | None]] | None:
     """Return destinations and source address of each group; None where one is not whole."""
-    size = len(list(target_rules(action)))
+    size = len(list(target_options(action)))
     groups: list[tuple[Ranges, int | None]] = []
     if len(rules) % size:
         return None
@@ -110,7 +110,7 @@ def _grouped(
         group = rules[start : start + size]
         source = group[-1].option("to-source")
         address = source.values[0] if source and source.values else None
-        whole = [parse_rule(text, family).meaning for text in target_rules(action, address)]
+        whole = [rule_of(options, family).meaning for options in target_options(action, address)]
         if len({rule.option("destination") for rule in group}) != 1:
             return None
         ranges = destinations(group[0], Table(family, {}))

@@ -10,11 +10,10 @@ from dataclasses import replace
 
 from ipmasq_agent.planes.interpretation import Decider, Interpretation, telling
 from ipmasq_agent.planes.iptables.actions import GUARDING, action_of, guards_of
-from ipmasq_agent.planes.iptables.compile import POSTROUTING
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.matching import question
 from ipmasq_agent.planes.rules.rule import Rule, find_all
-from ipmasq_agent.planes.rules.table import Chain, Table
+from ipmasq_agent.planes.rules.table import POSTROUTING, Chain, Table
 from ipmasq_agent.planes.rules.walk import VERDICTS, Walk
 from ipmasq_agent.policy.decisions import DecisionMap, Entries, Stated, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy, Guards

@@ -21,13 +21,13 @@ from typing import IO
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.host.commands import run
 from ipmasq_agent.host.patience import Patience
-from ipmasq_agent.planes.iptables.compile import POSTROUTING, Plan
 from ipmasq_agent.planes.iptables.lock import XtablesLock
+from ipmasq_agent.planes.iptables.plan import ChainPlan
 from ipmasq_agent.planes.iptables.plane import IptablesPlane, program
 from ipmasq_agent.planes.iptables.presence import legacy_table_exists
 from ipmasq_agent.planes.iptables.save import Sieve, parse_saved
 from ipmasq_agent.planes.placement import Placement
-from ipmasq_agent.planes.rules.table import Table, empty_table
+from ipmasq_agent.planes.rules.table import POSTROUTING, Table, empty_table
 from ipmasq_agent.policy.addresses import Family
 
 # Seconds for a commit; 1,000 rules take below one.
@@ -94,7 +94,7 @@ class IptablesLegacyPlane(IptablesPlane):
             self.close()
             raise
 
-    def write_rules(self, family: Family, change: Plan) -> None:
+    def write_rules(self, family: Family, change: ChainPlan) -> None:
         """Let the family's worker make the edits and commit them, all in one.
 
         Raises:
@@ -160,7 +160,7 @@ class _Worker:
                 ) from cause
             opened.pop_all()  # they live as long as the worker
 
-    def carry_out(self, change: Plan) -> None:
+    def carry_out(self, change: ChainPlan) -> None:
         """Send ``change`` and wait until it was committed."""
         order = {
             "chain": change.chain,
@@ -168,10 +168,10 @@ class _Worker:
             "delete": change.delete,
             "keep": change.keep,
             "remove": len(change.remove),
-            "insert": [rule.text for rule in change.insert],
-            "rewrite": None if change.rewrite is None else [r.text for r in change.rewrite],
+            "insert": [rule.written for rule in change.insert],
+            "rewrite": None if change.rewrite is None else [r.written for r in change.rewrite],
             "drop_jumps": [jump.number for jump in change.jumps_removed],
-            "jumps": [rule.text for rule in change.jumps],
+            "jumps": [rule.written for rule in change.jumps],
             "jump_first": change.jump_first,
         }
         patience = Patience(_PATIENCE)

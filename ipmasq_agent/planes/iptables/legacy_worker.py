@@ -18,8 +18,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from ipmasq_agent.planes.iptables.text import options_in_order
-from ipmasq_agent.planes.rules.rule import Option
+from ipmasq_agent.planes.rules.rule import MATCH_OF
 
 try:
     import iptc
@@ -36,6 +35,9 @@ _libc = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 _POSTROUTING = "POSTROUTING"
 _NAME_SIZE = 16  # IFNAMSIZ
+_Options = list[tuple[str, list[str], bool]]
+"""A rule as JSON brings it: options in the order of writing (see ``Rule.written``)."""
+_RETURN: Any = ["jump", ["RETURN"], False]
 
 
 class NatTable:
@@ -79,18 +81,18 @@ class NatTable:
             self.table.delete_chain(chain)
         elif order["rewrite"] is not None:
             self.table.flush_entries(chain)
-            for text in order["rewrite"]:
-                self.table.append_entry(chain, self._entry(text))
+            for options in order["rewrite"]:
+                self.table.append_entry(chain, self._entry(options))
         else:
             for _ in range(order["remove"]):
                 self._delete(chain, order["keep"])
-            for offset, text in enumerate(order["insert"]):
-                self.table.insert_entry(chain, self._entry(text), order["keep"] + offset)
-        for number, text in enumerate(order["jumps"]):
+            for offset, options in enumerate(order["insert"]):
+                self.table.insert_entry(chain, self._entry(options), order["keep"] + offset)
+        for number, options in enumerate(order["jumps"]):
             if order["jump_first"]:
-                self.table.insert_entry(_POSTROUTING, self._entry(text), number)
+                self.table.insert_entry(_POSTROUTING, self._entry(options), number)
             else:
-                self.table.append_entry(_POSTROUTING, self._entry(text))
+                self.table.append_entry(_POSTROUTING, self._entry(options))
         self.table.commit()
 
     def _jumps(self, chain: str) -> Iterator[int]:
@@ -110,43 +112,43 @@ class NatTable:
         ):
             raise iptc.IPTCError(f"can't delete rule {position + 1} of {chain}")
 
-    def _entry(self, text: str) -> Any:
+    def _entry(self, options: _Options) -> Any:
         """Return a rule as the bytes that libiptc takes."""
-        words = text.split()
-        if len(words) == 4 and (words[0], words[2], words[3]) == ("-d", "-j", "RETURN"):
+        if [name for name, _, _ in options] == ["destination", "jump"] and options[1] == _RETURN:
             # Nearly all rules are of this kind: one rule object serves them all.
             if self._plain is None:
                 self._plain = self._rule_class()
                 self._plain.create_target("RETURN")
-            self._plain.dst = words[1]
+            (self._plain.dst,) = options[0][1]
             return self._plain.rule
-        rule = self._build(text)
+        rule = self._build(options)
         rule.final_check()
         return rule.rule
 
-    def _build(self, text: str) -> Any:
+    def _build(self, options: _Options) -> Any:
         rule = self._rule_class()
-        module: Any = None
-        for option in options_in_order(text):
-            value = ("!" if option.negated else "") + (option.values[0] if option.values else "")
-            if option.name == "destination":
+        module: Any = None  # the match or the target that options belong to
+        named = None
+        for name, values, negated in options:
+            value = ("!" if negated else "") + (values[0] if values else "")
+            match = MATCH_OF.get(name)
+            if match is not None and match != named:
+                module = rule.create_match(match)
+            named = match
+            if name == "destination":
                 rule.dst = value
-            elif option.name == "source":
+            elif name == "source":
                 rule.src = value
-            elif option.name == "protocol":
+            elif name == "protocol":
                 rule.protocol = value
-            elif option.name == "out-interface":
-                _set_out_interface(rule, option.values[0])
-            elif option.name == "match":
-                module = rule.create_match(option.values[0])
-            elif option.name == "jump":
-                module = rule.create_target(option.values[0])
-            elif module is not None and len(option.values) > 1:
-                module.set_parameter(option.name, list(option.values))  # a set and a direction
-            elif module is not None:
-                module.set_parameter(option.name, value or None)
-            else:
-                raise iptc.IPTCError(f"{_shown(option)} stands before any match: {text}")
+            elif name == "out-interface":
+                _set_out_interface(rule, values[0])
+            elif name == "jump":
+                module = rule.create_target(value)
+            elif module is None:
+                raise iptc.IPTCError(f"{name} {value} stands before any target")
+            else:  # a set comes with a direction
+                module.set_parameter(name, values if len(values) > 1 else value or None)
         return rule
 
 
@@ -162,10 +164,6 @@ def _set_out_interface(rule: Any, name: str) -> None:
         raise ValueError(f"{name!r} is too long to name a device")
     header.outiface = packed.ljust(_NAME_SIZE, b"\0")
     header.outiface_mask = (b"\xff" * (len(packed) + 1)).ljust(_NAME_SIZE, b"\0")
-
-
-def _shown(option: Option) -> str:
-    return " ".join((option.name, *option.values))
 
 
 def main() -> None:

@@ -20,13 +20,13 @@ from ipmasq_agent.host.commands import run
 from ipmasq_agent.netlink.nf import ListedRule, generation, list_chain
 from ipmasq_agent.netlink.nft_batch import delete_rules
 from ipmasq_agent.netlink.nft_objects import ChainInfo, chain_info, table_info
-from ipmasq_agent.planes.iptables.compile import POSTROUTING, Jump, Plan, restore_text
 from ipmasq_agent.planes.iptables.nft_native import is_shown_in_full, told_by_expressions
+from ipmasq_agent.planes.iptables.plan import ChainPlan, NumberedJump, restore_text
 from ipmasq_agent.planes.iptables.plane import IptablesPlane, program
 from ipmasq_agent.planes.iptables.save import parse_listed
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.rule import Rule
-from ipmasq_agent.planes.rules.table import Chain, Table
+from ipmasq_agent.planes.rules.table import POSTROUTING, Chain, Table
 from ipmasq_agent.policy.addresses import Family
 
 _TRIES = 20  # others may rewrite a chain as often as iptables lists it
@@ -164,7 +164,7 @@ class IptablesNftPlane(IptablesPlane):
             )
         return told_by_expressions(listed, family)
 
-    def write_rules(self, family: Family, change: Plan) -> None:
+    def write_rules(self, family: Family, change: ChainPlan) -> None:
         """Feed the change to iptables-nft-restore: one transaction, nothing flushed.
 
         It finds a jump by its text, and no text makes it find one that has an older revision
@@ -185,7 +185,7 @@ class IptablesNftPlane(IptablesPlane):
             if not change.delete:
                 delete_rules(family, _TABLE, POSTROUTING, gone)
 
-    def _handles_of(self, family: Family, jumps: Sequence[Jump]) -> list[int]:
+    def _handles_of(self, family: Family, jumps: Sequence[NumberedJump]) -> list[int]:
         """Return the handles of jumps to our chain, of the read that a change was planned on."""
         read = self._held[family].chains[POSTROUTING]
         ours = [

@@ -15,8 +15,8 @@ from functools import lru_cache
 
 from ipmasq_agent.netlink.core import attributes
 from ipmasq_agent.netlink.nf import Expression, Expressions, ListedRule
-from ipmasq_agent.planes.iptables.text import parse_rule, quote
-from ipmasq_agent.planes.rules.rule import Option, Rule
+from ipmasq_agent.planes.iptables.text import parse_rule
+from ipmasq_agent.planes.rules.rule import Option, Rule, quote
 from ipmasq_agent.policy.addresses import Family
 
 _META_DREG, _META_KEY = 1, 2

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.planes.rules.rule import Rule, find_all
-from ipmasq_agent.planes.rules.table import Table
+from ipmasq_agent.planes.rules.table import POSTROUTING, Table
 
 SIGNATURE = "ipmasq-agent: "
 """How each comment of ours begins."""
@@ -64,7 +64,7 @@ def refuse_others(actual: Table, chain: str) -> None:
     Raises:
         KernelReadError: it looks like somebody else's.
     """
-    jumps = find_all(actual.rules("POSTROUTING"), chain)
+    jumps = find_all(actual.rules(POSTROUTING), chain)
     rules = actual.rules(chain)
     if any((rule.comment or "").startswith(_SIGNATURES) for rule in (*jumps, *rules)):
         return

@@ -9,9 +9,11 @@ from functools import cache
 
 from ipmasq_agent.host.commands import run
 from ipmasq_agent.planes.interpretation import Interpretation
-from ipmasq_agent.planes.iptables import compile as dialect
-from ipmasq_agent.planes.iptables.compile import Desired, Plan
+from ipmasq_agent.planes.iptables import compile as compiling
+from ipmasq_agent.planes.iptables import plan as planning
+from ipmasq_agent.planes.iptables.compile import DesiredChain
 from ipmasq_agent.planes.iptables.interpret import interpret, only_ours
+from ipmasq_agent.planes.iptables.plan import ChainPlan
 from ipmasq_agent.planes.iptables.set_kernel import Sets
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.plane import Plane
@@ -33,7 +35,7 @@ def knows_random_fully(iptables: str) -> bool:
     return "--random-fully" in run([iptables, "-j", "MASQUERADE", "--help"]).stdout
 
 
-class IptablesPlane(Plane[Table, Desired, Plan]):
+class IptablesPlane(Plane[Table, DesiredChain, ChainPlan]):
     """A nat table of the kernel, spoken to in iptables; ``variant`` is legacy or nft.
 
     It comes in two forms: a rule for each prefix, or one rule that asks a set. Both are
@@ -57,28 +59,28 @@ class IptablesPlane(Plane[Table, Desired, Plan]):
         """Return what the installed iptables knows."""
         return Capabilities(random_fully=knows_random_fully(program(family, self.variant)))
 
-    def compile(self, policy: FamilyPolicy) -> Desired:
+    def compile(self, policy: FamilyPolicy) -> DesiredChain:
         """Return the chain, the jumps, and the set if there is to be one, for ``policy``."""
         name = self._sets.name(policy.family) if self._with_set else None
-        return dialect.compile_policy(policy, self.placement, set_name=name)
+        return compiling.compile_policy(policy, self.placement, set_name=name)
 
-    def absent(self, family: Family) -> Desired:
+    def absent(self, family: Family) -> DesiredChain:
         """Return a table without our chain."""
-        return dialect.absent(self.placement)
+        return compiling.absent(self.placement)
 
-    def plan(self, actual: Table, desired: Desired) -> Plan:
+    def plan(self, actual: Table, desired: DesiredChain) -> ChainPlan:
         """Return the edits from one to the other."""
-        return dialect.plan(actual, desired)
+        return planning.plan(actual, desired)
 
-    def after(self, actual: Table, desired: Desired) -> Table:
+    def after(self, actual: Table, desired: DesiredChain) -> Table:
         """Return the table once the edits were made."""
-        return dialect.after(actual, desired)
+        return planning.after(actual, desired)
 
     def describe(self, state: Table) -> list[str]:
         """Return the jumps to our chain and the rules in it as ``-A`` lines, then the set."""
-        return dialect.describe(state, self.placement.chain)
+        return planning.describe(state, self.placement.chain)
 
-    def advice(self, desired: Desired) -> str | None:
+    def advice(self, desired: DesiredChain) -> str | None:
         """Warn where each packet has very many rules to pass."""
         if len(desired.rules) <= MANY_RULES:
             return None
@@ -100,7 +102,7 @@ class IptablesPlane(Plane[Table, Desired, Plan]):
         """
 
     @abc.abstractmethod
-    def write_rules(self, family: Family, change: Plan) -> None:
+    def write_rules(self, family: Family, change: ChainPlan) -> None:
         """Carry out the part of ``change`` that is about the table, in one transaction."""
 
     def read(self, family: Family) -> Table:
@@ -128,7 +130,7 @@ class IptablesPlane(Plane[Table, Desired, Plan]):
             self._without_sets.add(family)
         return replace(table, sets=sets)
 
-    def apply(self, family: Family, change: Plan) -> None:
+    def apply(self, family: Family, change: ChainPlan) -> None:
         """Fill sets, write the rules in one transaction, drop the sets they no longer ask."""
         self._sets.prepare(family, change.sets)
         if change.changes_rules:

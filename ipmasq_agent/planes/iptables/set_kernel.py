@@ -16,7 +16,7 @@ from ipmasq_agent.planes.iptables.set_text import (
     parse_header,
     parse_saved,
 )
-from ipmasq_agent.planes.iptables.sets import NEW, SetChange, set_names
+from ipmasq_agent.planes.iptables.sets import NEW, IpsetChange, set_names
 from ipmasq_agent.planes.prefixset import AddressSet, element
 from ipmasq_agent.policy.addresses import Family
 
@@ -102,7 +102,7 @@ class Sets:
             raise foreign(name, header.kind, family)
         return header
 
-    def prepare(self, family: Family, change: SetChange) -> None:
+    def prepare(self, family: Family, change: IpsetChange) -> None:
         """Make our set what it is to be, before rules refer to it.
 
         Raises:
@@ -133,7 +133,7 @@ class Sets:
             self._destroy(filled.name)
         self._known[family] = target
 
-    def finish(self, family: Family, change: SetChange) -> None:
+    def finish(self, family: Family, change: IpsetChange) -> None:
         """Destroy what no rule refers to any more."""
         for gone in change.drop:
             self._destroy(gone.name)

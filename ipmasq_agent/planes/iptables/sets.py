@@ -24,7 +24,7 @@ _LONGEST_STEM = 25
 
 
 @dataclass(frozen=True, slots=True)
-class SetChange:
+class IpsetChange:
     """What becomes of our sets, in this order; the rules are written before the last.
 
     Attributes:
@@ -71,7 +71,7 @@ class SetChange:
         return lines
 
 
-NO_SET_CHANGE = SetChange()
+NO_SET_CHANGE = IpsetChange()
 
 
 def _element_lines(verb: str, of: AddressSet, codes: Iterable[int]) -> list[str]:
@@ -90,16 +90,16 @@ def set_names(stem: str, family: Family) -> tuple[str, str]:
     return name, name + NEW
 
 
-def change_set(actual: Mapping[str, AddressSet], desired: AddressSet | None) -> SetChange:
+def change_set(actual: Mapping[str, AddressSet], desired: AddressSet | None) -> IpsetChange:
     """Return what leads from the sets of ours that there are to the one that should be."""
     if desired is None:
-        return SetChange(drop=tuple(actual.values()))
+        return IpsetChange(drop=tuple(actual.values()))
     leftover = tuple(name for name in actual if name != desired.name)
     held = actual.get(desired.name)
     if held is not None and held.elements == desired.elements:
-        return SetChange(leftover=leftover)
+        return IpsetChange(leftover=leftover)
     steps = in_place(held, desired) if held is not None else None
-    return SetChange(
+    return IpsetChange(
         desired,
         None if steps is None else tuple(steps),
         None if held is None else held.elements,

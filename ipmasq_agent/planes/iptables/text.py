@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 
-from ipmasq_agent.planes.rules.rule import Option, Rule, read_prefix
+from ipmasq_agent.planes.rules.rule import Option, Rule, quote, read_prefix
 from ipmasq_agent.policy.addresses import Family
 
 _LONG = {
@@ -84,12 +84,12 @@ def parse_rule(text: str, family: Family, *, readable: bool = True) -> Rule:
     return Rule(text, tuple(sorted(options)), comment, readable)
 
 
-def options_in_order(text: str) -> Iterator[Option]:
-    """Yield the options of a rule as they are written.
-
-    An option of a match or of a target follows the ``-m`` or ``-j`` that it belongs to.
-    """
-    return _options(_words(text))
+def rule_of(options: tuple[Option, ...], family: Family) -> Rule:
+    """Return the rule that options make, in the order in which they are to be written."""
+    comment = next((values[0] for name, values, _ in options if name == "comment"), None)
+    canonical = (_canonical(option, family) for option in options if option.name != "comment")
+    meaning = tuple(sorted(option for option in canonical if option is not None))
+    return Rule(options, meaning, comment)
 
 
 def unlisted(text: str) -> str:
@@ -131,13 +131,6 @@ def _listed_words(text: str) -> list[str] | None:
         )
         position = found.end()
     return words
-
-
-def quote(text: str) -> str:
-    """Return ``text`` as one word of the restore format, which is never taken for an option."""
-    if re.fullmatch(r"[\w.:/,=+][\w.:/!,=+-]*", text, re.ASCII):
-        return text
-    return '"' + re.sub(r'(["\\\'])', r"\\\1", text) + '"'
 
 
 def _words(text: str) -> list[tuple[str, bool]]:

@@ -7,8 +7,10 @@ comparing text would see differences where there are none, and rewrite for ever.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
@@ -27,16 +29,21 @@ class Rule:
     """One rule of a chain.
 
     Attributes:
-        text: what follows ``-A CHAIN``, as written or as the kernel's reader printed it.
+        written: how its reader printed it, or its options in the order of writing.
         meaning: its options in canonical form and order, without the comment: equality.
         comment: free text for people, or None.
         readable: False where the reader is known to have left parts of the rule out.
     """
 
-    text: str = field(compare=False)
+    written: str | tuple[Option, ...] = field(compare=False)
     meaning: tuple[Option, ...]
     comment: str | None = field(default=None, compare=False)
     readable: bool = True
+
+    @property
+    def text(self) -> str:
+        """What follows ``-A CHAIN``: of a rule that was read, as its reader printed it."""
+        return self.written if isinstance(self.written, str) else in_words(self.written)
 
     def option(self, name: str) -> Option | None:
         """Return the option of that name, or None."""
@@ -49,6 +56,38 @@ class Rule:
         return option.values[0] if option and option.values else None
 
 
+_FLAGS = {"source": "-s", "destination": "-d", "in-interface": "-i", "out-interface": "-o"}
+_FLAGS |= {"protocol": "-p", "jump": "-j", "goto": "-g"}
+MATCH_OF = {"mark": "mark", "comment": "comment", "dst-type": "addrtype", "match-set": "set"}
+MATCH_OF |= {"mode": "statistic", "probability": "statistic"}
+"""Options of matches → the match that is to be named before them."""
+_PLAIN_WORD = re.compile(r"[\w.:/,=+[][\w.:/!,=+[\]-]*", re.ASCII)
+
+
+def in_words(options: Iterable[Option]) -> str:
+    """Return options, in the order in which they come, as iptables takes them."""
+    words: list[str] = []
+    named = None
+    for name, values, negated in options:
+        match = MATCH_OF.get(name)
+        if match is not None and match != named:
+            words += ("-m", match)
+        named = match
+        if negated:
+            words.append("!")
+        words.append(_FLAGS.get(name) or f"--{name}")
+        words += map(quote, values)
+    return " ".join(words)
+
+
+def quote(text: str) -> str:
+    """Return ``text`` as one word of the restore format, which is never taken for an option."""
+    if _PLAIN_WORD.fullmatch(text):
+        return text
+    return '"' + re.sub(r'(["\\\'])', r"\\\1", text) + '"'
+
+
+@lru_cache(maxsize=1024)  # of one rule it is asked more than once
 def read_prefix(text: str, family: Family) -> Prefix | None:
     """Return an address with any mask that iptables takes as a prefix; None if it is not one.
 

@@ -9,6 +9,9 @@ from ipmasq_agent.planes.prefixset import AddressSet
 from ipmasq_agent.planes.rules.rule import Rule
 from ipmasq_agent.policy.addresses import Family
 
+POSTROUTING = "POSTROUTING"
+"""The built-in chain of the nat table that packets meet as they leave."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chain:
@@ -37,4 +40,4 @@ class Table:
 
 def empty_table(family: Family) -> Table:
     """Return the nat table of a kernel in which nobody has made one yet."""
-    return Table(family, {"POSTROUTING": Chain("POSTROUTING", "ACCEPT", ())})
+    return Table(family, {POSTROUTING: Chain(POSTROUTING, "ACCEPT", ())})

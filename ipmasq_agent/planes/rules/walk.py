@@ -34,7 +34,7 @@ _DEEPEST = 64
 V = TypeVar("V")
 
 
-class Outcome(enum.Enum):
+class ChainOutcome(enum.Enum):
     """What a chain does with a packet; RETURN where no rule of it decides."""
 
     MASQUERADE = enum.auto()
@@ -44,14 +44,14 @@ class Outcome(enum.Enum):
 
 
 VERDICTS = {
-    Outcome.MASQUERADE: Verdict.MASQUERADE,
-    Outcome.KEEP: Verdict.NON_MASQUERADE,
-    Outcome.UNKNOWN: Verdict.UNKNOWN,
+    ChainOutcome.MASQUERADE: Verdict.MASQUERADE,
+    ChainOutcome.KEEP: Verdict.NON_MASQUERADE,
+    ChainOutcome.UNKNOWN: Verdict.UNKNOWN,
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ChainRole:
     """What chains of a kind are asked.
 
     Attributes:
@@ -59,16 +59,19 @@ class Kind:
         passing: targets after which a packet goes on in the chain; None for all others.
     """
 
-    outcomes: Mapping[str, Outcome]
+    outcomes: Mapping[str, ChainOutcome]
     passing: Container[str] | None
 
 
-_ENDINGS = {"ACCEPT": Outcome.KEEP, "RETURN": Outcome.RETURN}
+_ENDINGS = {"ACCEPT": ChainOutcome.KEEP, "RETURN": ChainOutcome.RETURN}
 TRANSLATING = ("MASQUERADE", "SNAT", "NETMAP")
-NAT = Kind(_ENDINGS | dict.fromkeys(TRANSLATING, Outcome.MASQUERADE), _PASSING)
+NAT = ChainRole(_ENDINGS | dict.fromkeys(TRANSLATING, ChainOutcome.MASQUERADE), _PASSING)
 """Is its source translated?"""
-TRACKING = Kind(
-    _ENDINGS | {"DROP": Outcome.KEEP, "REJECT": Outcome.KEEP, "NOTRACK": Outcome.MASQUERADE}, None
+TRACKING = ChainRole(
+    _ENDINGS
+    | dict.fromkeys(("DROP", "REJECT"), ChainOutcome.KEEP)
+    | {"NOTRACK": ChainOutcome.MASQUERADE},
+    None,
 )
 """Is it left untracked? MASQUERADE stands for yes: to drop it is not what is asked."""
 
@@ -76,7 +79,7 @@ TRACKING = Kind(
 class ChainReading(NamedTuple):
     """What a chain does: to each destination for certain, and to some packets; marks set."""
 
-    ranges: list[Entry[Outcome]]
+    ranges: list[Entry[ChainOutcome]]
     partial: list[Partial]
     marked: bool
 
@@ -108,7 +111,7 @@ class Walk:
         own: str = "",
         guarded: Container[Rule] = (),
         guards: Container[str] = (),
-        kind: Kind = NAT,
+        kind: ChainRole = NAT,
         suffix: str = "",
     ) -> None:
         """Prepare to walk.
@@ -127,7 +130,7 @@ class Walk:
         self.base = base
         self.own = own
         self.marked = False
-        self.returned: list[Entry[Outcome]] = []
+        self.returned: list[Entry[ChainOutcome]] = []
         self.sources: dict[Decider, str] = {}
         self._asked = asked
         self._guarded, self._guards = guarded, guards
@@ -145,16 +148,16 @@ class Walk:
 
     def _read_chain(self, name: str, callers: tuple[str, ...]) -> ChainReading:
         family = self.table.family
-        entries: list[Entry[Outcome]] = []
+        entries: list[Entry[ChainOutcome]] = []
         positions: list[int] = []  # of the rule that each of the entries comes from
-        doubted: list[Entry[Outcome]] = []  # with those that may leave the chain early
+        doubted: list[Entry[ChainOutcome]] = []  # with those that may leave the chain early
         partial: list[tuple[int, Partial]] = []
         returning: list[tuple[int, Partial]] = []
         for position, rule in enumerate(self.table.rules(name), start=1):
             for item in self._rule(name, position, rule, callers):
                 if isinstance(item, Entry):
                     doubted.append(item)
-                    if item.verdict is Outcome.UNKNOWN and rule.target == "RETURN":
+                    if item.verdict is ChainOutcome.UNKNOWN and rule.target == "RETURN":
                         continue
                     entries.append(item)
                     positions.append(position)
@@ -166,11 +169,11 @@ class Walk:
             if last and last.first == 0 and last.last == family.last_address:
                 break  # no packet gets past it
         end = Stated(f"end of {name}")
-        ranges = first_match(family, entries, Outcome.RETURN, end)
+        ranges = first_match(family, entries, ChainOutcome.RETURN, end)
         if len(doubted) > len(entries):
             # Where the rest of the chain decides nothing, to return or not is the same.
-            same = [entry for entry in ranges if entry.verdict is Outcome.RETURN]
-            ranges = first_match(family, [*same, *doubted], Outcome.RETURN, end)
+            same = [entry for entry in ranges if entry.verdict is ChainOutcome.RETURN]
+            ranges = first_match(family, [*same, *doubted], ChainOutcome.RETURN, end)
         reached: list[Partial] = []
         if partial or returning:
             deciders = [
@@ -184,19 +187,19 @@ class Walk:
                 item.within(entry.first, entry.last)
                 for item in _reached(returning, reach)
                 for entry in overlapping(ranges, item.first, item.last)
-                if entry.verdict is not Outcome.RETURN
+                if entry.verdict is not ChainOutcome.RETURN
             )
         return ChainReading(ranges, reached, self.marked)
 
     def _rule(
         self, chain: str, position: int, rule: Rule, callers: tuple[str, ...]
-    ) -> Iterator[Entry[Outcome] | Partial]:
+    ) -> Iterator[Entry[ChainOutcome] | Partial]:
         """Yield what a rule decides for certain, and what it decides for some packets."""
         everything = ((0, self.table.family.last_address),)
         prefix = destination_of(rule, self.table.family)
         decider = Decider(chain + self._suffix, position, rule.text, prefix)
         if not rule.readable:
-            yield Entry(*everything[0], Outcome.UNKNOWN, decider)
+            yield Entry(*everything[0], ChainOutcome.UNKNOWN, decider)
             return
         guarded = chain == self.base and rule in self._guarded
         matches = matches_of(
@@ -220,17 +223,17 @@ class Walk:
             called = self.chain(target, callers)
             if matches is Match.ALWAYS and target == self.own:
                 self.returned += clipped(
-                    [e for e in called.ranges if e.verdict is Outcome.RETURN], ranges
+                    [e for e in called.ranges if e.verdict is ChainOutcome.RETURN], ranges
                 )
             for first, last in ranges:
                 for item in called.partial:
                     if item.first <= last and first <= item.last:
                         yield item.within(first, last)
             leaves = rule.option("goto") is not None
-            decided = [e for e in called.ranges if leaves or e.verdict is not Outcome.RETURN]
+            decided = [e for e in called.ranges if leaves or e.verdict is not ChainOutcome.RETURN]
             outcomes = clipped(decided, ranges)
         else:
-            outcome = self._kind.outcomes.get(target, Outcome.UNKNOWN)
+            outcome = self._kind.outcomes.get(target, ChainOutcome.UNKNOWN)
             if target in TRANSLATING[1:]:
                 source = rule.option("to-source")
                 self.sources[decider] = source.values[0] if source and source.values else "several"
@@ -239,10 +242,10 @@ class Walk:
             if matches is Match.ALWAYS:
                 yield entry
             elif matches is Match.UNREADABLE:
-                yield Entry(entry.first, entry.last, Outcome.UNKNOWN, decider)
+                yield Entry(entry.first, entry.last, ChainOutcome.UNKNOWN, decider)
             else:
                 verdict = VERDICTS.get(entry.verdict, Verdict.UNKNOWN)
-                if entry.verdict is Outcome.RETURN and chain in (self.own, self.base):
+                if entry.verdict is ChainOutcome.RETURN and chain in (self.own, self.base):
                     verdict = Verdict.NON_MASQUERADE
                 exception = RuleException(decider, verdict)
                 yield Partial(exception, entry.first, entry.last)
@@ -265,8 +268,8 @@ _OPEN = ("vmap ", "verdict ")
 
 
 def clipped(
-    entries: Sequence[Entry[Outcome]], ranges: Sequence[tuple[int, int]]
-) -> Iterator[Entry[Outcome]]:
+    entries: Sequence[Entry[ChainOutcome]], ranges: Sequence[tuple[int, int]]
+) -> Iterator[Entry[ChainOutcome]]:
     """Yield the parts of the entries that lie within the ranges; both ascend."""
     if len(ranges) == 1 and entries:
         first, last = ranges[0]

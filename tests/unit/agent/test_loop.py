@@ -13,7 +13,7 @@ from ipmasq_agent import logs
 from ipmasq_agent.agent.events import Signal
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.errors import SourceUnavailable
-from ipmasq_agent.planes.iptables.compile import Desired
+from ipmasq_agent.planes.iptables.compile import DesiredChain
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
 from ipmasq_agent.sources import Document, Part, SourceFailed
@@ -122,7 +122,7 @@ def test_it_is_not_ready_between_a_new_document_and_its_pass(
     seen = []
     compile_ = bench.backend.compile
 
-    def compile_and_look(policy: FamilyPolicy) -> Desired:
+    def compile_and_look(policy: FamilyPolicy) -> DesiredChain:
         seen.append(bench.agent.status.ready)
         return compile_(policy)
 

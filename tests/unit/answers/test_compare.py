@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipmasq_agent.answers.compare import Comparison, Side, compare
+from ipmasq_agent.answers.compare import PolicyComparison, Side, compare
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Origin, Stated, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import Action, FamilyPolicy, FixedSource, Guards, PortRange
@@ -41,11 +41,11 @@ def side(label: str, *policies: FamilyPolicy, **more: Any) -> Side:
     return Side(label, {policy.family: policy for policy in policies}, **more)
 
 
-def compared(left: FamilyPolicy, right: FamilyPolicy) -> Comparison:
+def compared(left: FamilyPolicy, right: FamilyPolicy) -> PolicyComparison:
     return compare(side("left", left), side("right", right))
 
 
-def cidrs(comparison: Comparison) -> list[tuple[str, str, str]]:
+def cidrs(comparison: PolicyComparison) -> list[tuple[str, str, str]]:
     differences = comparison.as_data()["differences"]
     return [(each["cidr"], each["left"], each["right"]) for each in differences]
 

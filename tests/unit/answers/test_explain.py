@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ipmasq_agent.answers.explain import Explanation, Route, explain
+from ipmasq_agent.answers.explain import EgressPath, Explanation, explain
 from ipmasq_agent.planes.interpretation import Interpretation
-from ipmasq_agent.planes.rules.hook import Hook, neighbours
 from ipmasq_agent.planes.rules.matching import ANY
+from ipmasq_agent.planes.rules.neighbours import PostroutingHook, neighbours
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import Action, FamilyPolicy, FixedSource, Guards
@@ -16,19 +16,19 @@ V4 = Family.IPV4
 KEEP, MASQ = Verdict.NON_MASQUERADE, Verdict.MASQUERADE
 TEN = entry_of_prefix(Prefix(V4, 10 << 24, 8), KEEP, Origin("10.0.0.0/8", "cm", 2, 3))
 PODS = (Prefix(V4, 0xAC140000, 24),)
-OUT = Route("eth0", "192.0.2.1")
+OUT = EgressPath("eth0", "192.0.2.1")
 
 
 def asked(
     destination: str = "8.8.8.8",
     source: str | None = None,
     guards: Guards | None = None,
-    route: Route = OUT,
+    route: EgressPath = OUT,
     fixed: tuple[FixedSource, ...] = (),
 ) -> Explanation:
     policy = FamilyPolicy(DecisionMap(V4, [TEN]), guards or Guards(), Action(fixed=fixed))
     address = parse_address(destination)[1]
-    alone = neighbours(Hook(V4, programs=True), ANY)
+    alone = neighbours(PostroutingHook(V4, programs=True), ANY)
     return explain(V4, address, source, Interpretation(policy), alone, policy, route)
 
 
@@ -54,11 +54,11 @@ def test_the_entry_of_the_document_is_the_reason() -> None:
             OUT,
             "only what comes from 172.20.0.0/24 is masqueraded",
         ),
-        (Guards(), None, Route("lo", "8.8.8.8", True), "is an address of this node"),
+        (Guards(), None, EgressPath("lo", "8.8.8.8", True), "is an address of this node"),
     ],
 )
 def test_guards_that_leave_a_packet_alone_are_the_reason(
-    guards: Guards, source: str | None, route: Route, reason: str
+    guards: Guards, source: str | None, route: EgressPath, reason: str
 ) -> None:
     answer = asked(source=source, guards=guards, route=route)
     assert answer.verdict is KEEP

@@ -10,17 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.planes.iptables.compile import (
-    EDITED_IN_PLACE,
-    Desired,
-    Plan,
-    absent,
-    after,
-    compile_policy,
-    plan,
-    restore_text,
-)
+from ipmasq_agent.planes.iptables.compile import DesiredChain, absent, compile_policy
 from ipmasq_agent.planes.iptables.interpret import interpret
+from ipmasq_agent.planes.iptables.plan import EDITED_IN_PLACE, ChainPlan, after, plan, restore_text
 from ipmasq_agent.planes.iptables.save import parse_saved
 from ipmasq_agent.planes.iptables.text import parse_rule
 from ipmasq_agent.planes.placement import Placement
@@ -66,6 +58,16 @@ def test_a_great_many_policies_survive_the_round_trip(
     assert interpret(after(empty_table(policy.family), desired), placement).policy == policy
 
 
+@given(ANY_POLICY, st.sampled_from([None, "IP-MASQ-4"]))
+def test_what_is_written_reads_back_as_the_rules_that_were_meant(
+    policy: FamilyPolicy, set_name: str | None
+) -> None:
+    desired = compile_policy(policy, Placement(), set_name=set_name)
+    for rule in (*desired.jumps, *desired.rules):
+        read = parse_rule(rule.text, policy.family)
+        assert (read, read.comment) == (rule, rule.comment)
+
+
 def test_what_is_unknown_cannot_be_compiled() -> None:
     unknown = DecisionMap(V4, [Entry(0, 1, Verdict.UNKNOWN, Stated("rule 3"))])
     with pytest.raises(ValueError, match="rule 3"):
@@ -106,7 +108,7 @@ CHANGES = st.tuples(FAMILIES, PLACEMENTS).flatmap(
 
 
 @given(CHANGES)
-def test_after_a_plan_nothing_is_left_to_plan(case: tuple[Table, Desired]) -> None:
+def test_after_a_plan_nothing_is_left_to_plan(case: tuple[Table, DesiredChain]) -> None:
     actual, desired = case
     then = after(actual, desired)
     assert not plan(then, desired)
@@ -114,7 +116,7 @@ def test_after_a_plan_nothing_is_left_to_plan(case: tuple[Table, Desired]) -> No
 
 
 @given(CHANGES)
-def test_the_edits_of_a_plan_lead_to_what_was_foretold(case: tuple[Table, Desired]) -> None:
+def test_the_edits_of_a_plan_lead_to_what_was_foretold(case: tuple[Table, DesiredChain]) -> None:
     actual, desired = case
     change = plan(actual, desired)
     then = after(actual, desired)
@@ -129,7 +131,7 @@ def test_the_edits_of_a_plan_lead_to_what_was_foretold(case: tuple[Table, Desire
 
 
 @given(CHANGES)
-def test_rules_of_others_keep_their_order_and_their_text(case: tuple[Table, Desired]) -> None:
+def test_rules_of_others_keep_their_order_and_their_text(case: tuple[Table, DesiredChain]) -> None:
     actual, desired = case
     then = after(actual, desired)
 
@@ -178,9 +180,9 @@ def _chain(*texts: str) -> Table:
     return parse_saved(text, V4, writer="test")
 
 
-def _desired(*texts: str) -> Desired:
+def _desired(*texts: str) -> DesiredChain:
     jump = parse_rule("-m addrtype ! --dst-type LOCAL -j IP-MASQ", V4)
-    return Desired(Placement(), (jump,), tuple(parse_rule(text, V4) for text in texts))
+    return DesiredChain(Placement(), (jump,), tuple(parse_rule(text, V4) for text in texts))
 
 
 def test_a_rule_in_the_middle_is_edited_in_place() -> None:
@@ -215,7 +217,7 @@ def test_a_rule_of_ours_that_cannot_be_read_stops_the_plan(chain: str) -> None:
 
 
 def test_an_empty_plan_is_false() -> None:
-    assert not Plan("IP-MASQ")
+    assert not ChainPlan("IP-MASQ")
     assert not plan(empty_table(V4), absent(Placement()))
 
 

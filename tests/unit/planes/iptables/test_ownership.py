@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from ipmasq_agent.cli.options import settings_of
 from ipmasq_agent.errors import KernelReadError, UsageError
-from ipmasq_agent.planes.iptables.compile import POSTROUTING, absent, after, compile_policy, plan
+from ipmasq_agent.planes.iptables.compile import absent, compile_policy
+from ipmasq_agent.planes.iptables.plan import after, plan
 from ipmasq_agent.planes.iptables.text import parse_rule
 from ipmasq_agent.planes.placement import Placement
-from ipmasq_agent.planes.rules.table import Chain, Table, empty_table
+from ipmasq_agent.planes.rules.table import POSTROUTING, Chain, Table, empty_table
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import DecisionMap
 from ipmasq_agent.policy.model import FamilyPolicy

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipmasq_agent.planes.iptables.text import parse_rule, quote
-from ipmasq_agent.planes.rules.rule import find_all, read_prefix
+from ipmasq_agent.planes.iptables.text import parse_rule
+from ipmasq_agent.planes.rules.rule import find_all, quote, read_prefix
 from ipmasq_agent.policy.addresses import Family, Prefix
 from tests.unit.strategies import FAMILIES, prefixes
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from ipmasq_agent.answers.overrides import shadow
 from ipmasq_agent.planes.interpretation import Interpretation
 from ipmasq_agent.planes.iptables.text import parse_rule
-from ipmasq_agent.planes.rules.hook import BaseChain, Hook, joined, neighbours
 from ipmasq_agent.planes.rules.matching import ANY, question
+from ipmasq_agent.planes.rules.neighbours import BaseChain, PostroutingHook, joined, neighbours
 from ipmasq_agent.planes.rules.table import Chain, Table
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.decisions import DecisionMap, Stated, Verdict, entry_of_prefix
@@ -33,23 +33,23 @@ def base(*rules: str, own: str | None = None, place: str = "", priority: int = 1
 OURS = base("-j IP-MASQ", own="IP-MASQ")
 
 
-def in_force(hook: Hook, source: str | None = None) -> tuple[Verdict, Verdict]:
+def in_force(hook: PostroutingHook, source: str | None = None) -> tuple[Verdict, Verdict]:
     asked = question(parse_address(source)[1]) if source else ANY
     found = joined(Interpretation(POLICY), neighbours(hook, asked)).policy.decisions
     return found.decide(KEPT).verdict, found.decide(TAKEN).verdict
 
 
-def beside(*rules: str, priority: int = 110) -> Hook:
+def beside(*rules: str, priority: int = 110) -> PostroutingHook:
     other = base(*rules, place=" of table ip x", priority=priority)
     chains = sorted((OURS, other), key=lambda chain: chain.priority)
-    return Hook(V4, tuple(chains))
+    return PostroutingHook(V4, tuple(chains))
 
 
 def test_ours_alone_decides() -> None:
-    assert in_force(Hook(V4, (OURS,))) == (KEEP, MASQ)
-    assert in_force(Hook(V4, programs=True)) == (KEEP, MASQ)
-    assert in_force(Hook(V4)) == (KEEP, MASQ)  # rules that are not there yet
-    assert shadow(POLICY, Hook(V4, (OURS,)), ()).overridden == ()
+    assert in_force(PostroutingHook(V4, (OURS,))) == (KEEP, MASQ)
+    assert in_force(PostroutingHook(V4, programs=True)) == (KEEP, MASQ)
+    assert in_force(PostroutingHook(V4)) == (KEEP, MASQ)  # rules that are not there yet
+    assert shadow(POLICY, PostroutingHook(V4, (OURS,)), ()).overridden == ()
 
 
 @pytest.mark.parametrize("priority", [90, 100, 110])
@@ -67,19 +67,19 @@ def test_another_chain_that_translates_does_so_wherever_it_stands(priority: int)
 def test_in_our_own_chain_it_matters_what_comes_before_the_jump() -> None:
     before = base("-d 9.0.0.0/8 -j ACCEPT", "-j IP-MASQ", own="IP-MASQ")
     after = base("-j IP-MASQ", "-d 9.0.0.0/8 -j ACCEPT", own="IP-MASQ")
-    assert in_force(Hook(V4, (before,))) == (KEEP, KEEP)
-    assert in_force(Hook(V4, (after,))) == (KEEP, MASQ)
-    (override,) = shadow(POLICY, Hook(V4, (before,)), ()).overridden
+    assert in_force(PostroutingHook(V4, (before,))) == (KEEP, KEEP)
+    assert in_force(PostroutingHook(V4, (after,))) == (KEEP, MASQ)
+    (override,) = shadow(POLICY, PostroutingHook(V4, (before,)), ()).overridden
     assert (override.wanted, override.verdict, override.cidrs(9)) == (MASQ, KEEP, ["9.0.0.0/8"])
 
 
 def test_what_is_not_tracked_meets_no_chain_but_our_programs() -> None:
     raw = base("-s 172.20.0.0/16 -j CT --notrack", place=" of table ip raw", priority=-300)
     for programs, seen in ((False, (KEEP, KEEP)), (True, (KEEP, MASQ))):
-        hook = Hook(V4, () if programs else (OURS,), (raw,), programs)
+        hook = PostroutingHook(V4, () if programs else (OURS,), (raw,), programs)
         assert in_force(hook, "172.20.0.9") == seen
         assert in_force(hook, "172.21.0.9") == (KEEP, MASQ)
-    found = joined(Interpretation(POLICY), neighbours(Hook(V4, (OURS,), (raw,)), ANY))
+    found = joined(Interpretation(POLICY), neighbours(PostroutingHook(V4, (OURS,), (raw,)), ANY))
     assert [e.verdict for e in found.exceptions] == [KEEP]
 
 
@@ -100,7 +100,7 @@ def test_a_rule_for_an_egress_device_overrides_there_and_one_for_another_does_no
 
 
 def test_asleep_is_nothing_in_force() -> None:
-    hook = Hook(V4, asleep="the table is dormant")
+    hook = PostroutingHook(V4, asleep="the table is dormant")
     found = joined(Interpretation(POLICY), neighbours(hook, ANY)).policy.decisions
     assert found.decide(TAKEN).verdict is KEEP
     assert shadow(POLICY, hook, ()).overridden[0].verdict is KEEP
@@ -138,7 +138,9 @@ def test_a_packet_that_walks_all_chains_agrees(early: list[str], late: list[str]
         OURS,
         base(*late, place=" of table ip b", priority=200),
     )
-    found = joined(Interpretation(POLICY), neighbours(Hook(V4, chains), ANY)).policy.decisions
+    found = joined(
+        Interpretation(POLICY), neighbours(PostroutingHook(V4, chains), ANY)
+    ).policy.decisions
     for destination in (KEPT, TAKEN, KEPT | 1 << 16, 8 << 24):
         translated = walk(early, destination) or walk(late, destination)
         translated |= POLICY.decisions.decide(destination).verdict is MASQ

@@ -19,7 +19,7 @@ from ipmasq_agent.planes.interpretation import Decider, Interpretation, Partial,
 from ipmasq_agent.planes.rules.matching import Question
 from ipmasq_agent.planes.rules.rule import Option, Rule
 from ipmasq_agent.planes.rules.table import Chain, Table
-from ipmasq_agent.planes.rules.walk import TRACKING, VERDICTS, Outcome, Walk
+from ipmasq_agent.planes.rules.walk import TRACKING, VERDICTS, ChainOutcome, Walk
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Reason, Stated, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy
@@ -54,7 +54,7 @@ class BaseChain:
 
 
 @dataclass(frozen=True, slots=True)
-class Hook:
+class PostroutingHook:
     """What stands at the hook of one family, apart from what our chain holds.
 
     Attributes:
@@ -71,7 +71,7 @@ class Hook:
     programs: bool = False
     asleep: str | None = None
 
-    def around_ours(self) -> Hook:
+    def around_ours(self) -> PostroutingHook:
         """Return it without the chains that have nothing of ours."""
         return replace(self, nat=tuple(base for base in self.nat if base.own), tracking=())
 
@@ -114,7 +114,7 @@ class Neighbours:
         return None if verdict is Verdict.UNKNOWN or found.verdict is _KEEP else found
 
 
-def neighbours(hook: Hook, asked: Question) -> Neighbours:
+def neighbours(hook: PostroutingHook, asked: Question) -> Neighbours:
     """Return what others at the hook decide about the packets asked about."""
     instead, found = _decided(hook, asked, stand_in=True)
     beside, without = _decided(hook, asked, stand_in=False)
@@ -139,7 +139,9 @@ class _Found:
     ours: list[Reason] = field(default_factory=list)
 
 
-def _decided(hook: Hook, asked: Question, *, stand_in: bool) -> tuple[DecisionMap, _Found]:
+def _decided(
+    hook: PostroutingHook, asked: Question, *, stand_in: bool
+) -> tuple[DecisionMap, _Found]:
     """Return the decisions of all chains, with ours masquerading everything or nothing."""
     family, found = hook.family, _Found()
     untracked = [entry for base in hook.tracking for entry in _untracked(base, asked, found)]
@@ -151,7 +153,7 @@ def _decided(hook: Hook, asked: Question, *, stand_in: bool) -> tuple[DecisionMa
         found.sources |= walk.sources
         found.partial += reading.partial
         for first, last, outcome, reason in reading.ranges:
-            if outcome in (Outcome.MASQUERADE, Outcome.UNKNOWN):
+            if outcome in (ChainOutcome.MASQUERADE, ChainOutcome.UNKNOWN):
                 translated.append(Entry(first, last, VERDICTS[outcome], reason))
                 if isinstance(reason, Decider) and reason.where == base.own:
                     found.ours.append(reason)
@@ -174,9 +176,9 @@ def _untracked(base: BaseChain, asked: Question, found: _Found) -> Iterator[Entr
     """Yield the destinations that are not tracked, each as one that is left alone."""
     reading = Walk(base.table, base.name, asked, kind=TRACKING, suffix=base.place).chain(base.name)
     for first, last, outcome, reason in reading.ranges:
-        if outcome is Outcome.MASQUERADE and not base.unsure:
+        if outcome is ChainOutcome.MASQUERADE and not base.unsure:
             yield Entry(first, last, _KEEP, reason)
-        elif outcome in (Outcome.MASQUERADE, Outcome.UNKNOWN):
+        elif outcome in (ChainOutcome.MASQUERADE, ChainOutcome.UNKNOWN):
             yield Entry(first, last, Verdict.UNKNOWN, reason)
     for exception, first, last in reading.partial:
         if exception.verdict is not _KEEP:
