@@ -30,11 +30,9 @@ from ipmasq_agent.agent.rivals import Rivals
 from ipmasq_agent.agent.shadows import Shadows
 from ipmasq_agent.agent.snat import Replies, replies, tell
 from ipmasq_agent.agent.status import ConfigStatus, Status
-from ipmasq_agent.config.assemble import follows
 from ipmasq_agent.config.document import parse_documents
 from ipmasq_agent.config.durations import UNITS
-from ipmasq_agent.config.keys import RESYNC_INTERVAL, listed
-from ipmasq_agent.config.model import Config, Flags
+from ipmasq_agent.config.model import DEFAULT_RESYNC_INTERVAL, Config, Flags
 from ipmasq_agent.errors import ConfigError, foreseen
 from ipmasq_agent.host import patience
 from ipmasq_agent.host.threads import Guarded, caught, revive
@@ -80,7 +78,6 @@ class Agent:
         settings: LoopSettings,
         devices: Callable[[], tuple[str, ...]],
         fact_source: FactSource,
-        metrics: Metrics | None = None,
         kept_by_others: Callable[[], Sequence[str]] = tuple,
         kept: Kept | None = None,
         shadows: Shadows | None = None,
@@ -90,7 +87,7 @@ class Agent:
         self.choice = choice
         self.settings = settings
         self.devices = devices
-        self.metrics = metrics
+        self.metrics = Metrics()
         self.status = Status(ConfigStatus(source.name))
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.busy_since: float | None = None
@@ -103,7 +100,7 @@ class Agent:
         self._unkept: Document | None = None  # in force, and not yet what is kept
         self._moves = Moves(settings.drain_timeout)
         self._replies = Replies()
-        self._rivals = Rivals(kept_by_others, metrics)
+        self._rivals = Rivals(kept_by_others, self.metrics)
         self._shadows = shadows
         self._retries = 0
         self._unstarted: list[Callable[[], None]] = [
@@ -114,7 +111,7 @@ class Agent:
         self._batch: list[Event] = []  # what came and is not taken in yet
         self._told_to_stop = math.inf
         # Also before the first document: a file that cannot be read now is looked at again.
-        self._next_pass = time.monotonic() + RESYNC_INTERVAL.absent / UNITS["s"]
+        self._next_pass = time.monotonic() + DEFAULT_RESYNC_INTERVAL / UNITS["s"]
 
     def run(self) -> None:
         """Watch and reconcile until ``Signal.STOP`` arrives; whatever else happens is told."""
@@ -315,7 +312,7 @@ class Agent:
         self._config = understood.config
         lacking = (f"{name} does not exist, its entries are missed" for name in document.lacking)
         warnings = (*understood.warnings, *lacking)
-        self._knowledge.require(understood.config)
+        self._knowledge.require(understood.config.wish(self.settings.flags))
         self._changed_at = document.noticed
         # In force from now on, and so out of step until the pass: both are said at once.
         self.status = replace(
@@ -334,7 +331,7 @@ class Agent:
             "document accepted" if document.parts else "no document, using defaults",
             source=document.name,
             revision=document.revision,
-            cidrs=listed(understood.config),
+            cidrs=understood.config.listed,
         )
         for warning in warnings:
             event(logging.WARNING, warning)
@@ -355,23 +352,22 @@ class Agent:
         except Exception as error:
             told = foreseen(error, "the pass")
             failure("pass failed", told)
-            outcomes = dict.fromkeys(intent.config.families, Outcome(error=told))
+            outcomes = dict.fromkeys(intent.wish.families, Outcome(error=told))
             self._finish(dict.fromkeys(outcomes, str(told)), changed=False)
         ended = time.monotonic()
         failed = any(outcome.error for outcome in outcomes.values())
         event(logging.DEBUG, "pass done", ms=_ms(ended - started))
-        if self.metrics:
-            self.metrics.passed(outcomes, ended - started)
-            self.metrics.cidrs.set(listed(self._config) if self._config else 0)
-            if self._changed_at is not None and not failed:
-                self.metrics.lag.observe(ended - self._changed_at)
+        self.metrics.passed(outcomes, ended - started)
+        self.metrics.cidrs.set(self._config.listed if self._config else 0)
+        if self._changed_at is not None and not failed:
+            self.metrics.lag.observe(ended - self._changed_at)
         if not failed:
             self._changed_at = None
 
     def _bring(self, intent: Intent, started: float, *, thorough: bool, at_once: bool) -> Outcomes:
         """Bring the backend in use to ``intent``, clean those that were left, and say so."""
         backend, left_behind = self.choice.current(large=intent.is_large, look=thorough)
-        self._knowledge.follow(backend.needs | follows(intent.config))
+        self._knowledge.follow(backend.needs | intent.wish.follows)
         self._show_facts()
         self._moves.announce(left_behind)
         alone = {} if at_once else self._rivals.left_alone(backend, intent, started)
@@ -385,7 +381,7 @@ class Agent:
             # The backend in use decides now; only then may the one before it go.
             left += self._moves.complete(left_behind, self._left)
         self._report(outcomes, backend.name, "applied")
-        said, self._replies = self._replies, replies(intent.config)
+        said, self._replies = self._replies, replies(intent.wish)
         tell(said, self._replies)
         self._finish(
             failed,
@@ -393,7 +389,7 @@ class Agent:
             mode=backend.name,
             mode_reason=self.choice.reason,
             devices=self._devices(),
-            families=intent.config.families,
+            families=intent.wish.families,
             left_behind=left,
             unanswered=self._replies.unanswered,
             advice=(
@@ -459,7 +455,7 @@ class Agent:
         self._schedule(failed=bool(failed or self.status.left_behind or self.status.failure))
 
     def _schedule(self, *, failed: bool) -> None:
-        interval = self._config[RESYNC_INTERVAL] if self._config else RESYNC_INTERVAL.absent
+        interval = self._config.resync_interval if self._config else DEFAULT_RESYNC_INTERVAL
         delay = interval / UNITS["s"]
         if failed:
             retry = min(_FIRST_RETRY * 2**self._retries, _LAST_RETRY)
@@ -481,8 +477,7 @@ class Agent:
         self.status = replace(self.status, config=config)
 
     def _count(self, result: str) -> None:
-        if self.metrics:
-            self.metrics.documents.labels(result).inc()
+        self.metrics.documents.inc(1, result)
 
     def _show_facts(self) -> None:
         knowledge = self._knowledge
@@ -493,7 +488,7 @@ def _advice(backend: AnyPlane, intent: Intent, failed: dict[Family, str]) -> tup
     """Return what the backend has to say about what it holds, one line for each family."""
     lines = (
         (family, backend.advice(intent.desired(backend, family)))
-        for family in intent.config.families
+        for family in intent.wish.families
         if family not in failed
     )
     return tuple(f"{family.value}: {line}" for family, line in lines if line)

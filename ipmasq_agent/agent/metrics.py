@@ -1,155 +1,172 @@
-"""The agent's metrics, in a registry of their own."""
+"""The agent's metrics: what passes and documents leave behind, and what is read at a scrape."""
 
 from __future__ import annotations
 
 import logging
+import os
+import re
+import resource
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client import generate_latest as _generate_latest
-from prometheus_client.core import CounterMetricFamily, Metric
-from prometheus_client.registry import Collector
-
+from ipmasq_agent.agent.exposition import Histogram, Metric
 from ipmasq_agent.agent.reconcile import Outcomes
 from ipmasq_agent.agent.status import Status
 from ipmasq_agent.errors import foreseen
+from ipmasq_agent.host import threads
 from ipmasq_agent.logs import event
 from ipmasq_agent.policy.addresses import Family
 
+Counters = Callable[[], Mapping[tuple[Family, str], int]]
+
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
-
-
-class _Counted(Collector):
-    """The counters of a data plane that has its own."""
-
-    def __init__(self, read: Callable[[], Mapping[tuple[Family, str], int]]) -> None:
-        self._read = read
-
-    def describe(self) -> list[Metric]:
-        """Return nothing: what there is depends on the data plane."""
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield packets and flows by what became of them."""
-        packets = CounterMetricFamily(
-            "ipmasq_agent_packets", "Packets, by what became of them.", labels=["family", "outcome"]
-        )
-        flows = CounterMetricFamily(
-            "ipmasq_agent_flows", "New flows, by what was decided.", labels=["family", "outcome"]
-        )
-        try:
-            counted = self._read()
-        except Exception as error:
-            told = foreseen(error, "reading counters")
-            event(logging.WARNING, "counters cannot be read", error=str(told))
-            return
-        for (family, outcome), count in counted.items():
-            kind, _, rest = outcome.partition("_")
-            if kind == "flows":
-                flows.add_metric([family.value, rest], count)
-            else:
-                packets.add_metric([family.value, outcome], count)
-        if counted:
-            yield packets
-            yield flows
 
 
 class Metrics:
     """What a pass and a document leave behind in numbers."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        self.ready = Gauge(
+        self.ready = Metric(
+            "gauge",
             "ipmasq_agent_ready",
             "1 while the newest document is in force and the kernel matches it.",
-            registry=self.registry,
         )
-        self.accepted = Gauge(
+        self.accepted = Metric(
+            "gauge",
             "ipmasq_agent_config_accepted",
             "1 while the newest document seen is the one in force.",
-            registry=self.registry,
         )
-        self.documents = Counter(
-            "ipmasq_agent_documents",
+        self.documents = Metric(
+            "counter",
+            "ipmasq_agent_documents_total",
             "Documents seen, by whether they could be used.",
-            ["result"],
-            registry=self.registry,
+            ("result",),
+            dated=True,
         )
-        self.passes = Counter(
-            "ipmasq_agent_passes",
+        self.passes = Metric(
+            "counter",
+            "ipmasq_agent_passes_total",
             "Passes over a family's rules, by what they led to.",
-            ["family", "result"],
-            registry=self.registry,
+            ("family", "result"),
+            dated=True,
         )
-        self.undone = Counter(
-            "ipmasq_agent_undone",
+        self.undone = Metric(
+            "counter",
+            "ipmasq_agent_undone_total",
             "How often other rules were found in the place of what we had written.",
-            registry=self.registry,
+            dated=True,
         )
-        self.contested = Gauge(
+        self.contested = Metric(
+            "gauge",
             "ipmasq_agent_contested",
             "1 while somebody undoes what we write, again and again.",
-            registry=self.registry,
         )
         self.seconds = Histogram(
-            "ipmasq_agent_pass_seconds",
-            "Duration of a pass over all families.",
-            buckets=_BUCKETS,
-            registry=self.registry,
+            "ipmasq_agent_pass_seconds", "Duration of a pass over all families.", _BUCKETS
         )
         self.lag = Histogram(
             "ipmasq_agent_change_seconds",
             "From noticing a changed document until the kernel holds its rules.",
-            buckets=_BUCKETS,
-            registry=self.registry,
+            _BUCKETS,
         )
-        self.backend = Gauge(
-            "ipmasq_agent_backend",
-            "1 for the backend in use.",
-            ["backend"],
-            registry=self.registry,
+        self.backend = Metric(
+            "gauge", "ipmasq_agent_backend", "1 for the backend in use.", ("backend",)
         )
-        self.overridden = Gauge(
+        self.overridden = Metric(
+            "gauge",
             "ipmasq_agent_overridden_ranges",
             "Ranges of destinations about which rules of others decide otherwise than the policy.",
-            ["family"],
-            registry=self.registry,
+            ("family",),
         )
-        self.cidrs = Gauge(
-            "ipmasq_agent_non_masquerade_cidrs",
-            "Entries of the document in force.",
-            registry=self.registry,
+        self.cidrs = Metric(
+            "gauge", "ipmasq_agent_non_masquerade_cidrs", "Entries of the document in force."
         )
-
-    def count_packets(self, read: Callable[[], Mapping[tuple[Family, str], int]]) -> None:
-        """Show what the data plane counts by itself, read at each scrape.
-
-        Args:
-            read: family and outcome → how many packets, or for outcomes that begin with
-                ``flows_`` how many flows.
-        """
-        self.registry.register(_Counted(read))
 
     def passed(self, outcomes: Outcomes, seconds: float) -> None:
         """Count one pass."""
         self.seconds.observe(seconds)
         for family, outcome in outcomes.items():
             result = "error" if outcome.error else "changed" if outcome.changed else "unchanged"
-            self.passes.labels(family.value, result).inc()
+            self.passes.inc(1, family.value, result)
 
-    def _show(self, status: Status) -> None:
+    def text(self, status: Status, counters: Counters) -> bytes:
+        """Return all of it for Prometheus, in step with what ``status`` says at this moment.
+
+        Args:
+            status: of the agent.
+            counters: reads what the data plane counts by itself: family and outcome → how
+                many packets, or for outcomes that begin with ``flows_`` how many flows.
+        """
         self.ready.set(status.ready)
         self.accepted.set(status.config.accepted)
         self.contested.set(status.contested is not None)
         for family in status.families:
             ranges = sum(item.count for item in status.overridden if item.family is family)
-            self.overridden.labels(family.value).set(ranges)
+            self.overridden.set(ranges, family.value)
         self.backend.clear()
         if status.mode is not None:
-            self.backend.labels(status.mode).set(1)
+            self.backend.set(1, status.mode)
+        metrics = [*_of_process(), *vars(self).values(), _of_threads(), *_counted(counters)]
+        return "".join(f"{line}\n" for metric in metrics for line in metric.lines()).encode()
 
-    def text(self, status: Status) -> bytes:
-        """Return the exposition format, in step with what ``status`` says at this moment."""
-        self._show(status)
-        return _generate_latest(self.registry)
+
+def _of_threads() -> Metric:
+    failures = Metric(
+        "counter",
+        "ipmasq_agent_thread_failures_total",
+        "How often something that nobody foresaw interrupted a thread, which then went on.",
+        ("thread",),
+    )
+    for thread, count in threads.failures().items():
+        failures.set(count, thread)
+    return failures
+
+
+def _counted(counters: Counters) -> list[Metric]:
+    """Return packets and flows by what became of them; nothing where nobody counts."""
+    labels = ("family", "outcome")
+    packets = Metric(
+        "counter", "ipmasq_agent_packets_total", "Packets, by what became of them.", labels
+    )
+    flows = Metric("counter", "ipmasq_agent_flows_total", "New flows, by what was decided.", labels)
+    try:
+        counted = counters()
+    except Exception as error:
+        told = foreseen(error, "reading counters")
+        event(logging.WARNING, "counters cannot be read", error=str(told))
+        return []
+    for (family, outcome), count in counted.items():
+        kind, _, rest = outcome.partition("_")
+        if kind == "flows":
+            flows.set(count, family.value, rest)
+        else:
+            packets.set(count, family.value, outcome)
+    return [packets, flows] if counted else []
+
+
+def _of_process() -> Iterator[Metric]:
+    """Yield what client libraries of Prometheus tell of their process (proc_pid_stat(5))."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    boot = re.search(r"^btime (\d+)", Path("/proc/stat").read_text(), re.MULTILINE)
+    open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    began = int(fields[19]) / ticks + (int(boot[1]) if boot else 0)
+    for name, about, number in (
+        ("virtual_memory_bytes", "Virtual memory size in bytes.", int(fields[20])),
+        (
+            "resident_memory_bytes",
+            "Resident memory size in bytes.",
+            int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
+        ),
+        ("start_time_seconds", "Start time of the process since unix epoch in seconds.", began),
+        (
+            "cpu_seconds_total",
+            "Total user and system CPU time spent in seconds.",
+            (int(fields[11]) + int(fields[12])) / ticks,
+        ),
+        ("open_fds", "Number of open file descriptors.", len(os.listdir("/proc/self/fd"))),
+        ("max_fds", "Maximum number of open file descriptors.", open_files),
+    ):
+        metric = Metric("counter" if name.endswith("_total") else "gauge", f"process_{name}", about)
+        metric.set(number)
+        yield metric

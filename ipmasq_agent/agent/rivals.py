@@ -22,9 +22,7 @@ class Rivals:
         metrics: where it is counted how often our rules were undone.
     """
 
-    def __init__(
-        self, kept_by_others: Callable[[], Sequence[str]], metrics: Metrics | None
-    ) -> None:
+    def __init__(self, kept_by_others: Callable[[], Sequence[str]], metrics: Metrics) -> None:
         self._kept_by_others = kept_by_others
         self._metrics = metrics
         self._wars = {family: War() for family in Family}
@@ -68,8 +66,7 @@ class Rivals:
             war = self._wars[family]
             before, undone = war.rival, war.undone
             war.watch((backend, intent), outcome.change, now, another=another)
-            if self._metrics:
-                self._metrics.undone.inc(war.undone - undone)
+            self._metrics.undone.inc(war.undone - undone)
             if war.rival and not before:
                 message = "our rules are undone again and again"
                 event(logging.ERROR, message, family=family.value, by=war.rival)

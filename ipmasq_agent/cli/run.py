@@ -124,11 +124,6 @@ def _run(settings: Settings, http_address: str, loop: LoopSettings, state_dir: s
     from ipmasq_agent.logs import event
     from ipmasq_agent.planes.hook.read import hook_generation, read_hook
 
-    metrics = None
-    if http_address:
-        from ipmasq_agent.agent.metrics import Metrics
-
-        metrics = Metrics()
     seat = Seat(settings.placement.places)
     source = settings.source()
     agent = Agent(
@@ -137,14 +132,10 @@ def _run(settings: Settings, http_address: str, loop: LoopSettings, state_dir: s
         loop,
         egress_devices,
         fact_source(settings),
-        metrics,
         seat.take,
         kept_in(state_dir, source, settings) if state_dir else None,
         Shadows(partial(read_hook, placement=settings.placement), hook_generation),
     )
-
-    if metrics:
-        metrics.count_packets(agent.counters)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         agent.send(Signal.RELOAD if number == signal.SIGHUP else Signal.STOP)
@@ -174,6 +165,7 @@ def _run(settings: Settings, http_address: str, loop: LoopSettings, state_dir: s
 
 
 def _answers(agent: Any) -> dict[str, Any]:
+    from ipmasq_agent.agent.exposition import CONTENT_TYPE
     from ipmasq_agent.agent.http import Answer, data, text
     from ipmasq_agent.host.threads import dead
 
@@ -200,7 +192,7 @@ def _answers(agent: Any) -> dict[str, Any]:
             return data(status.as_data())  # the next pass says what is wrong
 
     def exposition() -> Answer:
-        return 200, "text/plain; version=0.0.4; charset=utf-8", agent.metrics.text(agent.status)
+        return 200, CONTENT_TYPE, agent.metrics.text(agent.status, agent.counters)
 
     return {
         "/healthz": healthy,

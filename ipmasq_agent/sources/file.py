@@ -7,15 +7,14 @@ a change nothing runs.
 
 from __future__ import annotations
 
-import contextlib
 import os
+import select
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from ipmasq_agent.errors import AgentError, SourceError, SourceUnavailable
-from ipmasq_agent.host.threads import caught
+from ipmasq_agent.host.threads import Guarded, caught
 from ipmasq_agent.sources import Document, Part, Sink, SourceFailed, revision_of
 from ipmasq_agent.sources.location import Location, locate
 from ipmasq_agent.sources.settled import MAX_BYTES, BeingWritten, read_settled
@@ -34,15 +33,6 @@ PATIENCE = 2.0
 RECHECK = 0.004
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """What was last told to the sink, to tell a change from a repetition."""
-
-    name: str | None
-    parts: tuple[Part, ...]
-    error: str | None
-
-
 class FileSource:
     """Implements ``Source`` for a path on this machine.
 
@@ -59,8 +49,12 @@ class FileSource:
         self._lock = threading.RLock()
         self._sink: Sink | None = None
         self._watch: PathWatch | None = None
-        self._timer: threading.Timer | None = None
-        self._told: _Outcome | None = None
+        self._thread = Guarded(self._run, "file-watch", self._interrupted)
+        self._wake: int | None = None
+        # When to look again without an event, and since when there is something to see.
+        self._due: tuple[float, float] | None = None
+        # What the sink was told last, to tell a change from a repetition.
+        self._told: tuple[str | None, tuple[Part, ...], str | None] | None = None
         self._present: frozenset[str] = frozenset()
         self._refreshing = False
         self._vanished: float | None = None
@@ -109,55 +103,78 @@ class FileSource:
         with self._lock:
             if self._sink is not None:
                 raise RuntimeError("a source can be started once")
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._sink = sink
-            self._watch = PathWatch(self._path, self._changed, self._watch_failed, self._lock)
+            self._watch = PathWatch(self._path)
             self._look_or_tell(time.monotonic())
+        self._thread.start()
 
     def refresh(self) -> None:
         """Read again now and deliver, or deliver once the writers are done."""
         with self._lock:
+            if self._watch is None or self._wake is None:
+                return
             self._refreshing = True
             self._look_or_tell(time.monotonic())
+            os.eventfd_write(self._wake, 1)  # what to wait for may be another
 
     def stop(self) -> None:
-        """End the watch and its threads; not to be called by the sink.
+        """End the watch and its thread; not to be called by the sink.
 
         Nothing is delivered after it returns.
         """
         with self._lock:
             watch, self._watch = self._watch, None
-            timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
-            timer.join()
-        if watch is not None:
-            watch.stop()
+            if watch is None or self._wake is None:
+                return
+            os.eventfd_write(self._wake, 1)
+        self._thread.stop(1)
+        if not self._thread.alive:
+            watch.close()
+            os.close(self._wake)
+
+    # In the thread
+
+    def _run(self) -> None:
+        while (watch := self._watch) is not None:
+            assert self._wake is not None
+            poll = select.poll()
+            poll.register(self._wake, select.POLLIN)
+            with self._lock:
+                watch.register(poll)
+                due = self._due
+            # Rounded up: to wake a fraction of a millisecond early is to go round once more.
+            left = None if due is None else max(0.0, due[0] - time.monotonic()) * 1000 + 1
+            if any(descriptor == self._wake for descriptor, _ in poll.poll(left)):
+                os.eventfd_read(self._wake)
+            now = time.monotonic()
+            with self._lock:
+                if watch.changed():
+                    self._recheck = RECHECK
+                    self._look_or_tell(now)
+                elif self._due is not None and self._due[0] <= now:
+                    self._look_or_tell(self._due[1])
+
+    def _interrupted(self, error: AgentError) -> None:
+        with self._lock:
+            self._tell(None, error)
+            self._look_or_tell(time.monotonic())
 
     # Everything below runs with the lock held, in whichever thread had a reason to look.
-
-    def _changed(self, noticed: float) -> None:
-        self._recheck = RECHECK
-        self._look_or_tell(noticed)
 
     def _look_or_tell(self, noticed: float) -> None:
         """Look; what fails unexpectedly is told, and looked at again soon."""
         try:
             self._look(noticed)
         except Exception as cause:
-            self._tell(None, caught(cause, f"reading {self._path}", "file-watch"))
-            with contextlib.suppress(RuntimeError):  # no thread to wait in: a resync looks too
-                self._look_later(STUCK, noticed)
-
-    def _watch_failed(self, error: AgentError) -> None:
-        with self._lock:
-            self._tell(None, error)
-            self._look_or_tell(time.monotonic())
+            self._tell(None, caught(cause, f"reading {self._path}", self._thread.name))
+            self._look_later(STUCK, noticed)
 
     def _look(self, noticed: float) -> None:
         """Find out what the document is, and deliver it if that is news."""
         if self._watch is None:
             return
-        self._cancel_timer()
+        self._due = None
         location = self._watch.follow()
         if self._may_come_back(location, noticed):
             return
@@ -189,19 +206,19 @@ class FileSource:
         if location.error is not None:
             raise location.error
         parts = []
-        for place in location.places:
+        for file in location.files:
             try:
-                settled = read_settled(place.file)
+                settled = read_settled(file.path)
             except BeingWritten as cause:
-                raise BeingWritten(place.shown) from cause
+                raise BeingWritten(file.shown) from cause
             if self._watch is not None:
                 if settled.leased:
-                    self._watch.modified.discard(place.identity)
-                elif place.identity in self._watch.modified:
-                    raise BeingWritten(place.shown)
+                    self._watch.modified.discard(file.identity)
+                elif file.identity in self._watch.modified:
+                    raise BeingWritten(file.shown)
             if settled.content is None:
                 return None
-            parts.append(Part(place.shown, settled.content))
+            parts.append(Part(file.shown, settled.content))
         if sum(len(part.content) for part in parts) > MAX_BYTES:
             raise SourceError(
                 f"the files of {location.shown} are larger than {MAX_BYTES >> 20} MiB together",
@@ -214,7 +231,7 @@ class FileSource:
 
     def _may_come_back(self, location: Location, noticed: float) -> bool:
         """Wait a little before a file that was there counts as removed."""
-        gone = self._present - {place.shown for place in location.places}
+        gone = self._present - {file.shown for file in location.files}
         if not gone or (location.error is not None and not location.vague):
             self._vanished = None
             return False
@@ -241,7 +258,7 @@ class FileSource:
 
     def _tell(self, document: Document | None, error: AgentError | None) -> None:
         """Deliver, unless the sink knows all of it and nobody has asked."""
-        outcome = _Outcome(
+        outcome = (
             document.name if document else None,
             document.parts if document else (),
             str(error) if error else None,
@@ -258,21 +275,7 @@ class FileSource:
             self._sink(SourceFailed(self._path, error))
 
     def _look_later(self, delay: float, noticed: float) -> None:
-        def due() -> None:
-            with self._lock:
-                if self._timer is timer:
-                    self._timer = None
-                    self._look_or_tell(noticed)
-
-        timer = threading.Timer(delay, due)
-        timer.daemon = True
-        self._timer = timer
-        timer.start()
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._due = time.monotonic() + delay, noticed
 
 
 def _still_open(path: str) -> SourceUnavailable:

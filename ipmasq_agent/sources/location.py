@@ -28,7 +28,7 @@ EVERY = "*"
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class PathStep:
     """A directory on the way, and the entry in it that decides where the way goes on.
 
     Attributes:
@@ -44,17 +44,17 @@ class Step:
     entry: str | None
 
 
-class Place(NamedTuple):
+class FoundFile(NamedTuple):
     """A regular file that was found.
 
     Attributes:
         shown: its path as a user would write it.
-        file: its path with no symbolic link in it.
+        path: its path with no symbolic link in it.
         identity: its st_dev and st_ino, which tell it from a replacement.
     """
 
     shown: str
-    file: str
+    path: str
     identity: tuple[int, int]
 
 
@@ -65,14 +65,14 @@ class Location:
     Attributes:
         steps: what to watch; a change of any of these entries may change the location.
         shown: the document's path as a user would write it.
-        places: the files that make up the document, in the order in which they are merged.
-        error: why nothing can be said about the document, or None. With no places either
+        files: the files that make up the document, in the order in which they are merged.
+        error: why nothing can be said about the document, or None. With no files either
             the document does not exist.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[PathStep, ...]
     shown: str
-    places: tuple[Place, ...] = ()
+    files: tuple[FoundFile, ...] = ()
     error: SourceError | None = None
 
     @property
@@ -109,7 +109,7 @@ def locate(path: str) -> Location:
     """
     every = os.path.basename(path) == EVERY
     # As a dict: the steps of a thousand files in one directory are nearly all the same.
-    steps: dict[Step, None] = {}
+    steps: dict[PathStep, None] = {}
     try:
         start = os.path.join(os.getcwd(), os.path.dirname(path) if every else path)
         end, links = _walk("/", start, steps)
@@ -118,18 +118,18 @@ def locate(path: str) -> Location:
                 raise SourceError(
                     f"{os.path.dirname(path)} is not a directory", remedy="leave the /* out"
                 )
-            place = _ending(path, end, links, steps)
-            return Location(tuple(steps), path, (place,) if place else ())
+            file = _ending(path, end, links, steps)
+            return Location(tuple(steps), path, (file,) if file else ())
         shown = os.path.dirname(path) if every else path
-        places = []
+        files = []
         end = _enter(end, steps)
         for name in _choose(end, every=every):
             found, links = _walk(end, name, steps)
-            place = _ending(os.path.join(shown, name), found, links, steps)
-            if place is not None:
-                places.append(place)
-        single = len(places) == 1 and not every
-        return Location(tuple(steps), places[0].shown if single else path, tuple(places))
+            file = _ending(os.path.join(shown, name), found, links, steps)
+            if file is not None:
+                files.append(file)
+        single = len(files) == 1 and not every
+        return Location(tuple(steps), files[0].shown if single else path, tuple(files))
     except SourceError as error:
         return Location(tuple(steps), path, error=error)
     except FileNotFoundError:
@@ -139,25 +139,27 @@ def locate(path: str) -> Location:
         return Location(tuple(steps), path, error=unreadable(path, cause))
 
 
-def _enter(directory: str, steps: dict[Step, None]) -> str:
+def _enter(directory: str, steps: dict[PathStep, None]) -> str:
     """Return where the files of a directory are: in a volume of kubelet's, behind ``..data``.
 
     Kubelet swaps that link first and adds and removes the links of single keys after it
     (pkg/volume/util/atomic_writer.go), so only what is behind it is one state of them all.
     """
     here = os.stat(directory)
-    steps[Step(directory, here.st_dev, here.st_ino, None)] = None
+    steps[PathStep(directory, here.st_dev, here.st_ino, None)] = None
     if not os.path.islink(os.path.join(directory, "..data")):
         return directory
     data, _ = _walk(directory, "..data", steps)
     if data is None or not os.path.isdir(data):
         return directory
     here = os.stat(data)
-    steps[Step(data, here.st_dev, here.st_ino, None)] = None
+    steps[PathStep(data, here.st_dev, here.st_ino, None)] = None
     return data
 
 
-def _ending(shown: str, end: str | None, links: int, steps: Collection[Step]) -> Place | None:
+def _ending(
+    shown: str, end: str | None, links: int, steps: Collection[PathStep]
+) -> FoundFile | None:
     """Say what a walk has come to: a file, or nothing.
 
     Raises:
@@ -166,7 +168,7 @@ def _ending(shown: str, end: str | None, links: int, steps: Collection[Step]) ->
     if end is not None:
         status = os.lstat(end)
         if stat.S_ISREG(status.st_mode):
-            return Place(shown, end, (status.st_dev, status.st_ino))
+            return FoundFile(shown, end, (status.st_dev, status.st_ino))
         raise SourceError(
             f"{shown} is not a regular file", remedy="name a file, or a directory that holds one"
         )
@@ -182,7 +184,7 @@ def _ending(shown: str, end: str | None, links: int, steps: Collection[Step]) ->
     )
 
 
-def _walk(here: str, path: str, steps: dict[Step, None]) -> tuple[str | None, int]:
+def _walk(here: str, path: str, steps: dict[PathStep, None]) -> tuple[str | None, int]:
     """Follow ``path`` from ``here`` to its end, adding a step for each directory entered.
 
     Returns:
@@ -201,7 +203,7 @@ def _walk(here: str, path: str, steps: dict[Step, None]) -> tuple[str | None, in
             here = os.path.dirname(here)
             status = os.stat(here)
             continue
-        steps[Step(here, status.st_dev, status.st_ino, part)] = None
+        steps[PathStep(here, status.st_dev, status.st_ino, part)] = None
         following = os.path.join(here, part)
         try:
             found = os.lstat(following)

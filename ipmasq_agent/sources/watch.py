@@ -1,107 +1,69 @@
-"""inotify watches on whatever decides where a path leads.
-
-Of watchdog, only its inotify layer is used. The observer above it runs a thread for each
-watch and holds back renames for up to half a second to pair them (its
-``InotifyMoveEventGrouper``), and a rename is how documents are replaced.
-"""
+"""inotify watches on whatever decides where a path leads."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
-import threading
-import time
-from collections.abc import Callable
+import select
+from collections.abc import Iterable
 
-from watchdog.observers.inotify_c import (
-    CallbackId,
-    InotifyConstants,
-    InotifyEvent,
-    InotifyFD,
-    Mask,
-    WatchDescriptor,
-)
-
-from ipmasq_agent.errors import AgentError, SourceError
-from ipmasq_agent.host.threads import Guarded
-from ipmasq_agent.sources.location import Location, Place, Step, locate
+from ipmasq_agent.errors import SourceError
+from ipmasq_agent.host import inotify
+from ipmasq_agent.host.inotify import Inotify, InotifyEvent
+from ipmasq_agent.sources.location import FoundFile, Location, PathStep, locate
 
 # In a directory: entries that come, go or are replaced; and the directory itself.
-DIRECTORY = Mask(
-    InotifyConstants.IN_CREATE
-    | InotifyConstants.IN_DELETE
-    | InotifyConstants.IN_MOVED_FROM
-    | InotifyConstants.IN_MOVED_TO
-    | InotifyConstants.IN_DELETE_SELF
-    | InotifyConstants.IN_MOVE_SELF
-    | InotifyConstants.IN_ATTRIB
-    | InotifyConstants.IN_ONLYDIR
-    | InotifyConstants.IN_DONT_FOLLOW
+DIRECTORY = (
+    inotify.CREATE
+    | inotify.DELETE
+    | inotify.MOVED_FROM
+    | inotify.MOVED_TO
+    | inotify.DELETE_SELF
+    | inotify.MOVE_SELF
+    | inotify.ATTRIB
+    | inotify.ONLYDIR
+    | inotify.DONT_FOLLOW
 )
 # On the file's inode, so that a writer is seen whichever path or mount it comes by.
-FILE = Mask(
-    InotifyConstants.IN_MODIFY
-    | InotifyConstants.IN_CLOSE_WRITE
-    | InotifyConstants.IN_ATTRIB
-    | InotifyConstants.IN_DONT_FOLLOW
-)
+FILE = inotify.MODIFY | inotify.CLOSE_WRITE | inotify.ATTRIB | inotify.DONT_FOLLOW
 
 # A path that changes faster than it can be watched: events go on, and so do we later.
 MAX_ROUNDS = 10
 
 
 # What a set of watches depends on: the steps, and which files they lead to.
-Watched = tuple[tuple[Step, ...], tuple[Place, ...]]
+Watched = tuple[tuple[PathStep, ...], tuple[FoundFile, ...]]
 
 
 class PathWatch:
-    """Follows one path, and calls ``changed(noticed)`` when it may lead elsewhere or hold more.
-
-    ``noticed`` is ``time.monotonic()`` when the event was read. ``failed`` is told when the
-    thread fails, whose work is begun anew. The callback runs in the
-    one thread of this object; an instance can be neither restarted nor shared. ``lock``
-    is the owner's: it is held in the callback, and must be held to call ``follow``.
+    """Follows one path, for one thread at a time.
 
     Attributes:
         error: why changes would go unnoticed now, or None. The next ``follow`` tries anew.
-        modified: the files (``Place.identity``) that were seen to be written to and not to
-            be closed since.
+        modified: the files (``FoundFile.identity``) that were seen to be written to and not
+            to be closed since.
     """
 
-    def __init__(
-        self,
-        path: str,
-        changed: Callable[[float], None],
-        failed: Callable[[AgentError], None],
-        lock: threading.RLock,
-    ) -> None:
-        self._lock = lock
-        self._failed = failed
-        self._reader: Guarded | None = None
+    def __init__(self, path: str) -> None:
         self._path = path
-        self._changed = changed
-        self._inotify: InotifyFD | None = None
-        self._ids = itertools.count()
-        self._names: dict[WatchDescriptor, set[str | None]] = {}
-        self._held: list[tuple[WatchDescriptor, CallbackId]] = []
+        self._inotify: Inotify | None = None
+        self._directories: dict[int, set[str | None]] = {}
+        self._files: dict[int, tuple[int, int]] = {}
         self._watched: Watched | None = None
-        self._files: dict[WatchDescriptor, tuple[int, int]] = {}
         self.error: SourceError | None = None
         self.modified: set[tuple[int, int]] = set()
 
     def follow(self) -> Location:
         """Say where the path leads, with everything that decides it already watched.
 
-        Any later change of the answer is followed by a call of ``changed``, unless
-        ``error`` says otherwise.
+        Of any later change of the answer ``changed`` tells, unless ``error`` says otherwise.
         """
         location = locate(self._path)
         self.error = None
         complete = True
         for _ in range(MAX_ROUNDS):
-            wanted = (location.steps, location.places)
+            wanted = (location.steps, location.files)
             if wanted == self._watched or not complete:
                 break
             try:
@@ -117,14 +79,22 @@ class PathWatch:
             location = locate(self._path)
         return location
 
-    def stop(self) -> None:
-        """End the watches and the thread; safe to call twice. The lock must be free."""
-        inotify, self._inotify = self._inotify, None
-        reader, self._reader = self._reader, None
-        if inotify is not None:
-            inotify.stop()
-        if reader is not None:
-            reader.stop(1)
+    def register(self, poll: select.poll) -> None:
+        """Have a poll end with the next event, where anything is watched."""
+        if self._inotify is not None:
+            poll.register(self._inotify, select.POLLIN)
+
+    def changed(self) -> bool:
+        """Take in what has happened; whether the path may lead elsewhere or hold more."""
+        events = self._inotify.read() if self._inotify is not None else ()
+        concerning = [event for event in events if self._concerns(event)]
+        return bool(concerning)
+
+    def close(self) -> None:
+        """End the watches."""
+        if self._inotify is not None:
+            self._inotify.close()
+            self._inotify = None
 
     def _watch(self, location: Location) -> bool:
         """Put watches for ``location`` in place, then take the earlier ones away.
@@ -134,80 +104,58 @@ class PathWatch:
             directory reports the change of mode that would allow both.
         """
         if self._inotify is None:
-            self._inotify = InotifyFD()
-            # Its run is ours to begin, and to begin anew.
-            self._reader = Guarded(self._inotify.run, "file-watch", self._failed)
-            self._reader.start()
-        names: dict[WatchDescriptor, set[str | None]] = {}
-        held: list[tuple[WatchDescriptor, CallbackId]] = []
-        files: dict[WatchDescriptor, tuple[int, int]] = {}
+            self._inotify = Inotify()
+        before = self._directories.keys() | self._files.keys()
+        directories: dict[int, set[str | None]] = {}
+        files: dict[int, tuple[int, int]] = {}
+        entries: dict[str, set[str | None]] = {}
+        for step in location.steps:
+            entries.setdefault(step.directory, set()).add(step.entry)
         try:
-            entries: dict[str, set[str | None]] = {}
-            for step in location.steps:
-                entries.setdefault(step.directory, set()).add(step.entry)
             for directory, wanted in entries.items():
-                names.setdefault(self._add(directory, DIRECTORY, held), set()).update(wanted)
-            for place in location.places:
+                number = self._inotify.add(directory, DIRECTORY)
+                directories.setdefault(number, set()).update(wanted)
+            for file in location.files:
                 with contextlib.suppress(PermissionError):
-                    files[self._add(place.file, FILE, held)] = place.identity
+                    files[self._inotify.add(file.path, FILE)] = file.identity
         except OSError:
-            self._inotify.remove_callbacks(held)
+            self._remove((directories.keys() | files.keys()) - before)
             raise
-        self._inotify.remove_callbacks(self._held)
+        self._remove(before - directories.keys() - files.keys())
         # Of a file that was not watched until now, nothing is known.
         self.modified &= {file for number, file in files.items() if self._files.get(number) == file}
-        self._names, self._held, self._files = names, held, files
-        return set(files.values()) == {place.identity for place in location.places}
+        self._directories, self._files = directories, files
+        return set(files.values()) == {file.identity for file in location.files}
 
-    def _add(
-        self, path: str, mask: Mask, held: list[tuple[WatchDescriptor, CallbackId]]
-    ) -> WatchDescriptor:
+    def _remove(self, numbers: Iterable[int]) -> None:
         assert self._inotify is not None
-        number = CallbackId(next(self._ids))
-        descriptor = self._inotify.add_callback(os.fsencode(path), mask, self, number)
-        if descriptor == -1:
-            # watchdog passes over EACCES in silence.
-            self._inotify.remove_callbacks([(descriptor, number)])
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-        held.append((descriptor, number))
-        return descriptor
+        for number in numbers:
+            self._inotify.remove(number)
 
-    # What watchdog calls, in its thread.
-
-    def on_event(self, event: InotifyEvent) -> None:
-        """Pass on what concerns the path."""
-        noticed = time.monotonic()
-        with self._lock:
-            file = self._files.get(event.wd)
-            if file is not None:
-                if event.is_modify:
-                    if file in self.modified:
-                        return
-                    self.modified.add(file)
-                elif event.is_close_write:
-                    self.modified.discard(file)
-            else:
-                names = self._names.get(event.wd, set())
-                entry = os.fsdecode(event.name)
-                # No name: the directory itself was removed, renamed or had its mode changed.
-                if entry and entry not in names and None not in names:
-                    return
-            self._changed(noticed)
-
-    def on_watch_deleted(self, wd: WatchDescriptor) -> None:
-        """Forget a watch that ended with its file or directory, whose number may be reused."""
-        with self._lock:
-            if self._inotify is None or all(wd != held for held, _ in self._held):
-                return
-            self._held = [(held, number) for held, number in self._held if held != wd]
-            self._watched = None
-            self._changed(time.monotonic())
-
-    def on_queue_overflow(self) -> None:
-        """Look again, as the kernel has dropped events."""
-        with self._lock:
+    def _concerns(self, event: InotifyEvent) -> bool:
+        """Take in an event; whether it may change anything."""
+        if event.mask & inotify.OVERFLOW:
             self.modified.clear()
-            self._changed(time.monotonic())
+            return True
+        file, names = self._files.get(event.watch), self._directories.get(event.watch)
+        if event.mask & inotify.IGNORED:
+            # The watch ended with its file or directory.
+            self._files.pop(event.watch, None)
+            self._directories.pop(event.watch, None)
+            known = file is not None or names is not None
+            if known:
+                self._watched = None
+            return known
+        if file is not None:
+            if event.mask & inotify.MODIFY:
+                news = file not in self.modified
+                self.modified.add(file)
+                return news
+            if event.mask & inotify.CLOSE_WRITE:
+                self.modified.discard(file)
+            return True
+        # No name: the directory itself was removed, renamed or had its mode changed.
+        return names is not None and (not event.name or event.name in names or None in names)
 
 
 def _unwatchable(path: str, cause: OSError) -> SourceError:

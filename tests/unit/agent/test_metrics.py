@@ -1,0 +1,93 @@
+"""The agent's metrics as Prometheus reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from ipmasq_agent.agent.exposition import Metric
+from ipmasq_agent.agent.metrics import Metrics
+from ipmasq_agent.agent.reconcile import Outcome
+from ipmasq_agent.agent.status import ConfigStatus, Status
+from ipmasq_agent.errors import HostError
+from ipmasq_agent.host.threads import caught
+from ipmasq_agent.policy.addresses import Family
+
+STATUS = Status(ConfigStatus("x"), mode="nftables", families=(Family.IPV4,))
+COUNTERS = {(Family.IPV4, "masqueraded"): 5, (Family.IPV6, "flows_kept"): 7}
+
+
+def samples(metrics: Metrics, status: Status = STATUS) -> Mapping[str, float]:
+    """Return what Prometheus reads: name and labels → number."""
+    text = metrics.text(status, lambda: COUNTERS).decode()
+    found = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return {" ".join((each.name, *sorted(each.labels.values()))): each.value for each in found}
+
+
+def test_every_name_that_dashboards_may_use_is_there() -> None:
+    metrics = Metrics()
+    metrics.documents.inc(1, "accepted")
+    metrics.passed({Family.IPV4: Outcome()}, 0.0123)
+    names = {name.split()[0] for name in samples(metrics)}
+    assert names >= {
+        *("process_virtual_memory_bytes", "process_resident_memory_bytes"),
+        *("process_start_time_seconds", "process_cpu_seconds_total"),
+        *("process_open_fds", "process_max_fds"),
+        *("ipmasq_agent_ready", "ipmasq_agent_config_accepted", "ipmasq_agent_contested"),
+        *("ipmasq_agent_documents_total", "ipmasq_agent_documents_created"),
+        *("ipmasq_agent_passes_total", "ipmasq_agent_passes_created"),
+        *("ipmasq_agent_undone_total", "ipmasq_agent_undone_created"),
+        *(f"ipmasq_agent_pass_seconds_{of}" for of in ("bucket", "count", "sum", "created")),
+        *(f"ipmasq_agent_change_seconds_{of}" for of in ("bucket", "count", "sum", "created")),
+        *("ipmasq_agent_backend", "ipmasq_agent_overridden_ranges"),
+        "ipmasq_agent_non_masquerade_cidrs",
+        *("ipmasq_agent_packets_total", "ipmasq_agent_flows_total"),
+    }
+
+
+def test_numbers_are_read_as_they_were_counted() -> None:
+    metrics = Metrics()
+    for seconds in (0.001, 0.02, 0.02, 60):
+        metrics.passed({Family.IPV4: Outcome(error=HostError("no"))}, seconds)
+    found = samples(metrics)
+    assert found["ipmasq_agent_passes_total error ipv4"] == 4
+    assert found["ipmasq_agent_undone_total"] == 0
+    assert found["ipmasq_agent_backend nftables"] == 1
+    assert found["ipmasq_agent_packets_total ipv4 masqueraded"] == 5
+    assert found["ipmasq_agent_flows_total ipv6 kept"] == 7
+    buckets = {
+        name.split()[1]: count for name, count in found.items() if "pass_seconds_bucket" in name
+    }
+    # A bound belongs to its bucket, and each bucket counts those before it.
+    assert (buckets["0.001"], buckets["0.01"], buckets["0.025"]) == (1, 1, 3)
+    assert (buckets["10.0"], buckets["+Inf"]) == (3, 4)
+    assert found["ipmasq_agent_pass_seconds_sum"] == 60.041
+
+
+def test_the_backend_that_was_left_is_told_no_more() -> None:
+    metrics = Metrics()
+    samples(metrics)
+    assert "ipmasq_agent_backend nftables" not in samples(metrics, Status(ConfigStatus("x")))
+
+
+def test_what_interrupts_a_thread_is_counted() -> None:
+    before = samples(Metrics()).get("ipmasq_agent_thread_failures_total spider", 0)
+    caught(KeyError("x"), "a test", "spider")
+    assert samples(Metrics())["ipmasq_agent_thread_failures_total spider"] == before + 1
+
+
+def test_counters_that_cannot_be_read_cost_no_other_metric() -> None:
+    def fail() -> Mapping[tuple[Family, str], int]:
+        raise HostError("away")
+
+    text = Metrics().text(STATUS, fail).decode()
+    assert "ipmasq_agent_ready 0.0\n" in text
+    assert "ipmasq_agent_packets_total" not in text
+
+
+def test_a_label_may_hold_any_text() -> None:
+    metric = Metric("gauge", "x", "y", ("label",))
+    metric.set(1, 'a "quoted"\\\nline')
+    [family] = text_string_to_metric_families("\n".join(metric.lines()) + "\n")
+    assert family.samples[0].labels == {"label": 'a "quoted"\\\nline'}
