@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum, auto
 from typing import Any
 
@@ -18,7 +19,7 @@ class Signal(Enum):
 Event = Document | SourceFailed | FactEvent | Signal
 
 
-def newest(batch: list[Event]) -> tuple[Document | None, SourceFailed | None]:
+def newest(batch: Sequence[Event]) -> tuple[Document | None, SourceFailed | None]:
     """Return the newest document, and the newest failure unless a document came after it."""
     document: Document | None = None
     failure: SourceFailed | None = None

@@ -1,13 +1,18 @@
-"""What the agent says of itself: one immutable value, shown as JSON or as a line."""
+"""What the agent says of itself: one immutable value, shown as JSON or as a line.
+
+The agent and the verb ``status`` build it here, of what they have seen.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ipmasq_agent.answers.overrides import Overridden
+from ipmasq_agent.config.document import Understood
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.sources import Document
 
 _SHOWN = 8  # rules of others
 
@@ -22,6 +27,8 @@ class ConfigStatus:
         accepted: the newest document is in force.
         error: why it is not, or why the source cannot be read at the moment.
         warnings: what its author may want to know.
+        native_routing: destinations that the newest good document says can be reached with
+            pod addresses.
         kept: the document in force is the one of before this process; its source has not
             answered since.
         age: seconds since the source gave a sign of life; None where it is on this node.
@@ -32,8 +39,56 @@ class ConfigStatus:
     accepted: bool = False
     error: str | None = None
     warnings: tuple[str, ...] = ()
+    native_routing: tuple[str, ...] = ()
     kept: bool = False
     age: float | None = None
+
+
+def accepted(source: str, document: Document, understood: Understood) -> ConfigStatus:
+    """Return what there is to say of a document that can be used."""
+    lacking = (f"{name} does not exist, its entries are missed" for name in document.lacking)
+    return ConfigStatus(
+        source,
+        document.revision,
+        accepted=True,
+        warnings=(*understood.warnings, *lacking),
+        native_routing=tuple(str(prefix) for prefix, _ in understood.config.native_routing_cidrs),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the kernel was found to hold, by a pass or by somebody who only looks.
+
+    Attributes:
+        mode: the backend in use.
+        reason: why it is that one.
+        devices: the egress devices.
+        families: those that are managed.
+        in_step: the kernel holds what is asked for, wherever it can be read.
+        errors: family → why it cannot be read, or written.
+        changed: it was written to.
+        left_behind: see ``Status``.
+        unanswered: see ``Status``.
+        doubtful: source addresses to which replies may not come back.
+        advice: family → what the backend has to say about the size of what it holds.
+        further: more advice.
+        contested: see ``Status``.
+    """
+
+    mode: str
+    reason: str
+    devices: tuple[str, ...]
+    families: tuple[Family, ...]
+    in_step: bool = True
+    errors: Mapping[Family, str] = field(default_factory=dict)
+    changed: bool = False
+    left_behind: tuple[str, ...] = ()
+    unanswered: tuple[str, ...] = ()
+    doubtful: tuple[str, ...] = ()
+    advice: Mapping[Family, str | None] = field(default_factory=dict)
+    further: tuple[str, ...] = ()
+    contested: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +101,6 @@ class Status:
         devices: the egress devices found on the node.
         config: the document.
         families: those that are managed.
-        native_routing: destinations that the document says can be reached with pod addresses.
         in_sync: after the latest pass the kernel held what the policy in force asks for.
         errors: family → why its latest pass failed.
         failure: what failed beside a pass, unexpectedly, and is tried again.
@@ -61,6 +115,7 @@ class Status:
         passes: how many there were, and how many of them changed the kernel.
         overridden: what others decide about otherwise than the policy, which the kernel holds.
         partial: rules of others that do so for some packets, in words.
+        unknown: why it cannot be told what others decide.
         counters: family and outcome → packets and flows, where the data plane counts by
             itself.
     """
@@ -74,7 +129,6 @@ class Status:
     errors: Mapping[Family, str] = field(default_factory=dict)
     passes: int = 0
     changes: int = 0
-    native_routing: tuple[str, ...] = ()
     failure: str | None = None
     waiting: tuple[str, ...] = ()
     facts: Mapping[str, str | None] = field(default_factory=dict)
@@ -84,7 +138,45 @@ class Status:
     contested: str | None = None
     overridden: tuple[Overridden, ...] = ()
     partial: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
     counters: Mapping[tuple[Family, str], int] = field(default_factory=dict)
+
+    def looked(self, look: Look) -> Status:
+        """Return what there is to say after a look at the kernel."""
+        of_sizes = (
+            f"{family.value}: {line}" for family in Family if (line := look.advice.get(family))
+        )
+        return replace(
+            self,
+            mode=look.mode,
+            mode_reason=look.reason,
+            devices=look.devices,
+            families=look.families,
+            # What is healed is the last good policy; the newest one still waits for facts.
+            in_sync=look.in_step and not look.errors and not self.waiting,
+            errors=look.errors,
+            left_behind=look.left_behind,
+            unanswered=look.unanswered,
+            advice=(*of_sizes, *look.further, *look.doubtful),
+            contested=look.contested,
+        )
+
+    def passed(self, found: Look | Mapping[Family, str]) -> Status:
+        """Return what there is to say after a pass: what it found, or why it found nothing."""
+        if isinstance(found, Look):
+            after, changed = self.looked(found), found.changed
+        else:
+            after, changed = replace(self, in_sync=False, errors=found), False
+        return replace(after, passes=self.passes + 1, changes=self.changes + changed)
+
+    def beside(
+        self,
+        overridden: tuple[Overridden, ...],
+        partial: tuple[str, ...],
+        unknown: tuple[str, ...],
+    ) -> Status:
+        """Return it with what others decide beside the policy."""
+        return replace(self, overridden=overridden, partial=partial, unknown=unknown)
 
     @property
     def in_force(self) -> bool:
@@ -158,13 +250,13 @@ class Status:
             **{family.value: self._family(family) for family in Family},
             "ready": self.ready,
             "modeReason": self.mode_reason,
-            "nativeRoutingCIDR": ", ".join(self.native_routing) or None,
+            "nativeRoutingCIDR": ", ".join(self.config.native_routing) or None,
             "failure": self.failure,
             "waiting": list(self.waiting),
             "facts": [{"name": name, "error": error} for name, error in self.facts.items()],
             "leftBehind": list(self.left_behind),
             "unanswered": list(self.unanswered),
-            "advice": list(self.advice),
+            "advice": [*self.advice, *self.unknown],
             "inForce": self.in_force,
             "overrides": [item.as_data() for item in self.overridden],
             "exceptions": list(self.partial),
@@ -203,7 +295,7 @@ class Status:
         state = "accepted" if config.accepted else "not in force"
         if config.kept:
             state = "kept on this node, not confirmed"
-        native = ", ".join(self.native_routing) or "-"
+        native = ", ".join(config.native_routing) or "-"
         lines = [
             f"Masquerading: {self.mode} [{', '.join(self.devices)}] {native} [{switches}]",
             f"In sync:      {'yes' if self.in_sync else 'no'}",
@@ -222,5 +314,8 @@ class Status:
             lines.append(f"Overridden:   by {len(self.overridden) - _SHOWN} more rules")
         lines += (f"Some packets: {line}" for line in self.partial[:_SHOWN])
         lines += (f"Waiting:      {line.removeprefix('waiting for ')}" for line in self.waiting)
-        lines += (f"Warning:      {warning}" for warning in (*config.warnings, *self.advice))
+        lines += (
+            f"Warning:      {warning}"
+            for warning in (*config.warnings, *self.advice, *self.unknown)
+        )
         return "\n".join(lines)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from dataclasses import replace
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -181,22 +180,12 @@ def _answers(agent: Any) -> dict[str, Any]:
         status = agent.status
         return text(200, "ok") if status.ready else text(503, status.why_not_ready())
 
-    def told() -> Answer:
-        status, heard = agent.status, agent.source.heard
-        if heard is not None:
-            age = round(time.monotonic() - heard, 1)
-            status = replace(status, config=replace(status.config, age=age))
-        try:
-            return data(replace(status, counters=agent.counters()).as_data())
-        except Exception:
-            return data(status.as_data())  # the next pass says what is wrong
-
     def exposition() -> Answer:
         return 200, CONTENT_TYPE, agent.metrics.text(agent.status, agent.counters)
 
     return {
         "/healthz": healthy,
         "/readyz": ready,
-        "/status": told,
+        "/status": lambda: data(agent.status_now().as_data()),
         "/metrics": exposition,
     }

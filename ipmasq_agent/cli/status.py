@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ipmasq_agent.cli.options import agent_options, settings_of
+from ipmasq_agent.cli.options import Settings, agent_options, settings_of
 from ipmasq_agent.cli.output import emit, output_option
 
 if TYPE_CHECKING:
-    from ipmasq_agent.answers.overrides import Overridden
+    from ipmasq_agent.agent.intent import Intent
+    from ipmasq_agent.agent.status import Status
     from ipmasq_agent.policy.addresses import Family
 
 
@@ -34,85 +35,9 @@ def command(output: str, **options: Any) -> int:
 
     Exit status: 0 in sync and in force, 1 not, 2 when the kernel cannot be read at all.
     """
-    from ipmasq_agent.agent.intent import Intent
-    from ipmasq_agent.agent.moves import deciding
-    from ipmasq_agent.agent.snat import Replies, replies
-    from ipmasq_agent.agent.status import ConfigStatus, Status
-    from ipmasq_agent.answers.overrides import shadow
-    from ipmasq_agent.cli.wiring import backend_choice, document_of, gather, understand
-    from ipmasq_agent.config.keys import NATIVE_ROUTING_CIDRS
-    from ipmasq_agent.errors import AgentError, UsageError
-    from ipmasq_agent.host.devices import egress_devices
-    from ipmasq_agent.planes.hook.read import read_hook
-    from ipmasq_agent.policy.addresses import Family
-
     settings = settings_of(options)
-    name = settings.source().name
-    intent = None
-    native: tuple[str, ...] = ()
-    waiting: tuple[str, ...] = ()
-    config = ConfigStatus(name)
-    try:
-        document = document_of(settings)
-        config = ConfigStatus(name, document.revision)
-        understood = understand(document, settings)
-        config = ConfigStatus(name, document.revision, accepted=True, warnings=understood.warnings)
-        native = tuple(str(prefix) for prefix, _ in understood.config[NATIVE_ROUTING_CIDRS])
-        try:
-            intent = Intent(understood.config, gather(settings, understood.config))
-        except AgentError as error:
-            waiting = (str(error),)
-    except UsageError:
-        raise
-    except AgentError as error:
-        config = ConfigStatus(name, config.revision, error=str(error))
-
-    choice = backend_choice(settings)
-    errors = {}
-    differing = []
-    overridden: list[Overridden] = []
-    partial: list[str] = []
-    advice = []
-    counters: Mapping[tuple[Family, str], int] = {}
-    try:
-        backend, others = choice.current(large=intent is not None and intent.is_large)
-        if intent is not None:
-            for family in intent.config.families:
-                try:
-                    desired = intent.desired(backend, family)
-                    if backend.plan(backend.read(family), desired):
-                        differing.append(family)
-                    advice.append(backend.advice(desired))
-                    hook = read_hook(family, backend.place, settings.placement)
-                    found = shadow(intent.policy(backend, family), hook, egress_devices())
-                    overridden += found.overridden
-                    partial += found.partial
-                except AgentError as error:
-                    errors[family] = str(error)
-        left = choice.unseen + deciding(others)
-        if not errors:
-            counters = backend.counters()
-    finally:
-        choice.close()
-    answers = replies(intent.config) if intent is not None else Replies()
-    families = (Family.IPV4, Family.IPV6) if settings.flags.enable_ipv6 else (Family.IPV4,)
-    status = Status(
-        config=config,
-        mode=backend.name,
-        mode_reason=choice.reason,
-        devices=egress_devices(),
-        families=families,
-        native_routing=native,
-        waiting=waiting,
-        left_behind=left,
-        unanswered=answers.unanswered,
-        advice=(*(line for line in advice if line), *answers.doubtful),
-        in_sync=intent is not None and not differing and not errors,
-        errors=errors,
-        overridden=tuple(overridden),
-        partial=tuple(partial),
-        counters=counters,
-    )
+    status, intent = _of_document(settings)
+    status, differing = _of_kernel(status, intent, settings)
 
     def as_text() -> str:
         hints = [f"Differs:      {f.value}; see `ipmasq-agent diff`" for f in differing]
@@ -120,3 +45,87 @@ def command(output: str, **options: Any) -> int:
 
     emit(status.as_data(), output, as_text)
     return 0 if status.in_force else 1
+
+
+def _of_document(settings: Settings) -> tuple[Status, Intent | None]:
+    """Return what there is to say of the document, and what it means if that is known."""
+    from ipmasq_agent.agent.intent import Intent
+    from ipmasq_agent.agent.status import ConfigStatus, Status, accepted
+    from ipmasq_agent.cli.wiring import document_of, gather, understand
+    from ipmasq_agent.errors import AgentError, UsageError
+
+    name = settings.source().name
+    config = ConfigStatus(name)
+    try:
+        document = document_of(settings)
+        config = ConfigStatus(name, document.revision)
+        understood = understand(document, settings)
+        wish = understood.config.wish(settings.flags)
+        config = accepted(name, document, understood)
+    except UsageError:
+        raise
+    except AgentError as error:
+        return Status(ConfigStatus(name, config.revision, error=str(error))), None
+    try:
+        return Status(config), Intent(wish, gather(settings, wish))
+    except UsageError:
+        raise
+    except AgentError as error:
+        return Status(config, waiting=(str(error),)), None
+
+
+def _of_kernel(
+    status: Status, intent: Intent | None, settings: Settings
+) -> tuple[Status, list[Family]]:
+    """Return the status with what the kernel holds, and the families that differ."""
+    from ipmasq_agent.agent.moves import deciding
+    from ipmasq_agent.agent.snat import Replies, replies
+    from ipmasq_agent.agent.status import Look
+    from ipmasq_agent.answers.overrides import Overridden, shadow
+    from ipmasq_agent.cli.wiring import backend_choice
+    from ipmasq_agent.errors import AgentError
+    from ipmasq_agent.host.devices import egress_devices
+    from ipmasq_agent.planes.hook.read import read_hook
+    from ipmasq_agent.policy.addresses import Family
+
+    choice = backend_choice(settings)
+    errors: dict[Family, str] = {}
+    differing: list[Family] = []
+    advice: dict[Family, str | None] = {}
+    overridden: list[Overridden] = []
+    partial: list[str] = []
+    devices = egress_devices()
+    try:
+        plane, others = choice.current(large=intent is not None and intent.is_large)
+        for family in intent.wish.families if intent is not None else ():
+            assert intent is not None
+            try:
+                desired = intent.desired(plane, family)
+                if plane.plan(plane.read(family), desired):
+                    differing.append(family)
+                advice[family] = plane.advice(desired)
+                hook = read_hook(family, plane.place, settings.placement)
+                found = shadow(intent.policy(plane, family), hook, devices)
+                overridden += found.overridden
+                partial += found.partial
+            except AgentError as error:
+                errors[family] = str(error)
+        left = choice.unseen + deciding(others)
+        counters = {} if errors else plane.counters()
+    finally:
+        choice.close()
+    answered = replies(intent.wish) if intent is not None else Replies()
+    look = Look(
+        plane.name,
+        choice.reason,
+        devices,
+        (Family.IPV4, Family.IPV6) if settings.flags.enable_ipv6 else (Family.IPV4,),
+        in_step=intent is not None and not differing,
+        errors=errors,
+        left_behind=left,
+        unanswered=answered.unanswered,
+        doubtful=answered.doubtful,
+        advice=advice,
+    )
+    status = replace(status.looked(look), counters=counters)
+    return status.beside(tuple(overridden), tuple(partial), ()), differing

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import oracle
+from tests.kernel.agent import Verb
 from tests.kernel.pins import PINS
 from tests.kernel.running import Running, write
 from tests.kube.cluster import Cluster
@@ -213,6 +214,32 @@ def test_metrics_and_probes(run: Callable[..., Running], document: Path) -> None
     assert agent.get("/nothing")[0] == 404
 
 
+@pytest.mark.parametrize("backend", ["iptables-nft", "nftables"])
+def test_http_and_the_verb_say_the_same_of_one_state(
+    run: Callable[..., Running], verb: Verb, document: Path, backend: str
+) -> None:
+    document.write_text(
+        ONE + "nativeRoutingCIDRs: [10.1.0.0/16, 'fd00::/8']\nsnatAddress: 198.51.100.9\nodd: 1\n"
+    )
+    flags = [f"--config={document}", f"--backend={backend}", "--enable-ipv6=true"]
+    agent = run("run", *flags)
+    agent.wait_ready()
+
+    def rules_of_others_are_known() -> bool:
+        return bool(agent.status()["config"]["warnings"]) and agent.status()["passes"] > 0
+
+    wait_until(rules_of_others_are_known, "the end of the pass")
+    _, out, _ = verb("status", *flags, "-o", "json")
+    by_verb, by_http = json.loads(out), agent.status()
+    # What one of them alone can know: passes, what is followed, and counters that go on.
+    for alone in ("passes", "changes", "facts", "counters"):
+        del by_verb[alone], by_http[alone]
+    assert by_http == by_verb
+    assert by_http["nativeRoutingCIDR"] == "10.1.0.0/16, fd00::/8"
+    assert "odd" in by_http["config"]["warnings"][0]
+    assert "198.51.100.9" in by_http["advice"][-1]
+
+
 def test_http_can_be_off(run: Callable[..., Running], document: Path) -> None:
     agent = run("run", f"--config={document}", "--http-address=")
     wait_until(lambda: chain("nft") is not None, "the chain")
@@ -229,7 +256,7 @@ def test_the_daemon_loads_no_library_that_only_others_need(
         "turn = loop.Agent.turn\n"
         "loop.Agent.turn = lambda self: turn(self) and self.status.passes == 0\n"
         "try:\n    main()\n"
-        "except SystemExit:\n    heavy = {'kubernetes', 'iptc', 'rich'}\n"
+        "except SystemExit:\n    heavy = {'kubernetes', 'iptc', 'rich', 'ssl', 'asyncio'}\n"
         "    print(sorted(heavy & set(sys.modules)))\n"
     )
     argv = [sys.executable, "-c", program, "run", f"--config={document}"]

@@ -9,12 +9,13 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 import pytest
 
 from ipmasq_agent import logs
-from ipmasq_agent.agent import loop
+from ipmasq_agent.agent import documents
 from ipmasq_agent.agent.events import Signal
 from ipmasq_agent.cli.run import _answers
 from ipmasq_agent.config.document import parse_documents
@@ -85,12 +86,14 @@ def test_a_fault_in_a_backend_fails_the_pass_and_the_next_one_heals(
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
-@pytest.mark.parametrize("place", ["choice.current", "_moves.announce", "_knowledge.follow"])
+@pytest.mark.parametrize(
+    "place", ["choice.current", "_passes._moves.announce", "_knowledge.follow"]
+)
 def test_a_fault_beside_the_backend_fails_the_pass_and_the_next_one_heals(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, fault: Exception, place: str
 ) -> None:
-    owner, _, name = place.partition(".")
-    part = getattr(bench.agent, owner)
+    owner, _, name = place.rpartition(".")
+    part = attrgetter(owner)(bench.agent)
     monkeypatch.setattr(part, name, fail(fault, [1], getattr(part, name)))
     bench.flush()
     bench.resync()
@@ -104,7 +107,7 @@ def test_a_fault_beside_the_backend_fails_the_pass_and_the_next_one_heals(
 def test_a_document_that_cannot_be_taken_in_is_taken_in_later_and_the_one_before_is_healed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
-    monkeypatch.setattr(loop, "parse_documents", fail(fault, [1, 2], parse_documents))
+    monkeypatch.setattr(documents, "parse_documents", fail(fault, [1, 2], parse_documents))
     bench.flush()
     bench.document(TWO, "2")
     assert_told(bench)
@@ -123,7 +126,7 @@ def test_of_what_waits_to_be_taken_in_only_the_newest_is_kept(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = [1] * 50
-    monkeypatch.setattr(loop, "parse_documents", fail(KeyError(), failing, parse_documents))
+    monkeypatch.setattr(documents, "parse_documents", fail(KeyError(), failing, parse_documents))
     for revision in range(49):
         bench.document(ONE.replace("0.0.0/8", f"0.{revision}.0/24"), str(revision))
     assert len(bench.agent._batch) == 1
@@ -159,7 +162,7 @@ def test_a_source_that_cannot_start_is_started_later(monkeypatch: pytest.MonkeyP
 
 
 def test_devices_that_cannot_be_listed_cost_nothing(bench: Bench) -> None:
-    bench.agent.devices = fail(MemoryError(), [1])
+    bench.agent._passes._list_devices = fail(MemoryError(), [1])
     bench.resync()
     assert bench.agent.status.ready
     assert bench.agent.status.devices == ("eth0",)
