@@ -26,40 +26,28 @@ class Metrics:
     """What a pass and a document leave behind in numbers."""
 
     def __init__(self) -> None:
-        self.ready = Metric(
-            "gauge",
-            "ipmasq_agent_ready",
-            "1 while the newest document is in force and the kernel matches it.",
+        self.ready = _gauge(
+            "ready", "1 while the newest document is in force and the kernel matches it."
         )
-        self.accepted = Metric(
-            "gauge",
-            "ipmasq_agent_config_accepted",
-            "1 while the newest document seen is the one in force.",
+        self.accepted = _gauge(
+            "config_accepted", "1 while the newest document seen is the one in force."
         )
-        self.documents = Metric(
-            "counter",
-            "ipmasq_agent_documents_total",
-            "Documents seen, by whether they could be used.",
-            ("result",),
-            dated=True,
+        self.documents = _counter(
+            "documents", "Documents seen, by whether they could be used.", "result", dated=True
         )
-        self.passes = Metric(
-            "counter",
-            "ipmasq_agent_passes_total",
+        self.passes = _counter(
+            "passes",
             "Passes over a family's rules, by what they led to.",
-            ("family", "result"),
+            *("family", "result"),
             dated=True,
         )
-        self.undone = Metric(
-            "counter",
-            "ipmasq_agent_undone_total",
+        self.undone = _counter(
+            "undone",
             "How often other rules were found in the place of what we had written.",
             dated=True,
         )
-        self.contested = Metric(
-            "gauge",
-            "ipmasq_agent_contested",
-            "1 while somebody undoes what we write, again and again.",
+        self.contested = _gauge(
+            "contested", "1 while somebody undoes what we write, again and again."
         )
         self.seconds = Histogram(
             "ipmasq_agent_pass_seconds", "Duration of a pass over all families.", _BUCKETS
@@ -69,18 +57,13 @@ class Metrics:
             "From noticing a changed document until the kernel holds its rules.",
             _BUCKETS,
         )
-        self.backend = Metric(
-            "gauge", "ipmasq_agent_backend", "1 for the backend in use.", ("backend",)
-        )
-        self.overridden = Metric(
-            "gauge",
-            "ipmasq_agent_overridden_ranges",
+        self.backend = _gauge("backend", "1 for the backend in use.", "backend")
+        self.overridden = _gauge(
+            "overridden_ranges",
             "Ranges of destinations about which rules of others decide otherwise than the policy.",
-            ("family",),
+            "family",
         )
-        self.cidrs = Metric(
-            "gauge", "ipmasq_agent_non_masquerade_cidrs", "Entries of the document in force."
-        )
+        self.cidrs = _gauge("non_masquerade_cidrs", "Entries of the document in force.")
 
     def passed(self, outcomes: Outcomes, seconds: float) -> None:
         """Count one pass."""
@@ -110,12 +93,19 @@ class Metrics:
         return "".join(f"{line}\n" for metric in metrics for line in metric.lines()).encode()
 
 
+def _gauge(name: str, about: str, *labels: str) -> Metric:
+    return Metric("gauge", f"ipmasq_agent_{name}", about, labels)
+
+
+def _counter(name: str, about: str, *labels: str, dated: bool = False) -> Metric:
+    return Metric("counter", f"ipmasq_agent_{name}_total", about, labels, dated=dated)
+
+
 def _of_threads() -> Metric:
-    failures = Metric(
-        "counter",
-        "ipmasq_agent_thread_failures_total",
+    failures = _counter(
+        "thread_failures",
         "How often something that nobody foresaw interrupted a thread, which then went on.",
-        ("thread",),
+        "thread",
     )
     for thread, count in threads.failures().items():
         failures.set(count, thread)
@@ -125,10 +115,8 @@ def _of_threads() -> Metric:
 def _counted(counters: Counters) -> list[Metric]:
     """Return packets and flows by what became of them; nothing where nobody counts."""
     labels = ("family", "outcome")
-    packets = Metric(
-        "counter", "ipmasq_agent_packets_total", "Packets, by what became of them.", labels
-    )
-    flows = Metric("counter", "ipmasq_agent_flows_total", "New flows, by what was decided.", labels)
+    packets = _counter("packets", "Packets, by what became of them.", *labels)
+    flows = _counter("flows", "New flows, by what was decided.", *labels)
     try:
         counted = counters()
     except Exception as error:
@@ -146,27 +134,26 @@ def _counted(counters: Counters) -> list[Metric]:
 
 def _of_process() -> Iterator[Metric]:
     """Yield what client libraries of Prometheus tell of their process (proc_pid_stat(5))."""
-    ticks = os.sysconf("SC_CLK_TCK")
+    ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    user, system, began, memory, pages = (int(fields[n]) for n in (11, 12, 19, 20, 21))
     boot = re.search(r"^btime (\d+)", Path("/proc/stat").read_text(), re.MULTILINE)
-    open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    began = int(fields[19]) / ticks + (int(boot[1]) if boot else 0)
-    for name, about, number in (
-        ("virtual_memory_bytes", "Virtual memory size in bytes.", int(fields[20])),
+    began_at = began / ticks + (int(boot[1]) if boot else 0)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    for kind, name, about, number in (
+        ("gauge", "virtual_memory_bytes", "Virtual memory size in bytes.", memory),
+        ("gauge", "resident_memory_bytes", "Resident memory size in bytes.", pages * page),
         (
-            "resident_memory_bytes",
-            "Resident memory size in bytes.",
-            int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
+            *("gauge", "start_time_seconds"),
+            *("Start time of the process since unix epoch in seconds.", began_at),
         ),
-        ("start_time_seconds", "Start time of the process since unix epoch in seconds.", began),
         (
-            "cpu_seconds_total",
-            "Total user and system CPU time spent in seconds.",
-            (int(fields[11]) + int(fields[12])) / ticks,
+            *("counter", "cpu_seconds_total"),
+            *("Total user and system CPU time spent in seconds.", (user + system) / ticks),
         ),
-        ("open_fds", "Number of open file descriptors.", len(os.listdir("/proc/self/fd"))),
-        ("max_fds", "Maximum number of open file descriptors.", open_files),
+        ("gauge", "open_fds", "Number of open file descriptors.", len(os.listdir("/proc/self/fd"))),
+        ("gauge", "max_fds", "Maximum number of open file descriptors.", most),
     ):
-        metric = Metric("counter" if name.endswith("_total") else "gauge", f"process_{name}", about)
+        metric = Metric(kind, f"process_{name}", about)
         metric.set(number)
         yield metric

@@ -106,7 +106,7 @@ class CiliumSides:
         return cilium.Exempt(routable, nodes), settings, notes
 
     def _cilium_config(self, notes: list[str]) -> dict[str, str]:
-        from ipmasq_agent.sources.configmap_data import read_data
+        from ipmasq_agent.sources.configmap import read_data
 
         namespace, _, name = (self.config or CILIUM_CONFIG).partition("/")
         try:

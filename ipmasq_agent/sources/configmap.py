@@ -1,15 +1,16 @@
-"""A document in a ConfigMap, watched through the Kubernetes API."""
+"""ConfigMaps of the Kubernetes API: a document in one, watched, and those of others, read once."""
 
 from __future__ import annotations
 
 import base64
+import json
 from typing import Any
 
 from ipmasq_agent.errors import AgentError, SourceError
 from ipmasq_agent.sources import Document, Part, Sink, SourceFailed
 from ipmasq_agent.sources.kube_access import Permission, explained
 from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
-from ipmasq_agent.sources.kube_list import Found, JsonObject, OneObject
+from ipmasq_agent.sources.kube_list import LIST_TIMEOUT, Found, JsonObject, OneObject, an_api
 from ipmasq_agent.sources.kube_watch import Watch
 from ipmasq_agent.sources.location import EVERY, KEYS
 
@@ -142,6 +143,31 @@ class ConfigMapSource:
     def _explain(self, refusal: ApiRefusal) -> SourceError:
         permission = Permission("configmaps", self._namespace, self._configmap)
         return explained(refusal, self._api, self.name, permission)
+
+
+def read_data(namespace: str, name: str, *, kubeconfig: str | None = None) -> dict[str, str]:
+    """Return what another program of the cluster keeps in a ConfigMap: key → text.
+
+    Raises:
+        AccessDenied: the API refuses us; the remedy is the permission that is missing.
+        SourceUnavailable: there is no answer.
+        SourceError: there is no such ConfigMap, or there are no credentials.
+    """
+    what, api = f"ConfigMap {namespace}/{name}", KubeApi(kubeconfig)
+    path = f"/api/v1/namespaces/{namespace}/configmaps/{name}"
+    try:
+        with an_api(api):
+            data = json.loads(api.read(path, {}, read_timeout=LIST_TIMEOUT)).get("data") or {}
+            return {str(key): str(text) for key, text in data.items()}
+    except ApiRefusal as refusal:
+        if refusal.status == 404:
+            raise SourceError(
+                f"there is no {what} at {api.host}: {refusal.message} ({refusal.status})"
+            ) from refusal
+        permission = Permission("configmaps", namespace, name, ("get",))
+        raise explained(refusal, api, what, permission) from refusal
+    finally:
+        api.close()
 
 
 def content_of(configmap: dict[str, Any]) -> dict[str, bytes]:

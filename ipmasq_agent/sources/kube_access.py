@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from ipmasq_agent.errors import AccessDenied, SourceError, SourceUnavailable
 from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
 
-_VERBS = "get,list,watch"
-
 
 @dataclass(frozen=True, slots=True)
 class Permission:
@@ -20,17 +18,19 @@ class Permission:
         namespace: where they are; None for objects of the whole cluster.
         name: of the one object that is meant, or None for all. What it is for, where it is
             None, is in the name of the role that would grant it: ``ipmasq-agent-RESOURCE``.
+        verbs: what is done with them.
     """
 
     resource: str
     namespace: str | None = None
     name: str | None = None
+    verbs: tuple[str, ...] = ("get", "list", "watch")
 
     @property
     def rule(self) -> str:
         """As it stands in a Role or a ClusterRole."""
         names = f"resourceNames: [{self.name}], " if self.name else ""
-        verbs = _VERBS.replace(",", ", ")
+        verbs = ", ".join(self.verbs)
         return f'{{apiGroups: [""], resources: [{self.resource}], {names}verbs: [{verbs}]}}'
 
     @property
@@ -53,7 +53,7 @@ class Permission:
         only = f" --resource-name={self.name}" if self.name else ""
         return (
             f"give {whom} a {kind} {self.place} with the rule {self.rule}: "
-            f"`kubectl{scope} create {kind.lower()} {role} --verb={_VERBS} "
+            f"`kubectl{scope} create {kind.lower()} {role} --verb={','.join(self.verbs)} "
             f"--resource={self.resource}{only} && "
             f"kubectl{scope} create {kind.lower()}binding {role} --{kind.lower()}={role} {who}`"
         )

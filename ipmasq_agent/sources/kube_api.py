@@ -118,6 +118,23 @@ class KubeApi:
         self._forget(client)
         return self._get(self._connect(), path, query, read_timeout)
 
+    def read(self, path: str, query: Mapping[str, str], *, read_timeout: float) -> bytes:
+        """Send a request and return the whole body of the response.
+
+        Raises:
+            ApiRefusal: the server answered with an error.
+            SourceUnavailable: there was no answer.
+            SourceError: there are no usable credentials.
+        """
+        response = self.get(path, query, read_timeout=read_timeout)
+        try:
+            body: bytes = response.read()
+        except TRANSPORT_ERRORS as cause:
+            response.close()
+            raise self.unreachable(cause) from cause
+        response.release_conn()
+        return body
+
     def close(self) -> None:
         """Close idle connections. A later request opens new ones."""
         with self._lock:

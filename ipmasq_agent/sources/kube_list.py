@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from ipmasq_agent.errors import SourceUnavailable
-from ipmasq_agent.sources.kube_api import TRANSPORT_ERRORS, ApiRefusal, KubeApi
+from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
 
 JsonObject = dict[str, Any]
 Value = TypeVar("Value")
@@ -133,14 +133,14 @@ def version_now(api: KubeApi, path: str, view: View[Any]) -> str:
         SourceError: there was no answer, or none of a Kubernetes API.
     """
     pages = _Pages(api, path, view, limit=1)
-    with _an_api(api):
+    with an_api(api):
         next(pages.objects(), None)
         return pages.version
 
 
 def _list_once(api: KubeApi, path: str, view: View[Value]) -> Found[Value]:
     pages = _Pages(api, path, view, limit=view.page)
-    with _an_api(api):
+    with an_api(api):
         objects = pages.objects()
         value = view.listed(objects)
         for _ in objects:
@@ -149,8 +149,8 @@ def _list_once(api: KubeApi, path: str, view: View[Value]) -> Found[Value]:
 
 
 @contextlib.contextmanager
-def _an_api(api: KubeApi) -> Iterator[None]:
-    """Say of whatever is not in the form of a list that this is no Kubernetes API."""
+def an_api(api: KubeApi) -> Iterator[None]:
+    """Say of whatever is not in the form of an answer that this is no Kubernetes API."""
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
@@ -188,14 +188,8 @@ class _Pages:
 
     def _ask(self, token: str) -> JsonObject:
         query = self._query | ({"continue": token} if token else {})
-        response = self._api.get(self._path, query, read_timeout=LIST_TIMEOUT)
-        try:
-            body = response.read()
-            self.noticed = time.monotonic()
-        except TRANSPORT_ERRORS as cause:
-            response.close()
-            raise self._api.unreachable(cause) from cause
-        response.release_conn()
+        body = self._api.read(self._path, query, read_timeout=LIST_TIMEOUT)
+        self.noticed = time.monotonic()
         hook = None if self._keeps is None else self._thin
         answer: JsonObject = json.loads(body, object_hook=hook)
         return answer
