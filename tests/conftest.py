@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import HealthCheck, settings
+
+from ipmasq_agent import logs
 
 # No test fails because the machine is slow; `-m long` tests ask for more examples themselves.
 settings.register_profile(
@@ -12,3 +17,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("shared-machine")
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_was() -> Iterator[None]:
+    """No test leaves its handlers, or a log that pytest no longer hears, to the next one."""
+    before = logs.logger.handlers[:], logs.logger.level, logs.logger.propagate
+    yield
+    logs.logger.handlers[:], logs.logger.level, logs.logger.propagate = before

@@ -13,6 +13,7 @@ from ipmasq_agent.agent.knowledge import Knowledge
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.status import ConfigStatus, accepted
 from ipmasq_agent.config.document import parse_documents
+from ipmasq_agent.config.keys import listed
 from ipmasq_agent.config.model import Config, Flags
 from ipmasq_agent.errors import ConfigError
 from ipmasq_agent.logs import event
@@ -120,7 +121,7 @@ class Documents:
             self._set(revision=document.revision, accepted=False, error=str(error), kept=False)
             self._metrics.documents.inc(1, "refused")
             return False
-        self._knowledge.require(understood.config.wish(self._flags))
+        self._knowledge.require(understood.config)
         self._refused, self._unkept = None, document
         self.config, self.changed = understood.config, document.noticed
         self.status = accepted(self._name, document, understood)
@@ -130,7 +131,7 @@ class Documents:
             "document accepted" if document.parts else "no document, using defaults",
             source=document.name,
             revision=document.revision,
-            cidrs=understood.config.listed,
+            cidrs=listed(understood.config),
         )
         for warning in self.status.warnings:
             event(logging.WARNING, warning)

@@ -35,7 +35,7 @@ def condensed(batch: list[Event]) -> list[Event]:
     """Return the newest event of each kind, in their order: what has to be remembered."""
     kept: dict[Any, Event] = {}
     for item in batch:
-        kind = item if isinstance(item, Signal) else (type(item), getattr(item, "need", None))
+        kind = item if isinstance(item, Signal) else (type(item), getattr(item, "fact", None))
         kept.pop(kind, None)
         kept[kind] = item
     return list(kept.values())

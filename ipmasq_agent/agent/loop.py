@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ipmasq_agent.agent.choice import PlaneChoice
 from ipmasq_agent.agent.documents import Documents
@@ -28,13 +29,14 @@ from ipmasq_agent.agent.passes import Passes
 from ipmasq_agent.agent.shadows import Shadows
 from ipmasq_agent.agent.status import Look, Status
 from ipmasq_agent.config.durations import UNITS
-from ipmasq_agent.config.model import DEFAULT_RESYNC_INTERVAL, Flags
+from ipmasq_agent.config.keys import RESYNC_INTERVAL, listed
+from ipmasq_agent.config.model import Flags
 from ipmasq_agent.errors import foreseen
 from ipmasq_agent.host import patience
 from ipmasq_agent.host.threads import Guarded, caught, revive
 from ipmasq_agent.logs import event
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import Need
+from ipmasq_agent.policy.facts import Fact
 from ipmasq_agent.sources import FactSource, Learnt, NotLearnt, Source
 
 # Seconds until a failed pass is tried again: doubled each time, up to the second figure.
@@ -108,7 +110,7 @@ class Agent:
         self._batch: list[Event] = []  # what came and is not taken in yet
         self._told_to_stop = math.inf
         # Also before the first document: a file that cannot be read now is looked at again.
-        self._next_pass = time.monotonic() + DEFAULT_RESYNC_INTERVAL / UNITS["s"]
+        self._next_pass = time.monotonic() + RESYNC_INTERVAL.absent / UNITS["s"]
 
     def run(self) -> None:
         """Watch and reconcile until ``Signal.STOP`` arrives; whatever else happens is told."""
@@ -256,7 +258,7 @@ class Agent:
         if self._documents.recall():
             self._next_pass = time.monotonic()
 
-    def _follow(self, needs: frozenset[Need]) -> None:
+    def _follow(self, needs: frozenset[Fact[Any]]) -> None:
         self._knowledge.follow(needs)
         self._show_facts()
 
@@ -269,7 +271,7 @@ class Agent:
             intent, self._documents.changed, thorough=thorough, at_once=at_once
         )
         config = self._documents.config
-        self.metrics.cidrs.set(config.listed if config else 0)
+        self.metrics.cidrs.set(listed(config) if config else 0)
         self.status = self.status.passed(found)
         status = self.status
         self._schedule(failed=bool(status.errors or status.left_behind or status.failure))
@@ -281,7 +283,7 @@ class Agent:
 
     def _schedule(self, *, failed: bool) -> None:
         config = self._documents.config
-        delay = (config.resync_interval if config else DEFAULT_RESYNC_INTERVAL) / UNITS["s"]
+        delay = (config[RESYNC_INTERVAL] if config else RESYNC_INTERVAL.absent) / UNITS["s"]
         if failed:
             retry = min(_FIRST_RETRY * 2**self._retries, _LAST_RETRY)
             # Half of it at random, so that nodes which failed together do not retry together.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ipmasq_agent.agent.choice import PlaneChoice
 from ipmasq_agent.agent.intent import Intent
@@ -15,11 +16,12 @@ from ipmasq_agent.agent.rivals import Rivals
 from ipmasq_agent.agent.shadows import Shadows
 from ipmasq_agent.agent.snat import Replies, replies, tell
 from ipmasq_agent.agent.status import Look
+from ipmasq_agent.config.assemble import follows
 from ipmasq_agent.errors import foreseen
 from ipmasq_agent.logs import event, failure
 from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.assemble import Need
+from ipmasq_agent.policy.facts import Fact
 
 
 class Passes:
@@ -42,7 +44,7 @@ class Passes:
         devices: Callable[[], tuple[str, ...]],
         kept_by_others: Callable[[], Sequence[str]],
         shadows: Shadows | None,
-        follow: Callable[[frozenset[Need]], None],
+        follow: Callable[[frozenset[Fact[Any]]], None],
         metrics: Metrics,
     ) -> None:
         self._choice = choice
@@ -77,7 +79,7 @@ class Passes:
         except Exception as error:
             told = foreseen(error, "the pass")
             failure("pass failed", told)
-            outcomes = dict.fromkeys(intent.wish.families, Outcome(error=told))
+            outcomes = dict.fromkeys(intent.config.families, Outcome(error=told))
             result = dict.fromkeys(outcomes, str(told))
         seconds = time.monotonic() - started
         event(logging.DEBUG, "pass done", ms=_ms(seconds))
@@ -88,7 +90,7 @@ class Passes:
         self, intent: Intent, started: float, *, thorough: bool, at_once: bool
     ) -> tuple[Outcomes, Look]:
         plane, left_behind = self._choice.current(large=intent.is_large, look=thorough)
-        self._follow(plane.needs | intent.wish.follows)
+        self._follow(plane.needs | follows(intent.config))
         self._moves.announce(left_behind)
         alone = {} if at_once else self._rivals.left_alone(plane, intent, started)
         # A backend that we come to for the first time has nothing to remember.
@@ -101,13 +103,13 @@ class Passes:
             # The backend in use decides now; only then may the one before it go.
             left += self._moves.complete(left_behind, self._left)
         self.report(outcomes, plane.name, "applied")
-        said, self._replies = self._replies, replies(intent.wish)
+        said, self._replies = self._replies, replies(intent.config)
         tell(said, self._replies)
         return outcomes, Look(
             plane.name,
             self._choice.reason,
             self._egress(),
-            intent.wish.families,
+            intent.config.families,
             errors=failed,
             changed=any(outcome.changed for outcome in outcomes.values()),
             left_behind=left,

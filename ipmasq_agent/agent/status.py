@@ -11,6 +11,7 @@ from typing import Any
 
 from ipmasq_agent.answers.overrides import Overridden
 from ipmasq_agent.config.document import Understood
+from ipmasq_agent.config.keys import NATIVE_ROUTING_CIDRS
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.sources import Document
 
@@ -52,7 +53,7 @@ def accepted(source: str, document: Document, understood: Understood) -> ConfigS
         document.revision,
         accepted=True,
         warnings=(*understood.warnings, *lacking),
-        native_routing=tuple(str(prefix) for prefix, _ in understood.config.native_routing_cidrs),
+        native_routing=tuple(str(prefix) for prefix, _ in understood.config[NATIVE_ROUTING_CIDRS]),
     )
 
 

@@ -60,14 +60,13 @@ def _of_document(settings: Settings) -> tuple[Status, Intent | None]:
         document = document_of(settings)
         config = ConfigStatus(name, document.revision)
         understood = understand(document, settings)
-        wish = understood.config.wish(settings.flags)
         config = accepted(name, document, understood)
     except UsageError:
         raise
     except AgentError as error:
         return Status(ConfigStatus(name, config.revision, error=str(error))), None
     try:
-        return Status(config), Intent(wish, gather(settings, wish))
+        return Status(config), Intent(understood.config, gather(settings, understood.config))
     except UsageError:
         raise
     except AgentError as error:
@@ -97,7 +96,7 @@ def _of_kernel(
     devices = egress_devices()
     try:
         plane, others = choice.current(large=intent is not None and intent.is_large)
-        for family in intent.wish.families if intent is not None else ():
+        for family in intent.config.families if intent is not None else ():
             assert intent is not None
             try:
                 desired = intent.desired(plane, family)
@@ -114,7 +113,7 @@ def _of_kernel(
         counters = {} if errors else plane.counters()
     finally:
         choice.close()
-    answered = replies(intent.wish) if intent is not None else Replies()
+    answered = replies(intent.config) if intent is not None else Replies()
     look = Look(
         plane.name,
         choice.reason,

@@ -12,16 +12,13 @@ import select
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ipmasq_agent.errors import AgentError, SourceError, SourceUnavailable
 from ipmasq_agent.host.threads import Guarded, caught
 from ipmasq_agent.sources import Document, Part, Sink, SourceFailed, revision_of
 from ipmasq_agent.sources.location import Location, locate
 from ipmasq_agent.sources.settled import MAX_BYTES, BeingWritten, read_settled
-
-if TYPE_CHECKING:
-    from ipmasq_agent.sources.watch import PathWatch
+from ipmasq_agent.sources.watch import PathWatch
 
 # Editors replace a file by moving the old one away first: seconds for which a document
 # that was there is given time to come back before it counts as removed.
@@ -103,8 +100,6 @@ class FileSource:
 
         If somebody is writing the file at that moment, the first state comes later.
         """
-        from ipmasq_agent.sources.watch import PathWatch  # verbs read once and go
-
         with self._lock:
             if self._sink is not None:
                 raise RuntimeError("a source can be started once")
