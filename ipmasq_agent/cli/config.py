@@ -1,4 +1,4 @@
-"""``config``: check a document, show it as understood, show the defaults."""
+"""``config``: check a document, show it as understood, show the defaults and the schema."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ipmasq_agent.cli.options import Settings, document_options, meant_option, settings_of
-from ipmasq_agent.cli.output import emit, output_option
+from ipmasq_agent.cli.output import emit, output_option, output_option_with
 
 
 @click.group(
@@ -18,10 +18,11 @@ Examples:
   ipmasq-agent config defaults > config.yaml
   ipmasq-agent config validate config.yaml
   ipmasq-agent config view --config config.yaml -o json
+  ipmasq-agent config schema > document.schema.json
 """,
 )
 def command() -> None:
-    """Check a document, show it as understood, show the defaults."""
+    """Check a document, show it as understood, show the defaults and the schema."""
 
 
 @command.command(
@@ -141,6 +142,25 @@ def defaults(output: str, **options: Any) -> None:
     from ipmasq_agent.config.keys import view as view_of
 
     _show(view_of(default_config(settings_of(options).flags)), output)
+
+
+@command.command(
+    epilog="""\b
+Examples:
+  ipmasq-agent config schema > document.schema.json
+  ipmasq-agent config schema -o text
+"""
+)
+@output_option_with("json")
+def schema(output: str) -> None:
+    """Print a JSON Schema (draft 2020-12) of the document, for editors and CI.
+
+    As text: the table of keys, in Markdown. A schema cannot tell all that `config validate`
+    does; what it leaves out stands in its description.
+    """
+    from ipmasq_agent.config import schema as of_document
+
+    emit(of_document.schema(), output, of_document.markdown)
 
 
 def _show(document: dict[str, Any], output: str) -> None:

@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-output_option = click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["text", "json", "yaml"]),
-    default="text",
-    show_default=True,
-    help="How to print the answer.",
-)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def output_option_with(default: str) -> Callable[[F], F]:
+    """Return the option that says how to print an answer, with another default."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice(["text", "json", "yaml"]),
+        default=default,
+        show_default=True,
+        help="How to print the answer.",
+    )
+
+
+output_option = output_option_with("text")
 
 
 def emit(answer: Any, output: str, as_text: Callable[[], str]) -> None:
