@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from ipmasq_agent.bench.results import LIMIT, REFERENCE, Measure, Results
-from ipmasq_agent.bench.statistics import ENOUGH, Statistics, Summary, summarize
-from ipmasq_agent.bench.wording import in_words, told, told_span, with_cidrs
+from ipmasq_agent.bench.statistics import ENOUGH, Statistics, Summary
+from ipmasq_agent.bench.wording import Scale, in_words, with_cidrs
 from ipmasq_agent.errors import BenchError
 
 _DRIFT = 0.05  # as a share; from day to day, without any cause in what is measured
@@ -28,7 +28,7 @@ _TELLING = ("kernel", _PROCESSOR, "offloads")  # of the machine, what changes fi
 _SHOWN = 12  # of what is on one side only
 
 
-class Verdict(Enum):
+class Trend(Enum):
     """What became of a figure."""
 
     WORSE = "worse"
@@ -52,11 +52,11 @@ class Finding:
     to: str | None
     before: Summary
     after: Summary
-    verdict: Verdict
+    trend: Trend
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ResultsComparison:
     """The answer.
 
     Attributes:
@@ -74,14 +74,14 @@ class Comparison:
     @property
     def regressed(self) -> bool:
         """Whether anything is worse, beyond the noise."""
-        return bool(self.of(Verdict.WORSE))
+        return bool(self.of(Trend.WORSE))
 
-    def of(self, verdict: Verdict) -> list[Finding]:
+    def of(self, trend: Trend) -> list[Finding]:
         """Return the findings of one kind."""
-        return [finding for finding in self.findings if finding.verdict is verdict]
+        return [finding for finding in self.findings if finding.trend is trend]
 
 
-def compare(old: Results, new: Results) -> Comparison:
+def compare(old: Results, new: Results) -> ResultsComparison:
     """Return what became of the figures.
 
     Raises:
@@ -92,40 +92,40 @@ def compare(old: Results, new: Results) -> Comparison:
             f"one benchmark is of {old.family}, the other of {new.family}",
             remedy="compare two of the same family",
         )
-    before, after = summarize(old), summarize(new)
-    there, here = dict.fromkeys(before.places()), dict.fromkeys(after.places())
+    before, after = Statistics(old), Statistics(new)
+    there, here = dict.fromkeys(before.cells()), dict.fromkeys(after.cells())
     if not there.keys() & here.keys():
         raise BenchError("the two benchmarks have no figure in common")
     notes = list(_notes(old, new))
     findings, left_out = [], set()
-    for place in here:
-        pair = _pair(before, after, place)
-        if pair is None or place[1] == pair[0]:
+    for cell in here:
+        pair = _pair(before, after, cell)
+        if pair is None or cell[1] == pair[0]:
             continue
         if pair[0] is None and old.machine.get(_PROCESSOR) != new.machine.get(_PROCESSOR):
-            left_out.add(place[0])
+            left_out.add(cell[0])
             continue
-        measure, where = after.measures[place[0]], with_cidrs(after.modes[place[1]], place[2])
-        findings.append(Finding(measure, where, *pair, _verdict(*pair[1:], measure)))
+        measure, where = after.measures[cell[0]], with_cidrs(after.modes[cell[1]], cell[2])
+        findings.append(Finding(measure, where, *pair, _trend(*pair[1:], measure)))
     if left_out:
         names = ", ".join(sorted(left_out))
         notes.append(f"without a ratio, figures of other processors are not compared: {names}")
-    return Comparison(
+    return ResultsComparison(
         tuple(findings),
-        tuple(_where(before, place) for place in there if place not in here),
-        tuple(_where(after, place) for place in here if place not in there),
+        tuple(_where(before, cell) for cell in there if cell not in here),
+        tuple(_where(after, cell) for cell in here if cell not in there),
         tuple(notes),
     )
 
 
-def describe(comparison: Comparison) -> Iterator[str]:
+def describe(comparison: ResultsComparison) -> Iterator[str]:
     """Yield the answer in lines, what matters first."""
-    worse, better = comparison.of(Verdict.WORSE), comparison.of(Verdict.BETTER)
-    for verdict, findings in (("Worse", worse), ("Better", better)):
+    worse, better = comparison.of(Trend.WORSE), comparison.of(Trend.BETTER)
+    for trend, findings in (("Worse", worse), ("Better", better)):
         for finding in findings:
-            yield f"{verdict}: {_told(finding)}"
-    unknown = comparison.of(Verdict.UNKNOWN)
-    same = comparison.of(Verdict.SAME)
+            yield f"{trend}: {_told(finding)}"
+    unknown = comparison.of(Trend.UNKNOWN)
+    same = comparison.of(Trend.SAME)
     if unknown:
         yield (
             f"{len(unknown)} figures cannot be told apart: that takes {in_words(ENOUGH)} rounds "
@@ -133,7 +133,7 @@ def describe(comparison: Comparison) -> Iterator[str]:
         )
     if same:
         yield f"{len(same)} figures are the same within the noise: their intervals overlap"
-    for finding in comparison.of(Verdict.MOVED):
+    for finding in comparison.of(Trend.MOVED):
         yield f"Moved, by no more than chance or another day does: {_told(finding)}"
     if not worse and not unknown:
         yield "Nothing is worse than before"
@@ -153,50 +153,47 @@ def _notes(old: Results, new: Results) -> Iterator[str]:
 
 
 def _pair(
-    before: Statistics, after: Statistics, place: tuple[str, str, int]
+    before: Statistics, after: Statistics, cell: tuple[str, str, int]
 ) -> tuple[str | None, Summary, Summary] | None:
     """Return what both sides have: ratios, and to what, or else values; None for neither."""
-    if place[0] not in before.measures:
+    if cell[0] not in before.measures:
         return None
     for to in (REFERENCE, LIMIT, None):
         then, now = (
-            side.value(*place) if to is None else side.ratio(*place, to) for side in (before, after)
+            side.value(*cell) if to is None else side.ratio(*cell, to) for side in (before, after)
         )
         if then and now:
             return to, then, now
     return None
 
 
-def _verdict(then: Summary, now: Summary, measure: Measure) -> Verdict:
+def _trend(then: Summary, now: Summary, measure: Measure) -> Trend:
     if not (then.enough and now.enough):
-        return Verdict.UNKNOWN
+        return Trend.UNKNOWN
     gap = max(now.low - then.high, then.low - now.high)
     width = ((then.high - then.low) + (now.high - now.low)) / 2
     change = now.median - then.median
     if gap <= 0:
-        return Verdict.SAME
+        return Trend.SAME
     if gap < width or abs(change) < _DRIFT * abs(then.median):
-        return Verdict.MOVED
-    return Verdict.BETTER if (change > 0) == measure.more_is_better else Verdict.WORSE
+        return Trend.MOVED
+    return Trend.BETTER if (change > 0) == measure.more_is_better else Trend.WORSE
 
 
 def _told(finding: Finding) -> str:
-    scale = finding.to, finding.measure
-    sides = [
-        f"{told(side, *scale)} ({told_span(side, *scale)})"
-        for side in (finding.before, finding.after)
-    ]
+    scale = Scale(finding.measure, finding.to)
+    sides = [f"{scale.median(s)} ({scale.interval(s)})" for s in (finding.before, finding.after)]
     of = f", of {finding.to}" if finding.to else ""
     return f"{finding.measure.title}, {finding.where}: {sides[0]}, now {sides[1]}{of}"
 
 
-def _where(statistics: Statistics, place: tuple[str, str, int]) -> str:
-    measure, mode, cidrs = place
+def _where(statistics: Statistics, cell: tuple[str, str, int]) -> str:
+    measure, mode, cidrs = cell
     return f"{measure} of {with_cidrs(statistics.modes[mode], cidrs)}"
 
 
-def _listed(what: str, places: Iterable[str]) -> Iterator[str]:
-    names = list(places)
+def _listed(what: str, cells: Iterable[str]) -> Iterator[str]:
+    names = list(cells)
     if names:
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         yield f"{what}: {', '.join(names[:_SHOWN])}{more}"

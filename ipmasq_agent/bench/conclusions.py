@@ -10,18 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from ipmasq_agent.bench.results import REFERENCE
 from ipmasq_agent.bench.statistics import HEADLINES, Ranking, Statistics
-from ipmasq_agent.bench.wording import (
-    figure,
-    figures,
-    held_against,
-    in_words,
-    inside,
-    listed,
-    told,
-    told_span,
-    too_few,
-    with_cidrs,
-)
+from ipmasq_agent.bench.wording import Scale, in_words, inside, listed, too_few, with_cidrs
 
 _STEADY = 0.1  # by this share may what is steady change, from the fewest CIDRs to the most
 _STEPS = 2  # of a fall, the last
@@ -70,21 +59,19 @@ def sentences(statistics: Statistics) -> Iterator[str]:
 
 def _standing(statistics: Statistics, name: str, cidrs: int | None) -> Iterator[str]:
     """Yield who is first, and who is last where that is told apart."""
-    measure = statistics.measures[name]
     ranking = statistics.ranking(name, cidrs or 0, statistics.contenders())
+    scale = Scale(statistics.measures[name], ranking.to)
     if not ranking.first:
         return
 
     def reached(modes: Sequence[str]) -> str:
         medians = [ranking.summaries[mode].median for mode in modes]
-        if len(modes) == 1:
-            return figure(medians[0], ranking.to, measure)
-        return figures(min(medians), max(medians), ranking.to, measure)
+        return scale.figure(*([min(medians), max(medians)] if len(modes) > 1 else medians))
 
-    said = f"With {cidrs:,} CIDRs, {_who(ranking)} in {inside(measure.title)}: "
-    said += reached(ranking.first) + held_against(ranking.to, measure)
+    said = f"With {cidrs:,} CIDRs, {_who(ranking)} in {inside(scale.measure.title)}: "
+    said += reached(ranking.first) + scale.against()
     if len(ranking.first) == 1:
-        said += f" ({told_span(ranking.summaries[ranking.first[0]], ranking.to, measure)})"
+        said += f" ({scale.interval(ranking.summaries[ranking.first[0]])})"
     if not set(ranking.first) & set(ranking.last):
         verb = "tie for last" if len(ranking.last) > 1 else "is last"
         said += f"; {listed(ranking.last)} {verb} with {reached(ranking.last)}"
@@ -93,20 +80,20 @@ def _standing(statistics: Statistics, name: str, cidrs: int | None) -> Iterator[
 
 def _falling(statistics: Statistics, name: str) -> Iterator[str]:
     """Yield the modes that lose speed as the policy grows, and how much."""
-    measure, to = statistics.measures[name], statistics.basis(name)
+    scale = Scale(statistics.measures[name], statistics.basis(name))
     falls = []
     for mode in statistics.contenders():
         sizes = statistics.sizes(name, mode)
         if not _changes(statistics, name, mode, worse=True):
             continue
         found = {size: statistics.ranking(name, size).summaries.get(mode) for size in sizes}
-        told_at = [f"{told(one, to, measure)} with {size:,}" for size, one in found.items() if one]
+        told_at = [f"{scale.median(one)} with {size:,}" for size, one in found.items() if one]
         steps = told_at[1:][-_STEPS:]
         falls.append(f"with {mode} from {told_at[0]} CIDRs to {listed(steps)}")
     if falls:
-        verb = "fall" if measure.more_is_better else "rise"
-        against = f", in shares{held_against(to, measure)}" if to else ""
-        yield f"{measure.title} {verb} as the policy grows{against}: {'; '.join(falls)}."
+        verb = "fall" if scale.measure.more_is_better else "rise"
+        against = f", in shares{scale.against()}" if scale.to else ""
+        yield f"{scale.measure.title} {verb} as the policy grows{against}: {'; '.join(falls)}."
 
 
 def _steady(statistics: Statistics, name: str) -> Iterator[str]:
@@ -156,16 +143,16 @@ def _others(statistics: Statistics) -> Iterator[str]:
 
 def _untracked(statistics: Statistics, name: str) -> Iterator[str]:
     """Yield what modes reach that do without connection tracking, where it may be done without."""
-    measure, cidrs = statistics.measures[name], statistics.headline_size(name) or 0
+    scale, cidrs = Scale(statistics.measures[name], REFERENCE), statistics.headline_size(name) or 0
     if statistics.basis(name) != REFERENCE:
         return
     for mode in statistics.modes.values():
         found = statistics.ratio(name, mode.name, cidrs)
         if mode.backend and not mode.tracking and found and found.enough:
             yield (
-                f"Without conntrack, {mode.name} reaches {told(found, REFERENCE, measure)}"
-                f"{held_against(REFERENCE, measure)} that has it, in {inside(measure.title)} "
-                f"with {cidrs:,} CIDRs ({told_span(found, REFERENCE, measure)})."
+                f"Without conntrack, {mode.name} reaches {scale.median(found)}{scale.against()} "
+                f"that has it, in {inside(scale.measure.title)} with {cidrs:,} CIDRs "
+                f"({scale.interval(found)})."
             )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ipmasq_agent.bench.results import LIMIT, REFERENCE, Mode
 from ipmasq_agent.planes.registry import PLANES, PlaneRow, rows_of
 
+BACKENDS = tuple(dict.fromkeys(plane.backend for plane in PLANES))
 _WITHOUT_CONNTRACK = "bpf"  # the plane that masquerades also where nothing tracks connections
 
 
@@ -24,7 +25,7 @@ MODES = (
     Mode(LIMIT, "no NAT, connections not tracked", None, False),
     Mode(REFERENCE, "no NAT", None, True),
     # A node that nobody marked is taken for one of iptables-nft, also by what shares its name.
-    *(mode for name in dict.fromkeys(p.backend for p in PLANES) for mode in _of(rows_of(name)[0])),
+    *(mode for backend in BACKENDS for mode in _of(rows_of(backend)[0])),
 )
 SIZES = (3, 64, 1000, 10_000, 100_000)
 """Numbers of CIDRs for new flows and connections."""

@@ -7,15 +7,12 @@ browser, which refuses them.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 
 from ipmasq_agent.bench.charts import Chart
-from ipmasq_agent.bench.conclusions import notices, sentences
-from ipmasq_agent.bench.report import LIMITS, METHOD, checked, problems, title, when
-from ipmasq_agent.bench.results import Results
-from ipmasq_agent.bench.statistics import Statistics, summarize
-from ipmasq_agent.bench.tables import Table, tables
+from ipmasq_agent.bench.report import Report
+from ipmasq_agent.bench.tables import FigureTable
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1b1b1b; --faint: #5f5f5f;
@@ -52,57 +49,53 @@ footer { height: 3rem; }
 """
 
 
-def page(results: Results, charts: Sequence[Chart]) -> str:
-    """Return the whole document."""
-    return "\n".join(_document(summarize(results), charts)) + "\n"
+def page(report: Report, pictures: Mapping[str, bytes]) -> str:
+    """Return the whole document.
+
+    Args:
+        report: what it says.
+        pictures: of its charts, by their names.
+    """
+    return "\n".join(_document(report, pictures)) + "\n"
 
 
-def _document(statistics: Statistics, charts: Sequence[Chart]) -> Iterator[str]:
-    results = statistics.results
-    to_know, said = list(notices(statistics)), list(sentences(statistics))
-    first, rest = said[:1], said[1:]
+def _document(report: Report, pictures: Mapping[str, bytes]) -> Iterator[str]:
+    first, rest = report.sentences[:1], report.sentences[1:]
     yield "<!doctype html>"
     yield '<html lang="en"><head><meta charset="utf-8">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     yield f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-    yield f"<title>{_text(title(results))}</title><style>{_STYLE}</style></head><body>"
-    yield f"<header><h1>{_text(title(results))}</h1>"
-    yield f'<p class="when">{_text(when(results))}</p>'
+    yield f"<title>{_text(report.title)}</title><style>{_STYLE}</style></head><body>"
+    yield f"<header><h1>{_text(report.title)}</h1>"
+    yield f'<p class="when">{_text(report.when)}</p>'
     yield from (f'<p class="answer">{_text(sentence)}</p>' for sentence in first)
-    yield from (f'<p class="notice" role="note">{_text(notice)}</p>' for notice in to_know)
+    yield from (f'<p class="notice" role="note">{_text(notice)}</p>' for notice in report.notices)
     yield "</header><main>"
-    yield from _plots((chart for chart in charts if chart.headline), "plots first")
+    yield from _plots((one for one in report.charts if one.headline), pictures, "plots first")
     if rest:
         yield from ("<h2>What it says</h2>", _list(rest))
-    others = [chart for chart in charts if not chart.headline]
+    others = [one for one in report.charts if not one.headline]
     if others:
         yield "<h2>All else</h2>"
-        yield from _plots(others, "plots")
-    yield from ("<h2>Do they decide alike?</h2>", _list(checked(results)))
-    yield "<h2>Figures</h2>"
-    for table in tables(statistics):
-        yield f"<details><summary>{_text(table.title)}</summary>"
-        yield from ('<div class="wide" tabindex="0">', _table(table), "</div></details>")
-    for heading, listed in (
-        ("Runs without a figure", problems(results)),
-        ("Not measured", results.skipped),
-    ):
-        if listed:
-            yield from (f"<h2>{heading}</h2>", _list(listed))
-    modes = tuple((mode.name, mode.title) for mode in results.modes)
-    yield from ("<h2>The modes</h2>", _table(Table("", ("mode", "what it is"), modes)))
-    machine = tuple(results.machine.items())
-    yield from ("<h2>The machine</h2>", _table(Table("", ("what", "which"), machine)))
-    yield from ("<h2>How it is measured</h2>", _list(METHOD))
-    yield from ("<h2>What the figures are good for</h2>", _list(LIMITS))
+        yield from _plots(others, pictures, "plots")
+    for section in report.sections:
+        yield f"<h2>{_text(section.heading)}</h2>"
+        if section.items:
+            yield _list(section.items)
+        for table in section.tables:
+            if table.title:
+                yield f"<details><summary>{_text(table.title)}</summary>"
+                yield from ('<div class="wide" tabindex="0">', _table(table), "</div></details>")
+            else:
+                yield _table(table)
     yield "</main><footer></footer></body></html>"
 
 
-def _plots(charts: Iterable[Chart], kind: str) -> Iterator[str]:
+def _plots(charts: Iterable[Chart], pictures: Mapping[str, bytes], kind: str) -> Iterator[str]:
     yield f'<div class="{kind}">'
     for chart in charts:
-        data = base64.b64encode(chart.png).decode()
+        data = base64.b64encode(pictures[chart.name]).decode()
         image = f'<img src="data:image/png;base64,{data}" alt="{escape(chart.alt)}">'
         yield f"<figure>{image}</figure>"
     yield "</div>"
@@ -112,7 +105,7 @@ def _list(sentences: Iterable[str]) -> str:
     return "".join(("<ul>", *(f"<li>{_text(one)}</li>" for one in sentences), "</ul>"))
 
 
-def _table(table: Table) -> str:
+def _table(table: FigureTable) -> str:
     head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in table.head)
     rows = [
         f'<tr><th scope="row">{_text(row[0])}</th>'

@@ -1,18 +1,19 @@
-"""The report in words and tables, as ``report.md``."""
+"""What a benchmark says: one model of it, which text, markdown and the page all tell."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
+from ipmasq_agent.bench.charts import Chart, charts
 from ipmasq_agent.bench.conclusions import notices, sentences
 from ipmasq_agent.bench.results import LIMIT, REFERENCE, Results
-from ipmasq_agent.bench.statistics import COVERAGE, ENOUGH, Statistics, summarize
-from ipmasq_agent.bench.tables import Table, tables
+from ipmasq_agent.bench.statistics import COVERAGE, ENOUGH, Statistics
+from ipmasq_agent.bench.tables import FigureTable, tables
 from ipmasq_agent.bench.wording import in_words, with_cidrs
 
 _SHOWN = 20  # problems; results.json has them all
-METHOD = (
+_METHOD = (
     "A pod, a node and the world beyond are network namespaces, joined by veth devices; each "
     "turn has its own. The agent loads the policy, as on a node.",
     "First, each mode shows on packets that it decides as its document says. Then modes take "
@@ -26,7 +27,7 @@ METHOD = (
     f"Where intervals overlap, we speak of a tie. Fewer than {in_words(ENOUGH)} rounds tell "
     "nothing apart. A run with lost packets or failed connections gives no figure.",
 )
-LIMITS = (
+_LIMITS = (
     "One machine, whose CPUs sender, node and receiver share, and veth devices instead of a "
     "network: ratios travel to other machines, absolute figures do not.",
     "Figures of two modes are compared in one measure with one number of CIDRs. With many such "
@@ -34,19 +35,68 @@ LIMITS = (
 )
 
 
-def conclusions(results: Results) -> list[str]:
-    """Return what was found in about ten sentences, after what to know before."""
-    statistics = summarize(results)
-    return [*notices(statistics), *sentences(statistics)]
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of a report that has a heading: sentences, or tables."""
+
+    heading: str
+    items: tuple[str, ...] = ()
+    tables: tuple[FigureTable, ...] = ()
 
 
-def title(results: Results) -> str:
-    """Return what the report is called."""
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that is said, in the order in which it is read.
+
+    Attributes:
+        title: what it is called.
+        when: when it was measured, for how long, and how often.
+        notices: what to know before any figure is read.
+        sentences: what the figures say, the most important first.
+        charts: what is drawn.
+        sections: the evidence, how it was had, and what it is good for.
+    """
+
+    title: str
+    when: str
+    notices: tuple[str, ...]
+    sentences: tuple[str, ...]
+    charts: tuple[Chart, ...]
+    sections: tuple[Section, ...]
+
+    @property
+    def conclusions(self) -> tuple[str, ...]:
+        """What was found in about ten sentences, after what to know before."""
+        return (*self.notices, *self.sentences)
+
+
+def report(results: Results) -> Report:
+    """Return what is to be said of results."""
+    statistics = Statistics(results)
     family = {"ipv4": "IPv4", "ipv6": "IPv6"}.get(results.family, results.family)
-    return f"Ways to masquerade, {family}"
+    modes = tuple((mode.name, mode.title) for mode in results.modes)
+    machine = tuple(results.machine.items())
+    sections = (
+        Section("Do they decide alike?", _checked(results)),
+        Section("Figures", tables=tuple(tables(statistics))),
+        Section("Runs without a figure", _problems(results)),
+        Section("Not measured", tuple(results.skipped)),
+        Section("The modes", tables=(FigureTable("", ("mode", "what it is"), modes),)),
+        Section("The machine", tables=(FigureTable("", ("what", "which"), machine),)),
+        Section("How it is measured", _METHOD),
+        Section("What the figures are good for", _LIMITS),
+    )
+    return Report(
+        f"Ways to masquerade, {family}",
+        _when(results),
+        tuple(notices(statistics)),
+        tuple(sentences(statistics)),
+        tuple(charts(statistics)),
+        tuple(part for part in sections if part.items or part.tables),
+    )
 
 
-def when(results: Results) -> str:
+def _when(results: Results) -> str:
     """Return when it was measured, for how long, and how often."""
     began = datetime.fromisoformat(results.began)
     done = max((run.round for run in results.runs), default=0)
@@ -57,7 +107,7 @@ def when(results: Results) -> str:
     return f"{began:%Y-%m-%d %H:%M %z}, {results.seconds / 60:.0f} min, {rounds}"
 
 
-def checked(results: Results) -> list[str]:
+def _checked(results: Results) -> tuple[str, ...]:
     """Return what came of comparing decisions with the document, in sentences."""
     wrong = [one for one in results.equality if one.wrong]
     right = len(results.equality) - len(wrong)
@@ -73,10 +123,10 @@ def checked(results: Results) -> list[str]:
     modes = {mode.name: mode for mode in results.modes}
     for one in wrong:
         said += [f"{with_cidrs(modes[one.mode], one.cidrs)}: {text}" for text in one.wrong]
-    return said
+    return tuple(said)
 
 
-def problems(results: Results) -> list[str]:
+def _problems(results: Results) -> tuple[str, ...]:
     """Return why runs gave no figure, in sentences."""
     modes = {mode.name: mode for mode in results.modes}
     said = [
@@ -85,57 +135,5 @@ def problems(results: Results) -> list[str]:
         if run.problem is not None
     ]
     more = len(said) - _SHOWN
-    return said[:_SHOWN] + ([f"And {more} more; results.json has them all."] if more > 0 else [])
-
-
-def markdown(results: Results, plots: Sequence[tuple[str, str]]) -> str:
-    """Return the report.
-
-    Args:
-        results: what was found.
-        plots: of each, its alternative text and the name of its file.
-    """
-    return "\n".join(_lines(summarize(results), plots)) + "\n"
-
-
-def _lines(statistics: Statistics, plots: Sequence[tuple[str, str]]) -> Iterator[str]:
-    results = statistics.results
-    yield f"# {title(results)}"
-    yield from ("", when(results), "")
-    yield from (f"> **{_escaped(notice)}**\n>" for notice in notices(statistics))
-    yield from ("", "## What it says", "")
-    yield from _items(list(sentences(statistics)) or ["Nothing, for want of figures."])
-    for alt, name in plots:
-        yield from ("", f"![{_escaped(alt)}]({name})")
-    yield from ("", "## Do they decide alike?", "", *_items(checked(results)))
-    yield from ("", "## Figures")
-    for table in tables(statistics):
-        yield from ("", f"### {table.title}", "", *_table(table))
-    if failed := problems(results):
-        yield from ("", "## Runs without a figure", "", *_items(failed))
-    if results.skipped:
-        yield from ("", "## Not measured", "", *_items(results.skipped))
-    yield from ("", "## The modes", "")
-    yield from _table(
-        Table("", ("mode", "what it is"), tuple((m.name, m.title) for m in results.modes))
-    )
-    yield from ("", "## The machine", "")
-    yield from _table(Table("", ("what", "which"), tuple(results.machine.items())))
-    yield from ("", "## How it is measured", "", *_items(METHOD))
-    yield from ("", "## What the figures are good for", "", *_items(LIMITS))
-
-
-def _items(sentences: Sequence[str]) -> list[str]:
-    return [f"- {_escaped(sentence)}" for sentence in sentences]
-
-
-def _table(table: Table) -> Iterator[str]:
-    for row in (table.head, ("---",) * len(table.head), *table.rows):
-        yield f"| {' | '.join(_escaped(cell) for cell in row)} |"
-
-
-def _escaped(text: str) -> str:
-    """Return text that markdown takes for letters, on one line."""
-    for special in "\\|<>[]*`_":
-        text = text.replace(special, f"\\{special}")
-    return " ".join(text.split())
+    rest = [f"And {more} more; results.json has them all."] if more > 0 else []
+    return (*said[:_SHOWN], *rest)

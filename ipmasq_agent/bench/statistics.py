@@ -137,7 +137,7 @@ class Statistics:
         """Return the summary of value with many CIDRs / value with few in the same round."""
         return self._paired(self._key(measure, mode, many), self._key(measure, mode, few))
 
-    def places(self) -> list[tuple[str, str, int]]:
+    def cells(self) -> list[tuple[str, str, int]]:
         """Return measure, mode and number of CIDRs of each value, in the order of the runs."""
         return list(self._values)
 
@@ -214,11 +214,6 @@ class Statistics:
         over, under = kind.get(of, {}), kind.get(to, {})
         ratios = [over[number] / under[number] for number in over if under.get(number, 0) > 0]
         return summary(ratios, self._problems.get(of, ()))
-
-
-def summarize(results: Results) -> Statistics:
-    """Return the summaries of what a benchmark found."""
-    return Statistics(results)
 
 
 def summary(values: Iterable[float], problems: Sequence[str] = ()) -> Summary | None:

@@ -1,4 +1,4 @@
-"""Every figure, in tables: the same for the report in markdown and the one in HTML."""
+"""Every figure, in tables."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 from ipmasq_agent.bench.results import LIMIT, REFERENCE, Measure
 from ipmasq_agent.bench.statistics import Statistics
-from ipmasq_agent.bench.wording import told, told_span
+from ipmasq_agent.bench.wording import Scale
 
-_TO_REFERENCE, _TO_LIMIT = f"of {REFERENCE}", f"of {LIMIT}"
+_RATIOS = (f"of {REFERENCE}", f"of {LIMIT}")
+_HEAD = ("mode", "CIDRs", "median", "interval", *_RATIOS, "tie with", "rounds (coverage)")
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """One.
+class FigureTable:
+    """A title, and rows of cells.
 
     Attributes:
         head: titles of the columns.
@@ -26,38 +27,28 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def tables(statistics: Statistics) -> Iterator[Table]:
+def tables(statistics: Statistics) -> Iterator[FigureTable]:
     """Yield a table a measure."""
     for measure in statistics.measures.values():
         rows = [
             _row(statistics, measure, mode, cidrs)
-            for mode, cidrs in _places(statistics, measure.name)
+            for mode, cidrs in _rows_of(statistics, measure.name)
         ]
-        head = (
-            "mode",
-            "CIDRs",
-            "median",
-            "interval",
-            _TO_REFERENCE,
-            _TO_LIMIT,
-            "tie with",
-            "rounds (coverage)",
-        )
         # A column without any figure is left out, as are ratios where no NAT has no value.
         kept = [
             column
-            for column, title in enumerate(head)
-            if title not in (_TO_REFERENCE, _TO_LIMIT) or any(row[column] != "-" for row in rows)
+            for column, title in enumerate(_HEAD)
+            if title not in _RATIOS or any(row[column] != "-" for row in rows)
         ]
         better = "more is better" if measure.more_is_better else "less is better"
-        yield Table(
+        yield FigureTable(
             f"{measure.title} ({better})",
-            tuple(head[column] for column in kept),
+            tuple(_HEAD[column] for column in kept),
             tuple(tuple(row[column] for column in kept) for row in rows),
         )
 
 
-def _places(statistics: Statistics, measure: str) -> Iterator[tuple[str, int]]:
+def _rows_of(statistics: Statistics, measure: str) -> Iterator[tuple[str, int]]:
     """Yield where there should be a figure, by number of CIDRs: those without NAT first."""
     bare = [mode.name for mode in statistics.modes.values() if mode.backend is None]
     if any(statistics.value(measure, mode, 0) for mode in bare):
@@ -68,15 +59,15 @@ def _places(statistics: Statistics, measure: str) -> Iterator[tuple[str, int]]:
 
 def _row(statistics: Statistics, measure: Measure, mode: str, cidrs: int) -> tuple[str, ...]:
     found = statistics.value(measure.name, mode, cidrs)
-    policy = f"{cidrs:,}" if cidrs else "-"
+    scale, policy = Scale(measure), f"{cidrs:,}" if cidrs else "-"
     if found is None:
         reason = statistics.reason(measure.name, mode, cidrs)
         return mode, policy, "-", reason, "-", "-", "-", f"0 of {statistics.results.rounds}"
     return (
         mode,
         policy,
-        told(found, None, measure),
-        told_span(found, None, measure),
+        scale.median(found),
+        scale.interval(found),
         _ratio(statistics, measure, mode, cidrs, REFERENCE),
         _ratio(statistics, measure, mode, cidrs, LIMIT),
         _ties(statistics, measure, mode, cidrs),
@@ -88,7 +79,8 @@ def _ratio(statistics: Statistics, measure: Measure, mode: str, cidrs: int, to: 
     found = statistics.ratio(measure.name, mode, cidrs, to)
     if found is None or mode == to:
         return "-"
-    return f"{told(found, to, measure)} ({told_span(found, to, measure)})"
+    scale = Scale(measure, to)
+    return f"{scale.median(found)} ({scale.interval(found)})"
 
 
 def _ties(statistics: Statistics, measure: Measure, mode: str, cidrs: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ipmasq_agent.bench.results import LIMIT, REFERENCE, Measure, Mode
 from ipmasq_agent.bench.statistics import ENOUGH, Summary
@@ -14,11 +15,61 @@ _SHORT = {"s": "s", "bit/s": "bit/s", "bytes": "B"}
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NO_NAT = {REFERENCE: "no NAT", LIMIT: "no NAT, no conntrack"}
 """What a ratio is to, in a few words; by mode."""
-WITHOUT_NAT = {
+_WITHOUT_NAT = {
     REFERENCE: "a node without NAT",
     LIMIT: "a node with neither NAT nor conntrack",
 }
-"""The same in a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How figures of a measure are told.
+
+    Attributes:
+        to: the mode that they are ratios to; None where they are values.
+    """
+
+    measure: Measure
+    to: str | None = None
+
+    @property
+    def is_share(self) -> bool:
+        """Whether they are shares of something, which is as good as it gets."""
+        return self.to is not None and self.measure.more_is_better
+
+    def figure(self, *values: float, digits: int = 3) -> str:
+        """Return a figure, or the ends of an interval, with the unit.
+
+        ``23.1 µs``, ``412,000 flows/s``, ``1.20 to 1.43 ms``; ``94.6 %`` of what is without NAT
+        where more is better, else ``1.05 times`` it.
+        """
+        if self.to is not None:
+            numbers = [self._ratio(value, digits) for value in values]
+            unit = "%" if self.is_share else "times"
+        else:
+            power = _power(max(map(abs, values)), self.measure.unit)
+            numbers = [rounded(value / 10**power, digits) for value in values]
+            unit = _PREFIXES[power] + _SHORT.get(self.measure.unit, self.measure.unit)
+        return f"{' to '.join(numbers)} {unit}"
+
+    def median(self, found: Summary) -> str:
+        """Return the figure in the middle."""
+        return self.figure(found.median)
+
+    def interval(self, found: Summary) -> str:
+        """Return between what figures the median is."""
+        return "one round, no interval" if found.count == 1 else self.figure(found.low, found.high)
+
+    def against(self) -> str:
+        """Return what goes on after a ratio in a sentence, with a space before it."""
+        if self.to is None:
+            return ""
+        return f" {'of' if self.is_share else 'that of'} {_WITHOUT_NAT[self.to]}"
+
+    def _ratio(self, ratio: float, digits: int) -> str:
+        if not self.is_share:
+            return rounded(ratio, digits if ratio >= 1 else min(digits, 2))
+        return rounded(100 * ratio, digits if ratio < 1 else 3)  # 125 % is not 130 %
 
 
 def rounded(value: float, digits: int = 3) -> str:
@@ -27,58 +78,6 @@ def rounded(value: float, digits: int = 3) -> str:
         return "0"
     decimals = digits - 1 - math.floor(math.log10(abs(value)))
     return f"{round(value, decimals):,.{max(decimals, 0)}f}"
-
-
-def quantity(value: float, unit: str, digits: int = 3) -> str:
-    """Return a value with its unit: ``23.1 µs``, ``9.41 Gbit/s``, ``412,000 flows/s``."""
-    power = _power(value, unit)
-    return f"{rounded(value / 10**power, digits)} {_unit(power, unit)}"
-
-
-def span(low: float, high: float, unit: str) -> str:
-    """Return an interval with its unit: ``1.20 to 1.43 ms``."""
-    power = _power(max(abs(low), abs(high)), unit)
-    return f"{rounded(low / 10**power)} to {rounded(high / 10**power)} {_unit(power, unit)}"
-
-
-def share(ratio: float, measure: Measure, digits: int = 3) -> str:
-    """Return a ratio: ``94.6 %`` where more is better, else ``1.05 times``."""
-    return f"{_share(ratio, measure, digits)} {_sign(measure)}"
-
-
-def share_span(low: float, high: float, measure: Measure, digits: int = 3) -> str:
-    """Return an interval of ratios: ``93.9 to 95.2 %``."""
-    ends = " to ".join(_share(ratio, measure, digits) for ratio in (low, high))
-    return f"{ends} {_sign(measure)}"
-
-
-def figure(value: float, to: str | None, measure: Measure) -> str:
-    """Return a ratio to a mode, or a value."""
-    return share(value, measure) if to else quantity(value, measure.unit)
-
-
-def figures(low: float, high: float, to: str | None, measure: Measure) -> str:
-    """Return two ratios to a mode, or two values."""
-    return share_span(low, high, measure) if to else span(low, high, measure.unit)
-
-
-def told(found: Summary, to: str | None, measure: Measure) -> str:
-    """Return a median, of ratios to a mode or of values."""
-    return figure(found.median, to, measure)
-
-
-def told_span(found: Summary, to: str | None, measure: Measure) -> str:
-    """Return an interval, of ratios to a mode or of values."""
-    if found.count == 1:
-        return "one round, no interval"
-    return figures(found.low, found.high, to, measure)
-
-
-def held_against(to: str | None, measure: Measure) -> str:
-    """Return what goes on after a ratio in a sentence, with a space before it."""
-    if to is None:
-        return ""
-    return f" {'of' if measure.more_is_better else 'that of'} {WITHOUT_NAT[to]}"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -110,20 +109,5 @@ def too_few(count: int) -> str:
 def _power(value: float, unit: str) -> int:
     if unit not in _SHORT or not value:
         return 0
-    power = 3 * math.floor(math.log10(abs(value)) / 3)
+    power = 3 * math.floor(math.log10(value) / 3)
     return min(max(power, min(_PREFIXES)), max(_PREFIXES))
-
-
-def _unit(power: int, unit: str) -> str:
-    return _PREFIXES[power] + _SHORT.get(unit, unit)
-
-
-def _share(ratio: float, measure: Measure, digits: int) -> str:
-    if not measure.more_is_better:
-        return rounded(ratio, digits if ratio >= 1 else min(digits, 2))
-    percent = 100 * ratio
-    return rounded(percent, digits if percent < 100 else 3)  # 125 % is not 130 %
-
-
-def _sign(measure: Measure) -> str:
-    return "%" if measure.more_is_better else "times"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,7 +99,7 @@ def command(
     from ipmasq_agent.bench.against import compare, describe
     from ipmasq_agent.bench.folder import write_folder
     from ipmasq_agent.bench.modes import FULL, QUICK
-    from ipmasq_agent.bench.report import conclusions
+    from ipmasq_agent.bench.report import report
     from ipmasq_agent.lab.interruption import Interruption
 
     family = Family.IPV6 if ipv6 else Family.IPV4
@@ -121,7 +119,7 @@ def command(
     comparison = compare(earlier, found) if earlier else None
 
     def as_text() -> str:
-        lines = list(conclusions(found))
+        lines = [*report(found).conclusions]
         if comparison is not None:
             lines += ["", *describe(comparison)]
         if written:
@@ -149,41 +147,13 @@ def _measure(modes: list[Mode], effort: Effort, family: Family, *, quick: bool) 
     # Better before an hour of measuring than after it.
     require("bench", "matplotlib")
     from ipmasq_agent.bench import workloads
+    from ipmasq_agent.bench.progress import Progress
     from ipmasq_agent.bench.rounds import Benchmark
     from ipmasq_agent.lab import tools
     from ipmasq_agent.lab.children import own
 
     tools.check("the benchmark", workloads.tools(modes, effort))
-    with _Progress() as progress:
+    with Progress() as progress:
         return Benchmark(modes, effort, family, own("ipmasq_agent"), progress.show).measure(
             quick=quick
         )
-
-
-class _Progress:
-    """What is being done and for how long still, on standard error."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._on_terminal = sys.stderr.isatty()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._on_terminal:
-            click.echo("\r\x1b[K", err=True, nl=False)
-
-    def show(self, what: str, done: float) -> None:
-        """Tell what comes next; in place on a terminal, else a line each."""
-        # The first steps say little about those to come.
-        left = (time.monotonic() - self._began) / done * (1 - done) if done > 0.02 else None
-        text = what if left is None else f"{what} ({_duration(left)} left)"
-        if self._on_terminal:
-            click.echo(f"\r\x1b[K{text}", err=True, nl=False)
-        else:
-            click.echo(text, err=True)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

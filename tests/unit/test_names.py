@@ -16,7 +16,6 @@ SHARED: frozenset[str] = frozenset(
         "Kind",
         "Step",
         "Table",
-        "Verdict",
     }
 )
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ipmasq_agent.bench.against import Verdict, compare, describe
+from ipmasq_agent.bench.against import Trend, compare, describe
 from ipmasq_agent.bench.modes import MODES
 from ipmasq_agent.errors import BenchError
 from tests.unit.bench.made import FLOWS, LATENCY, LOAD, Levels, made, usual, without
@@ -21,7 +21,7 @@ def slower(mode: str, measure: str, factor: float) -> Levels:
 def test_the_same_figures_are_no_regression() -> None:
     comparison = compare(made(), made())
     assert not comparison.regressed
-    assert not comparison.of(Verdict.BETTER)
+    assert not comparison.of(Trend.BETTER)
     assert "Nothing is worse than before" in list(describe(comparison))
     assert not comparison.gone
     assert not comparison.new
@@ -30,7 +30,7 @@ def test_the_same_figures_are_no_regression() -> None:
 def test_a_mode_that_became_slower_is_named_and_no_other() -> None:
     comparison = compare(made(), made(levels=slower("bpf+ct", "flows", 0.8)))
     assert comparison.regressed
-    worse = [(one.measure.name, one.where) for one in comparison.of(Verdict.WORSE)]
+    worse = [(one.measure.name, one.where) for one in comparison.of(Trend.WORSE)]
     assert worse == [("flows", f"bpf+ct with {size} CIDRs") for size in ("3", "64", "1,000")]
     lines = list(describe(comparison))
     assert lines[0].startswith("Worse: New UDP flows, bpf+ct with 3 CIDRs: 9")
@@ -40,19 +40,19 @@ def test_a_mode_that_became_slower_is_named_and_no_other() -> None:
 
 def test_where_less_is_better_more_is_a_regression() -> None:
     comparison = compare(made(), made(levels=slower("ipset", "latency-p99", 1.3)))
-    assert [one.where for one in comparison.of(Verdict.WORSE)] == ["ipset with 64 CIDRs"]
-    assert not comparison.of(Verdict.BETTER)
+    assert [one.where for one in comparison.of(Trend.WORSE)] == ["ipset with 64 CIDRs"]
+    assert not comparison.of(Trend.BETTER)
 
 
 def test_what_became_faster_is_better_and_fails_nothing() -> None:
     comparison = compare(made(), made(levels=slower("bpf+ct", "flows", 1.3)))
     assert not comparison.regressed
-    assert len(comparison.of(Verdict.BETTER)) == 3
+    assert len(comparison.of(Trend.BETTER)) == 3
 
 
 def test_a_machine_twice_as_fast_changes_no_ratio() -> None:
     fast = made(speed=2.0, measures=[FLOWS, LATENCY])
-    assert {one.verdict for one in compare(made(), fast).findings} == {Verdict.SAME}
+    assert {one.trend for one in compare(made(), fast).findings} == {Trend.SAME}
 
 
 def test_values_without_a_ratio_are_compared_on_the_same_processor_only() -> None:
@@ -82,7 +82,7 @@ def test_intervals_that_only_just_miss_each_other_are_told_and_fail_nothing() ->
         if (one.measure, one.where) == (FLOWS, "ipset with 64 CIDRs")
     ]
     assert found.before.apart(found.after)
-    assert found.verdict is Verdict.MOVED
+    assert found.trend is Trend.MOVED
     assert not comparison.regressed
     told = [line for line in describe(comparison) if line.startswith("Moved, by no more than")]
     assert any("New UDP flows, ipset with 64 CIDRs" in line for line in told)
@@ -95,7 +95,7 @@ def test_fewer_than_three_rounds_on_either_side_cannot_be_told_apart(
     new = made(rounds=sides[1], levels=slower("bpf+ct", "flows", 0.1))
     comparison = compare(made(rounds=sides[0]), new)
     assert not comparison.regressed
-    assert {one.verdict for one in comparison.findings} == {Verdict.UNKNOWN}
+    assert {one.trend for one in comparison.findings} == {Trend.UNKNOWN}
     lines = list(describe(comparison))
     assert any("it takes three" in line or "takes three rounds" in line for line in lines)
     assert "Nothing is worse than before" not in lines
@@ -106,7 +106,7 @@ def test_without_the_limit_ratios_are_to_tracked_no_nat() -> None:
     slow = made(modes=modes, speed=3.0, levels=slower("bpf+ct", "flows", 0.5), measures=[FLOWS])
     comparison = compare(made(measures=[FLOWS]), slow)
     assert {one.to for one in comparison.findings} == {"none+ct"}
-    assert len(comparison.of(Verdict.WORSE)) == 3
+    assert len(comparison.of(Trend.WORSE)) == 3
 
 
 def test_what_one_side_lacks_is_told() -> None:

@@ -10,17 +10,20 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ipmasq_agent.bench import bars, canvas, lines
-from ipmasq_agent.bench.charts import Chart, charts
+from ipmasq_agent.bench.charts import Bar, Chart, bars, charts, points
+from ipmasq_agent.bench.drawing import colour, draw, spread
 from ipmasq_agent.bench.modes import MODES
-from ipmasq_agent.bench.statistics import summarize
+from ipmasq_agent.bench.statistics import Statistics
+from ipmasq_agent.bench.wording import Scale
 from ipmasq_agent.errors import MissingTool
 from tests.unit.bench.made import FLOWS, LATENCY, LOAD, MEMORY, made, usual, without
 
+BY_NAME = {mode.name: mode for mode in MODES}
+OF_NO_NAT = Scale(FLOWS, "none+ct")
 
-def rows(**how: Any) -> dict[str, bars.Row]:
-    statistics = summarize(made(**how))
-    return {row.mode: row for row in bars.rows(statistics, FLOWS, 64)}
+
+def rows(**how: Any) -> dict[str, Bar]:
+    return {bar.mode: bar for bar in bars(Statistics(made(**how)), OF_NO_NAT, 64)}
 
 
 def test_bars_say_first_where_one_is_and_tie_where_intervals_overlap_and_nowhere_else() -> None:
@@ -59,14 +62,14 @@ def test_lines_have_gaps_where_figures_are_missing_and_leave_out_what_they_are_h
     None
 ):
     failed = {(number, "flows", "ipset", 64): "lost" for number in range(1, 6)}
-    found = lines.points(summarize(made(failed=failed)), FLOWS)
+    found = points(Statistics(made(failed=failed)), OF_NO_NAT)
     assert sorted(found["ipset"]) == [3, 1000]
     assert "none+ct" not in found
     assert found["none"][3] == found["none"][1000]
 
 
 def test_names_beside_lines_keep_their_distance_and_their_order() -> None:
-    placed = lines.spread([0.0, 0.01, 0.5, 0.99, 0.995], 0.1)
+    placed = spread([0.0, 0.01, 0.5, 0.99, 0.995], 0.1)
     assert placed == sorted(placed)
     gaps = [after - before for before, after in itertools.pairwise(placed)]
     assert min(gaps) == pytest.approx(0.1)
@@ -76,7 +79,7 @@ def test_names_beside_lines_keep_their_distance_and_their_order() -> None:
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, Chart]:
-    return {one.name: one for one in charts(summarize(made(measures=[FLOWS, LATENCY, LOAD])))}
+    return {one.name: one for one in charts(Statistics(made(measures=[FLOWS, LATENCY, LOAD])))}
 
 
 def test_headlines_come_first_then_a_plot_a_measure_and_lines_where_there_are_sizes(
@@ -97,12 +100,12 @@ def test_headlines_come_first_then_a_plot_a_measure_and_lines_where_there_are_si
 
 def test_plots_are_narrow_pictures_in_the_colours_of_their_modes(drawn: dict[str, Chart]) -> None:
     for name, chart in drawn.items():
-        picture = Image.open(io.BytesIO(chart.png)).convert("RGB")
+        picture = Image.open(io.BytesIO(draw(chart))).convert("RGB")
         assert picture.format is None or picture.format == "PNG"
         assert 700 <= picture.width <= 900
         colours = {colour for _, colour in picture.getcolors(1 << 24) or []}
         for mode in ("ipset", "nftables", "iptables-nft"):
-            wanted = canvas.colour(mode).lstrip("#")
+            wanted = colour(BY_NAME[mode]).lstrip("#")
             assert tuple(bytes.fromhex(wanted)) in colours, f"{mode} is not in {name}"
 
 
@@ -118,11 +121,11 @@ def test_no_line_is_drawn_through_what_was_not_measured() -> None:
     def across(failed: dict[tuple[int, str, str, int], str]) -> int:
         """Return over how many pixels there is something in the colour of ipset."""
         results = made(measures=[FLOWS], modes=[MODES[1], MODES[4]], failed=failed)
-        *_, chart = charts(summarize(results))
-        picture = Image.open(io.BytesIO(chart.png)).convert("RGB")
+        *_, chart = charts(Statistics(results))
+        picture = Image.open(io.BytesIO(draw(chart))).convert("RGB")
         pixels = picture.load()
         assert pixels is not None
-        wanted = tuple(bytes.fromhex(canvas.colour("ipset").lstrip("#")))
+        wanted = tuple(bytes.fromhex(colour(BY_NAME["ipset"]).lstrip("#")))
         return sum(
             any(pixels[x, y] == wanted for y in range(picture.height)) for x in range(picture.width)
         )
@@ -133,8 +136,8 @@ def test_no_line_is_drawn_through_what_was_not_measured() -> None:
 
 def test_nothing_is_drawn_beyond_the_edge_whatever_the_title() -> None:
     long = replace(FLOWS, title="Time that passes until a change of the whole policy holds")
-    (chart,) = charts(summarize(made(sizes=(64,), measures=[long])))
-    picture = Image.open(io.BytesIO(chart.png)).convert("L")
+    (chart,) = charts(Statistics(made(sizes=(64,), measures=[long])))
+    picture = Image.open(io.BytesIO(draw(chart))).convert("L")
     edges = [picture.crop((0, 0, 6, picture.height))]
     edges.append(picture.crop((picture.width - 6, 0, picture.width, picture.height)))
     assert all(edge.getextrema() == (255, 255) for edge in edges)
@@ -152,14 +155,14 @@ def test_nothing_is_drawn_beyond_the_edge_whatever_the_title() -> None:
     ids=["nothing", "stopped", "one mode", "negative", "zero"],
 )
 def test_whatever_there_is_can_be_drawn(results: Any) -> None:
-    for chart in charts(summarize(results)):
-        assert chart.png.startswith(b"\x89PNG")
+    for chart in charts(Statistics(results)):
+        assert draw(chart).startswith(b"\x89PNG")
 
 
 def test_without_matplotlib_the_remedy_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingTool, match="bench needs matplotlib") as failed:
-        next(charts(summarize(made(measures=[FLOWS]))))
+        draw(next(charts(Statistics(made(measures=[FLOWS])))))
     assert failed.value.remedy == "pip install 'ipmasq-agent[bench]'"
 
 

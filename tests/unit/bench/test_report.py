@@ -9,8 +9,9 @@ import pytest
 
 from ipmasq_agent.bench import results as files
 from ipmasq_agent.bench.folder import write_folder
+from ipmasq_agent.bench.markdown import markdown as rendered
 from ipmasq_agent.bench.modes import MODES
-from ipmasq_agent.bench.report import conclusions, markdown
+from ipmasq_agent.bench.report import report
 from ipmasq_agent.bench.results import Equality, Results
 from ipmasq_agent.errors import BenchError, MissingTool
 from tests.unit.bench.made import FLOWS, LATENCY, LOAD, Levels, made, usual, without
@@ -21,6 +22,14 @@ def levels(**of_mode: float) -> Levels:
         return of_mode.get(mode.replace("+", "_").replace("-", "_"), 1.0)
 
     return found
+
+
+def conclusions(results: Results) -> list[str]:
+    return list(report(results).conclusions)
+
+
+def markdown(results: Results, *, plots: bool = False) -> str:
+    return rendered(report(results), plots=plots)
 
 
 def said(results: Results) -> str:
@@ -112,7 +121,7 @@ def test_an_interruption_failures_and_wrong_decisions_come_before_any_figure() -
     assert lines[1].startswith("Stopped early (Ctrl-C in round 4 of 5)")
     assert re.match(r"1 of \d+ runs failed", lines[2])
     assert "short form" in lines[3]
-    text = markdown(results, [])
+    text = markdown(results)
     assert "4 of 5 rounds, interrupted" in text
     assert "nftables with 3 CIDRs: 10.0.0.1: expected 192.0.2.1, seen 172.20.0.10" in text
     assert "Round 1, ipset with 64 CIDRs, flows: 12 packets were lost" in text
@@ -120,7 +129,7 @@ def test_an_interruption_failures_and_wrong_decisions_come_before_any_figure() -
 
 def test_nothing_measured_says_so() -> None:
     assert conclusions(made(rounds=0)) == ["Nothing was measured."]
-    assert "Nothing was measured" in markdown(made(rounds=0), [])
+    assert "Nothing was measured" in markdown(made(rounds=0))
 
 
 def cells(text: str, mode: str, cidrs: str) -> list[str]:
@@ -129,7 +138,7 @@ def cells(text: str, mode: str, cidrs: str) -> list[str]:
 
 
 def test_tables_have_median_interval_ratios_ties_and_coverage() -> None:
-    text = markdown(made(measures=[FLOWS]), [])
+    text = markdown(made(measures=[FLOWS]))
     assert cells(text, "nftables", "64") == [
         "nftables",
         "64",
@@ -145,21 +154,22 @@ def test_tables_have_median_interval_ratios_ties_and_coverage() -> None:
 
 def test_a_missing_figure_is_a_dash_with_its_reason() -> None:
     failed = {(number, "flows", "ipset", 64): "9 packets | were lost" for number in range(1, 6)}
-    row = markdown(made(measures=[FLOWS], failed=failed), [])
+    row = markdown(made(measures=[FLOWS], failed=failed))
     assert "| ipset | 64 | - | round 1: 9 packets \\| were lost | - | - | - | 0 of 5 |" in row
 
 
 def test_columns_without_figures_are_left_out() -> None:
-    text = markdown(made(measures=[LOAD]), [])
+    text = markdown(made(measures=[LOAD]))
     assert "| mode | CIDRs | median | interval | tie with | rounds (coverage) |" in text
     assert "| none |" not in text.partition("## The modes")[0]
 
 
 def test_the_report_describes_machine_modes_method_limits_and_what_was_skipped() -> None:
     results = replace(made(measures=[FLOWS]), skipped=["ipset: it cannot be loaded here"])
-    text = markdown(results, [("all in words", "flows-64.png")])
+    text = markdown(results, plots=True)
     for part in (
-        "![all in words](flows-64.png)",
+        "![New UDP flows. 64 CIDRs; share of no NAT; longer is better. bpf+ct: 95.5 %",
+        "](flows-64.png)",
         "- ipset: it cannot be loaded here",
         "| kernel | Linux 6.18.5 (x86\\_64) |",
         "| ipset | iptables-nft with an ipset |",

@@ -8,7 +8,7 @@ import pytest
 
 from ipmasq_agent.bench.modes import MODES
 from ipmasq_agent.bench.results import Equality
-from ipmasq_agent.bench.statistics import coverage, summarize, summary
+from ipmasq_agent.bench.statistics import Statistics, coverage, summary
 from tests.unit.bench.made import FLOWS, LATENCY, LOAD, MEMORY, made, usual, without
 
 
@@ -49,7 +49,7 @@ def test_nothing_is_summarized_as_nothing() -> None:
 
 
 def test_ratios_are_of_the_same_round_so_a_drifting_machine_does_not_widen_them() -> None:
-    statistics = summarize(made(noise=0))
+    statistics = Statistics(made(noise=0))
     value = statistics.value("flows", "nftables", 64)
     ratio = statistics.ratio("flows", "nftables", 64)
     assert value is not None
@@ -60,7 +60,7 @@ def test_ratios_are_of_the_same_round_so_a_drifting_machine_does_not_widen_them(
 
 
 def test_ratios_are_to_no_nat_with_tracking_and_to_the_limit_without() -> None:
-    statistics = summarize(made(noise=0))
+    statistics = Statistics(made(noise=0))
     reference = statistics.ratio("flows", "bpf+ct", 64)
     limit = statistics.ratio("flows", "bpf+ct", 64, "none")
     assert reference is not None
@@ -71,7 +71,7 @@ def test_ratios_are_to_no_nat_with_tracking_and_to_the_limit_without() -> None:
 
 def test_a_failed_run_gives_no_value_but_its_sentence() -> None:
     failed = {(2, "flows", "ipset", 64): "12 packets were lost"}
-    statistics = summarize(made(failed=failed))
+    statistics = Statistics(made(failed=failed))
     found = statistics.value("flows", "ipset", 64)
     assert found is not None
     assert found.count == 4
@@ -80,20 +80,20 @@ def test_a_failed_run_gives_no_value_but_its_sentence() -> None:
 
 def test_a_round_without_reference_has_no_ratio() -> None:
     failed = {(2, "flows", "none+ct", 0): "12 packets were lost"}
-    found = summarize(made(failed=failed)).ratio("flows", "ipset", 64)
+    found = Statistics(made(failed=failed)).ratio("flows", "ipset", 64)
     assert found is not None
     assert found.count == 4
 
 
 def test_bytes_have_no_ratio_for_they_do_not_depend_on_how_fast_a_machine_is() -> None:
-    statistics = summarize(made())
+    statistics = Statistics(made())
     assert statistics.ratio("memory", "ipset", 64) is None
     assert statistics.basis("memory") is None
     assert statistics.ranking("memory", 64).summaries["ipset"].median > 1e6
 
 
 def test_what_no_nat_has_nothing_of_is_ranked_by_value() -> None:
-    statistics = summarize(made())
+    statistics = Statistics(made())
     assert statistics.basis("load") is None
     assert statistics.ratio("load", "ipset", 64) is None
     assert statistics.ranking("load", 64).summaries["ipset"].count == 5
@@ -104,12 +104,12 @@ def test_without_tracked_no_nat_the_ratios_are_to_the_limit_and_without_both_the
 ):
     untracked = [mode for mode in MODES if mode.name != "none+ct"]
     backends = [mode for mode in MODES if mode.backend]
-    assert summarize(made(modes=untracked)).basis("flows") == "none"
-    assert summarize(made(modes=backends)).basis("flows") is None
+    assert Statistics(made(modes=untracked)).basis("flows") == "none"
+    assert Statistics(made(modes=backends)).basis("flows") is None
 
 
 def test_the_best_and_all_that_overlap_it_are_first() -> None:
-    statistics = summarize(made())
+    statistics = Statistics(made())
     ranking = statistics.ranking("flows", 64, statistics.contenders())
     assert ranking.order[:3] == ("bpf+ct", "nftables", "ipset")
     assert ranking.first == ("bpf+ct",)
@@ -119,7 +119,7 @@ def test_the_best_and_all_that_overlap_it_are_first() -> None:
 
 
 def test_less_wins_where_less_is_better() -> None:
-    ranking = summarize(made(measures=[LATENCY])).ranking("latency-p99", 64, ["ipset", "bpf+ct"])
+    ranking = Statistics(made(measures=[LATENCY])).ranking("latency-p99", 64, ["ipset", "bpf+ct"])
     assert ranking.order == ("bpf+ct", "ipset")
     assert ranking.summaries["bpf+ct"].median > 1
 
@@ -128,7 +128,7 @@ def test_a_tie_is_not_carried_from_one_pair_to_the_next() -> None:
     def steps(measure: str, mode: str, cidrs: int) -> float:
         return {"ipset": 0.87, "nftables": 0.885, "bpf+ct": 0.9}.get(mode, 1.0)
 
-    ranking = summarize(made(levels=steps)).ranking("flows", 64, ["ipset", "nftables", "bpf+ct"])
+    ranking = Statistics(made(levels=steps)).ranking("flows", 64, ["ipset", "nftables", "bpf+ct"])
     assert ranking.first == ("bpf+ct", "nftables")
     assert ranking.ties("nftables") == ("bpf+ct", "ipset")
     assert ranking.ties("ipset") == ("nftables",)
@@ -136,7 +136,7 @@ def test_a_tie_is_not_carried_from_one_pair_to_the_next() -> None:
 
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_fewer_than_three_rounds_tell_nothing_apart_nor_that_anything_ties(rounds: int) -> None:
-    statistics = summarize(made(rounds=rounds, noise=0))
+    statistics = Statistics(made(rounds=rounds, noise=0))
     ranking = statistics.ranking("flows", 64)
     assert ranking.first == ()
     one, other = ranking.summaries["bpf+ct"], ranking.summaries["iptables-nft"]
@@ -147,14 +147,14 @@ def test_fewer_than_three_rounds_tell_nothing_apart_nor_that_anything_ties(round
 
 def test_a_mode_with_too_few_rounds_neither_leads_nor_ties() -> None:
     failed = {(number, "flows", "bpf+ct", 64): "lost" for number in (1, 2, 3)}
-    statistics = summarize(made(failed=failed))
+    statistics = Statistics(made(failed=failed))
     ranking = statistics.ranking("flows", 64, statistics.contenders())
     assert "bpf+ct" in ranking.order
     assert ranking.first == ("nftables", "ipset")
 
 
 def test_scaling_is_within_a_round() -> None:
-    statistics = summarize(made(noise=0))
+    statistics = Statistics(made(noise=0))
     flat = statistics.scaling("flows", "nftables", 3, 1000)
     falls = statistics.scaling("flows", "iptables-nft", 3, 1000)
     assert flat is not None
@@ -167,7 +167,7 @@ def test_scaling_is_within_a_round() -> None:
 def test_sizes_are_those_that_were_tried_even_where_all_failed() -> None:
     failed = {(number, "flows", "ipset", 1000): "lost" for number in range(1, 6)}
     results = made(measures=[FLOWS], failed=failed, modes=MODES[4:5])
-    statistics = summarize(results)
+    statistics = Statistics(results)
     assert statistics.sizes("flows") == [3, 64, 1000]
     assert statistics.sizes("flows", "ipset") == [3, 64, 1000]
     assert statistics.value("flows", "ipset", 1000) is None
@@ -175,24 +175,24 @@ def test_sizes_are_those_that_were_tried_even_where_all_failed() -> None:
 
 def test_a_missing_value_has_a_reason() -> None:
     failed = {(number, "flows", "ipset", 64): "packets were lost" for number in range(1, 6)}
-    statistics = summarize(made(failed=failed))
+    statistics = Statistics(made(failed=failed))
     assert statistics.reason("flows", "ipset", 64) == "round 1: packets were lost"
     # Another measure has reasons of its own.
     assert statistics.reason("replies", "ipset", 64) == "not measured"
-    unloaded = summarize(made(failed={(1, "load", "ipset", 64): "it is refused"}))
+    unloaded = Statistics(made(failed={(1, "load", "ipset", 64): "it is refused"}))
     assert unloaded.reason("replies", "ipset", 64) == "round 1: it is refused"
     assert statistics.reason("flows", "iptables-nft", 100_000) == "not measured"
 
     wrong = [Equality("ipset", 3, 10, ("10.0.0.1: expected a, seen b",))]
-    unequal = summarize(replace(made(), equality=wrong))
+    unequal = Statistics(replace(made(), equality=wrong))
     assert "decides otherwise" in unequal.reason("flows", "ipset", 3)
 
-    stopped = summarize(without(made(), after=(1, "iptables-nft")))
+    stopped = Statistics(without(made(), after=(1, "iptables-nft")))
     assert stopped.reason("flows", "ipset", 64) == "stopped before"
 
 
 def test_without_tracked_modes_those_without_tracking_contend() -> None:
-    assert "bpf" not in summarize(made()).contenders()
-    only = summarize(made(modes=[MODES[0], MODES[6]], measures=[FLOWS, MEMORY, LOAD]))
+    assert "bpf" not in Statistics(made()).contenders()
+    only = Statistics(made(modes=[MODES[0], MODES[6]], measures=[FLOWS, MEMORY, LOAD]))
     assert only.contenders() == ("bpf",)
     assert usual("flows", "bpf", 3) == 1.25
