@@ -10,26 +10,17 @@ agent then sleeps at the default interval for N seconds, and that is measured as
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import subprocess
-import tempfile
 import time
 import urllib.request
 from pathlib import Path
 
-from bench.support import agent, inside_namespace, machine, to_api, to_file
+from bench.support import adjacent, inside_namespace, resident, site
+from ipmasq_agent.bench.machine import in_a_line
 
 _TICK = os.sysconf("SC_CLK_TCK")
-
-
-def resident(pid: int) -> float:
-    """Return the resident memory of a process in MB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise SystemExit(f"process {pid} has no memory")
 
 
 def cpu(pid: int) -> float:
@@ -59,12 +50,6 @@ def workers(pid: int) -> list[int]:
     return [int(child) for child in found.stdout.split()]
 
 
-def document(interval: str) -> str:
-    """Return a document of 64 entries."""
-    entries = "".join(f"  - 10.0.{n}.0/24\n" for n in range(64))
-    return f"resyncInterval: {interval}\nnonMasqueradeCIDRs:\n{entries}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", default="iptables-nft")
@@ -74,32 +59,25 @@ def main() -> None:
     parser.add_argument("--idle", type=int, default=0, metavar="SECONDS")
     options = parser.parse_args()
     inside_namespace()
-    # Not in /tmp: the agent watches the directories above its document too, and there
-    # everybody writes.
-    directory = tempfile.TemporaryDirectory(dir="/var/tmp")
-    with directory as temporary, contextlib.ExitStack() as stack:
-        place = Path(temporary)
-        os.environ["XTABLES_LOCKFILE"] = str(place / "xtables.lock")
-        write, where = to_api(place, stack) if options.source == "api" else to_file(place)
-        write(document("1s"), 0)
-        log = place / "log"
-        flags = ["--backend", options.backend, *where]
+    with site(options.source) as here:
+        here.write(adjacent(64, resyncInterval="1s"))
+        flags = ["--backend", options.backend]
         flags.append(f"--enable-ipv6={str(options.ipv6).lower()}")
-        with agent(*flags, log=log) as process:
+        with here.agent(*flags) as process:
             families = "IPv4 and IPv6" if options.ipv6 else "IPv4"
-            print(f"{options.backend}, {options.source}, {families}, 64 CIDRs; {machine()}")
-            print(f"{'resident when ready':40}{resident(process.pid):8.1f} MB")
+            print(f"{options.backend}, {options.source}, {families}, 64 CIDRs; {in_a_line()}")
+            print(f"{'resident when ready':40}{resident(process.pid, 'VmRSS'):8.1f} MB")
             before, first = cpu(process.pid), passes()
             time.sleep(options.resyncs)
             resyncs = passes() - first
             used = cpu(process.pid) - before
             after = f"resident after {resyncs} resyncs"
-            print(f"{after:40}{resident(process.pid):8.1f} MB")
+            print(f"{after:40}{resident(process.pid, 'VmRSS'):8.1f} MB")
             for worker in workers(process.pid):
-                print(f"{'resident, legacy worker':40}{resident(worker):8.1f} MB")
+                print(f"{'resident, legacy worker':40}{resident(worker, 'VmRSS'):8.1f} MB")
             print(f"{'CPU for each resync, children included':40}{used / resyncs:8.1f} ms")
             if options.idle:
-                write(document("60s"), 1)
+                here.write(adjacent(64, resyncInterval="60s"))
                 time.sleep(2)
                 before = cpu(process.pid)
                 time.sleep(options.idle)

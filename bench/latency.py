@@ -15,7 +15,6 @@ milliseconds with an ipset and with programs in tc, and is seen so much later.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import ctypes
 import ipaddress
 import os
@@ -23,19 +22,18 @@ import socket
 import struct
 import tempfile
 import time
-from collections.abc import Callable
-from datetime import datetime
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-from bench.support import agent, inside_namespace, log_lines, machine, row, to_api, to_file
+from bench.support import Site, adjacent, inside_namespace, row, site
+from ipmasq_agent.bench.machine import in_a_line
+from ipmasq_agent.bench.modes import BACKENDS
 from ipmasq_agent.host.commands import run
 from ipmasq_agent.netlink.nf import list_chain
-from ipmasq_agent.planes import detect, registry
+from ipmasq_agent.planes import detect
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
 
 _IPT_SO_GET_INFO = 64  # include/uapi/linux/netfilter_ipv4/ip_tables.h
-NAMES = tuple(dict.fromkeys(row.backend for row in registry.PLANES))
 _INFO = struct.Struct("32sI5I5III")
 
 
@@ -55,12 +53,6 @@ def nft_entries() -> int:
     return len(list_chain(Family.IPV4, "nat", "IP-MASQ"))
 
 
-def document(cidrs: int) -> str:
-    """Return a document with so many entries, half of them IPv4 prefixes of each kind."""
-    entries = "".join(f"  - 10.{n // 256}.{n % 256}.0/24\n" for n in range(cidrs))
-    return f"cidrLimit: 100000\nnonMasqueradeCIDRs:\n{entries}"
-
-
 def verdict_asked_of(name: str, address: int) -> Callable[[], object]:
     """Return how to ask the kernel what it decides about one address."""
     placement = Placement(pins=os.environ["IPMASQ_BPF_PINS"])
@@ -75,7 +67,7 @@ def verdict_asked_of(name: str, address: int) -> Callable[[], object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backend", action="append", choices=NAMES)
+    parser.add_argument("--backend", action="append", choices=BACKENDS)
     parser.add_argument("--source", choices=["file", "api"], default="file")
     parser.add_argument("--changes", type=int, default=100)
     parser.add_argument("--cidrs", type=int, default=64)
@@ -95,7 +87,7 @@ def main() -> None:
         run(["mount", "-t", "bpf", "bpf", pins])
         os.environ["IPMASQ_BPF_PINS"] = f"{pins}/pins"
         try:
-            for name in options.backend or NAMES:
+            for name in options.backend or BACKENDS:
                 measure(name, options.source, options.cidrs, options.changes)
         finally:
             run(["umount", pins])
@@ -106,54 +98,40 @@ def measure(name: str, source: str, cidrs: int, changes: int) -> None:
     last = int(ipaddress.IPv4Address(f"10.{(cidrs - 1) // 256}.{(cidrs - 1) % 256}.1"))
     counts = {"iptables-legacy": legacy_entries, "iptables-nft": nft_entries}
     seen = counts.get(name) or verdict_asked_of(name, last)
-    # Not in /tmp: the agent watches the directories above its document too, and there
-    # everybody writes.
-    directory = tempfile.TemporaryDirectory(dir="/var/tmp")
-    with directory as temporary, contextlib.ExitStack() as stack:
-        place = Path(temporary)
-        # The lock of the machine is everybody's; waiting for others is not what is measured.
-        os.environ["XTABLES_LOCKFILE"] = str(place / "xtables.lock")
-        write, where = to_api(place, stack) if source == "api" else to_file(place)
-        write(document(cidrs), 0)
-        log = place / "log"
+    with site(source) as here:
+        here.write(adjacent(cidrs, cidrLimit=cidrs))
         moments = []
-        with agent("--backend", name, "--cleanup-on-exit", *where, log=log):
+        with here.agent("--backend", name, "--cleanup-on-exit"):
             for number in range(1, changes + 1):
                 before = seen()
-                content = document(cidrs - number % 2)
+                content = adjacent(cidrs - number % 2, cidrLimit=cidrs)
                 start = time.time()
-                write(content, number)
+                here.write(content)
                 while seen() == before:
                     time.sleep(0.0005)  # leave the processor to those who are measured
                     if time.time() - start > 10:
-                        raise SystemExit(f"no change after 10 s:\n{log.read_text()}")
+                        raise SystemExit(f"no change after 10 s:\n{here.log.read_text()}")
                 moments.append((start, time.time()))
                 time.sleep(0.05)  # the agent looks at its work; the next write is a new event
-        print(f"{name}, {source}, {cidrs} CIDRs, {changes} changes; {machine()}")
-        report(moments, log)
+        print(f"{name}, {source}, {cidrs} CIDRs, {changes} changes; {in_a_line()}")
+        report(moments, here)
 
 
-def report(moments: list[tuple[float, float]], log: Path) -> None:
+def report(moments: Sequence[tuple[float, float]], here: Site) -> None:
     """Print the stages; the agent's log has the moments in between."""
-    times: dict[str, list[float]] = {"document accepted": [], "rules applied": []}
-    for line in log_lines(log):
-        with contextlib.suppress(KeyError):
-            times[line["message"]].append(datetime.fromisoformat(line["time"]).timestamp())
-    accepted, applied = times["document accepted"][1:], times["rules applied"][1:]
-    stages: list[tuple[str, list[float]]] = [
-        ("write → document understood", []),
-        ("understood → kernel has the rules", []),
-        ("kernel has them → agent has checked them", []),
-        ("write → kernel has the rules", []),
-    ]
+    accepted, applied = (
+        here.moments(message)[1:] for message in ("document accepted", "rules applied")
+    )
+    stages: dict[str, list[float]] = {}
     for (start, end), understood, checked in zip(moments, accepted, applied, strict=True):
-        for (_, values), seconds in zip(
-            stages,
-            (understood - start, end - understood, checked - end, end - start),
-            strict=True,
+        for label, seconds in (
+            ("write → document understood", understood - start),
+            ("understood → kernel has the rules", end - understood),
+            ("kernel has them → agent has checked them", checked - end),
+            ("write → kernel has the rules", end - start),
         ):
-            values.append(seconds * 1000)
-    for label, values in stages:
+            stages.setdefault(label, []).append(seconds * 1000)
+    for label, values in stages.items():
         print(row(label, values))
 
 

@@ -14,16 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from bench.services import kube_proxy
-from bench.support import inside_namespace, machine
+from bench.support import inside_namespace, medians, site, table
+from ipmasq_agent.bench.machine import in_a_line
 
-# Interfaces that stay: it runs on trees older than this one, too.
+# What it asks of a tree has to be there under these names; where it is not, there are no figures.
 _PASSES = r"""
 import json, os, subprocess, sys, time
 from pathlib import Path
@@ -92,11 +91,11 @@ print(json.dumps([found, memory]))
 """
 
 
-def measured(tree: Path, variant: str, place: Path, *, memory: bool) -> dict[str, float]:
+def measured(tree: Path, variant: str, directory: Path, *, memory: bool) -> dict[str, float]:
     """Return the figures of one run of the passes, with the code of a tree; none if it fails."""
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     if memory:
-        peaks, shims = place / "peaks", place / "shims"
+        peaks, shims = directory / "peaks", directory / "shims"
         peaks.write_text("")
         environment |= {"PEAKS": str(peaks), "PATH": f"{shims}:{os.environ['PATH']}"}
     done = subprocess.run(
@@ -114,14 +113,14 @@ def measured(tree: Path, variant: str, place: Path, *, memory: bool) -> dict[str
     return figures
 
 
-def weighed(variant: str, place: Path) -> None:
+def weighed(variant: str, directory: Path) -> None:
     """Put programs before those of the system that note the peak of their memory."""
-    shims = place / "shims"
+    shims = directory / "shims"
     shims.mkdir()
     for stem in (f"iptables-{variant}", f"ip6tables-{variant}"):
         for name in (stem, f"{stem}-save", f"{stem}-restore"):
             shim = shims / name
-            timed = f"/usr/bin/time -q -a -o {place}/peaks -f %M /usr/sbin/{name}"
+            timed = f"/usr/bin/time -q -a -o {directory}/peaks -f %M /usr/sbin/{name}"
             shim.write_text(f'#!/bin/sh\nexec {timed} "$@"\n')
             shim.chmod(0o755)
 
@@ -134,12 +133,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     inside_namespace()
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as temporary:
-        os.environ["XTABLES_LOCKFILE"] = f"{temporary}/xtables.lock"
+    trees = options.tree or [Path.cwd()]
+    with site() as here:
         for variant in options.variant or ["nft", "legacy"]:
-            place = Path(temporary, variant)
-            place.mkdir()
-            weighed(variant, place)
+            directory = here.directory / variant
+            directory.mkdir()
+            weighed(variant, directory)
             text = "\n".join([*kube_proxy(options.rules), ""])
             restore = [f"iptables-{variant}-restore", "--noflush"]
             subprocess.run(restore, input=text, text=True, check=True)
@@ -147,21 +146,15 @@ def main() -> None:
             mark = [f"iptables-{variant}", "-t", "mangle", "-N", "KUBE-IPTABLES-HINT"]
             subprocess.run(mark, check=True)
             columns: list[dict[str, float]] = []
-            for tree in options.tree or [Path.cwd()]:
+            for tree in trees:
                 rounds = [
-                    measured(tree, variant, place, memory=False) for _ in range(options.rounds)
+                    measured(tree, variant, directory, memory=False) for _ in range(options.rounds)
                 ]
-                if not all(rounds):
-                    columns.append({})
-                    continue
-                labels = rounds[0]
-                figures = {label: statistics.median(r[label] for r in rounds) for label in labels}
-                columns.append(figures | measured(tree, variant, place, memory=True))
-            print(f"\niptables-{variant}, {text.count('-A '):,} rules of others; {machine()}")
-            print(f"{'':34}" + "".join(f"{tree!s:>24}" for tree in options.tree or ["ms"]))
-            for label in max(columns, key=len):
-                figures_of = (f"{c[label]:24.1f}" if label in c else f"{'-':>24}" for c in columns)
-                print(f"  {label:32}" + "".join(figures_of), flush=True)
+                weight = measured(tree, variant, directory, memory=True) if all(rounds) else {}
+                columns.append(medians(rounds) | weight if weight else {})
+            print(f"\niptables-{variant}, {text.count('-A '):,} rules of others; {in_a_line()}")
+            heads = ["", *(map(str, trees) if options.tree else ["ms"])]
+            print(table(heads, columns, 24), flush=True)
             # Of the two, the first with a mark is taken.
             subprocess.run([*mark[:3], "-X", "KUBE-IPTABLES-HINT"], check=True)
 

@@ -13,19 +13,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import resource
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-from bench.support import AGENT, agent, inside_namespace, log_lines, machine, to_file
+from bench.support import AGENT, Site, inside_namespace, medians, resident, site, table
+from ipmasq_agent.bench.machine import in_a_line
+from ipmasq_agent.bench.policies import BlockPolicy, in_cidr
 from ipmasq_agent.config.assemble import assemble_family
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
@@ -40,14 +37,6 @@ NAMES = [row.name for row in registry.PLANES if row.name != "bpf"]
 Figures = dict[str, float]
 
 
-def document(family: Family, count: int, shift: int = 0) -> str:
-    """Return a document of ``count`` prefixes that do not touch; ``shift`` moves them all."""
-    bits = family.bits - 28
-    base = 1 << 24 if family is Family.IPV4 else 0xFD << 120
-    lines = (f"- {family.show(base + (n << bits + 1))}/28\n" for n in range(shift, count + shift))
-    return f"cidrLimit: {count}\nnonMasqueradeCIDRs:\n{''.join(lines)}"
-
-
 @contextlib.contextmanager
 def stage(figures: Figures, label: str, *totals: str) -> Iterator[None]:
     """Note how many ms the body takes, and add them to each of the totals."""
@@ -59,9 +48,9 @@ def stage(figures: Figures, label: str, *totals: str) -> Iterator[None]:
         figures[total] = figures.get(total, 0.0) + took
 
 
-def load(name: str, family: Family, count: int, place: Path) -> Figures:
+def load(name: str, family: Family, count: int, here: Site) -> Figures:
     """Load the document stage by stage, then change it by one CIDR."""
-    path = place / "document"
+    path = here.directory / "document"
     backend: Any = detect.make(name, Placement())
     capabilities = backend.capabilities(family)
     figures: Figures = {}
@@ -96,12 +85,12 @@ def load(name: str, family: Family, count: int, place: Path) -> Figures:
         return len(change.added) + len(change.removed)
 
     try:
-        before = policy("", document(family, count))
+        before = policy("", BlockPolicy(family, count).document)
         bring("", before, backend.read)
         with stage(figures, "read it all back"):
             backend.read(family)
         for label, more in (("one more: ", 1), ("one less: ", 0)):
-            after = policy(label, document(family, count + more))
+            after = policy(label, BlockPolicy(family, count + more).document)
             with stage(figures, f"{label}difference", f"{label}POLICY → KERNEL"):
                 differing = list(before.decisions.changes(after.decisions))
             if len(differing) != 1:
@@ -118,53 +107,41 @@ def load(name: str, family: Family, count: int, place: Path) -> Figures:
     return figures
 
 
-def follow(name: str, family: Family, count: int, place: Path) -> Figures:
+def follow(name: str, family: Family, count: int, here: Site) -> Figures:
     """Let the agent take up a document, then another one, then ask it questions."""
-    log = place / "log"
-    write, where = to_file(place)
     asked_for, tables = registry.row(name).backend, registry.row(name).form_of
     if tables is not None:
         subprocess.run([tables, "-t", "mangle", "-N", detect.MARKS[0]], check=True)
-    flags = ["--backend", asked_for, "--enable-ipv6=true", *where]
+    flags = ["--backend", asked_for, "--enable-ipv6=true"]
     figures: Figures = {}
-    write(document(family, 10), 0)
-    with agent(*flags, log=log) as process:
-        for number, (label, text) in enumerate(
-            (
-                ("document", document(family, count)),
-                ("another of this size", document(family, count, shift=count)),
-                ("two CIDRs", document(family, count, shift=count + 1)),
-            ),
-            start=1,
+    here.write(BlockPolicy(family, 10).document)
+    with here.agent(*flags) as process:
+        for label, policy in (
+            ("document", BlockPolicy(family, count)),
+            ("another of this size", BlockPolicy(family, count, start=count)),
+            ("two CIDRs", BlockPolicy(family, count, start=count + 1)),
         ):
-            seen = _applied(log)
+            text, seen = policy.document, here.moments("rules applied")
             start = time.time()
-            write(text, number)
-            while len(applied := _applied(log)) == len(seen):
+            here.write(text)
+            while len(applied := here.moments("rules applied")) == len(seen):
                 if process.poll() is not None or time.time() - start > 300:
-                    raise SystemExit(f"the agent does not apply it:\n{log.read_text()}")
+                    raise SystemExit(f"the agent does not apply it:\n{here.log.read_text()}")
                 time.sleep(0.01)
             figures[f"agent: {label}, written → applied"] = (applied[-1] - start) * 1e3
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        for key, label in (("VmHWM", "peak"), ("VmRSS", "resident after it")):
-            kilobytes = status.partition(f"{key}:")[2].split()[0]
-            figures[f"agent: {label}, MB"] = int(kilobytes) / 1024
-    asked = family.show((1 << 24 if family is Family.IPV4 else 0xFD << 120) + 5)
-    for label, verb in (("diff", ["diff"]), ("explain", ["explain", asked])):
+        figures["agent: peak, MB"] = resident(process.pid, "VmHWM")
+        figures["agent: resident after it, MB"] = resident(process.pid)
+    flags += here.flags
+    for label, verb in (
+        ("diff", ["diff"]),
+        ("explain", ["explain", family.show(in_cidr(family, 0))]),
+    ):
         start = time.perf_counter()
         done = subprocess.run([*AGENT, *verb, *flags], capture_output=True, text=True, check=False)
         figures[f"{label}, a process"] = (time.perf_counter() - start) * 1e3
         if done.returncode not in (0, 1) or "Traceback" in done.stderr:
             raise SystemExit(f"{label} failed:\n{done.stderr}")
     return figures
-
-
-def _applied(log: Path) -> list[float]:
-    return [
-        datetime.fromisoformat(line["time"]).timestamp()
-        for line in log_lines(log)
-        if line.get("message") == "rules applied"
-    ]
 
 
 def one_round(part: str, name: str, family: Family, count: int) -> Figures:
@@ -184,16 +161,6 @@ def one_round(part: str, name: str, family: Family, count: int) -> Figures:
     return figures
 
 
-def inside(part: str, name: str, family: Family, count: int) -> None:
-    """Measure one part here, and print its figures as JSON."""
-    inside_namespace()
-    # Not in /tmp: the agent watches the directories above its document too.
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as temporary:
-        place = Path(temporary)
-        os.environ["XTABLES_LOCKFILE"] = str(place / "xtables.lock")
-        print(json.dumps((load if part == "load" else follow)(name, family, count, place)))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", default="1000,10000,100000,1000000")
@@ -205,9 +172,12 @@ def main() -> None:
     family = Family(options.family)
     sizes = [int(size) for size in options.sizes.split(",")]
     if options.part:
-        inside(options.part, options.backend[0], family, sizes[0])
+        inside_namespace()
+        part = load if options.part == "load" else follow
+        with site() as here:
+            print(json.dumps(part(options.backend[0], family, sizes[0], here)))
         return
-    print(f"{family.value}, medians of {options.rounds} rounds, ms; {machine()}")
+    print(f"{family.value}, medians of {options.rounds} rounds, ms; {in_a_line()}")
     for name in options.backend or NAMES:
         fitting = [s for s in sizes if s <= LONGEST_CHAIN or not name.startswith("iptables")]
         columns: list[Figures] = []
@@ -216,11 +186,9 @@ def main() -> None:
                 one_round("load", name, family, size) | one_round("follow", name, family, size)
                 for _ in range(options.rounds)
             ]
-            columns.append({k: statistics.median(r[k] for r in rounds) for k in rounds[0]})
+            columns.append(medians(rounds))
         if columns:
-            print(f"\n{name:44}" + "".join(f"{size:>12,}" for size in fitting))
-            for label in columns[0]:
-                print(f"  {label:42}" + "".join(f"{column[label]:12.1f}" for column in columns))
+            print(f"\n{table([name, *(f'{size:,}' for size in fitting)], columns, 12)}")
 
 
 if __name__ == "__main__":

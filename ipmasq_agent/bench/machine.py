@@ -86,6 +86,15 @@ def describe() -> dict[str, str]:
     }
 
 
+def in_a_line() -> str:
+    """Return what figures of developers are measured on."""
+    iptables = run(["iptables-nft", "--version"]).stdout.strip()
+    return (
+        f"Linux {platform.release()}, {os.cpu_count()} x {_processor()}, "
+        f"Python {platform.python_version()}, {iptables}"
+    )
+
+
 def offloads(of_host: socket.socket, device: str) -> str:
     """Return which offloads a device has on, by a socket of its host."""
     found = []

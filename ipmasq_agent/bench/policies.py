@@ -28,16 +28,18 @@ class BlockPolicy:
     Attributes:
         cidrs: how many.
         kept: a gap whose addresses it keeps as well; None for none.
+        start: the number of its first CIDR.
     """
 
     family: Family
     cidrs: int
     kept: int | None = None
+    start: int = 0
 
     @property
     def document(self) -> str:
         """The ConfigMap's text."""
-        blocks = [2 * n for n in range(self.cidrs)]
+        blocks = [2 * n for n in range(self.start, self.start + self.cidrs)]
         if self.kept is not None:
             blocks.append(2 * self.kept + 1)
         length = _LENGTH[self.family]
@@ -50,7 +52,12 @@ class BlockPolicy:
         assert length >= 0
         if self.kept is not None and block == 2 * self.kept + 1:
             return True
-        return block % 2 == 0 and block // 2 < self.cidrs
+        return block % 2 == 0 and self.start <= block // 2 < self.start + self.cidrs
+
+
+def in_cidr(family: Family, number: int) -> int:
+    """Return an address of the CIDR of that number."""
+    return _first(family, 2 * number) + 1
 
 
 def in_gap(family: Family, number: int) -> int:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from bench.latency import NAMES
+from ipmasq_agent.bench.modes import BACKENDS
 from tests.deploy.manifests import ROOT
 
 
@@ -26,8 +26,8 @@ def test_latency_prints_the_stages_of_each_data_plane(source: str) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     headings = re.findall(rf"^(\S+), {source}, 64 CIDRs", done.stdout, re.MULTILINE)
-    assert headings == [*NAMES]
-    assert done.stdout.count("write → kernel has the rules") == len(NAMES)
+    assert headings == [*BACKENDS]
+    assert done.stdout.count("write → kernel has the rules") == len(BACKENDS)
 
 
 def test_footprint_counts_the_resyncs_that_there_were() -> None:

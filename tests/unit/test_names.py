@@ -15,7 +15,6 @@ SHARED: frozenset[str] = frozenset(
     {
         "Kind",
         "Step",
-        "Table",
     }
 )
 
