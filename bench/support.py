@@ -41,7 +41,7 @@ def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def table(heads: Sequence[str], columns: Sequence[Mapping[str, float]], width: int) -> str:
-    """Yield the lines of a table of figures: a title and the head of each column, then labels.
+    """Return a table of figures: a title and the head of each column, then labels.
 
     Args:
         heads: the title, and what stands above each column.

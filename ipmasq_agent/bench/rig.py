@@ -296,9 +296,8 @@ class Rig(contextlib.AbstractContextManager["Rig"]):
                 f"route add local {DESTINATIONS[family]} dev lo",
             ],
         }
-        dash = "-4" if family is Family.IPV4 else "-6"
         for host, some in lines.items():
-            host.run("ip", dash, "-batch", "-", stdin="\n".join(some) + "\n")
+            host.run("ip", "-batch", "-", stdin="\n".join(some) + "\n")
 
     def steer(self, cpus: int) -> None:
         """Have the node's work done by some CPUs, rather than by those that send.

@@ -34,7 +34,6 @@ class Summary:
         high: its upper end.
         coverage: how probably such an interval holds the true median; 0 with one round.
         count: rounds that gave a value.
-        problems: of the rounds that gave none, in sentences.
     """
 
     median: float
@@ -42,24 +41,16 @@ class Summary:
     high: float
     coverage: float
     count: int
-    problems: tuple[str, ...] = ()
 
     @property
     def enough(self) -> bool:
         """Whether it can be told apart from anything."""
         return self.count >= ENOUGH
 
-    def overlaps(self, other: Summary) -> bool:
-        """Return whether the intervals have a value in common."""
-        return self.low <= other.high and other.low <= self.high
-
     def ties(self, other: Summary) -> bool:
-        """Return whether both are sure enough to be told apart, and yet are not."""
-        return self.enough and other.enough and self.overlaps(other)
-
-    def apart(self, other: Summary) -> bool:
-        """Return whether the two differ, as far as the rounds can tell."""
-        return self.enough and other.enough and not self.overlaps(other)
+        """Return whether both are sure enough to be told apart, and yet their intervals overlap."""
+        overlap = self.low <= other.high and other.low <= self.high
+        return self.enough and other.enough and overlap
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +115,7 @@ class Statistics:
 
     def value(self, measure: str, mode: str, cidrs: int) -> Summary | None:
         """Return the summary of the values themselves; None where no round gave one."""
-        key = self._key(measure, mode, cidrs)
-        return summary(self._values.get(key, {}).values(), self._problems.get(key, ()))
+        return summary(self._values.get(self._key(measure, mode, cidrs), {}).values())
 
     def ratio(self, measure: str, mode: str, cidrs: int, to: str = REFERENCE) -> Summary | None:
         """Return the summary of value / value of another mode in the same round."""
@@ -213,10 +203,10 @@ class Statistics:
         kind = self._shares if of in self._shares and to in self._shares else self._values
         over, under = kind.get(of, {}), kind.get(to, {})
         ratios = [over[number] / under[number] for number in over if under.get(number, 0) > 0]
-        return summary(ratios, self._problems.get(of, ()))
+        return summary(ratios)
 
 
-def summary(values: Iterable[float], problems: Sequence[str] = ()) -> Summary | None:
+def summary(values: Iterable[float]) -> Summary | None:
     """Return median and interval; None of no values at all."""
     ordered = sorted(values)
     if not ordered:
@@ -229,7 +219,6 @@ def summary(values: Iterable[float], problems: Sequence[str] = ()) -> Summary | 
         ordered[count - rank],
         coverage(count, rank),
         count,
-        tuple(problems),
     )
 
 

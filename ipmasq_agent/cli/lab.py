@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from ipmasq_agent.host.extras import require
 from ipmasq_agent.planes import registry
 
 if TYPE_CHECKING:
-    from ipmasq_agent.lab.cluster import Lab
+    from ipmasq_agent.lab.story import PlayedScene, Story
 
 DEFAULT_NAME = "lab"
 
@@ -74,16 +75,8 @@ def run_story(backend: str, ipv6: bool, name: str | None, keep: bool, output: st
     """
     if output == "text":
         require("lab", "rich")
-    from ipmasq_agent.lab.children import own
-    from ipmasq_agent.lab.cluster import Lab
-    from ipmasq_agent.lab.story import Step, Story
-
-    _check(backend)
-    lab = Lab(name or f"run-{os.getpid()}")
-    steps: list[Step] = []
-    with lab.claimed(stay=keep):
-        story = Story(lab, own("ipmasq_agent"), backend, ipv6=ipv6)
-        story.prepare(_progress, stay=keep)
+    steps: list[PlayedScene] = []
+    with _built(name or f"run-{os.getpid()}", backend, ipv6=ipv6, stay=keep) as story:
         if output == "text":
             from ipmasq_agent.lab.text import Shown
 
@@ -94,7 +87,7 @@ def run_story(backend: str, ipv6: bool, name: str | None, keep: bool, output: st
             steps.append(step)
     ok = all(step.ok for step in steps)
     if keep:
-        _progress(f"the lab stays; `{_program()} lab down --name {lab.name}` takes it down")
+        _progress(f"the lab stays; `{_program()} lab down --name {story.lab.name}` takes it down")
     if output == "text":
         shown.closing()
     else:
@@ -103,13 +96,16 @@ def run_story(backend: str, ipv6: bool, name: str | None, keep: bool, output: st
     return 0 if ok else 1
 
 
-def _check(backend: str) -> None:
-    """Fail before anything is made where this machine lacks something."""
-    from ipmasq_agent.lab import tools
+def _built(name: str, backend: str, *, ipv6: bool, stay: bool) -> AbstractContextManager[Story]:
+    """Build a lab with agents at work in it, where this machine has all that takes."""
+    from ipmasq_agent.lab.children import own
+    from ipmasq_agent.lab.story import built
+    from ipmasq_agent.lab.tools import of_lab
 
     # The lab's nodes are marked by nobody, and so are taken for ones of iptables-nft.
-    named = backend if registry.rows_of(backend) else "iptables-nft"
-    tools.check("the lab", tools.of_lab(named, registry.rows_of(named)[0].programs))
+    plane = (registry.rows_of(backend) or registry.rows_of("iptables-nft"))[0]
+    tools = of_lab(plane.backend, plane.programs)
+    return built(name, own("ipmasq_agent"), backend, tools, _progress, ipv6=ipv6, stay=stay)
 
 
 def _progress(text: str) -> None:
@@ -129,15 +125,8 @@ Examples:
 @name_option
 def up(backend: str, ipv6: bool, name: str) -> None:
     """Build a lab and leave it standing, with the agent at work in its nodes."""
-    from ipmasq_agent.lab.children import own
-    from ipmasq_agent.lab.cluster import Lab
-    from ipmasq_agent.lab.story import Story
-
-    _check(backend)
-    lab = Lab(name)
-    with lab.claimed(stay=True):
-        story = Story(lab, own("ipmasq_agent"), backend, ipv6=ipv6)
-        story.prepare(_progress, stay=True)
+    with _built(name, backend, ipv6=ipv6, stay=True) as story:
+        pass
     program = _program()
     option = "" if name == DEFAULT_NAME else f" --name {name}"
     target = "http://[fd00:10:10:1::200]" if ipv6 else "10.10.1.200"
@@ -178,8 +167,9 @@ def execute(name: str, host: str, argv: tuple[str, ...]) -> None:
 
     The hosts are k8s-ctr, k8s-w1, k8s-b1, router, curl-pod, webpod, w1-pod, b-pod and switch.
     """
-    lab = _standing(name)
-    words = lab.argv(host, argv)
+    from ipmasq_agent.lab.cluster import standing
+
+    words = standing(name).argv(host, argv)
     # So that `ipmasq-agent` is found in a host as it was here.
     directory = str(Path(sys.executable).parent)
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}:{directory}"
@@ -197,12 +187,13 @@ Examples (after `ipmasq-agent lab up`):
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def config(name: str, file: Path) -> int:
     """Give the nodes of the first cluster another document, and show what their agents say."""
+    from ipmasq_agent.lab.cluster import standing
     from ipmasq_agent.lab.topology import FIRST_CLUSTER
 
     refused = False
     documents = {"config": file.read_text()}
     given = {node.name: documents for node in FIRST_CLUSTER}
-    for node, status in _standing(name).deliver(given).items():
+    for node, status in standing(name).deliver(given).items():
         error = status["config"]["error"]
         refused |= error is not None
         click.echo(f"{node}: {'refused: ' + error if error else 'in force'}")
@@ -226,13 +217,13 @@ def down(name: str, every: bool) -> int:
     from ipmasq_agent.errors import LabError
     from ipmasq_agent.lab.cluster import Lab, labs
 
-    standing = labs()
-    if not every and name not in standing:
-        others = f"; there is {', '.join(standing)}" if standing else ""
+    found = labs()
+    if not every and name not in found:
+        others = f"; there is {', '.join(found)}" if found else ""
         click.echo(f"there is no lab {name}{others}")
         return 0
     status = 0
-    for one in standing if every else [name]:
+    for one in found if every else [name]:
         lab = Lab(one)
         try:
             lab.take_over()
@@ -260,13 +251,3 @@ def list_labs() -> None:
 
     for name in labs():
         click.echo(name)
-
-
-def _standing(name: str) -> Lab:
-    from ipmasq_agent.errors import LabError
-    from ipmasq_agent.lab.cluster import Lab
-
-    lab = Lab(name)
-    if not lab.stands:
-        raise LabError(f"there is no lab {name}", remedy="ipmasq-agent lab up")
-    return lab

@@ -15,7 +15,9 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -141,31 +143,14 @@ class Lab:
             run(["ip", "netns", "add", namespace])
             settings = [f"{key}={value}" for key, value in SYSCTLS.items()]
             run(["ip", "netns", "exec", namespace, "sysctl", "-q", "-w", *settings])
-        batches: list[tuple[str, list[str]]] = []
-        for host, line in link_commands(self.namespaces, self._stub()):
-            # One program for each stretch of lines of a host: order matters across hosts.
-            if not batches or batches[-1][0] != host:
-                batches.append((host, []))
-            batches[-1][1].append(line)
-        for host, lines in batches:
-            self.ip(host, lines)
+        # One program for each stretch of lines of a host: order matters across hosts.
+        for host, lines in groupby(link_commands(self.namespaces), key=itemgetter(0)):
+            self.ip(host, (line for _, line in lines))
 
-    def ip(self, host: str, lines: Sequence[str]) -> None:
-        """Run lines of ``ip`` in a host."""
-        for dash in (False, True):
-            some = [line.removeprefix("-6 ") for line in lines if line.startswith("-6 ") == dash]
-            if some:
-                family = ["-6"] if dash else []
-                argv = ["ip", *family, "-n", self.namespaces[host], "-batch", "-"]
-                run(argv, stdin="\n".join(some) + "\n")
-
-    def _stub(self) -> str:
-        """Return ``dummy`` where the kernel knows that link type, else ``bridge``."""
-        inside = ["ip", "-n", self.namespaces["switch"], "link"]
-        if run([*inside, "add", "probe", "type", "dummy"], check=False).status == 0:
-            run([*inside, "del", "probe"])
-            return "dummy"
-        return "bridge"
+    def ip(self, host: str, lines: Iterable[str]) -> None:
+        """Run lines of ``ip`` in a host; each tells its family by its addresses."""
+        argv = ["ip", "-n", self.namespaces[host], "-batch", "-"]
+        run(argv, stdin="".join(f"{line}\n" for line in lines))
 
     def down(self) -> None:
         """End the lab's processes, then remove its namespaces and its state."""
@@ -249,14 +234,10 @@ class Lab:
         """Start who lives in the hosts; they can be talked to as long as we are there."""
         for host in HOSTS:
             if host.inhabited:
-                self._settle(host, stay=stay)
+                argv = [*own("ipmasq_agent.lab.inhabitant"), host.name, *host.addresses]
+                self.talks[host.name] = self._talk(host.name, argv, stay=stay)
         for name, talk in self.talks.items():
-            if talk.answer() != {"ready": name}:
-                raise LabError(f"{name} did not start; see {self.state}/{name}.log")
-
-    def _settle(self, host: Host, *, stay: bool) -> None:
-        argv = [*own("ipmasq_agent.lab.inhabitant"), host.name, *host.addresses]
-        self.talks[host.name] = Talk(self._start(host.name, argv, stay=stay, talk=True))
+            self._expect(talk, name, name)
 
     @property
     def kubeconfig(self) -> Path:
@@ -266,10 +247,12 @@ class Lab:
     def start_api(self, host: str, address: str, *, stay: bool) -> None:
         """Serve the Kubernetes API in a host, at that address of it."""
         self.kubeconfig.write_text(kubeconfig(address))
-        argv = own("ipmasq_agent.lab.api")
-        self._api = Talk(self._start(host, argv, stay=stay, talk=True))
-        if self._api.answer() != {"ready": "api"}:
-            raise LabError(f"the API did not start; see {self.state}/{host}.log")
+        self._api = self._talk(host, own("ipmasq_agent.lab.api"), stay=stay)
+        self._expect(self._api, "api", host)
+
+    def _expect(self, talk: Talk, name: str, host: str) -> None:
+        if talk.answer() != {"ready": name}:
+            raise LabError(f"{name} did not start; see {self.state}/{host}.log")
 
     def join(self, node: Host) -> None:
         """Make a node one of those that the API knows."""
@@ -283,14 +266,16 @@ class Lab:
 
     def start_agent(self, node: str, argv: Sequence[str], *, stay: bool) -> None:
         """Run the agent in a node."""
-        self._start(node, argv, stay=stay, talk=False)
+        self._start(node, argv, stay=stay)
+
+    def _talk(self, host: str, argv: Sequence[str], *, stay: bool) -> Talk:
+        return Talk(self._start(host, argv, stay=stay, talk=True))
 
     def _start(
-        self, host: str, argv: Sequence[str], *, stay: bool, talk: bool
+        self, host: str, argv: Sequence[str], *, stay: bool, talk: bool = False
     ) -> subprocess.Popen[Any]:
         inside = self.argv(host, argv)
-        log = (self.state / f"{host}.log").open("ab")
-        with log:
+        with (self.state / f"{host}.log").open("ab") as log:
             process = subprocess.Popen(
                 inside if stay else tied(inside),
                 stdin=subprocess.PIPE if talk else subprocess.DEVNULL,
@@ -332,7 +317,7 @@ class Lab:
         for node, keys in documents.items():
             self.write(node, keys)
         what = "the agent has taken in the document"
-        return {node: self.wait_for(node, what, _other_than(old)) for node, old in before.items()}
+        return {node: self.wait_for(node, what, _judged(old)) for node, old in before.items()}
 
     def _revision(self, node: str, unless: Mapping[str, str]) -> str | None:
         """Return the revision that an agent has; None where its documents are ``unless``."""
@@ -368,17 +353,21 @@ class Lab:
         self._processes.clear()
         self._release_lock()
 
-    @property
-    def stands(self) -> bool:
-        """Whether the lab is there to be used."""
-        return self.namespaces["router"] in netns.names()
+
+def standing(name: str) -> Lab:
+    """Return a lab that is there to be used.
+
+    Raises:
+        LabError: there is none of the name.
+    """
+    lab = Lab(name)
+    if lab.namespaces["router"] not in netns.names():
+        raise LabError(f"there is no lab {name}", remedy="ipmasq-agent lab up")
+    return lab
 
 
-def _other_than(revision: str | None) -> Condition:
+def _judged(revision: str | None) -> Condition:
     """Return whether an agent has an opinion on another document than that revision's."""
-
-    def holds(status: dict[str, Any]) -> bool:
-        config = status["config"]
-        return config["revision"] != revision and bool(status["ready"] or config["error"])
-
-    return holds
+    return lambda status: bool(
+        status["config"]["revision"] != revision and (status["ready"] or status["config"]["error"])
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 from ipmasq_agent.lab.scene import PROTOCOLS, Expectation
 from ipmasq_agent.lab.talk import Talk
-from ipmasq_agent.lab.topology import PLACES
+from ipmasq_agent.lab.topology import ENDPOINTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,11 @@ class _Probe:
 
     @property
     def sender(self) -> str:
-        return PLACES[self.expectation.sender][0]
+        return ENDPOINTS[self.expectation.sender][0]
 
     @property
     def receiver(self) -> str:
-        return PLACES[self.expectation.to][0]
+        return ENDPOINTS[self.expectation.to][0]
 
 
 class Prober:
@@ -117,7 +117,7 @@ class Prober:
 
     def _probe(self, expectation: Expectation, protocol: str) -> _Probe:
         source, address = (
-            self._in_family(PLACES[name][1]) for name in (expectation.sender, expectation.to)
+            self._in_family(ENDPOINTS[name][1]) for name in (expectation.sender, expectation.to)
         )
         return _Probe(
             expectation,
@@ -147,7 +147,7 @@ class Prober:
                 source=probe.order["source"],
                 destination=probe.order["address"],
                 seen=source,
-                expected=self._in_family(PLACES[probe.expectation.seen_as][1]),
+                expected=self._in_family(ENDPOINTS[probe.expectation.seen_as][1]),
                 reply=reply,
                 expected_reply=probe.expectation.reply,
                 kept=probe.expectation.kept,

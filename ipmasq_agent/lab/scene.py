@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from ipmasq_agent.lab.mirror import mirrored
 from ipmasq_agent.lab.topology import FIRST_CLUSTER
 
 PROTOCOLS = ("icmp", "tcp", "udp")
@@ -17,8 +18,8 @@ class Expectation:
     """Packets from ``sender`` to ``to`` must arrive with the address of ``seen_as``.
 
     Attributes:
-        sender: who sends, a place of the topology; packets start with its address.
-        to: where to, another place.
+        sender: who sends, an endpoint of the topology; packets start with its address.
+        to: where to, another endpoint.
         seen_as: whose address the receiver must see: the sender's, or its node's.
         reply: whether an answer must come back.
         kept: speak on the connections opened earlier, instead of new ones.
@@ -47,7 +48,7 @@ class Scene:
         open_connections: open one connection for each protocol to loop1, to be kept.
         flush: somebody empties the rules by hand, and the agent must heal them.
         joins: a node that joins the first cluster, by the Kubernetes API.
-        explains: place → the key whose entry must be named when the agent explains it.
+        explains: endpoint → the key whose entry must be named when the agent explains it.
     """
 
     title: str
@@ -62,6 +63,21 @@ class Scene:
     flush: bool = False
     joins: str | None = None
     explains: Mapping[str, str] = field(default_factory=dict)
+
+    def mirrored(self) -> Scene:
+        """Return the same in IPv6."""
+        return replace(
+            self,
+            title=mirrored(self.title),
+            why=mirrored(self.why),
+            document=self.document and in_ipv6(self.document),
+            second=self.second and in_ipv6(self.second),
+        )
+
+
+def in_ipv6(documents: Documents) -> Documents:
+    """Return documents with their addresses in IPv6."""
+    return {key: mirrored(text) for key, text in documents.items()}
 
 
 def one(text: str) -> Documents:

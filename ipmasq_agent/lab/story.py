@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ipmasq_agent.errors import AgentError, LabError
+from ipmasq_agent.lab import tools
 from ipmasq_agent.lab.cluster import Condition, Lab
 from ipmasq_agent.lab.emptying import emptying
 from ipmasq_agent.lab.mirror import mirrored
 from ipmasq_agent.lab.probes import Check, Prober
-from ipmasq_agent.lab.scene import Documents, Expectation, Scene, shown
+from ipmasq_agent.lab.scene import Expectation, Scene, in_ipv6, shown
 from ipmasq_agent.lab.scenes import ALONE, FIRST, SCENES
 from ipmasq_agent.lab.topology import (
+    ENDPOINTS,
     FIRST_CLUSTER,
     NODES,
-    PLACES,
     RETURN_ROUTES,
     SECOND_CLUSTER,
     route_commands,
@@ -25,30 +27,24 @@ from ipmasq_agent.lab.topology import (
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class PlayedScene:
     """A scene as it was played.
 
     Attributes:
-        scene: what was asked.
-        title: what the reader is about to see.
-        config: the document in place during the step.
-        second: the document that the second cluster was given in it.
+        scene: what was asked, in the story's family.
+        config: the document in place during it.
         checks: what was seen.
-        why: what it means.
         error: what the agent says about the document, where it refused it.
         explained: what the agent says of destinations, where it was asked.
         failures: what else went otherwise than the story says.
     """
 
     scene: Scene
-    title: str
     config: str
-    second: str | None
     checks: tuple[Check, ...]
-    why: str
-    error: str | None = None
-    explained: tuple[str, ...] = ()
-    failures: tuple[str, ...] = ()
+    error: str | None
+    explained: tuple[str, ...]
+    failures: tuple[str, ...]
 
     @property
     def ok(self) -> bool:
@@ -56,14 +52,14 @@ class Step:
         return not self.failures and all(check.ok for check in self.checks)
 
     def as_data(self) -> dict[str, Any]:
-        """Return the step as the JSON contract has it."""
+        """Return it as the JSON contract has it."""
         return {
-            "title": self.title,
+            "title": self.scene.title,
             "config": self.config,
             "checks": [check.as_data() for check in self.checks],
             "ok": self.ok,
-            "why": self.why,
-            "secondConfig": self.second,
+            "why": self.scene.why,
+            "secondConfig": shown(self.scene.second) if self.scene.second else None,
             "error": self.error,
             "explained": list(self.explained),
             "failures": list(self.failures),
@@ -87,13 +83,11 @@ class Story:
         self._asked_backend = backend
         self._agent = agent
         self._ipv6 = ipv6
+        self._scenes = [scene.mirrored() for scene in SCENES] if ipv6 else SCENES
         self._prober = Prober(lab.talks, self._in_family)
 
     def _in_family(self, text: str) -> str:
         return mirrored(text) if self._ipv6 else text
-
-    def _written(self, documents: Documents) -> dict[str, str]:
-        return {key: self._in_family(text) for key, text in documents.items()}
 
     def prepare(self, progress: Callable[[str], None], *, stay: bool = False) -> None:
         """Build the lab, give the nodes the first documents, and start the agents."""
@@ -103,14 +97,15 @@ class Story:
             self.lab.mount_pins()
         self.lab.inhabit(stay=stay)
         control = FIRST_CLUSTER[0].name
-        address = self._in_family(PLACES[control][1])
+        address = self._in_family(ENDPOINTS[control][1])
         self.lab.start_api(control, address, stay=stay)
         for node in FIRST_CLUSTER:
             self.lab.join(node)
         progress("starting the agent in the nodes")
-        for nodes, documents in ((FIRST_CLUSTER, FIRST), (SECOND_CLUSTER, ALONE)):
+        first, alone = (in_ipv6(FIRST), in_ipv6(ALONE)) if self._ipv6 else (FIRST, ALONE)
+        for nodes, documents in ((FIRST_CLUSTER, first), (SECOND_CLUSTER, alone)):
             for node in nodes:
-                self.lab.write(node.name, self._written(documents))
+                self.lab.write(node.name, documents)
                 self.lab.start_agent(
                     node.name, self._command(node.name, "run", "--state-dir="), stay=stay
                 )
@@ -128,16 +123,15 @@ class Story:
             f"--enable-ipv6={'true' if self._ipv6 else 'false'}",
         ]
 
-    def play(self, progress: Callable[[str], None]) -> Iterator[Step]:
+    def play(self, progress: Callable[[str], None]) -> Iterator[PlayedScene]:
         """Play scene after scene."""
-        config = shown(self._written(FIRST))
-        for number, scene in enumerate(SCENES, start=1):
-            progress(f"step {number} of {len(SCENES)}: {scene.title}")
-            if scene.document is not None:
-                config = shown(self._written(scene.document))
+        config = ""
+        for number, scene in enumerate(self._scenes, start=1):
+            progress(f"step {number} of {len(self._scenes)}: {scene.title}")
+            config = shown(scene.document) if scene.document else config
             yield self._scene(scene, config)
 
-    def _scene(self, scene: Scene, config: str) -> Step:
+    def _scene(self, scene: Scene, config: str) -> PlayedScene:
         failures: list[str] = []
         error = self._deliver(scene, failures)
         if scene.return_routes:
@@ -152,23 +146,13 @@ class Story:
             if not all(replies):
                 failures.append("a connection to loop1 that was to be kept was not answered")
         explained = [self._explain(*each, failures) for each in scene.explains.items()]
-        return Step(
-            scene,
-            self._in_family(scene.title),
-            config,
-            shown(self._written(scene.second)) if scene.second is not None else None,
-            checks,
-            self._in_family(scene.why),
-            error,
-            tuple(explained),
-            tuple(failures),
-        )
+        return PlayedScene(scene, config, checks, error, tuple(explained), tuple(failures))
 
     def _deliver(self, scene: Scene, failures: list[str]) -> str | None:
         """Give the nodes their documents, and return what an agent says against them."""
         documents = dict.fromkeys(scene.nodes, scene.document)
         documents |= dict.fromkeys((node.name for node in SECOND_CLUSTER), scene.second)
-        given = {node: self._written(keys) for node, keys in documents.items() if keys is not None}
+        given = {node: keys for node, keys in documents.items() if keys is not None}
         error: str | None = None
         try:
             answers = self.lab.deliver(given)
@@ -208,9 +192,9 @@ class Story:
         except AgentError as error:
             failures.append(str(error))
 
-    def _explain(self, place: str, key: str, failures: list[str]) -> str:
-        """Ask the agent of the first node about a place: it must name the document."""
-        node, address = FIRST_CLUSTER[0].name, self._in_family(PLACES[place][1])
+    def _explain(self, endpoint: str, key: str, failures: list[str]) -> str:
+        """Ask the agent of the first node about an endpoint: it must name the document."""
+        node, address = FIRST_CLUSTER[0].name, self._in_family(ENDPOINTS[endpoint][1])
         try:
             told = self.lab.run(node, self._command(node, "explain", address, "--output=json"))
             answer = json.loads(told)
@@ -221,6 +205,36 @@ class Story:
         if document is None or not document.endswith(f"/{key}"):
             failures.append(f"explain {address}: names {document}, not {key}")
         return f"explain {address}: {reason.replace(f'{self.lab.documents(node)}/', '')}"
+
+
+@contextlib.contextmanager
+def built(
+    name: str,
+    agent: Sequence[str],
+    backend: str,
+    needed: Mapping[str, str],
+    progress: Callable[[str], None],
+    *,
+    ipv6: bool,
+    stay: bool,
+) -> Iterator[Story]:
+    """Build a lab, and take it down at the end unless it is to stay.
+
+    Args:
+        name: of the lab.
+        agent: the agent's command line up to the verb.
+        backend: handed to the agent as it is.
+        needed: the programs that this takes, each with its Debian package.
+        progress: is told what is being done.
+        ipv6: tell the story in IPv6.
+        stay: leave it standing.
+    """
+    tools.check("the lab", needed)
+    lab = Lab(name)
+    with lab.claimed(stay=stay):
+        story = Story(lab, agent, backend, ipv6=ipv6)
+        story.prepare(progress, stay=stay)
+        yield story
 
 
 def _more_than(changes: int) -> Condition:

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ipmasq_agent.lab.probes import Check
-from ipmasq_agent.lab.scene import PROTOCOLS
-from ipmasq_agent.lab.story import Step
+from ipmasq_agent.lab.scene import PROTOCOLS, shown
+from ipmasq_agent.lab.story import PlayedScene
 
 _PICTURE = """\
   curl-pod  webpod                       w1-pod              b-pod
@@ -39,26 +39,26 @@ class Shown:
             backend: that the agents use.
             ipv6: the story is told in IPv6.
         """
-        self._steps: list[Step] = []
+        self._steps: list[PlayedScene] = []
         # A pipe has no width, and tables should not be cut to 80 columns because of it.
         self._out = Console(highlight=False, markup=False, width=None if os.isatty(1) else _WIDTH)
         self._out.print(_PICTURE, style="cyan")
         note = " (in IPv6: 172.20.0.10 is fd00:172:20::10, and so on)" if ipv6 else ""
         self._out.print(f"\nThe agents in both nodes use {backend}{note}.")
 
-    def step(self, step: Step) -> None:
+    def step(self, step: PlayedScene) -> None:
         """Show a step: the document, what arrived, and what it means."""
         out = self._out
         before = self._steps[-1].config if self._steps else ""
         self._steps.append(step)
-        out.print(f"\n{len(self._steps)}. {step.title}", style="bold")
+        out.print(f"\n{len(self._steps)}. {step.scene.title}", style="bold")
         for line in _changed_lines(before, step.config):
             out.print(f"     {line}", style={"+": "green", "-": "red"}.get(line[0], ""))
         if len(step.scene.nodes) == 1:
             out.print(f"     on {step.scene.nodes[0]} alone")
-        if step.second is not None:
+        if step.scene.second is not None:
             out.print("     and in the second cluster:")
-            for line in step.second.splitlines():
+            for line in shown(step.scene.second).splitlines():
                 out.print(f"       {line}")
         if step.error:
             said = f"the agent says: {_after_path(step.error)}"
@@ -66,7 +66,7 @@ class Shown:
         out.print(_checks(step.checks))
         for line in step.explained:
             out.print(f"   {line}", style="yellow")
-        out.print(Padding(step.why, (0, 0, 0, 3)))
+        out.print(Padding(step.scene.why, (0, 0, 0, 3)))
         for failure in step.failures:
             out.print(f"   NOT AS IT SHOULD BE: {failure}", style="bold red")
 
@@ -121,7 +121,7 @@ def _owner(check: Check) -> str:
     return "masqueraded" if check.seen else ""
 
 
-def _cell(step: Step, sender: str, to: str) -> str:
+def _cell(step: PlayedScene, sender: str, to: str) -> str:
     found = [c for c in step.checks if (c.sender, c.to, c.kept) == (sender, to, False)]
     marks = {"non-masquerade": "o", "masquerade": "n", "lost": "-"}
     seen = dict.fromkeys(marks[check.verdict] for check in found)

@@ -99,7 +99,7 @@ PODS = {
 HOSTS = (SWITCH, ROUTER, *NODES, *(pod for pods in PODS.values() for pod in pods))
 
 # Where packets come from and go to, by the name that the story has: (host, address).
-PLACES = {
+ENDPOINTS = {
     "curl-pod": ("curl-pod", "172.20.0.10"),
     "webpod": ("webpod", "172.20.0.20"),
     "w1-pod": ("w1-pod", "172.20.1.10"),
@@ -138,20 +138,24 @@ RETURN_ROUTES = tuple(
 def route_commands(host: str, routes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Yield (host, line for ``ip -batch``) that adds routes in both families."""
     yield from ((host, f"route add {route}") for route in routes)
-    yield from ((host, f"-6 route add {mirrored(route)}") for route in routes)
+    yield from ((host, f"route add {mirrored(route)}") for route in routes)
 
 
-def link_commands(namespace: dict[str, str], stub: str) -> Iterator[tuple[str, str]]:
+def link_commands(namespace: dict[str, str]) -> Iterator[tuple[str, str]]:
     """Yield (host, line for ``ip -batch``) that makes every link, address and route.
 
     Args:
         namespace: host → the name of its namespace.
-        stub: the link type that stands for a network behind the router: ``dummy``, or
-            ``bridge`` (one without ports is as good) where the kernel has no dummy.
     """
-    for segment in ("mgmt", "lan"):
-        yield "switch", _bridge(segment)
-        yield "switch", f"link set {segment} up"
+    # A bridge without ports stands for each network behind the router.
+    for name, bridges in (
+        ("switch", ("mgmt", "lan")),
+        ("router", ("loop1", "loop2", "internet")),
+        *((node.name, ("cni0",)) for node in NODES),
+    ):
+        for bridge in bridges:
+            yield name, _bridge(bridge)
+            yield name, f"link set {bridge} up"
     for node in NODES:
         for device, segment in (("eth0", "mgmt"), ("eth1", "lan")):
             yield from _cable(
@@ -159,13 +163,8 @@ def link_commands(namespace: dict[str, str], stub: str) -> Iterator[tuple[str, s
             )
     yield from _cable("switch", "router.1", "lan", "router", "eth1", namespace)
     for node in NODES:
-        yield node.name, _bridge("cni0")
-        yield node.name, "link set cni0 up"
         for pod in PODS[node.name]:
             yield from _cable(node.name, f"veth-{pod.name}", "cni0", pod.name, "eth0", namespace)
-    for loop in ("loop1", "loop2", "internet"):
-        yield "router", f"link add {loop} type {stub}"
-        yield "router", f"link set {loop} up"
     for host in HOSTS:
         yield host.name, "link set lo up"
         for device, address in host.links.items():
@@ -174,10 +173,8 @@ def link_commands(namespace: dict[str, str], stub: str) -> Iterator[tuple[str, s
         for device, address in host.second.items():
             yield host.name, f"addr add {address} dev {device}"
             # A deprecated one is no candidate for a source that is chosen (RFC 6724, rule 3).
-            yield (
-                host.name,
-                f"addr add {mirrored(address)} dev {device} nodad preferred_lft 0",
-            )
+            deprecated = f"{mirrored(address)} dev {device} nodad preferred_lft 0"
+            yield host.name, f"addr add {deprecated}"
         yield from route_commands(host.name, host.routes)
 
 
@@ -191,9 +188,7 @@ def _cable(
     bridge_host: str, port: str, bridge: str, host: str, device: str, namespace: dict[str, str]
 ) -> Iterator[tuple[str, str]]:
     """Join ``device`` of ``host`` to a bridge; neither end is ever seen outside the lab."""
-    yield (
-        bridge_host,
-        f"link add {port} type veth peer name {device} netns {namespace[host]}",
-    )
+    peer = f"{device} netns {namespace[host]}"
+    yield bridge_host, f"link add {port} type veth peer name {peer}"
     yield bridge_host, f"link set {port} master {bridge} up"
     yield host, f"link set {device} up"

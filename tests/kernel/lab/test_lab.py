@@ -136,7 +136,7 @@ def test_an_agent_that_does_nothing_is_found_out_in_every_step(name: str) -> Non
     for step in steps:
         masqueraded = {(c.sender, c.to) for c in step.checks if c.expected != c.source}
         wrong = {(c.sender, c.to) for c in step.checks if c.seen != c.expected}
-        assert wrong == masqueraded != set(), step.title
+        assert wrong == masqueraded != set(), step.scene.title
     assert {(c.to, c.seen) for c in steps[0].checks if not c.ok} == {
         ("router", "172.20.0.10"),
         ("loop1", "172.20.0.10"),

@@ -81,7 +81,7 @@ def test_intervals_that_only_just_miss_each_other_are_told_and_fail_nothing() ->
         for one in comparison.findings
         if (one.measure, one.where) == (FLOWS, "ipset with 64 CIDRs")
     ]
-    assert found.before.apart(found.after)
+    assert not found.before.ties(found.after)
     assert found.trend is Trend.MOVED
     assert not comparison.regressed
     told = [line for line in describe(comparison) if line.startswith("Moved, by no more than")]

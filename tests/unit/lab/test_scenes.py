@@ -9,12 +9,12 @@ from ipmasq_agent.lab.emptying import emptying
 from ipmasq_agent.lab.mirror import mirrored
 from ipmasq_agent.lab.scene import Scene, shown
 from ipmasq_agent.lab.scenes import SCENES
-from ipmasq_agent.lab.topology import HOSTS, NODES, PLACES, RETURN_ROUTES
+from ipmasq_agent.lab.topology import ENDPOINTS, HOSTS, NODES, RETURN_ROUTES
 
 
 def test_places_are_hosts_with_these_addresses() -> None:
     addresses = {host.name: set(host.addresses) for host in HOSTS if host.inhabited}
-    for host, address in PLACES.values():
+    for host, address in ENDPOINTS.values():
         assert {address, mirrored(address)} <= addresses[host]
 
 
@@ -24,12 +24,12 @@ def test_a_scene_speaks_of_what_there_is(scene: Scene) -> None:
     assert {scene.joins} <= nodes | {None}
     assert set(scene.nodes) <= nodes
     for expectation in scene.expect:
-        assert {expectation.sender, expectation.to, expectation.seen_as} <= set(PLACES)
+        assert {expectation.sender, expectation.to, expectation.seen_as} <= set(ENDPOINTS)
     for text in (*(scene.document or {}).values(), *(scene.second or {}).values()):
         for family in (text, mirrored(text)):
             assert isinstance(yaml.safe_load(family), dict)
     for place, key in scene.explains.items():
-        assert place in PLACES
+        assert place in ENDPOINTS
         assert key in (scene.document or {})
 
 

@@ -20,9 +20,9 @@ from ipmasq_agent.lab.mirror import mirrored
 from ipmasq_agent.lab.scene import Expectation, Scene
 from ipmasq_agent.lab.scenes import ALONE, SCENES
 from ipmasq_agent.lab.topology import (
+    ENDPOINTS,
     FIRST_CLUSTER,
     NODES,
-    PLACES,
     POD_CIDRS,
     PODS,
     SECOND_CLUSTER,
@@ -77,7 +77,7 @@ def policy_of(node: str, documents: Documents, family: Family, joined: set[str])
 
 def way(expectation: Expectation) -> tuple[str | None, str]:
     """Return the node that may translate a packet, and through which device it leaves."""
-    sender, receiver = PLACES[expectation.sender][0], PLACES[expectation.to][0]
+    sender, receiver = ENDPOINTS[expectation.sender][0], ENDPOINTS[expectation.to][0]
     if NODE_OF.get(sender, sender) == NODE_OF.get(receiver):
         return None, "cni0"  # a bridge between two pods of one node
     if sender == "router":
@@ -88,8 +88,8 @@ def way(expectation: Expectation) -> tuple[str | None, str]:
 
 def seen(expectation: Expectation, policies: Mapping[str, FamilyPolicy], family: Family) -> int:
     """Return the source that the receiver sees."""
-    _, source = parse_address(written(PLACES[expectation.sender][1], family))
-    _, destination = parse_address(written(PLACES[expectation.to][1], family))
+    _, source = parse_address(written(ENDPOINTS[expectation.sender][1], family))
+    _, destination = parse_address(written(ENDPOINTS[expectation.to][1], family))
     node, device = way(expectation)
     if node is None:
         return source
@@ -111,7 +111,7 @@ def seen(expectation: Expectation, policies: Mapping[str, FamilyPolicy], family:
 
 
 def expected(expectation: Expectation, family: Family) -> int:
-    return parse_address(written(PLACES[expectation.seen_as][1], family))[1]
+    return parse_address(written(ENDPOINTS[expectation.seen_as][1], family))[1]
 
 
 def as_said(scene: Scene, documents: Documents, second: Documents, family: Family) -> bool:
