@@ -6,13 +6,11 @@ import contextlib
 import http.client
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
 from ipmasq_agent.bench.policies import BlockPolicy
-from ipmasq_agent.bench.rig import Rig, written
-from ipmasq_agent.errors import BenchError
+from ipmasq_agent.bench.rig import Rig
 from ipmasq_agent.lab.mounted import mount
 from ipmasq_agent.policy.addresses import Family
 
@@ -32,7 +30,7 @@ class AgentOnNode:
     """
 
     def __init__(self, rig: Rig, agent: Sequence[str], backend: str) -> None:
-        self._bed = rig
+        self._rig = rig
         self._documents = rig.state / "document"
         flags = ["--backend", backend, "--config", str(self._documents / _KEY)]
         if rig.family is Family.IPV6:
@@ -52,31 +50,21 @@ class AgentOnNode:
         """
         self.give(policy.document)
         began = time.monotonic()
-        self._bed.node.run(*self._apply, timeout=PATIENCE)
+        self._rig.node.run(*self._apply, timeout=PATIENCE)
         return time.monotonic() - began
 
     @contextlib.contextmanager
     def running(self, policy: BlockPolicy) -> Iterator[None]:
         """Run the agent while the block does, once it is ready."""
         self.give(policy.document)
-        with tempfile.TemporaryFile() as log:
-            process = self._bed.node.start(*self._run, log=log)
-            try:
-                deadline = time.monotonic() + PATIENCE
-                while not self._ready():
-                    if process.poll() is not None or time.monotonic() > deadline:
-                        said = written(log, 1000)
-                        raise BenchError(f"the agent does not become ready: {said}")
-                    time.sleep(0.02)
-                yield
-                process.send_signal(signal.SIGTERM)
-                process.wait(PATIENCE)
-            finally:
-                self._bed.node.end(process)
+        with self._rig.node.at_work(self._run, self._ready, PATIENCE) as process:
+            yield
+            process.send_signal(signal.SIGTERM)
+            process.wait(PATIENCE)
 
     def _ready(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", _HEALTH_PORT)
-        with self._bed.node.socket(Family.IPV4, socket.SOCK_STREAM) as made:
+        with self._rig.node.socket(Family.IPV4, socket.SOCK_STREAM) as made:
             made.settimeout(2)
             try:
                 made.connect((connection.host, connection.port))

@@ -11,9 +11,10 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from ipmasq_agent.bench.machine import pinned
+from ipmasq_agent.bench.namespace import written
 from ipmasq_agent.bench.policies import spread
 from ipmasq_agent.bench.results import DELIVERED
-from ipmasq_agent.bench.rig import NODE, POD, Rig, written
+from ipmasq_agent.bench.rig import NODE, POD, Rig
 from ipmasq_agent.errors import BenchError, LabError
 from ipmasq_agent.lab.children import own
 from ipmasq_agent.lab.talk import Talk
@@ -41,7 +42,7 @@ class Udp:
 
     def __init__(self, rig: Rig, *, masqueraded: bool, cpus: str = "", whose: str = "") -> None:
         self.family = rig.family
-        self._bed = rig
+        self._rig = rig
         self._source = "node" if masqueraded else "pod"
         self._cpus = cpus
         self._whose = whose
@@ -71,7 +72,7 @@ class Udp:
         }
         self._next_port += ports  # so that no flow comes twice
         argv = [*own("ipmasq_agent.bench.sender"), json.dumps(order)]
-        return Sending(self._bed, pinned(self._cpus, argv), self._source, self._whose)
+        return Sending(self._rig, pinned(self._cpus, argv), self._source, self._whose)
 
 
 class Sending:
@@ -79,7 +80,7 @@ class Sending:
 
     def __init__(self, rig: Rig, argv: Sequence[str], source: str, whose: str) -> None:
         self.problem: str | None = None
-        self._bed = rig
+        self._rig = rig
         self._argv = argv
         self._source = source
         self._whose = whose
@@ -90,8 +91,8 @@ class Sending:
         self._before = self._arrived()
         with contextlib.ExitStack() as stack:
             self._log = stack.enter_context(tempfile.TemporaryFile())
-            process = self._bed.pod.talk(*self._argv, log=self._log)
-            stack.callback(self._bed.pod.end, process)
+            process = self._rig.pod.talk(*self._argv, log=self._log)
+            stack.callback(self._rig.pod.end, process)
             self._talk = Talk(process)
             self._answer()  # all is laid out
             self._stack = stack.pop_all()
@@ -143,7 +144,7 @@ class Sending:
 
     def _arrived(self) -> dict[str, int]:
         """Return how many packets have come from the pod's address and from the node's."""
-        listed = json.loads(self._bed.world.run("nft", "-j", "list", "counters"))["nftables"]
+        listed = json.loads(self._rig.world.run("nft", "-j", "list", "counters"))["nftables"]
         return {c["counter"]["name"]: c["counter"]["packets"] for c in listed if "counter" in c}
 
 
