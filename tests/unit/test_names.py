@@ -14,7 +14,6 @@ PACKAGE = Path(ipmasq_agent.__file__).parent
 SHARED: frozenset[str] = frozenset(
     {
         "Kind",
-        "Step",
     }
 )
 
