@@ -28,8 +28,7 @@ class Mode:
     """A way in which the node treats what pods send.
 
     Attributes:
-        name: ``none``, ``none+ct``, ``iptables-legacy``, ``iptables-nft``, ``ipset``,
-            ``nftables``, ``bpf`` or ``bpf+ct``.
+        name: ``none``, ``none+ct``, or that of a data plane, such as ``ipset`` or ``bpf+ct``.
         title: in words, for people.
         backend: what masquerades; None where nothing does.
         tracking: connections are tracked, as on every node that has kube-proxy.

@@ -22,7 +22,7 @@ from ipmasq_agent.bench.policies import BlockPolicy
 from ipmasq_agent.bench.results import LOADING, REFERENCE, Equality, Mode, Results, Sample
 from ipmasq_agent.bench.rig import Rig
 from ipmasq_agent.bench.udp import Udp
-from ipmasq_agent.bench.workload import Measured, Stage, Unable
+from ipmasq_agent.bench.workload import Measured, Stage, Unable, failed
 from ipmasq_agent.errors import AgentError
 from ipmasq_agent.lab.children import passing_directory
 from ipmasq_agent.policy.addresses import Family
@@ -134,8 +134,7 @@ class Benchmark:
             try:
                 stage = stack.enter_context(self._stage(turn))
             except AgentError as error:
-                for workload in due:
-                    yield from workload.failed(error)
+                yield from failed((name for workload in due for name in workload.names), error)
                 return
             machine.settle()
             for workload in due:

@@ -6,7 +6,7 @@ and for which modes it is there, and it reads what came of it; no other file kno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -84,6 +84,11 @@ class Workload:
     always: bool = False
     fits: Callable[[Mode], bool] = _every
 
+    @property
+    def names(self) -> list[str]:
+        """Of its measures."""
+        return [measure.name for measure in self.measures]
+
     def is_due(self, turn: Turn) -> bool:
         """Return whether it has a part in a turn."""
         return (self.always or turn.everything) and self.fits(turn.mode)
@@ -94,15 +99,15 @@ class Workload:
         Raises:
             Unable: it cannot be done here.
         """
-        left = [measure.name for measure in self.measures]
+        left = self.names
         try:
             for one in self.run(stage):
                 left.remove(one.measure)
                 yield one
         except AgentError as error:
-            yield from self.failed(error, left)
+            yield from failed(left, error)
 
-    def failed(self, error: AgentError, measures: list[str] | None = None) -> Iterator[Measured]:
-        """Yield what is said of measures, or all, that there is no value of."""
-        for name in measures or [measure.name for measure in self.measures]:
-            yield Measured(name, None, str(error))
+
+def failed(measures: Iterable[str], error: AgentError) -> Iterator[Measured]:
+    """Yield what is said of measures that there is no value of."""
+    return (Measured(name, None, str(error)) for name in measures)

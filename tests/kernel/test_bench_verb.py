@@ -125,7 +125,7 @@ def test_one_that_is_killed_in_the_background_leaves_nothing(tmp_path: Path, mom
     wait_until(lambda: list(tmp_path.iterdir()) == [], "its files are gone")
 
 
-def stored(place: Path, measured: Path, factor: float) -> Path:
+def stored(directory: Path, measured: Path, factor: float) -> Path:
     """What was measured, as if in three rounds in which new flows were slower by a factor."""
     found = results(measured)
 
@@ -137,7 +137,7 @@ def stored(place: Path, measured: Path, factor: float) -> Path:
     found["runs"] = [
         {**slower(run), "round": number} for number in (1, 2, 3) for run in found["runs"]
     ]
-    path = place / f"{factor}.json"
+    path = directory / f"{factor}.json"
     path.write_text(json.dumps(found))
     return path
 

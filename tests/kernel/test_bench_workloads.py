@@ -216,14 +216,14 @@ def test_the_nodes_work_can_be_kept_off_the_cpus_of_the_ends(
     assert len(said) >= 3  # lo, and both devices of the node
 
 
-def test_a_place_leaves_nothing(tmp_path: Path) -> None:
+def test_a_rig_leaves_nothing(tmp_path: Path) -> None:
     with Rig(Family.IPV4, tmp_path, tracking=True) as rig:
         held = [host.pid for host in (rig.pod, rig.node, rig.world)]
         rig.world.start("sleep", "1000")
     assert not any(Path(f"/proc/{pid}").exists() for pid in held)
 
 
-def test_a_place_goes_with_who_made_it_however_that_ends(tmp_path: Path) -> None:
+def test_a_rig_goes_with_who_made_it_however_that_ends(tmp_path: Path) -> None:
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"

@@ -74,7 +74,7 @@ def made(
     """
     runs = []
     for number in range(1, rounds + 1):
-        for place, mode in enumerate(modes):
+        for position, mode in enumerate(modes):
             for cidrs in sizes if mode.backend else (0,):
                 for measure in measures:
                     everywhere = measure.name in ("flows", "connections", "load")
@@ -83,7 +83,7 @@ def made(
                         continue
                     problem = (failed or {}).get((number, measure.name, mode.name, cidrs))
                     drift = 1 + 0.2 * number  # of the whole machine, which ratios are rid of
-                    turn = number + place + cidrs % _EVERYTHING_AT
+                    turn = number + position + cidrs % _EVERYTHING_AT
                     spread = 1 + noise * _SPREAD[turn % len(_SPREAD)]
                     faster = speed if measure.more_is_better else 1 / speed
                     steady = measure.unit == "bytes"
