@@ -7,10 +7,13 @@ then, with an IPv4 address in the first four bytes and zeros after it.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.addresses import Family
 
+V = TypeVar("V")
 _LENGTH = struct.Struct("=I")  # in the machine's order; the address is in that of the network
 
 
@@ -24,19 +27,26 @@ def pack_key(family: Family, first: int, length: int, address_size: int) -> byte
     return _LENGTH.pack(length) + first.to_bytes(family.bits // 8).ljust(address_size, b"\0")
 
 
-def unpack_key(family: Family, key: bytes) -> Prefix:
-    """Return the prefix of a key; bits past the length are dropped, as a look-up does.
+def unpack_keys(family: Family, entries: Iterable[tuple[bytes, V]]) -> Iterator[tuple[int, int, V]]:
+    """Yield first address and length of each key, and what goes with it.
+
+    Bits past the length are dropped, as a look-up does.
+
+    Args:
+        family: whose prefixes they are.
+        entries: keys, each with what goes with it.
 
     Raises:
-        KernelReadError: it has a length that no prefix of the family has.
+        KernelReadError: one has a length that no prefix of the family has.
     """
-    (length,) = _LENGTH.unpack_from(key)
-    host_bits = family.bits - length
-    if host_bits < 0:
-        raise KernelReadError(
-            f"a trie of {family.value} prefixes has one of length {length}",
-            remedy="another program writes our maps; `ipmasq-agent cleanup` removes them",
-        )
-    end = _LENGTH.size + family.bits // 8
-    first = int.from_bytes(key[_LENGTH.size : end])
-    return Prefix(family, first >> host_bits << host_bits, length)
+    bits, size = family.bits, _LENGTH.size
+    end = size + bits // 8
+    for key, value in entries:  # a loop of its own: there may be a hundred thousand
+        (length,) = _LENGTH.unpack_from(key)
+        host_bits = bits - length
+        if host_bits < 0:
+            raise KernelReadError(
+                f"a trie of {family.value} prefixes has one of length {length}",
+                remedy="another program writes our maps; `ipmasq-agent cleanup` removes them",
+            )
+        yield int.from_bytes(key[size:end]) >> host_bits << host_bits, length, value

@@ -1,7 +1,7 @@
 """bpf(2) itself, and what its errors mean to whoever runs us.
 
-Commands and layouts: include/uapi/linux/bpf.h. The structures here and beside are the
-members of union bpf_attr, each with the names of its fields.
+Commands and layouts: include/uapi/linux/bpf.h. The structures in the modules that call it
+are members of union bpf_attr, each beside the names of its fields.
 """
 
 from __future__ import annotations

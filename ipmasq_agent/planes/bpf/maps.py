@@ -157,14 +157,15 @@ class PinnedMaps:
     def _prefixes(self, kind: str, family: Family, slot: int) -> list[tuple[Prefix, bytes]]:
         with self.trie(kind, slot) as trie:
             entries = trie.entries() if trie else ()
-            return sorted((lpm.unpack_key(family, key), value) for key, value in entries)
+            items = lpm.unpack_keys(family, entries)
+            return sorted((Prefix(family, first, length), value) for first, length, value in items)
 
     def _elements(self, family: Family, slot: int) -> tuple[int, ...]:
         """Return the trie of decisions as elements; what stands for the rest is left out."""
         codes = []
         with self.trie(DECISIONS, slot) as trie:
-            for key, value in trie.entries() if trie else ():
-                _, first, length = lpm.unpack_key(family, key)
+            entries = trie.entries() if trie else ()
+            for first, length, value in lpm.unpack_keys(family, entries):
                 exception = value[0] == layout.MASQUERADE
                 if length or not exception:
                     codes.append(element(first, length, exception))

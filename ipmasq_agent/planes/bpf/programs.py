@@ -1,8 +1,8 @@
 """Our programs on the devices of a node: loaded once, pinned, attached in both directions.
 
-In the directory of the pins are the maps and programs by name, a link for each device and
-direction, and an empty directory whose name tells which bytecode was loaded last, as a bpf
-file system holds no files.
+In the directory of the pins are the maps and programs by name, with tcx a link for each
+device and direction, and an empty directory whose name tells which bytecode was loaded last,
+as a bpf file system holds no files.
 """
 
 from __future__ import annotations

@@ -107,8 +107,9 @@ def read_prefixes(path: Path, family: Family) -> PrefixMap:
         for _ in range(_READINGS):
             keys = _keys(held)
             if keys is not None and keys == before:
-                prefixes = sorted(lpm.unpack_key(family, key) for key in keys)
-                return PrefixMap(path, tuple(prefixes), held.capacity)
+                items = sorted(lpm.unpack_keys(family, zip(keys, keys, strict=True)))
+                prefixes = tuple(Prefix(family, first, length) for first, length, _ in items)
+                return PrefixMap(path, prefixes, held.capacity)
             before = keys
     raise KernelReadError(
         f"{path} changed {_READINGS} times while it was read",
