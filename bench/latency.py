@@ -28,7 +28,7 @@ from bench.support import Site, adjacent, inside_namespace, row, site
 from ipmasq_agent.bench.machine import in_a_line
 from ipmasq_agent.bench.modes import BACKENDS
 from ipmasq_agent.host.commands import run
-from ipmasq_agent.netlink.nf import list_chain
+from ipmasq_agent.netlink.nft_objects import list_chain
 from ipmasq_agent.planes import detect
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family

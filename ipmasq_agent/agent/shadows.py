@@ -11,7 +11,7 @@ from ipmasq_agent.answers.overrides import Overridden, Shadow, shadow
 from ipmasq_agent.errors import AgentError
 from ipmasq_agent.logs import event
 from ipmasq_agent.planes.plane import AnyPlane
-from ipmasq_agent.planes.rules.neighbours import PostroutingHook
+from ipmasq_agent.planes.rules.neighbours import OurBase, PostroutingHook
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
 
@@ -20,7 +20,7 @@ class Signs(NamedTuple):
     """What tells that nothing has changed at the hook; None for what gives no sign."""
 
     generation: int | None
-    place: str
+    ours: OurBase | None
     egress: tuple[str, ...]
 
 
@@ -41,7 +41,7 @@ class Shadows:
 
     def __init__(
         self,
-        read: Callable[[Family, str], PostroutingHook],
+        read: Callable[[Family, OurBase | None], PostroutingHook],
         generation: Callable[[], int | None],
     ) -> None:
         self._read = read
@@ -71,12 +71,13 @@ class Shadows:
 
     def _shadow(self, backend: AnyPlane, policy: FamilyPolicy, egress: tuple[str, ...]) -> Shadow:
         family = policy.family
-        signs = Signs(self._generation(), backend.place, egress)
+        ours = backend.our_base(family)
+        signs = Signs(self._generation(), ours, egress)
         seen = self._seen.get(family)
         unchanged = seen and signs.generation is not None and seen.signs == signs
         if seen and unchanged and seen.policy is policy:
             return seen.shadow
-        found = shadow(policy, self._read(family, backend.place), egress)
+        found = shadow(policy, self._read(family, ours), egress)
         self._seen[family] = _Seen(signs, policy, found)
         return found
 

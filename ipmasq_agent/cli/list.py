@@ -46,7 +46,7 @@ def command(output: str, **options: Any) -> None:
             if not backend.describe(state):
                 continue
             own = backend.interpret(state)
-            hook = read_hook(family, backend.place, settings.placement)
+            hook = read_hook(family, backend.our_base(family))
             egress = egress_devices()
             kernels.append(joined(own, neighbours(hook, usual(own.policy.guards, egress))))
             asked |= own.policy.masquerades

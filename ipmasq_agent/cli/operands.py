@@ -111,7 +111,7 @@ def _held(name: str, placement: Placement, *, alone: bool = True) -> Side:
         for family in Family:
             state = backend.read(family)
             own = backend.interpret(state)
-            hook = read_hook(family, backend.place, placement)
+            hook = read_hook(family, backend.our_base(family))
             asked = usual(own.policy.guards, egress_devices())
             kernel = joined(own, neighbours(hook.around_ours() if alone else hook, asked))
             idle = kernel.policy.decisions.verdicts == {Verdict.NON_MASQUERADE}

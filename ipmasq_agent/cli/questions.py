@@ -24,7 +24,7 @@ def family_diff(
         return FamilyDiff(family)
     then = backend.after(actual, desired)
     before, later = backend.interpret(actual), backend.interpret(then)
-    hook = read_hook(family, backend.place, placement)
+    hook = read_hook(family, backend.our_base(family))
     others = neighbours(hook, usual(later.policy.guards, egress_devices()))
     decisions = decision_changes(
         joined(before, others).policy.decisions, joined(later, others).policy.decisions

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +132,7 @@ def _run(settings: Settings, http_address: str, loop: LoopSettings, state_dir: s
         fact_source(settings),
         seat.take,
         kept_in(state_dir, source, settings) if state_dir else None,
-        Shadows(partial(read_hook, placement=settings.placement), hook_generation),
+        Shadows(read_hook, hook_generation),
     )
 
     def on_signal(number: int, frame: FrameType | None) -> None:

@@ -103,7 +103,7 @@ def _of_kernel(
                 if plane.plan(plane.read(family), desired):
                     differing.append(family)
                 advice[family] = plane.advice(desired)
-                hook = read_hook(family, plane.place, settings.placement)
+                hook = read_hook(family, plane.our_base(family))
                 found = shadow(intent.policy(plane, family), hook, devices)
                 overridden += found.overridden
                 partial += found.partial

@@ -1,7 +1,7 @@
-"""Netlink: messages and their attributes, lists, acknowledgements, whatever they speak of.
+"""Netlink: questions, lists, acknowledgements, whatever they speak of.
 
-netlink(7), by hand: the daemon asks at every resync on every node, and pyroute2 alone is
-24 MB of memory there. Layouts and bits: include/uapi/linux/netlink.h.
+netlink(7), by hand: the daemon asks at every resync on every node, where a library that
+speaks netlink would be most of its memory. Numbers: include/uapi/linux/netlink.h.
 """
 
 from __future__ import annotations
@@ -9,22 +9,31 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 import sys
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
+
+from ipmasq_agent.netlink.attributes import (
+    HEADER,
+    aligned,
+    fields,
+    pack,
+    split,
+    text,
+)
 
 REQUEST, ACKNOWLEDGE, _DUMP = 0x1, 0x4, 0x300
 EXCLUSIVE, CREATE, APPEND = 0x200, 0x400, 0x800
 """Flags of a request: NLM_F_..."""
 _INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: something changed while it was listed
+_CAPPED, _HAS_ATTRIBUTES = 0x100, 0x200  # NLM_F_CAPPED, NLM_F_ACK_TLVS
 _ERROR, _DONE = 2, 3
-HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+_CODE_SIZE = 4  # how struct nlmsgerr begins; the header that it answers follows
+_ERROR_MESSAGE = 1  # NLMSGERR_ATTR_MSG
+_SEND_BUFFER_FORCED = 32  # SO_SNDBUFFORCE
+_NETLINK, _CAP_ACK, _EXTENDED_ACK = 270, 10, 11  # SOL_NETLINK, NETLINK_CAP_ACK, _EXT_ACK
 ROOM = 1 << 17
 """Bytes to receive at once: more than the kernel puts into one answer."""
-_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
-_NESTED, _TYPE_MASK = 0x8000, 0x3FFF
-_ALL = range(_TYPE_MASK + 1)
 TRIES = 10
 _SECONDS = 10
 _CHANGED = frozenset({errno.EINTR, errno.EAGAIN})
@@ -33,40 +42,44 @@ T = TypeVar("T")
 
 
 class Acknowledgement(NamedTuple):
-    """The answer to one message: its errno, 0 for none; flags and body for what else is said."""
+    """The answer to one message: its errno, 0 for none, and what the kernel says of it."""
 
     sequence: int
     code: int
-    flags: int
-    body: bytes
+    words: str
 
 
-def connect(protocol: int, groups: int = 0, receive_buffer: int | None = None) -> socket.socket:
+def connect(
+    protocol: int,
+    groups: int = 0,
+    receive_buffer: int | None = None,
+    send_buffer: int | None = None,
+) -> socket.socket:
     """Return a socket to a part of the kernel (NETLINK_...), and to multicast groups of it.
+
+    Args:
+        protocol: which part.
+        groups: a bit for each.
+        receive_buffer: bytes that may wait to be read.
+        send_buffer: bytes that are sent at once; refusals are then told in words.
 
     Raises:
         OSError: the kernel refuses.
     """
     netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
-    netlink.settimeout(_SECONDS)
-    if receive_buffer is not None:
-        netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    netlink.bind((0, groups))
+    try:
+        netlink.settimeout(_SECONDS)
+        if receive_buffer is not None:
+            netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if send_buffer is not None:
+            netlink.setsockopt(_NETLINK, _CAP_ACK, 1)
+            netlink.setsockopt(_NETLINK, _EXTENDED_ACK, 1)
+            netlink.setsockopt(socket.SOL_SOCKET, _SEND_BUFFER_FORCED, send_buffer)
+        netlink.bind((0, groups))
+    except OSError:
+        netlink.close()
+        raise
     return netlink
-
-
-def pack(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
-    """Return a message."""
-    return HEADER.pack(HEADER.size + len(body), kind, flags, sequence, 0) + body
-
-
-def split(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """Yield type, flags, sequence number and body of each message."""
-    position, size = 0, HEADER.size
-    while position + size <= len(data):
-        length, kind, flags, sequence, _ = HEADER.unpack_from(data, position)
-        yield kind, flags, sequence, data[position + size : position + length]
-        position += (length + 3 & ~3) or size
 
 
 def dump(
@@ -143,12 +156,22 @@ def acknowledgements(netlink: socket.socket) -> Iterator[Acknowledgement]:
     while True:
         for kind, flags, sequence, body in split(netlink.recv(ROOM)):
             if kind == _ERROR:
-                yield Acknowledgement(sequence, _code(body), flags, body)
+                yield Acknowledgement(sequence, _code(body), _words(flags, body))
 
 
 def _code(body: bytes) -> int:
     """Return the errno that an error or the end of a list begins with, 0 for none."""
-    return -int.from_bytes(body[:4], sys.byteorder, signed=True)
+    return -int.from_bytes(body[:_CODE_SIZE], sys.byteorder, signed=True)
+
+
+def _words(flags: int, body: bytes) -> str:
+    """Return what the kernel says about an error (extended acknowledgement), if anything."""
+    if not flags & _HAS_ATTRIBUTES:
+        return ""
+    answered = HEADER.size  # of the message that is answered its header alone comes back ...
+    if not flags & _CAPPED:  # ... or all of it
+        answered = aligned(HEADER.unpack_from(body, _CODE_SIZE)[0])
+    return text(fields(body, _CODE_SIZE + answered).get(_ERROR_MESSAGE))
 
 
 def check(code: int) -> None:
@@ -159,41 +182,3 @@ def check(code: int) -> None:
     """
     if code:
         raise OSError(code, os.strerror(code))
-
-
-def attributes(
-    data: bytes, position: int = 0, wanted: Container[int] = _ALL
-) -> Iterator[tuple[int, bytes]]:
-    """Yield number and payload of the attributes from ``position`` on.
-
-    Args:
-        data: what they are in.
-        position: where they begin.
-        wanted: pass over all others; a device has some forty.
-    """
-    end = len(data) - _ATTRIBUTE.size
-    unpack = _ATTRIBUTE.unpack_from
-    while position <= end:
-        length, kind = unpack(data, position)
-        if length < 4:
-            return
-        kind &= _TYPE_MASK
-        if kind in wanted:
-            yield kind, data[position + 4 : position + length]
-        position += length + 3 & ~3
-
-
-def attribute(kind: int, value: bytes) -> bytes:
-    """Return an attribute, padded."""
-    padding = b"\0" * (-len(value) % 4)
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + padding
-
-
-def nested(kind: int, *inner: bytes) -> bytes:
-    """Return an attribute that is made of attributes."""
-    return attribute(kind | _NESTED, b"".join(inner))
-
-
-def text(value: bytes | None) -> str:
-    """Return a name without its terminating zero; "" for none."""
-    return (value or b"").rstrip(b"\0").decode(errors="surrogateescape")

@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.netlink import core as netlink
-from ipmasq_agent.netlink.core import ACKNOWLEDGE, CREATE, EXCLUSIVE, REQUEST, attribute, nested
-from ipmasq_agent.netlink.nf import NETLINK_NETFILTER, PROTOCOL, prefix
+from ipmasq_agent.netlink.attributes import attribute, nested, pack
+from ipmasq_agent.netlink.core import ACKNOWLEDGE, CREATE, EXCLUSIVE, REQUEST
+from ipmasq_agent.netlink.nf import NETLINK_NETFILTER, prefix
 from ipmasq_agent.policy.addresses import Family
 
 _NEW_CONNECTION = 1 << 8  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_NEW
@@ -96,8 +97,8 @@ def _message(sequence: int, connection: Connection) -> bytes:
         liberal = (attribute(kind, _LIBERAL) for kind in _TCP_FLAGS)
         body += nested(_PROTOCOL_INFO, nested(_TCP, attribute(_TCP_STATE, _ESTABLISHED), *liberal))
     flags = REQUEST | CREATE | EXCLUSIVE | ACKNOWLEDGE
-    body = prefix(PROTOCOL[connection.family]) + body
-    return netlink.pack(_NEW_CONNECTION, flags, sequence, body)
+    body = prefix(connection.family) + body
+    return pack(_NEW_CONNECTION, flags, sequence, body)
 
 
 def _tuple(

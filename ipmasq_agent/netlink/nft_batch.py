@@ -10,31 +10,42 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 
 from ipmasq_agent.errors import HostError, KernelWriteError
 from ipmasq_agent.netlink import core as netlink
+from ipmasq_agent.netlink import nft_numbers as nft
+from ipmasq_agent.netlink.attributes import attribute, name_bytes, nested, pack, u32
 from ipmasq_agent.netlink.core import (
     ACKNOWLEDGE,
+    APPEND,
+    CREATE,
+    EXCLUSIVE,
     REQUEST,
     Acknowledgement,
-    attribute,
-    attributes,
-    text,
 )
-from ipmasq_agent.netlink.nf import NETLINK_NETFILTER, PROTOCOL, SUBSYSTEM, prefix
+from ipmasq_agent.netlink.expressions import Expression, packed_expressions
+from ipmasq_agent.netlink.nf import NETLINK_NETFILTER, SUBSYSTEM, prefix
+from ipmasq_agent.netlink.nft_elements import (
+    Element,
+    Intervals,
+    SetForm,
+    packed_elements,
+    packed_intervals,
+)
+from ipmasq_agent.netlink.nft_objects import packed_comment
 from ipmasq_agent.policy.addresses import Family
 
-_DELETE_RULE = 8  # NFT_MSG_DELRULE
 _BEGIN, _END = 0x10, 0x11  # NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END
-_SEND_BUFFER_FORCED = 32  # SO_SNDBUFFORCE
-_NETLINK, _CAP_ACK, _EXTENDED_ACK = 270, 10, 11  # SOL_NETLINK, NETLINK_CAP_ACK, _EXT_ACK
 _SMALLEST_BUFFER = 1 << 20
-_MESSAGE = 1  # NLMSGERR_ATTR_MSG
-_CAPPED, _HAS_ATTRIBUTES = 0x100, 0x200  # NLM_F_CAPPED, NLM_F_ACK_TLVS
 # What the kernel answers where the rules are not what the change was made for.
 _STALE = frozenset({errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY, errno.ERESTART})
+# What nft notes for itself, so that it prints elements as they are meant: the order of the
+# bytes in keys and in data (libnftnl, NFTNL_UDATA_SET_KEYBYTEORDER and ..DATABYTEORDER).
+_OF_KEY, _OF_DATA = 0, 1
+_HOST_ORDER, _NETWORK_ORDER = 1, 2
+_NEW = CREATE | EXCLUSIVE
 
 
 class Stale(KernelWriteError):
@@ -42,36 +53,124 @@ class Stale(KernelWriteError):
 
 
 class Batch:
-    """A transaction being put together, for one family."""
+    """A transaction on one table, being put together.
 
-    def __init__(self, family: Family) -> None:
+    What is added must be new, and what is deleted must be there; otherwise the kernel
+    refuses all of it.
+    """
+
+    def __init__(self, family: Family, table: str) -> None:
         self.family = family
-        self._parts = [_mark(_BEGIN, 0)]
-        self._names = ["begin"]
-        self._last: Callable[[int], bytes] | None = None
+        self._table = name_bytes(table)
+        self._parts: list[bytes] = []
+        self._names: list[str] = []  # what each message does, for an error that people read
+        self._last = (0, 0, b"")
+        self._sets = 0
 
     def __bool__(self) -> bool:
-        return len(self._names) > 1
+        return bool(self._names)
 
-    def add(self, message: int, flags: int, body: bytes, name: str) -> None:
-        """Append a message.
+    def add_table(self, comment: str) -> None:
+        """Make the table."""
+        body = attribute(nft.NFTA_TABLE_USERDATA, packed_comment(comment))
+        self._add(nft.NFT_MSG_NEWTABLE, _NEW, body, "add table")
 
-        Args:
-            message: its kind (NFT_MSG_...).
-            flags: CREATE, EXCLUSIVE, APPEND, or 0.
-            body: its attributes.
-            name: what it does, for an error that people read.
-        """
-        self._flush(acknowledged=False)
-        kind, sequence = SUBSYSTEM << 8 | message, len(self._names)
-        body = prefix(PROTOCOL[self.family]) + body
-        self._last = lambda more: netlink.pack(kind, REQUEST | flags | more, sequence, body)
+    def delete_table(self) -> None:
+        """Delete the table with all that is in it."""
+        self._add(nft.NFT_MSG_DELTABLE, 0, b"", "delete table")
+
+    def add_chain(self, name: str, kind: str | None = None, priority: int = 0) -> None:
+        """Make a chain; with a kind (``nat``), one that packets enter at postrouting."""
+        body = attribute(nft.NFTA_CHAIN_NAME, name_bytes(name))
+        if kind is not None:
+            body += nested(
+                nft.NFTA_CHAIN_HOOK,
+                attribute(nft.NFTA_HOOK_HOOKNUM, u32(nft.NF_INET_POST_ROUTING)),
+                attribute(nft.NFTA_HOOK_PRIORITY, priority.to_bytes(4, "big", signed=True)),
+            )
+            body += attribute(nft.NFTA_CHAIN_POLICY, u32(nft.NF_ACCEPT))
+            body += attribute(nft.NFTA_CHAIN_TYPE, name_bytes(kind))
+        self._add(nft.NFT_MSG_NEWCHAIN, _NEW, body, f"add chain {name}")
+
+    def delete_chain(self, name: str) -> None:
+        """Delete a chain that is empty and that nothing leads to."""
+        body = attribute(nft.NFTA_CHAIN_NAME, name_bytes(name))
+        self._add(nft.NFT_MSG_DELCHAIN, 0, body, f"delete chain {name}")
+
+    def add_rules(self, chain: str, rules: Iterable[Sequence[Expression]]) -> None:
+        """Append rules to a chain."""
+        for rule in rules:
+            packed = nested(nft.NFTA_RULE_EXPRESSIONS, packed_expressions(rule))
+            body = attribute(nft.NFTA_RULE_CHAIN, name_bytes(chain)) + packed
+            self._add(nft.NFT_MSG_NEWRULE, CREATE | APPEND, body, f"add rule to {chain}")
+
+    def empty_chain(self, name: str) -> None:
+        """Delete every rule of a chain."""
+        body = attribute(nft.NFTA_RULE_CHAIN, name_bytes(name))
+        self._add(nft.NFT_MSG_DELRULE, 0, body, f"empty chain {name}")
+
+    def delete_rule(self, chain: str, handle: int) -> None:
+        """Delete one rule."""
+        body = attribute(nft.NFTA_RULE_CHAIN, name_bytes(chain))
+        body += attribute(nft.NFTA_RULE_HANDLE, handle.to_bytes(8, "big"))
+        self._add(nft.NFT_MSG_DELRULE, 0, body, f"delete rule {handle} of {chain}")
+
+    def add_set(self, name: str, form: SetForm) -> None:
+        """Make a set or a map."""
+        self._sets += 1
+        flags, (key, length), data = form
+        numbers = {
+            nft.NFTA_SET_FLAGS: flags,
+            nft.NFTA_SET_KEY_TYPE: key,
+            nft.NFTA_SET_KEY_LEN: length,
+            nft.NFTA_SET_ID: self._sets,
+        }
+        if flags & nft.NFT_SET_MAP:
+            numbers[nft.NFTA_SET_DATA_TYPE] = data
+            numbers[nft.NFTA_SET_DATA_LEN] = 0 if data == nft.NFT_DATA_VERDICT else length
+        body = attribute(nft.NFTA_SET_NAME, name_bytes(name))
+        body += b"".join([attribute(kind, u32(value)) for kind, value in numbers.items()])
+        order = _HOST_ORDER if key == nft.TYPE_IFNAME else _NETWORK_ORDER
+        hints = [bytes([of, 4]) + order.to_bytes(4, sys.byteorder) for of in (_OF_KEY, _OF_DATA)]
+        body += attribute(nft.NFTA_SET_USERDATA, b"".join(hints))
+        self._add(nft.NFT_MSG_NEWSET, _NEW, body, f"add set {name}")
+
+    def delete_set(self, name: str) -> None:
+        """Delete a set or a map that nothing asks."""
+        body = attribute(nft.NFTA_SET_NAME, name_bytes(name))
+        self._add(nft.NFT_MSG_DELSET, 0, body, f"delete set {name}")
+
+    def add_elements(self, name: str, elements: Intervals | Iterable[bytes]) -> None:
+        """Add to a set or a map: intervals of addresses, or plain keys."""
+        for packed in self._packed(elements):
+            self._elements(nft.NFT_MSG_NEWSETELEM, _NEW, name, packed, f"add to {name}")
+
+    def delete_elements(self, name: str, elements: Intervals | Iterable[bytes] | None) -> None:
+        """Delete from a set or a map; None for all that is in it."""
+        # Without elements the message means all of them.
+        for packed in (b"",) if elements is None else self._packed(elements):
+            self._elements(nft.NFT_MSG_DELSETELEM, 0, name, packed, f"delete from {name}")
+
+    def _packed(self, elements: Intervals | Iterable[bytes]) -> Iterator[bytes]:
+        if isinstance(elements, Intervals):
+            return packed_intervals(self.family, elements)
+        return packed_elements(map(Element, elements))
+
+    def _elements(self, message: int, flags: int, name: str, packed: bytes, what: str) -> None:
+        body = attribute(nft.NFTA_SET_ELEM_LIST_SET, name_bytes(name))
+        body += nested(nft.NFTA_SET_ELEM_LIST_ELEMENTS, packed) if packed else b""
+        self._add(message, flags, body, what)
+
+    def _add(self, message: int, flags: int, body: bytes, name: str) -> None:
+        # NFTA_..._TABLE is the same number in messages of each kind.
+        body = prefix(self.family) + attribute(nft.NFTA_TABLE_NAME, self._table) + body
         self._names.append(name)
+        self._last = SUBSYSTEM << 8 | message, REQUEST | flags, body
+        self._parts.append(self._packed_last())
 
-    def _flush(self, *, acknowledged: bool) -> None:
-        if self._last is not None:
-            self._parts.append(self._last(ACKNOWLEDGE if acknowledged else 0))
-            self._last = None
+    def _packed_last(self, more: int = 0) -> bytes:
+        kind, flags, body = self._last
+        return pack(kind, flags | more, len(self._names), body)
 
     def commit(self) -> None:
         """Send the transaction; one of nothing changes nothing.
@@ -80,17 +179,14 @@ class Batch:
             Stale: the ruleset is not the one that the change was made for.
             HostError: the kernel refuses.
         """
-        if self._last is None:
+        if not self:
             return
-        self._flush(acknowledged=True)
-        data = b"".join([*self._parts, _mark(_END, len(self._names))])
+        self._parts[-1] = self._packed_last(ACKNOWLEDGE)
+        data = b"".join([_mark(_BEGIN, 0), *self._parts, _mark(_END, len(self._names) + 1)])
         self._parts.clear()
         try:
-            with netlink.connect(NETLINK_NETFILTER) as kernel:
-                kernel.setsockopt(_NETLINK, _CAP_ACK, 1)
-                kernel.setsockopt(_NETLINK, _EXTENDED_ACK, 1)
-                room = max(len(data) + 4096, _SMALLEST_BUFFER)
-                kernel.setsockopt(socket.SOL_SOCKET, _SEND_BUFFER_FORCED, room)
+            room = max(len(data) + 4096, _SMALLEST_BUFFER)
+            with netlink.connect(NETLINK_NETFILTER, send_buffer=room) as kernel:
                 kernel.send(data)
                 # That of the last message comes after the refusals of all others.
                 first = next(netlink.acknowledgements(kernel))
@@ -100,13 +196,13 @@ class Batch:
             raise self._error(first)
 
     def _error(self, first: Acknowledgement) -> HostError | Stale:
-        name = self._names[first.sequence] if first.sequence < len(self._names) else "commit"
-        more = _words(first)
-        words = os.strerror(first.code) + (f": {more}" if more else "")
+        number, code, more = first
+        name = self._names[number - 1] if 0 < number <= len(self._names) else "commit"
+        words = os.strerror(code) + (f": {more}" if more else "")
         what = f"nf_tables refuses to change its {self.family.value} rules ({name}: {words})"
-        if first.code in _STALE:
+        if code in _STALE:
             return Stale(what, remedy="nothing was written; the agent reads and tries again")
-        return HostError(what, remedy=_remedy(first.code))
+        return HostError(what, remedy=_remedy(code))
 
 
 def delete_rules(family: Family, table: str, chain: str, handles: Iterable[int]) -> None:
@@ -116,11 +212,9 @@ def delete_rules(family: Family, table: str, chain: str, handles: Iterable[int])
         Stale: one of them is not there.
         HostError: the kernel refuses.
     """
-    batch = Batch(family)
-    place = attribute(1, table.encode() + b"\0") + attribute(2, chain.encode() + b"\0")
+    batch = Batch(family, table)
     for handle in handles:
-        body = place + attribute(3, handle.to_bytes(8, "big"))
-        batch.add(_DELETE_RULE, 0, body, f"delete rule {handle} of {chain}")
+        batch.delete_rule(chain, handle)
     batch.commit()
 
 
@@ -146,15 +240,4 @@ def _remedy(code: int) -> str:
 
 
 def _mark(kind: int, sequence: int) -> bytes:
-    return netlink.pack(kind, REQUEST, sequence, prefix(socket.AF_UNSPEC, SUBSYSTEM))
-
-
-def _words(refusal: Acknowledgement) -> str:
-    """Return what the kernel says about an error (extended acknowledgement), if anything."""
-    if not refusal.flags & _HAS_ATTRIBUTES:
-        return ""
-    start = 4 + netlink.HEADER.size
-    if not refusal.flags & _CAPPED:
-        (length,) = struct.unpack_from("=I", refusal.body, 4)
-        start = 4 + ((length + 3) & ~3)
-    return text(dict(attributes(refusal.body, start)).get(_MESSAGE))
+    return pack(kind, REQUEST, sequence, prefix(socket.AF_UNSPEC, SUBSYSTEM))

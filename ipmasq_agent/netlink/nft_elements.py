@@ -4,8 +4,6 @@ A set of intervals holds two elements for each: the first address, and the one a
 last marked as an end; an interval that reaches the last address has no end. All that are
 alike in form have the same length, so whole columns are packed and taken apart at once:
 one element at a time costs ten times as much.
-
-Attribute numbers: include/uapi/linux/netfilter/nf_tables.h, enum nft_set_elem_attributes.
 """
 
 from __future__ import annotations
@@ -16,51 +14,70 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.netlink.core import attribute, attributes, nested
-from ipmasq_agent.netlink.nf import number
+from ipmasq_agent.netlink import nft_numbers as nft
+from ipmasq_agent.netlink.attributes import attribute, attributes, fields, nested, number, u32
+from ipmasq_agent.netlink.expressions import NftVerdict, data_of, packed_data
 from ipmasq_agent.policy.addresses import Family
 
-_ELEMENT, _VALUE = 1, 1  # NFTA_LIST_ELEM, NFTA_DATA_VALUE
-_KEY, _DATA, _FLAGS = 1, 2, 3
-_IS_END = 1  # NFT_SET_ELEM_INTERVAL_END
 # The elements of one message stand in one attribute, whose length is kept in 16 bits.
 _LONGEST = 0xFFFF - 4
 
 
-class Element(NamedTuple):
-    """One element: its key, what a map gives for it, and whether it ends an interval.
+class SetForm(NamedTuple):
+    """What a set or a map is of.
 
-    ``data`` is an attribute: NFTA_DATA_VALUE, or NFTA_DATA_VERDICT.
+    Attributes:
+        flags: NFT_SET_....
+        key: the type of its keys (TYPE_...), and their length in bytes.
+        data: the type of what a map gives; 0 for a set.
     """
 
+    flags: int
+    key: tuple[int, int]
+    data: int = 0
+
+
+class Element(NamedTuple):
+    """One element: its key, what a map gives for it, and whether it ends an interval."""
+
     key: bytes
-    data: bytes = b""
+    data: bytes | NftVerdict = b""
     is_end: bool = False
 
 
 class Intervals(NamedTuple):
-    """Intervals in ascending order, ends included, as two columns."""
+    """Intervals in ascending order, ends included, as columns; of a map, with what it gives."""
 
     firsts: Sequence[int]
     lasts: Sequence[int]
+    values: Sequence[bytes | NftVerdict] = ()
 
 
 def pack(element: Element) -> bytes:
     """Return one element as the kernel takes it."""
-    data = nested(_DATA, element.data) if element.data else b""
-    flags = attribute(_FLAGS, _IS_END.to_bytes(4, "big")) if element.is_end else b""
-    return nested(_ELEMENT, nested(_KEY, attribute(_VALUE, element.key)), data, flags)
+    data = packed_data(nft.NFTA_SET_ELEM_DATA, element.data) if element.data else b""
+    key = packed_data(nft.NFTA_SET_ELEM_KEY, element.key)
+    return nested(nft.NFTA_LIST_ELEM, key, data, _flags(element))
 
 
 def _listed(element: Element) -> bytes:
     """Return one element as the kernel lists it: it marks no attribute as nested."""
-    flags = attribute(_FLAGS, _IS_END.to_bytes(4, "big")) if element.is_end else b""
-    return attribute(_ELEMENT, attribute(_KEY, attribute(_VALUE, element.key)) + flags)
+    key = attribute(nft.NFTA_SET_ELEM_KEY, attribute(nft.NFTA_DATA_VALUE, element.key))
+    return attribute(nft.NFTA_LIST_ELEM, key + _flags(element))
+
+
+def _flags(element: Element) -> bytes:
+    if not element.is_end:
+        return b""
+    return attribute(nft.NFTA_SET_ELEM_FLAGS, u32(nft.NFT_SET_ELEM_INTERVAL_END))
 
 
 def packed_intervals(family: Family, intervals: Intervals) -> Iterator[bytes]:
     """Yield intervals as the kernel takes them, as many at a time as a message can hold."""
-    firsts, lasts = intervals
+    firsts, lasts, values = intervals
+    if values:
+        yield from packed_elements(_mapped(family, intervals))
+        return
     count, size = len(firsts), family.bits // 8
     tail = b""
     if count and lasts[-1] == family.last_address:
@@ -80,6 +97,14 @@ def packed_intervals(family: Family, intervals: Intervals) -> Iterator[bytes]:
         yield tail
 
 
+def _mapped(family: Family, intervals: Intervals) -> Iterator[Element]:
+    size = family.bits // 8
+    for first, last, value in zip(*intervals, strict=True):
+        yield Element(first.to_bytes(size, "big"), value)
+        if last < family.last_address:
+            yield Element((last + 1).to_bytes(size, "big"), is_end=True)
+
+
 def packed_elements(elements: Iterable[Element]) -> Iterator[bytes]:
     """Yield any elements as the kernel takes them, as many at a time as a message can hold."""
     waiting: list[bytes] = []
@@ -97,9 +122,11 @@ def packed_elements(elements: Iterable[Element]) -> Iterator[bytes]:
 def elements_of(data: bytes) -> Iterator[Element]:
     """Yield the elements in what the kernel lists, in its order."""
     for _, one in attributes(data):
-        parts = dict(attributes(one))
-        key = dict(attributes(parts.get(_KEY, b""))).get(_VALUE, b"")
-        yield Element(key, parts.get(_DATA, b""), bool(number(parts.get(_FLAGS)) & _IS_END))
+        parts = fields(one)
+        key = fields(parts.get(nft.NFTA_SET_ELEM_KEY, b"")).get(nft.NFTA_DATA_VALUE, b"")
+        value = parts.get(nft.NFTA_SET_ELEM_DATA)
+        is_end = number(parts.get(nft.NFTA_SET_ELEM_FLAGS)) & nft.NFT_SET_ELEM_INTERVAL_END
+        yield Element(key, b"" if value is None else data_of(value), bool(is_end))
 
 
 def intervals_of(family: Family, data: bytes) -> Intervals:
@@ -108,33 +135,31 @@ def intervals_of(family: Family, data: bytes) -> Intervals:
     Raises:
         KernelReadError: the elements are not intervals of addresses.
     """
-    return _columns(family, data) or _one_by_one(family, data)
+    return _columns(family, data) or _one_by_one(family, elements_of(data))
 
 
-def paired(family: Family, elements: Iterable[Element]) -> list[tuple[int, int, bytes]]:
-    """Return first address, last address and data of each interval, ascending.
-
-    Raises:
-        KernelReadError: the elements are not intervals of addresses.
-    """
+def _one_by_one(family: Family, elements: Iterable[Element]) -> Intervals:
+    """Return the intervals that elements of any order and form are."""
     size = family.bits // 8
-    # Where one interval ends and the next begins, the end comes first.
-    keyed = sorted(elements, key=lambda element: (element.key, not element.is_end))
-    found: list[tuple[int, int, bytes]] = []
+    firsts, lasts, values = [], [], []
     opened: Element | None = None
-    for element in keyed:
+    # Where one interval ends and the next begins, the end comes first.
+    for element in sorted(elements, key=lambda element: (element.key, not element.is_end)):
         if len(element.key) != size:
             raise KernelReadError(
                 f"a set of {family.value} addresses holds a key of {len(element.key)} bytes"
             )
         address = int.from_bytes(element.key, "big")
         if opened is not None:
-            found.append((int.from_bytes(opened.key, "big"), address - 1, opened.data))
+            lasts.append(address - 1)
         # The nft program writes an end before the first interval too, which ends nothing.
         opened = None if element.is_end else element
+        if opened is not None:
+            firsts.append(address)
+            values.append(opened.data)
     if opened is not None:
-        found.append((int.from_bytes(opened.key, "big"), family.last_address, opened.data))
-    return found
+        lasts.append(family.last_address)
+    return Intervals(firsts, lasts, values if any(values) else ())
 
 
 class _Form(NamedTuple):
@@ -199,11 +224,6 @@ def _taken(data: bytes, place: int, length: int, size: int) -> bytes:
     for offset in range(size):
         keys[offset::size] = data[place + offset :: length][::-1]
     return bytes(keys)
-
-
-def _one_by_one(family: Family, data: bytes) -> Intervals:
-    found = paired(family, elements_of(data))
-    return Intervals([first for first, _, _ in found], [last for _, last, _ in found])
 
 
 def _keys(family: Family, column: Sequence[int]) -> bytes:

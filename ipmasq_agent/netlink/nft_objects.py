@@ -1,27 +1,30 @@
-"""Tables, chains and sets of nf_tables, as the kernel lists them.
+"""Tables, chains, rules and sets of nf_tables, as the kernel lists them.
 
-Attribute numbers: include/uapi/linux/netfilter/nf_tables.h.
+Whatever asks raises ``KernelReadError`` where the kernel refuses, or the ruleset never stands
+still.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ipmasq_agent.netlink.core import attribute, attributes, nested, text
-from ipmasq_agent.netlink.nf import PROTOCOL, ask, comment_in, dump, number, protocol_of
-from ipmasq_agent.netlink.nft_elements import Element, elements_of, pack
+from ipmasq_agent.errors import KernelReadError
+from ipmasq_agent.netlink import nft_numbers as nft
+from ipmasq_agent.netlink.attributes import attribute, fields, name_bytes, nested, number, text
+from ipmasq_agent.netlink.expressions import Expression, expressions_of
+from ipmasq_agent.netlink.nf import ask, dump, of_one_state
+from ipmasq_agent.netlink.nft_elements import (
+    Element,
+    Intervals,
+    SetForm,
+    elements_of,
+    intervals_of,
+    pack,
+)
 from ipmasq_agent.policy.addresses import Family
 
-_GET_TABLE, _GET_CHAIN, _GET_SET, _GET_ELEMENT = 1, 4, 10, 13
-_TABLE_NAME, _TABLE_FLAGS, _TABLE_USE, _TABLE_HANDLE, _TABLE_USERDATA = 1, 2, 3, 4, 6
-_DORMANT = 1  # NFT_TABLE_F_DORMANT
-_CHAIN_HANDLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 2, 3, 4, 5, 7
-_HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
-_SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_KEY_LENGTH, _SET_DATA_TYPE = 2, 3, 4, 5, 6
-_SET_HANDLE, _SET_COUNT = 16, 20
-_OF_TABLE = 1  # NFTA_..._TABLE, of chains, sets and lists of elements alike
-_ELEMENTS_SET, _ELEMENTS = 2, 3
+_COMMENT = 0  # NFTNL_UDATA_TABLE_COMMENT, NFTNL_UDATA_RULE_COMMENT of libnftnl
 
 
 class TableInfo(NamedTuple):
@@ -47,169 +50,261 @@ class ChainInfo(NamedTuple):
     policy: int
 
 
+class ListedRule(NamedTuple):
+    """A rule as the kernel lists it; what it says is taken apart when somebody asks.
+
+    A handle is never used again in its table, and a rule never changes but for what it has
+    counted: the same handle is the same rule.
+    """
+
+    chain: str
+    handle: int
+    packed: bytes
+    comment: str | None = None
+    """What the nft program keeps beside a rule, and iptables shows as a comment match."""
+
+    @property
+    def expressions(self) -> tuple[Expression, ...]:
+        """What the rule is made of."""
+        return expressions_of(self.packed)
+
+
 class SetInfo(NamedTuple):
     """A set or a map.
 
     Attributes:
         handle: what tells it from another one of the same name.
-        flags: NFT_SET_...
-        key: the type of its keys, and their length in bytes.
-        data: the type of what a map gives.
+        form: what it is of.
         size: how many elements it has, as the kernel counts; None where it does not tell
             (before Linux 6.15).
     """
 
     name: str
     handle: int
-    flags: int
-    key: tuple[int, int]
-    data: int
+    form: SetForm
     size: int | None
 
 
-def table_info(family: Family, name: str) -> TableInfo | None:
-    """Return a table, or None where there is none of that name.
+class TableContents(NamedTuple):
+    """A table with all that it holds, the elements of its sets left out.
 
-    Raises:
-        KernelReadError: the kernel refuses.
+    Attributes:
+        generation: the state of the ruleset that it was read from.
+        table: None where there is none.
+        chains: by name; those that no more than hold rules have no more than their name.
+        rules: what each rule is made of, by chain, in order.
+        sets: with maps.
+        others: how many objects of other kinds it holds.
     """
-    found = ask(_GET_TABLE, PROTOCOL[family], _name(_TABLE_NAME, name))
+
+    generation: int
+    table: TableInfo | None
+    chains: Mapping[str, ChainInfo | None]
+    rules: Mapping[str, Sequence[tuple[Expression, ...]]]
+    sets: Sequence[SetInfo]
+    others: int
+
+
+def table_info(family: Family, name: str) -> TableInfo | None:
+    """Return a table, or None where there is none of that name."""
+    found = ask(nft.NFT_MSG_GETTABLE, family, _name(nft.NFTA_TABLE_NAME, name))
     return None if found is None else _table(found)
+
+
+def table_infos(family: Family | int) -> dict[str, TableInfo]:
+    """Return the tables of a family by name; none where there is no nf_tables."""
+    replies = dump(nft.NFT_MSG_GETTABLE, family, b"")
+    return {text(found.get(nft.NFTA_TABLE_NAME)): _table(found) for found in replies}
 
 
 def _table(found: Mapping[int, bytes]) -> TableInfo:
     return TableInfo(
-        number(found.get(_TABLE_HANDLE)),
-        number(found.get(_TABLE_USE)),
-        comment_in(found.get(_TABLE_USERDATA, b"")) or "",
-        bool(number(found.get(_TABLE_FLAGS)) & _DORMANT),
+        number(found.get(nft.NFTA_TABLE_HANDLE)),
+        number(found.get(nft.NFTA_TABLE_USE)),
+        _comment_in(found.get(nft.NFTA_TABLE_USERDATA, b"")) or "",
+        bool(number(found.get(nft.NFTA_TABLE_FLAGS)) & nft.NFT_TABLE_F_DORMANT),
     )
 
 
-def table_infos(family: Family | int) -> dict[str, TableInfo]:
-    """Return the tables of a family by name; none where there is no nf_tables.
+def table_contents(family: Family, name: str, base: str) -> TableContents:
+    """Return a table of our own: that of others may hold a hundred thousand rules.
 
-    Raises:
-        KernelReadError: the kernel refuses.
+    Args:
+        family: of the table.
+        name: of the table.
+        base: the chain that is expected to be all there is without rules. The kernel lists
+            those of all tables, so that is asked for only where there is more.
     """
-    return {text(found.get(_TABLE_NAME)): _table(found) for found in dump(_GET_TABLE, family, b"")}
+
+    def read(generation: int | None) -> TableContents:
+        if generation is None:
+            raise KernelReadError("nf_tables does not tell its generation")
+        table = table_info(family, name)
+        if table is None:
+            return TableContents(generation, None, {}, {}, (), 0)
+        rules: dict[str, list[tuple[Expression, ...]]] = {}
+        for rule in _rules(family, _name(nft.NFTA_RULE_TABLE, name)):
+            rules.setdefault(rule.chain, []).append(rule.expressions)
+        hooked = chain_info(family, name, base)
+        chains: dict[str, ChainInfo | None] = {base: hooked} if hooked else {}
+        chains |= dict.fromkeys(chain for chain in rules if chain != base)
+        sets = _sets(family, name)
+        if table.use != len(chains) + len(sets):
+            chains = {chain.name: chain for of, chain in _chains(family) if of == name}
+        others = max(table.use - len(chains) - len(sets), 0)
+        return TableContents(generation, table, chains, rules, sets, others)
+
+    return of_one_state(family, read)
 
 
 def chain_info(family: Family, table: str, name: str) -> ChainInfo | None:
-    """Return a chain, or None where there is none of that name.
-
-    Raises:
-        KernelReadError: the kernel refuses.
-    """
-    found = ask(_GET_CHAIN, PROTOCOL[family], _name(_OF_TABLE, table) + _name(_CHAIN_NAME, name))
+    """Return a chain, or None where there is none of that name."""
+    request = _name(nft.NFTA_CHAIN_TABLE, table) + _name(nft.NFTA_CHAIN_NAME, name)
+    found = ask(nft.NFT_MSG_GETCHAIN, family, request)
     return None if found is None else _chain(found)
-
-
-def chain_infos(family: Family, table: str) -> list[ChainInfo]:
-    """Return every chain of a table. The kernel lists those of all tables.
-
-    Raises:
-        KernelReadError: the kernel refuses.
-    """
-    replies = dump(_GET_CHAIN, family, _name(_OF_TABLE, table))
-    return [_chain(found) for found in replies if text(found.get(_OF_TABLE)) == table]
-
-
-def _chain(found: Mapping[int, bytes]) -> ChainInfo:
-    hook = dict(attributes(found.get(_CHAIN_HOOK, b"")))
-    return ChainInfo(
-        text(found.get(_CHAIN_NAME)),
-        number(found.get(_CHAIN_HANDLE)),
-        text(found.get(_CHAIN_TYPE)),
-        number(hook[_HOOK_NUMBER]) if _HOOK_NUMBER in hook else None,
-        int.from_bytes(hook.get(_HOOK_PRIORITY, b""), "big", signed=True),
-        number(found.get(_CHAIN_POLICY)),
-    )
 
 
 def base_chains(family: Family | int) -> list[tuple[str, ChainInfo]]:
     """Return the chains that packets enter by themselves, of all tables, each with its table.
 
-    The kernel lists every chain; of those that only rules lead to there may be very many.
-
-    Raises:
-        KernelReadError: the kernel refuses.
+    Of those that only rules lead to there may be very many.
     """
-    hooked = [attribute(_CHAIN_TYPE, kind + b"\0") for kind in (b"nat", b"filter", b"route")]
-
-    def keep(payload: bytes) -> bool:
-        return any(kind in payload for kind in hooked)
-
-    found = (
-        (text(chain.get(_OF_TABLE)), _chain(chain)) for chain in dump(_GET_CHAIN, family, b"", keep)
-    )
+    types = [attribute(nft.NFTA_CHAIN_TYPE, kind + b"\0") for kind in (b"nat", b"filter", b"route")]
+    found = _chains(family, types)
     return [(table, chain) for table, chain in found if chain.hook is not None]
 
 
-def set_infos(family: Family, table: str) -> list[SetInfo]:
-    """Return every set and map of a table, without elements.
-
-    Raises:
-        KernelReadError: the kernel refuses.
-    """
-    replies = dump(_GET_SET, family, _name(_OF_TABLE, table))
-    return [_set(found) for found in replies if text(found.get(_OF_TABLE)) == table]
+def _chains(family: Family | int, having: Sequence[bytes] = (b"",)) -> list[tuple[str, ChainInfo]]:
+    """Return every chain that has one of these attributes, each with its table."""
+    replies = dump(
+        nft.NFT_MSG_GETCHAIN, family, b"", lambda packed: any(one in packed for one in having)
+    )
+    return [(text(found.get(nft.NFTA_CHAIN_TABLE)), _chain(found)) for found in replies]
 
 
-def set_info(family: Family | int, table: str, name: str) -> SetInfo | None:
-    """Return a set or a map, or None where there is none of that name.
-
-    Raises:
-        KernelReadError: the kernel refuses.
-    """
-    found = ask(_GET_SET, protocol_of(family), _name(_OF_TABLE, table) + _name(_SET_NAME, name))
-    return None if found is None else _set(found)
-
-
-def _set(found: Mapping[int, bytes]) -> SetInfo:
-    return SetInfo(
-        text(found.get(_SET_NAME)),
-        number(found.get(_SET_HANDLE)),
-        number(found.get(_SET_FLAGS)),
-        (number(found.get(_SET_KEY_TYPE)), number(found.get(_SET_KEY_LENGTH))),
-        number(found.get(_SET_DATA_TYPE)),
-        number(found[_SET_COUNT]) if _SET_COUNT in found else None,
+def _chain(found: Mapping[int, bytes]) -> ChainInfo:
+    hook = fields(found.get(nft.NFTA_CHAIN_HOOK, b""))
+    return ChainInfo(
+        text(found.get(nft.NFTA_CHAIN_NAME)),
+        number(found.get(nft.NFTA_CHAIN_HANDLE)),
+        text(found.get(nft.NFTA_CHAIN_TYPE)),
+        number(hook[nft.NFTA_HOOK_HOOKNUM]) if nft.NFTA_HOOK_HOOKNUM in hook else None,
+        int.from_bytes(hook.get(nft.NFTA_HOOK_PRIORITY, b""), "big", signed=True),
+        number(found.get(nft.NFTA_CHAIN_POLICY)),
     )
 
 
-def list_elements(family: Family | int, table: str, name: str) -> bytes:
-    """Return the elements of a set as the kernel packs them, in its order.
+def list_chain(family: Family | int, table: str, chain: str) -> list[ListedRule]:
+    """Return the rules of one chain, in order; none where there is no such chain.
 
-    Raises:
-        KernelReadError: the kernel refuses, or the ruleset never stands still.
+    The kernel passes over the rules of others: asked for one chain, it walks that one only
+    (nf_tables_dump_rules).
     """
-    replies = dump(_GET_ELEMENT, family, _name(_OF_TABLE, table) + _name(_ELEMENTS_SET, name))
-    return b"".join([found.get(_ELEMENTS, b"") for found in replies])
+    return _rules(family, _name(nft.NFTA_RULE_TABLE, table) + _name(nft.NFTA_RULE_CHAIN, chain))
 
 
-def interval_at(family: Family, table: str, name: str, address: int) -> Iterator[Element]:
-    """Yield the elements of the interval that holds an address: its beginning and its end.
+def _rules(family: Family | int, request: bytes) -> list[ListedRule]:
+    return [
+        ListedRule(
+            text(found.get(nft.NFTA_RULE_CHAIN)),
+            number(found.get(nft.NFTA_RULE_HANDLE)),
+            found.get(nft.NFTA_RULE_EXPRESSIONS, b""),
+            _comment_in(found.get(nft.NFTA_RULE_USERDATA, b"")),
+        )
+        for found in dump(nft.NFT_MSG_GETRULE, family, request)
+    ]
 
-    None where no interval does, and no end where the interval reaches the last address.
+
+def set_info(family: Family | int, table: str, name: str) -> SetInfo | None:
+    """Return a set or a map, or None where there is none of that name."""
+    request = _name(nft.NFTA_SET_TABLE, table) + _name(nft.NFTA_SET_NAME, name)
+    found = ask(nft.NFT_MSG_GETSET, family, request)
+    return None if found is None else _set(found)
+
+
+def _sets(family: Family, table: str) -> list[SetInfo]:
+    replies = dump(nft.NFT_MSG_GETSET, family, _name(nft.NFTA_SET_TABLE, table))
+    return [_set(found) for found in replies if text(found.get(nft.NFTA_SET_TABLE)) == table]
+
+
+def _set(found: Mapping[int, bytes]) -> SetInfo:
+    key = number(found.get(nft.NFTA_SET_KEY_TYPE)), number(found.get(nft.NFTA_SET_KEY_LEN))
+    form = SetForm(
+        number(found.get(nft.NFTA_SET_FLAGS)), key, number(found.get(nft.NFTA_SET_DATA_TYPE))
+    )
+    return SetInfo(
+        text(found.get(nft.NFTA_SET_NAME)),
+        number(found.get(nft.NFTA_SET_HANDLE)),
+        form,
+        number(found[nft.NFTA_SET_COUNT]) if nft.NFTA_SET_COUNT in found else None,
+    )
+
+
+def list_keys(family: Family | int, table: str, name: str) -> list[bytes]:
+    """Return the keys of a set that has no intervals."""
+    return [element.key for element in elements_of(_packed_elements(family, table, name))]
+
+
+def list_intervals(
+    family: Family, table: str, name: str, protocol: Family | int | None = None
+) -> Intervals:
+    """Return the intervals of a set or a map of addresses.
+
+    Args:
+        family: of the addresses.
+        table: where the set is.
+        name: of the set.
+        protocol: whose table it is, where that is not the family's.
+    """
+    return intervals_of(family, _packed_elements(protocol or family, table, name))
+
+
+def _packed_elements(family: Family | int, table: str, name: str) -> bytes:
+    replies = dump(nft.NFT_MSG_GETSETELEM, family, _of_set(table, name))
+    return b"".join([found.get(nft.NFTA_SET_ELEM_LIST_ELEMENTS, b"") for found in replies])
+
+
+def interval_at(family: Family, table: str, name: str, address: int) -> Intervals:
+    """Return the interval that holds an address, or none.
+
     The kernel finds the nearest element at or below an address, and the nearest end at or
-    above one (net/netfilter/nft_set_rbtree.c, nft_rbtree_get).
-
-    Raises:
-        KernelReadError: the kernel refuses.
+    above one (net/netfilter/nft_set_rbtree.c, nft_rbtree_get); no end where the interval
+    reaches the last address.
     """
     size = family.bits // 8
     asked = [Element(address.to_bytes(size, "big"))]
     if address < family.last_address:
         asked.append(Element((address + 1).to_bytes(size, "big"), is_end=True))
+    packed = b""
     for element in asked:
-        request = (
-            _name(_OF_TABLE, table) + _name(_ELEMENTS_SET, name) + nested(_ELEMENTS, pack(element))
-        )
-        found = ask(_GET_ELEMENT, PROTOCOL[family], request)
+        request = _of_set(table, name) + nested(nft.NFTA_SET_ELEM_LIST_ELEMENTS, pack(element))
+        found = ask(nft.NFT_MSG_GETSETELEM, family, request)
         if found is None:
-            return
-        yield from elements_of(found.get(_ELEMENTS, b""))
+            break
+        packed += found.get(nft.NFTA_SET_ELEM_LIST_ELEMENTS, b"")
+    return intervals_of(family, packed)
+
+
+def _of_set(table: str, name: str) -> bytes:
+    return _name(nft.NFTA_SET_ELEM_LIST_TABLE, table) + _name(nft.NFTA_SET_ELEM_LIST_SET, name)
 
 
 def _name(kind: int, name: str) -> bytes:
-    return attribute(kind, name.encode(errors="surrogateescape") + b"\0")
+    return attribute(kind, name_bytes(name))
+
+
+def packed_comment(words: str) -> bytes:
+    """Return a comment as nft keeps it in the user data of a table or rule."""
+    value = words.encode() + b"\0"
+    return bytes([_COMMENT, len(value)]) + value
+
+
+def _comment_in(data: bytes) -> str | None:
+    """Return the comment in user data, which is type and length as bytes, then the value."""
+    position = 0
+    while position + 2 <= len(data):
+        kind, length = data[position], data[position + 1]
+        if kind == _COMMENT:
+            return text(data[position + 2 : position + 2 + length])
+        position += 2 + length
+    return None

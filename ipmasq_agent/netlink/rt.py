@@ -1,6 +1,8 @@
 """Links, addresses and routes as the kernel lists them, and word of their changes.
 
 rtnetlink(7). Message and attribute numbers: include/uapi/linux/{rtnetlink,if_link,if_addr}.h.
+
+Whatever asks raises ``KernelReadError`` where the kernel refuses, or never stands still.
 """
 
 from __future__ import annotations
@@ -15,7 +17,15 @@ from typing import NamedTuple
 
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.netlink import core as netlink
-from ipmasq_agent.netlink.core import attribute, attributes, text
+from ipmasq_agent.netlink.attributes import (
+    aligned,
+    attribute,
+    attributes,
+    fields,
+    host_number,
+    split,
+    text,
+)
 from ipmasq_agent.policy.addresses import Family
 
 NEW_ROUTE, DELETED_ROUTE = 24, 25
@@ -146,37 +156,29 @@ class Overrun(Exception):
 
 
 def list_links() -> list[Link]:
-    """Return the devices of this network namespace.
-
-    Raises:
-        KernelReadError: they cannot be listed.
-    """
+    """Return the devices of this network namespace."""
     links = []
     for body in dump(_GET_LINK, _LINK.pack(0, 0, 0, 0, 0) + _WITHOUT_COUNTERS, "its devices"):
         _, hardware, index, _, _ = _LINK.unpack_from(body)
-        found = dict(attributes(body, _LINK.size, _OF_LINK))
-        kind = dict(attributes(found.get(_LINK_INFO, b""))).get(_INFO_KIND)
+        found = fields(body, _LINK.size, _OF_LINK)
+        kind = fields(found.get(_LINK_INFO, b"")).get(_INFO_KIND)
         name = text(found.get(_LINK_NAME))
         links.append(Link(index, name, text(kind), hardware, _LINK_NETNSID in found))
     return links
 
 
 def list_addresses() -> list[Address]:
-    """Return the addresses of more than link scope, in the order in which the kernel has them.
-
-    Raises:
-        KernelReadError: they cannot be listed.
-    """
+    """Return the addresses of more than link scope, in the order in which the kernel has them."""
     found = []
     for body in dump(_GET_ADDRESS, _ADDRESS.pack(0, 0, 0, 0, 0), "its addresses"):
         protocol, length, flags, scope, index = _ADDRESS.unpack_from(body)
         family = _FAMILIES.get(protocol)
         if family is None or scope >= _SCOPE_LINK:
             continue
-        values = dict(attributes(body, _ADDRESS.size, _OF_ADDRESS))
+        values = fields(body, _ADDRESS.size, _OF_ADDRESS)
         # IFA_ADDRESS is the peer's on a point-to-point device; IPv6 has no IFA_LOCAL there.
         data = values.get(_ADDRESS_LOCAL, values.get(_ADDRESS_ADDRESS, b""))
-        flags = number(values.get(_ADDRESS_FLAGS), flags)
+        flags = host_number(values.get(_ADDRESS_FLAGS), flags)
         first_choice = not flags & _SECOND_CHOICE[family]
         address = int.from_bytes(data)
         found.append(Address(index, family, address, length, scope, first_choice))
@@ -192,9 +194,6 @@ def list_routes(family: Family, *, longest: int | None = None) -> Iterator[Route
     Args:
         family: of the destinations.
         longest: leave out longer prefixes; 0 for default routes alone.
-
-    Raises:
-        KernelReadError: they cannot be listed.
     """
     request = _ROUTE.pack(_NUMBERS[family], 0, 0, 0, 0, 0, 0, 0, 0)
     for body in dump(_GET_ROUTE, request, f"its {family.value} routes"):
@@ -209,14 +208,14 @@ def list_routes(family: Family, *, longest: int | None = None) -> Iterator[Route
             continue
         if flags & (_CLONED | _DEAD) or (longest is not None and length > longest):
             continue
-        found = dict(attributes(body, _ROUTE.size, _OF_ROUTE))
+        found = fields(body, _ROUTE.size, _OF_ROUTE)
         source = found.get(_ROUTE_SOURCE)
         yield Route(
             family,
             int.from_bytes(found.get(_ROUTE_DESTINATION, b"")),
             length,
-            number(found.get(_ROUTE_TABLE), table),
-            number(found.get(_ROUTE_METRIC), 0),
+            host_number(found.get(_ROUTE_TABLE), table),
+            host_number(found.get(_ROUTE_METRIC)),
             None if source is None else int.from_bytes(source),
             dict(_hops(found)),
         )
@@ -250,9 +249,6 @@ def look_up(
         address: of the destination.
         source: of the packet; None for what the node itself sends.
         inward: the device through which the packet comes in.
-
-    Raises:
-        KernelReadError: the kernel cannot be asked.
     """
     size, source_length = family.bits // 8, 0 if source is None else family.bits
     request = _ROUTE.pack(_NUMBERS[family], family.bits, source_length, 0, 0, 0, 0, 0, 0)
@@ -269,11 +265,11 @@ def look_up(
         raise _refused("for the route to an address", cause) from cause
     if body is None or (kind := _ROUTE.unpack_from(body)[7]) in _REFUSING:
         return None
-    found = dict(attributes(body, _ROUTE.size))
+    found = fields(body, _ROUTE.size)
     own = found.get(_ROUTE_SOURCE)
     return Lookup(
         kind,
-        number(found.get(_ROUTE_DEVICE), 0),
+        host_number(found.get(_ROUTE_DEVICE)),
         _gateway(found),
         bool(found.keys() & {_ROUTE_GATEWAY, _ROUTE_VIA}),
         None if own is None else int.from_bytes(own),
@@ -281,11 +277,7 @@ def look_up(
 
 
 def proxies(family: Family, address: int) -> set[int]:
-    """Return the devices on which an address is to be answered for (``neighbour add proxy``).
-
-    Raises:
-        KernelReadError: the entries cannot be listed.
-    """
+    """Return the devices on which an address is to be answered for (``neighbour add proxy``)."""
     asked = _NEIGHBOUR_ADDRESS, address.to_bytes(family.bits // 8)
     found = set()
     for body in dump(
@@ -300,15 +292,15 @@ def proxies(family: Family, address: int) -> set[int]:
 def _hops(found: dict[int, bytes]) -> Iterator[tuple[int, int | None]]:
     """Yield devices and gateways, of the route's own attributes or of its next hops."""
     if _ROUTE_DEVICE in found:
-        yield number(found[_ROUTE_DEVICE], 0), _gateway(found)
+        yield host_number(found[_ROUTE_DEVICE]), _gateway(found)
     hops = found.get(_ROUTE_MULTIPATH, b"")
     position = 0
     while position + _NEXT_HOP.size <= len(hops):
         length, flags, _, index = _NEXT_HOP.unpack_from(hops, position)
         if not flags & _DEAD:
             of_hop = hops[position : position + length]
-            yield index, _gateway(dict(attributes(of_hop, _NEXT_HOP.size, _OF_ROUTE)))
-        position += max((length + 3) & ~3, _NEXT_HOP.size)
+            yield index, _gateway(fields(of_hop, _NEXT_HOP.size, _OF_ROUTE))
+        position += max(aligned(length), _NEXT_HOP.size)
 
 
 def _gateway(found: dict[int, bytes]) -> int | None:
@@ -363,7 +355,7 @@ class Changes:
                 if cause.errno == errno.ENOBUFS:
                     raise Overrun from cause
                 raise _refused("for word of changes", cause) from cause
-            for kind, _, _, body in netlink.split(data):
+            for kind, _, _, body in split(data):
                 is_route = kind in (NEW_ROUTE, DELETED_ROUTE)
                 messages.append(Message(kind, body[1] if is_route else None))
 
@@ -375,9 +367,6 @@ def dump(kind: int, request: bytes, what: str) -> list[bytes]:
         kind: RTM_GET... of include/uapi/linux/rtnetlink.h.
         request: what comes after the header.
         what: is asked for, in words.
-
-    Raises:
-        KernelReadError: the kernel refuses, or it never stands still.
     """
     try:
         bodies = netlink.dump(socket.NETLINK_ROUTE, kind, request, bytes)
@@ -386,11 +375,6 @@ def dump(kind: int, request: bytes, what: str) -> list[bytes]:
     if bodies is None:
         raise KernelReadError(f"the kernel never stood still while it listed {what}")
     return bodies
-
-
-def number(data: bytes | None, default: int) -> int:
-    """Return an attribute of 32 bits; a default where it is missing."""
-    return default if data is None else int(struct.unpack("=I", data)[0])
 
 
 def _refused(what: str, cause: OSError) -> KernelReadError:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 from ipmasq_agent.planes.interpretation import Interpretation
+from ipmasq_agent.planes.rules.neighbours import OurBase
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.facts import Fact
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
@@ -121,6 +122,13 @@ class Plane(abc.ABC, Generic[State, Desired, Plan]):
         A backend whose kernel interface guards its transactions by itself does nothing.
         """
         yield
+
+    def our_base(self, family: Family) -> OurBase | None:
+        """Return where packets come to what is ours at the postrouting hook.
+
+        None for programs, which have their turn after all that stands there.
+        """
+        return None
 
     def advice(self, desired: Desired) -> str | None:
         """Return what a user should know about holding ``desired`` this way; None for nothing."""

@@ -13,8 +13,7 @@ import pytest
 
 from ipmasq_agent.agent.reconcile import reconcile_family
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.netlink.nf import list_chain
-from ipmasq_agent.netlink.nft_objects import chain_info
+from ipmasq_agent.netlink.nft_objects import chain_info, list_chain
 from ipmasq_agent.planes.hook.read import read_hook
 from ipmasq_agent.planes.interpretation import Interpretation
 from ipmasq_agent.planes.iptables.nft import IptablesNftPlane
@@ -144,7 +143,7 @@ def _reconcile(backend: IptablesNftPlane, policy: FamilyPolicy) -> None:
 
 
 def _in_force(backend: IptablesNftPlane, source: int | None = None) -> Interpretation:
-    others = neighbours(read_hook(V4, backend.place, PLACEMENT), question(source))
+    others = neighbours(read_hook(V4, backend.our_base(V4)), question(source))
     return joined(backend.interpret(backend.read(V4), source), others)
 
 

@@ -14,11 +14,10 @@ from ipmasq_agent.netlink import nft_batch
 from ipmasq_agent.netlink.nft_objects import SetInfo
 from ipmasq_agent.planes import detect
 from ipmasq_agent.planes.nftables import compile as dialect
-from ipmasq_agent.planes.nftables import plane as nftables
-from ipmasq_agent.planes.nftables import read as nftables_kernel
-from ipmasq_agent.planes.nftables.plan import Plan
+from ipmasq_agent.planes.nftables import read as reading
+from ipmasq_agent.planes.nftables.plan import TableChange
 from ipmasq_agent.planes.nftables.plane import NftablesPlane
-from ipmasq_agent.planes.nftables.state import Kind, NftSet
+from ipmasq_agent.planes.nftables.state import NftSet, SetKind
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Stated, Verdict
@@ -41,9 +40,9 @@ class Subject:
         self.namespace = namespace
         self.backend = NftablesPlane(Placement())
 
-    def write(self, wanted: FamilyPolicy | None) -> Plan:
+    def write(self, wanted: FamilyPolicy | None) -> TableChange:
         change: Any = reconcile_family(self.backend, self.family, wanted)
-        assert isinstance(change, Plan)
+        assert isinstance(change, TableChange)
         return change
 
     def afresh(self) -> Any:
@@ -170,7 +169,7 @@ def test_one_range_less_or_longer_is_all_that_is_sent(
     commit = nft_batch.Batch.commit
 
     def noting(batch: nft_batch.Batch) -> None:
-        sent.append(batch._names[1:])
+        sent.append(list(batch._names))
         commit(batch)
 
     monkeypatch.setattr(nft_batch.Batch, "commit", noting)
@@ -197,7 +196,7 @@ def test_what_a_broken_off_change_left_is_used_or_removed(
     commit = nft_batch.Batch.commit
 
     def broken(batch: nft_batch.Batch) -> None:
-        if not batch._names[1].startswith("add"):
+        if not batch._names[0].startswith("add"):
             raise HostError("killed")
         commit(batch)
 
@@ -217,7 +216,7 @@ def test_what_a_broken_off_change_left_is_used_or_removed(
     subject.write(None)
     with monkeypatch.context() as patch:
         patch.setattr(nft_batch.Batch, "commit", broken)
-        patch.setattr("ipmasq_agent.planes.nftables.write._NEW_CHAIN", 99)
+        patch.setattr("ipmasq_agent.netlink.nft_numbers.NFT_MSG_NEWCHAIN", 99)
         with pytest.raises(HostError):
             subject.write(short)
     subject.write(short)
@@ -313,12 +312,13 @@ def test_an_empty_table_of_our_name_becomes_ours(subject: Subject) -> None:
 def readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the sets whose elements are read, from now on."""
     names: list[str] = []
+    read_set = reading.read_set
 
-    def noting(family: Family, table: str, info: SetInfo, kind: Kind) -> NftSet:
+    def noting(family: Family, table: str, info: SetInfo, kind: SetKind) -> NftSet:
         names.append(info.name)
-        return nftables_kernel.read_set(family, table, info, kind)
+        return read_set(family, table, info, kind)
 
-    monkeypatch.setattr(nftables, "read_set", noting)
+    monkeypatch.setattr(reading, "read_set", noting)
     return names
 
 
@@ -404,7 +404,7 @@ def test_a_refusal_of_the_kernel_is_readable_and_changes_nothing(
     before = oracle.snapshot(subject.namespace.name)
     desired = subject.backend.compile(policy(subject.family, [1, 3], ports=PORTS[1]))
     change = subject.backend.plan(subject.backend.read(subject.family), desired)
-    monkeypatch.setattr("ipmasq_agent.planes.nftables.write._NEW_RULE", 21)
+    monkeypatch.setattr("ipmasq_agent.netlink.nft_numbers.NFT_MSG_NEWRULE", 21)
     with pytest.raises(HostError, match="add rule to postrouting"):
         subject.backend.apply(subject.family, change)
     assert oracle.snapshot(subject.namespace.name) == before

@@ -11,11 +11,7 @@ import ipmasq_agent
 
 PACKAGE = Path(ipmasq_agent.__file__).parent
 # Names that mean several things still. The list only shrinks: who renames one deletes its line.
-SHARED: frozenset[str] = frozenset(
-    {
-        "Kind",
-    }
-)
+SHARED: frozenset[str] = frozenset()
 
 
 def public_classes() -> Iterator[tuple[str, str]]:

@@ -15,8 +15,9 @@ from contextlib import suppress
 
 from ipmasq_agent.bpf.objects import program_info
 from ipmasq_agent.bpf.syscall import asked_to, refused
-from ipmasq_agent.netlink.core import CREATE, EXCLUSIVE, ask, attribute, attributes, nested, text
-from ipmasq_agent.netlink.rt import dump, number
+from ipmasq_agent.netlink.attributes import attribute, fields, host_number, nested, text
+from ipmasq_agent.netlink.core import CREATE, EXCLUSIVE, ask
+from ipmasq_agent.netlink.rt import dump
 from ipmasq_agent.planes.bpf.layout import TcHook
 
 _NEW_QDISC, _GET_QDISC, _NEW_FILTER, _DELETE_FILTER, _GET_FILTER = 36, 38, 44, 45, 46
@@ -57,7 +58,7 @@ def attached(ifindex: int, hook: TcHook) -> int | None:
         if cause.errno in _NOT_THERE:
             return None
         raise refused(f"ask about device {ifindex}", cause) from cause
-    return number(_options(body or b"").get(_ID), 0) or None
+    return host_number(_options(body or b"").get(_ID)) or None
 
 
 def detach(ifindex: int, hook: TcHook) -> None:
@@ -77,7 +78,7 @@ def list_ours() -> Iterator[tuple[int, TcHook]]:
     """
     everything = _MESSAGE.pack(0, 0, 0, 0, 0)
     for body in dump(_GET_QDISC, everything, "its queueing disciplines"):
-        if text(dict(attributes(body, _MESSAGE.size)).get(_KIND)) == "clsact":
+        if text(fields(body, _MESSAGE.size).get(_KIND)) == "clsact":
             _, ifindex, *_ = _MESSAGE.unpack_from(body)
             yield from ((ifindex, hook) for hook in TcHook if _has_ours(ifindex, hook))
 
@@ -102,5 +103,5 @@ def _ours(ifindex: int, hook: TcHook) -> bytes:
 
 def _options(body: bytes) -> dict[int, bytes]:
     """Return the attributes of a filter that runs a program; none of any other."""
-    found = dict(attributes(body, _MESSAGE.size))
-    return dict(attributes(found.get(_OPTIONS, b""))) if found.get(_KIND) == _BPF else {}
+    found = fields(body, _MESSAGE.size)
+    return fields(found.get(_OPTIONS, b"")) if found.get(_KIND) == _BPF else {}

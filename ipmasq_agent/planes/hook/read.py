@@ -8,61 +8,53 @@ is carried as a rule, or a set, that cannot be read.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from ipmasq_agent.errors import AgentError
-from ipmasq_agent.netlink.nf import INET, generation_if_any, list_chain
-from ipmasq_agent.netlink.nft_elements import elements_of, intervals_of
+from ipmasq_agent.netlink import nft_numbers as nft
+from ipmasq_agent.netlink.attributes import text
+from ipmasq_agent.netlink.expressions import Expression, Immediate, NftVerdict, SetLookup
+from ipmasq_agent.netlink.nf import generation_if_any, of_one_state
 from ipmasq_agent.netlink.nft_objects import (
     ChainInfo,
     base_chains,
-    list_elements,
+    list_chain,
+    list_intervals,
+    list_keys,
     set_info,
     table_infos,
 )
-from ipmasq_agent.planes.hook.expressions import Held, References, as_iptables, references, told
 from ipmasq_agent.planes.iptables.legacy import read_chains
 from ipmasq_agent.planes.iptables.presence import legacy_table_exists
-from ipmasq_agent.planes.nftables import compile as nftables
-from ipmasq_agent.planes.nftables.read import unquiet
-from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.prefixset import AddressSet, element
-from ipmasq_agent.planes.rules.neighbours import BaseChain, PostroutingHook
+from ipmasq_agent.planes.rules.native import Held, as_iptables, told
+from ipmasq_agent.planes.rules.neighbours import LEGACY, BaseChain, OurBase, PostroutingHook
 from ipmasq_agent.planes.rules.rule import Rule
 from ipmasq_agent.planes.rules.table import POSTROUTING, Chain, Table
 from ipmasq_agent.policy.addresses import Family, prefixes_of_range
 
-_TRIES = 10
-_PREROUTING, _POSTROUTING = 0, 4  # enum nf_inet_hooks
 # NF_IP_PRI_CONNTRACK: where packets are tracked that no chain before has exempted. Of what
 # has the same priority, what was registered last comes first.
 _TRACKED_AT = -200
 _LEGACY_NAT, _LEGACY_RAW = 100, -300  # NF_IP_PRI_NAT_SRC, NF_IP_PRI_RAW
-_IP = {Family.IPV4: "ip", Family.IPV6: "ip6"}
-_ADDRESS_TYPE = {Family.IPV4: 7, Family.IPV6: 8}  # as nft numbers its data types
-_DEVICE_TYPE = 41
+_ADDRESS_TYPE = {Family.IPV4: nft.TYPE_IPADDR, Family.IPV6: nft.TYPE_IP6ADDR}
 _OF_IPTABLES = ("nat", "raw")
-_INTERVAL, _MAP = 4, 8  # NFT_SET_...
 _MOST_RULES, _MOST_ELEMENTS = 20_000, 65_536
 
 
-def read_hook(family: Family, place: str, placement: Placement) -> PostroutingHook:
+def read_hook(family: Family, ours: OurBase | None) -> PostroutingHook:
     """Return what stands at the hook.
 
     Args:
         family: whose packets.
-        place: which backend's rules are ours (see ``Plane.place``).
-        placement: where these stand.
+        ours: where packets come to what is ours (see ``Plane.our_base``).
 
     Raises:
         KernelReadError: it cannot be read, or never stands still.
     """
-    for _ in range(_TRIES):
-        before = generation_if_any()
-        hook = _Reader(family, place, placement).hook(native=before is not None)
-        if generation_if_any() == before:
-            return hook
-    raise unquiet(family)
+    return of_one_state(
+        family, lambda number: _Reader(family, ours).hook(native=number is not None)
+    )
 
 
 def hook_generation() -> int | None:
@@ -72,20 +64,16 @@ def hook_generation() -> int | None:
         KernelReadError: the kernel refuses.
         HostError: it cannot be told which tables exist.
     """
-    legacy = any(
-        legacy_table_exists(family, table) for family in Family for table in ("nat", "raw")
-    )
+    legacy = any(legacy_table_exists(family, name) for family in Family for name in _OF_IPTABLES)
     return None if legacy else generation_if_any()
 
 
 class _Reader:
     """One read of one family."""
 
-    def __init__(self, family: Family, place: str, placement: Placement) -> None:
+    def __init__(self, family: Family, ours: OurBase | None) -> None:
         self._family = family
-        self._place = place
-        self._own_chain = placement.chain
-        self._own_table = nftables.table_name(placement)
+        self._ours = ours
         self._rules_left = _MOST_RULES
 
     def hook(self, *, native: bool) -> PostroutingHook:
@@ -93,10 +81,10 @@ class _Reader:
         nat: list[BaseChain] = []
         tracking: list[BaseChain] = []
         asleep = None
-        tables = ((self._family, _IP[self._family]), (INET, "inet")) if native else ()
+        protocols = ((self._family, nft.NFT_FAMILY[self._family]), (nft.NFPROTO_INET, "inet"))
         found = [
             (known[table], chain, protocol, f"{name} {table}")
-            for protocol, name in tables
+            for protocol, name in (protocols if native else ())
             for known in [table_infos(protocol)]
             for table, chain in base_chains(protocol)
             if table in known
@@ -104,15 +92,13 @@ class _Reader:
         # Of the same priority, what was made last comes first (nf_hook_entries_grow).
         found.sort(key=lambda one: (one[0].handle, one[1].handle), reverse=True)
         for info, chain, protocol, path in found:
-            own = self._own(path, chain)
+            own = self._own(path, chain.name)
             if info.dormant:
                 if own is not None:
                     asleep = f"the table {path} is dormant: no packet meets its rules"
-            elif chain.type == "nat" and chain.hook == _POSTROUTING:
+            elif (chain.type, chain.hook) == ("nat", nft.NF_INET_POST_ROUTING):
                 nat.append(self._base(protocol, path, chain, own))
-            elif (
-                chain.type != "nat" and chain.hook == _PREROUTING and chain.priority <= _TRACKED_AT
-            ):
+            elif self._exempts(chain):
                 tracking.append(self._base(protocol, path, chain, None))
         nat += self._legacy("nat", POSTROUTING, _LEGACY_NAT)
         tracking += self._legacy("raw", "PREROUTING", _LEGACY_RAW)
@@ -120,81 +106,80 @@ class _Reader:
             self._family,
             tuple(sorted(nat, key=lambda base: base.priority)),
             tuple(sorted(tracking, key=lambda base: base.priority)),
-            programs=self._place == "bpf",
+            programs=self._ours is None,
             asleep=asleep,
         )
 
-    def _own(self, path: str, chain: ChainInfo) -> str | None:
-        """Return which chain is ours of those that this one leads to; None for none."""
-        ip = _IP[self._family]
-        if self._place == "iptables-nft" and (path, chain.name) == (f"{ip} nat", POSTROUTING):
-            return self._own_chain
-        if self._place == "nftables" and path == f"{ip} {self._own_table}":
-            return chain.name if chain.name == nftables.POSTROUTING else None
-        return None
+    def _own(self, path: str, base: str) -> str | None:
+        """Return which chain is ours of those that a base chain leads to; None for none."""
+        ours = self._ours
+        return ours.own if ours is not None and (ours.table, ours.chain) == (path, base) else None
+
+    @staticmethod
+    def _exempts(chain: ChainInfo) -> bool:
+        """Whether a chain may keep packets from being tracked."""
+        at_prerouting = chain.type != "nat" and chain.hook == nft.NF_INET_PRE_ROUTING
+        return at_prerouting and chain.priority <= _TRACKED_AT
 
     # -- nf_tables --------------------------------------------------------------------------
 
     def _base(
         self, protocol: Family | int, path: str, chain: ChainInfo, own: str | None
     ) -> BaseChain:
-        name = chain.name
         _, _, table = path.partition(" ")
-        place = "" if own is not None else f" of table {path}"
-        unsure = chain.priority == _TRACKED_AT
         chains: dict[str, Chain] = {}
         sets: dict[str, Held] = {}
-        waiting = [] if own == name else [name]
-        while waiting:
-            at = waiting.pop()
-            if at in chains or at == own:
-                continue
-            chains[at], asked = self._chain(protocol, table, at, sets)
-            waiting += asked.chains
-        known = {key: held for key, held in sets.items() if isinstance(held, AddressSet)}
+        waiting = {chain.name}
+        while waiting := {name for name in waiting if name != own and name not in chains}:
+            name = waiting.pop()
+            chains[name], following = self._chain(protocol, table, name, sets)
+            waiting |= following
+        known = {name: held for name, held in sets.items() if isinstance(held, AddressSet)}
+        suffix = "" if own is not None else f" of table {path}"
+        unsure = chain.priority == _TRACKED_AT
         found = Table(self._family, chains, known)
-        return BaseChain(found, name, chain.priority, place, own, unsure)
+        return BaseChain(found, chain.name, chain.priority, suffix, own, unsure)
 
     def _chain(
         self, protocol: Family | int, table: str, name: str, sets: dict[str, Held]
-    ) -> tuple[Chain, References]:
+    ) -> tuple[Chain, set[str]]:
+        """Return a chain and those that its rules lead to; add the sets that they ask."""
         listed = list_chain(protocol, table, name)
         self._rules_left -= len(listed)
         if self._rules_left < 0:
             words = f"({len(listed)} rules, too many to read)"
-            return Chain(name, None, (Rule(words, (), readable=False),)), References()
+            return Chain(name, None, (Rule(words, (), readable=False),)), set()
         rules = [rule.expressions for rule in listed]
-        asked = references(rules)
-        for wanted in asked.sets - sets.keys():
+        following, asked = _references(rules)
+        for wanted in asked - sets.keys():
             held = self._set(protocol, table, wanted)
             if held is not None:
                 sets[wanted] = held
         found = [told(rule, self._family, sets, _device) for rule in rules]
         if isinstance(protocol, Family) and table in _OF_IPTABLES:
             found = list(map(as_iptables, found))
-        return Chain(name, None, tuple(found)), asked
+        return Chain(name, None, tuple(found)), following
 
     def _set(self, protocol: Family | int, table: str, name: str) -> Held | None:
         """Return what a set holds; None where it is not of addresses or devices, or too large."""
         family, info = self._family, set_info(protocol, table, name)
         if info is None or (info.size or 0) > _MOST_ELEMENTS:
             return None
-        if info.flags & _MAP and info.key[0] != _DEVICE_TYPE:
+        (key, length), flags = info.form.key, info.form.flags
+        if key == nft.TYPE_IFNAME and not flags & nft.NFT_SET_INTERVAL:
+            return tuple(sorted(text(device) for device in list_keys(protocol, table, name)))
+        if flags & nft.NFT_SET_MAP or (key, length) != (_ADDRESS_TYPE[family], family.bits // 8):
             return None
-        data = b""
-        if info.key[0] in (_ADDRESS_TYPE[family], _DEVICE_TYPE):
-            data = list_elements(protocol, table, name)
-        if info.key == (_DEVICE_TYPE, 16) and not info.flags & _INTERVAL:
-            keys = (found.key.rstrip(b"\0") for found in elements_of(data))
-            return tuple(sorted(key.decode(errors="surrogateescape") for key in keys))
-        if info.key != (_ADDRESS_TYPE[family], family.bits // 8):
-            return None
-        if info.flags & _INTERVAL:
-            spans: Iterator[tuple[int, int]] = zip(*intervals_of(family, data), strict=True)
+        if flags & nft.NFT_SET_INTERVAL:
+            firsts, lasts, _ = list_intervals(family, table, name, protocol)
         else:
-            keys = (found.key for found in elements_of(data))
-            spans = ((n, n) for n in sorted(int.from_bytes(key, "big") for key in keys))
-        prefixes = (p for first, last in spans for p in prefixes_of_range(family, first, last))
+            keys = list_keys(protocol, table, name)
+            firsts = lasts = sorted(int.from_bytes(address, "big") for address in keys)
+        prefixes = (
+            prefix
+            for first, last in zip(firsts, lasts, strict=True)
+            for prefix in prefixes_of_range(family, first, last)
+        )
         return AddressSet(name, family, [element(p.first, p.length) for p in prefixes])
 
     # -- ip_tables --------------------------------------------------------------------------
@@ -208,9 +193,21 @@ class _Reader:
         except AgentError as error:
             rule = Rule(f"(it cannot be read: {error})", (), readable=False)
             found = Table(family, {chain: Chain(chain, None, (rule,))})
-        ours = self._place == "iptables-legacy" and table == "nat"
-        place = "" if ours else f" of iptables-legacy's {table}"
-        yield BaseChain(found, chain, priority, place, self._own_chain if ours else None)
+        own = self._own(f"{LEGACY} {table}", chain)
+        suffix = "" if own is not None else f" of {LEGACY}'s {table}"
+        yield BaseChain(found, chain, priority, suffix, own)
+
+
+def _references(rules: Iterable[Sequence[Expression]]) -> tuple[set[str], set[str]]:
+    """Return the chains that rules jump or go to, and the sets that they look things up in."""
+    chains, sets = set(), set()
+    for expression in (expression for rule in rules for expression in rule):
+        match expression:
+            case SetLookup(set=name):
+                sets.add(name)
+            case Immediate(data=NftVerdict(chain=str(name))):
+                chains.add(name)
+    return chains, sets
 
 
 def _device(number: int) -> str:

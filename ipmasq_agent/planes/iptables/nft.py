@@ -17,9 +17,16 @@ from typing import NamedTuple
 
 from ipmasq_agent.errors import CommandFailed, KernelReadError
 from ipmasq_agent.host.commands import run
-from ipmasq_agent.netlink.nf import ListedRule, generation, list_chain
+from ipmasq_agent.netlink.nf import generation
 from ipmasq_agent.netlink.nft_batch import delete_rules
-from ipmasq_agent.netlink.nft_objects import ChainInfo, chain_info, table_info
+from ipmasq_agent.netlink.nft_numbers import NFT_FAMILY
+from ipmasq_agent.netlink.nft_objects import (
+    ChainInfo,
+    ListedRule,
+    chain_info,
+    list_chain,
+    table_info,
+)
 from ipmasq_agent.planes.iptables.nft_native import is_shown_in_full, told_by_expressions
 from ipmasq_agent.planes.iptables.plan import ChainPlan, NumberedJump, restore_text
 from ipmasq_agent.planes.iptables.plane import IptablesPlane, program
@@ -32,7 +39,6 @@ from ipmasq_agent.policy.addresses import Family
 _TRIES = 20  # others may rewrite a chain as often as iptables lists it
 _TABLE = "nat"
 _POLICIES = {0: "DROP", 1: "ACCEPT"}  # NF_DROP, NF_ACCEPT
-NFT_FAMILY = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 
 
 class _Read(NamedTuple):

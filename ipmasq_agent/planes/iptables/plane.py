@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 
 from ipmasq_agent.host.commands import run
+from ipmasq_agent.netlink.nft_numbers import NFT_FAMILY
 from ipmasq_agent.planes.interpretation import Interpretation
 from ipmasq_agent.planes.iptables import compile as compiling
 from ipmasq_agent.planes.iptables import plan as planning
@@ -18,7 +19,8 @@ from ipmasq_agent.planes.iptables.set_kernel import Sets
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.plane import Plane
 from ipmasq_agent.planes.prefixset import AddressSet
-from ipmasq_agent.planes.rules.table import Table
+from ipmasq_agent.planes.rules.neighbours import LEGACY, OurBase
+from ipmasq_agent.planes.rules.table import POSTROUTING, Table
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import MANY_RULES, Capabilities, FamilyPolicy
 
@@ -54,6 +56,11 @@ class IptablesPlane(Plane[Table, DesiredChain, ChainPlan]):
         self._sets = Sets(f"{placement.chain}{legacy}")
         # Families in which no set of ours is left, as far as we have looked.
         self._without_sets: set[Family] = set()
+
+    def our_base(self, family: Family) -> OurBase:
+        """Return POSTROUTING, whose jumps lead to our chain."""
+        of = LEGACY if self.variant == "legacy" else NFT_FAMILY[family]
+        return OurBase(f"{of} nat", POSTROUTING, self.placement.chain)
 
     def capabilities(self, family: Family) -> Capabilities:
         """Return what the installed iptables knows."""

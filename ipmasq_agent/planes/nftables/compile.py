@@ -30,19 +30,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ipmasq_agent.planes.nftables.rules import (
-    DestinationIn,
-    DeviceOutside,
     Dispatch,
     Ending,
-    Match,
+    Field,
+    InSet,
+    NftMatch,
     NftRule,
     OfProtocol,
     Share,
-    SourceOutside,
     ToThisNode,
     Translate,
 )
-from ipmasq_agent.planes.nftables.state import Hook, Kind, NftChain, NftSet, NftTable, addresses
+from ipmasq_agent.planes.nftables.state import (
+    ChainHook,
+    NftChain,
+    NftSet,
+    NftTable,
+    SetKind,
+    addresses,
+)
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import Verdict
@@ -79,19 +85,21 @@ def compile_policy(policy: FamilyPolicy, placement: Placement) -> NftTable:
     parts: dict[str, NftChain] = {}
     if len(firsts) <= PARTED_PAST:
         sets[KEEP] = addresses(family, firsts, lasts)
-        rules.append(NftRule((DestinationIn(KEEP),), Ending.RETURN))
+        rules.append(NftRule((InSet(Field.DESTINATION, KEEP),), Ending.RETURN))
     else:
         for name, keep in _parted(family, firsts, lasts, sets).items():
             sets[name] = keep
             # Past a jump, to return is to go on in the chain that jumped.
-            parts[name] = NftChain(None, (NftRule((DestinationIn(name),), Ending.ACCEPT),))
+            parts[name] = NftChain(
+                None, (NftRule((InSet(Field.DESTINATION, name),), Ending.ACCEPT),)
+            )
         rules.append(NftRule((), Dispatch(PARTS)))
     if policy.action.fixed:
         fixed = tuple(zip(*policy.action.fixed, strict=True))
         sets[FIXED] = addresses(family, *fixed)
     rules += translating(policy.action)
     priority = _BEFORE_IPTABLES if placement.jump_first else _AFTER_IPTABLES
-    hooked = NftChain(Hook(POSTROUTING, priority), tuple(rules))
+    hooked = NftChain(ChainHook(POSTROUTING, priority), tuple(rules))
     return NftTable(family, table_name(placement), {POSTROUTING: hooked, **parts}, sets)
 
 
@@ -111,10 +119,10 @@ def _guarding(guards: Guards, family: Family, sets: dict[str, NftSet]) -> Iterat
     if guards.sources is not None:
         sources = guards.sources
         sets[SOURCES] = addresses(family, [s.first for s in sources], [s.last for s in sources])
-        yield NftRule((SourceOutside(SOURCES),), Ending.RETURN)
+        yield NftRule((InSet(Field.SOURCE, SOURCES),), Ending.RETURN)
     if guards.devices is not None:
-        sets[DEVICES] = NftSet(Kind.DEVICES, names=tuple(sorted(guards.devices)))
-        yield NftRule((DeviceOutside(DEVICES),), Ending.RETURN)
+        sets[DEVICES] = NftSet(SetKind.DEVICES, names=tuple(sorted(guards.devices)))
+        yield NftRule((InSet(Field.DEVICE, DEVICES),), Ending.RETURN)
 
 
 def _parted(
@@ -145,7 +153,7 @@ def translating(action: Action) -> Iterator[NftRule]:
         for protocol in PORT_PROTOCOLS if action.ports else ():
             for position, ports in enumerate(action.ports):
                 left = sum(later.size for later in action.ports[position:])
-                matches: tuple[Match, ...] = (OfProtocol(protocol),)
+                matches: tuple[NftMatch, ...] = (OfProtocol(protocol),)
                 if left > ports.size:
                     matches += (Share(ports.size, left),)
                 yield NftRule(matches, Translate(fixed, ports, action.random_fully))

@@ -12,19 +12,18 @@ from dataclasses import dataclass, replace
 from ipmasq_agent.planes.interpretation import Decider, Interpretation, RuleException
 from ipmasq_agent.planes.nftables.compile import DEVICES, FIXED, POSTROUTING, SOURCES, translating
 from ipmasq_agent.planes.nftables.rules import (
-    DestinationIn,
-    DeviceOutside,
     Dispatch,
     Ending,
-    Match,
+    Field,
+    InSet,
+    NftMatch,
     NftRule,
     OfProtocol,
-    SourceOutside,
     ToThisNode,
     Translate,
     Unreadable,
 )
-from ipmasq_agent.planes.nftables.state import Kind, NftSet, NftTable
+from ipmasq_agent.planes.nftables.state import NftSet, NftTable, SetKind
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range, range_text
 from ipmasq_agent.policy.columns import Chained, Mapped
 from ipmasq_agent.policy.decisions import DecisionMap, Entries, Stated, Verdict
@@ -39,7 +38,7 @@ from ipmasq_agent.policy.model import (
 )
 from ipmasq_agent.policy.ranges import intersections
 
-_EMPTY = NftSet(Kind.ADDRESSES)
+_EMPTY = NftSet(SetKind.ADDRESSES)
 _DEEPEST = 16  # NFT_JUMP_STACK_SIZE
 # Marks of destinations about which a rule further up decides, and of the others.
 _TAKEN, _FREE = Verdict.NON_MASQUERADE, Verdict.MASQUERADE
@@ -69,7 +68,7 @@ def interpret(table: NftTable, source: int | None = None) -> Interpretation:
 
 
 def _everything(family: Family) -> NftSet:
-    return NftSet(Kind.ADDRESSES, (0,), (family.last_address,))
+    return NftSet(SetKind.ADDRESSES, (0,), (family.last_address,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +143,12 @@ class _Reading:
         concerns = self._concerns(rule)
         if concerns is False:
             return
-        named = [m.name for m in rule.matches if isinstance(m, DestinationIn)]
+        named = [
+            m.name for m in rule.matches if isinstance(m, InSet) and m.field is Field.DESTINATION
+        ]
         if isinstance(rule.action, Translate) and rule.action.fixed is not None:
             named.append(rule.action.fixed)
-        unknown = any(self._set(name).kind is Kind.UNKNOWN for name in named)
+        unknown = any(self._set(name).kind is SetKind.UNKNOWN for name in named)
         ranges = _common([within, *(self._set(name) for name in named if not unknown)])
         if isinstance(rule.action, Dispatch):
             if concerns is True and len(callers) < _DEEPEST and chain not in callers:
@@ -172,7 +173,7 @@ class _Reading:
     def _dispatch(self, action: Dispatch, within: NftSet, callers: tuple[str, ...]) -> None:
         parts = self._set(action.name)
         for first, last, value in zip(parts.firsts, parts.lasts, parts.values, strict=False):
-            part = _common([within, NftSet(Kind.ADDRESSES, (first,), (last,))])
+            part = _common([within, NftSet(SetKind.ADDRESSES, (first,), (last,))])
             self.walk(str(value), part, callers)
 
     def _concerns(self, rule: NftRule) -> bool | None:
@@ -182,12 +183,14 @@ class _Reading:
             return False
         return None if None in answers else True
 
-    def _matches(self, match: Match) -> bool | None:
+    def _matches(self, match: NftMatch) -> bool | None:
         if isinstance(match, ToThisNode):
             return False
-        if isinstance(match, DestinationIn):
+        if not isinstance(match, InSet):
+            return None
+        if match.field is Field.DESTINATION:
             return True
-        if isinstance(match, SourceOutside) and self.source is not None:
+        if match.field is Field.SOURCE and self.source is not None:
             sources = self._set(match.name)
             pairs = zip(sources.firsts, sources.lasts, strict=True)
             return not any(first <= self.source <= last for first, last in pairs)
@@ -221,7 +224,7 @@ def _common(sets: Sequence[NftSet]) -> NftSet:
                 continue
         pairs = zip(found.firsts, found.lasts, strict=True)
         overlaps = list(intersections(pairs, zip(other.firsts, other.lasts, strict=True)))
-        found = NftSet(Kind.ADDRESSES, [o[0] for o in overlaps], [o[1] for o in overlaps])
+        found = NftSet(SetKind.ADDRESSES, [o[0] for o in overlaps], [o[1] for o in overlaps])
     return found
 
 
@@ -229,7 +232,8 @@ def _guards(table: NftTable, rules: Sequence[NftRule]) -> tuple[Guards, int]:
     """Return the guards, and how many rules at the beginning of the chain express them."""
     family = table.family
     local, sources, devices = True, None, None
-    expected: list[Match] = [ToThisNode(), SourceOutside(SOURCES), DeviceOutside(DEVICES)]
+    of_sources, of_devices = InSet(Field.SOURCE, SOURCES), InSet(Field.DEVICE, DEVICES)
+    expected: list[NftMatch] = [ToThisNode(), of_sources, of_devices]
     count = 0
     for rule in rules:
         if rule.action is not Ending.RETURN or len(rule.matches) != 1:
@@ -240,13 +244,13 @@ def _guards(table: NftTable, rules: Sequence[NftRule]) -> tuple[Guards, int]:
         del expected[: expected.index(match) + 1]
         if isinstance(match, ToThisNode):
             local = False
-        elif isinstance(match, SourceOutside):
-            held = table.sets.get(match.name, _EMPTY)
+        elif match == of_sources:
+            held = table.sets.get(SOURCES, _EMPTY)
             if not held.firsts:
                 break  # no source at all: the rule is read as any other
             sources = tuple(_prefixes(family, held))
-        elif isinstance(match, DeviceOutside):
-            names = table.sets.get(match.name, _EMPTY).names
+        elif match == of_devices:
+            names = table.sets.get(DEVICES, _EMPTY).names
             if not names:
                 break
             devices = names

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from itertools import chain
 
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.planes.nftables.state import BESIDE, Kind, NftSet, NftTable
+from ipmasq_agent.planes.nftables.state import BESIDE, NftSet, NftTable, SetKind
 from ipmasq_agent.policy.ranges import intersections
 
 
 @dataclass(frozen=True, slots=True)
-class SetChange:
+class ElementChange:
     """What changes in a set that stays.
 
     Attributes:
@@ -37,7 +37,7 @@ class SetChange:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TableChange:
     """A change of one table. Packets see all of it at once, or nothing.
 
     Attributes:
@@ -61,7 +61,7 @@ class Plan:
     rewritten: tuple[str, ...] = ()
     sets_removed: tuple[str, ...] = ()
     sets_added: tuple[str, ...] = ()
-    sets_changed: tuple[SetChange, ...] = ()
+    sets_changed: tuple[ElementChange, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(
@@ -148,7 +148,7 @@ def _lines(
     yield from rules
 
 
-def plan(actual: NftTable, desired: NftTable) -> Plan:
+def plan(actual: NftTable, desired: NftTable) -> TableChange:
     """Return what must change in ``actual``, which may be nothing.
 
     Raises:
@@ -156,9 +156,9 @@ def plan(actual: NftTable, desired: NftTable) -> Plan:
     """
     _refuse_foreign(actual, desired)
     if not actual.exists or not desired.exists:
-        return Plan(actual, desired, anew=actual.exists or desired.exists)
+        return TableChange(actual, desired, anew=actual.exists or desired.exists)
     if _is_strange(actual, desired):
-        return Plan(actual, desired, anew=True)
+        return TableChange(actual, desired, anew=True)
     common = actual.chains.keys() & desired.chains.keys()
     staying = actual.sets.keys() & desired.sets.keys()
     changes = [
@@ -168,7 +168,7 @@ def plan(actual: NftTable, desired: NftTable) -> Plan:
         for change in _set_changes(name, actual.sets[name], desired.sets[name])
     ]
     replaced = {change.name for change in changes if not change.in_place}
-    return Plan(
+    return TableChange(
         actual,
         desired,
         chains_removed=tuple(name for name in actual.chains if name not in common),
@@ -192,7 +192,7 @@ def _is_strange(actual: NftTable, desired: NftTable) -> bool:
     """Whether the table holds what an edit of ours cannot put right."""
     return (
         bool(actual.foreign)
-        or any(held.kind is Kind.UNKNOWN for held in actual.sets.values())
+        or any(held.kind is SetKind.UNKNOWN for held in actual.sets.values())
         or any(
             desired.chains[name].hook != held.hook if name in desired.chains else held.hook
             for name, held in actual.chains.items()
@@ -240,12 +240,12 @@ def _alike(left: Sequence[object], right: Sequence[object]) -> tuple[int, int]:
     return head, tail
 
 
-def _set_changes(name: str, actual: NftSet, desired: NftSet) -> Iterator[SetChange]:
+def _set_changes(name: str, actual: NftSet, desired: NftSet) -> Iterator[ElementChange]:
     """Yield what changes in a set; nothing where nothing does."""
     if actual == desired:
         return
     in_place = True
-    if actual.kind is Kind.DEVICES:
+    if actual.kind is SetKind.DEVICES:
         removed = [n for n, device in enumerate(actual.names) if device not in desired.names]
         added = [n for n, device in enumerate(desired.names) if device not in actual.names]
     else:
@@ -253,7 +253,7 @@ def _set_changes(name: str, actual: NftSet, desired: NftSet) -> Iterator[SetChan
         going = ((actual.firsts[n], actual.lasts[n]) for n in removed)
         coming = ((desired.firsts[n], desired.lasts[n]) for n in added)
         in_place = next(intersections(going, coming), None) is None
-    yield SetChange(name, tuple(removed), tuple(added), in_place)
+    yield ElementChange(name, tuple(removed), tuple(added), in_place)
 
 
 def _ranges_changed(actual: NftSet, desired: NftSet) -> tuple[list[int], list[int]]:
@@ -300,13 +300,3 @@ def _equal_run(actual: NftSet, desired: NftSet, i: int, j: int) -> int:
             growing = False
         size = min(size * 2, 4096) if growing else size // 2
     return run
-
-
-def describe(table: NftTable) -> list[str]:
-    """Return all of our table, as the commands that make it."""
-    return table.lines()
-
-
-def after(actual: NftTable, desired: NftTable) -> NftTable:
-    """Return the table once ``plan(actual, desired)`` was carried out."""
-    return desired

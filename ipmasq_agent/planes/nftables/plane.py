@@ -6,38 +6,30 @@ speak netlink cost more memory than all the rest of the agent.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.netlink.nf import generation
+from ipmasq_agent.netlink.nf import generation, unquiet
 from ipmasq_agent.netlink.nft_batch import Stale
-from ipmasq_agent.netlink.nft_objects import SetInfo
+from ipmasq_agent.netlink.nft_numbers import NFT_FAMILY
 from ipmasq_agent.planes.interpretation import Interpretation
 from ipmasq_agent.planes.nftables import compile as dialect
 from ipmasq_agent.planes.nftables.interpret import interpret
-from ipmasq_agent.planes.nftables.plan import Plan, after, describe, plan
-from ipmasq_agent.planes.nftables.read import (
-    Frame,
-    filled,
-    read_frame,
-    read_set,
-    read_set_at,
-    unquiet,
-)
-from ipmasq_agent.planes.nftables.state import Kind, NftSet, NftTable
+from ipmasq_agent.planes.nftables.plan import TableChange, plan
+from ipmasq_agent.planes.nftables.read import Frame, read_frame, read_table, read_table_at
+from ipmasq_agent.planes.nftables.state import NftSet, NftTable, SetKind
 from ipmasq_agent.planes.nftables.write import Writing
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.plane import Plane
+from ipmasq_agent.planes.rules.neighbours import OurBase
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
 
 _TRIES = 5
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
+class _Held(NamedTuple):
     """What we believe that the kernel holds.
 
     Attributes:
@@ -45,15 +37,13 @@ class _Held:
         generation: of the ruleset that it was read from, or that our own commit made;
             None where others committed at the same time.
         seen: it was read from the kernel, rather than written to it.
-        handle: of the table, which tells it from another one of its name.
-        sets: what the kernel said of each set that was there already.
+        frame: of the last read; None where the table was made since.
     """
 
     table: NftTable
     generation: int | None
     seen: bool
-    handle: int = 0
-    sets: Mapping[str, SetInfo] = field(default_factory=dict)
+    frame: Frame | None
 
     def proves(self, frame: Frame, name: str) -> bool:
         """Whether the elements of a set are still those that we know.
@@ -61,16 +51,17 @@ class _Held:
         Either nobody has committed anything since, or it is the same set and has as many
         elements. That is a sign, not a proof: each resync reads in full.
         """
-        info = frame.sets[name]
-        known, before = self.table.sets.get(name), self.sets.get(name)
+        info, known = frame.sets[name], self.table.sets.get(name)
         if known is None or known.kind is not frame.table.sets[name].kind:
             return False
         if info.size is not None and info.size != _count(known, self.table.family):
             return False
         if frame.generation == self.generation:
             return True
-        same = frame.handle == self.handle and before is not None and before.handle == info.handle
-        return info.size is not None and same
+        if info.size is None or self.frame is None or self.frame.handle != frame.handle:
+            return False
+        before = self.frame.sets.get(name)
+        return before is not None and before.handle == info.handle
 
 
 def _count(held: NftSet, family: Family) -> int:
@@ -80,13 +71,13 @@ def _count(held: NftSet, family: Family) -> int:
     (net/netfilter/nft_set_rbtree.c, nft_rbtree_usize); the one that reaches the last
     address is one.
     """
-    if held.kind is Kind.DEVICES:
+    if held.kind is SetKind.DEVICES:
         return len(held)
     opened = bool(held.lasts) and held.lasts[-1] == family.last_address
     return (2 * len(held) - opened) // 2
 
 
-class NftablesPlane(Plane[NftTable, NftTable, Plan]):
+class NftablesPlane(Plane[NftTable, NftTable, TableChange]):
     """Our own table of nf_tables, ``ip ip-masq`` and ``ip6 ip-masq``."""
 
     name = place = "nftables"
@@ -100,6 +91,11 @@ class NftablesPlane(Plane[NftTable, NftTable, Plan]):
         """Return what every kernel that has nat in nf_tables can do."""
         return Capabilities()
 
+    def our_base(self, family: Family) -> OurBase:
+        """Return the one chain of our table that packets enter."""
+        own = dialect.POSTROUTING
+        return OurBase(f"{NFT_FAMILY[family]} {dialect.table_name(self.placement)}", own, own)
+
     def compile(self, policy: FamilyPolicy) -> NftTable:
         """Return the table for ``policy``."""
         return dialect.compile_policy(policy, self.placement)
@@ -108,17 +104,17 @@ class NftablesPlane(Plane[NftTable, NftTable, Plan]):
         """Return the state without our table."""
         return dialect.absent(family, self.placement)
 
-    def plan(self, actual: NftTable, desired: NftTable) -> Plan:
+    def plan(self, actual: NftTable, desired: NftTable) -> TableChange:
         """Return the edits from one to the other."""
         return plan(actual, desired)
 
     def after(self, actual: NftTable, desired: NftTable) -> NftTable:
         """Return the table once the edits were made."""
-        return after(actual, desired)
+        return desired
 
     def describe(self, state: NftTable) -> list[str]:
         """Return the table as nft commands that make it."""
-        return describe(state)
+        return state.lines()
 
     def interpret(self, state: NftTable, source: int | None = None) -> Interpretation:
         """Return what the table decides."""
@@ -149,22 +145,14 @@ class NftablesPlane(Plane[NftTable, NftTable, Plan]):
             known = self._known(family, frame) if trusted else {}
             held = self._held.get(family)
             seen = not known or (held is not None and held.seen)
-
-            def fill(
-                own: str, info: SetInfo, kind: Kind, known: Mapping[str, NftSet] = known
-            ) -> NftSet:
-                return known[own] if own in known else read_set(family, name, info, kind)
-
-            table = filled(frame, fill)
+            table = read_table(frame, known)
             # Others may have committed while the elements were read. What counts is that
             # our table stayed the same.
-            if generation() == frame.generation:
-                self._held[family] = _Held(table, frame.generation, seen, frame.handle, frame.sets)
+            alone = generation() == frame.generation
+            if alone or read_frame(family, name).same(frame):
+                self._held[family] = _Held(table, frame.generation if alone else None, seen, frame)
                 return table
-            if read_frame(family, name).same(frame):
-                self._held[family] = _Held(table, None, seen, frame.handle, frame.sets)
-                return table
-        raise unquiet(family)
+        raise unquiet(family, _TRIES)
 
     def _known(self, family: Family, frame: Frame) -> dict[str, NftSet]:
         """Return the sets of which we know the elements already."""
@@ -190,27 +178,9 @@ class NftablesPlane(Plane[NftTable, NftTable, Plan]):
 
     def read_at(self, family: Family, destination: int) -> NftTable:
         """Return the table with no more elements than say what becomes of one destination."""
-        name = dialect.table_name(self.placement)
-        frame = read_frame(family, name)
+        return read_table_at(read_frame(family, dialect.table_name(self.placement)), destination)
 
-        elsewhere = frozenset[str]()
-
-        def fill(own: str, info: SetInfo, kind: Kind) -> NftSet:
-            if own == dialect.SOURCES:
-                return read_set(family, name, info, kind)
-            if own in elsewhere:
-                return NftSet(kind)
-            return read_set_at(family, name, info, kind, destination)
-
-        if dialect.PARTS in frame.sets:
-            info, kind = frame.sets[dialect.PARTS], frame.table.sets[dialect.PARTS].kind
-            parts = fill(dialect.PARTS, info, kind)
-            position = bisect_right(parts.firsts, destination) - 1
-            here = parts.values[position] if parts.values and position >= 0 else None
-            elsewhere = frozenset(str(value) for value in parts.values) - {here}
-        return filled(frame, fill)
-
-    def apply(self, family: Family, change: Plan) -> None:
+    def apply(self, family: Family, change: TableChange) -> None:
         """Carry out ``change``, planned anew where the kernel held something else.
 
         What no packet can meet yet is written first. The transaction that makes it count is
@@ -234,20 +204,10 @@ class NftablesPlane(Plane[NftTable, NftTable, Plan]):
                     raise
                 change = self.plan(self.read(family), change.desired)
                 continue
-            self._wrote(family, change, before, len(commits), writing.held_as)
+            # Whether nobody else wrote in between.
+            now, known = generation(), self._held.get(family)
+            number = now if (now - before) % (1 << 32) == len(commits) else None
+            frame = None if known is None or change.anew else known.frame
+            table = replace(change.desired, held_as=writing.held_as)
+            self._held[family] = _Held(table, number, seen=False, frame=frame)
             return
-
-    def _wrote(
-        self, family: Family, change: Plan, before: int, commits: int, names: Mapping[str, str]
-    ) -> None:
-        """Remember what was written, and whether nobody else wrote in between."""
-        now = generation()
-        known = self._held.get(family)
-        number = now if (now - before) % (1 << 32) == commits else None
-        table = replace(change.desired, held_as=names)
-        if known is None or change.anew:
-            self._held[family] = _Held(table, number, seen=False)
-        else:
-            self._held[family] = _Held(
-                table, number, seen=False, handle=known.handle, sets=known.sets
-            )

@@ -1,4 +1,4 @@
-"""Our nftables table as the kernel lists it, made into the dialect's value.
+"""Our nftables table as the kernel lists it, made into the value that it is to us.
 
 Its frame (chains, rules, which sets there are) is small and read each time. The elements
 of a set may be very many; whoever knows them already says so, and spares their reading.
@@ -6,51 +6,35 @@ of a set may be very many; whoever knows them already says so, and spares their 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
-from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.netlink.core import attributes, text
-from ipmasq_agent.netlink.nf import generation, list_rules
-from ipmasq_agent.netlink.nft_elements import Element, elements_of, intervals_of, paired
 from ipmasq_agent.netlink.nft_objects import (
     ChainInfo,
     SetInfo,
-    chain_info,
-    chain_infos,
     interval_at,
-    list_elements,
-    set_infos,
-    table_info,
+    list_intervals,
+    list_keys,
+    table_contents,
 )
-from ipmasq_agent.planes.nftables.compile import POSTROUTING
+from ipmasq_agent.planes.nftables.compile import PARTS, POSTROUTING, SOURCES
 from ipmasq_agent.planes.nftables.rules import NftRule
 from ipmasq_agent.planes.nftables.state import (
     BESIDE,
     COMMENT,
-    Hook,
-    Kind,
+    ChainHook,
     NftChain,
     NftSet,
     NftTable,
-    addresses,
+    SetKind,
 )
-from ipmasq_agent.planes.nftables.wire import rule_of, verdict_of
-from ipmasq_agent.planes.nftables.write import (
-    ADDRESS_TYPE,
-    DEVICE_LENGTH,
-    DEVICE_TYPE,
-    INTERVAL,
-    MAP,
-    VERDICT_TYPE,
-)
+from ipmasq_agent.planes.nftables.wire import devices_of, kind_of_set, rule_of, set_of
 from ipmasq_agent.policy.addresses import Family
 
-_TRIES = 10
 _HOOKS = ("prerouting", "input", "forward", "output", POSTROUTING)  # enum nf_inet_hooks
 _POLICIES = {0: "drop", 1: "accept"}
-
-Reader = Callable[[str, SetInfo, Kind], NftSet]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,61 +64,31 @@ def read_frame(family: Family, name: str) -> Frame:
     Raises:
         KernelReadError: the kernel refuses, or the ruleset never stands still.
     """
-    for _ in range(_TRIES):
-        before = generation()
-        frame = _read_frame(family, name, before)
-        if generation() == before:
-            return frame
-    raise unquiet(family)
-
-
-def unquiet(family: Family) -> KernelReadError:
-    """Return the error of a ruleset that changes all the time."""
-    return KernelReadError(
-        f"the nf_tables rules of {family.value} changed {_TRIES} times while they were read",
-        remedy="find out which program rewrites them without pause",
-    )
-
-
-def _read_frame(family: Family, name: str, now: int) -> Frame:
-    table = table_info(family, name)
-    if table is None:
-        return Frame(now, NftTable(family, name, exists=False), 0, {})
-    rules = list_rules(family, name)
-    hooked = chain_info(family, name, POSTROUTING)
-    chains = {POSTROUTING: _hook(hooked)} if hooked else {}
-    chains |= dict.fromkeys(chain for chain in rules if chain != POSTROUTING)
-    sets = {info.name: info for info in set_infos(family, name)}
-    foreign: tuple[str, ...] = ()
-    if table.use != len(chains) + len(sets):
-        # A chain without rules, or things that we never make.
-        chains = {chain.name: _hook(chain) for chain in chain_infos(family, name)}
-        others = table.use - len(chains) - len(sets)
-        foreign = (f"{others} objects or flow tables",) if others > 0 else ()
-    if table.dormant:
+    found = table_contents(family, name, base=POSTROUTING)
+    if found.table is None:
+        return Frame(found.generation, NftTable(family, name, exists=False), 0, {})
+    foreign: tuple[str, ...] = (f"{found.others} objects or flow tables",) if found.others else ()
+    if found.table.dormant:
         foreign += ("the flag dormant",)
     told = {
-        chain: tuple(rule_of(rule, family) for rule in rules.get(chain, ())) for chain in chains
+        chain: [rule_of(rule, family) for rule in found.rules.get(chain, ())]
+        for chain in found.chains
     }
-    names = _own_names(sets, told.values())
-    sets = {names.get(raw, raw): info for raw, info in sets.items()}
-    return Frame(
-        now,
-        NftTable(
-            family,
-            name,
-            {
-                chain: NftChain(hook, tuple(rule.renamed(names) for rule in told[chain]))
-                for chain, hook in chains.items()
-            },
-            {own: NftSet(_kind(info, family)) for own, info in sets.items()},
-            marked=table.comment == COMMENT,
-            foreign=foreign,
-            held_as={own: raw for raw, own in names.items()},
-        ),
-        table.handle,
-        sets,
+    names = _own_names((info.name for info in found.sets), told.values())
+    sets = {names.get(info.name, info.name): info for info in found.sets}
+    table = NftTable(
+        family,
+        name,
+        {
+            chain: NftChain(_hook(info), tuple(rule.renamed(names) for rule in told[chain]))
+            for chain, info in found.chains.items()
+        },
+        {own: NftSet(kind_of_set(info.form, family)) for own, info in sets.items()},
+        marked=found.table.comment == COMMENT,
+        foreign=foreign,
+        held_as={own: raw for raw, own in names.items()},
     )
+    return Frame(found.generation, table, found.table.handle, sets)
 
 
 def _own_names(sets: Iterable[str], chains: Iterable[Sequence[NftRule]]) -> dict[str, str]:
@@ -152,72 +106,69 @@ def _own_names(sets: Iterable[str], chains: Iterable[Sequence[NftRule]]) -> dict
     return names
 
 
-def _hook(chain: ChainInfo) -> Hook | None:
-    if chain.hook is None:
+def _hook(chain: ChainInfo | None) -> ChainHook | None:
+    if chain is None or chain.hook is None:
         return None
     policy = _POLICIES.get(chain.policy, str(chain.policy))
-    return Hook(_HOOKS[chain.hook], chain.priority, chain.type, policy)
+    return ChainHook(_HOOKS[chain.hook], chain.priority, chain.type, policy)
 
 
-def _kind(info: SetInfo, family: Family) -> Kind:
-    address = (ADDRESS_TYPE[family], family.bits // 8)
-    known = {
-        (INTERVAL, address, 0): Kind.ADDRESSES,
-        (INTERVAL | MAP, address, ADDRESS_TYPE[family]): Kind.TRANSLATIONS,
-        (INTERVAL | MAP, address, VERDICT_TYPE): Kind.PARTS,
-        (0, (DEVICE_TYPE, DEVICE_LENGTH), 0): Kind.DEVICES,
-    }
-    return known.get((info.flags, info.key, info.data), Kind.UNKNOWN)
-
-
-def filled(frame: Frame, read: Reader) -> NftTable:
-    """Return the table of a frame with its sets filled by ``read``."""
-    table = frame.table
-    sets = {name: read(name, frame.sets[name], held.kind) for name, held in table.sets.items()}
-    return replace(table, sets=sets)
-
-
-def read_set(family: Family, table: str, info: SetInfo, kind: Kind) -> NftSet:
-    """Return a set with all of its elements.
+def read_table(frame: Frame, known: Mapping[str, NftSet] = MappingProxyType({})) -> NftTable:
+    """Return the table of a frame with all elements; of sets that are known without a question.
 
     Raises:
         KernelReadError: the kernel refuses, or the ruleset never stands still.
     """
-    if kind is Kind.UNKNOWN:
-        return NftSet(kind)
-    data = list_elements(family, table, info.name)
-    if kind is Kind.ADDRESSES:
-        return addresses(family, *intervals_of(family, data))
-    if kind is Kind.DEVICES:
-        keys = sorted(element.key.rstrip(b"\0") for element in elements_of(data))
-        return NftSet(kind, names=tuple(text(key) for key in keys))
-    return _map(family, kind, elements_of(data))
+    table = frame.table
+    sets = {
+        name: known[name]
+        if name in known
+        else read_set(table.family, table.name, frame.sets[name], held.kind)
+        for name, held in table.sets.items()
+    }
+    return replace(table, sets=sets)
 
 
-def read_set_at(family: Family, table: str, info: SetInfo, kind: Kind, address: int) -> NftSet:
-    """Return a set of addresses with no more than what it says about one.
+def read_table_at(frame: Frame, destination: int) -> NftTable:
+    """Return the table of a frame with no more elements than decide about one destination.
 
     Raises:
-        KernelReadError: as ``read_set``.
+        KernelReadError: as ``read_table``.
     """
-    if kind not in (Kind.ADDRESSES, Kind.TRANSLATIONS):
-        return read_set(family, table, info, kind)
-    found = interval_at(family, table, info.name, address)
-    if kind is Kind.TRANSLATIONS:
-        return _map(family, kind, found)
-    intervals = paired(family, found)
-    return addresses(family, [i[0] for i in intervals], [i[1] for i in intervals])
+    table = frame.table
+    parts = frame.sets.get(PARTS)
+    elsewhere = frozenset[int | str]()
+    if parts is not None:
+        whole = read_set(table.family, table.name, parts, table.sets[PARTS].kind)
+        position = bisect_right(whole.firsts, destination) - 1
+        elsewhere = frozenset(whole.values) - {*whole.values[position : position + 1]}
+    sets = {
+        name: NftSet(held.kind)
+        if name in elsewhere
+        else read_set(
+            table.family,
+            table.name,
+            frame.sets[name],
+            held.kind,
+            None if name == SOURCES else destination,
+        )
+        for name, held in table.sets.items()
+    }
+    return replace(table, sets=sets)
 
 
-def _map(family: Family, kind: Kind, elements: Iterable[Element]) -> NftSet:
-    intervals = paired(family, elements)
-    values = tuple(_value(kind, data) for _, _, data in intervals)
-    firsts, lasts = [i[0] for i in intervals], [i[1] for i in intervals]
-    return replace(addresses(family, firsts, lasts), kind=kind, values=values)
+def read_set(
+    family: Family, table: str, info: SetInfo, kind: SetKind, address: int | None = None
+) -> NftSet:
+    """Return a set with all of its elements, or with no more than what it says of an address.
 
-
-def _value(kind: Kind, data: bytes) -> int | str:
-    if kind is Kind.PARTS:
-        code, chain = verdict_of(data)
-        return chain or f"verdict {code}"
-    return int.from_bytes(dict(attributes(data)).get(1, b""), "big")
+    Raises:
+        KernelReadError: the kernel refuses, or the ruleset never stands still.
+    """
+    if kind is SetKind.UNKNOWN:
+        return NftSet(kind)
+    if kind is SetKind.DEVICES:
+        return devices_of(list_keys(family, table, info.name))
+    if address is None or kind is SetKind.PARTS:
+        return set_of(kind, family, list_intervals(family, table, info.name))
+    return set_of(kind, family, interval_at(family, table, info.name, address))

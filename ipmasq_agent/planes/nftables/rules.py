@@ -10,52 +10,33 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from ipmasq_agent.netlink.nft_numbers import NFT_FAMILY
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import PortRange
 
-NFT_FAMILY = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+
+class Field(enum.Enum):
+    """What of a packet is looked up in a set, as nft writes it; {} is ip or ip6.
+
+    A rule of ours asks for a destination in the set, and for sources and devices outside.
+    """
+
+    SOURCE = "{} saddr !="
+    DESTINATION = "{} daddr"
+    DEVICE = "oifname !="
 
 
 @dataclass(frozen=True, slots=True)
 class ToThisNode:
     """The destination is an address of the node itself."""
 
-    def text(self, family: Family) -> str:
-        """Return it as nft prints it."""
-        return "fib daddr type local"
-
 
 @dataclass(frozen=True, slots=True)
-class SourceOutside:
-    """The source address is not in a set."""
+class InSet:
+    """A field of the packet is in a set, or outside of it where so asked."""
 
+    field: Field
     name: str
-
-    def text(self, family: Family) -> str:
-        """Return it as nft prints it."""
-        return f"{NFT_FAMILY[family]} saddr != @{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceOutside:
-    """The packet leaves through a device that is not in a set."""
-
-    name: str
-
-    def text(self, family: Family) -> str:
-        """Return it as nft prints it."""
-        return f"oifname != @{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class DestinationIn:
-    """The destination address is in a set."""
-
-    name: str
-
-    def text(self, family: Family) -> str:
-        """Return it as nft prints it."""
-        return f"{NFT_FAMILY[family]} daddr @{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +44,6 @@ class OfProtocol:
     """The packet is of this protocol: tcp, udp or sctp."""
 
     protocol: str
-
-    def text(self, family: Family) -> str:
-        """Return it as nft prints it."""
-        return f"meta l4proto {self.protocol}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +53,8 @@ class Share:
     size: int
     of: int
 
-    def text(self, family: Family) -> str:
-        """Return it as nft prints it."""
-        return f"numgen random mod {self.of} < {self.size}"
 
-
-_ASKING = (SourceOutside, DeviceOutside, DestinationIn)
-Match = ToThisNode | SourceOutside | DeviceOutside | DestinationIn | OfProtocol | Share
+NftMatch = ToThisNode | InSet | OfProtocol | Share
 
 
 class Ending(enum.Enum):
@@ -91,20 +63,12 @@ class Ending(enum.Enum):
     RETURN = "return"
     ACCEPT = "accept"
 
-    def text(self, family: Family) -> str:
-        """Return it as nft prints it."""
-        return self.value
-
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
     """Go where a map of destinations says: to the chain of its part of the addresses."""
 
     name: str
-
-    def text(self, family: Family) -> str:
-        """Return it as nft prints it."""
-        return f"{NFT_FAMILY[family]} daddr vmap @{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,43 +86,32 @@ class Translate:
     ports: PortRange | None
     random_fully: bool
 
-    def text(self, family: Family) -> str:
-        """Return it as nft prints it."""
-        ports = "" if self.ports is None else f":{_shown(self.ports)}"
-        if self.fixed is not None:
-            words = f"snat to {NFT_FAMILY[family]} daddr map @{self.fixed}{ports}"
-        else:
-            words = f"masquerade to {ports}" if ports else "masquerade"
-        return f"{words} fully-random" if self.random_fully else words
-
-
-def _shown(ports: PortRange) -> str:
-    return str(ports) if ports.size > 1 else str(ports.first)
-
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """What a rule of an unknown form does, by the kinds of its expressions."""
+    """What a rule of an unknown form does, by the kinds of its expressions.
+
+    These tell it from another one, and nobody looks into them.
+    """
 
     kinds: tuple[str, ...]
-    data: bytes = b""
+    expressions: tuple[object, ...] = ()
 
-    def text(self, family: Family) -> str:
-        """Return what can be said about it."""
-        return f"(not understood: {', '.join(self.kinds)})"
+
+NftAction = Ending | Dispatch | Translate | Unreadable
 
 
 @dataclass(frozen=True, slots=True)
 class NftRule:
     """One rule: what a packet must be like, and what becomes of it."""
 
-    matches: tuple[Match, ...]
-    action: Ending | Dispatch | Translate | Unreadable
+    matches: tuple[NftMatch, ...]
+    action: NftAction
 
     @property
     def sets(self) -> set[str]:
         """The names of the sets and maps that it asks."""
-        asked = {match.name for match in self.matches if isinstance(match, _ASKING)}
+        asked = {match.name for match in self.matches if isinstance(match, InSet)}
         if isinstance(self.action, Dispatch):
             asked.add(self.action.name)
         elif isinstance(self.action, Translate) and self.action.fixed is not None:
@@ -169,7 +122,7 @@ class NftRule:
         """Return the rule with other names for the sets that it asks."""
         matches = tuple(
             replace(match, name=names.get(match.name, match.name))
-            if isinstance(match, _ASKING)
+            if isinstance(match, InSet)
             else match
             for match in self.matches
         )
@@ -182,4 +135,32 @@ class NftRule:
 
     def text(self, family: Family) -> str:
         """Return what follows ``add rule ip ip-masq CHAIN``."""
-        return " ".join(part.text(family) for part in (*self.matches, self.action))
+        return " ".join(_text(part, NFT_FAMILY[family]) for part in (*self.matches, self.action))
+
+
+def _text(part: NftMatch | NftAction, ip: str) -> str:
+    """Return a part of a rule as nft prints it."""
+    match part:
+        case ToThisNode():
+            return "fib daddr type local"
+        case InSet(field, name):
+            return f"{field.value.format(ip)} @{name}"
+        case OfProtocol(protocol):
+            return f"meta l4proto {protocol}"
+        case Share(size, of):
+            return f"numgen random mod {of} < {size}"
+        case Ending():
+            return part.value
+        case Dispatch(name):
+            return f"{ip} daddr vmap @{name}"
+        case Unreadable(kinds):
+            return f"(not understood: {', '.join(kinds)})"
+    ports = "" if part.ports is None else f":{_ports(part.ports)}"
+    words = f"masquerade to {ports}" if ports else "masquerade"
+    if part.fixed is not None:
+        words = f"snat to {ip} daddr map @{part.fixed}{ports}"
+    return f"{words} fully-random" if part.random_fully else words
+
+
+def _ports(ports: PortRange) -> str:
+    return str(ports) if ports.size > 1 else str(ports.first)

@@ -9,7 +9,8 @@ import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ipmasq_agent.planes.nftables.rules import NFT_FAMILY, NftRule
+from ipmasq_agent.netlink.nft_numbers import NFT_FAMILY
+from ipmasq_agent.planes.nftables.rules import NftRule
 from ipmasq_agent.policy.addresses import Family, range_text
 from ipmasq_agent.policy.columns import column
 
@@ -19,7 +20,7 @@ BESIDE = "-2"
 """What ends the name of a set that took the place of another one, every other time."""
 
 
-class Kind(enum.Enum):
+class SetKind(enum.Enum):
     """What a set holds; a map gives something for each of it."""
 
     ADDRESSES = enum.auto()
@@ -44,7 +45,7 @@ class NftSet:
         names: of a set of devices, their names, sorted.
     """
 
-    kind: Kind
+    kind: SetKind
     firsts: Sequence[int] = ()
     lasts: Sequence[int] = ()
     values: tuple[int | str, ...] = ()
@@ -55,7 +56,7 @@ class NftSet:
 
     def lines(self, family: Family, positions: Sequence[int] | None = None) -> Iterator[str]:
         """Yield the text of its elements, or of those at ``positions``."""
-        if self.kind is Kind.DEVICES:
+        if self.kind is SetKind.DEVICES:
             for position in range(len(self.names)) if positions is None else positions:
                 yield f'"{self.names[position]}"'
             return
@@ -71,14 +72,14 @@ def addresses(
     family: Family, firsts: Sequence[int], lasts: Sequence[int], values: Sequence[int | str] = ()
 ) -> NftSet:
     """Return a set of ranges, or a map of them, in the smallest form."""
-    kind = Kind.ADDRESSES
+    kind = SetKind.ADDRESSES
     if values:
-        kind = Kind.PARTS if isinstance(values[0], str) else Kind.TRANSLATIONS
+        kind = SetKind.PARTS if isinstance(values[0], str) else SetKind.TRANSLATIONS
     return NftSet(kind, column(family, firsts), column(family, lasts), tuple(values))
 
 
 @dataclass(frozen=True, slots=True)
-class Hook:
+class ChainHook:
     """Where packets enter a chain; ``priority`` orders those of one hook, lowest first."""
 
     name: str
@@ -94,7 +95,7 @@ class Hook:
 class NftChain:
     """A chain: its hook (None where only rules lead to it) and its rules in order."""
 
-    hook: Hook | None
+    hook: ChainHook | None
     rules: tuple[NftRule, ...]
 
 
@@ -144,13 +145,13 @@ class NftTable:
     def set_line(self, name: str) -> str:
         """Return the command that makes a set or a map."""
         kind, key = self.sets[name].kind, f"{_ADDRESS[self.family]}_addr"
-        if kind is Kind.DEVICES:
+        if kind is SetKind.DEVICES:
             return f"add set {self.path} {name} {{ type ifname; }}"
-        if kind is Kind.UNKNOWN:
+        if kind is SetKind.UNKNOWN:
             return f"add set {self.path} {name} (of another type than ours)"
-        if kind is Kind.ADDRESSES:
+        if kind is SetKind.ADDRESSES:
             return f"add set {self.path} {name} {{ type {key}; flags interval; }}"
-        value = "verdict" if kind is Kind.PARTS else key
+        value = "verdict" if kind is SetKind.PARTS else key
         return f"add map {self.path} {name} {{ type {key} : {value}; flags interval; }}"
 
     def element_lines(self, name: str, positions: Sequence[int] | None = None) -> Iterator[str]:

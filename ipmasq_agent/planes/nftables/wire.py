@@ -1,307 +1,246 @@
-"""Rules of our nftables chains as the kernel's expressions, and the other way round.
+"""Our rules and sets as nf_tables has them, and the other way round.
 
-A rule is a little program over registers: load a field of the packet, compare it or look
-it up, do something. The expressions are those that nft itself writes for the same text
-(observed of 1.0.6), so that it prints them as such. Numbers: include/uapi/linux/netfilter/
-nf_tables.h, and nf_nat.h for the flags of a translation.
+The expressions of a rule are those that nft itself writes for the same text (observed of
+1.0.6), so that it prints them as such.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 
-from ipmasq_agent.netlink.core import attribute, attributes, nested
-from ipmasq_agent.netlink.core import text as text_of
-from ipmasq_agent.netlink.nf import PROTOCOL, Expression, number
+from ipmasq_agent.netlink import nft_numbers as nft
+from ipmasq_agent.netlink.attributes import name_bytes, text
+from ipmasq_agent.netlink.expressions import (
+    ByteOrder,
+    Compare,
+    Counter,
+    Expression,
+    Fib,
+    Immediate,
+    Masquerade,
+    Meta,
+    Nat,
+    NftVerdict,
+    NumberGenerator,
+    Payload,
+    SetLookup,
+    kind_of,
+)
+from ipmasq_agent.netlink.nft_elements import Intervals, SetForm
 from ipmasq_agent.planes.nftables.rules import (
-    DestinationIn,
-    DeviceOutside,
     Dispatch,
     Ending,
-    Match,
+    Field,
+    InSet,
+    NftAction,
+    NftMatch,
     NftRule,
     OfProtocol,
     Share,
-    SourceOutside,
     ToThisNode,
     Translate,
     Unreadable,
 )
+from ipmasq_agent.planes.nftables.state import NftSet, SetKind, addresses
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import PortRange
 
-_NETWORK_HEADER = 1
-_SOURCE = {Family.IPV4: 12, Family.IPV6: 8}  # offsets in the header
-_DESTINATION = {Family.IPV4: 16, Family.IPV6: 24}
-_OIFNAME, _L4PROTO = 7, 16
-_EQUAL, _LESS = 0, 2
-_HOST_TO_NETWORK = 1
-_FIB_TYPE, _FIB_DESTINATION, _LOCAL = 3, 2, 2  # RTN_LOCAL
-_INVERTED = 1
-_RANDOM = 1
-_FULLY_RANDOM, _MAP_ADDRESS, _MAP_PORT = 1 << 4, 1, 2  # NF_NAT_RANGE_...
-_PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+_FREE = 1  # the register that nft fills first
+_OFFSETS = {  # in the header
+    (Field.SOURCE, Family.IPV4): 12,
+    (Field.DESTINATION, Family.IPV4): 16,
+    (Field.SOURCE, Family.IPV6): 8,
+    (Field.DESTINATION, Family.IPV6): 24,
+}
+_LOCAL = (2).to_bytes(4, sys.byteorder)  # RTN_LOCAL
+_PROTOCOLS = {"tcp": b"\x06", "udp": b"\x11", "sctp": b"\x84"}
 _PROTOCOL_NAMES = {number: name for name, number in _PROTOCOLS.items()}
-_VERDICTS = {Ending.RETURN: -5, Ending.ACCEPT: 1}
-_ENDINGS = {code: ending for ending, code in _VERDICTS.items()}
-JUMP = -3
-_EXPRESSION, _NAME, _DETAILS = 1, 1, 2  # NFTA_LIST_ELEM, NFTA_EXPR_NAME, NFTA_EXPR_DATA
+_ENDINGS = {Ending.RETURN: NftVerdict(nft.NFT_RETURN), Ending.ACCEPT: NftVerdict(nft.NF_ACCEPT)}
+_ADDRESS_TYPE = {Family.IPV4: nft.TYPE_IPADDR, Family.IPV6: nft.TYPE_IP6ADDR}
+_NAME_LENGTH = 16  # IFNAMSIZ
 
 
-def _u32(value: int) -> bytes:
-    return value.to_bytes(4, "big")
+def expressions_for(rule: NftRule, family: Family) -> list[Expression]:
+    """Return what a rule is made of.
 
-
-def _host_u32(value: int) -> bytes:
-    return value.to_bytes(4, sys.byteorder)
-
-
-def name_bytes(name: str) -> bytes:
-    """Return a name as the kernel takes it: with a zero at its end."""
-    return name.encode(errors="surrogateescape") + b"\0"
-
-
-def verdict_bytes(code: int, chain: str | None = None) -> bytes:
-    """Return the attribute of a verdict (NFTA_DATA_VERDICT)."""
-    target = b"" if chain is None else attribute(2, name_bytes(chain))
-    return nested(2, attribute(1, _u32(code & 0xFFFFFFFF)), target)
-
-
-def verdict_of(data: bytes) -> tuple[int, str | None]:
-    """Return a verdict's code, and the chain that it leads to."""
-    parts = dict(attributes(dict(attributes(data)).get(2, b"")))
-    code = int.from_bytes(parts.get(1, b""), "big", signed=True)
-    return code, text_of(parts[2]) if 2 in parts else None
-
-
-def packed_rule(rule: NftRule, family: Family) -> bytes:
-    """Return the expressions of a rule as the kernel takes them (NFTA_RULE_EXPRESSIONS)."""
-    return b"".join(
-        nested(_EXPRESSION, attribute(_NAME, name_bytes(kind)), nested(_DETAILS, details))
-        for kind, details in _expressions(rule, family)
-    )
-
-
-def _expressions(rule: NftRule, family: Family) -> Iterator[tuple[str, bytes]]:
+    Raises:
+        ValueError: it is one that could not be read.
+    """
+    found: list[Expression] = []
     for match in rule.matches:
-        yield from _matching(match, family)
+        found += _matching(match, family)
     action = rule.action
     if isinstance(action, Ending):
-        verdict = nested(2, verdict_bytes(_VERDICTS[action]))
-        yield "immediate", attribute(1, _u32(0)) + verdict
-    elif isinstance(action, Dispatch):
-        yield _field(_DESTINATION[family], family)
-        yield _lookup(action.name, into=0)
-    elif isinstance(action, Translate):
-        yield from _translating(action, family)
-    else:
-        raise ValueError("a rule that cannot be read cannot be written")
+        return [*found, Immediate(nft.NFT_REG_VERDICT, _ENDINGS[action])]
+    if isinstance(action, Dispatch):
+        lookup = SetLookup(action.name, _FREE, into=nft.NFT_REG_VERDICT)
+        return [*found, _load(Field.DESTINATION, family), lookup]
+    if isinstance(action, Translate):
+        return found + _translating(action, family)
+    raise ValueError("a rule that cannot be read cannot be written")
 
 
-def _matching(match: Match, family: Family) -> Iterator[tuple[str, bytes]]:
-    register = attribute(1, _u32(1))
+def _load(field: Field, family: Family) -> Payload | Meta:
+    if field is Field.DEVICE:
+        return Meta(_FREE, nft.NFT_META_OIFNAME)
+    offset = _OFFSETS[field, family]
+    return Payload(_FREE, nft.NFT_PAYLOAD_NETWORK_HEADER, offset, family.bits // 8)
+
+
+def _matching(match: NftMatch, family: Family) -> list[Expression]:
     if isinstance(match, ToThisNode):
-        yield "fib", register + _numbers({2: _FIB_TYPE, 3: _FIB_DESTINATION})
-        yield _compare(_EQUAL, _host_u32(_LOCAL))
-    elif isinstance(match, SourceOutside):
-        yield _field(_SOURCE[family], family)
-        yield _lookup(match.name, inverted=True)
-    elif isinstance(match, DestinationIn):
-        yield _field(_DESTINATION[family], family)
-        yield _lookup(match.name)
-    elif isinstance(match, DeviceOutside):
-        yield "meta", register + _numbers({2: _OIFNAME})
-        yield _lookup(match.name, inverted=True)
-    elif isinstance(match, OfProtocol):
-        yield "meta", register + _numbers({2: _L4PROTO})
-        yield _compare(_EQUAL, bytes([_PROTOCOLS[match.protocol]]))
-    else:
-        yield "numgen", register + _numbers({2: match.of, 3: _RANDOM})
-        yield "byteorder", _numbers({1: 1, 2: 1, 3: _HOST_TO_NETWORK, 4: 4, 5: 4})
-        yield _compare(_LESS, _u32(match.size))
+        fib = Fib(_FREE, nft.NFT_FIB_RESULT_ADDRTYPE, nft.NFTA_FIB_F_DADDR)
+        return [fib, Compare(_FREE, nft.NFT_CMP_EQ, _LOCAL)]
+    if isinstance(match, InSet):
+        flags = 0 if match.field is Field.DESTINATION else nft.NFT_LOOKUP_F_INV
+        return [_load(match.field, family), SetLookup(match.name, _FREE, flags=flags)]
+    if isinstance(match, OfProtocol):
+        protocol = Compare(_FREE, nft.NFT_CMP_EQ, _PROTOCOLS[match.protocol])
+        return [Meta(_FREE, nft.NFT_META_L4PROTO), protocol]
+    return [
+        NumberGenerator(_FREE, match.of, nft.NFT_NG_RANDOM),
+        ByteOrder(_FREE, _FREE, nft.NFT_BYTEORDER_HTON, 4, 4),
+        Compare(_FREE, nft.NFT_CMP_LT, match.size.to_bytes(4, "big")),
+    ]
 
 
-def _translating(action: Translate, family: Family) -> Iterator[tuple[str, bytes]]:
-    flags = _FULLY_RANDOM if action.random_fully else 0
-    free = 1  # the next register that holds nothing
-    source = b""
+def _translating(action: Translate, family: Family) -> list[Expression]:
+    flags = nft.NF_NAT_RANGE_PROTO_RANDOM_FULLY if action.random_fully else 0
+    found: list[Expression] = []
+    free = _FREE
     if action.fixed is not None:
-        yield _field(_DESTINATION[family], family)
-        yield _lookup(action.fixed, into=1)
-        source = _numbers({3: 1, 4: 1})
-        flags |= _MAP_ADDRESS
-        free = 2
-    ports = b""
+        found = [_load(Field.DESTINATION, family), SetLookup(action.fixed, _FREE, into=_FREE)]
+        flags |= nft.NF_NAT_RANGE_MAP_IPS
+        free += 1
+    first = last = None
     if action.ports is not None:
-        low, high = (5, 6) if action.fixed is not None else (2, 3)
-        flags |= _MAP_PORT
-        for position, port in enumerate(sorted({action.ports.first, action.ports.last})):
-            value = nested(2, attribute(1, port.to_bytes(2, "big")))
-            yield "immediate", attribute(1, _u32(free + position)) + value
-            ports += _numbers({(low, high)[position]: free + position})
-    if action.fixed is not None:
-        kind = _numbers({1: 0, 2: PROTOCOL[family]})
-        yield "nat", kind + source + ports + _numbers({7: flags})
-    else:
-        yield "masq", (_numbers({1: flags}) if flags else b"") + ports
+        ends = sorted({action.ports.first, action.ports.last})
+        found += [Immediate(free + n, end.to_bytes(2, "big")) for n, end in enumerate(ends)]
+        flags |= nft.NF_NAT_RANGE_PROTO_SPECIFIED
+        first, last = free, free + len(ends) - 1
+    if action.fixed is None:
+        return [*found, Masquerade(flags, first, last)]
+    nat = Nat(nft.NFT_NAT_SNAT, nft.PROTOCOL[family], _FREE, _FREE, first, last, flags)
+    return [*found, nat]
 
 
-def _numbers(values: Mapping[int, int]) -> bytes:
-    return b"".join(attribute(kind, _u32(value)) for kind, value in values.items())
+def rule_of(expressions: Iterable[Expression], family: Family) -> NftRule:
+    """Return the rule that these expressions are, readable or not.
+
+    It is guessed, and taken for read where it would be written just so.
+    """
+    told = [one for one in expressions if not isinstance(one, Counter)]
+    rule = _guessed(told, family)
+    if rule is not None and expressions_for(rule, family) == told:
+        return rule
+    return NftRule((), Unreadable(tuple(map(kind_of, told)), tuple(told)))
 
 
-def _field(offset: int, family: Family) -> tuple[str, bytes]:
-    length = family.bits // 8
-    return "payload", _numbers({1: 1, 2: _NETWORK_HEADER, 3: offset, 4: length})
+def _guessed(told: Sequence[Expression], family: Family) -> NftRule | None:
+    matches: list[NftMatch] = []
+    while (found := _match(told, family)) is not None:
+        match, size = found
+        matches.append(match)
+        told = told[size:]
+    action = _action(told)
+    return None if action is None else NftRule(tuple(matches), action)
 
 
-def _lookup(name: str, *, into: int | None = None, inverted: bool = False) -> tuple[str, bytes]:
-    details = attribute(1, name_bytes(name)) + _numbers({2: 1})
-    details += b"" if into is None else _numbers({3: into})
-    return "lookup", details + _numbers({5: _INVERTED if inverted else 0})
+def _match(told: Sequence[Expression], family: Family) -> tuple[NftMatch, int] | None:
+    """Return the match that a rule may begin with, and how many expressions it takes."""
+    match told:
+        case [Fib(), Compare(), *_]:
+            return ToThisNode(), 2
+        case [Payload() | Meta() as load, SetLookup(set=name, into=None), *_]:
+            for field in Field:
+                if _load(field, family) == load:
+                    return InSet(field, name), 2
+        case [Meta(), Compare(data=value), *_] if value in _PROTOCOL_NAMES:
+            return OfProtocol(_PROTOCOL_NAMES[value]), 2
+        case [NumberGenerator(modulus=of), ByteOrder(), Compare(data=size), *_]:
+            return Share(int.from_bytes(size, "big"), of), 3
+    return None
 
 
-def _compare(operation: int, value: bytes) -> tuple[str, bytes]:
-    return "cmp", _numbers({1: 1, 2: operation}) + nested(3, attribute(1, value))
+def _action(told: Sequence[Expression]) -> NftAction | None:
+    match told:
+        case [Immediate(data=NftVerdict() as verdict)]:
+            return next((end for end, found in _ENDINGS.items() if found == verdict), None)
+        case [Payload(), SetLookup(set=name)]:
+            return Dispatch(name)
+        case [Payload(), SetLookup(set=name), *ports, Nat(flags=flags)]:
+            return Translate(name, _ports(ports), _is_random(flags))
+        case [*ports, Masquerade(flags=flags)]:
+            return Translate(None, _ports(ports), _is_random(flags))
+    return None
 
 
-def rule_of(expressions: Sequence[Expression], family: Family) -> NftRule:
-    """Return the rule that these expressions are, readable or not."""
-    telling = _Telling(family)
-    for kind, data in expressions:
-        if kind != "counter" and not telling.takes(kind, dict(attributes(data))):
-            break
-    else:
-        if telling.action is not None and not telling.loaded:
-            return NftRule(tuple(telling.matches), telling.action)
-    data = b"".join(expression.data for expression in expressions)
-    return NftRule((), Unreadable(tuple(kind for kind, _ in expressions), data))
+def _ports(told: Sequence[Expression]) -> PortRange | None:
+    ends = [
+        int.from_bytes(one.data, "big")
+        for one in told
+        if isinstance(one, Immediate) and isinstance(one.data, bytes)
+    ]
+    return PortRange(ends[0], ends[-1]) if ends else None
 
 
-@dataclass
-class _Telling:
-    """A rule being told: what the registers hold, and what was found so far."""
+def _is_random(flags: int) -> bool:
+    return bool(flags & nft.NF_NAT_RANGE_PROTO_RANDOM_FULLY)
 
-    family: Family
-    loaded: dict[int, str | tuple[str, int]] = field(default_factory=dict)
-    matches: list[Match] = field(default_factory=list)
-    action: Ending | Dispatch | Translate | None = None
 
-    def takes(self, kind: str, parts: Mapping[int, bytes]) -> bool:
-        """Take in one expression; false where it is not one of ours."""
-        if self.action is not None:
-            return False
-        numbers = {key: number(value) for key, value in parts.items()}
-        if kind == "payload":
-            return self._load(1, self._header_field(numbers), numbers.get(1))
-        if kind == "meta":
-            names = {_OIFNAME: "device", _L4PROTO: "protocol"}
-            return self._load(1, names.get(numbers.get(2, 0)), numbers.get(1))
-        if kind == "fib":
-            known = (numbers.get(2), numbers.get(3)) == (_FIB_TYPE, _FIB_DESTINATION)
-            return self._load(1, "type" if known else None, numbers.get(1))
-        if kind == "numgen":
-            known = numbers.get(3) == _RANDOM and not numbers.get(4)
-            self.loaded[1] = ("lot", numbers.get(2, 0))
-            return known and numbers.get(1) == 1
-        if kind == "byteorder":
-            lot = self.loaded.pop(1, None)
-            self.loaded[1] = ("ordered lot", lot[1]) if isinstance(lot, tuple) else "nothing"
-            return [numbers.get(n) for n in range(1, 6)] == [1, 1, _HOST_TO_NETWORK, 4, 4]
-        if kind == "cmp":
-            return self._compare(numbers, dict(attributes(parts.get(3, b""))).get(1, b""))
-        if kind == "lookup":
-            return self._look_up(text_of(parts.get(1)), numbers)
-        if kind == "immediate":
-            return self._immediate(numbers.get(1, -1), parts.get(2, b""))
-        if kind in ("masq", "nat"):
-            return self._translate(kind, numbers)
-        return False
+def set_form(kind: SetKind, family: Family) -> SetForm:
+    """Return the form of a set of ours."""
+    return _forms(family)[kind]
 
-    def _load(self, register: int, what: str | None, target: int | None) -> bool:
-        if what is None or target != register or register in self.loaded:
-            return False
-        self.loaded[register] = what
-        return True
 
-    def _header_field(self, numbers: Mapping[int, int]) -> str | None:
-        if (numbers.get(2), numbers.get(4)) != (_NETWORK_HEADER, self.family.bits // 8):
-            return None
-        names = {_SOURCE[self.family]: "source", _DESTINATION[self.family]: "destination"}
-        return names.get(numbers.get(3, -1))
+def kind_of_set(form: SetForm, family: Family) -> SetKind:
+    """Return what a set is to us."""
+    return next((kind for kind, ours in _forms(family).items() if ours == form), SetKind.UNKNOWN)
 
-    def _compare(self, numbers: Mapping[int, int], value: bytes) -> bool:
-        held = self.loaded.pop(1, None)
-        operation = numbers.get(2, -1)
-        if numbers.get(1) != 1:
-            return False
-        if held == "type" and operation == _EQUAL and value == _host_u32(_LOCAL):
-            self.matches.append(ToThisNode())
-        elif held == "protocol" and operation == _EQUAL and number(value) in _PROTOCOL_NAMES:
-            self.matches.append(OfProtocol(_PROTOCOL_NAMES[number(value)]))
-        elif isinstance(held, tuple) and held[0] == "ordered lot" and operation == _LESS:
-            self.matches.append(Share(number(value), held[1]))
-        else:
-            return False
-        return True
 
-    def _look_up(self, name: str, numbers: Mapping[int, int]) -> bool:
-        held = self.loaded.pop(1, None)
-        inverted, into = numbers.get(5, 0) == _INVERTED, numbers.get(3)
-        if numbers.get(2) != 1 or numbers.get(5, 0) not in (0, _INVERTED):
-            return False
-        if into is not None:
-            if held != "destination" or inverted or into not in (0, 1):
-                return False
-            if into == 0:
-                self.action = Dispatch(name)
-            else:
-                self.loaded[1] = f"map {name}"
-        elif held == "source" and inverted:
-            self.matches.append(SourceOutside(name))
-        elif held == "device" and inverted:
-            self.matches.append(DeviceOutside(name))
-        elif held == "destination" and not inverted:
-            self.matches.append(DestinationIn(name))
-        else:
-            return False
-        return True
+def _forms(family: Family) -> dict[SetKind, SetForm]:
+    address = (_ADDRESS_TYPE[family], family.bits // 8)
+    to = nft.NFT_SET_INTERVAL | nft.NFT_SET_MAP
+    return {
+        SetKind.ADDRESSES: SetForm(nft.NFT_SET_INTERVAL, address),
+        SetKind.TRANSLATIONS: SetForm(to, address, _ADDRESS_TYPE[family]),
+        SetKind.PARTS: SetForm(to, address, nft.NFT_DATA_VERDICT),
+        SetKind.DEVICES: SetForm(0, (nft.TYPE_IFNAME, _NAME_LENGTH)),
+    }
 
-    def _immediate(self, register: int, data: bytes) -> bool:
-        if register == 0:
-            code, _ = verdict_of(data)
-            self.action = _ENDINGS.get(code)
-            return self.action is not None
-        value = dict(attributes(data)).get(1, b"")
-        if register in self.loaded or len(value) != 2:
-            return False
-        self.loaded[register] = ("port", number(value))
-        return True
 
-    def _translate(self, kind: str, numbers: Mapping[int, int]) -> bool:
-        address, low, high, flagged = (3, 5, 6, 7) if kind == "nat" else (0, 2, 3, 1)
-        fixed: str | None = None
-        if kind == "nat":
-            held = self.loaded.pop(numbers.get(address, 0), "")
-            same = numbers.get(4, numbers.get(address)) == numbers.get(address)
-            family = numbers.get(2) == PROTOCOL[self.family]
-            if not (isinstance(held, str) and held.startswith("map ") and same and family):
-                return False
-            if numbers.get(1, -1) != 0:  # NFT_NAT_SNAT
-                return False
-            fixed = held.removeprefix("map ")
-        flags = numbers.get(flagged, 0) & ~(_MAP_ADDRESS | _MAP_PORT)
-        ports: PortRange | None = None
-        if low in numbers:
-            ends = [
-                self.loaded.pop(register, None)
-                for register in sorted({numbers[low], numbers.get(high, numbers[low])})
-            ]
-            found = [end[1] for end in ends if isinstance(end, tuple) and end[0] == "port"]
-            if len(found) != len(ends):
-                return False
-            ports = PortRange(found[0], found[-1])
-        self.action = Translate(fixed, ports, bool(flags & _FULLY_RANDOM))
-        return flags in (0, _FULLY_RANDOM)
+def elements_for(held: NftSet, family: Family, positions: Sequence[int]) -> Intervals | list[bytes]:
+    """Return the elements of a set, or those at some positions: intervals, or keys."""
+    if held.kind is SetKind.DEVICES:
+        return [name_bytes(held.names[n]).ljust(_NAME_LENGTH, b"\0") for n in positions]
+    firsts, lasts, values = held.firsts, held.lasts, held.values
+    if len(positions) != len(held):
+        firsts, lasts = [firsts[n] for n in positions], [lasts[n] for n in positions]
+        values = tuple(values[n] for n in positions) if values else ()
+    size = family.bits // 8
+    given = [
+        NftVerdict(nft.NFT_JUMP, value) if isinstance(value, str) else value.to_bytes(size, "big")
+        for value in values
+    ]
+    return Intervals(firsts, lasts, given)
+
+
+def devices_of(keys: Iterable[bytes]) -> NftSet:
+    """Return the set of devices that has these keys."""
+    names = tuple(text(key) for key in sorted(key.rstrip(b"\0") for key in keys))
+    return NftSet(SetKind.DEVICES, names=names)
+
+
+def set_of(kind: SetKind, family: Family, held: Intervals) -> NftSet:
+    """Return the set or the map of addresses that has these intervals."""
+    ranges = addresses(family, held.firsts, held.lasts)
+    if kind is SetKind.ADDRESSES:
+        return ranges
+    return NftSet(kind, ranges.firsts, ranges.lasts, tuple(map(_given, held.values)))
+
+
+def _given(value: bytes | NftVerdict) -> int | str:
+    if isinstance(value, NftVerdict):
+        return value.chain or f"verdict {value.code}"
+    return int.from_bytes(value, "big")

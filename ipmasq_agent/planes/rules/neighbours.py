@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from ipmasq_agent.planes.interpretation import Decider, Interpretation, Partial, telling
 from ipmasq_agent.planes.rules.matching import Question
@@ -32,6 +33,24 @@ _PROGRAMS = Stated("our programs")
 _NOT_YET = Stated("our rules, once they are there")
 
 
+LEGACY = "iptables-legacy"
+"""What precedes the name of a table that is not one of nf_tables."""
+
+
+class OurBase(NamedTuple):
+    """Where packets come to the rules of a data plane at the postrouting hook.
+
+    Attributes:
+        table: as ``ip nat``, or ``iptables-legacy nat``.
+        chain: the base chain, which packets enter.
+        own: the chain of ours that its rules lead to, or itself.
+    """
+
+    table: str
+    chain: str
+    own: str
+
+
 @dataclass(frozen=True, slots=True)
 class BaseChain:
     """A chain that packets enter at a hook, with those that its rules lead to.
@@ -40,7 +59,7 @@ class BaseChain:
         table: where it stands.
         name: its name.
         priority: lowest first.
-        place: what follows the name of a chain to tell it from those of other tables.
+        suffix: what follows the name of a chain to tell it from those of other tables.
         own: the chain of ours that its rules lead to, or itself; None where nothing is ours.
         unsure: it may come too late to count.
     """
@@ -48,7 +67,7 @@ class BaseChain:
     table: Table
     name: str
     priority: int
-    place: str = ""
+    suffix: str = ""
     own: str | None = None
     unsure: bool = False
 
@@ -148,7 +167,7 @@ def _decided(
     translated: list[Entry[Verdict]] = []
     left: list[Entry[Verdict]] = []
     for base in hook.nat:
-        walk = Walk(_with_ours(base, stand_in=stand_in), base.name, asked, suffix=base.place)
+        walk = Walk(_with_ours(base, stand_in=stand_in), base.name, asked, suffix=base.suffix)
         reading = walk.chain(base.name)
         found.sources |= walk.sources
         found.partial += reading.partial
@@ -174,7 +193,7 @@ def _decided(
 
 def _untracked(base: BaseChain, asked: Question, found: _Found) -> Iterator[Entry[Verdict]]:
     """Yield the destinations that are not tracked, each as one that is left alone."""
-    reading = Walk(base.table, base.name, asked, kind=TRACKING, suffix=base.place).chain(base.name)
+    reading = Walk(base.table, base.name, asked, kind=TRACKING, suffix=base.suffix).chain(base.name)
     for first, last, outcome, reason in reading.ranges:
         if outcome is ChainOutcome.MASQUERADE and not base.unsure:
             yield Entry(first, last, _KEEP, reason)

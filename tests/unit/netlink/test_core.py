@@ -10,13 +10,14 @@ from collections.abc import Callable
 import pytest
 
 from ipmasq_agent.netlink import core as netlink
+from ipmasq_agent.netlink.attributes import attribute, attributes, fields, nested, pack
 
 ERROR, DONE, OBJECT = 2, 3, 20
 INTERRUPTED = 0x10
 
 
 def message(kind: int, body: bytes, flags: int = 0) -> bytes:
-    return netlink.pack(kind, flags, 1, body)
+    return pack(kind, flags, 1, body)
 
 
 def code(number: int) -> bytes:
@@ -90,9 +91,9 @@ def test_what_is_acknowledged_without_an_answer_is_not_there(kernel: Ask) -> Non
 
 
 def test_attributes_of_any_length_are_padded_and_found_again() -> None:
-    packed = netlink.attribute(1, b"abc") + netlink.nested(2, netlink.attribute(3, b"x" * 5))
+    packed = attribute(1, b"abc") + nested(2, attribute(3, b"x" * 5))
     assert len(packed) % 4 == 0
-    found = dict(netlink.attributes(b"head" + packed, 4))
-    assert found == {1: b"abc", 2: netlink.attribute(3, b"x" * 5)}
-    assert [kind for kind, _ in netlink.attributes(packed, 0, {2})] == [2]
-    assert not list(netlink.attributes(b"\0" * 8))  # of no length: nothing comes after it
+    found = fields(b"head" + packed, 4)
+    assert found == {1: b"abc", 2: attribute(3, b"x" * 5)}
+    assert [kind for kind, _ in attributes(packed, 0, {2})] == [2]
+    assert not list(attributes(b"\0" * 8))  # of no length: nothing comes after it

@@ -8,15 +8,16 @@ from hypothesis import strategies as st
 
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.netlink import nft_elements
-from ipmasq_agent.netlink.core import attributes
+from ipmasq_agent.netlink.attributes import attributes
+from ipmasq_agent.netlink.expressions import NftVerdict
 from ipmasq_agent.netlink.nft_elements import (
     Element,
     Intervals,
     elements_of,
     intervals_of,
+    pack,
     packed_elements,
     packed_intervals,
-    paired,
 )
 from ipmasq_agent.policy.addresses import Family
 from tests.unit.strategies import FAMILIES, addresses
@@ -42,11 +43,22 @@ def as_listed(family: Family, held: Intervals) -> bytes:
 def test_what_is_packed_is_read_back(made: tuple[Family, Intervals]) -> None:
     family, held = made
     packed = b"".join(packed_intervals(family, held))
-    expected = list(zip(held.firsts, held.lasts, strict=True))
-    assert [(a, b) for a, b, _ in paired(family, elements_of(packed))] == expected
+    assert intervals_of(family, packed) == Intervals(list(held.firsts), list(held.lasts))
     by_column = nft_elements._columns(family, as_listed(family, held))
     assert by_column == Intervals(list(held.firsts), list(held.lasts))
     assert intervals_of(family, as_listed(family, held)) == by_column
+
+
+@given(intervals(), st.booleans())
+def test_what_a_map_gives_is_read_back(made: tuple[Family, Intervals], chains: bool) -> None:
+    family, (firsts, lasts, _) = made
+    size = family.bits // 8
+    values = [
+        NftVerdict(-3, f"part{first}") if chains else first.to_bytes(size, "big")
+        for first in firsts
+    ]
+    held = Intervals(firsts, lasts, values or ())
+    assert intervals_of(family, b"".join(packed_intervals(family, held))) == held
 
 
 @given(intervals(), st.data())
@@ -66,12 +78,14 @@ def test_neighbours_that_were_not_joined_stay_two() -> None:
     listed = [Element(bytes([10, 0, 0, n])) for n in (0, 8)]
     listed += [Element(bytes([10, 0, 0, n]), is_end=True) for n in (8, 16)]
     first = 10 << 24
-    assert [(a - first, b - first) for a, b, _ in paired(Family.IPV4, listed)] == [(0, 7), (8, 15)]
+    packed = b"".join(packed_elements(listed))
+    found = intervals_of(Family.IPV4, packed)
+    assert found == Intervals([first, first + 8], [first + 7, first + 15])
 
 
 def test_keys_of_another_length_are_an_error_and_not_addresses() -> None:
     with pytest.raises(KernelReadError, match="16 bytes"):
-        paired(Family.IPV4, [Element(bytes(16))])
+        intervals_of(Family.IPV4, pack(Element(bytes(16))))
 
 
 @pytest.mark.parametrize("family", list(Family))

@@ -14,16 +14,23 @@ from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.planes.nftables import compile as dialect
 from ipmasq_agent.planes.nftables.compile import KEEP, PARTS, POSTROUTING, SOURCES, compile_policy
 from ipmasq_agent.planes.nftables.interpret import interpret
-from ipmasq_agent.planes.nftables.plan import after, describe, plan
+from ipmasq_agent.planes.nftables.plan import plan
 from ipmasq_agent.planes.nftables.rules import (
-    DestinationIn,
     Ending,
+    Field,
+    InSet,
     NftRule,
     OfProtocol,
-    SourceOutside,
     Unreadable,
 )
-from ipmasq_agent.planes.nftables.state import Hook, Kind, NftChain, NftSet, NftTable, addresses
+from ipmasq_agent.planes.nftables.state import (
+    ChainHook,
+    NftChain,
+    NftSet,
+    NftTable,
+    SetKind,
+    addresses,
+)
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Stated, Verdict
@@ -84,9 +91,9 @@ def test_a_plan_is_empty_where_nothing_differs_and_says_all_that_does(
     change = plan(before, desired)
     assert bool(change) == (before != desired) == bool(change.added or change.removed)
     assert change.counts == (len(change.added), len(change.removed))
-    assert not plan(after(before, desired), desired)
-    lines = set(describe(before)) - set(change.removed) | set(change.added)
-    assert lines == set(describe(desired))
+    assert not plan(desired, desired)
+    lines = set(before.lines()) - set(change.removed) | set(change.added)
+    assert lines == set(desired.lines())
 
 
 def test_one_range_more_is_the_only_element_that_comes() -> None:
@@ -157,7 +164,7 @@ def test_what_is_unknown_cannot_be_written() -> None:
 def test_before_or_after_the_chains_of_iptables() -> None:
     for first, priority in ((False, 101), (True, 99)):
         table = compile_policy(policy(Family.IPV4), Placement(jump_first=first))
-        assert table.chains[POSTROUTING].hook == Hook("postrouting", priority)
+        assert table.chains[POSTROUTING].hook == ChainHook("postrouting", priority)
 
 
 @pytest.mark.parametrize(
@@ -165,20 +172,24 @@ def test_before_or_after_the_chains_of_iptables() -> None:
     [
         pytest.param(lambda t: replace(t, foreign=("1 object",)), "an object", id="object"),
         pytest.param(
-            lambda t: replace(t, chains={**t.chains, "x": NftChain(Hook("input", 0), ())}),
+            lambda t: replace(t, chains={**t.chains, "x": NftChain(ChainHook("input", 0), ())}),
             "another hook",
             id="hook",
         ),
         pytest.param(
             lambda t: replace(
                 t,
-                chains={POSTROUTING: NftChain(Hook(POSTROUTING, 5), t.chains[POSTROUTING].rules)},
+                chains={
+                    POSTROUTING: NftChain(ChainHook(POSTROUTING, 5), t.chains[POSTROUTING].rules)
+                },
             ),
             "another priority",
             id="priority",
         ),
         pytest.param(
-            lambda t: replace(t, sets={**t.sets, KEEP: NftSet(Kind.UNKNOWN)}), "a type", id="type"
+            lambda t: replace(t, sets={**t.sets, KEEP: NftSet(SetKind.UNKNOWN)}),
+            "a type",
+            id="type",
         ),
     ],
 )
@@ -187,8 +198,7 @@ def test_what_no_edit_can_heal_is_made_anew(broken: object, what: str) -> None:
     desired = compiled(policy(Family.IPV4, [1]))
     change = plan(broken(desired), desired)
     assert change.anew, what
-    assert change.added == describe(desired)
-    assert not plan(after(broken(desired), desired), desired)
+    assert change.added == desired.lines()
 
 
 def test_a_table_of_somebody_else_is_refused_and_never_touched() -> None:
@@ -257,7 +267,7 @@ def test_guards_out_of_place_or_of_nobody_are_told_as_exceptions() -> None:
 def test_without_its_hook_a_chain_decides_nothing() -> None:
     table = compiled(policy(Family.IPV4, [1]))
     rules = table.chains[POSTROUTING].rules
-    for hook in (None, Hook("output", 100), Hook(POSTROUTING, 100, type="filter")):
+    for hook in (None, ChainHook("output", 100), ChainHook(POSTROUTING, 100, type="filter")):
         idle = replace(table, chains={POSTROUTING: NftChain(hook, rules)})
         assert interpret(idle).policy.decisions.verdicts == {Verdict.NON_MASQUERADE}
 
@@ -267,8 +277,10 @@ def test_matches_that_stand_together_must_all_hold() -> None:
     local, _, last = table.chains[POSTROUTING].rules
     other = addresses(Family.IPV4, [prefix(Family.IPV4, 3).first], [Family.IPV4.last_address])
     table = replace(table, sets={**table.sets, "other": other})
-    both = NftRule((DestinationIn(KEEP), DestinationIn("other")), Ending.ACCEPT)
+    both = NftRule(
+        (InSet(Field.DESTINATION, KEEP), InSet(Field.DESTINATION, "other")), Ending.ACCEPT
+    )
     assert interpret(with_rules(table, local, both, last)).policy == policy(Family.IPV4, [3])
-    never = NftRule((DestinationIn(KEEP), SourceOutside("other")), Ending.ACCEPT)
+    never = NftRule((InSet(Field.DESTINATION, KEEP), InSet(Field.SOURCE, "other")), Ending.ACCEPT)
     inside = interpret(with_rules(table, local, never, last), source=Family.IPV4.last_address)
     assert inside.policy == policy(Family.IPV4)
