@@ -41,11 +41,11 @@ _ITEM = rf"- {_SCALAR}(?: +{_COMMENT}| *)\r?\n"
 _NOTHING = rf" *(?:{_COMMENT})?\r?\n"
 # Groups: the first line and the last, and the indentation. What is matched once is not
 # given back, so that a long run needs no memory to go back in.
-_YAML_RUN = re.compile(
+_YAML_RUN = (
     rf"^(?P<first>(?P<indent> *){_ITEM})"
-    rf"(?:(?:{_NOTHING})*+(?P<last>(?P=indent){_ITEM})){{15,}}+",
-    re.MULTILINE,
+    rf"(?:(?:{_NOTHING})*+(?P<last>(?P=indent){_ITEM})){{15,}}+"
 )
+_SHORTEST = 16  # lines
 _YAML_TEXT = re.compile(r"^ *- ['\"]?([0-9a-fA-F.:/]+)", re.MULTILINE)
 JSON_RUN = re.compile(rf'(?:"{_QUOTED}"[ \t\r\n]*,[ \t\r\n]*){{16,}}+')
 JSON_TEXT = re.compile(r'"([0-9a-fA-F.:/]+)')
@@ -246,7 +246,9 @@ class Cut:
         pieces: list[str] = []
         length = position = 0
         self._gaps: dict[int, _Gap] = {}
-        for run in _YAML_RUN.finditer(text):
+        # To compile the expression takes longer than to read most documents without it.
+        is_long = text.count("\n") >= _SHORTEST
+        for run in re.finditer(_YAML_RUN, text, re.MULTILINE) if is_long else ():
             after_first, last = run.end("first"), run.start("last")
             body = text[after_first:last]
             kept = text[position:after_first], "\n" * body.count("\n")

@@ -11,8 +11,8 @@ import os
 import select
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple
 
 from ipmasq_agent.errors import CommandFailed, HostError, MissingTool
 from ipmasq_agent.host.patience import Patience
@@ -53,8 +53,7 @@ LIMIT = 64 << 20
 _CHUNK = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(NamedTuple):
     """What a program left behind: exit status, and its two streams as text."""
 
     status: int

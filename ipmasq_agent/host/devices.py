@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ipmasq_agent.netlink.rt import (
     DEFAULT_TABLE,
@@ -91,8 +91,7 @@ def _leads_inward(link: Link, in_subnet: bool) -> bool:
     return any(fnmatch.fnmatch(link.name, pattern) for pattern in _INWARD)
 
 
-@dataclass(frozen=True, slots=True)
-class EgressDevice:
+class EgressDevice(NamedTuple):
     """What translating packets at a device takes, as it is now.
 
     Attributes:

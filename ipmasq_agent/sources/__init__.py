@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from ipmasq_agent.errors import AgentError
@@ -26,8 +25,7 @@ class Part(NamedTuple):
     content: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(NamedTuple):
     """One state of a document, as its source saw it.
 
     Attributes:
@@ -60,8 +58,7 @@ def revision_of(parts: Sequence[Part]) -> str:
     return digest.hexdigest()[:12]
 
 
-@dataclass(frozen=True, slots=True)
-class SourceFailed:
+class SourceFailed(NamedTuple):
     """The source cannot say what the document is at the moment. It goes on trying."""
 
     name: str
@@ -109,16 +106,14 @@ class Source(Protocol):
         """End the watch and its threads. Safe to call twice."""
 
 
-@dataclass(frozen=True, slots=True)
-class Learnt(Generic[T]):
+class Learnt(NamedTuple, Generic[T]):
     """A fact as it is now."""
 
     fact: Fact[T]
     value: T
 
 
-@dataclass(frozen=True, slots=True)
-class NotLearnt:
+class NotLearnt(NamedTuple):
     """A fact cannot be had at the moment; what was learnt before stays true until told."""
 
     fact: Fact[Any]

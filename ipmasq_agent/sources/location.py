@@ -14,7 +14,6 @@ import errno
 import os
 import stat
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from ipmasq_agent.errors import SourceError, SourceUnavailable
@@ -27,8 +26,7 @@ KEYS = ("config", "ip-masq-agent")
 EVERY = "*"
 
 
-@dataclass(frozen=True, slots=True)
-class PathStep:
+class PathStep(NamedTuple):
     """A directory on the way, and the entry in it that decides where the way goes on.
 
     Attributes:
@@ -58,8 +56,7 @@ class FoundFile(NamedTuple):
     identity: tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+class Location(NamedTuple):
     """Where a path leads at one moment.
 
     Attributes:

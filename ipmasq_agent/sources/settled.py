@@ -16,7 +16,7 @@ import fcntl
 import os
 import signal
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ipmasq_agent.errors import SourceError
 from ipmasq_agent.sources.location import unreadable
@@ -32,8 +32,7 @@ class BeingWritten(Exception):
     """
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(NamedTuple):
     """What a file held at one moment.
 
     Attributes:
