@@ -44,7 +44,7 @@ ENV PATH=/opt/ipmasq-agent/bin:$PATH \
     PYTHONUNBUFFERED=1
 # A library or a program that is missing fails the build, not a node.
 RUN ipmasq-agent --version \
- && python -c "import ctypes, iptc, kubernetes; ctypes.CDLL('libbpf.so.1')" \
+ && python -c "import ctypes, iptc, kubernetes, prometheus_client; ctypes.CDLL('libbpf.so.1')" \
  && iptables-legacy-restore --version \
  && iptables-nft-restore --version \
  && ipset --version \

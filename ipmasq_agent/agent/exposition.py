@@ -1,102 +1,41 @@
-"""Numbers in the text format that Prometheus reads, version 0.0.4.
+"""Numbers as Prometheus reads them.
 
-https://prometheus.io/docs/instrumenting/exposition_formats/. The format is made here, as
-the client library brings servers and TLS along, 4 MB of every node's memory. Numbers are
-written by one thread and read by others.
+Loaded at the first scrape: the client library brings servers, TLS and mail along, 4 MB that a
+node which nobody scrapes does not pay.
 """
 
 from __future__ import annotations
 
-import time
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector
+from prometheus_client import generate_latest as _generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
+from ipmasq_agent.agent.numbers import Histogram, Numbers
 
-class Metric:
-    """A gauge or a counter: a number for each combination of its labels' values.
-
-    Args:
-        kind: ``gauge`` or ``counter``.
-        name: of a counter with ``_total`` at its end.
-        about: what is counted, in words.
-        labels: their names; without any the number is 0 from the start.
-        dated: tell as well since when each number is counted.
-    """
-
-    def __init__(
-        self, kind: str, name: str, about: str, labels: Sequence[str] = (), *, dated: bool = False
-    ) -> None:
-        self._kind, self._name, self._about, self._labels = kind, name, about, labels
-        self._numbers: dict[Sequence[str], float] = {}
-        self._since: dict[Sequence[str], float] | None = {} if dated else None
-        if not labels:
-            self.set(0.0)
-
-    def set(self, number: float, *labels: str) -> None:
-        """Let the number be another one."""
-        if self._since is not None:
-            self._since.setdefault(labels, time.time())
-        self._numbers[labels] = float(number)
-
-    def inc(self, amount: float = 1.0, *labels: str) -> None:
-        """Add to the number."""
-        self.set(self._numbers.get(labels, 0.0) + amount, *labels)
-
-    def clear(self) -> None:
-        """Forget every number."""
-        self._numbers.clear()
-
-    def lines(self) -> Iterator[str]:
-        """Yield what Prometheus reads."""
-        yield from _heading(self._kind, self._name, self._about)
-        for labels, number in list(self._numbers.items()):
-            yield _sample(self._name, zip(self._labels, labels, strict=True), number)
-        if self._since is not None:
-            name = self._name.removesuffix("_total") + "_created"
-            yield from _heading("gauge", name, self._about)
-            for labels, number in list(self._since.items()):
-                yield _sample(name, zip(self._labels, labels, strict=True), number)
+CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
-class Histogram:
-    """How many observations were at most as large as each bound, and their sum."""
+class _Numbers(Collector):
+    """What there is at one scrape."""
 
-    def __init__(self, name: str, about: str, bounds: Sequence[float]) -> None:
-        self._name, self._about, self._bounds = name, about, bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-        self._since = time.time()
+    def __init__(self, numbers: Iterable[Numbers | Histogram]) -> None:
+        self._numbers = numbers
 
-    def observe(self, number: float) -> None:
-        """Count an observation."""
-        self._counts[bisect_left(self._bounds, number)] += 1
-        self._sum += number
-
-    def lines(self) -> Iterator[str]:
-        """Yield what Prometheus reads."""
-        yield from _heading("histogram", self._name, self._about)
-        total = 0
-        for bound, count in zip((*self._bounds, float("inf")), list(self._counts), strict=True):
-            total += count
-            least = "+Inf" if bound == float("inf") else str(bound)
-            yield _sample(f"{self._name}_bucket", [("le", least)], total)
-        yield _sample(f"{self._name}_count", (), total)
-        yield _sample(f"{self._name}_sum", (), self._sum)
-        yield from _heading("gauge", f"{self._name}_created", self._about)
-        yield _sample(f"{self._name}_created", (), self._since)
+    def collect(self) -> Iterator[Metric]:
+        """Yield each metric with its samples."""
+        for one in self._numbers:
+            metric = Metric(one.name, one.about, one.kind)
+            for suffix, labels, number in one.samples():
+                metric.add_sample(one.name + suffix, labels, number)
+            yield metric
 
 
-def _heading(kind: str, name: str, about: str) -> Iterator[str]:
-    yield f"# HELP {name} {about}"
-    yield f"# TYPE {name} {kind}"
-
-
-def _sample(name: str, labels: Iterable[tuple[str, str]], number: float) -> str:
-    pairs = ",".join(f'{label}="{_escaped(value)}"' for label, value in labels)
-    return f"{name}{{{pairs}}} {float(number)}" if pairs else f"{name} {float(number)}"
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+def exposed(numbers: Iterable[Numbers | Histogram]) -> bytes:
+    """Return numbers, and what is to be said of this process, in the text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    ProcessCollector(registry=registry)
+    registry.register(_Numbers(numbers))
+    return _generate_latest(registry)

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
-import resource
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
-from ipmasq_agent.agent.exposition import Histogram, Metric
+from ipmasq_agent.agent.numbers import Histogram, Numbers
 from ipmasq_agent.agent.reconcile import Outcomes
 from ipmasq_agent.agent.status import Status
 from ipmasq_agent.errors import foreseen
@@ -89,19 +85,20 @@ class Metrics:
         self.backend.clear()
         if status.mode is not None:
             self.backend.set(1, status.mode)
-        metrics = [*_of_process(), *vars(self).values(), _of_threads(), *_counted(counters)]
-        return "".join(f"{line}\n" for metric in metrics for line in metric.lines()).encode()
+        from ipmasq_agent.agent.exposition import exposed
+
+        return exposed([*vars(self).values(), _of_threads(), *_counted(counters)])
 
 
-def _gauge(name: str, about: str, *labels: str) -> Metric:
-    return Metric("gauge", f"ipmasq_agent_{name}", about, labels)
+def _gauge(name: str, about: str, *labels: str) -> Numbers:
+    return Numbers("gauge", f"ipmasq_agent_{name}", about, labels)
 
 
-def _counter(name: str, about: str, *labels: str, dated: bool = False) -> Metric:
-    return Metric("counter", f"ipmasq_agent_{name}_total", about, labels, dated=dated)
+def _counter(name: str, about: str, *labels: str, dated: bool = False) -> Numbers:
+    return Numbers("counter", f"ipmasq_agent_{name}", about, labels, dated=dated)
 
 
-def _of_threads() -> Metric:
+def _of_threads() -> Numbers:
     failures = _counter(
         "thread_failures",
         "How often something that nobody foresaw interrupted a thread, which then went on.",
@@ -112,7 +109,7 @@ def _of_threads() -> Metric:
     return failures
 
 
-def _counted(counters: Counters) -> list[Metric]:
+def _counted(counters: Counters) -> list[Numbers]:
     """Return packets and flows by what became of them; nothing where nobody counts."""
     labels = ("family", "outcome")
     packets = _counter("packets", "Packets, by what became of them.", *labels)
@@ -130,30 +127,3 @@ def _counted(counters: Counters) -> list[Metric]:
         else:
             packets.set(count, family.value, outcome)
     return [packets, flows] if counted else []
-
-
-def _of_process() -> Iterator[Metric]:
-    """Yield what client libraries of Prometheus tell of their process (proc_pid_stat(5))."""
-    ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    user, system, began, memory, pages = (int(fields[n]) for n in (11, 12, 19, 20, 21))
-    boot = re.search(r"^btime (\d+)", Path("/proc/stat").read_text(), re.MULTILINE)
-    began_at = began / ticks + (int(boot[1]) if boot else 0)
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    for kind, name, about, number in (
-        ("gauge", "virtual_memory_bytes", "Virtual memory size in bytes.", memory),
-        ("gauge", "resident_memory_bytes", "Resident memory size in bytes.", pages * page),
-        (
-            *("gauge", "start_time_seconds"),
-            *("Start time of the process since unix epoch in seconds.", began_at),
-        ),
-        (
-            *("counter", "cpu_seconds_total"),
-            *("Total user and system CPU time spent in seconds.", (user + system) / ticks),
-        ),
-        ("gauge", "open_fds", "Number of open file descriptors.", len(os.listdir("/proc/self/fd"))),
-        ("gauge", "max_fds", "Maximum number of open file descriptors.", most),
-    ):
-        metric = Metric(kind, f"process_{name}", about)
-        metric.set(number)
-        yield metric

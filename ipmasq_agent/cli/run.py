@@ -163,7 +163,6 @@ def _run(settings: Settings, http_address: str, loop: LoopSettings, state_dir: s
 
 
 def _answers(agent: Any) -> dict[str, Any]:
-    from ipmasq_agent.agent.exposition import CONTENT_TYPE
     from ipmasq_agent.agent.http import Answer, data, text
     from ipmasq_agent.host.threads import dead
 
@@ -180,6 +179,8 @@ def _answers(agent: Any) -> dict[str, Any]:
         return text(200, "ok") if status.ready else text(503, status.why_not_ready())
 
     def exposition() -> Answer:
+        from ipmasq_agent.agent.exposition import CONTENT_TYPE
+
         return 200, CONTENT_TYPE, agent.metrics.text(agent.status, agent.counters)
 
     return {

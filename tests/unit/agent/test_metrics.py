@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from ipmasq_agent.agent.exposition import Metric
+from ipmasq_agent.agent.exposition import exposed
 from ipmasq_agent.agent.metrics import Metrics
+from ipmasq_agent.agent.numbers import Numbers
 from ipmasq_agent.agent.reconcile import Outcome
 from ipmasq_agent.agent.status import ConfigStatus, Status
 from ipmasq_agent.errors import HostError
@@ -87,7 +90,16 @@ def test_counters_that_cannot_be_read_cost_no_other_metric() -> None:
 
 
 def test_a_label_may_hold_any_text() -> None:
-    metric = Metric("gauge", "x", "y", ("label",))
-    metric.set(1, 'a "quoted"\\\nline')
-    [family] = text_string_to_metric_families("\n".join(metric.lines()) + "\n")
+    numbers = Numbers("gauge", "x", "y", ("label",))
+    numbers.set(1, 'a "quoted"\\\nline')
+    families = text_string_to_metric_families(exposed([numbers]).decode())
+    [family] = [family for family in families if family.name == "x"]
     assert family.samples[0].labels == {"label": 'a "quoted"\\\nline'}
+
+
+def test_a_node_that_nobody_scrapes_does_not_load_the_client_library() -> None:
+    code = (
+        "import sys, ipmasq_agent.cli.run, ipmasq_agent.agent.loop, ipmasq_agent.agent.http\n"
+        "sys.exit('prometheus_client' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
