@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 
-class Sample(NamedTuple):
+class LabelledNumber(NamedTuple):
     """One number of a metric: what follows its name, its labels, and how much."""
 
     suffix: str
@@ -50,14 +50,14 @@ class Numbers:
         """Forget every number."""
         self._numbers.clear()
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self) -> Iterator[LabelledNumber]:
         """Yield what there is."""
         suffix = "_total" if self.kind == "counter" else ""
         for labels, number in list(self._numbers.items()):
             named = dict(zip(self._labels, labels, strict=True))
-            yield Sample(suffix, named, number)
+            yield LabelledNumber(suffix, named, number)
             if self._dated:
-                yield Sample("_created", named, self._since[labels])
+                yield LabelledNumber("_created", named, self._since[labels])
 
 
 class Histogram:
@@ -76,12 +76,12 @@ class Histogram:
         self._counts[bisect_left(self._bounds, number)] += 1
         self._sum += number
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self) -> Iterator[LabelledNumber]:
         """Yield what there is; each bucket counts those before it as well."""
         total = 0
         for bound, count in zip((*map(str, self._bounds), "+Inf"), list(self._counts), strict=True):
             total += count
-            yield Sample("_bucket", {"le": bound}, total)
-        yield Sample("_count", {}, total)
-        yield Sample("_sum", {}, self._sum)
-        yield Sample("_created", {}, self._since)
+            yield LabelledNumber("_bucket", {"le": bound}, total)
+        yield LabelledNumber("_count", {}, total)
+        yield LabelledNumber("_sum", {}, self._sum)
+        yield LabelledNumber("_created", {}, self._since)
