@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ipmasq_agent.bench.results import LIMIT, REFERENCE, Mode
+from ipmasq_agent.errors import UsageError
 from ipmasq_agent.planes.registry import PLANES, PlaneRow, rows_of
 
 BACKENDS = tuple(dict.fromkeys(plane.backend for plane in PLANES))
@@ -27,6 +28,21 @@ MODES = (
     # A node that nobody marked is taken for one of iptables-nft, also by what shares its name.
     *(mode for backend in BACKENDS for mode in _of(rows_of(backend)[0])),
 )
+
+
+def chosen(names: Sequence[str]) -> list[Mode]:
+    """Return the modes of these names in their order; all for none.
+
+    Raises:
+        UsageError: there is no such mode.
+    """
+    known = [mode.name for mode in MODES]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"there is no mode {name!r}", remedy=f"take of {', '.join(known)}")
+    return [mode for mode in MODES if not names or mode.name in names]
+
+
 SIZES = (3, 64, 1000, 10_000, 100_000)
 """Numbers of CIDRs for new flows and connections."""
 EVERYTHING_AT = (64, 100_000)

@@ -126,6 +126,11 @@ class Results:
     runs: Sequence[Sample]
     skipped: Sequence[str] = field(default=())
 
+    @property
+    def failed(self) -> bool:
+        """Whether a run gave no value, or a mode decided wrongly."""
+        return any(run.problem for run in self.runs) or any(one.wrong for one in self.equality)
+
 
 def write(results: Results, path: Path) -> None:
     """Write ``results.json``."""

@@ -98,7 +98,7 @@ def command(
     from ipmasq_agent.bench import results as files
     from ipmasq_agent.bench.against import compare, describe
     from ipmasq_agent.bench.folder import write_folder
-    from ipmasq_agent.bench.modes import FULL, QUICK
+    from ipmasq_agent.bench.modes import FULL, QUICK, chosen
     from ipmasq_agent.bench.report import report
     from ipmasq_agent.lab.interruption import Interruption
 
@@ -113,7 +113,7 @@ def command(
                 raise UsageError(f"{against} is of {earlier.family}, not of {family.value}")
             effort = QUICK if quick else FULL
             effort = replace(effort, rounds=rounds) if rounds else effort
-            found = _measure(_chosen(names), effort, family, quick=quick)
+            found = _measure(chosen(names), effort, family, quick=quick)
             folder = folder or Path(f"ipmasq-bench-{datetime.now():%Y%m%d-%H%M%S}")
         written = write_folder(found, folder) if folder else []
     comparison = compare(earlier, found) if earlier else None
@@ -129,18 +129,7 @@ def command(
     emit(asdict(found), output, as_text)
     if found.stopped and not stored:
         return _INTERRUPTED
-    failed = any(run.problem for run in found.runs) or any(one.wrong for one in found.equality)
-    return 1 if failed or (comparison is not None and comparison.regressed) else 0
-
-
-def _chosen(names: tuple[str, ...]) -> list[Mode]:
-    from ipmasq_agent.bench.modes import MODES
-
-    known = [mode.name for mode in MODES]
-    for name in names:
-        if name not in known:
-            raise UsageError(f"there is no mode {name!r}", remedy=f"take of {', '.join(known)}")
-    return [mode for mode in MODES if not names or mode.name in names]
+    return 1 if found.failed or (comparison is not None and comparison.regressed) else 0
 
 
 def _measure(modes: list[Mode], effort: Effort, family: Family, *, quick: bool) -> Results:
