@@ -77,7 +77,7 @@ class Shadows:
         unchanged = seen and signs.generation is not None and seen.signs == signs
         if seen and unchanged and seen.policy is policy:
             return seen.shadow
-        found = shadow(policy, self._read(family, ours), egress)
+        found = shadow(policy, self._read(family, ours))
         self._seen[family] = _Seen(signs, policy, found)
         return found
 

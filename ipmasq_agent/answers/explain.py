@@ -6,12 +6,11 @@ import contextlib
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 from ipmasq_agent.planes.interpretation import Decider, Interpretation
 from ipmasq_agent.planes.rules.neighbours import Neighbours, joined
-from ipmasq_agent.policy.addresses import Family, Prefix, parse_address, prefixes_of_range
+from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.decisions import Origin, Reason, Stated, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy
 
@@ -203,32 +202,3 @@ def _within(address: int, prefixes: Sequence[Prefix]) -> bool:
 
 def _shown(items: Sequence[object]) -> str:
     return ", ".join(map(str, items[:_SHOWN])) + (", ..." if len(items) > _SHOWN else "")
-
-
-def cidrs_in_force(kernels: Sequence[Interpretation], *, whole: bool = True) -> list[str]:
-    """Return the non-masquerade CIDRs that a kernel holds, in the order of its rules.
-
-    A rule is listed with its own prefix if it decides for at least one address; where a
-    rule has no prefix of its own (a negated one), the ranges that it decides are.
-
-    Args:
-        kernels: what is in force.
-        whole: False where others decide about parts of such prefixes: then what is left of
-            them is listed.
-    """
-    cidrs: dict[str, None] = {}
-    for kernel in kernels:
-        decisions = kernel.policy.decisions
-        deciding = [
-            (rule.position or 0, first, last, rule.prefix if whole and rule.position else None)
-            for first, last, verdict, rule in decisions.ranges
-            # Where no rule translates, nothing is anyone's entry.
-            if verdict is Verdict.NON_MASQUERADE and isinstance(rule, Decider)
-        ]
-        for _, first, last, named in sorted(deciding, key=itemgetter(0, 1)):
-            if named is not None:
-                cidrs[str(named)] = None
-            else:
-                prefixes = prefixes_of_range(decisions.family, first, last)
-                cidrs |= dict.fromkeys(map(str, prefixes))
-    return list(cidrs)

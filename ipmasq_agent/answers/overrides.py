@@ -11,30 +11,16 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ipmasq_agent.answers.in_force import usual
 from ipmasq_agent.planes.rules.matching import Question
-from ipmasq_agent.planes.rules.neighbours import Neighbours, PostroutingHook, neighbours, overrides
+from ipmasq_agent.planes.rules.neighbours import Neighbours, PostroutingHook, neighbours, overriding
 from ipmasq_agent.policy.addresses import Family, prefixes_of_range
-from ipmasq_agent.policy.decisions import Reason, Verdict
-from ipmasq_agent.policy.model import FamilyPolicy, Guards
+from ipmasq_agent.policy.decisions import Entry, Reason, Stated, Verdict
+from ipmasq_agent.policy.model import FamilyPolicy
 
 _SHOWN = 4  # ranges in one line
 _LISTED = 256  # ranges of one rule as data
 _ALONE = 8  # sources, and devices, that are asked about one by one
-
-
-def usual(guards: Guards, egress: tuple[str, ...]) -> Question:
-    """Return the question about all packets that a policy speaks of.
-
-    Args:
-        guards: of the policy.
-        egress: the devices through which traffic leaves the node, where guards name none.
-    """
-    sources = guards.sources
-    return Question(
-        None if sources is None else tuple((prefix.first, prefix.last) for prefix in sources),
-        guards.devices or egress or None,
-        others=guards.devices is None,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,26 +83,22 @@ class Shadow:
     partial: tuple[str, ...] = field(default=())
 
 
-def shadow(policy: FamilyPolicy, hook: PostroutingHook, egress: tuple[str, ...]) -> Shadow:
+def shadow(policy: FamilyPolicy, hook: PostroutingHook) -> Shadow:
     """Return what others make of a policy that the kernel holds.
 
     It is asked for each source and device that the policy speaks of by itself: a rule for
     one of them decides there, though not for all packets.
-
-    Args:
-        policy: ours.
-        hook: what stands at the hook.
-        egress: see ``usual``.
     """
     found: dict[_Key, dict[tuple[int, int], None]] = {}
     counts: Counter[_Key] = Counter()
-    for asked in _each(usual(policy.guards, egress)):
+    asked = usual(policy.guards, hook)
+    for one in _each(asked):
         seen: Counter[_Key] = Counter()
-        for item in overrides(policy, neighbours(hook, asked)):
-            key = item.wanted, item.verdict, item.rule
+        for wanted, (first, last, verdict, rule) in _overrides(policy, neighbours(hook, one)):
+            key = wanted, verdict, rule
             seen[key] += 1
             if seen[key] <= _LISTED:
-                found.setdefault(key, {})[item.first, item.last] = None
+                found.setdefault(key, {})[first, last] = None
         counts |= seen
     overridden = tuple(
         Overridden(policy.family, *key, tuple(ranges)[:_LISTED], counts[key])
@@ -125,11 +107,23 @@ def shadow(policy: FamilyPolicy, hook: PostroutingHook, egress: tuple[str, ...])
     if not policy.masquerades:
         return Shadow(overridden)
     rules = {item.rule for item in overridden}
-    others = neighbours(hook, usual(policy.guards, egress))
-    return Shadow(overridden, tuple(dict.fromkeys(_partial(others, rules))))
+    return Shadow(overridden, tuple(dict.fromkeys(_partial(neighbours(hook, asked), rules))))
 
 
 _Key = tuple[Verdict, Verdict, Reason]
+
+
+def _overrides(
+    policy: FamilyPolicy, others: Neighbours
+) -> Iterator[tuple[Verdict, Entry[Verdict]]]:
+    """Yield what the policy says of some destinations, and what becomes of them instead."""
+    if others.asleep is None:
+        found = overriding(policy.decisions, others)
+        yield from ((wanted, entry) for wanted, entry in found if entry.verdict is not wanted)
+        return
+    masqueraded, kept = Verdict.MASQUERADE, Verdict.NON_MASQUERADE
+    for first, last in policy.decisions.stretches(masqueraded):
+        yield masqueraded, Entry(first, last, kept, Stated(others.asleep))
 
 
 def _each(asked: Question) -> Iterator[Question]:

@@ -26,12 +26,10 @@ def command(output: str, **options: Any) -> None:
     Both families are shown, whoever wrote the rules and whatever the document says.
     """
     from ipmasq_agent.agent.moves import deciding
-    from ipmasq_agent.answers.explain import cidrs_in_force
-    from ipmasq_agent.answers.overrides import shadow, usual
+    from ipmasq_agent.answers.in_force import cidrs_in_force, in_force
+    from ipmasq_agent.answers.overrides import shadow
     from ipmasq_agent.cli.wiring import backend_choice
-    from ipmasq_agent.host.devices import egress_devices
     from ipmasq_agent.planes.hook.read import read_hook
-    from ipmasq_agent.planes.rules.neighbours import joined, neighbours
     from ipmasq_agent.policy.addresses import Family
 
     settings = settings_of(options)
@@ -47,10 +45,9 @@ def command(output: str, **options: Any) -> None:
                 continue
             own = backend.interpret(state)
             hook = read_hook(family, backend.our_base(family))
-            egress = egress_devices()
-            kernels.append(joined(own, neighbours(hook, usual(own.policy.guards, egress))))
+            kernels.append(in_force(own, hook))
             asked |= own.policy.masquerades
-            found = shadow(own.policy, hook, egress).overridden
+            found = shadow(own.policy, hook).overridden
             overridden |= bool(found)
             notes += (f"somebody else's rule decides: {item}" for item in found)
         notes += choice.unseen + deciding(left_behind)

@@ -11,17 +11,15 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ipmasq_agent.answers.compare import Side
-from ipmasq_agent.answers.overrides import usual
+from ipmasq_agent.answers.in_force import in_force
 from ipmasq_agent.cli.cilium_sides import CiliumSides
 from ipmasq_agent.cli.options import Settings, split_configmap
 from ipmasq_agent.cli.wiring import read_intent
 from ipmasq_agent.config.assemble import assemble_family
 from ipmasq_agent.errors import AgentError, UsageError
-from ipmasq_agent.host.devices import egress_devices
 from ipmasq_agent.planes import detect, registry
 from ipmasq_agent.planes.hook.read import read_hook
 from ipmasq_agent.planes.placement import Placement
-from ipmasq_agent.planes.rules.neighbours import joined, neighbours
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import Verdict
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
@@ -110,10 +108,8 @@ def _held(name: str, placement: Placement, *, alone: bool = True) -> Side:
     try:
         for family in Family:
             state = backend.read(family)
-            own = backend.interpret(state)
             hook = read_hook(family, backend.our_base(family))
-            asked = usual(own.policy.guards, egress_devices())
-            kernel = joined(own, neighbours(hook.around_ours() if alone else hook, asked))
+            kernel = in_force(backend.interpret(state), hook.around_ours() if alone else hook)
             idle = kernel.policy.decisions.verdicts == {Verdict.NON_MASQUERADE}
             if backend.describe(state) or not idle:
                 policies[family] = kernel.policy

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.answers.differences import FamilyDiff, decision_changes
-from ipmasq_agent.answers.overrides import usual
-from ipmasq_agent.host.devices import egress_devices
+from ipmasq_agent.answers.in_force import usual
 from ipmasq_agent.planes.hook.read import read_hook
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.plane import Desired, Plan, Plane, State
@@ -25,7 +24,7 @@ def family_diff(
     then = backend.after(actual, desired)
     before, later = backend.interpret(actual), backend.interpret(then)
     hook = read_hook(family, backend.our_base(family))
-    others = neighbours(hook, usual(later.policy.guards, egress_devices()))
+    others = neighbours(hook, usual(later.policy.guards, hook))
     decisions = decision_changes(
         joined(before, others).policy.decisions, joined(later, others).policy.decisions
     )

@@ -104,7 +104,7 @@ def _of_kernel(
                     differing.append(family)
                 advice[family] = plane.advice(desired)
                 hook = read_hook(family, plane.our_base(family))
-                found = shadow(intent.policy(plane, family), hook, devices)
+                found = shadow(intent.policy(plane, family), hook)
                 overridden += found.overridden
                 partial += found.partial
             except AgentError as error:

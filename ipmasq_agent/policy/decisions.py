@@ -78,15 +78,6 @@ class Entry(NamedTuple, Generic[V]):
     reason: Reason
 
 
-class Difference(NamedTuple):
-    """A range of destinations on which two maps disagree, and what each says."""
-
-    first: int
-    last: int
-    left: Entry[Verdict]
-    right: Entry[Verdict]
-
-
 REST = Stated("every other destination")
 
 
@@ -325,46 +316,27 @@ class DecisionMap:
             yield self.ranges[position]
             position += 1
 
-    def difference(self, other: DecisionMap) -> Iterator[Difference]:
-        """Yield the ranges on which the verdicts differ, in order; none when equal."""
-        for first, last, mine, theirs in self._differing(other):
-            yield Difference(first, last, self.ranges[mine], other.ranges[theirs])
-
     def changes(self, other: DecisionMap) -> Iterator[tuple[int, int, Verdict, Verdict]]:
-        """Yield the differences without reasons: first, last, verdict here and there.
+        """Yield where the verdicts differ, in order: first, last, verdict here and there.
 
         Neighbours that differ alike are one.
         """
-        first, last, mark, other_mark = 0, -1, -1, -1
-        for from_, to, mine, theirs in self._differing(other):
-            its_mark, its_other = self._marks[mine], other._marks[theirs]
-            if from_ == last + 1 and its_mark == mark and its_other == other_mark:
-                last = to
-                continue
-            if last >= 0:
-                yield first, last, _VERDICTS[mark], _VERDICTS[other_mark]
-            first, last, mark, other_mark = from_, to, its_mark, its_other
-        if last >= 0:
-            yield first, last, _VERDICTS[mark], _VERDICTS[other_mark]
-
-    def _differing(self, other: DecisionMap) -> Iterator[tuple[int, int, int, int]]:
-        """Yield first, last, and the position of the range on either side."""
         if other.family is not self.family:
             raise ValueError("maps of two families have nothing to compare")
         end = self.family.last_address
-        starts, others = self._starts, other._starts
+        (starts, marks), (others, its_marks) = self._shape(), other._shape()
         i, j, first = 0, 0, 0
         while True:
-            if starts[i] == others[j] and self._marks[i] == other._marks[j]:
+            if starts[i] == others[j] and marks[i] == its_marks[j]:
                 # Skip what is alike, but for its last range: that may end differently.
-                alike = agreeing((starts, self._marks), (others, other._marks), (i, j)) - 1
+                alike = agreeing((starts, marks), (others, its_marks), (i, j)) - 1
                 i, j = i + alike, j + alike
                 first = starts[i]
             left_last = starts[i + 1] - 1 if i + 1 < len(starts) else end
             right_last = others[j + 1] - 1 if j + 1 < len(others) else end
             last = min(left_last, right_last)
-            if self._marks[i] != other._marks[j]:
-                yield first, last, i, j
+            if marks[i] != its_marks[j]:
+                yield first, last, _VERDICTS[marks[i]], _VERDICTS[its_marks[j]]
             if last == end:
                 return
             first = last + 1

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterable, Iterator, Sequence
 
 from ipmasq_agent.errors import AgentError
+from ipmasq_agent.host.devices import egress_devices
 from ipmasq_agent.netlink import nft_numbers as nft
 from ipmasq_agent.netlink.attributes import text
 from ipmasq_agent.netlink.expressions import Expression, Immediate, NftVerdict, SetLookup
@@ -107,6 +108,7 @@ class _Reader:
             tuple(sorted(nat, key=lambda base: base.priority)),
             tuple(sorted(tracking, key=lambda base: base.priority)),
             programs=self._ours is None,
+            egress=egress_devices(),
             asleep=asleep,
         )
 

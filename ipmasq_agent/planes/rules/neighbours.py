@@ -81,6 +81,7 @@ class PostroutingHook:
         nat: chains that may translate, in order of priority; ours among them.
         tracking: chains that may keep a packet from being tracked, and so from all nat.
         programs: ours are eBPF programs, which come after all chains.
+        egress: the devices through which traffic leaves the node.
         asleep: why ours decides nothing; None where it does.
     """
 
@@ -88,6 +89,7 @@ class PostroutingHook:
     nat: tuple[BaseChain, ...] = ()
     tracking: tuple[BaseChain, ...] = ()
     programs: bool = False
+    egress: tuple[str, ...] = ()
     asleep: str | None = None
 
     def around_ours(self) -> PostroutingHook:
@@ -235,20 +237,20 @@ def joined(own: Interpretation, others: Neighbours) -> Interpretation:
         policy = FamilyPolicy(nothing)
         own = Interpretation(policy)
     decisions = policy.decisions
-    over = list(_overriding(decisions, others))
+    over = [entry for _, entry in overriding(decisions, others)]
     if over:
         decisions = decisions.overlaid(over)
     told = telling(_counting(others, over), decisions)
     return Interpretation(replace(policy, decisions=decisions), (*own.exceptions, *told))
 
 
-def _overriding(ours: DecisionMap, others: Neighbours) -> Iterator[Entry[Verdict]]:
-    """Yield the parts of what others decide in which our policy would be asked that."""
+def overriding(ours: DecisionMap, others: Neighbours) -> Iterator[tuple[Verdict, Entry[Verdict]]]:
+    """Yield what our policy says of some destinations, and what others decide about them."""
     for verdict in (_MASQUERADE, _KEEP):
         entries = list(others.others(verdict))
         spans = [(entry.first, entry.last) for entry in entries]
         for first, last, position, _ in intersections(spans, ours.stretches(verdict)):
-            yield entries[position]._replace(first=first, last=last)
+            yield verdict, entries[position]._replace(first=first, last=last)
 
 
 def _counting(others: Neighbours, over: Iterable[Entry[Verdict]]) -> Iterator[Partial]:
@@ -266,39 +268,3 @@ def _counting(others: Neighbours, over: Iterable[Entry[Verdict]]) -> Iterator[Pa
 
 def _table(rule: Decider) -> str:
     return rule.where.partition(" ")[2]
-
-
-@dataclass(frozen=True, slots=True)
-class Override:
-    """Destinations about which somebody else decides otherwise than our policy.
-
-    Attributes:
-        family: whose.
-        first: the first destination.
-        last: the last one, itself included.
-        wanted: what our policy says.
-        verdict: what becomes of the packets.
-        rule: what decides.
-    """
-
-    family: Family
-    first: int
-    last: int
-    wanted: Verdict
-    verdict: Verdict
-    rule: Reason
-
-
-def overrides(policy: FamilyPolicy, others: Neighbours) -> Iterator[Override]:
-    """Yield where ``policy``, which the kernel holds, is not what becomes of packets."""
-    family, decisions = policy.family, policy.decisions
-    if others.asleep is not None:
-        for first, last in decisions.stretches(_MASQUERADE):
-            yield Override(family, first, last, _MASQUERADE, _KEEP, Stated(others.asleep))
-        return
-    for wanted in (_MASQUERADE, _KEEP):
-        entries = [e for e in others.others(wanted) if e.verdict is not wanted]
-        spans = [(entry.first, entry.last) for entry in entries]
-        for first, last, position, _ in intersections(spans, decisions.stretches(wanted)):
-            _, _, verdict, rule = entries[position]
-            yield Override(family, first, last, wanted, verdict, rule)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +51,7 @@ def test_ours_alone_decides() -> None:
     assert in_force(PostroutingHook(V4, (OURS,))) == (KEEP, MASQ)
     assert in_force(PostroutingHook(V4, programs=True)) == (KEEP, MASQ)
     assert in_force(PostroutingHook(V4)) == (KEEP, MASQ)  # rules that are not there yet
-    assert shadow(POLICY, PostroutingHook(V4, (OURS,)), ()).overridden == ()
+    assert shadow(POLICY, PostroutingHook(V4, (OURS,))).overridden == ()
 
 
 @pytest.mark.parametrize("priority", [90, 100, 110])
@@ -69,7 +71,7 @@ def test_in_our_own_chain_it_matters_what_comes_before_the_jump() -> None:
     after = base("-j IP-MASQ", "-d 9.0.0.0/8 -j ACCEPT", own="IP-MASQ")
     assert in_force(PostroutingHook(V4, (before,))) == (KEEP, KEEP)
     assert in_force(PostroutingHook(V4, (after,))) == (KEEP, MASQ)
-    (override,) = shadow(POLICY, PostroutingHook(V4, (before,)), ()).overridden
+    (override,) = shadow(POLICY, PostroutingHook(V4, (before,))).overridden
     assert (override.wanted, override.verdict, override.cidrs(9)) == (MASQ, KEEP, ["9.0.0.0/8"])
 
 
@@ -86,24 +88,33 @@ def test_what_is_not_tracked_meets_no_chain_but_our_programs() -> None:
 def test_a_rule_for_one_source_of_the_policy_overrides_it_there() -> None:
     policy = FamilyPolicy(POLICY.decisions, Guards(sources=(PODS, TENS)))
     hook = beside(f"-s {PODS} -j MASQUERADE")
-    assert [o.cidrs(9) for o in shadow(policy, hook, ()).overridden] == [["10.0.0.0/8"]]
-    assert shadow(POLICY, hook, ()).overridden == ()
-    assert shadow(POLICY, hook, ()).partial == (
+    assert [o.cidrs(9) for o in shadow(policy, hook).overridden] == [["10.0.0.0/8"]]
+    assert shadow(POLICY, hook).overridden == ()
+    assert shadow(POLICY, hook).partial == (
         "rule 1 of POSTROUTING of table ip x: -s 172.20.0.0/16 -j MASQUERADE (masquerade)",
     )
 
 
-def test_a_rule_for_an_egress_device_overrides_there_and_one_for_another_does_not() -> None:
-    assert shadow(POLICY, beside("-o eth0 -j MASQUERADE"), ("eth0", "eth1")).overridden
-    assert shadow(POLICY, beside("! -o docker0 -j MASQUERADE"), ("eth0",)).overridden
-    assert not shadow(POLICY, beside("-o docker0 -j MASQUERADE"), ("eth0",)).overridden
+@pytest.mark.parametrize(
+    ("rule", "egress", "counts"),
+    [
+        ("-o eth0 -j MASQUERADE", ("eth0", "eth1"), True),
+        ("! -o docker0 -j MASQUERADE", ("eth0",), True),
+        ("-o docker0 -j MASQUERADE", ("eth0",), False),
+    ],
+)
+def test_a_rule_for_an_egress_device_overrides_there_and_one_for_another_does_not(
+    rule: str, egress: tuple[str, ...], counts: bool
+) -> None:
+    hook = replace(beside(rule), egress=egress)
+    assert bool(shadow(POLICY, hook).overridden) is counts
 
 
 def test_asleep_is_nothing_in_force() -> None:
     hook = PostroutingHook(V4, asleep="the table is dormant")
     found = joined(Interpretation(POLICY), neighbours(hook, ANY)).policy.decisions
     assert found.decide(TAKEN).verdict is KEEP
-    assert shadow(POLICY, hook, ()).overridden[0].verdict is KEEP
+    assert shadow(POLICY, hook).overridden[0].verdict is KEEP
 
 
 RULES = st.builds(
