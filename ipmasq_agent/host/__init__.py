@@ -1,4 +1,4 @@
-"""The machine: programs, devices and routes, eBPF objects, who else runs here.
+"""The machine: programs, files that change, devices and routes, threads, who else runs here.
 
 Knows nothing of rules or documents.
 """

@@ -1,9 +1,9 @@
-"""Where documents come from: files, or ConfigMaps of the Kubernetes API.
+"""Where documents come from (files, ConfigMaps, standard input), and facts about node and cluster.
 
 A source yields raw bytes with a name and a revision, of one document or of several that
-are to be merged. It does not know what is in a
-document, never guesses at defaults, and never takes "cannot be read now" for "does not
-exist": the first is a ``SourceFailed``, the second a ``Document`` without parts.
+are to be merged. It does not know what is in a document, never guesses at defaults, and never
+takes "cannot be read now" for "does not exist": the first is a ``SourceFailed``, the second a
+``Document`` without parts.
 """
 
 from __future__ import annotations

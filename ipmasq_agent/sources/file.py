@@ -1,8 +1,8 @@
 """A document in a file, or in the files of a directory as a mounted ConfigMap is one.
 
 Changes are noticed through inotify and delivered when they are complete: on the close of
-the last writer or on a rename, never in the middle of a write. Nothing is polled; without
-a change nothing runs.
+the last writer or on a rename, never in the middle of a write. Without a change nothing
+runs; only a file that somebody has open for writing is looked at again until it is closed.
 """
 
 from __future__ import annotations
