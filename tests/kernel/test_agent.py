@@ -17,7 +17,7 @@ from tests import oracle
 from tests.kernel.agent import Verb
 from tests.kernel.pins import PINS
 from tests.kernel.running import Running, write
-from tests.kube.cluster import Cluster
+from tests.kube.cluster import Cluster, write_kubeconfig
 from tests.netns import Namespace
 from tests.waiting import DEADLINE, wait_until
 
@@ -77,11 +77,7 @@ def test_a_restart_while_the_api_is_away_goes_on_with_the_last_good_document(
 ) -> None:
     cluster = Cluster()
     try:
-        kubeconfig = tmp_path / "kubeconfig"
-        kubeconfig.write_text(
-            "current-context: lab\ncontexts: [{name: lab, context: {cluster: lab}}]\n"
-            f"clusters: [{{name: lab, cluster: {{server: 'http://127.0.0.1:{cluster.port}'}}}}]\n"
-        )
+        kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", cluster.port)
         flags = [
             *("run", "--configmap=kube-system/ip-masq-agent", f"--kubeconfig={kubeconfig}"),
             f"--state-dir={tmp_path / 'state'}",
@@ -275,22 +271,7 @@ def cluster(in_ns: Namespace) -> Iterator[Cluster]:
 
 @pytest.fixture
 def kubeconfig(cluster: Cluster, tmp_path: Path) -> Path:
-    path = tmp_path / "kubeconfig"
-    path.write_text(
-        json.dumps(
-            {
-                "apiVersion": "v1",
-                "kind": "Config",
-                "current-context": "c",
-                "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-                "clusters": [
-                    {"name": "c", "cluster": {"server": f"http://127.0.0.1:{cluster.port}"}}
-                ],
-                "users": [{"name": "u", "user": {"token": "t"}}],
-            }
-        )
-    )
-    return path
+    return write_kubeconfig(tmp_path / "kubeconfig", cluster.port)
 
 
 def test_a_configmap_is_followed_and_an_unreachable_api_is_not_a_missing_one(

@@ -15,6 +15,7 @@ import pytest
 from tests import oracle
 from tests.kernel.running import Running
 from tests.kernel.test_agent import chain, document
+from tests.kube.cluster import write_kubeconfig
 from tests.netns import Namespace
 from tests.waiting import wait_until
 
@@ -111,13 +112,7 @@ def test_while_others_hold_the_lock(
 def test_while_the_api_does_not_answer(run: Callable[..., Running], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        kubeconfig = tmp_path / "kubeconfig"
-        kubeconfig.write_text(
-            "{apiVersion: v1, kind: Config, current-context: x,\n"
-            f" clusters: [{{name: x, cluster: {{server: 'http://127.0.0.1:{port}'}}}}],\n"
-            " users: [{name: x, user: {}}],\n"
-            " contexts: [{name: x, context: {cluster: x, user: x}}]}\n"
-        )
+        kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", port)
         agent = run("run", "--configmap=kube-system/x", f"--kubeconfig={kubeconfig}")
         accepted, _ = silent.accept()
         with accepted:

@@ -25,7 +25,7 @@ from tests.kernel.container import contained
 from tests.kernel.crossing import PLANS, Crossing, crossing
 from tests.kernel.flows import KEPT, MASQUERADED, both, count_in, counted, flowing
 from tests.kernel.running import Running, write
-from tests.kube.cluster import Cluster
+from tests.kube.cluster import Cluster, write_kubeconfig
 from tests.waiting import wait_until
 
 BEFORE, AFTER = (
@@ -110,7 +110,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
         Path("/run/xtables.lock").touch()
         subprocess.run(["mount", "-t", "bpf", "bpf", made.bpffs], check=True)
         stack.callback(lambda: subprocess.run(["umount", made.bpffs], check=True))
-        (tmp_path / "kubeconfig").write_text(KUBECONFIG.format(port=cluster.port))
+        write_kubeconfig(tmp_path / "kubeconfig", cluster.port)
         count_in(place.world)
         answer_the_node(place)
         # As kube-proxy's rules do, wherever our own stand.
@@ -130,16 +130,6 @@ def answer_the_node(place: Crossing) -> None:
         rules = f"add pref 10 lookup local|add pref 5 to {plan.eth[0]} lookup main|del pref 0"
         for rule in rules.split("|"):
             place.world.run(["ip", dash, "rule", *rule.split()])
-
-
-KUBECONFIG = """\
-apiVersion: v1
-kind: Config
-current-context: test
-contexts: [{{name: test, context: {{cluster: test, user: test}}}}]
-clusters: [{{name: test, cluster: {{server: "http://127.0.0.1:{port}"}}}}]
-users: [{{name: test, user: {{}}}}]
-"""
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp.test_utils
@@ -58,6 +59,17 @@ def transport_of(request: kmock.Request) -> asyncio.Transport:
     transport = request._raw_request.transport
     assert isinstance(transport, asyncio.Transport)
     return transport
+
+
+def write_kubeconfig(path: Path, port: int, user: str = "token: secret") -> Path:
+    """Write a kubeconfig that leads to a port of this machine, and return where it is."""
+    path.write_text(
+        "apiVersion: v1\nkind: Config\ncurrent-context: lab\n"
+        "contexts: [{name: lab, context: {cluster: lab, user: lab}}]\n"
+        f"clusters: [{{name: lab, cluster: {{server: 'http://127.0.0.1:{port}'}}}}]\n"
+        f"users: [{{name: lab, user: {{{user}}}}}]\n"
+    )
+    return path
 
 
 class SecureServer(aiohttp.test_utils.RawTestServer):

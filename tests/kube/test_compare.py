@@ -11,7 +11,7 @@ import kmock
 import pytest
 
 from ipmasq_agent import cli
-from tests.kube.cluster import NAMESPACE, Cluster
+from tests.kube.cluster import NAMESPACE, Cluster, write_kubeconfig
 
 LISTING = "10.0.0.0/8\n169.254.0.0/16\n"
 
@@ -77,17 +77,7 @@ def compare(
     monkeypatch.chdir(tmp_path)
     Path("doc").write_text("nonMasqueradeCIDRs: [10.0.0.0/8, 172.16.0.0/12]\n")
     Path("list.txt").write_text(LISTING)
-    kubeconfig = tmp_path / "kubeconfig"
-    kubeconfig.write_text(
-        f"""
-        apiVersion: v1
-        kind: Config
-        current-context: lab
-        contexts: [{{name: lab, context: {{cluster: lab, user: lab}}}}]
-        clusters: [{{name: lab, cluster: {{server: "http://127.0.0.1:{cluster.port}"}}}}]
-        users: [{{name: lab, user: {{token: secret}}}}]
-        """
-    )
+    kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", cluster.port)
     return Compare(kubeconfig, capsys)
 
 

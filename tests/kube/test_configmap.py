@@ -15,7 +15,14 @@ from ipmasq_agent.host.patience import Backoff
 from ipmasq_agent.sources import Document, kube_list, kube_watch
 from ipmasq_agent.sources.configmap import ConfigMapSource
 from tests.kernel.agent import status_of
-from tests.kube.cluster import DEADLINE, NAME, NAMESPACE, Cluster, established
+from tests.kube.cluster import (
+    DEADLINE,
+    NAME,
+    NAMESPACE,
+    Cluster,
+    established,
+    write_kubeconfig,
+)
 from tests.unit.sources.heard import Heard, content_of
 
 FORBIDDEN = (
@@ -27,18 +34,7 @@ FORBIDDEN = (
 @pytest.fixture
 def kubeconfig(cluster: Cluster, tmp_path: Path) -> Path:
     (tmp_path / "token").write_text("first")
-    path = tmp_path / "kubeconfig"
-    path.write_text(
-        f"""
-        apiVersion: v1
-        kind: Config
-        current-context: lab
-        contexts: [{{name: lab, context: {{cluster: lab, user: lab}}}}]
-        clusters: [{{name: lab, cluster: {{server: "http://127.0.0.1:{cluster.port}"}}}}]
-        users: [{{name: lab, user: {{tokenFile: {tmp_path}/token}}}}]
-        """
-    )
-    return path
+    return write_kubeconfig(tmp_path / "kubeconfig", cluster.port, f"tokenFile: {tmp_path}/token")
 
 
 class Watching(Protocol):

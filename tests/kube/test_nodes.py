@@ -25,7 +25,7 @@ from ipmasq_agent.policy.facts import (
 )
 from ipmasq_agent.sources import Learnt, nodes
 from ipmasq_agent.sources.facts import HostAndCluster
-from tests.kube.cluster import DEADLINE
+from tests.kube.cluster import DEADLINE, write_kubeconfig
 from tests.kube.node_cluster import NodeCluster, node_object
 from tests.unit.agent.support import Bench
 from tests.unit.sources.told import Told
@@ -46,17 +46,7 @@ def cluster() -> Iterator[NodeCluster]:
 
 @pytest.fixture
 def source(cluster: NodeCluster, tmp_path: Path) -> Iterator[HostAndCluster]:
-    path = tmp_path / "kubeconfig"
-    path.write_text(
-        f"""
-        apiVersion: v1
-        kind: Config
-        current-context: lab
-        contexts: [{{name: lab, context: {{cluster: lab, user: lab}}}}]
-        clusters: [{{name: lab, cluster: {{server: "http://127.0.0.1:{cluster.port}"}}}}]
-        users: [{{name: lab, user: {{token: secret}}}}]
-        """
-    )
+    path = write_kubeconfig(tmp_path / "kubeconfig", cluster.port)
     source = HostAndCluster(kubeconfig=str(path), node="node-a")
     yield source
     source.stop()

@@ -10,8 +10,6 @@ from pathlib import Path
 import ipmasq_agent
 
 PACKAGE = Path(ipmasq_agent.__file__).parent
-# Names that mean several things still. The list only shrinks: who renames one deletes its line.
-SHARED: frozenset[str] = frozenset()
 
 
 def public_classes() -> Iterator[tuple[str, str]]:
@@ -26,6 +24,4 @@ def test_no_two_classes_of_the_package_have_one_name() -> None:
     places = defaultdict(list)
     for name, place in public_classes():
         places[name].append(place)
-    shared = {name: found for name, found in places.items() if len(found) > 1}
-    assert {name: found for name, found in shared.items() if name not in SHARED} == {}
-    assert sorted(SHARED - shared.keys()) == [], "delete these from the list: each has one meaning"
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
