@@ -1,7 +1,7 @@
 """Netlink: questions, lists, acknowledgements, whatever they speak of.
 
 netlink(7), by hand: the daemon asks at every resync on every node, where a library that
-speaks netlink would be most of its memory. Numbers: include/uapi/linux/netlink.h.
+speaks netlink would nearly double its memory. Numbers: include/uapi/linux/netlink.h.
 """
 
 from __future__ import annotations

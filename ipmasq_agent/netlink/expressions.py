@@ -193,9 +193,13 @@ class Opaque(NamedTuple):
     data: bytes = b""
 
 
-Load = Payload | Meta | Conntrack | Fib | NumberGenerator | OtherLoad
 Expression = (
-    Load
+    Payload
+    | Meta
+    | Conntrack
+    | Fib
+    | NumberGenerator
+    | OtherLoad
     | Bitwise
     | ByteOrder
     | Compare

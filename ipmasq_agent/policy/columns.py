@@ -32,6 +32,18 @@ def indices(numbers: Iterable[int]) -> Sequence[int]:
     return array("i", numbers)
 
 
+def common_ends(left: Sequence[object], right: Sequence[object]) -> tuple[int, int]:
+    """Return how many items at the beginning and at the end are the same in both."""
+    shorter = min(len(left), len(right))
+    head = 0
+    while head < shorter and left[head] == right[head]:
+        head += 1
+    tail = 0
+    while tail < shorter - head and left[-1 - tail] == right[-1 - tail]:
+        tail += 1
+    return head, tail
+
+
 class Chained(Sequence[T]):
     """Sequences one after the other, read as one without a copy."""
 

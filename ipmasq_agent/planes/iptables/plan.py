@@ -12,6 +12,7 @@ from ipmasq_agent.planes.iptables.ownership import refuse_others
 from ipmasq_agent.planes.iptables.sets import NO_SET_CHANGE, IpsetChange, change_set
 from ipmasq_agent.planes.rules.rule import Rule, find_all
 from ipmasq_agent.planes.rules.table import POSTROUTING, Chain, Table
+from ipmasq_agent.policy.columns import common_ends
 
 # Up to this many rules in the changed stretch are edited in place, so that the rules
 # around it keep their counters; past it the chain is written anew, because each edit by
@@ -173,13 +174,7 @@ def _changed_stretch(
     actual: Sequence[Rule], desired: Sequence[Rule]
 ) -> tuple[int, tuple[Rule, ...], tuple[Rule, ...]]:
     """Return how many rules at the top stay, and what goes and comes after them."""
-    shorter = min(len(actual), len(desired))
-    head = 0
-    while head < shorter and actual[head] == desired[head]:
-        head += 1
-    tail = 0
-    while tail < shorter - head and actual[-1 - tail] == desired[-1 - tail]:
-        tail += 1
+    head, tail = common_ends(actual, desired)
     return (
         head,
         tuple(actual[head : len(actual) - tail]),

@@ -1,4 +1,4 @@
-"""The nftables dialect: a policy as a table of our own, its destinations in interval sets.
+"""A policy as a table of our own in nf_tables, its destinations in interval sets.
 
 ::
 

@@ -10,12 +10,15 @@ it, and takes its place together with the rules that ask it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 from ipmasq_agent.errors import KernelReadError
+from ipmasq_agent.planes.nftables.rules import NftRule
 from ipmasq_agent.planes.nftables.state import BESIDE, NftSet, NftTable, SetKind
+from ipmasq_agent.policy.columns import common_ends
 from ipmasq_agent.policy.ranges import intersections
 
 
@@ -77,75 +80,80 @@ class TableChange:
     @property
     def counts(self) -> tuple[int, int]:
         """How many lines come and how many go, without writing them down."""
-        if self.anew:
-            return self.desired.count(), self.actual.count()
-        coming = sum(len(change.added) for change in self.sets_changed)
-        going = sum(len(change.removed) for change in self.sets_changed)
-        return (
-            coming
-            + self.desired.count(self.chains_added, self.sets_added)
-            + sum(1 for _ in self._rules(self.desired)),
-            going
-            + self.actual.count(self.chains_removed, self.sets_removed)
-            + sum(1 for _ in self._rules(self.actual)),
-        )
+        return _count(self._coming()), _count(self._going())
 
     @property
     def added(self) -> list[str]:
         """What comes, as the commands that make it."""
-        if self.anew:
-            return self.desired.lines()
-        changed = ((change.name, change.added) for change in self.sets_changed)
-        return list(
-            _lines(
-                self.desired, self.chains_added, self.sets_added, changed, self._rules(self.desired)
-            )
-        )
+        return list(_lines(self._coming()))
 
     @property
     def removed(self) -> list[str]:
         """What goes, as the commands that would make it."""
-        if self.anew:
-            return self.actual.lines()
-        changed = ((change.name, change.removed) for change in self.sets_changed)
-        return list(
-            _lines(
-                self.actual,
-                self.chains_removed,
-                self.sets_removed,
-                changed,
-                self._rules(self.actual),
-            )
-        )
+        return list(_lines(self._going()))
 
-    def _rules(self, table: NftTable) -> Iterator[str]:
-        """Yield the rules of rewritten chains that the other side does not have there."""
+    def _coming(self) -> _Side:
+        changed = {change.name: change.added for change in self.sets_changed}
+        return self._side(self.desired, self.chains_added, self.sets_added, changed)
+
+    def _going(self) -> _Side:
+        changed = {change.name: change.removed for change in self.sets_changed}
+        return self._side(self.actual, self.chains_removed, self.sets_removed, changed)
+
+    def _side(
+        self,
+        table: NftTable,
+        chains: Sequence[str],
+        sets: Sequence[str],
+        changed: Mapping[str, Sequence[int]],
+    ) -> _Side:
+        if self.anew:
+            return _Side(table, None, (), {}, [])
+        # Of rewritten chains, the rules that the other side does not have there.
+        rules = []
         for name in self.rewritten:
             mine = table.chains[name].rules
-            both = self.actual.chains[name].rules, self.desired.chains[name].rules
-            head, tail = _alike(*both)
-            for rule in mine[head : len(mine) - tail]:
-                yield table.rule_line(name, rule)
+            head, tail = common_ends(
+                self.actual.chains[name].rules, self.desired.chains[name].rules
+            )
+            rules += [(name, rule) for rule in mine[head : len(mine) - tail]]
+        return _Side(table, chains, sets, changed, rules)
 
 
-def _lines(
-    table: NftTable,
-    chains: Sequence[str],
-    sets: Sequence[str],
-    changed: Iterator[tuple[str, tuple[int, ...]]],
-    rules: Iterator[str],
-) -> Iterator[str]:
+class _Side(NamedTuple):
+    """What comes or what goes; all of the table where ``chains`` is None."""
+
+    table: NftTable
+    chains: Sequence[str] | None
+    sets: Sequence[str]
+    changed: Mapping[str, Sequence[int]]
+    rules: Sequence[tuple[str, NftRule]]
+
+
+def _count(side: _Side) -> int:
+    if side.chains is None:
+        return side.table.count()
+    changed = sum(map(len, side.changed.values()))
+    return side.table.count(side.chains, side.sets) + changed + len(side.rules)
+
+
+def _lines(side: _Side) -> Iterator[str]:
+    table, chains, sets, changed, rules = side
+    if chains is None:
+        yield from table.lines()
+        return
     for name in chains:
         yield table.chain_line(name)
     for name in sets:
         yield table.set_line(name)
         yield from table.element_lines(name)
-    for name, positions in changed:
+    for name, positions in changed.items():
         yield from table.element_lines(name, positions)
     for name in chains:
         for rule in table.chains[name].rules:
             yield table.rule_line(name, rule)
-    yield from rules
+    for name, rule in rules:
+        yield table.rule_line(name, rule)
 
 
 def plan(actual: NftTable, desired: NftTable) -> TableChange:
@@ -226,18 +234,6 @@ def _is_our_name(name: str) -> bool:
     name = name.removesuffix(BESIDE)
     known = ("postrouting", "keep", "sources", "interfaces", "fixed", "parts")
     return name in known or name.startswith("keep-")
-
-
-def _alike(left: Sequence[object], right: Sequence[object]) -> tuple[int, int]:
-    """Return how many items at the beginning and at the end are the same in both."""
-    shorter = min(len(left), len(right))
-    head = 0
-    while head < shorter and left[head] == right[head]:
-        head += 1
-    tail = 0
-    while tail < shorter - head and left[-1 - tail] == right[-1 - tail]:
-        tail += 1
-    return head, tail
 
 
 def _set_changes(name: str, actual: NftSet, desired: NftSet) -> Iterator[ElementChange]:

@@ -1,7 +1,6 @@
 """A table of our own in nf_tables, spoken to over netlink; no program is started.
 
-The nft program reads a whole set back to change one element of it, and libraries that
-speak netlink cost more memory than all the rest of the agent.
+The nft program reads a whole set back to change one element of it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from ipmasq_agent.netlink.nf import generation, unquiet
 from ipmasq_agent.netlink.nft_batch import Stale
 from ipmasq_agent.netlink.nft_numbers import NFT_FAMILY
 from ipmasq_agent.planes.interpretation import Interpretation
-from ipmasq_agent.planes.nftables import compile as dialect
+from ipmasq_agent.planes.nftables import compile as compiling
 from ipmasq_agent.planes.nftables.interpret import interpret
 from ipmasq_agent.planes.nftables.plan import TableChange, plan
 from ipmasq_agent.planes.nftables.read import Frame, read_frame, read_table, read_table_at
@@ -93,16 +92,16 @@ class NftablesPlane(Plane[NftTable, NftTable, TableChange]):
 
     def our_base(self, family: Family) -> OurBase:
         """Return the one chain of our table that packets enter."""
-        own = dialect.POSTROUTING
-        return OurBase(f"{NFT_FAMILY[family]} {dialect.table_name(self.placement)}", own, own)
+        own = compiling.POSTROUTING
+        return OurBase(f"{NFT_FAMILY[family]} {compiling.table_name(self.placement)}", own, own)
 
     def compile(self, policy: FamilyPolicy) -> NftTable:
         """Return the table for ``policy``."""
-        return dialect.compile_policy(policy, self.placement)
+        return compiling.compile_policy(policy, self.placement)
 
     def absent(self, family: Family) -> NftTable:
         """Return the state without our table."""
-        return dialect.absent(family, self.placement)
+        return compiling.absent(family, self.placement)
 
     def plan(self, actual: NftTable, desired: NftTable) -> TableChange:
         """Return the edits from one to the other."""
@@ -139,7 +138,7 @@ class NftablesPlane(Plane[NftTable, NftTable, TableChange]):
         return self._read(family, trusted=True)
 
     def _read(self, family: Family, *, trusted: bool) -> NftTable:
-        name = dialect.table_name(self.placement)
+        name = compiling.table_name(self.placement)
         for _ in range(_TRIES):
             frame = read_frame(family, name)
             known = self._known(family, frame) if trusted else {}
@@ -178,7 +177,7 @@ class NftablesPlane(Plane[NftTable, NftTable, TableChange]):
 
     def read_at(self, family: Family, destination: int) -> NftTable:
         """Return the table with no more elements than say what becomes of one destination."""
-        return read_table_at(read_frame(family, dialect.table_name(self.placement)), destination)
+        return read_table_at(read_frame(family, compiling.table_name(self.placement)), destination)
 
     def apply(self, family: Family, change: TableChange) -> None:
         """Carry out ``change``, planned anew where the kernel held something else.
