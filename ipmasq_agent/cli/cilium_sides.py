@@ -134,15 +134,12 @@ class CiliumSides:
         return routable
 
     def _nodes(self, notes: list[str]) -> frozenset[tuple[Family, int]]:
+        known, why = None, ""
         try:
-            known = (
-                wiring.fact_source(self.settings)
-                .gather(frozenset({NODE_ADDRESSES}))
-                .get(NODE_ADDRESSES)
-            )
-            why = ""
+            facts = wiring.fact_source(self.settings).gather(frozenset({NODE_ADDRESSES}))
+            known = facts.get(NODE_ADDRESSES)
         except SourceError as error:
-            known, why = None, f" ({error.message})"
+            why = f" ({error.message})"
         if known is None:
             notes.append(
                 f"it never masquerades packets to {NODE_ADDRESSES.what}, "

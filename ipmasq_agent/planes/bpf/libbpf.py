@@ -76,14 +76,7 @@ class _Library:
         return "\n".join(lines[max(0, end - _SHOWN) : end])
 
 
-@functools.cache
-def _library() -> _Library:
-    """Return libbpf, loaded once: it keeps the function to which it says things.
-
-    Raises:
-        MissingTool: it is not installed.
-    """
-    return _Library()
+_library = functools.cache(_Library)  # once: libbpf keeps the function to which it says things
 
 
 def load(bytecode: Path, pins: Path, capacities: Mapping[str, int]) -> None:

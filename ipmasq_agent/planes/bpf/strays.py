@@ -13,7 +13,6 @@ import errno
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 from ipmasq_agent.bpf.objects import by_id, program_info
 from ipmasq_agent.bpf.syscall import BpfCommand, refused
@@ -27,13 +26,6 @@ _REMEDY = (
     "mount the host's /sys/fs/bpf in the agent's container and give it the capability BPF, "
     "as deploy/ does; or run `ipmasq-agent cleanup --backend=bpf` as root on the node"
 )
-
-
-class StrayLink(NamedTuple):
-    """A link of tcx that holds a program of ours, and its device."""
-
-    device: int
-    number: int
 
 
 def exist(*, strict: bool) -> bool:
@@ -60,13 +52,14 @@ def remove(*, links: bool) -> None:
         HostError: the kernel refuses.
         KernelReadError: as ``exist``.
     """
-    for device, hook in list(clsact.list_ours()):
-        clsact.detach(device, hook)
-    for stray in _links(strict=True) if links else ():
-        tcx.detach_unpinned(stray.number, stray.device)
+    for ifindex, hook in list(clsact.list_ours()):
+        clsact.detach(ifindex, hook)
+    for ifindex, link in _links(strict=True) if links else ():
+        tcx.detach_unpinned(link, ifindex)
 
 
-def _links(strict: bool) -> Iterator[StrayLink]:
+def _links(strict: bool) -> Iterator[tuple[int, int]]:
+    """Yield the devices that have programs of ours by links of tcx, and those links' numbers."""
     nameless = []
     for device in list_links():
         for hook in TcHook:
@@ -90,7 +83,7 @@ def _links(strict: bool) -> Iterator[StrayLink]:
                     nameless.append(program)
                     continue
                 if name == hook.value:
-                    yield StrayLink(device.number, link)
+                    yield device.number, link
     if strict and nameless:
         _make_sure(_loaded_with(tuple(nameless)))
 

@@ -33,14 +33,7 @@ _LETTING_GO = 2.0
 
 
 def attach(ifindex: int, hook: TcHook, program: int, link: Path) -> bool:
-    """Attach a program, in place of the one that we have there; false without tcx.
-
-    Args:
-        ifindex: of a device in this network namespace.
-        hook: where at the device.
-        program: its descriptor.
-        link: where the link is pinned, or is to be.
-    """
+    """Attach a program, in place of what the pinned link holds there; false without tcx."""
     held = get_pinned(link)
     if held is not None:
         with closing(held), asked_to(f"replace the program of device {ifindex}"):

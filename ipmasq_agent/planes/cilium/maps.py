@@ -131,24 +131,19 @@ def _opened(path: Path) -> BpfMap:
     try:
         return BpfMap(open_path(path, READ_ONLY))
     except OSError as cause:
-        raise _not_opened(path, cause) from cause
-
-
-def _not_opened(path: Path, cause: OSError) -> HostError | KernelReadError:
-    match cause.errno:
-        case errno.EPERM:
-            return HostError(f"{path} cannot be opened: {cause.strerror}", remedy=_PRIVILEGE)
-        case errno.ENOSYS:
-            return refused(f"open {path}", cause)
-        case errno.EACCES:
-            # What bpf_obj_do_get (kernel/bpf/inode.c) says of a plain file too.
+        if cause.errno == errno.EPERM:
+            raise HostError(
+                f"{path} cannot be opened: {cause.strerror}", remedy=_PRIVILEGE
+            ) from cause
+        if cause.errno == errno.ENOSYS:
+            raise refused(f"open {path}", cause) from cause
+        reason = cause.strerror
+        if cause.errno == errno.EACCES:  # what the kernel says of a plain file too (bpf_obj_do_get)
             reason = f"it is not a pinned map, or its mode keeps uid {os.geteuid()} out"
-        case _:
-            reason = cause.strerror or str(cause)
-    return KernelReadError(
-        f"{path} cannot be opened: {reason}",
-        remedy=f"see what is there with `bpftool map show pinned {path}`",
-    )
+        raise KernelReadError(
+            f"{path} cannot be opened: {reason}",
+            remedy=f"see what is there with `bpftool map show pinned {path}`",
+        ) from cause
 
 
 def _check(held: BpfMap, path: Path, family: Family) -> None:
