@@ -29,7 +29,7 @@ _SIDE = 0.12  # inches, left and right of everything
 _TOP, _BOTTOM = 0.72, 0.32  # inches, for the title and for what is said below
 _LETTER = 0.0086  # inches across, of a bold letter, for each point of its size
 _DPI = 200
-# By the place of the data plane in the registry.
+# By the position of the data plane in the registry.
 _LOOKS = (
     ("#D55E00", "v"),
     ("#E69F00", "^"),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ipmasq_agent.bench.namespace import HeldNamespace
 from ipmasq_agent.bench.policies import DESTINATIONS
+from ipmasq_agent.lab.topology import SYSCTLS
 from ipmasq_agent.policy.addresses import Family
 
 POD = {Family.IPV4: "172.20.0.10", Family.IPV6: "2001:db8:172:20::10"}
@@ -24,13 +25,6 @@ _GATEWAY = {Family.IPV4: "172.20.0.1", Family.IPV6: "2001:db8:172:20::1"}
 NODE = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8:192::1"}
 WORLD = {Family.IPV4: "192.0.2.2", Family.IPV6: "2001:db8:192::2"}
 _LENGTH = {Family.IPV4: 24, Family.IPV6: 64}
-_SYSCTLS = (
-    "net.ipv4.ip_forward=1",
-    "net.ipv6.conf.all.forwarding=1",
-    "net.ipv6.conf.default.accept_dad=0",
-    "net.ipv4.conf.all.rp_filter=0",
-    "net.ipv4.conf.default.rp_filter=0",
-)
 # A server that closes first keeps the four numbers of a connection; masquerading uses them
 # again, and SYNs are then left unanswered.
 _END_SYSCTLS = ("net.ipv4.tcp_max_tw_buckets=0", "net.ipv4.ip_local_port_range=1024 65535")
@@ -81,8 +75,8 @@ class Rig(contextlib.AbstractContextManager["Rig"]):
 
     def _join(self) -> None:
         for host in (self.pod, self.world):
-            host.run("sysctl", "-qw", *_SYSCTLS, *_END_SYSCTLS)
-        self.node.run("sysctl", "-qw", *_SYSCTLS)
+            host.run("sysctl", "-qw", *SYSCTLS, *_END_SYSCTLS)
+        self.node.run("sysctl", "-qw", *SYSCTLS)
         family = self.family
         length = _LENGTH[family]
         lines = {

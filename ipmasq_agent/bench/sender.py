@@ -36,7 +36,7 @@ class Burst:
 
     def __init__(self, addresses: list[bytes], size: int) -> None:
         length = len(addresses[0])
-        # Each is referred to by its place in memory, so they are kept as long as the burst.
+        # Each is referred to by its address in memory, so they are kept as long as the burst.
         self._names = ctypes.create_string_buffer(b"".join(addresses))
         self._payload = ctypes.create_string_buffer(size)
         vector = _VECTOR.pack(ctypes.addressof(self._payload), size)

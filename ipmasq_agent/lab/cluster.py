@@ -141,8 +141,7 @@ class Lab:
         """
         for namespace in self.namespaces.values():
             run(["ip", "netns", "add", namespace])
-            settings = [f"{key}={value}" for key, value in SYSCTLS.items()]
-            run(["ip", "netns", "exec", namespace, "sysctl", "-q", "-w", *settings])
+            run(["ip", "netns", "exec", namespace, "sysctl", "-q", "-w", *SYSCTLS])
         # One program for each stretch of lines of a host: order matters across hosts.
         for host, lines in groupby(link_commands(self.namespaces), key=itemgetter(0)):
             self.ip(host, (line for _, line in lines))

@@ -5,7 +5,7 @@
 Serves HTTP on port 80 (who am I, who are you) and echoes UDP on port 9000. Orders come as
 lines of JSON on standard input, answers go out as lines of JSON. What it reports as seen
 comes from a packet socket: the source address of packets that arrived here, whether or
-not a reply could find its way back. Standard library only; it must start fast.
+not a reply could find its way back. Standard library only, as in ``api.py``; it must start fast.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ import struct
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterable
+from http.server import BaseHTTPRequestHandler
 from typing import Any, NamedTuple
+
+from ipmasq_agent.lab.api import Server
 
 HTTP_PORT, UDP_PORT = 80, 9000
 _ETH_P_ALL, _ETH_P_IP, _ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
@@ -289,14 +292,10 @@ def serve_http(name: str) -> None:
         def log_message(self, *_: object) -> None:
             """Stay silent; what arrives is the observer's business."""
 
-    class Server(ThreadingHTTPServer):
-        address_family = socket.AF_INET6  # takes IPv4 too, as bindv6only is 0
-        daemon_threads = True
-
     threading.Thread(target=Server(("::", HTTP_PORT), Handler).serve_forever, daemon=True).start()
 
 
-def serve_udp() -> None:
+def serve_udp(addresses: Iterable[str]) -> None:
     """Echo datagrams, each from the address that it was sent to."""
 
     def echo(family: socket.AddressFamily, address: str) -> None:
@@ -307,21 +306,17 @@ def serve_udp() -> None:
                 with contextlib.suppress(OSError):  # there may be no way back
                     server.sendto(data, sender)
 
-    for address in OWN:
+    for address in addresses:
         threading.Thread(target=echo, args=(_family(address), address), daemon=True).start()
-
-
-OWN: list[str] = []
 
 
 def main() -> None:
     """Live here, and serve on when nobody gives orders any more."""
     name, *addresses = sys.argv[1:]
-    OWN.extend(addresses)
     observer, sender = Observer(set(addresses)), Sender()
     observer.start()
     serve_http(name)
-    serve_udp()
+    serve_udp(addresses)
     print(json.dumps({"ready": name}), flush=True)
     for line in sys.stdin:
         print(json.dumps(_answer(json.loads(line), observer, sender)), flush=True)

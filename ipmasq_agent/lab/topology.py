@@ -119,16 +119,16 @@ ENDPOINTS = {
 # Set in each namespace before any link is made there. A reply that comes back on another
 # way than its request is part of the story, so reverse path filters are off; duplicate
 # address detection would cost a second for each address.
-SYSCTLS = {
-    "net.ipv4.ip_forward": "1",
-    "net.ipv4.conf.all.rp_filter": "0",
-    "net.ipv4.conf.default.rp_filter": "0",
-    "net.ipv6.conf.all.disable_ipv6": "0",
-    "net.ipv6.conf.default.disable_ipv6": "0",
-    "net.ipv6.conf.all.forwarding": "1",
-    "net.ipv6.conf.default.accept_dad": "0",
-    "net.ipv6.conf.default.accept_ra": "0",
-}
+SYSCTLS = (
+    "net.ipv4.ip_forward=1",
+    "net.ipv4.conf.all.rp_filter=0",
+    "net.ipv4.conf.default.rp_filter=0",
+    "net.ipv6.conf.all.disable_ipv6=0",
+    "net.ipv6.conf.default.disable_ipv6=0",
+    "net.ipv6.conf.all.forwarding=1",
+    "net.ipv6.conf.default.accept_dad=0",
+    "net.ipv6.conf.default.accept_ra=0",
+)
 # The router's way back to the pods, which the story adds in the middle.
 RETURN_ROUTES = tuple(
     f"{POD_CIDRS[node.name]} via {node.links['eth1'].partition('/')[0]}" for node in NODES
