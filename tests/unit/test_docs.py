@@ -30,10 +30,10 @@ def there(path: str) -> bool:
 
 
 def resolves(name: str) -> bool:
-    """Whether a dotted name is a module or what a module holds."""
+    """Whether a dotted name is a file at the top, a module, or what a module holds."""
     *parts, last = name.split(".")
     path = ROOT.joinpath(*parts, last)
-    if path.is_dir() or path.with_suffix(".py").exists():
+    if (ROOT / name).is_file() or path.is_dir() or path.with_suffix(".py").exists():
         return True
     module = ".".join(parts)
     return len(parts) > 0 and resolves(module) and hasattr(importlib.import_module(module), last)
