@@ -10,8 +10,9 @@ from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.answers.overrides import Overridden, Shadow, shadow
 from ipmasq_agent.errors import AgentError
 from ipmasq_agent.logs import event
+from ipmasq_agent.planes.placement import OurBase
 from ipmasq_agent.planes.plane import AnyPlane
-from ipmasq_agent.planes.rules.neighbours import OurBase, PostroutingHook
+from ipmasq_agent.planes.rules.neighbours import PostroutingHook
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 DEFAULT_CHAIN = "IP-MASQ"
 DEFAULT_PINS = "/sys/fs/bpf/ipmasq-agent"
@@ -31,3 +32,21 @@ class Placement:
     def places(self) -> tuple[str, str]:
         """What one agent alone can keep in step."""
         return self.chain, self.pins
+
+
+LEGACY = "iptables-legacy"
+"""What precedes the name of a table that is not one of nf_tables."""
+
+
+class OurBase(NamedTuple):
+    """Where packets come to the rules of a data plane at the postrouting hook.
+
+    Attributes:
+        table: as ``ip nat``, or ``iptables-legacy nat``.
+        chain: the base chain, which packets enter.
+        own: the chain of ours that its rules lead to, or itself.
+    """
+
+    table: str
+    chain: str
+    own: str

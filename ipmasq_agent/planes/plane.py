@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 from ipmasq_agent.planes.interpretation import Interpretation
-from ipmasq_agent.planes.rules.neighbours import OurBase
+from ipmasq_agent.planes.placement import OurBase
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.facts import Fact
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy

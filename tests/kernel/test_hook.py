@@ -19,8 +19,9 @@ import pytest
 
 from ipmasq_agent.netlink import nf as nfnetlink
 from ipmasq_agent.planes.hook.read import read_hook
+from ipmasq_agent.planes.placement import OurBase
 from ipmasq_agent.planes.rules.matching import ANY, Question
-from ipmasq_agent.planes.rules.neighbours import OurBase, neighbours
+from ipmasq_agent.planes.rules.neighbours import neighbours
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import Verdict
 from tests.kernel.agent import kept_backends, status_of

@@ -27,9 +27,10 @@ from ipmasq_agent.netlink.nft_objects import (
 )
 from ipmasq_agent.planes.iptables.legacy import read_chains
 from ipmasq_agent.planes.iptables.presence import legacy_table_exists
+from ipmasq_agent.planes.placement import LEGACY, OurBase
 from ipmasq_agent.planes.prefixset import AddressSet, element
 from ipmasq_agent.planes.rules.native import Held, as_iptables, told
-from ipmasq_agent.planes.rules.neighbours import LEGACY, BaseChain, OurBase, PostroutingHook
+from ipmasq_agent.planes.rules.neighbours import BaseChain, PostroutingHook
 from ipmasq_agent.planes.rules.rule import Rule
 from ipmasq_agent.planes.rules.table import POSTROUTING, Chain, Table
 from ipmasq_agent.policy.addresses import Family, prefixes_of_range

@@ -16,10 +16,9 @@ from ipmasq_agent.planes.iptables.compile import DesiredChain
 from ipmasq_agent.planes.iptables.interpret import interpret, only_ours
 from ipmasq_agent.planes.iptables.plan import ChainPlan
 from ipmasq_agent.planes.iptables.set_kernel import Sets
-from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.planes.placement import LEGACY, OurBase, Placement
 from ipmasq_agent.planes.plane import Plane
 from ipmasq_agent.planes.prefixset import AddressSet
-from ipmasq_agent.planes.rules.neighbours import LEGACY, OurBase
 from ipmasq_agent.planes.rules.table import POSTROUTING, Table
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import MANY_RULES, Capabilities, FamilyPolicy

@@ -19,9 +19,8 @@ from ipmasq_agent.planes.nftables.plan import TableChange, plan
 from ipmasq_agent.planes.nftables.read import Frame, read_frame, read_table, read_table_at
 from ipmasq_agent.planes.nftables.state import NftSet, NftTable, SetKind
 from ipmasq_agent.planes.nftables.write import Writing
-from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.planes.placement import OurBase, Placement
 from ipmasq_agent.planes.plane import Plane
-from ipmasq_agent.planes.rules.neighbours import OurBase
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
 

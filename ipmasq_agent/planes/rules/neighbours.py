@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 from ipmasq_agent.planes.interpretation import Decider, Interpretation, Partial, telling
 from ipmasq_agent.planes.rules.matching import Question
@@ -31,24 +30,6 @@ _KEEP, _MASQUERADE = Verdict.NON_MASQUERADE, Verdict.MASQUERADE
 _NOBODY = Stated("no rule translates it")
 _PROGRAMS = Stated("our programs")
 _NOT_YET = Stated("our rules, once they are there")
-
-
-LEGACY = "iptables-legacy"
-"""What precedes the name of a table that is not one of nf_tables."""
-
-
-class OurBase(NamedTuple):
-    """Where packets come to the rules of a data plane at the postrouting hook.
-
-    Attributes:
-        table: as ``ip nat``, or ``iptables-legacy nat``.
-        chain: the base chain, which packets enter.
-        own: the chain of ours that its rules lead to, or itself.
-    """
-
-    table: str
-    chain: str
-    own: str
 
 
 @dataclass(frozen=True, slots=True)
