@@ -14,6 +14,7 @@ from ipmasq_agent.errors import ConfigError, SourceError, UsageError
 from ipmasq_agent.planes.cilium import decide as cilium
 from ipmasq_agent.planes.cilium.maps import read_maps
 from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.cidrs import parse_listed
 from ipmasq_agent.policy.facts import NODE_ADDRESSES
 
 CILIUM_CONFIG = "kube-system/cilium-config"
@@ -153,6 +154,6 @@ def _given(texts: Iterable[str]) -> Iterator[Prefix]:
         if text == NO_CIDR:
             continue
         try:
-            yield cilium.read_prefix(text)
+            yield parse_listed(text)
         except ValueError as cause:
             raise UsageError(f"--native-routing-cidr: {text!r} {cause}") from cause

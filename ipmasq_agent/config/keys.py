@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ipmasq_agent.config.cidrs import parse_cidr
 from ipmasq_agent.config.durations import UNITS
 from ipmasq_agent.config.lists import Cidrs, Devices, Snat, Sources
 from ipmasq_agent.config.model import AUTO, DEFAULT_CIDR_LIMIT, Auto, Config, Key
 from ipmasq_agent.config.scalars import Interval, Number, Switch, Word
 from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.cidrs import parse_cidr
 from ipmasq_agent.policy.decisions import Stated, Verdict
 from ipmasq_agent.policy.prefixes import Listed
 

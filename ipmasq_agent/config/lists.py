@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 import yaml
 
-from ipmasq_agent.config.cidrs import UnalignedError, parse_cidr, parse_common
 from ipmasq_agent.config.model import AUTO, Auto, Kind
 from ipmasq_agent.config.reading import Reading, shown
 from ipmasq_agent.config.runs import Run, RunOrigins, groups
 from ipmasq_agent.config.tree import is_null
 from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.cidrs import UnalignedError, parse_cidr, parse_common
 from ipmasq_agent.policy.decisions import Origin
 from ipmasq_agent.policy.prefixes import Listed, ListedReason
 

@@ -22,10 +22,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import gt, lt
-from typing import Any, overload
+from typing import Any
 
 import yaml
 
+from ipmasq_agent.policy.columns import Lazy
 from ipmasq_agent.policy.decisions import Origin
 
 _STR = "tag:yaml.org,2002:str"
@@ -53,7 +54,7 @@ _TEXT = re.compile(r"[0-9a-fA-F.:/]+")
 _Mark: Any = yaml.Mark
 
 
-class Run(Sequence[yaml.ScalarNode]):
+class Run(Lazy[yaml.ScalarNode]):
     """Strings of a list that stand one after the other; nodes are made on access."""
 
     __slots__ = (
@@ -122,15 +123,8 @@ class Run(Sequence[yaml.ScalarNode]):
         column = start - self._lines[line - 1] - 1 if line else start + self._column
         return found[0], self._line + line, column
 
-    @overload
-    def __getitem__(self, index: int) -> yaml.ScalarNode: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[yaml.ScalarNode]: ...
-
-    def __getitem__(self, index: int | slice) -> yaml.ScalarNode | Sequence[yaml.ScalarNode]:
-        if isinstance(index, slice):
-            return tuple(self)[index]
-        text, line, column = self.place(index)
+    def _at(self, position: int) -> yaml.ScalarNode:
+        text, line, column = self.place(position)
         mark = _Mark(None, 0, line, column, None, None)
         return yaml.ScalarNode(_STR, text, mark, mark)
 
@@ -140,7 +134,7 @@ class Run(Sequence[yaml.ScalarNode]):
         return self._count
 
 
-class RunOrigins(Sequence[Origin]):
+class RunOrigins(Lazy[Origin]):
     """The origins of a run's strings, made on access."""
 
     __slots__ = ("_document", "_run")
@@ -149,15 +143,8 @@ class RunOrigins(Sequence[Origin]):
         self._run = run
         self._document = document
 
-    @overload
-    def __getitem__(self, index: int) -> Origin: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Origin]: ...
-
-    def __getitem__(self, index: int | slice) -> Origin | Sequence[Origin]:
-        if isinstance(index, slice):
-            return tuple(self)[index]
-        text, line, column = self._run.place(index)
+    def _at(self, position: int) -> Origin:
+        text, line, column = self._run.place(position)
         return Origin(text, self._document, line + 1, column + 1)
 
     def __iter__(self) -> Iterator[Origin]:
@@ -168,8 +155,8 @@ class RunOrigins(Sequence[Origin]):
         return len(self._run)
 
 
-class Items(Sequence[yaml.Node]):
-    """The items of a sequence in which runs stand; reads as a list of nodes."""
+class Items:
+    """The items of a sequence in which runs stand; iterated as its nodes."""
 
     __slots__ = ("parts",)
 
@@ -179,14 +166,6 @@ class Items(Sequence[yaml.Node]):
     def append(self, part: yaml.Node | Run) -> None:
         """Add a node, or all that a run holds."""
         self.parts.append(part)
-
-    @overload
-    def __getitem__(self, index: int) -> yaml.Node: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[yaml.Node]: ...
-
-    def __getitem__(self, index: int | slice) -> yaml.Node | Sequence[yaml.Node]:
-        return tuple(self)[index]
 
     def __iter__(self) -> Iterator[yaml.Node]:
         for part in self.parts:

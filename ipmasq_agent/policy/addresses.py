@@ -77,6 +77,12 @@ def parse_address(text: str) -> tuple[Family, int]:
     return (Family.IPV4 if address.version == 4 else Family.IPV6), int(address)
 
 
+def prefix_around(family: Family, address: int, length: int) -> Prefix:
+    """Return the prefix of a length that an address lies in."""
+    host_bits = family.bits - length
+    return Prefix(family, address >> host_bits << host_bits, length)
+
+
 def prefixes_of_range(family: Family, first: int, last: int) -> Iterator[Prefix]:
     """Yield the fewest prefixes that cover exactly ``first`` to ``last``, in order."""
     bits = family.bits

@@ -44,7 +44,27 @@ def common_ends(left: Sequence[object], right: Sequence[object]) -> tuple[int, i
     return head, tail
 
 
-class Chained(Sequence[T]):
+class Lazy(Sequence[T]):
+    """A sequence whose items are made when asked for; a slice is a tuple of them."""
+
+    __slots__ = ()
+
+    def _at(self, position: int) -> T:
+        """Return the item of a position from 0, or raise IndexError."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[T, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> T | tuple[T, ...]:
+        if isinstance(index, slice):
+            return tuple(map(self._at, range(len(self))[index]))
+        return self._at(index if index >= 0 else range(len(self))[index])
+
+
+class Chained(Lazy[T]):
     """Sequences one after the other, read as one without a copy."""
 
     __slots__ = ("_ends", "_parts")
@@ -53,18 +73,8 @@ class Chained(Sequence[T]):
         self._parts = tuple(part for part in parts if len(part))
         self._ends = list(accumulate(map(len, self._parts)))
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[T]: ...
-
-    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
-        if isinstance(index, slice):
-            return Mapped(self.__getitem__, range(len(self))[index])
-        position = index if index >= 0 else index + len(self)
+    def _at(self, position: int) -> T:
         number = bisect_right(self._ends, position)
-        if position < 0 or number == len(self._parts):
-            raise IndexError(index)
         return self._parts[number][position - (self._ends[number - 1] if number else 0)]
 
     def __iter__(self) -> Iterator[T]:
@@ -74,7 +84,7 @@ class Chained(Sequence[T]):
         return self._ends[-1] if self._ends else 0
 
 
-class Mapped(Sequence[T]):
+class Mapped(Lazy[T]):
     """What a function makes of each item of a column, made on access.
 
     With the ``__getitem__`` of a sequence it reads as some of its items, in another order.
@@ -86,15 +96,8 @@ class Mapped(Sequence[T]):
         self._make = make
         self._column = column
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[T]: ...
-
-    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
-        if isinstance(index, slice):
-            return Mapped(self._make, self._column[index])
-        return self._make(self._column[index])
+    def _at(self, position: int) -> T:
+        return self._make(self._column[position])
 
     def __iter__(self) -> Iterator[T]:
         return map(self._make, self._column)

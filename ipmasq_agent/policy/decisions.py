@@ -14,10 +14,10 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from operator import eq
-from typing import Generic, NamedTuple, Protocol, TypeVar, overload
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.columns import Chained, column, indices
+from ipmasq_agent.policy.columns import Chained, Lazy, column, indices
 from ipmasq_agent.policy.ranges import NOBODY, agreeing, are_apart, check_ranges, sweep
 
 
@@ -81,30 +81,7 @@ class Entry(NamedTuple, Generic[V]):
 REST = Stated("every other destination")
 
 
-class _Made(Sequence[Entry[Verdict]]):
-    """Entries that are made on access; a slice is a tuple of them."""
-
-    __slots__ = ()
-
-    def _at(self, position: int) -> Entry[Verdict]:
-        raise NotImplementedError
-
-    @overload
-    def __getitem__(self, index: int) -> Entry[Verdict]: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Entry[Verdict], ...]: ...
-
-    def __getitem__(self, index: int | slice) -> Entry[Verdict] | tuple[Entry[Verdict], ...]:
-        positions = range(len(self))[index]
-        if isinstance(positions, range):
-            return tuple(map(self._at, positions))
-        return self._at(positions)
-
-    def __repr__(self) -> str:
-        return repr(list(self))
-
-
-class Entries(_Made):
+class Entries(Lazy[Entry[Verdict]]):
     """Entries of one family in evaluation order, as columns."""
 
     __slots__ = ("_firsts", "_lasts", "_marks", "_reasons", "family")
@@ -194,7 +171,7 @@ class Entries(_Made):
         return map(Entry, self._firsts, self._lasts, verdicts, self._reasons)
 
 
-class _Ranges(_Made):
+class _Ranges(Lazy[Entry[Verdict]]):
     """The ranges of a map, as entries."""
 
     __slots__ = ("_deciders", "_entries", "_rest", "_starts")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress, repeat
-from typing import overload
 
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.columns import Chained, Mapped
+from ipmasq_agent.policy.columns import Chained, Lazy, Mapped
 from ipmasq_agent.policy.decisions import Entries, Origin, Stated, Verdict
 
 ListedReason = Origin | Stated
@@ -20,7 +19,7 @@ _HOST_BITS = {
 }
 
 
-class Listed(Sequence[tuple[Prefix, ListedReason]]):
+class Listed(Lazy[tuple[Prefix, ListedReason]]):
     """Prefixes of any family with their reasons, as columns; pairs are made on access.
 
     Equal to any sequence of the same pairs.
@@ -111,19 +110,10 @@ class Listed(Sequence[tuple[Prefix, ListedReason]]):
         wanted = _FAMILIES.index(prefix.family), prefix.first, prefix.length
         return wanted in zip(self._families, self._firsts, self._lengths, strict=True)
 
-    @overload
-    def __getitem__(self, index: int) -> tuple[Prefix, ListedReason]: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[tuple[Prefix, ListedReason]]: ...
-
-    def __getitem__(
-        self, index: int | slice
-    ) -> tuple[Prefix, ListedReason] | Sequence[tuple[Prefix, ListedReason]]:
-        if isinstance(index, slice):
-            return tuple(self)[index]
-        family = _FAMILIES[self._families[index]]
-        prefix = Prefix(family, self._firsts[index], self._lengths[index])
-        return prefix, self._reasons[index]
+    def _at(self, position: int) -> tuple[Prefix, ListedReason]:
+        family = _FAMILIES[self._families[position]]
+        prefix = Prefix(family, self._firsts[position], self._lengths[position])
+        return prefix, self._reasons[position]
 
     def prefixes(self) -> Iterator[Prefix]:
         """Yield the prefixes alone."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from ipmasq_agent.errors import AgentError, SourceError, SourceUnavailable
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
+from ipmasq_agent.policy.cidrs import parse_cidr
 from ipmasq_agent.policy.facts import NODE_ADDRESSES, OWN_POD_CIDRS
 from ipmasq_agent.sources import FactEvent, Learnt, NotLearnt
 from ipmasq_agent.sources.kube_access import Permission, explained
@@ -205,21 +206,13 @@ class OwnPodCidrs:
                 "into the document in place of auto",
             )
         try:
-            return tuple(_prefix(text) for text in texts)
+            return tuple(parse_cidr(str(text)) for text in texts)
         except ValueError as cause:
-            raise SourceError(f"the node {self._node} has podCIDRs {texts}: {cause}") from cause
+            said = f"the node {self._node} has podCIDRs {texts}, one of which {cause}"
+            raise SourceError(said) from cause
 
     def _explain(self, refusal: ApiRefusal) -> SourceError:
         return explained(refusal, self._api, f"the node {self._node}", Permission("nodes"))
-
-
-def _prefix(text: str) -> Prefix:
-    address, _, length = text.partition("/")
-    family, first = parse_address(address)
-    bits = family.bits - int(length)
-    if not 0 <= bits <= family.bits or first & ((1 << bits) - 1):
-        raise ValueError(f"{text} is not a network")
-    return Prefix(family, first, int(length))
 
 
 def _instead(error: AgentError) -> AgentError:

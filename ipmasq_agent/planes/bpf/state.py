@@ -138,7 +138,7 @@ def decision_line(family: Family, code: int) -> str:
     """Return an element of the trie of decisions as a line."""
     first, length, exception = parts(code)
     verdict = Verdict.MASQUERADE if exception else Verdict.NON_MASQUERADE
-    return f"{family.value} decisions {family.show(first)}/{length} {verdict}"
+    return f"{family.value} decisions {Prefix(family, first, length)} {verdict}"
 
 
 def device_line(family: Family, name: str, device: BpfDevice) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ipaddress
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any
 from ipmasq_agent.errors import ConfigError
 from ipmasq_agent.planes.interpretation import Decider
 from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.cidrs import parse_listed
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Stated, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import FamilyPolicy
 
@@ -107,7 +107,7 @@ def native_routing(settings: Mapping[str, str]) -> list[Prefix]:
         text = settings.get(native_routing_key(family), "").strip()
         if text:
             try:
-                prefixes.append(read_prefix(text))
+                prefixes.append(parse_listed(text))
             except ValueError as cause:
                 raise ConfigError([f"{native_routing_key(family)}: {text!r} {cause}"]) from cause
     return prefixes
@@ -161,7 +161,7 @@ def parse_listing(text: str, name: str) -> tuple[Prefix, ...]:
     problems: list[str] = []
     for place, item in items:
         try:
-            prefixes.append(read_prefix(_as_text(item)))
+            prefixes.append(parse_listed(_as_text(item)))
         except ValueError as cause:
             problems.append(f"{name}:{place}: {str(item)[:60]!r} {cause}")
     if len(problems) > _SHOWN:
@@ -193,19 +193,3 @@ def _as_text(item: Any) -> str:
     if not isinstance(item, str):
         raise ValueError("is not a prefix")
     return item
-
-
-def read_prefix(text: str) -> Prefix:
-    """Return a prefix, or an address as the prefix of itself alone.
-
-    Bits past the length are dropped, as a look-up in the map does not see them.
-
-    Raises:
-        ValueError: it is neither; the message goes on from the text.
-    """
-    try:
-        network = ipaddress.ip_network(text, strict=False)
-    except ValueError as cause:
-        raise ValueError("is not a prefix like 10.0.0.0/8") from cause
-    family = Family.IPV4 if network.version == 4 else Family.IPV6
-    return Prefix(family, int(network.network_address), network.prefixlen)

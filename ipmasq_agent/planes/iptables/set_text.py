@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.planes.prefixset import AddressSet, Step, element, shown
-from ipmasq_agent.policy.addresses import Family, parse_address
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.cidrs import common_form, parse_listed
 
 TYPE = "hash:net"
 _LEAST_BUCKETS = 1 << 10
@@ -89,42 +90,20 @@ def parse_saved(text: str, family: Family) -> AddressSet:
     options = dict(pairwise(words))
     if kind != TYPE or options.get("family") != _FAMILY_NAMES[family]:
         raise foreign(name, kind, family)
-    start, bits = len(f"add {name} "), family.bits
+    start = len(f"add {name} ")
     codes = []
     try:
         for line in lines[1:]:
-            address, slash, rest = line[start:].partition("/")
-            nomatch = False
-            if slash:
-                length_text, _, more = rest.partition(" ")
-                length = int(length_text)
-                nomatch = "nomatch" in more
-            else:
-                address, _, more = address.partition(" ")
-                length, nomatch = bits, "nomatch" in more
-            codes.append(element(_address(address, family), length, nomatch))
+            entry, _, more = line[start:].partition(" ")
+            cidr = entry if "/" in entry else f"{entry}/{family.bits}"
+            its_family, first, length = common_form(cidr) or parse_listed(cidr)
+            if its_family is not family:
+                raise ValueError(f"{entry} is not of {family.value}")
+            codes.append(element(first, length, "nomatch" in more))
     except ValueError as cause:
         raise _unreadable("ipset save", text) from cause
     codes.sort()
     return AddressSet(name, family, tuple(codes), int(options.get("maxelem", 0)))
-
-
-def _address(text: str, family: Family) -> int:
-    """Return the number of an address; fast for what prefixes mostly look like."""
-    if family is Family.IPV4:
-        a, b, c, d = map(int, text.split("."))
-        return a << 24 | b << 16 | c << 8 | d
-    if text.endswith("::") and text.count(":") <= 8:
-        groups = text[:-2].split(":") if len(text) > 2 else []
-        if len(groups) <= 7 and "" not in groups:
-            number = 0
-            for group in groups:
-                number = number << 16 | int(group, 16)
-            return number << 16 * (8 - len(groups))
-    its_family, address = parse_address(text)
-    if its_family is not family:
-        raise ValueError(f"{text} is not an address of {family.value}")
-    return address
 
 
 def foreign(name: str, kind: str, family: Family) -> KernelReadError:

@@ -42,7 +42,7 @@ from ipmasq_agent.netlink.expressions import (
 from ipmasq_agent.planes.prefixset import AddressSet
 from ipmasq_agent.planes.rules.rule import Option, Rule
 from ipmasq_agent.planes.rules.xtables import match_of, target_of
-from ipmasq_agent.policy.addresses import Family, range_text
+from ipmasq_agent.policy.addresses import Family, Prefix, range_text
 
 Devices = tuple[str, ...]
 Held = AddressSet | Devices
@@ -284,7 +284,7 @@ class _Program:
         last = first | holes
         if negated or operation == nft.NFT_CMP_EQ:
             shown = range_text(family, first, last)
-            prefix = f"{family.show(first)}/{family.bits - holes.bit_length()}"
+            prefix = str(Prefix(family, first, family.bits - holes.bit_length()))
             return shown, Option(subject, (prefix,), negated)
         # What is below `first`, or all but that; and the same of what comes after `last`.
         edge = first if operation in (nft.NFT_CMP_LT, nft.NFT_CMP_GTE) else last + 1

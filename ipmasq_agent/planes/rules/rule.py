@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
-from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
+from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.cidrs import parse_listed
 
 
 class Option(NamedTuple):
@@ -89,31 +90,12 @@ def quote(text: str) -> str:
 
 @lru_cache(maxsize=1024)  # of one rule it is asked more than once
 def read_prefix(text: str, family: Family) -> Prefix | None:
-    """Return an address with any mask that iptables takes as a prefix; None if it is not one.
-
-    A mask of ``0.255.255.255`` has a hole at its top to iptables; only elsewhere is it read
-    as the inverse of one.
-    """
-    address, slash, mask = text.partition("/")
+    """Return an address with any mask as a prefix of a family; None if it is not one."""
     try:
-        its_family, number = parse_address(address)
-        if its_family is not family or "%" in text:
-            return None
-        length = family.bits
-        if slash and mask.isascii() and mask.isdigit() and len(mask) <= 3:
-            length = int(mask)
-        elif slash:
-            mask_family, bits = parse_address(mask)
-            holes = bits ^ family.last_address
-            if mask_family is not family or holes & (holes + 1):
-                return None
-            length = family.bits - holes.bit_length()
+        prefix = parse_listed(text)
     except ValueError:
         return None  # a name: kept as it is written
-    if length > family.bits:
-        return None
-    host_bits = family.bits - length
-    return Prefix(family, number >> host_bits << host_bits, length)
+    return prefix if prefix.family is family else None
 
 
 def find_all(rules: Iterable[Rule], target: str) -> list[Rule]:

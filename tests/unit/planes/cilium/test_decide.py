@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ipmasq_agent.errors import ConfigError
 from ipmasq_agent.planes.cilium import decide as cilium
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
+from ipmasq_agent.policy.cidrs import parse_listed
 from ipmasq_agent.policy.decisions import Verdict
 from tests.unit import strategies
 
@@ -24,8 +25,8 @@ def decide(prefixes: list[str], destination: str, native: str = "") -> tuple[Ver
     family, address = parse_address(destination)
     policy = cilium.policy_of(
         family,
-        [cilium.read_prefix(text) for text in prefixes],
-        cilium.Exempt(tuple(cilium.read_prefix(text) for text in native.split())),
+        [parse_listed(text) for text in prefixes],
+        cilium.Exempt(tuple(parse_listed(text) for text in native.split())),
         "cilium_ipmasq_v4",
     )
     entry = policy.decisions.decide(address)
@@ -97,7 +98,7 @@ def test_the_native_routing_cidr_keeps_the_pods_address_too() -> None:
 
 def test_nodes_of_the_cluster_keep_the_pods_address_and_entries_are_named_before_them() -> None:
     nodes = cilium.Exempt(nodes=frozenset({parse_address("10.0.0.1"), parse_address("fd00::1")}))
-    prefixes = [cilium.read_prefix("10.0.0.0/30")]
+    prefixes = [parse_listed("10.0.0.0/30")]
     decisions = cilium.policy_of(Family.IPV6, prefixes, nodes, "map").decisions
     kept = decisions.decide(parse_address("fd00::1")[1])
     assert (kept.verdict, str(kept.reason)) == (

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipmasq_agent.config.cidrs import parse_cidr, parse_common
 from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.cidrs import parse_cidr, parse_common
 from tests.unit.strategies import FAMILIES, prefixes
 
 

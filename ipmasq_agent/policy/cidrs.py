@@ -1,4 +1,8 @@
-"""A CIDR as Go's net.ParseCIDR takes it, aligned; and for anything else, what to write."""
+"""CIDRs read from text: strictly what users write, and leniently what programs print.
+
+``parse_cidr`` takes what Go's net.ParseCIDR does, aligned, and says of anything else what to
+write. ``parse_listed`` takes any address and mask that rules, sets and maps are listed with.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import ipaddress
 import re
 from collections.abc import Sequence
 
-from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.addresses import Family, Prefix, parse_address, prefix_around
 
 # An octet as Go writes it → its value, shifted to each of the four places.
 _OCTETS = [{str(octet): octet << shift for octet in range(256)} for shift in (24, 16, 8, 0)]
@@ -42,8 +46,39 @@ def parse_cidr(text: str) -> Prefix:
             "TEXT …" and says what to write where that can be guessed.
         UnalignedError: it names one but for the host bits.
     """
-    found = _common(text)
+    found = common_form(text)
     return Prefix(*found) if found else _parse_carefully(text)
+
+
+def parse_listed(text: str) -> Prefix:
+    """Return what an address with any mask, or none, stands for; bits past it are dropped.
+
+    The mask is a length, or contiguous from the top: ``0.255.255.255`` has a hole there to
+    iptables, and only elsewhere is it read as the inverse of a mask.
+
+    Raises:
+        ValueError: it stands for no prefix; the message goes on from the text.
+    """
+    found = common_form(text)
+    if found:
+        return Prefix(*found)
+    address, slash, mask = text.partition("/")
+    try:
+        family, number = parse_address(address)
+        length = family.bits
+        if slash and mask.isascii() and mask.isdigit() and len(mask) <= 3:
+            length = int(mask)
+        elif slash:
+            mask_family, bits = parse_address(mask)
+            holes = bits ^ family.last_address
+            if mask_family is not family or holes & (holes + 1):
+                raise ValueError("a mask with holes")
+            length = family.bits - holes.bit_length()
+        if length > family.bits or "%" in text:
+            raise ValueError("too long, or within a zone")
+    except ValueError as cause:
+        raise ValueError("is not a prefix like 10.0.0.0/8") from cause
+    return prefix_around(family, number, length)
 
 
 def parse_common(texts: Sequence[str]) -> tuple[list[Family], list[int], list[int]] | None:
@@ -57,7 +92,7 @@ def parse_common(texts: Sequence[str]) -> tuple[list[Family], list[int], list[in
     # One at a time: a hundred thousand tuples alive would each be looked at by the garbage
     # collector, over and over.
     for text in texts:
-        found = _common(text)
+        found = common_form(text)
         if found is None:
             return None
         family, first, length = found
@@ -67,8 +102,11 @@ def parse_common(texts: Sequence[str]) -> tuple[list[Family], list[int], list[in
     return families, firsts, lengths
 
 
-def _common(text: str) -> tuple[Family, int, int] | None:
-    """Read 10.0.0.0/8 or fd00::/8, where nearly all CIDRs are like one of these."""
+def common_form(text: str) -> tuple[Family, int, int] | None:
+    """Read 10.0.0.0/8 or fd00::/8, as nearly all CIDRs are; None for what is not aligned, or rare.
+
+    It serves those who have a hundred thousand to read.
+    """
     if ":" in text:
         return _common_ipv6(text)
     try:
@@ -85,11 +123,11 @@ def _common_ipv6(text: str) -> tuple[Family, int, int] | None:
     address, _, length_text = text.partition("::/")
     if length_text not in _IPV6_LENGTHS or not _IPV6_START.fullmatch(address):
         return None
-    groups = [int(group, 16) for group in address.split(":")]
-    number = 0
-    for group in groups:
-        number = number << 16 | group
-    number <<= 128 - 16 * len(groups)
+    number, bits_left = 0, 128
+    for group in address.split(":"):
+        number = number << 16 | int(group, 16)
+        bits_left -= 16
+    number <<= bits_left
     length, host_bits = _IPV6_LENGTHS[length_text]
     if number & host_bits or number >> 32 == 0xFFFF:  # the latter is IPv4 inside IPv6
         return None
@@ -133,15 +171,10 @@ def _length(text: str) -> int | None:
 
 
 def _aligned(family: Family, number: int, length: int) -> Prefix:
-    aligned = _cut(family, number, length)
+    aligned = prefix_around(family, number, length)
     if aligned.first != number:
         raise UnalignedError(aligned)
     return aligned
-
-
-def _cut(family: Family, number: int, length: int) -> Prefix:
-    host_bits = family.bits - length
-    return Prefix(family, number >> host_bits << host_bits, length)
 
 
 def _meant(text: str) -> str:
@@ -157,7 +190,7 @@ def _mapped(inner: ipaddress.IPv4Address, length_text: str) -> str:
     length = _length(length_text)
     meant = ""
     if length is not None and 96 <= length <= 128:
-        meant = f"; did you mean {_cut(Family.IPV4, int(inner), length - 96)}?"
+        meant = f"; did you mean {prefix_around(Family.IPV4, int(inner), length - 96)}?"
     return f"is IPv4 inside IPv6, which decides about no packet{meant}"
 
 
@@ -170,7 +203,7 @@ def _not_an_address(address: str, length: str) -> str:
             meant = _length(length) if length else 32
             if meant is None or meant > 32:
                 return "has leading zeros; write its numbers without them"
-            return f"has leading zeros; did you mean {_cut(Family.IPV4, number, meant)}?"
+            return f"has leading zeros; did you mean {prefix_around(Family.IPV4, number, meant)}?"
         return "has an octet over 255"
     return "is not a CIDR; write an address and a prefix length, as in 10.0.0.0/8 or fd00::/8"
 
@@ -181,5 +214,5 @@ def _not_a_length(family: Family, number: int, text: str) -> str:
             length = ipaddress.IPv4Network(f"0.0.0.0/{text}", strict=False).prefixlen
         except ValueError:
             return f"has {text!r} for a prefix length; write a number from 0 to 32"
-        return f"has a netmask; did you mean {_cut(family, number, length)}?"
+        return f"has a netmask; did you mean {prefix_around(family, number, length)}?"
     return f"has {text!r} for a prefix length; write a number from 0 to 128"
