@@ -118,7 +118,10 @@ def test_an_explanation_is_the_same_whatever_decides(
     assert answer["verdict"] == verdict
     assert entry in answer["reason"]
     if backend == "bpf" and " " not in entry:
-        assert answer["rule"] == f"{entry} (the trie of decisions)"
+        rule = f"{entry} (the trie of decisions)"
+        assert answer["rule"] == rule
+        text = verb("explain", destination, "--src", source, *flags(backend, document)[:-2])[1]
+        assert f"decided by    {rule}" in text
     if verdict == "masquerade" and ":" not in destination:
         assert answer["source"] == "192.0.2.7"
 
