@@ -57,6 +57,14 @@ def watching(kubeconfig: Path) -> Iterator[Watching]:
         source.stop()
 
 
+def followed(cluster: Cluster, watching: Watching) -> tuple[ConfigMapSource, Heard]:
+    """Return a source that has told the first document and watches for the next."""
+    cluster.put({"config": "first"})
+    source, heard = watching()
+    established(cluster, heard)
+    return source, heard
+
+
 # States
 
 
@@ -136,9 +144,7 @@ def test_every_request_names_the_one_object_as_rbac_demands(
 def test_after_a_disconnect_the_watch_starts_from_what_the_server_holds_now(
     cluster: Cluster, watching: Watching
 ) -> None:
-    cluster.put({"config": "first"})
-    _, heard = watching()
-    established(cluster, heard)
+    _, heard = followed(cluster, watching)
     version = cluster.bookmark()
     cluster.end_watches()
     assert cluster.wait_for_watch(2).params["resourceVersion"] == version
@@ -150,9 +156,7 @@ def test_after_a_disconnect_the_watch_starts_from_what_the_server_holds_now(
 def test_changes_made_while_disconnected_are_not_missed(
     cluster: Cluster, watching: Watching
 ) -> None:
-    cluster.put({"config": "first"})
-    _, heard = watching()
-    established(cluster, heard)
+    _, heard = followed(cluster, watching)
     cluster.down()
     cluster.put({"config": "meanwhile"})
     cluster.delete()
@@ -210,9 +214,7 @@ def test_a_connection_that_is_silent_for_too_long_counts_as_dead(
 def test_a_server_restarted_on_its_port_is_found_again_and_the_document_told_anew(
     cluster: Cluster, watching: Watching
 ) -> None:
-    cluster.put({"config": "first"})
-    _, heard = watching()
-    established(cluster, heard)
+    _, heard = followed(cluster, watching)
     cluster.down()
     failed = heard.failure("cannot be reached: Connection refused")
     assert isinstance(failed.error, SourceUnavailable)
@@ -222,9 +224,7 @@ def test_a_server_restarted_on_its_port_is_found_again_and_the_document_told_ane
 
 
 def test_half_an_event_is_never_taken_for_a_whole_one(cluster: Cluster, watching: Watching) -> None:
-    cluster.put({"config": "first"})
-    _, heard = watching()
-    established(cluster, heard)
+    _, heard = followed(cluster, watching)
     cluster.send(b'{"type":"MODIFIED","object":{"metadata":{"name":"ip-masq-agent","resour')
     cluster.end_watches()
     cluster.wait_for_watch(2)
@@ -239,9 +239,7 @@ def test_half_an_event_is_never_taken_for_a_whole_one(cluster: Cluster, watching
 def test_410_as_the_status_of_a_watch_leads_to_a_new_list(
     cluster: Cluster, watching: Watching
 ) -> None:
-    cluster.put({"config": "first"})
-    _, heard = watching()
-    established(cluster, heard)
+    _, heard = followed(cluster, watching)
     cluster.down()
     cluster.put({"config": "second"})
     cluster.compact()
@@ -256,9 +254,7 @@ def test_410_as_the_status_of_a_watch_leads_to_a_new_list(
 def test_410_within_a_watch_leads_to_a_new_list(
     cluster: Cluster, watching: Watching, ending: bytes
 ) -> None:
-    cluster.put({"config": "first"})
-    _, heard = watching()
-    established(cluster, heard)
+    _, heard = followed(cluster, watching)
     expired = b'{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old"}}'
     cluster.send(expired + ending)
     cluster.end_watches()
@@ -272,9 +268,7 @@ def test_410_within_a_watch_leads_to_a_new_list(
 def test_another_error_within_a_watch_leads_to_a_new_list_after_a_wait(
     cluster: Cluster, watching: Watching
 ) -> None:
-    cluster.put({"config": "first"})
-    _, heard = watching()
-    established(cluster, heard)
+    _, heard = followed(cluster, watching)
     cluster.send({"type": "ERROR", "object": {"code": 500, "message": "etcd is away"}})
     cluster.wait_for_watch(2)
     assert len(cluster.asked("list")) == 2
@@ -284,9 +278,7 @@ def test_another_error_within_a_watch_leads_to_a_new_list_after_a_wait(
 
 
 def test_a_server_that_asks_for_a_pause_is_given_it(cluster: Cluster, watching: Watching) -> None:
-    cluster.put({"config": "first"})
-    _, heard = watching()
-    established(cluster, heard)
+    followed(cluster, watching)
     asked = {"code": 429, "message": "too many requests", "details": {"retryAfterSeconds": 0.3}}
     before = time.monotonic()
     cluster.send({"type": "ERROR", "object": asked})
@@ -334,9 +326,7 @@ def test_watches_that_are_always_refused_are_not_begun_anew_in_a_busy_loop(
 def test_after_a_restore_of_etcd_the_restored_document_is_told_and_followed(
     cluster: Cluster, watching: Watching, breaks: bool
 ) -> None:
-    cluster.put({"config": "first"})
-    source, heard = watching()
-    established(cluster, heard)
+    source, heard = followed(cluster, watching)
     version = cluster.restore({"config": "restored"})
     if breaks:
         cluster.break_watches()
@@ -354,9 +344,7 @@ def test_after_a_restore_of_etcd_the_restored_document_is_told_and_followed(
 def test_a_refresh_that_finds_versions_gone_back_begins_the_watch_anew(
     cluster: Cluster, watching: Watching
 ) -> None:
-    cluster.put({"config": "first"})
-    source, heard = watching()
-    established(cluster, heard)
+    source, heard = followed(cluster, watching)
     cluster.restore({"config": "restored"})
     source.refresh()
     heard.content(b"restored")
@@ -368,9 +356,7 @@ def test_a_refresh_that_finds_versions_gone_back_begins_the_watch_anew(
 def test_versions_that_go_back_within_a_watch_lead_to_a_new_list(
     cluster: Cluster, watching: Watching
 ) -> None:
-    cluster.put({"config": "first"})
-    _, heard = watching()
-    established(cluster, heard)
+    _, heard = followed(cluster, watching)
     cluster.restore({"config": "restored"})
     cluster.send({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "5"}}})
     heard.content(b"restored")
@@ -379,9 +365,7 @@ def test_versions_that_go_back_within_a_watch_lead_to_a_new_list(
 def test_a_version_that_is_too_large_for_the_server_leads_to_a_new_list(
     cluster: Cluster, watching: Watching
 ) -> None:
-    cluster.put({"config": "first"})
-    _, heard = watching()
-    established(cluster, heard)
+    _, heard = followed(cluster, watching)
     cluster.restore({"config": "restored"})
     said = {"code": 504, "message": "Too large resource version: 103, current: 5"}
     cluster.send({"type": "ERROR", "object": said})
@@ -413,9 +397,7 @@ def test_a_server_that_hangs_without_closing_is_told_with_the_time_of_its_last_w
 def test_silence_is_no_sign_of_life_and_the_last_one_before_it_is_told(
     cluster: Cluster, watching: Watching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster.put({"config": "first"})
-    source, heard = watching()
-    established(cluster, heard)
+    source, heard = followed(cluster, watching)
     monkeypatch.setattr(kube_watch, "SHORT", 0.0)
     monkeypatch.setattr(kube_list, "LIST_TIMEOUT", 0.2)
     cluster.silent.add("list")
@@ -433,9 +415,7 @@ def test_silence_is_no_sign_of_life_and_the_last_one_before_it_is_told(
 def test_a_refresh_that_failed_is_forgotten_when_the_watch_brings_a_word(
     cluster: Cluster, watching: Watching
 ) -> None:
-    cluster.put({"config": "first"})
-    source, heard = watching()
-    established(cluster, heard)
+    source, heard = followed(cluster, watching)
     cluster.refusals["list"] = (500, "etcd is away")
     source.refresh()
     heard.failure("etcd is away")
@@ -523,9 +503,7 @@ def test_a_rotated_token_is_read_anew_at_once_and_causes_no_failure(
     cluster: Cluster, watching: Watching, tmp_path: Path
 ) -> None:
     cluster.token = "first"
-    cluster.put({"config": "first"})
-    _, heard = watching()
-    established(cluster, heard)
+    _, heard = followed(cluster, watching)
     (tmp_path / "token").write_text("second")
     cluster.token = "second"
     cluster.break_watches()
@@ -538,9 +516,7 @@ def test_a_rotated_token_is_read_anew_at_once_and_causes_no_failure(
 def test_an_overloaded_server_is_unavailable_and_the_document_stays_known(
     cluster: Cluster, watching: Watching
 ) -> None:
-    cluster.put({"config": "first"})
-    _, heard = watching()
-    established(cluster, heard)
+    _, heard = followed(cluster, watching)
     cluster.refusals["watch"] = (503, "the server is currently unable to handle the request")
     cluster.break_watches()
     failed = heard.failure("unable to handle")
@@ -575,9 +551,7 @@ def test_a_server_that_is_no_kubernetes_api_is_not_a_missing_configmap(
 def test_refresh_asks_the_server_and_tells_what_is_known_already(
     cluster: Cluster, watching: Watching
 ) -> None:
-    cluster.put({"config": "first"})
-    source, heard = watching()
-    established(cluster, heard)
+    source, heard = followed(cluster, watching)
     source.refresh()
     heard.wait(lambda events: len(events) == 1)
     assert heard.contents == [b"first"]
@@ -588,9 +562,7 @@ def test_refresh_asks_the_server_and_tells_what_is_known_already(
 def test_refresh_tells_a_failure_each_time_and_does_not_wait_for_the_server(
     cluster: Cluster, watching: Watching
 ) -> None:
-    cluster.put({"config": "first"})
-    source, heard = watching()
-    established(cluster, heard)
+    source, heard = followed(cluster, watching)
     cluster.refusals["list"] = (500, "etcd is away")
     source.refresh()
     heard.failure("etcd is away")
@@ -621,9 +593,7 @@ def test_refresh_ends_the_wait_for_a_server_that_is_back(
 def test_a_refresh_that_the_watch_has_overtaken_does_not_bring_the_old_document_back(
     cluster: Cluster, watching: Watching
 ) -> None:
-    cluster.put({"config": "first"})
-    source, heard = watching()
-    established(cluster, heard)
+    source, heard = followed(cluster, watching)
     cluster.holds_lists = True
     source.refresh()
     cluster.wait(lambda calls: sum(call.verb == "list" for call in calls) == 2)

@@ -83,6 +83,15 @@ def many(first: int, last: int, *, bulk: int = 0) -> list[dict[str, object]]:
 # Addresses
 
 
+def followed(cluster: NodeCluster, watching: Watching, count: int) -> Told:
+    """Return what hears of nodes, once it knows so many of them and their watch is open."""
+    cluster.join(*many(0, count))
+    told = watching(NODES)
+    told.value(NODES, lambda value: len(value) == count)
+    cluster.wait_for_watch()
+    return told
+
+
 def test_internal_and_external_addresses_of_both_families_are_told(
     cluster: NodeCluster, watching: Watching
 ) -> None:
@@ -114,10 +123,7 @@ def test_a_report_that_changes_no_address_wakes_nobody(
     # Tell each change by itself.
     monkeypatch.setattr(nodes, "QUIET", 0)
     monkeypatch.setattr(nodes, "LATE", 0)
-    cluster.join(*many(0, 3))
-    told = watching(NODES)
-    told.value(NODES, lambda value: len(value) == 3)
-    cluster.wait_for_watch()
+    told = followed(cluster, watching, 3)
     for _ in range(50):
         cluster.join(*many(0, 3))
     cluster.join(*many(3, 4))
@@ -271,10 +277,7 @@ def test_a_watch_that_breaks_off_is_resumed_where_it_ended(
 def test_after_a_restore_of_etcd_the_nodes_are_listed_anew(
     cluster: NodeCluster, watching: Watching
 ) -> None:
-    cluster.join(*many(0, 3))
-    told = watching(NODES)
-    told.value(NODES, lambda value: len(value) == 3)
-    cluster.wait_for_watch()
+    told = followed(cluster, watching, 3)
     cluster.nodes.pop("node2")
     cluster.restore({})
     cluster.break_watches()
@@ -287,10 +290,7 @@ def test_after_a_restore_of_etcd_the_nodes_are_listed_anew(
 def test_history_that_was_forgotten_is_made_good_by_a_list(
     cluster: NodeCluster, watching: Watching
 ) -> None:
-    cluster.join(*many(0, 5))
-    told = watching(NODES)
-    told.value(NODES, lambda value: len(value) == 5)
-    cluster.wait_for_watch()
+    told = followed(cluster, watching, 5)
     cluster.down()
     cluster.leave("node0", "node1")
     cluster.join(*many(5, 6))
@@ -302,10 +302,7 @@ def test_history_that_was_forgotten_is_made_good_by_a_list(
 def test_addresses_stay_known_while_the_api_is_away(
     cluster: NodeCluster, watching: Watching
 ) -> None:
-    cluster.join(*many(0, 5))
-    told = watching(NODES)
-    told.value(NODES, lambda value: len(value) == 5)
-    cluster.wait_for_watch()
+    told = followed(cluster, watching, 5)
     cluster.down()
     told.failure(NODES, "cannot be reached")
     cluster.up()
