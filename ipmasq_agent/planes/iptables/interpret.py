@@ -1,7 +1,7 @@
 """What the rules of a nat table decide, read as questions about packets.
 
-See ``matching`` for the packet that is asked about, and ``hook`` for the chains that stand
-beside the table at the same hook of the kernel.
+See ``matching`` for the packet that is asked about, and ``neighbours`` for the chains that
+stand beside the table at the same hook of the kernel.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,14 +66,8 @@ class ChainPlan:
     @property
     def changes_rules(self) -> bool:
         """Whether the table itself is written to."""
-        return bool(
-            self.create
-            or self.delete
-            or self.remove
-            or self.insert
-            or self.jumps_removed
-            or self.jumps
-        )
+        rules = self.remove or self.insert or self.jumps_removed or self.jumps
+        return self.create or self.delete or bool(rules)
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -87,16 +81,18 @@ class ChainPlan:
     @property
     def added(self) -> list[str]:
         """The rules that come, as ``-A CHAIN …`` lines."""
-        jumps = [f"-A {POSTROUTING} {rule.text}" for rule in self.jumps]
-        rules = [f"-A {self.chain} {rule.text}" for rule in self.insert]
-        return jumps + rules + self.sets.added
+        return _lines(self.chain, self.jumps, self.insert) + self.sets.added
 
     @property
     def removed(self) -> list[str]:
         """The rules that go, as ``-A CHAIN …`` lines."""
-        jumps = [f"-A {POSTROUTING} {jump.rule.text}" for jump in self.jumps_removed]
-        rules = [f"-A {self.chain} {rule.text}" for rule in self.remove]
-        return jumps + rules + self.sets.removed
+        jumps = [jump.rule for jump in self.jumps_removed]
+        return _lines(self.chain, jumps, self.remove) + self.sets.removed
+
+
+def _lines(chain: str, jumps: Iterable[Rule], rules: Iterable[Rule]) -> list[str]:
+    in_hook = [f"-A {POSTROUTING} {rule.text}" for rule in jumps]
+    return [*in_hook, *(f"-A {chain} {rule.text}" for rule in rules)]
 
 
 def plan(actual: Table, desired: DesiredChain) -> ChainPlan:
@@ -212,11 +208,8 @@ def restore_text(change: ChainPlan) -> str:
 def describe(table: Table, chain: str) -> list[str]:
     """Return what is ours in a table: jumps and rules as ``-A`` lines, then our sets."""
     jumps = find_all(table.rules(POSTROUTING), chain)
-    return [
-        *(f"-A {POSTROUTING} {rule.text}" for rule in jumps),
-        *(f"-A {chain} {rule.text}" for rule in table.rules(chain)),
-        *(line for held in table.sets.values() for line in held.lines()),
-    ]
+    elements = [line for held in table.sets.values() for line in held.lines()]
+    return _lines(chain, jumps, table.rules(chain)) + elements
 
 
 def after(actual: Table, desired: DesiredChain) -> Table:

@@ -1,4 +1,4 @@
-"""What the backends that speak iptables share: the dialect, and how ``-save`` is read."""
+"""A chain of the nat table and its sets, joined to a kernel: what both variants share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from functools import cache
 from ipmasq_agent.host.commands import run
 from ipmasq_agent.netlink.nft_numbers import NFT_FAMILY
 from ipmasq_agent.planes.interpretation import Interpretation
-from ipmasq_agent.planes.iptables import compile as compiling
-from ipmasq_agent.planes.iptables import plan as planning
-from ipmasq_agent.planes.iptables.compile import DesiredChain
+from ipmasq_agent.planes.iptables.compile import DesiredChain, absent, compile_policy
 from ipmasq_agent.planes.iptables.interpret import interpret, only_ours
-from ipmasq_agent.planes.iptables.plan import ChainPlan
+from ipmasq_agent.planes.iptables.plan import ChainPlan, after, describe, plan
 from ipmasq_agent.planes.iptables.set_kernel import Sets
 from ipmasq_agent.planes.placement import LEGACY, OurBase, Placement
 from ipmasq_agent.planes.plane import Plane
@@ -68,23 +66,18 @@ class IptablesPlane(Plane[Table, DesiredChain, ChainPlan]):
     def compile(self, policy: FamilyPolicy) -> DesiredChain:
         """Return the chain, the jumps, and the set if there is to be one, for ``policy``."""
         name = self._sets.name(policy.family) if self._with_set else None
-        return compiling.compile_policy(policy, self.placement, set_name=name)
+        return compile_policy(policy, self.placement, set_name=name)
 
     def absent(self, family: Family) -> DesiredChain:
         """Return a table without our chain."""
-        return compiling.absent(self.placement)
+        return absent(self.placement)
 
-    def plan(self, actual: Table, desired: DesiredChain) -> ChainPlan:
-        """Return the edits from one to the other."""
-        return planning.plan(actual, desired)
-
-    def after(self, actual: Table, desired: DesiredChain) -> Table:
-        """Return the table once the edits were made."""
-        return planning.after(actual, desired)
+    plan = staticmethod(plan)
+    after = staticmethod(after)
 
     def describe(self, state: Table) -> list[str]:
         """Return the jumps to our chain and the rules in it as ``-A`` lines, then the set."""
-        return planning.describe(state, self.placement.chain)
+        return describe(state, self.placement.chain)
 
     def advice(self, desired: DesiredChain) -> str | None:
         """Warn where each packet has very many rules to pass."""

@@ -1,10 +1,4 @@
-"""The ipset dialect: a policy's destinations as one ``hash:net`` set, asked by one rule.
-
-A hash:net set decides by the longest prefix that it holds for an address; a prefix with
-``nomatch`` is an exception within a shorter one, and the order of additions means nothing.
-It holds no /0: two /1 stand for that (ipset(8)). So a set can say all that a decision map
-can, in the user's own prefixes.
-"""
+"""What becomes of the ``hash:net`` set that one rule asks in place of many, and its names."""
 
 from __future__ import annotations
 
@@ -18,9 +12,6 @@ from ipmasq_agent.policy.addresses import Family
 NEW = "-new"
 """What is added to a set's name while its contents are filled in, before it is swapped."""
 _LONGEST_STEM = 25
-
-
-# -- changes ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,4 @@
-"""iptables rules as typed values: what ``iptables-save`` prints, whoever wrote the rule.
-
-Two rules are equal when they mean the same. The kernel's reader drops a ``-d 0.0.0.0/0``,
-normalises addresses, prints options in an order of its own and rounds probabilities, so
-comparing text would see differences where there are none, and rewrite for ever.
-"""
+"""Rules of iptables from text, whoever wrote them, and options in their one canonical form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """Rules at the hooks of netfilter as typed values, whoever wrote them, and what they decide.
 
-Pure: where a rule was read, and in which syntax it is written, is others' business.
+Pure. Options are named as iptables names them, also those of native rules of nf_tables;
+where a rule was read, and how, is others' business.
 """
