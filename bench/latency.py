@@ -60,7 +60,7 @@ def verdict_asked_of(name: str, address: int) -> Callable[[], object]:
 
     def ask() -> object:
         state = backend.read_at(Family.IPV4, address)
-        return backend.interpret(state).policy.decisions.decide(address).verdict
+        return backend.dialect.interpret(state).policy.decisions.decide(address).verdict
 
     return ask
 

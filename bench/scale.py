@@ -68,16 +68,16 @@ def load(name: str, family: Family, count: int, here: Site) -> Figures:
     def bring(prefix: str, wanted: Any, read: Callable[[Family], Any]) -> int:
         totals = f"{prefix}FILE → KERNEL", f"{prefix}POLICY → KERNEL"
         with stage(figures, f"{prefix}compile", *totals):
-            desired = backend.compile(wanted)
+            desired = backend.dialect.compile(wanted)
         with backend.session(family):
             with stage(figures, f"{prefix}look at the kernel", *totals):
                 actual = read(family)
             with stage(figures, f"{prefix}plan", *totals):
-                change = backend.plan(actual, desired)
+                change = backend.dialect.plan(actual, desired)
             with stage(figures, f"{prefix}write to the kernel", *totals):
                 backend.apply(family, change)
             with stage(figures, f"{prefix}check"):
-                left = backend.plan(backend.recall(family), desired)
+                left = backend.dialect.plan(backend.recall(family), desired)
         for total in totals:
             figures[total] = figures.pop(total)  # below its parts
             if left:

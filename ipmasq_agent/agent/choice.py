@@ -22,6 +22,7 @@ class PlaneChoice:
         make: Callable[[str], AnyPlane],
         holders: Callable[[], list[str]],
         leavings: Callable[[], list[str]] = list,
+        home: Callable[[str], str] = str,
     ) -> None:
         """Take the questions as functions.
 
@@ -33,11 +34,14 @@ class PlaneChoice:
                 therefore hold rules that we wrote before.
             leavings: names of those of which cheap signs tell that something of ours is
                 there, written since by an agent that was on its way out.
+            home: returns what two planes have in common whose state is the same in the kernel
+                (a chain of rules, and the same chain with a set): each replaces the other.
         """
         self._detect = detect
         self._make = make
         self._holders = holders
         self._leavings = leavings
+        self._home = home
         self._looked = False
         self._made: dict[str, AnyPlane] = {}
         self._current: str | None = None
@@ -68,10 +72,10 @@ class PlaneChoice:
         if self._current is not None and self._current != name:
             self._to_clean.add(self._current)
         for other in list(self._to_clean):
-            if self._get(other).place == backend.place:
+            if self._home(other) == self._home(name):
                 self._to_clean.discard(other)
-                if other != name:
-                    # What it remembers of the place will not be true any more.
+                if other != name and other in self._made:
+                    # What it remembers of the state will not be true any more.
                     self._made.pop(other).close()
         self._current = name
         return backend, [self._get(other) for other in sorted(self._to_clean)]

@@ -17,7 +17,7 @@ from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
 
 
 class Intent:
-    """A configuration made into policies, and these into what a backend must hold.
+    """A configuration made into policies, and these into what a plane must hold.
 
     Attributes:
         config: what document and flags ask for.
@@ -35,20 +35,20 @@ class Intent:
         """Whether one rule for each prefix would be too many."""
         return is_large(self.config, self.facts)
 
-    def policy(self, backend: Plane[State, Desired, Plan], family: Family) -> FamilyPolicy:
+    def policy(self, plane: Plane[State, Desired, Plan], family: Family) -> FamilyPolicy:
         """Return the policy of a family, for what the backend's host can do."""
         # Asked for each family: one may lack its programs, and the other must not suffer.
-        capabilities = backend.capabilities(family)
+        capabilities = plane.capabilities(family)
         known = self._policies.get(family)
         if known is None or known[0] != capabilities:
             policy = assemble_family(self.config, family, capabilities, self.facts)
             known = self._policies[family] = capabilities, policy
         return known[1]
 
-    def desired(self, backend: Plane[State, Desired, Plan], family: Family) -> Desired:
-        """Return what the backend must hold of a family."""
-        policy = self.policy(backend, family)
+    def desired(self, plane: Plane[State, Desired, Plan], family: Family) -> Desired:
+        """Return what the plane must hold of a family."""
+        policy = self.policy(plane, family)
         known = self._desired.get(family)
-        if known is None or known[0] is not backend or known[1] is not policy:
-            known = self._desired[family] = backend, policy, backend.compile(policy)
+        if known is None or known[0] is not plane or known[1] is not policy:
+            known = self._desired[family] = plane, policy, plane.dialect.compile(policy)
         return cast(Desired, known[2])

@@ -25,18 +25,18 @@ def leave(
     Args:
         choice: of the backends.
         deadline: when the last wait for a program, a lock or a worker ends.
-        report: logs what was removed from a backend.
+        report: logs what was removed from a plane.
         cleanup: remove the rules first.
     """
     left: list[str] = []
     try:
         with ending_by(deadline):
             try:
-                for backend in choice.every() if cleanup else ():
-                    outcomes = clean(backend, Family)
-                    report(outcomes, backend.name, "removed")
+                for plane in choice.every() if cleanup else ():
+                    outcomes = clean(plane, Family)
+                    report(outcomes, plane.name, "removed")
                     left += (
-                        f"{backend.name} ({family.value})"
+                        f"{plane.name} ({family.value})"
                         for family, outcome in outcomes.items()
                         if outcome.error
                     )

@@ -35,6 +35,7 @@ from ipmasq_agent.errors import foreseen
 from ipmasq_agent.host import patience
 from ipmasq_agent.host.threads import Guarded, caught, revive
 from ipmasq_agent.logs import event
+from ipmasq_agent.planes.plane import Translator, Watchable
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.facts import Fact
 from ipmasq_agent.sources import FactSource, Learnt, NotLearnt, Source
@@ -135,7 +136,7 @@ class Agent:
             AgentError: it cannot be read.
         """
         plane = self.choice.in_use
-        return plane.counters() if plane is not None else {}
+        return plane.counters() if isinstance(plane, Translator) else {}
 
     def status_now(self) -> Status:
         """Return the status with what is known only when it is asked for; in any thread."""
@@ -164,8 +165,7 @@ class Agent:
         timeout = max(0.0, self._next_pass - time.monotonic())
         if self._unstarted and not self.status.failure:
             timeout = 0.0
-        backend = self.choice.in_use
-        if backend is not None and backend.glances:
+        if isinstance(self.choice.in_use, Watchable):
             timeout = min(timeout, GLANCE)
         try:
             with contextlib.suppress(queue.Empty):
@@ -190,14 +190,14 @@ class Agent:
 
     def _disturbed(self) -> bool:
         """Whether what was in force is not any more; what failed is tried again at its time."""
-        backend = self.choice.in_use
-        if backend is None or self.status.errors:
+        plane = self.choice.in_use
+        if not isinstance(plane, Watchable) or self.status.errors:
             return False
         try:
-            return backend.disturbed()
+            return plane.disturbed()
         except Exception as error:
             told = foreseen(error, "a look at the kernel")
-            event(logging.WARNING, "cannot look", backend=backend.name, error=str(told))
+            event(logging.WARNING, "cannot look", backend=plane.name, error=str(told))
             return False
 
     def _act(self) -> None:

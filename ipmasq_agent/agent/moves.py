@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable
 from ipmasq_agent.agent.reconcile import Outcomes, clean
 from ipmasq_agent.errors import AgentError, NotPermitted
 from ipmasq_agent.logs import event
-from ipmasq_agent.planes.plane import AnyPlane
+from ipmasq_agent.planes.plane import AnyPlane, Translator
 from ipmasq_agent.policy.addresses import Family
 
 
@@ -33,7 +33,7 @@ class Moves:
         self._began = {name: began for name, began in self._began.items() if name in names}
         self.advice = ()
         for other in left_behind:
-            if other.name in self._began:
+            if other.name in self._began or not isinstance(other, Translator):
                 continue
             try:
                 other.announce()
@@ -70,10 +70,10 @@ class Moves:
         return tuple(failures)
 
     def _drained(self, other: AnyPlane) -> bool:
-        """Whether a backend that was left has no flows that would break without it."""
+        """Whether a plane that was left has no flows that would break without it."""
         began = self._began.setdefault(other.name, time.monotonic())
         try:
-            left = other.drain()
+            left = other.drain() if isinstance(other, Translator) else 0
         except NotPermitted as error:
             # To stay is to decide by an older policy.
             event(logging.WARNING, "flows end", backend=other.name, error=str(error))
@@ -97,7 +97,7 @@ def deciding(others: Iterable[AnyPlane]) -> tuple[str, ...]:
     for other in others:
         for family in Family:
             try:
-                if other.describe(other.read(family)):
+                if other.dialect.describe(other.read(family)):
                     lines[f"{other.name} holds rules of ours that decide too"] = None
             except AgentError as error:
                 lines[f"{other.name} cannot be looked into: {error}"] = None

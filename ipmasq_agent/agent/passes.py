@@ -115,7 +115,9 @@ class Passes:
             left_behind=left,
             unanswered=self._replies.unanswered,
             doubtful=self._replies.doubtful,
-            advice={f: plane.advice(intent.desired(plane, f)) for f in outcomes.keys() - failed},
+            advice={
+                f: plane.dialect.advice(intent.desired(plane, f)) for f in outcomes.keys() - failed
+            },
             further=(*self._moves.advice, *self._rivals.advice),
             contested=self._rivals.name,
         )

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.errors import AgentError, KernelWriteError, NotPermitted, foreseen
-from ipmasq_agent.planes.plane import Change, Desired, Plan, Plane, State
+from ipmasq_agent.planes.plane import Change, Desired, Plan, Plane, State, Translator
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
 
@@ -20,7 +21,7 @@ from ipmasq_agent.policy.model import FamilyPolicy
 class Outcome:
     """What a pass did for one family: a change (false where there was none), or an error."""
 
-    change: Change | None = None
+    change: Change[Any] | None = None
     error: AgentError | None = None
 
     @property
@@ -33,7 +34,7 @@ Outcomes = Mapping[Family, Outcome]
 
 
 def reconcile(
-    backend: Plane[State, Desired, Plan],
+    plane: Plane[State, Desired, Plan],
     intent: Intent,
     *,
     thorough: bool = True,
@@ -42,7 +43,7 @@ def reconcile(
     """Bring every family that is managed to what ``intent`` asks for.
 
     Args:
-        backend: where.
+        plane: where.
         intent: what.
         thorough: read all that the kernel holds, rather than trust what we remember of
             it (see ``Plane.recall``).
@@ -50,18 +51,18 @@ def reconcile(
             there none is touched for now.
     """
 
-    def bring(family: Family) -> Change | None:
-        desired = intent.desired(backend, family)
+    def bring(family: Family) -> Change[Any] | None:
+        desired = intent.desired(plane, family)
         rival = (rivals or {}).get(family)
-        if rival is not None and _theirs(backend, family, desired, intent, rival):
+        if rival is not None and _theirs(plane, family, desired, intent, rival):
             return None
-        return _bring(backend, family, desired, thorough)
+        return _bring(plane, family, desired, thorough)
 
     return _each(intent.config.families, bring)
 
 
 def _theirs(
-    backend: Plane[State, Desired, Plan],
+    plane: Plane[State, Desired, Plan],
     family: Family,
     desired: Desired,
     intent: Intent,
@@ -72,34 +73,34 @@ def _theirs(
     Raises:
         KernelWriteError: they decide otherwise.
     """
-    actual = backend.read(family)
-    if not backend.plan(actual, desired).counts[1]:
+    actual = plane.read(family)
+    if not plane.dialect.plan(actual, desired).counts[1]:
         return False  # nobody means what is only missing
-    if backend.interpret(actual).policy != intent.policy(backend, family):
+    if plane.dialect.interpret(actual).policy != intent.policy(plane, family):
         raise KernelWriteError(
-            f"{backend.name} ({family.value}): the rules in force are another's, and the "
+            f"{plane.name} ({family.value}): the rules in force are another's, and the "
             f"document is not in force: {rival} undoes what we write",
             remedy="remove it, or give one of the two another --masq-chain",
         )
     return True
 
 
-def clean(backend: Plane[State, Desired, Plan], families: Iterable[Family]) -> Outcomes:
+def clean(plane: Plane[State, Desired, Plan], families: Iterable[Family]) -> Outcomes:
     """Remove what is ours from the families' tables."""
-    return _each(families, lambda family: _remove(backend, family))
+    return _each(families, lambda family: _remove(plane, family))
 
 
-def _remove(backend: Plane[State, Desired, Plan], family: Family) -> Change:
+def _remove(plane: Plane[State, Desired, Plan], family: Family) -> Change[Any]:
     try:
-        return reconcile_family(backend, family, None)
+        return reconcile_family(plane, family, None)
     except NotPermitted:
-        gone = backend.remove_unread(family)
+        gone = plane.remove_unread(family) if isinstance(plane, Translator) else None
         if gone is None:
             raise
         return gone
 
 
-def _each(families: Iterable[Family], work: Callable[[Family], Change | None]) -> Outcomes:
+def _each(families: Iterable[Family], work: Callable[[Family], Change[Any] | None]) -> Outcomes:
     """Do the work for each family, whatever becomes of the others."""
     outcomes: dict[Family, Outcome] = {}
     for family in families:
@@ -111,8 +112,8 @@ def _each(families: Iterable[Family], work: Callable[[Family], Change | None]) -
 
 
 def reconcile_family(
-    backend: Plane[State, Desired, Plan], family: Family, policy: FamilyPolicy | None
-) -> Change:
+    plane: Plane[State, Desired, Plan], family: Family, policy: FamilyPolicy | None
+) -> Change[Any]:
     """Make one family's kernel state what ``policy`` asks for; None means nothing of ours.
 
     Returns:
@@ -123,22 +124,22 @@ def reconcile_family(
         KernelWriteError: the transaction went through, and the kernel holds something else.
         HostError: a program, a lock or a worker failed; nothing was written.
     """
-    desired = backend.absent(family) if policy is None else backend.compile(policy)
-    return _bring(backend, family, desired, thorough=True)
+    desired = plane.dialect.absent(family) if policy is None else plane.dialect.compile(policy)
+    return _bring(plane, family, desired, thorough=True)
 
 
 def _bring(
-    backend: Plane[State, Desired, Plan], family: Family, desired: Desired, thorough: bool
-) -> Change:
-    with backend.session(family):
-        actual = backend.read(family) if thorough else backend.recall(family)
-        change = backend.plan(actual, desired)
+    plane: Plane[State, Desired, Plan], family: Family, desired: Desired, thorough: bool
+) -> Change[Any]:
+    with plane.session(family):
+        actual = plane.read(family) if thorough else plane.recall(family)
+        change = plane.dialect.plan(actual, desired)
         if change:
-            backend.apply(family, change)
-            left = backend.plan(backend.recall(family), desired)
+            plane.apply(family, change)
+            left = plane.dialect.plan(plane.recall(family), desired)
             if left:
                 raise KernelWriteError(
-                    f"{backend.name} ({family.value}): after the rules were written, "
+                    f"{plane.name} ({family.value}): after the rules were written, "
                     f"{len(left.added)} are missing and {len(left.removed)} are too many",
                     remedy="another program changes our chain; find it, the agent tries again",
                 )

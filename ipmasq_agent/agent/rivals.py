@@ -42,30 +42,30 @@ class Rivals:
             for place in self._kept_by_others()
         )
 
-    def left_alone(self, backend: AnyPlane, intent: Intent, now: float) -> dict[Family, str]:
+    def left_alone(self, plane: AnyPlane, intent: Intent, now: float) -> dict[Family, str]:
         """Return in which families nothing is written for now, and whose rules are there."""
-        what = backend, intent
+        what = plane, intent
         wars = self._wars.items()
         return {family: war.rival for family, war in wars if war.rival and war.holds(what, now)}
 
-    def watch(self, backend: AnyPlane, intent: Intent, outcomes: Outcomes, now: float) -> None:
+    def watch(self, plane: AnyPlane, intent: Intent, outcomes: Outcomes, now: float) -> None:
         """Find out whether what was written is undone again and again, and by whom.
 
         Args:
-            backend: where it was written.
+            plane: where it was written.
             intent: what.
             outcomes: of the families in which all was written that had to be.
             now: a clock's seconds.
         """
         another = bool(self._kept_by_others())
-        if backend.needs and not another:
+        if plane.needs and not another:
             return  # it writes when devices come and go, too
         for family, outcome in outcomes.items():
             if outcome.error:
                 continue
             war = self._wars[family]
             before, undone = war.rival, war.undone
-            war.watch((backend, intent), outcome.change, now, another=another)
+            war.watch((plane, intent), outcome.change, now, another=another)
             self._metrics.undone.inc(war.undone - undone)
             if war.rival and not before:
                 message = "our rules are undone again and again"

@@ -54,13 +54,13 @@ class Shadows:
         self.unknown: tuple[str, ...] = ()
         """Why it cannot be told what others decide, one line for each family."""
 
-    def look(self, backend: AnyPlane, intent: Intent, egress: tuple[str, ...]) -> None:
+    def look(self, plane: AnyPlane, intent: Intent, egress: tuple[str, ...]) -> None:
         """Find out what others decide about the packets of a policy that is in the kernel."""
         found: dict[Family, Shadow] = {}
         unknown: list[str] = []
         for family in intent.config.families:
             try:
-                found[family] = self._shadow(backend, intent.policy(backend, family), egress)
+                found[family] = self._shadow(plane, intent.policy(plane, family), egress)
             except AgentError as error:
                 self._seen.pop(family, None)
                 unknown.append(f"{family.value}: what others decide cannot be told: {error}")
@@ -70,9 +70,9 @@ class Shadows:
         self.unknown = tuple(unknown)
         self._tell(found)
 
-    def _shadow(self, backend: AnyPlane, policy: FamilyPolicy, egress: tuple[str, ...]) -> Shadow:
+    def _shadow(self, plane: AnyPlane, policy: FamilyPolicy, egress: tuple[str, ...]) -> Shadow:
         family = policy.family
-        ours = backend.our_base(family)
+        ours = plane.our_base(family)
         signs = Signs(self._generation(), ours, egress)
         seen = self._seen.get(family)
         unchanged = seen and signs.generation is not None and seen.signs == signs

@@ -9,6 +9,7 @@ sides. So we write ever less often, and say who it is; a new document is written
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ipmasq_agent.planes.iptables.ownership import SIGNATURE, UPSTREAM
 from ipmasq_agent.planes.plane import Change
@@ -54,7 +55,7 @@ class War:
     def _left(self, now: float) -> float:
         return self._written + self._patience - now
 
-    def watch(self, what: object, change: Change | None, now: float, *, another: bool) -> None:
+    def watch(self, what: object, change: Change[Any] | None, now: float, *, another: bool) -> None:
         """Take in what a pass has led to that wrote whatever had to be written.
 
         Args:
@@ -80,7 +81,7 @@ class War:
 Lines = Sequence[str]
 
 
-def _replaced(change: Change) -> tuple[Lines, Lines]:
+def _replaced(change: Change[Any]) -> tuple[Lines, Lines]:
     """Return what was there that we never write, and what was missing for it.
 
     A line that comes and goes was moved: others inserted rules before it.

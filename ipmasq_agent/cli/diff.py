@@ -40,8 +40,8 @@ def command(output: str, **options: Any) -> int:
         backend, left_behind = choice.current(large=intent.is_large)
         diffs = {family: FamilyDiff(family) for family in Family}
         for family in intent.config.families:
-            diffs[family] = family_diff(backend, family, intent, settings.placement)
-            advice = backend.advice(intent.desired(backend, family))
+            diffs[family] = family_diff(backend, family, intent)
+            advice = backend.dialect.advice(intent.desired(backend, family))
             if advice:
                 click.echo(f"warning: {family.value}: {advice}", err=True)
         cleaned = {other.name: left_diff(other) for other in left_behind}

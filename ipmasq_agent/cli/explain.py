@@ -60,7 +60,7 @@ def command(destination: str, src: str | None, output: str, **options: Any) -> N
         backend, left_behind = choice.current(large=intent is not None and intent.is_large)
         # One address is asked about: a set of a hundred thousand is not read for it.
         from_ = source[1] if source else None
-        kernel = backend.interpret(backend.read_at(family, address), from_)
+        kernel = backend.dialect.interpret(backend.read_at(family, address), from_)
         hook = read_hook(family, backend.our_base(family))
         others = neighbours(hook, question(from_, route.device))
         wanted = None

@@ -41,9 +41,9 @@ def command(output: str, **options: Any) -> None:
         backend, left_behind = choice.current()
         for family in Family:
             state = backend.read(family)
-            if not backend.describe(state):
+            if not backend.dialect.describe(state):
                 continue
-            own = backend.interpret(state)
+            own = backend.dialect.interpret(state)
             hook = read_hook(family, backend.our_base(family))
             kernels.append(in_force(own, hook))
             asked |= own.policy.masquerades

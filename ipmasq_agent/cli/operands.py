@@ -109,9 +109,11 @@ def _held(name: str, placement: Placement, *, alone: bool = True) -> Side:
         for family in Family:
             state = backend.read(family)
             hook = read_hook(family, backend.our_base(family))
-            kernel = in_force(backend.interpret(state), hook.around_ours() if alone else hook)
+            kernel = in_force(
+                backend.dialect.interpret(state), hook.around_ours() if alone else hook
+            )
             idle = kernel.policy.decisions.verdicts == {Verdict.NON_MASQUERADE}
-            if backend.describe(state) or not idle:
+            if backend.dialect.describe(state) or not idle:
                 policies[family] = kernel.policy
             notes += (f"for some packets {exception}" for exception in kernel.exceptions)
     finally:

@@ -85,6 +85,7 @@ def _of_kernel(
     from ipmasq_agent.errors import AgentError
     from ipmasq_agent.host.devices import egress_devices
     from ipmasq_agent.planes.hook.read import read_hook
+    from ipmasq_agent.planes.plane import Translator
     from ipmasq_agent.policy.addresses import Family
 
     choice = backend_choice(settings)
@@ -100,9 +101,9 @@ def _of_kernel(
             assert intent is not None
             try:
                 desired = intent.desired(plane, family)
-                if plane.plan(plane.read(family), desired):
+                if plane.dialect.plan(plane.read(family), desired):
                     differing.append(family)
-                advice[family] = plane.advice(desired)
+                advice[family] = plane.dialect.advice(desired)
                 hook = read_hook(family, plane.our_base(family))
                 found = shadow(intent.policy(plane, family), hook)
                 overridden += found.overridden
@@ -110,7 +111,7 @@ def _of_kernel(
             except AgentError as error:
                 errors[family] = str(error)
         left = choice.unseen + deciding(others)
-        counters = {} if errors else plane.counters()
+        counters = plane.counters() if isinstance(plane, Translator) and not errors else {}
     finally:
         choice.close()
     answered = replies(intent.config) if intent is not None else Replies()

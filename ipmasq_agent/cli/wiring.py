@@ -16,7 +16,7 @@ from ipmasq_agent.config.document import Understood, parse_documents
 from ipmasq_agent.config.model import Config
 from ipmasq_agent.errors import UsageError
 from ipmasq_agent.host import seat
-from ipmasq_agent.planes import detect
+from ipmasq_agent.planes import detect, registry
 from ipmasq_agent.policy.facts import Facts
 from ipmasq_agent.sources import Document, FactSource, Source
 
@@ -31,6 +31,7 @@ def backend_choice(settings: Settings) -> PlaneChoice:
         make=lambda name: detect.make(name, settings.placement),
         holders=lambda: detect.holders(settings.placement),
         leavings=lambda: detect.leavings(settings.placement),
+        home=registry.home,
     )
 
 

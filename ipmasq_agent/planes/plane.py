@@ -1,13 +1,17 @@
-"""A dialect joined to a kernel: read what it holds, plan, apply.
+"""The contract: what a data plane is to the agent and to the verbs, in two halves.
 
-A backend knows one data plane and nothing of documents or of other backends.
+Its ``Dialect`` is pure: what the plane must hold to decide as a policy does, what leads there
+from what it holds, and what any state of it decides. The ``Plane`` reaches one host's kernel:
+it reads such states and carries out such changes. Neither knows of documents or of other
+planes. What only some planes can do is a class of its own, and who needs it asks for it.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from ipmasq_agent.planes.interpretation import Interpretation
@@ -16,8 +20,13 @@ from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.facts import Fact
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
 
+State = TypeVar("State")
+StateIn = TypeVar("StateIn", contravariant=True)
+StateOut = TypeVar("StateOut", covariant=True)
+Desired = TypeVar("Desired")
 
-class Change(Protocol):
+
+class Change(Protocol[StateOut]):
     """What turns one state of a data plane into another; false when nothing does."""
 
     def __bool__(self) -> bool: ...
@@ -34,56 +43,71 @@ class Change(Protocol):
     def removed(self) -> Sequence[str]:
         """What goes, line by line."""
 
+    @property
+    def result(self) -> StateOut:
+        """The state that it leads to."""
 
-State = TypeVar("State")
-Desired = TypeVar("Desired")
-Plan = TypeVar("Plan", bound=Change)
+
+Plan = TypeVar("Plan", bound=Change[Any])
+
+
+class Interpreter(Protocol[StateIn]):
+    """Tells what our part of a state decides, for every source or for one."""
+
+    def __call__(self, state: StateIn, source: int | None = None, /) -> Interpretation:
+        """Return it."""
+
+
+def _nothing_to_say(desired: object) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect(Generic[State, Desired, Plan]):
+    """The pure half of a data plane.
+
+    Attributes:
+        compile: returns what the plane must hold to decide as a policy does. ``HostError``
+            where the plane cannot express that.
+        absent: returns what it must hold to have nothing of ours.
+        plan: returns the change from a state to what is desired. ``KernelReadError`` where
+            what is there cannot be understood, or is somebody else's.
+        describe: returns our part of a state, line by line, in the plane's own syntax.
+        interpret: returns what our part of a state decides.
+        advice: returns what a user should know about holding this; None for nothing.
+    """
+
+    compile: Callable[[FamilyPolicy], Desired]
+    absent: Callable[[Family], Desired]
+    plan: Callable[[State, Desired], Plan]
+    describe: Callable[[State], list[str]]
+    interpret: Interpreter[State]
+    advice: Callable[[Desired], str | None] = _nothing_to_say
 
 
 class Plane(abc.ABC, Generic[State, Desired, Plan]):
-    """One data plane on one host.
+    """The kernel half: one data plane on one host.
 
-    ``compile``, ``absent``, ``plan``, ``after`` and ``interpret`` are the dialect's, pure;
-    ``read``, ``apply`` and ``session`` reach the kernel.
+    Attributes:
+        name: what users call it: ``iptables-nft``, ``ipset``.
+        dialect: its pure half.
+        needs: facts of the host whose change calls for a pass, whatever the document says.
     """
 
     name: str
-    """What users call it: ``iptables-nft``, ``ipset``."""
-    place: str
-    """Where in the kernel its state lives. Of two backends of one place, each replaces the
-    other's state by its own in one change; nothing is left to clean after such a move."""
-    glances: bool = False
-    """The kernel does not tell when somebody takes away what is ours, so we look now and then."""
+    dialect: Dialect[State, Desired, Plan]
     needs: frozenset[Fact[Any]] = frozenset()
-    """Facts of the host whose change calls for a pass, whatever the document says."""
 
-    @abc.abstractmethod
     def capabilities(self, family: Family) -> Capabilities:
         """Return what this host can do, asked once and without touching the kernel."""
+        return Capabilities()
 
-    @abc.abstractmethod
-    def compile(self, policy: FamilyPolicy) -> Desired:
-        """Return what the data plane must hold to decide as ``policy`` does."""
+    def our_base(self, family: Family) -> OurBase | None:
+        """Return where packets come to what is ours at the postrouting hook.
 
-    @abc.abstractmethod
-    def absent(self, family: Family) -> Desired:
-        """Return the state that holds nothing of ours."""
-
-    @abc.abstractmethod
-    def plan(self, actual: State, desired: Desired) -> Plan:
-        """Return the change from one to the other, false when there is none."""
-
-    @abc.abstractmethod
-    def after(self, actual: State, desired: Desired) -> State:
-        """Return the state once the plan was applied."""
-
-    @abc.abstractmethod
-    def describe(self, state: State) -> list[str]:
-        """Return our part of a state, line by line, in the data plane's own syntax."""
-
-    @abc.abstractmethod
-    def interpret(self, state: State, source: int | None = None) -> Interpretation:
-        """Return what our part of a state decides, for every source or for one."""
+        None for programs, which have their turn after all that stands there.
+        """
+        return None
 
     @abc.abstractmethod
     def read(self, family: Family) -> State:
@@ -98,7 +122,7 @@ class Plane(abc.ABC, Generic[State, Desired, Plan]):
     def recall(self, family: Family) -> State:
         """Return what the kernel holds, without asking for what it cannot have lost.
 
-        A backend of sets remembers a hundred thousand elements that it read or wrote, as
+        A plane of sets remembers a hundred thousand elements that it read or wrote, as
         long as cheap signs (a generation number, a count) agree with them. It is what a
         change of the document is planned on; each resync reads in full.
 
@@ -119,49 +143,57 @@ class Plane(abc.ABC, Generic[State, Desired, Plan]):
     def session(self, family: Family) -> Iterator[None]:
         """Keep others from writing between a read and the write that builds on it.
 
-        A backend whose kernel interface guards its transactions by itself does nothing.
+        A plane whose kernel interface guards its transactions by itself does nothing.
         """
         yield
 
-    def our_base(self, family: Family) -> OurBase | None:
-        """Return where packets come to what is ours at the postrouting hook.
-
-        None for programs, which have their turn after all that stands there.
-        """
+    def close(self) -> None:
+        """Give back what the plane holds on this host (processes, files), not its rules."""
         return None
 
-    def advice(self, desired: Desired) -> str | None:
-        """Return what a user should know about holding ``desired`` this way; None for nothing."""
-        return None
 
+AnyPlane = Plane[Any, Any, Any]
+
+
+class Watchable(abc.ABC):
+    """A plane of which a cheap look tells whether somebody took away what is ours.
+
+    The kernel sends no word of that, so the agent looks now and then.
+    """
+
+    @abc.abstractmethod
     def disturbed(self) -> bool:
         """Return whether what is in force was taken away, as far as a glance can tell.
 
         Raises:
             AgentError: it cannot be told.
         """
-        return False
 
+
+class Translator(abc.ABC):
+    """A plane that translates by itself, so that its flows would break without it.
+
+    What connection tracking translates goes on whatever becomes of the rules.
+    """
+
+    @abc.abstractmethod
     def announce(self) -> None:
-        """Prepare for another backend that is about to be in force beside this one.
+        """Prepare for another plane that is about to be in force beside this one.
 
         Raises:
             AgentError: flows that are translated here may not go on there.
         """
-        return None
 
+    @abc.abstractmethod
     def drain(self) -> int:
-        """Leave new flows to another backend; return how many of ours would break without us.
-
-        What connection tracking translates goes on by itself, so there is nothing to wait
-        for unless a backend translates on its own.
+        """Leave new flows to another plane; return how many of ours would break without us.
 
         Raises:
             AgentError: it cannot be told.
         """
-        return 0
 
-    def remove_unread(self, family: Family) -> Plan | None:
+    @abc.abstractmethod
+    def remove_unread(self, family: Family) -> Change[Any] | None:
         """Remove what is ours though it may not be read, with the flows that go on there.
 
         Returns:
@@ -171,19 +203,11 @@ class Plane(abc.ABC, Generic[State, Desired, Plan]):
         Raises:
             AgentError: it was tried, and something is left.
         """
-        return None
 
+    @abc.abstractmethod
     def counters(self) -> Mapping[tuple[Family, str], int]:
-        """Return how often each outcome was met, where the data plane counts by itself.
+        """Return how often each outcome was met.
 
         Raises:
             AgentError: they cannot be read.
         """
-        return {}
-
-    def close(self) -> None:
-        """Give back what the backend holds on this host (processes, files), not its rules."""
-        return None
-
-
-AnyPlane = Plane[Any, Any, Any]

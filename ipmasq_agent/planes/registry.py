@@ -189,6 +189,11 @@ def row(name: str) -> PlaneRow:
     return {each.name: each for each in PLANES}[name]
 
 
+def home(name: str) -> str:
+    """Return the plane whose state in the kernel that of ``name`` is a form of, or itself."""
+    return row(name).form_of or name
+
+
 def rows_of(backend: str) -> list[PlaneRow]:
     """Return the rows that ``--backend`` calls so: one, or one for each iptables."""
     return [each for each in PLANES if each.backend == backend]

@@ -12,13 +12,13 @@ from abc import ABC, abstractmethod
 from typing import cast
 
 from ipmasq_agent.agent.reconcile import reconcile_family
+from ipmasq_agent.planes.iptables.dialect import iptables_dialect
 from ipmasq_agent.planes.iptables.legacy import IptablesLegacyPlane
 from ipmasq_agent.planes.iptables.nft import IptablesNftPlane
 from ipmasq_agent.planes.iptables.plan import ChainPlan
 from ipmasq_agent.planes.iptables.plane import IptablesPlane, program
 from ipmasq_agent.planes.iptables.save import parse_saved
 from ipmasq_agent.planes.placement import Placement
-from ipmasq_agent.planes.plane import Change
 from ipmasq_agent.planes.rules.table import Table, empty_table
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
@@ -52,6 +52,7 @@ class Subject(ABC):
     def place(self, *, jump_first: bool) -> None:
         """Set the place of our jump."""
         self.backend.placement = Placement(CHAIN, jump_first)
+        self.backend.dialect = iptables_dialect(self.backend.placement)
 
     def clear(self) -> None:
         """Leave an empty table, and the jump in its default place."""
@@ -60,13 +61,12 @@ class Subject(ABC):
 
     def write(self, policy: FamilyPolicy | None) -> ChainPlan:
         """Make one pass, as the agent does, and return what it changed."""
-        change: Change = reconcile_family(self.backend, self.family, policy)
-        return cast(ChainPlan, change)
+        return cast(ChainPlan, reconcile_family(self.backend, self.family, policy))
 
     def planned(self, policy: FamilyPolicy) -> ChainPlan:
         """Return what a pass would change."""
         table = self.backend.read(self.family)
-        return self.backend.plan(table, self.backend.compile(policy))
+        return self.backend.dialect.plan(table, self.backend.dialect.compile(policy))
 
     def rules(self, chain: str = CHAIN) -> list[str]:
         """Return the rules of a chain as another reader sees them, without counters."""

@@ -39,7 +39,7 @@ def test_what_was_planned_is_what_is_read_and_nothing_is_left_to_do(
     assert change.create
     assert len(change.jumps) == 1
     table = subject.backend.read(subject.family)
-    assert table.rules(CHAIN) == subject.backend.compile(wanted).rules
+    assert table.rules(CHAIN) == subject.backend.dialect.compile(wanted).rules
     assert len(subject.rules()) == len(table.rules(CHAIN))
     assert not subject.planned(wanted)
     assert not subject.write(wanted)
@@ -52,7 +52,7 @@ def test_the_kernel_is_understood_as_the_policy_that_was_written(
 ) -> None:
     wanted = policy(subject.family, [1, 2, 9], default=default, ports="1024-29999", local=local)
     subject.write(wanted)
-    assert subject.backend.interpret(subject.backend.read(subject.family)).policy == wanted
+    assert subject.backend.dialect.interpret(subject.backend.read(subject.family)).policy == wanted
 
 
 def test_a_policy_of_no_rule_at_all_is_an_empty_chain(subject: Subject) -> None:
@@ -157,10 +157,10 @@ def test_a_walk_through_random_policies_is_right_at_every_step(
         written_anew += change.rewrite is not None
         edited += bool(change) and change.rewrite is None
         table = subject.backend.read(subject.family)
-        assert table.rules(CHAIN) == subject.backend.compile(wanted).rules, f"step {number}"
-        assert subject.backend.interpret(table).policy == wanted, f"step {number}"
+        assert table.rules(CHAIN) == subject.backend.dialect.compile(wanted).rules, f"step {number}"
+        assert subject.backend.dialect.interpret(table).policy == wanted, f"step {number}"
         assert len(subject.rules()) == len(table.rules(CHAIN)), f"step {number}"
-        ours = ("ours",) * len(subject.backend.compile(wanted).jumps)
+        ours = ("ours",) * len(subject.backend.dialect.compile(wanted).jumps)
         assert others(subject) == ((*ours, *THEIRS) if jump_first else (*THEIRS, *ours))
     # Both ways of writing were walked, or the test shows less than it says.
     assert written_anew >= 5
@@ -187,4 +187,4 @@ def test_a_thousand_rules_and_one_of_them_changed(subject: Subject) -> None:
     assert change.rewrite is None
     assert (change.keep, len(change.remove), len(change.insert)) == (500, 1, 1)
     assert not subject.planned(wanted)
-    assert subject.backend.interpret(subject.backend.read(subject.family)).policy == wanted
+    assert subject.backend.dialect.interpret(subject.backend.read(subject.family)).policy == wanted

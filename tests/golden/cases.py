@@ -12,7 +12,7 @@ from ipmasq_agent.config.assemble import assemble_family
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.planes.iptables.compile import absent, compile_policy
-from ipmasq_agent.planes.iptables.plan import ChainPlan, after, plan
+from ipmasq_agent.planes.iptables.plan import ChainPlan, plan
 from ipmasq_agent.planes.iptables.plan import restore_text as text_of
 from ipmasq_agent.planes.iptables.text import parse_rule
 from ipmasq_agent.planes.placement import Placement
@@ -53,7 +53,7 @@ def _crowded() -> Table:
 def _edited() -> ChainPlan:
     first = compile_policy(_policy(STORY, Flags(), V4), Placement())
     second = compile_policy(_policy(STORY_2, Flags(), V4), Placement())
-    return plan(after(empty_table(V4), first), second)
+    return plan(plan(empty_table(V4), first).result, second)
 
 
 def _healed_first() -> ChainPlan:

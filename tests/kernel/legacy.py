@@ -12,6 +12,7 @@ from ipmasq_agent.agent.reconcile import reconcile_family
 from ipmasq_agent.planes.iptables.legacy import IptablesLegacyPlane
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.plane import Change
+from ipmasq_agent.planes.rules.table import Table
 from ipmasq_agent.policy.addresses import Family
 from tests.contract.policies import policy
 
@@ -28,9 +29,11 @@ def legacy_backend() -> Iterator[IptablesLegacyPlane]:
         backend.close()
 
 
-def write(backend: IptablesLegacyPlane, *numbers: int, family: Family = Family.IPV4) -> Change:
+def write(
+    backend: IptablesLegacyPlane, *numbers: int, family: Family = Family.IPV4
+) -> Change[Table]:
     """Make one pass for the policy that leaves these prefixes alone."""
-    change: Change = reconcile_family(backend, family, policy(family, numbers))
+    change: Change[Table] = reconcile_family(backend, family, policy(family, numbers))
     return change
 
 

@@ -72,7 +72,7 @@ def test_a_device_of_any_name_guards_our_chain_and_stands_in_rules_of_others(
 ) -> None:
     name, backend, family = place
     device = packed.decode(errors="surrogateescape")
-    variant = "legacy" if "legacy" in backend.place else "nft"
+    variant = "legacy" if "legacy" in str(backend.our_base(family)) else "nft"
     iptables = f"{'iptables' if family is Family.IPV4 else 'ip6tables'}-{variant}"
     # Somebody else's rules, which are on the way of each read.
     lines = ["*nat", ":POSTROUTING ACCEPT [0:0]", ":THEIRS - [0:0]", "-F POSTROUTING"]
@@ -94,7 +94,7 @@ def test_a_device_of_any_name_guards_our_chain_and_stands_in_rules_of_others(
         fresh = detect.make(name, Placement())
         try:
             assert not reconcile_family(fresh, family, wanted)
-            assert fresh.interpret(fresh.read(family)).policy.guards == wanted.guards
+            assert fresh.dialect.interpret(fresh.read(family)).policy.guards == wanted.guards
         finally:
             fresh.close()
     assert reconcile_family(backend, family, None)

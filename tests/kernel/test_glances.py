@@ -10,7 +10,7 @@ import pytest
 from ipmasq_agent.agent.reconcile import reconcile_family
 from ipmasq_agent.planes import detect
 from ipmasq_agent.planes.placement import Placement
-from ipmasq_agent.planes.plane import AnyPlane
+from ipmasq_agent.planes.plane import AnyPlane, Watchable
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Stated, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import FamilyPolicy
@@ -64,6 +64,7 @@ def test_what_others_do_to_our_rules_is_seen_at_the_next_look(
     kept: tuple[AnyPlane, Family], in_ns: Namespace
 ) -> None:
     backend, family = kept
+    assert isinstance(backend, Watchable)
     assert not backend.disturbed()
     for words in _ruin("nftables" if backend.name == "nftables" else "iptables", family):
         in_ns.run(words)
@@ -85,6 +86,7 @@ def test_what_others_do_to_their_own_rules_calls_for_no_pass(
         ["nft", "delete table inet theirs"],
     ):
         in_ns.run(words)
+        assert isinstance(backend, Watchable)
         assert not backend.disturbed(), words
     assert not reconcile_family(backend, family, _policy(family))
 

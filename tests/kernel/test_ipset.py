@@ -57,7 +57,7 @@ class Subject:
         return [line for line in saved.splitlines() if line.startswith("-A")]
 
     def decided(self) -> FamilyPolicy:
-        return self.backend.interpret(self.backend.read(self.family)).policy
+        return self.backend.dialect.interpret(self.backend.read(self.family)).policy
 
 
 @pytest.fixture(
@@ -145,8 +145,8 @@ def test_what_is_remembered_is_not_trusted_where_the_count_differs(subject: Subj
     recalled = subject.backend.recall(subject.family)
     assert recalled == subject.backend.read(subject.family)
     subject.ipset("del", subject.set, str(prefix(subject.family, 7)))
-    desired = subject.backend.compile(wanted)
-    assert subject.backend.plan(subject.backend.recall(subject.family), desired)
+    desired = subject.backend.dialect.compile(wanted)
+    assert subject.backend.dialect.plan(subject.backend.recall(subject.family), desired)
 
 
 def test_one_address_is_asked_about_without_reading_the_set(subject: Subject) -> None:
@@ -161,7 +161,10 @@ def test_one_address_is_asked_about_without_reading_the_set(subject: Subject) ->
         (1, Verdict.MASQUERADE),
     ):
         state = subject.backend.read_at(family, address)
-        assert subject.backend.interpret(state).policy.decisions.decide(address).verdict is verdict
+        assert (
+            subject.backend.dialect.interpret(state).policy.decisions.decide(address).verdict
+            is verdict
+        )
         assert len(state.sets[subject.set].elements) <= 1
 
 
@@ -197,12 +200,12 @@ def test_a_set_that_cannot_be_filled_leaves_everything_as_it_was(
     subject.write(wanted)
     before = subject.elements(), subject.rules(), subject.sets()
     monkeypatch.setattr("ipmasq_agent.planes.prefixset._LEAST_ELEMENTS", 1)
-    larger = subject.backend.compile(policy(subject.family, range(IN_PLACE * 2)))
+    larger = subject.backend.dialect.compile(policy(subject.family, range(IN_PLACE * 2)))
     assert larger.address_set is not None
     object.__setattr__(larger.address_set, "capacity", 3)
     actual = subject.backend.read(subject.family)
     with subject.backend.session(subject.family), pytest.raises(CommandFailed, match="full"):
-        subject.backend.apply(subject.family, subject.backend.plan(actual, larger))
+        subject.backend.apply(subject.family, subject.backend.dialect.plan(actual, larger))
     assert (subject.elements(), subject.rules(), subject.sets()) == before
 
 
@@ -213,7 +216,7 @@ def test_the_two_forms_of_a_place_become_each_other(subject: Subject) -> None:
     try:
         assert reconcile_family(plain, subject.family, wanted)
         assert subject.sets() == []
-        assert plain.interpret(plain.read(subject.family)).policy == wanted
+        assert plain.dialect.interpret(plain.read(subject.family)).policy == wanted
         assert subject.write(wanted)
         assert subject.decided() == wanted
         assert subject.sets() == [subject.set]

@@ -45,7 +45,7 @@ assert reconcile_family(backend, V4, policy(1, 2))
 assert reconcile_family(backend, V4, policy(2, 3))
 subprocess.run(["nft", "add table ip another"], check=True)
 assert not reconcile_family(backend, V4, policy(2, 3))
-assert backend.interpret(backend.read_at(V4, 10 << 24)).policy == policy(2, 3)
+assert backend.dialect.interpret(backend.read_at(V4, 10 << 24)).policy == policy(2, 3)
 of_passes = received
 (base,) = read_hook(V4, backend.our_base(V4)).nat
 assert set(base.table.chains) == {"POSTROUTING", "KUBE-POSTROUTING"}

@@ -25,6 +25,7 @@ from ipmasq_agent.planes.iptables.plan import ChainPlan
 from ipmasq_agent.planes.iptables.text import rule_of
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.rule import Option
+from ipmasq_agent.planes.rules.table import empty_table
 from ipmasq_agent.policy.addresses import Family
 from tests import oracle
 from tests.kernel.agent import status_of
@@ -39,6 +40,7 @@ from tests.netns import Namespace
 from tests.waiting import wait_until
 
 CHAIN = "IP-MASQ"
+EMPTY = empty_table(Family.IPV4)
 TCP, RETURN = Option("protocol", ("tcp",)), Option("jump", ("RETURN",))
 MASQUERADE = Option("jump", ("MASQUERADE",))
 
@@ -179,7 +181,7 @@ def test_a_rule_that_libxtables_refuses_leaves_the_table_as_it_was(
     write(backend, 1)
     before = oracle.snapshot(counters=True)
     good = rule_of((Option("destination", ("192.0.2.1/32",)), RETURN), Family.IPV4)
-    change = ChainPlan(CHAIN, insert=(good, rule_of(bad, Family.IPV4), good))
+    change = ChainPlan(CHAIN, EMPTY, insert=(good, rule_of(bad, Family.IPV4), good))
     with pytest.raises(HostError, match="worker for ipv4") as refused, backend.session(Family.IPV4):
         backend.apply(Family.IPV4, change)
     assert why in str(refused.value)
@@ -195,8 +197,8 @@ def test_a_plan_that_fits_the_table_no_more_is_refused_as_a_whole(
     before = oracle.snapshot(counters=True)
     rule = rule_of((Option("destination", ("192.0.2.1/32",)), RETURN), Family.IPV4)
     for change in (
-        ChainPlan(CHAIN, keep=0, remove=(rule,) * 9),
-        ChainPlan(CHAIN, create=True, rewrite=(rule,)),
+        ChainPlan(CHAIN, EMPTY, keep=0, remove=(rule,) * 9),
+        ChainPlan(CHAIN, EMPTY, create=True, rewrite=(rule,)),
     ):
         with pytest.raises(HostError, match="refused"), backend.session(Family.IPV4):
             backend.apply(Family.IPV4, change)
@@ -211,7 +213,7 @@ def test_the_failure_of_one_family_does_not_stop_the_other(
     def broken(self: IptablesLegacyPlane, family: Family, change: ChainPlan) -> None:
         if family is Family.IPV4:
             change = ChainPlan(
-                CHAIN, create=True, rewrite=(rule_of((Option("nonsense"),), family),)
+                CHAIN, EMPTY, create=True, rewrite=(rule_of((Option("nonsense"),), family),)
             )
         build(self, family, change)
 

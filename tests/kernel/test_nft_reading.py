@@ -137,14 +137,14 @@ def _rules(ns: Namespace, chain: str, table: str = "ip") -> list[tuple[int, Any]
 
 
 def _reconcile(backend: IptablesNftPlane, policy: FamilyPolicy) -> None:
-    change = backend.plan(backend.read(V4), backend.compile(policy))
+    change = backend.dialect.plan(backend.read(V4), backend.dialect.compile(policy))
     if change:
         backend.apply(V4, change)
 
 
 def _in_force(backend: IptablesNftPlane, source: int | None = None) -> Interpretation:
     others = neighbours(read_hook(V4, backend.our_base(V4)), question(source))
-    return joined(backend.interpret(backend.read(V4), source), others)
+    return joined(backend.dialect.interpret(backend.read(V4), source), others)
 
 
 @pytest.mark.parametrize("rule", SHOWN_IN_PART + NOT_PARSED + REFUSED)
@@ -178,9 +178,9 @@ def test_native_rule_before_our_jump_is_told_and_untouched_and_our_chain_is_kept
     assert _rules(in_ns, "POSTROUTING")[: len(foreign)] == foreign
     assert len(_rules(in_ns, "POSTROUTING")) == len(foreign) + 1
     table = backend.read(V4)
-    desired = backend.compile(_policy(TENS))
+    desired = backend.dialect.compile(_policy(TENS))
     assert table.rules("IP-MASQ") == desired.rules
-    assert not backend.plan(table, desired)
+    assert not backend.dialect.plan(table, desired)
     found = _in_force(backend)
     kept, other = (found.policy.decisions.decide(a) for a in (TENS.first, 9 << 24))
     if rule in DECIDING:
@@ -206,8 +206,8 @@ def test_native_rule_in_a_chain_of_others_costs_us_nothing(in_ns: Namespace, rul
 
     assert _rules(in_ns, "FOREIGN") == foreign
     table = backend.read(V4)
-    assert backend.interpret(table).policy == _policy(TENS)
-    change = backend.plan(table, backend.absent(V4))
+    assert backend.dialect.interpret(table).policy == _policy(TENS)
+    change = backend.dialect.plan(table, backend.dialect.absent(V4))
     backend.apply(V4, change)
     assert _rules(in_ns, "FOREIGN") == foreign
     assert _rules(in_ns, "POSTROUTING") == []
@@ -258,10 +258,10 @@ def test_our_guards_are_recognised_among_rules_that_iptables_cannot_list(
     in_ns.run(["nft", "add", "rule", table, "nat", "POSTROUTING", "ct", "mark", "5", "accept"])
     assert not reconcile_family(IptablesNftPlane(PLACEMENT), family, wanted)
     held = backend.read(family)
-    assert backend.interpret(held).policy.guards == guards
+    assert backend.dialect.interpret(held).policy.guards == guards
     # In the very words that are written: what was only moved is told by them.
     said = [rule.text for rule in held.rules("POSTROUTING") if rule.target == "IP-MASQ"]
-    assert said == [rule.text for rule in backend.compile(wanted).jumps]
+    assert said == [rule.text for rule in backend.dialect.compile(wanted).jumps]
 
 
 # {0} is ip or ip6, {1} a prefix of the family.
@@ -316,7 +316,7 @@ def test_beside_native_rules_our_jumps_change_and_go_and_nothing_of_ours_is_left
     for wanted in (second, first, _guarded(family, sources=True, device="eth2")):
         assert reconcile_family(backend, family, wanted)
         assert not reconcile_family(IptablesNftPlane(PLACEMENT, with_set=with_set), family, wanted)
-        assert backend.read(family).rules("IP-MASQ") == backend.compile(wanted).rules
+        assert backend.read(family).rules("IP-MASQ") == backend.dialect.compile(wanted).rules
         assert _others(in_ns, family) == foreign
     assert reconcile_family(IptablesNftPlane(PLACEMENT), family, None)
     assert _rules(in_ns, "POSTROUTING", NATIVE_WORDS[family][0]) == foreign

@@ -94,7 +94,7 @@ def test_what_was_planned_is_what_nft_shows_and_nothing_is_left_to_do(
         subject.family, [1, 3], ports=ports, sources=[5, 7], devices=["eth0"], fixed=[8, 9]
     )
     assert subject.write(wanted)
-    table = subject.backend.compile(wanted)
+    table = subject.backend.dialect.compile(wanted)
     assert subject.kept() == [str(prefix(subject.family, n)) for n in (1, 3)]
     rules = table.chains["postrouting"].rules
     assert subject.text() == [rule.text(subject.family) for rule in rules]
@@ -117,14 +117,14 @@ def test_what_is_printed_can_be_fed_to_nft_and_makes_the_same_table(subject: Sub
         other.run(["nft", "-f", "-"], stdin="\n".join(lines))
         assert oracle.snapshot(other.name) == mine
         with other.entered():
-            assert subject.afresh() == subject.backend.compile(wanted)
+            assert subject.afresh() == subject.backend.dialect.compile(wanted)
 
 
 def test_everything_can_be_kept_and_nothing(subject: Subject) -> None:
     everything = policy(subject.family, default=Verdict.NON_MASQUERADE)
     subject.write(everything)
     assert subject.kept() == [EVERYTHING[subject.family]]
-    assert subject.afresh() == subject.backend.compile(everything)
+    assert subject.afresh() == subject.backend.dialect.compile(everything)
     nothing = policy(subject.family)
     change = subject.write(nothing)
     assert (len(change.added), len(change.removed)) == (0, 1)
@@ -134,7 +134,7 @@ def test_everything_can_be_kept_and_nothing(subject: Subject) -> None:
     wanted = FamilyPolicy(DecisionMap(subject.family, kept))
     subject.write(wanted)
     assert subject.kept() == [str(ip_network((last - 1, subject.family.bits - 1)))]
-    assert subject.backend.interpret(subject.afresh()).policy == wanted
+    assert subject.backend.dialect.interpret(subject.afresh()).policy == wanted
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -151,11 +151,11 @@ def test_a_walk_through_random_policies_is_right_at_every_step(
         in_place += any(edit.in_place for edit in change.sets_changed)
         beside += any(not edit.in_place for edit in change.sets_changed)
         table = subject.afresh()
-        assert table == subject.backend.compile(wanted), f"step {number}"
-        assert subject.backend.interpret(table).policy == wanted, f"step {number}"
+        assert table == subject.backend.dialect.compile(wanted), f"step {number}"
+        assert subject.backend.dialect.interpret(table).policy == wanted, f"step {number}"
         for address in (0, prefix(subject.family, number).first, subject.family.last_address):
             at = NftablesPlane(Placement()).read_at(subject.family, address)
-            decided = subject.backend.interpret(at).policy.decisions.decide(address)
+            decided = subject.backend.dialect.interpret(at).policy.decisions.decide(address)
             assert decided.verdict is wanted.decisions.decide(address).verdict, f"step {number}"
     # Both ways of writing were walked, or the test shows less than it says.
     assert min(in_place, beside) >= 3
@@ -184,10 +184,10 @@ def test_one_range_less_or_longer_is_all_that_is_sent(
     assert sent[2][0] == "empty chain postrouting"
     assert sent[2][-1] == "delete set keep"
     assert len(sent) == 3
-    assert subject.afresh() == subject.backend.compile(longer)
+    assert subject.afresh() == subject.backend.dialect.compile(longer)
     assert subject.write(wanted)
     assert sent[3] == ["add set keep", "add to keep"]
-    assert subject.afresh() == subject.backend.compile(wanted)
+    assert subject.afresh() == subject.backend.dialect.compile(wanted)
 
 
 def test_what_a_broken_off_change_left_is_used_or_removed(
@@ -209,10 +209,10 @@ def test_what_a_broken_off_change_left_is_used_or_removed(
             with pytest.raises(HostError, match="killed"):
                 subject.write(longer)
         assert len(subject.objects("set")) == 2
-        assert subject.backend.interpret(subject.afresh()).policy == short
+        assert subject.backend.dialect.interpret(subject.afresh()).policy == short
         subject.write(then)
         assert len(subject.objects("set")) == 1
-        assert subject.afresh() == subject.backend.compile(then)
+        assert subject.afresh() == subject.backend.dialect.compile(then)
     subject.write(None)
     with monkeypatch.context() as patch:
         patch.setattr(nft_batch.Batch, "commit", broken)
@@ -220,7 +220,7 @@ def test_what_a_broken_off_change_left_is_used_or_removed(
         with pytest.raises(HostError):
             subject.write(short)
     subject.write(short)
-    assert subject.afresh() == subject.backend.compile(short)
+    assert subject.afresh() == subject.backend.dialect.compile(short)
 
 
 TAMPERING = [
@@ -305,7 +305,7 @@ def test_an_empty_table_of_our_name_becomes_ours(subject: Subject) -> None:
     subject.nft("add table TABLE")
     wanted = policy(subject.family, [1])
     subject.write(wanted)
-    assert subject.afresh() == subject.backend.compile(wanted)
+    assert subject.afresh() == subject.backend.dialect.compile(wanted)
 
 
 @pytest.fixture
@@ -331,13 +331,13 @@ def test_a_change_of_the_document_reads_no_set_even_where_others_commit_all_the_
     for n, size in ((5, 3), (7, 3)):
         wanted = policy(subject.family, [1, 3, n])
         subject.namespace.run(["nft", "add", "chain", "ip", "busy", f"c{n}"])
-        desired = subject.backend.compile(wanted)
-        change = subject.backend.plan(subject.backend.recall(subject.family), desired)
+        desired = subject.backend.dialect.compile(wanted)
+        change = subject.backend.dialect.plan(subject.backend.recall(subject.family), desired)
         assert len(change.added) == 1
         subject.namespace.run(["nft", "add", "chain", "ip", "busy", f"d{n}"])
         subject.backend.apply(subject.family, change)
         subject.namespace.run(["nft", "add", "chain", "ip", "busy", f"e{n}"])
-        assert not subject.backend.plan(subject.backend.recall(subject.family), desired)
+        assert not subject.backend.dialect.plan(subject.backend.recall(subject.family), desired)
         assert len(subject.kept()) == size
     assert readings == []
     # A resync reads them, for what the signs do not show; once, while nobody commits.
@@ -350,8 +350,8 @@ def test_a_set_of_another_size_is_read_again(subject: Subject, readings: list[st
     wanted = policy(subject.family, [1, 3])
     subject.write(wanted)
     subject.nft(f"delete element TABLE keep {{ {prefix(subject.family, 3)} }}")
-    change = subject.backend.plan(
-        subject.backend.recall(subject.family), subject.backend.compile(wanted)
+    change = subject.backend.dialect.plan(
+        subject.backend.recall(subject.family), subject.backend.dialect.compile(wanted)
     )
     assert readings == ["keep"]
     assert len(change.added) == 1
@@ -370,7 +370,7 @@ def test_a_set_that_was_made_again_is_read_again(subject: Subject, readings: lis
     subject.namespace.run(["nft", "-f", "-"], stdin=text)
     table = subject.backend.recall(subject.family)
     assert readings == ["keep"]
-    assert subject.backend.interpret(table).policy == policy(subject.family, [2])
+    assert subject.backend.dialect.interpret(table).policy == policy(subject.family, [2])
 
 
 def test_what_was_planned_on_a_wrong_belief_is_refused_and_planned_anew(
@@ -378,14 +378,14 @@ def test_what_was_planned_on_a_wrong_belief_is_refused_and_planned_anew(
 ) -> None:
     subject.write(policy(subject.family, [1, 3]))
     wanted = policy(subject.family, [1, 5])
-    change = subject.backend.plan(
-        subject.backend.read(subject.family), subject.backend.compile(wanted)
+    change = subject.backend.dialect.plan(
+        subject.backend.read(subject.family), subject.backend.dialect.compile(wanted)
     )
     # One element for another: no sign tells, but the kernel does not find what should go.
     subject.nft(f"delete element TABLE keep {{ {prefix(subject.family, 3)} }}")
     subject.nft(f"add element TABLE keep {{ {prefix(subject.family, 7)} }}")
     subject.backend.apply(subject.family, change)
-    assert subject.afresh() == subject.backend.compile(wanted)
+    assert subject.afresh() == subject.backend.dialect.compile(wanted)
 
 
 def test_a_resync_finds_what_no_sign_shows(subject: Subject) -> None:
@@ -394,7 +394,7 @@ def test_a_resync_finds_what_no_sign_shows(subject: Subject) -> None:
     subject.nft(f"delete element TABLE keep {{ {prefix(subject.family, 3)} }}")
     subject.nft(f"add element TABLE keep {{ {prefix(subject.family, 7)} }}")
     assert len(subject.write(wanted).added) == 1
-    assert subject.afresh() == subject.backend.compile(wanted)
+    assert subject.afresh() == subject.backend.dialect.compile(wanted)
 
 
 def test_a_refusal_of_the_kernel_is_readable_and_changes_nothing(
@@ -402,8 +402,8 @@ def test_a_refusal_of_the_kernel_is_readable_and_changes_nothing(
 ) -> None:
     subject.write(policy(subject.family, [1]))
     before = oracle.snapshot(subject.namespace.name)
-    desired = subject.backend.compile(policy(subject.family, [1, 3], ports=PORTS[1]))
-    change = subject.backend.plan(subject.backend.read(subject.family), desired)
+    desired = subject.backend.dialect.compile(policy(subject.family, [1, 3], ports=PORTS[1]))
+    change = subject.backend.dialect.plan(subject.backend.read(subject.family), desired)
     monkeypatch.setattr("ipmasq_agent.netlink.nft_numbers.NFT_MSG_NEWRULE", 21)
     with pytest.raises(HostError, match="add rule to postrouting"):
         subject.backend.apply(subject.family, change)
@@ -438,16 +438,16 @@ def test_many_ranges_are_read_by_nft_as_they_were_meant(subject: Subject) -> Non
     for one in sets:
         begin = int(one["name"].removeprefix("keep-"), 16)
         assert all(ends(shown(element))[0] >= begin for element in one["elem"])
-    assert subject.afresh() == subject.backend.compile(wanted)
+    assert subject.afresh() == subject.backend.dialect.compile(wanted)
     for entry in (kept[0], kept[4500], kept[-1]):
         for address in (entry.first - 1, entry.first, entry.last, entry.last + 1):
             at = subject.backend.read_at(subject.family, address)
             assert sum(len(held) for name, held in at.sets.items() if name != "parts") <= 1
-            decided = subject.backend.interpret(at).policy.decisions.decide(address)
+            decided = subject.backend.dialect.interpret(at).policy.decisions.decide(address)
             assert decided.verdict is wanted.decisions.decide(address).verdict
     few = policy(subject.family, [1])
     subject.write(few)
-    assert subject.afresh() == subject.backend.compile(few)
+    assert subject.afresh() == subject.backend.dialect.compile(few)
     assert len(subject.objects("set")) == 1
 
 

@@ -64,6 +64,13 @@ class BpfPlan:
         return len(coming) + len(self.attach) + updated, len(going) + len(self.detach) + updated
 
     @property
+    def result(self) -> BpfState:
+        """The state that it leads to."""
+        wanted = self.actual.wanted(self.desired)
+        hooks = {name: DevicePrograms(device, complete=True) for name, device in wanted.items()}
+        return replace(self.actual, rules=self.desired, hooks=hooks, remains=False)
+
+    @property
     def added(self) -> list[str]:
         """What comes."""
         family, wanted = self.actual.family, self.actual.wanted(self.desired)
@@ -112,10 +119,3 @@ def plan(actual: BpfState, desired: BpfRules | None) -> BpfPlan:
     update = [n for n in wanted if n not in attach and hooks[n].device != wanted[n]]
     detach = [n for n in hooks if n not in wanted]
     return BpfPlan(actual, desired, steps, tuple(attach), tuple(detach), tuple(update))
-
-
-def after(actual: BpfState, desired: BpfRules | None) -> BpfState:
-    """Return the state once the change was made."""
-    wanted = actual.wanted(desired)
-    hooks = {name: DevicePrograms(device, complete=True) for name, device in wanted.items()}
-    return replace(actual, rules=desired, hooks=hooks, remains=False)

@@ -15,23 +15,20 @@ from pathlib import Path
 from ipmasq_agent.host.devices import EgressDevice, egress_devices, list_devices
 from ipmasq_agent.netlink.ct import Connection, introduce
 from ipmasq_agent.planes.bpf import layout
-from ipmasq_agent.planes.bpf.compile import compile_policy
-from ipmasq_agent.planes.bpf.interpret import interpret
+from ipmasq_agent.planes.bpf.dialect import DIALECT
 from ipmasq_agent.planes.bpf.layout import DeviceEntry, FlowState, SettingsFlag, SlotSettings
 from ipmasq_agent.planes.bpf.maps import PinnedMaps
-from ipmasq_agent.planes.bpf.plan import BpfPlan, after, plan
+from ipmasq_agent.planes.bpf.plan import BpfPlan
 from ipmasq_agent.planes.bpf.programs import NodePrograms
 from ipmasq_agent.planes.bpf.state import (
     BpfDevice,
     BpfRules,
     BpfState,
     DevicePrograms,
-    describe,
 )
-from ipmasq_agent.planes.plane import Plane
+from ipmasq_agent.planes.plane import Plane, Translator, Watchable
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.facts import HOOKS, LINKS
-from ipmasq_agent.policy.model import Capabilities
 
 _BOTH = (1 << layout.GENERATIONS) - 1
 # Tries of more prefixes are given back at once when another policy is in force; smaller
@@ -41,7 +38,7 @@ _STAMP_BITS = 63
 _WITH_PORTS = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP})
 
 
-class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan]):
+class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator):
     """Programs at the egress and ingress of devices, and the maps that they share.
 
     Args:
@@ -50,28 +47,14 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan]):
             machine's memory suggests.
     """
 
-    name = place = "bpf"
-    glances = True  # links of tcx go without a word
+    name = "bpf"
+    dialect = DIALECT
     needs = frozenset({LINKS, HOOKS})
 
     def __init__(self, pins: Path, flows: int | None = None) -> None:
         self._pins = pins
         self._programs = NodePrograms(pins, flows)
         self._known: dict[Family, tuple[int, BpfRules]] = {}
-
-    def capabilities(self, family: Family) -> Capabilities:
-        """Return what the programs can do on any kernel."""
-        return Capabilities()
-
-    def absent(self, family: Family) -> None:
-        """Return the state in which nothing of ours is there."""
-        return None
-
-    compile = staticmethod(compile_policy)
-    plan = staticmethod(plan)
-    after = staticmethod(after)
-    describe = staticmethod(describe)
-    interpret = staticmethod(interpret)
 
     # -- reading ----------------------------------------------------------------------------
 

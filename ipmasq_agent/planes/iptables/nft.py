@@ -32,6 +32,7 @@ from ipmasq_agent.planes.iptables.plan import ChainPlan, NumberedJump, restore_t
 from ipmasq_agent.planes.iptables.plane import IptablesPlane, program
 from ipmasq_agent.planes.iptables.save import parse_listed
 from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.planes.plane import Watchable
 from ipmasq_agent.planes.rules.rule import Rule
 from ipmasq_agent.planes.rules.table import POSTROUTING, Chain, Table
 from ipmasq_agent.policy.addresses import Family
@@ -65,11 +66,10 @@ class _Held(NamedTuple):
     table: Table
 
 
-class IptablesNftPlane(IptablesPlane):
+class IptablesNftPlane(IptablesPlane, Watchable):
     """The nat table that iptables-nft keeps in nf_tables."""
 
     variant = "nft"
-    glances = True
 
     def __init__(self, placement: Placement, *, with_set: bool = False) -> None:
         super().__init__(placement, with_set=with_set)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ipmasq_agent.errors import KernelReadError
@@ -36,6 +36,7 @@ class ChainPlan:
 
     Attributes:
         chain: our chain's name.
+        actual: the table as it was read.
         create: the chain does not exist yet.
         delete: the chain is to go, after its rules and the jumps to it.
         keep: how many rules at the top of the chain stay as they are.
@@ -49,6 +50,7 @@ class ChainPlan:
     """
 
     chain: str
+    actual: Table
     create: bool = False
     delete: bool = False
     keep: int = 0
@@ -89,6 +91,27 @@ class ChainPlan:
         jumps = [jump.rule for jump in self.jumps_removed]
         return _lines(self.chain, jumps, self.remove) + self.sets.removed
 
+    @property
+    def result(self) -> Table:
+        """The table that it leads to."""
+        chains = dict(self.actual.chains)
+        hook = chains.get(POSTROUTING, Chain(POSTROUTING, "ACCEPT", ()))
+        jumps = list(hook.rules)
+        for jump in self.jumps_removed:
+            jumps.remove(jump.rule)
+        at = 0 if self.jump_first else len(jumps)
+        jumps[at:at] = self.jumps
+        chains[POSTROUTING] = replace(hook, rules=tuple(jumps))
+        rules = self.rewrite
+        if rules is None:
+            kept = self.actual.rules(self.chain)
+            rules = kept[: self.keep] + self.insert + kept[self.keep + len(self.remove) :]
+        if self.delete or not (self.create or self.chain in chains):
+            chains.pop(self.chain, None)
+        else:
+            chains[self.chain] = Chain(self.chain, None, rules)
+        return Table(self.actual.family, chains, self.sets.result(self.actual.sets))
+
 
 def _lines(chain: str, jumps: Iterable[Rule], rules: Iterable[Rule]) -> list[str]:
     in_hook = [f"-A {POSTROUTING} {rule.text}" for rule in jumps]
@@ -113,12 +136,15 @@ def plan(actual: Table, desired: DesiredChain) -> ChainPlan:
         jumps = find_all(actual.rules(POSTROUTING), chain)
         removed = tuple(NumberedJump(*numbered) for numbered in enumerate(jumps))
         rules = actual.rules(chain)
-        return ChainPlan(chain, delete=exists, remove=rules, jumps_removed=removed, sets=sets)
+        return ChainPlan(
+            chain, actual, delete=exists, remove=rules, jumps_removed=removed, sets=sets
+        )
     jumps_removed, jumps_added = _jumps_changed(actual, desired)
     keep, remove, insert = _changed_stretch(actual.rules(chain), desired.rules)
     anew = not exists or len(remove) + len(insert) > EDITED_IN_PLACE
     return ChainPlan(
         chain,
+        actual,
         create=not exists,
         keep=keep,
         remove=remove,
@@ -210,22 +236,3 @@ def describe(table: Table, chain: str) -> list[str]:
     jumps = find_all(table.rules(POSTROUTING), chain)
     elements = [line for held in table.sets.values() for line in held.lines()]
     return _lines(chain, jumps, table.rules(chain)) + elements
-
-
-def after(actual: Table, desired: DesiredChain) -> Table:
-    """Return the table as it will be once ``plan(actual, desired)`` was applied."""
-    change = plan(actual, desired)
-    chains = dict(actual.chains)
-    hook = chains.get(POSTROUTING, Chain(POSTROUTING, "ACCEPT", ()))
-    others = list(hook.rules)
-    for jump in change.jumps_removed:
-        others.remove(jump.rule)
-    place = 0 if change.jump_first else len(others)
-    others[place:place] = change.jumps
-    chains[POSTROUTING] = Chain(POSTROUTING, hook.policy, tuple(others))
-    if not desired.jumps:
-        chains.pop(change.chain, None)
-    else:
-        chains[change.chain] = Chain(change.chain, None, desired.rules)
-    wanted = desired.address_set
-    return Table(actual.family, chains, {wanted.name: wanted} if wanted else {})

@@ -9,17 +9,16 @@ from functools import cache
 
 from ipmasq_agent.host.commands import run
 from ipmasq_agent.netlink.nft_numbers import NFT_FAMILY
-from ipmasq_agent.planes.interpretation import Interpretation
-from ipmasq_agent.planes.iptables.compile import DesiredChain, absent, compile_policy
-from ipmasq_agent.planes.iptables.interpret import interpret, only_ours
-from ipmasq_agent.planes.iptables.plan import ChainPlan, after, describe, plan
+from ipmasq_agent.planes.iptables.compile import DesiredChain
+from ipmasq_agent.planes.iptables.dialect import iptables_dialect
+from ipmasq_agent.planes.iptables.plan import ChainPlan
 from ipmasq_agent.planes.iptables.set_kernel import Sets
 from ipmasq_agent.planes.placement import LEGACY, OurBase, Placement
 from ipmasq_agent.planes.plane import Plane
 from ipmasq_agent.planes.prefixset import AddressSet
 from ipmasq_agent.planes.rules.table import POSTROUTING, Table
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.model import MANY_RULES, Capabilities, FamilyPolicy
+from ipmasq_agent.policy.model import Capabilities
 
 
 def program(family: Family, variant: str, verb: str = "") -> str:
@@ -45,12 +44,12 @@ class IptablesPlane(Plane[Table, DesiredChain, ChainPlan]):
 
     def __init__(self, placement: Placement, *, with_set: bool = False) -> None:
         self.placement = placement
-        self.place = f"iptables-{self.variant}"
-        self.name = "ipset" if with_set else self.place
+        self.name = "ipset" if with_set else f"iptables-{self.variant}"
         self._with_set = with_set
         # Both variants share the kernel's sets, and have sets of their own there.
         legacy = "-legacy" if self.variant == "legacy" else ""
         self._sets = Sets(f"{placement.chain}{legacy}")
+        self.dialect = iptables_dialect(placement, self._sets.name if with_set else None)
         # Families in which no set of ours is left, as far as we have looked.
         self._without_sets: set[Family] = set()
 
@@ -62,35 +61,6 @@ class IptablesPlane(Plane[Table, DesiredChain, ChainPlan]):
     def capabilities(self, family: Family) -> Capabilities:
         """Return what the installed iptables knows."""
         return Capabilities(random_fully=knows_random_fully(program(family, self.variant)))
-
-    def compile(self, policy: FamilyPolicy) -> DesiredChain:
-        """Return the chain, the jumps, and the set if there is to be one, for ``policy``."""
-        name = self._sets.name(policy.family) if self._with_set else None
-        return compile_policy(policy, self.placement, set_name=name)
-
-    def absent(self, family: Family) -> DesiredChain:
-        """Return a table without our chain."""
-        return absent(self.placement)
-
-    plan = staticmethod(plan)
-    after = staticmethod(after)
-
-    def describe(self, state: Table) -> list[str]:
-        """Return the jumps to our chain and the rules in it as ``-A`` lines, then the set."""
-        return describe(state, self.placement.chain)
-
-    def advice(self, desired: DesiredChain) -> str | None:
-        """Warn where each packet has very many rules to pass."""
-        if len(desired.rules) <= MANY_RULES:
-            return None
-        return (
-            f"the chain has {len(desired.rules)} rules, which each new flow passes one by one; "
-            "--backend ipset or nftables decides by one look-up"
-        )
-
-    def interpret(self, state: Table, source: int | None = None) -> Interpretation:
-        """Return what our chain decides."""
-        return interpret(only_ours(state, self.placement), self.placement, source)
 
     @abc.abstractmethod
     def read_rules(self, family: Family) -> Table:

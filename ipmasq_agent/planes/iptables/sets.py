@@ -61,6 +61,12 @@ class IpsetChange:
             lines += _element_lines("del", self.target, going)
         return lines
 
+    def result(self, actual: Mapping[str, AddressSet]) -> dict[str, AddressSet]:
+        """Return the sets that it leads to."""
+        gone = {*self.leftover, *(each.name for each in self.drop)}
+        kept = {name: held for name, held in actual.items() if name not in gone}
+        return {**kept, self.target.name: self.target} if self.target else kept
+
 
 NO_SET_CHANGE = IpsetChange()
 

@@ -83,6 +83,11 @@ class TableChange:
         return _count(self._coming()), _count(self._going())
 
     @property
+    def result(self) -> NftTable:
+        """The table that it leads to."""
+        return self.desired
+
+    @property
     def added(self) -> list[str]:
         """What comes, as the commands that make it."""
         return list(_lines(self._coming()))

@@ -12,17 +12,15 @@ from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.netlink.nf import generation, unquiet
 from ipmasq_agent.netlink.nft_batch import Stale
 from ipmasq_agent.netlink.nft_numbers import NFT_FAMILY
-from ipmasq_agent.planes.interpretation import Interpretation
-from ipmasq_agent.planes.nftables import compile as compiling
-from ipmasq_agent.planes.nftables.interpret import interpret
+from ipmasq_agent.planes.nftables.compile import POSTROUTING, table_name
+from ipmasq_agent.planes.nftables.dialect import nftables_dialect
 from ipmasq_agent.planes.nftables.plan import TableChange, plan
 from ipmasq_agent.planes.nftables.read import Frame, read_frame, read_table, read_table_at
 from ipmasq_agent.planes.nftables.state import NftSet, NftTable, SetKind
 from ipmasq_agent.planes.nftables.write import Writing
 from ipmasq_agent.planes.placement import OurBase, Placement
-from ipmasq_agent.planes.plane import Plane
+from ipmasq_agent.planes.plane import Plane, Watchable
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
 
 _TRIES = 5
 
@@ -75,48 +73,19 @@ def _count(held: NftSet, family: Family) -> int:
     return (2 * len(held) - opened) // 2
 
 
-class NftablesPlane(Plane[NftTable, NftTable, TableChange]):
+class NftablesPlane(Plane[NftTable, NftTable, TableChange], Watchable):
     """Our own table of nf_tables, ``ip ip-masq`` and ``ip6 ip-masq``."""
 
-    name = place = "nftables"
-    glances = True
+    name = "nftables"
 
     def __init__(self, placement: Placement) -> None:
-        self.placement = placement
+        self.dialect = nftables_dialect(placement)
+        self._table = table_name(placement)
         self._held: dict[Family, _Held] = {}
-
-    def capabilities(self, family: Family) -> Capabilities:
-        """Return what every kernel that has nat in nf_tables can do."""
-        return Capabilities()
 
     def our_base(self, family: Family) -> OurBase:
         """Return the one chain of our table that packets enter."""
-        own = compiling.POSTROUTING
-        return OurBase(f"{NFT_FAMILY[family]} {compiling.table_name(self.placement)}", own, own)
-
-    def compile(self, policy: FamilyPolicy) -> NftTable:
-        """Return the table for ``policy``."""
-        return compiling.compile_policy(policy, self.placement)
-
-    def absent(self, family: Family) -> NftTable:
-        """Return the state without our table."""
-        return compiling.absent(family, self.placement)
-
-    def plan(self, actual: NftTable, desired: NftTable) -> TableChange:
-        """Return the edits from one to the other."""
-        return plan(actual, desired)
-
-    def after(self, actual: NftTable, desired: NftTable) -> NftTable:
-        """Return the table once the edits were made."""
-        return desired
-
-    def describe(self, state: NftTable) -> list[str]:
-        """Return the table as nft commands that make it."""
-        return state.lines()
-
-    def interpret(self, state: NftTable, source: int | None = None) -> Interpretation:
-        """Return what the table decides."""
-        return interpret(state, source)
+        return OurBase(f"{NFT_FAMILY[family]} {self._table}", POSTROUTING, POSTROUTING)
 
     def read(self, family: Family) -> NftTable:
         """Return the table with all of its elements, from the kernel.
@@ -137,7 +106,7 @@ class NftablesPlane(Plane[NftTable, NftTable, TableChange]):
         return self._read(family, trusted=True)
 
     def _read(self, family: Family, *, trusted: bool) -> NftTable:
-        name = compiling.table_name(self.placement)
+        name = self._table
         for _ in range(_TRIES):
             frame = read_frame(family, name)
             known = self._known(family, frame) if trusted else {}
@@ -176,7 +145,7 @@ class NftablesPlane(Plane[NftTable, NftTable, TableChange]):
 
     def read_at(self, family: Family, destination: int) -> NftTable:
         """Return the table with no more elements than say what becomes of one destination."""
-        return read_table_at(read_frame(family, compiling.table_name(self.placement)), destination)
+        return read_table_at(read_frame(family, self._table), destination)
 
     def apply(self, family: Family, change: TableChange) -> None:
         """Carry out ``change``, planned anew where the kernel held something else.
@@ -200,7 +169,7 @@ class NftablesPlane(Plane[NftTable, NftTable, TableChange]):
                 self._held.pop(family, None)
                 if not left:
                     raise
-                change = self.plan(self.read(family), change.desired)
+                change = plan(self.read(family), change.desired)
                 continue
             # Whether nobody else wrote in between.
             now, known = generation(), self._held.get(family)

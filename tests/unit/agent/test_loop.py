@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -120,13 +121,13 @@ def test_it_is_not_ready_between_a_new_document_and_its_pass(
     bench = Bench()
     bench.document(ONE, "1")
     seen = []
-    compile_ = bench.backend.compile
+    dialect = bench.backend.dialect
 
     def compile_and_look(policy: FamilyPolicy) -> DesiredChain:
         seen.append(bench.agent.status.ready)
-        return compile_(policy)
+        return dialect.compile(policy)
 
-    monkeypatch.setattr(bench.backend, "compile", compile_and_look)
+    monkeypatch.setattr(bench.backend, "dialect", replace(dialect, compile=compile_and_look))
     bench.document(TWO, "2")
     assert seen == [False]
     assert bench.agent.status.ready

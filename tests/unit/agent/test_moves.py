@@ -11,12 +11,13 @@ from ipmasq_agent.agent.moves import Moves
 from ipmasq_agent.agent.reconcile import Outcomes
 from ipmasq_agent.errors import HostError, NotPermitted
 from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.planes.plane import Translator
 from ipmasq_agent.planes.rules.table import Table
 from ipmasq_agent.policy.addresses import Family
 from tests.memory import MemoryPlane
 
 
-class Translating(MemoryPlane):
+class Translating(MemoryPlane, Translator):
     """A backend with flows of its own."""
 
     def __init__(self, flows: int, *, mute: bool = False) -> None:
@@ -43,11 +44,14 @@ class Translating(MemoryPlane):
             raise NotPermitted("may not open the maps")
         return super().read(family)
 
+    def counters(self) -> dict[tuple[Family, str], int]:
+        return {}
+
     def remove_unread(self, family: Family) -> Any:
         if not self.removable:
             return None
         self.sealed = False
-        change = self.plan(super().read(family), self.absent(family))
+        change = self.dialect.plan(super().read(family), self.dialect.absent(family))
         self.removed_unread = True
         return change
 

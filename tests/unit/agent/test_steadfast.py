@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
@@ -75,8 +76,13 @@ def assert_told(bench: Bench) -> None:
 def test_a_fault_in_a_backend_fails_the_pass_and_the_next_one_heals(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, fault: Exception, step: str
 ) -> None:
-    done = getattr(bench.backend, step)
-    monkeypatch.setattr(bench.backend, step, fail(fault, [1], done))
+    dialect = bench.backend.dialect
+    if hasattr(dialect, step):
+        failing = fail(fault, [1], getattr(dialect, step))
+        monkeypatch.setattr(bench.backend, "dialect", replace(dialect, **{step: failing}))
+    else:
+        done = getattr(bench.backend, step)
+        monkeypatch.setattr(bench.backend, step, fail(fault, [1], done))
     bench.flush()
     bench.resync()
     assert_told(bench)

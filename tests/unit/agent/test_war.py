@@ -162,6 +162,7 @@ class Replaced:
     counts = (1, 1)
     added = ("-j MASQUERADE",)
     removed = ("-j ACCEPT",)
+    result = None
 
     def __bool__(self) -> bool:
         return True

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ipmasq_agent.planes.bpf.interpret import interpret as interpret_bpf
 from ipmasq_agent.planes.iptables import compile as iptables
 from ipmasq_agent.planes.iptables.interpret import interpret
-from ipmasq_agent.planes.iptables.plan import after
+from ipmasq_agent.planes.iptables.plan import plan
 from ipmasq_agent.planes.nftables import compile as nftables
 from ipmasq_agent.planes.nftables.interpret import interpret as interpret_nftables
 from ipmasq_agent.planes.placement import Placement
@@ -24,12 +24,12 @@ PLACEMENT = Placement()
 
 def by_rules(policy: FamilyPolicy) -> FamilyPolicy:
     desired = iptables.compile_policy(policy, PLACEMENT)
-    return interpret(after(empty_table(policy.family), desired), PLACEMENT).policy
+    return interpret(plan(empty_table(policy.family), desired).result, PLACEMENT).policy
 
 
 def by_a_set(policy: FamilyPolicy) -> FamilyPolicy:
     desired = iptables.compile_policy(policy, PLACEMENT, set_name="IP-MASQ-4")
-    return interpret(after(empty_table(policy.family), desired), PLACEMENT).policy
+    return interpret(plan(empty_table(policy.family), desired).result, PLACEMENT).policy
 
 
 def by_a_table(policy: FamilyPolicy) -> FamilyPolicy:

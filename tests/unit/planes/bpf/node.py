@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ipmasq_agent.planes.bpf.compile import compile_policy
-from ipmasq_agent.planes.bpf.plan import after
+from ipmasq_agent.planes.bpf.plan import plan
 from ipmasq_agent.planes.bpf.state import BpfDevice, BpfState
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
@@ -23,7 +23,7 @@ def empty(family: Family) -> BpfState:
 
 def on_a_node(policy: FamilyPolicy) -> BpfState:
     """The table that a policy makes there."""
-    return after(empty(policy.family), compile_policy(policy))
+    return plan(empty(policy.family), compile_policy(policy)).result
 
 
 def without(table: BpfState, *names: str) -> BpfState:

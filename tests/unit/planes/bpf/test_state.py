@@ -14,7 +14,7 @@ from ipmasq_agent.planes.bpf import layout
 from ipmasq_agent.planes.bpf.compile import compile_policy
 from ipmasq_agent.planes.bpf.interpret import interpret
 from ipmasq_agent.planes.bpf.layout import SettingsFlag, SlotSettings
-from ipmasq_agent.planes.bpf.plan import after, plan
+from ipmasq_agent.planes.bpf.plan import plan
 from ipmasq_agent.planes.bpf.state import BpfDevice, BpfState, describe
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Stated, Verdict
@@ -37,7 +37,7 @@ def test_a_plan_is_empty_where_nothing_differs_and_says_all_that_does(
 ) -> None:
     before, desired = on_a_node(pair[0]), compile_policy(pair[1])
     change = plan(before, desired)
-    then = after(before, desired)
+    then = plan(before, desired).result
     assert not plan(then, desired)
     assert bool(change) == (before.rules != desired or before.hooks != then.hooks)
     assert change.counts == (len(change.added), len(change.removed))
@@ -51,7 +51,7 @@ def test_to_leave_is_to_remove_all_that_is_described(wanted: FamilyPolicy) -> No
     change = plan(table, None)
     assert sorted(change.removed) == sorted(describe(table))
     assert change.added == []
-    assert not plan(after(table, None), None)
+    assert not plan(plan(table, None).result, None)
 
 
 def test_what_is_left_without_being_in_force_is_removed_too() -> None:
@@ -164,5 +164,5 @@ def test_a_device_comes_back(four: int | None, six: int | None, loopback: bool) 
 
 def test_a_table_without_devices_masquerades_nothing() -> None:
     wanted = compile_policy(policy((1, 1)))
-    table = after(BpfState(V4, present={"eth0": BpfDevice(2, None)}), wanted)
+    table = plan(BpfState(V4, present={"eth0": BpfDevice(2, None)}), wanted).result
     assert interpret(table).policy.decisions.verdicts == {Verdict.NON_MASQUERADE}

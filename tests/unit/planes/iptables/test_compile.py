@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.planes.iptables.compile import DesiredChain, absent, compile_policy
 from ipmasq_agent.planes.iptables.interpret import interpret
-from ipmasq_agent.planes.iptables.plan import EDITED_IN_PLACE, ChainPlan, after, plan, restore_text
+from ipmasq_agent.planes.iptables.plan import EDITED_IN_PLACE, ChainPlan, plan, restore_text
 from ipmasq_agent.planes.iptables.save import parse_saved
 from ipmasq_agent.planes.iptables.text import parse_rule
 from ipmasq_agent.planes.placement import Placement
@@ -44,7 +44,7 @@ def test_what_is_compiled_is_interpreted_as_the_same_policy(
     policy: FamilyPolicy, placement: Placement
 ) -> None:
     desired = compile_policy(policy, placement)
-    table = after(empty_table(policy.family), desired)
+    table = plan(empty_table(policy.family), desired).result
     assert interpret(table, placement).policy == policy
 
 
@@ -55,7 +55,7 @@ def test_a_great_many_policies_survive_the_round_trip(
     policy: FamilyPolicy, placement: Placement
 ) -> None:
     desired = compile_policy(policy, placement)
-    assert interpret(after(empty_table(policy.family), desired), placement).policy == policy
+    assert interpret(plan(empty_table(policy.family), desired).result, placement).policy == policy
 
 
 @given(ANY_POLICY, st.sampled_from([None, "IP-MASQ-4"]))
@@ -79,7 +79,7 @@ def tables(draw: st.DrawFn, family: Family, placement: Placement) -> Table:
     """A nat table in which others have rules, and ours may be damaged in any way."""
     table = empty_table(family)
     if draw(st.booleans()):
-        table = after(table, compile_policy(draw(policies(family)), placement))
+        table = plan(table, compile_policy(draw(policies(family)), placement)).result
     chains = dict(table.chains)
     ours = list(table.rules(placement.chain))
     for name, rules in (("POSTROUTING", list(table.rules("POSTROUTING"))), (placement.chain, ours)):
@@ -110,7 +110,7 @@ CHANGES = st.tuples(FAMILIES, PLACEMENTS).flatmap(
 @given(CHANGES)
 def test_after_a_plan_nothing_is_left_to_plan(case: tuple[Table, DesiredChain]) -> None:
     actual, desired = case
-    then = after(actual, desired)
+    then = plan(actual, desired).result
     assert not plan(then, desired)
     assert then.rules(desired.placement.chain) == desired.rules
 
@@ -119,7 +119,7 @@ def test_after_a_plan_nothing_is_left_to_plan(case: tuple[Table, DesiredChain]) 
 def test_the_edits_of_a_plan_lead_to_what_was_foretold(case: tuple[Table, DesiredChain]) -> None:
     actual, desired = case
     change = plan(actual, desired)
-    then = after(actual, desired)
+    then = plan(actual, desired).result
     memory = MemoryPlane(desired.placement)
     memory.tables[actual.family] = actual
     if change:
@@ -133,7 +133,7 @@ def test_the_edits_of_a_plan_lead_to_what_was_foretold(case: tuple[Table, Desire
 @given(CHANGES)
 def test_rules_of_others_keep_their_order_and_their_text(case: tuple[Table, DesiredChain]) -> None:
     actual, desired = case
-    then = after(actual, desired)
+    then = plan(actual, desired).result
 
     def foreign(table: Table) -> list[str]:
         rules = table.rules("POSTROUTING")
@@ -217,7 +217,7 @@ def test_a_rule_of_ours_that_cannot_be_read_stops_the_plan(chain: str) -> None:
 
 
 def test_an_empty_plan_is_false() -> None:
-    assert not ChainPlan("IP-MASQ")
+    assert not ChainPlan("IP-MASQ", empty_table(V4))
     assert not plan(empty_table(V4), absent(Placement()))
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ipmasq_agent.cli.options import settings_of
 from ipmasq_agent.errors import KernelReadError, UsageError
 from ipmasq_agent.planes.iptables.compile import absent, compile_policy
-from ipmasq_agent.planes.iptables.plan import after, plan
+from ipmasq_agent.planes.iptables.plan import plan
 from ipmasq_agent.planes.iptables.text import parse_rule
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.table import POSTROUTING, Chain, Table, empty_table
@@ -63,7 +63,7 @@ def test_a_chain_of_somebody_else_is_neither_taken_nor_removed(
         assert "--adopt" in str(caught.value.remedy)
         assert "NAT-OUT" in caught.value.message
     adopted = absent(replace(PLACEMENT, adopt=True))
-    assert after(held, adopted).chains == empty_table(V4).chains
+    assert plan(held, adopted).result.chains == empty_table(V4).chains
 
 
 @pytest.mark.parametrize(
@@ -83,14 +83,14 @@ def test_ours_and_upstream_s_are_told_by_comments_or_by_holding_nothing_else(
 ) -> None:
     held = table(jumps, rules)
     desired = compile_policy(NOTHING, PLACEMENT)
-    assert not plan(after(held, desired), desired)
-    assert after(held, absent(PLACEMENT)).chains == empty_table(V4).chains
+    assert not plan(plan(held, desired).result, desired)
+    assert plan(held, absent(PLACEMENT)).result.chains == empty_table(V4).chains
 
 
 @given(st.sampled_from(Family).flatmap(policies))
 def test_what_we_write_is_ours_also_without_its_jumps(policy: FamilyPolicy) -> None:
     desired = compile_policy(policy, PLACEMENT)
-    written = after(empty_table(policy.family), desired)
+    written = plan(empty_table(policy.family), desired).result
     assert not plan(written, desired)
     without = {**written.chains, POSTROUTING: Chain(POSTROUTING, "ACCEPT", ())}
     assert plan(replace(written, chains=without), desired).jumps == desired.jumps
