@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Self
 
 PREFIX = "ipmq-test"
 RUN_NETNS = Path("/run/netns")
@@ -64,7 +64,7 @@ class Namespace:
             self.close()
             raise
 
-    def __enter__(self) -> Namespace:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -39,11 +39,12 @@ def command(output: str, beside_agent: bool, **options: Any) -> int:
         refuse_beside_agent,
         warn_of_replies,
     )
+    from ipmasq_agent.planes import registry
     from ipmasq_agent.policy.addresses import Family
 
     settings = settings_of(options)
     if not beside_agent:
-        refuse_beside_agent(settings.placement.places)
+        refuse_beside_agent(registry.claims(settings.placement))
     intent = read_intent(settings)
     warn_of_replies(intent.config)
     choice = backend_choice(settings)

@@ -41,12 +41,13 @@ def command(beside_agent: bool, **options: Any) -> int:
     if not beside_agent:
         refuse_beside_agent([placement.chain])
     # Programs have no chain's name: those of an agent with another chain stay.
-    theirs = [] if beside_agent else seat.kept([placement.pins])
+    theirs = [] if beside_agent else seat.kept(registry.claims(placement))
     named = by_flag("backend") and settings.backend not in registry.ASK_THE_NODE
     failed = 0
     for name in [detect.choose(settings.backend)[0]] if named else detect.holders(placement):
-        if name == "bpf" and theirs:
-            click.echo(f"bpf: left alone, a running agent keeps {placement.pins}")
+        claim = registry.row(name).claim(placement)
+        if claim in theirs:
+            click.echo(f"{name}: left alone, a running agent keeps {claim}")
             continue
         backend = detect.make(name, placement)
         try:

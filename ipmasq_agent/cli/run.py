@@ -120,9 +120,10 @@ def _run(settings: Settings, http_address: str, loop: LoopSettings, state_dir: s
     from ipmasq_agent.host.devices import egress_devices
     from ipmasq_agent.host.seat import Seat
     from ipmasq_agent.logs import event
+    from ipmasq_agent.planes import registry
     from ipmasq_agent.planes.hook.read import hook_generation, read_hook
 
-    seat = Seat(settings.placement.places)
+    seat = Seat(registry.claims(settings.placement))
     source = settings.source()
     agent = Agent(
         source,

@@ -28,11 +28,6 @@ class Placement:
     flows: int | None = None
     adopt: bool = False
 
-    @property
-    def places(self) -> tuple[str, str]:
-        """What one agent alone can keep in step."""
-        return self.chain, self.pins
-
 
 LEGACY = "iptables-legacy"
 """What precedes the name of a table that is not one of nf_tables."""

@@ -40,6 +40,7 @@ class PlaneRow:
         holds: tells by cheap signs that state of ours is here; never where there are none.
         form_of: the plane whose state in the kernel this one shares. Of such two, each
             replaces the other's state by its own in one change, and nothing is left to clean.
+        claim: returns what of the node one agent alone can keep in step, as users name it.
     """
 
     name: str
@@ -51,6 +52,7 @@ class PlaneRow:
     may_hold: Callable[[Placement], bool]
     holds: Callable[[Placement], bool]
     form_of: str | None = None
+    claim: Callable[[Placement], str] = lambda placement: placement.chain
 
 
 def _legacy(placement: Placement, *, with_set: bool = False) -> AnyPlane:
@@ -176,6 +178,7 @@ PLANES: tuple[PlaneRow, ...] = (
         make=_bpf,
         may_hold=_has_programs,
         holds=_has_programs,
+        claim=lambda placement: placement.pins,
     ),
 )
 
@@ -202,6 +205,11 @@ def rows_of(backend: str) -> list[PlaneRow]:
 def homes() -> list[PlaneRow]:
     """Return one row for each place in the kernel where state of ours may be."""
     return [each for each in PLANES if each.form_of is None]
+
+
+def claims(placement: Placement) -> list[str]:
+    """Return what one agent alone can keep in step, of all planes."""
+    return list(dict.fromkeys(each.claim(placement) for each in PLANES))
 
 
 def choices() -> tuple[str, ...]:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from ipmasq_agent.planes import registry
 from tests.kernel.agent import Verb
 from tests.kernel.pins import PINS
 from tests.netns import Namespace
 
 pytestmark = pytest.mark.kernel
-BACKENDS = ("iptables-nft", "iptables-legacy", "ipset", "nftables", "bpf")
+BACKENDS = tuple(dict.fromkeys(row.backend for row in registry.PLANES))
 DOCUMENT = """\
 nonMasqueradeCIDRs: [10.0.0.0/8, 'fd00:1::/64']
 masqueradeCIDRs: [10.66.0.0/16]

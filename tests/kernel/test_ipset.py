@@ -15,7 +15,7 @@ from ipmasq_agent.planes.prefixset import IN_PLACE
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Stated, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import FamilyPolicy
-from tests.contract.policies import entry, policy, prefix, walk
+from tests.contract.policies import entry, policy, prefix
 from tests.netns import Namespace
 
 pytestmark = pytest.mark.kernel
@@ -94,14 +94,6 @@ def test_everything_can_be_kept_and_a_prefix_within_it_masqueraded(subject: Subj
     assert subject.decided() == wanted
 
 
-def test_a_walk_through_random_policies_is_right_at_every_step(subject: Subject) -> None:
-    for number, wanted in enumerate(walk(subject.family, seed=7, steps=25)):
-        subject.write(wanted)
-        assert subject.decided() == wanted, f"step {number}"
-        assert not subject.write(wanted), f"step {number}"
-        assert subject.sets() == [subject.set]
-
-
 def test_a_small_change_touches_nothing_else(subject: Subject) -> None:
     subject.write(policy(subject.family, range(50)))
     rules = subject.rules()
@@ -137,16 +129,6 @@ def test_what_somebody_does_to_the_set_or_the_chain_is_healed(subject: Subject) 
         subject.namespace.run(deed)
         assert subject.write(wanted), deed
         assert (subject.elements(), subject.rules()) == before, deed
-
-
-def test_what_is_remembered_is_not_trusted_where_the_count_differs(subject: Subject) -> None:
-    wanted = policy(subject.family, range(20))
-    subject.write(wanted)
-    recalled = subject.backend.recall(subject.family)
-    assert recalled == subject.backend.read(subject.family)
-    subject.ipset("del", subject.set, str(prefix(subject.family, 7)))
-    desired = subject.backend.dialect.compile(wanted)
-    assert subject.backend.dialect.plan(subject.backend.recall(subject.family), desired)
 
 
 def test_one_address_is_asked_about_without_reading_the_set(subject: Subject) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -457,12 +456,3 @@ def ends(text: str) -> tuple[int, int]:
         return int(ip_address(first)), int(ip_address(last))
     network = ip_network(text)
     return int(network[0]), int(network[-1])
-
-
-def test_the_agent_reconciles_both_families_apart(in_ns: Namespace) -> None:
-    subprocess.run(["nft", "add", "table", "ip", "ip-masq"], check=True)
-    subprocess.run(["nft", "add", "chain", "ip", "ip-masq", "theirs"], check=True)
-    backend = NftablesPlane(Placement())
-    with pytest.raises(KernelReadError):
-        reconcile_family(backend, Family.IPV4, policy(Family.IPV4))
-    assert reconcile_family(backend, Family.IPV6, policy(Family.IPV6))
