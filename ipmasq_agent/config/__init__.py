@@ -1,4 +1,4 @@
-"""The ConfigMap document: bytes in, entries with their origin or a ``ConfigError`` out.
+"""The ConfigMap document: bytes in, a ``Config`` or a ``ConfigError`` out; with facts, a policy.
 
-Knows neither files nor Kubernetes nor rules.
+Knows neither files nor Kubernetes nor any data plane.
 """

@@ -148,9 +148,7 @@ class NodeTree:
             elif isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):
                 if len(open_) == MAX_DEPTH:
                     self._fail(event.start_mark, f"is nested more than {MAX_DEPTH} levels deep")
-                kind, word = _SEQUENCE
-                if isinstance(event, yaml.MappingStartEvent):
-                    kind, word = _MAPPING
+                kind, word = _MAPPING if isinstance(event, yaml.MappingStartEvent) else _SEQUENCE
                 node = kind(event.tag or _TAG + word, [], event.start_mark, event.end_mark)
             elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
                 open_.pop()
@@ -196,14 +194,13 @@ class NodeTree:
         before = self.text[: cause.position]
         if _Loader.__name__ == "CSafeLoader":
             before = self.text.encode()[: cause.position].decode(errors="replace")
-        line, column = _position(before)
-        raise ConfigError(
-            [f"{self._name}:{line}:{column}: is not YAML: it holds a control character"]
+        raise _refusal(
+            self._name, _position(before), "is not YAML: it holds a control character"
         ) from cause
 
     def _fail(self, mark: Any, text: str, cause: Exception | None = None) -> NoReturn:
-        place = f"{self._name}:{mark.line + 1}:{mark.column + 1}" if mark else self._name
-        raise ConfigError([f"{place}: {text}"]) from cause
+        position = (mark.line + 1, mark.column + 1) if mark else ()
+        raise _refusal(self._name, position, text) from cause
 
     # -- pairs --------------------------------------------------------------------------
 
@@ -242,18 +239,14 @@ class NodeTree:
         try:
             json.loads(self.text, parse_constant=_no_constant, parse_int=str, parse_float=str)
         except json.JSONDecodeError as cause:
-            place = f"{self._name}:{cause.lineno}:{cause.colno}"
-            raise ConfigError(
-                [f"{place}: {cause.msg}; a document that begins with {{ is read as JSON"]
-            ) from cause
+            text = f"{cause.msg}; a document that begins with {{ is read as JSON"
+            raise _refusal(self._name, (cause.lineno, cause.colno), text) from cause
         except RecursionError as cause:
-            raise ConfigError(
-                [f"{self._name}: is nested more than {MAX_DEPTH} levels deep"]
-            ) from cause
+            self._fail(None, f"is nested more than {MAX_DEPTH} levels deep", cause)
         except _NotJson as cause:
             found = next(w for w in _JSON_CONSTANT.finditer(self.text) if w[1])
-            line, column = _position(self.text[: found.start()])
-            raise ConfigError([f"{self._name}:{line}:{column}: {cause} is not JSON"]) from cause
+            position = _position(self.text[: found.start()])
+            raise _refusal(self._name, position, f"{cause} is not JSON") from cause
         root: yaml.Node | None = None
         open_: list[tuple[yaml.CollectionNode, list[yaml.Node]]] = []
         line = line_start = after = 0
@@ -281,7 +274,7 @@ class NodeTree:
             if word in "[{":
                 if len(open_) == MAX_DEPTH:
                     self._fail(mark, f"is nested more than {MAX_DEPTH} levels deep")
-                kind, tag = (yaml.SequenceNode, "seq") if word == "[" else (yaml.MappingNode, "map")
+                kind, tag = _SEQUENCE if word == "[" else _MAPPING
                 node = kind(_TAG + tag, [], mark, mark)
             else:
                 node = _json_scalar(word, mark)
@@ -306,8 +299,8 @@ def _decoded(content: bytes, name: str) -> str:
     try:
         return content.decode(coding)
     except UnicodeDecodeError as cause:
-        line, column = _position(content[: cause.start].decode(coding))
-        raise ConfigError([f"{name}:{line}:{column}: is not {coding} text"]) from cause
+        position = _position(content[: cause.start].decode(coding))
+        raise _refusal(name, position, f"is not {coding} text") from cause
 
 
 def is_null(node: yaml.Node) -> bool:
@@ -331,6 +324,10 @@ def printable(text: str) -> str:
 def _position(before: str) -> tuple[int, int]:
     """Return line and column, from 1, of what follows ``before``."""
     return before.count("\n") + 1, len(before) - before.rfind("\n")
+
+
+def _refusal(name: str, position: tuple[int, ...], text: str) -> ConfigError:
+    return ConfigError([f"{':'.join(map(str, (name, *position)))}: {text}"])
 
 
 class _NotJson(Exception):
