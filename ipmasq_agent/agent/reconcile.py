@@ -54,35 +54,21 @@ def reconcile(
     def bring(family: Family) -> Change[Any] | None:
         desired = intent.desired(plane, family)
         rival = (rivals or {}).get(family)
-        if rival is not None and _theirs(plane, family, desired, intent, rival):
-            return None
-        return _bring(plane, family, desired, thorough)
+        if rival is None:
+            return _bring(plane, family, desired, thorough)
+
+        def decides_alike(actual: State) -> bool:
+            if plane.dialect.interpret(actual).policy == intent.policy(plane, family):
+                return True
+            raise KernelWriteError(
+                f"{plane.name} ({family.value}): the rules in force are another's, and the "
+                f"document is not in force: {rival} undoes what we write",
+                remedy="remove it, or give one of the two another --masq-chain",
+            )
+
+        return _bring(plane, family, desired, thorough=True, spared=decides_alike)
 
     return _each(intent.config.families, bring)
-
-
-def _theirs(
-    plane: Plane[State, Desired, Plan],
-    family: Family,
-    desired: Desired,
-    intent: Intent,
-    rival: str,
-) -> bool:
-    """Whether somebody else's rules are in force, which decide as ours would.
-
-    Raises:
-        KernelWriteError: they decide otherwise.
-    """
-    actual = plane.read(family)
-    if not plane.dialect.plan(actual, desired).counts[1]:
-        return False  # nobody means what is only missing
-    if plane.dialect.interpret(actual).policy != intent.policy(plane, family):
-        raise KernelWriteError(
-            f"{plane.name} ({family.value}): the rules in force are another's, and the "
-            f"document is not in force: {rival} undoes what we write",
-            remedy="remove it, or give one of the two another --masq-chain",
-        )
-    return True
 
 
 def clean(plane: Plane[State, Desired, Plan], families: Iterable[Family]) -> Outcomes:
@@ -125,15 +111,34 @@ def reconcile_family(
         HostError: a program, a lock or a worker failed; nothing was written.
     """
     desired = plane.dialect.absent(family) if policy is None else plane.dialect.compile(policy)
-    return _bring(plane, family, desired, thorough=True)
+    change = _bring(plane, family, desired, thorough=True)
+    assert change is not None  # nothing is spared
+    return change
 
 
 def _bring(
-    plane: Plane[State, Desired, Plan], family: Family, desired: Desired, thorough: bool
-) -> Change[Any]:
+    plane: Plane[State, Desired, Plan],
+    family: Family,
+    desired: Desired,
+    thorough: bool,
+    spared: Callable[[State], bool] = lambda actual: False,
+) -> Change[Any] | None:
+    """Write what is missing and take away what is too much; return what that was.
+
+    Args:
+        plane: where.
+        family: of the rules.
+        desired: what is to be there.
+        thorough: read all that the kernel holds.
+        spared: asked of what somebody else has put in the place of ours, of the one state
+            that is read: whether to leave it, so that nothing is done.
+    """
     with plane.session(family):
         actual = plane.read(family) if thorough else plane.recall(family)
         change = plane.dialect.plan(actual, desired)
+        # Nobody means what is only missing.
+        if change and change.counts[1] and spared(actual):
+            return None
         if change:
             plane.apply(family, change)
             left = plane.dialect.plan(plane.recall(family), desired)
