@@ -1,4 +1,4 @@
-"""What docstrings name of this repository is there."""
+"""What pages and docstrings name of this repository is there."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
 TREES = ("ipmasq_agent", "tests", "bench", "deploy", "docs", "scripts")
 # A file of Python; what stands before its name is a folder here or in the package.
 MODULE = re.compile(r"(?<![\w./-])(?:\w+/)*\w+\.py\b")
 DOTTED = re.compile(r"\b(?:ipmasq_agent|tests|bench)(?:\.[a-zA-Z_]\w*)+")
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)?(?:#([^)\s]+))?\)")
+QUOTED = re.compile(r"`([a-z_]+(?:/[\w.-]*)+)`")
 
 
 @cache
@@ -59,3 +64,27 @@ def docstrings() -> Iterator[tuple[Path, str]]:
 def test_docstrings_name_only_modules_that_are_there() -> None:
     named = ((path.relative_to(ROOT), missing(text)) for path, text in docstrings())
     assert [(str(path), names) for path, names in named if names] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_names_only_what_is_there(page: Path) -> None:
+    text = page.read_text()
+    wrong = missing(text)
+    for path in QUOTED.findall(text):
+        first = path.partition("/")[0]
+        known = {folder.name for folder in (ROOT / "ipmasq_agent").iterdir()} | set(TREES)
+        # A table of a room's parts names them by what stands in the room.
+        at = (ROOT / path, ROOT / "ipmasq_agent" / path, *ROOT.glob(f"ipmasq_agent/*/{path}"))
+        if not any(one.exists() for one in at) and (first in known or path.endswith("/")):
+            wrong.append(path)
+    for path, anchor in LINK.findall(text):
+        to = page.parent / path if path else page
+        if not to.exists() or (anchor and anchor not in anchors(to)):
+            wrong.append(f"{path}#{anchor}")
+    assert wrong == []
