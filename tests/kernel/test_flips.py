@@ -22,7 +22,7 @@ from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.reconcile import clean, reconcile
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
-from ipmasq_agent.planes import detect
+from ipmasq_agent.planes import detect, registry
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.facts import LINKS, NO_FACTS, Links
 from ipmasq_agent.policy.model import PortRange
@@ -187,6 +187,7 @@ def move(node: Crossing, rounds: int) -> None:
             detect=lambda large: (where[0], "the test says so"),
             make=lambda name: detect.make(name, placement()),
             holders=lambda: detect.holders(placement()),
+            home=registry.home,
         )
         try:
             backend, _ = choice.current()
