@@ -21,8 +21,8 @@ class PlaneChoice:
         detect: Callable[[bool], tuple[str, str]],
         make: Callable[[str], AnyPlane],
         holders: Callable[[], list[str]],
+        home: Callable[[str], str],
         leavings: Callable[[], list[str]] = list,
-        home: Callable[[str], str] = str,
     ) -> None:
         """Take the questions as functions.
 
@@ -32,10 +32,10 @@ class PlaneChoice:
             make: returns the backend of a name.
             holders: names of the backends whose tables exist on this host, and which may
                 therefore hold rules that we wrote before.
-            leavings: names of those of which cheap signs tell that something of ours is
-                there, written since by an agent that was on its way out.
             home: returns what two planes have in common whose state is the same in the kernel
                 (a chain of rules, and the same chain with a set): each replaces the other.
+            leavings: names of those of which cheap signs tell that something of ours is
+                there, written since by an agent that was on its way out.
         """
         self._detect = detect
         self._make = make

@@ -131,6 +131,7 @@ class Bench:
             detect=self._detect,
             make=lambda name: self.backends[name],
             holders=lambda: self._look(self.held),
+            home=lambda name: name,
             leavings=lambda: self._look(self.leavings),
         )
         self.agent = Agent(
