@@ -167,7 +167,7 @@ def flip(node: Crossing, backend: str, kind: str, times: int) -> None:
 def test_no_flow_has_a_wrong_source_while_the_policy_flips(
     backend: str, kind: str, node: Crossing
 ) -> None:
-    flip(node, backend, kind, 20)
+    flip(node, backend, kind, len(tour(len(KINDS[kind]))))  # from each to each other, once
 
 
 @pytest.mark.long
