@@ -35,14 +35,15 @@ class Shadows:
     """Looks at the hook after a pass, where anything there may have changed.
 
     Args:
-        read: returns what stands at the hook of a family, told where our rules are.
+        read: returns what stands at the hook of a family, told where our rules are and
+                which devices lead out.
         generation: returns the number of nf_tables' state, or None where rules that it does
             not count decide as well.
     """
 
     def __init__(
         self,
-        read: Callable[[Family, OurBase | None], PostroutingHook],
+        read: Callable[[Family, OurBase | None, tuple[str, ...]], PostroutingHook],
         generation: Callable[[], int | None],
     ) -> None:
         self._read = read
@@ -78,7 +79,7 @@ class Shadows:
         unchanged = seen and signs.generation is not None and seen.signs == signs
         if seen and unchanged and seen.policy is policy:
             return seen.shadow
-        found = shadow(policy, self._read(family, ours))
+        found = shadow(policy, self._read(family, ours, egress))
         self._seen[family] = _Seen(signs, policy, found)
         return found
 

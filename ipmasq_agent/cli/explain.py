@@ -61,7 +61,8 @@ def command(destination: str, src: str | None, output: str, **options: Any) -> N
         # One address is asked about: a set of a hundred thousand is not read for it.
         from_ = source[1] if source else None
         kernel = backend.dialect.interpret(backend.read_at(family, address), from_)
-        hook = read_hook(family, backend.our_base(family))
+        # The question names the one device of the route, so which ones lead out is not asked.
+        hook = read_hook(family, backend.our_base(family), egress=())
         others = neighbours(hook, question(from_, route.device))
         wanted = None
         if intent is not None and family in intent.config.families:

@@ -29,6 +29,7 @@ def command(output: str, **options: Any) -> None:
     from ipmasq_agent.answers.in_force import cidrs_in_force, in_force
     from ipmasq_agent.answers.overrides import shadow
     from ipmasq_agent.cli.wiring import backend_choice
+    from ipmasq_agent.host.devices import egress_devices
     from ipmasq_agent.planes.hook.read import read_hook
     from ipmasq_agent.policy.addresses import Family
 
@@ -39,12 +40,13 @@ def command(output: str, **options: Any) -> None:
     asked = overridden = False
     try:
         backend, left_behind = choice.current()
+        egress = egress_devices()
         for family in Family:
             state = backend.read(family)
             if not backend.dialect.describe(state):
                 continue
             own = backend.dialect.interpret(state)
-            hook = read_hook(family, backend.our_base(family))
+            hook = read_hook(family, backend.our_base(family), egress)
             kernels.append(in_force(own, hook))
             asked |= own.policy.masquerades
             found = shadow(own.policy, hook).overridden

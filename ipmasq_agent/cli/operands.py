@@ -17,6 +17,7 @@ from ipmasq_agent.cli.options import Settings, split_configmap
 from ipmasq_agent.cli.wiring import read_intent
 from ipmasq_agent.config.assemble import assemble_family
 from ipmasq_agent.errors import AgentError, UsageError
+from ipmasq_agent.host.devices import egress_devices
 from ipmasq_agent.planes import detect, registry
 from ipmasq_agent.planes.hook.read import read_hook
 from ipmasq_agent.planes.placement import Placement
@@ -106,9 +107,10 @@ def _held(name: str, placement: Placement, *, alone: bool = True) -> Side:
     notes: list[str] = []
     backend = detect.make(name, placement)
     try:
+        egress = egress_devices()
         for family in Family:
             state = backend.read(family)
-            hook = read_hook(family, backend.our_base(family))
+            hook = read_hook(family, backend.our_base(family), egress)
             kernel = in_force(
                 backend.dialect.interpret(state), hook.around_ours() if alone else hook
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.answers.differences import FamilyDiff, decision_changes
 from ipmasq_agent.answers.in_force import usual
+from ipmasq_agent.host.devices import egress_devices
 from ipmasq_agent.planes.hook.read import read_hook
 from ipmasq_agent.planes.plane import Desired, Plan, Plane, State
 from ipmasq_agent.planes.rules.neighbours import joined, neighbours
@@ -19,7 +20,7 @@ def family_diff(plane: Plane[State, Desired, Plan], family: Family, intent: Inte
         return FamilyDiff(family)
     then: State = change.result
     before, later = dialect.interpret(actual), dialect.interpret(then)
-    hook = read_hook(family, plane.our_base(family))
+    hook = read_hook(family, plane.our_base(family), egress_devices())
     others = neighbours(hook, usual(later.policy.guards, hook))
     decisions = decision_changes(
         joined(before, others).policy.decisions, joined(later, others).policy.decisions

@@ -104,7 +104,7 @@ def _of_kernel(
                 if plane.dialect.plan(plane.read(family), desired):
                     differing.append(family)
                 advice[family] = plane.dialect.advice(desired)
-                hook = read_hook(family, plane.our_base(family))
+                hook = read_hook(family, plane.our_base(family), devices)
                 found = shadow(intent.policy(plane, family), hook)
                 overridden += found.overridden
                 partial += found.partial

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeVar
@@ -136,8 +137,9 @@ class _Restriction(Kind[tuple[T, ...] | Auto | None]):
             )
         return tuple(self.items(reading, node, key))
 
+    @abstractmethod
     def items(self, reading: Reading, node: yaml.SequenceNode, key: str) -> Iterator[T]:
-        raise NotImplementedError
+        """Yield the values of a list."""
 
     def shown(self, value: tuple[T, ...] | Auto | None) -> Any:
         if isinstance(value, Auto):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ class Flags:
     cidr_limit: int | None = DEFAULT_CIDR_LIMIT
 
 
-class Kind(Generic[T]):
+class Kind(abc.ABC, Generic[T]):
     """What the values of a key are: how they are read, joined, shown and described.
 
     Attributes:
@@ -54,12 +55,12 @@ class Kind(Generic[T]):
 
     schema: Mapping[str, Any]
 
+    @abc.abstractmethod
     def read(self, reading: Reading, node: yaml.Node, key: str) -> T | None:
         """Return the value of a node; None where it stands for the key's absence.
 
         What is wrong with it is noted in ``reading``, and what is returned then is not used.
         """
-        raise NotImplementedError
 
     def joined(self, documents: Sequence[Sequence[T]]) -> T:
         """Return what the values of several documents say together: here, the last one.

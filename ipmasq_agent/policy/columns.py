@@ -6,6 +6,7 @@ collector; as columns of numbers they take 2 MB and are compared by memcmp.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -49,9 +50,9 @@ class Lazy(Sequence[T]):
 
     __slots__ = ()
 
+    @abstractmethod
     def _at(self, position: int) -> T:
         """Return the item of a position from 0, or raise IndexError."""
-        raise NotImplementedError
 
     @overload
     def __getitem__(self, index: int) -> T: ...

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -39,7 +40,7 @@ class Ruin(NamedTuple):
     seen: bool = True
 
 
-class Subject:
+class Subject(ABC):
     """A plane of one family in a namespace that the calling thread has entered.
 
     Args:
@@ -86,9 +87,9 @@ class Subject:
         """Return all that other readers find on the node, each thing as it was made."""
         return oracle.snapshot(self.namespace.name, counters=True, handles=True)
 
+    @abstractmethod
     def ruins(self) -> Iterator[Ruin]:
         """Yield what somebody may do to our state, each by itself."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Give back what the plane holds."""

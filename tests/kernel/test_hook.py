@@ -357,17 +357,17 @@ def test_what_cannot_be_read_makes_the_verdict_unknown_and_is_named(
     in_ns.run(["iptables-legacy", "-t", "nat", "-A", "POSTROUTING", "-j", "ACCEPT"])
     in_ns.run(["nft", "-f", "-"], stdin=FIREWALLD)
     everywhere = Question(devices=("eth0",))
-    found = neighbours(read_hook(Family.IPV4, NFTABLES), everywhere)
+    found = neighbours(read_hook(Family.IPV4, NFTABLES, ()), everywhere)
     assert found.beside.decide(10 << 24).verdict is Verdict.MASQUERADE
     # A kernel without nf_tables has legacy tables only.
     with monkeypatch.context() as patch:
         patch.setattr(nfnetlink, "ask", lambda *_: None)
-        found = neighbours(read_hook(Family.IPV4, LEGACY_NAT), everywhere)
+        found = neighbours(read_hook(Family.IPV4, LEGACY_NAT, ()), everywhere)
     assert found.beside.decide(10 << 24).verdict is Verdict.NON_MASQUERADE
     # And a node may have such tables, but not the programs.
     in_ns.run(["nft", "flush", "ruleset"])
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = neighbours(read_hook(Family.IPV4, NFTABLES), everywhere)
+    found = neighbours(read_hook(Family.IPV4, NFTABLES, ()), everywhere)
     decided = found.beside.decide(10 << 24)
     assert decided.verdict is Verdict.UNKNOWN
     assert "iptables-legacy" in str(decided.reason)
@@ -376,7 +376,7 @@ def test_what_cannot_be_read_makes_the_verdict_unknown_and_is_named(
 def test_chains_of_too_many_rules_are_named_and_unknown(in_ns: Namespace) -> None:
     rules = "\n".join(["ip saddr 192.0.2.1 accept"] * 20_001)
     in_ns.run(["nft", "-f", "-"], stdin=f"table ip x {{ chain c {{ {NAT} 5;\n{rules}\n}}\n}}\n")
-    hook = read_hook(Family.IPV4, NFTABLES)
+    hook = read_hook(Family.IPV4, NFTABLES, ())
     found = neighbours(hook, ANY).beside.decide(10 << 24)
     assert (found.verdict, decider(found.reason).where) == (Verdict.UNKNOWN, "c of table ip x")
     assert "20001 rules, too many" in str(found.reason)
@@ -398,7 +398,7 @@ def test_of_the_same_priority_the_chain_that_was_made_last_decides(
         with socket.socket(type=socket.SOCK_DGRAM) as here:
             here.sendto(b"x", there.getsockname())
             _, (seen, _) = there.recvfrom(9)
-    found = neighbours(read_hook(Family.IPV4, NFTABLES), ANY)
+    found = neighbours(read_hook(Family.IPV4, NFTABLES, ()), ANY)
     decided = found.beside.decide(int(ipaddress.ip_address("127.0.0.9")))
     assert (seen, found.sources[decider(decided.reason)]) == (f"127.0.1.{order[1]}",) * 2
 
@@ -414,9 +414,9 @@ def test_a_verdict_map_of_devices_concerns_these_alone(in_ns: Namespace) -> None
     in_ns.run(["nft", "-f", "-"], stdin=chains)
     seen = []
     for more in ("docker0", "eth0"):
-        found = neighbours(read_hook(Family.IPV4, NFTABLES), Question(None, ("eth0",)))
+        found = neighbours(read_hook(Family.IPV4, NFTABLES, ()), Question(None, ("eth0",)))
         seen.append(found.beside.decide(10 << 24).verdict)
         in_ns.run(["nft", "add", "element", "ip", "docker", "outward", f"{{ {more} : jump pods }}"])
-    found = neighbours(read_hook(Family.IPV4, NFTABLES), Question(None, ("eth0",)))
+    found = neighbours(read_hook(Family.IPV4, NFTABLES, ()), Question(None, ("eth0",)))
     seen.append(found.beside.decide(10 << 24).verdict)
     assert seen == [Verdict.NON_MASQUERADE, Verdict.NON_MASQUERADE, Verdict.UNKNOWN]

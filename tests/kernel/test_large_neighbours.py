@@ -47,7 +47,7 @@ subprocess.run(["nft", "add table ip another"], check=True)
 assert not reconcile_family(backend, V4, policy(2, 3))
 assert backend.dialect.interpret(backend.read_at(V4, 10 << 24)).policy == policy(2, 3)
 of_passes = received
-(base,) = read_hook(V4, backend.our_base(V4)).nat
+(base,) = read_hook(V4, backend.our_base(V4), ()).nat
 assert set(base.table.chains) == {"POSTROUTING", "KUBE-POSTROUTING"}
 assert reconcile_family(backend, V4, None)
 peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

@@ -143,7 +143,7 @@ def _reconcile(backend: IptablesNftPlane, policy: FamilyPolicy) -> None:
 
 
 def _in_force(backend: IptablesNftPlane, source: int | None = None) -> Interpretation:
-    others = neighbours(read_hook(V4, backend.our_base(V4)), question(source))
+    others = neighbours(read_hook(V4, backend.our_base(V4), ()), question(source))
     return joined(backend.dialect.interpret(backend.read(V4), source), others)
 
 

@@ -11,7 +11,6 @@ import socket
 from collections.abc import Iterable, Iterator, Sequence
 
 from ipmasq_agent.errors import AgentError
-from ipmasq_agent.host.devices import egress_devices
 from ipmasq_agent.netlink import nft_numbers as nft
 from ipmasq_agent.netlink.attributes import text
 from ipmasq_agent.netlink.expressions import Expression, Immediate, NftVerdict, SetLookup
@@ -44,18 +43,20 @@ _OF_IPTABLES = ("nat", "raw")
 _MOST_RULES, _MOST_ELEMENTS = 20_000, 65_536
 
 
-def read_hook(family: Family, ours: OurBase | None) -> PostroutingHook:
+def read_hook(family: Family, ours: OurBase | None, egress: tuple[str, ...]) -> PostroutingHook:
     """Return what stands at the hook.
 
     Args:
         family: whose packets.
         ours: where packets come to what is ours (see ``Plane.our_base``).
+        egress: the devices through which traffic leaves the node, for questions that name
+            none; the same for both families, and so listed by the caller.
 
     Raises:
         KernelReadError: it cannot be read, or never stands still.
     """
     return of_one_state(
-        family, lambda number: _Reader(family, ours).hook(native=number is not None)
+        family, lambda number: _Reader(family, ours, egress).hook(native=number is not None)
     )
 
 
@@ -73,9 +74,10 @@ def hook_generation() -> int | None:
 class _Reader:
     """One read of one family."""
 
-    def __init__(self, family: Family, ours: OurBase | None) -> None:
+    def __init__(self, family: Family, ours: OurBase | None, egress: tuple[str, ...]) -> None:
         self._family = family
         self._ours = ours
+        self._egress = egress
         self._rules_left = _MOST_RULES
 
     def hook(self, *, native: bool) -> PostroutingHook:
@@ -109,7 +111,7 @@ class _Reader:
             tuple(sorted(nat, key=lambda base: base.priority)),
             tuple(sorted(tracking, key=lambda base: base.priority)),
             programs=self._ours is None,
-            egress=egress_devices(),
+            egress=self._egress,
             asleep=asleep,
         )
 
