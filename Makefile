@@ -7,6 +7,9 @@ BIN    := $(VENV)/bin
 BPF    := ipmasq_agent/planes/bpf
 BYTECODE := $(BPF)/masq.bpf.o
 
+# Tests wait for the kernel about as long as they compute: three fill two cores.
+WORKERS ?= $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
+
 .PHONY: demo bench test test-long lint tools clean
 .DEFAULT_GOAL := help
 
@@ -20,7 +23,7 @@ bench: $(VENV)/bench $(BYTECODE) ## iptables beside eBPF, measured here in two m
 	@$(BIN)/ipmasq-agent bench --quick
 
 test: $(VENV)/ready $(BYTECODE) lint ## lint, types, layer contracts, and every test but the long ones
-	$(BIN)/python -m pytest -q -m "not long" -n auto --dist worksteal
+	$(BIN)/python -m pytest -q -m "not long" -n $(WORKERS) --dist worksteal
 
 test-long: $(VENV)/ready $(BYTECODE) ## fuzzing and soak runs
 	$(BIN)/python -m pytest -q -m long --timeout=3600
