@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ipmasq_agent.planes.iptables.lock import TIMEOUT
 from tests import oracle
 from tests.kernel.running import Running
 from tests.kernel.test_agent import chain, document
@@ -103,7 +104,9 @@ def test_while_others_hold_the_lock(
     with lock.open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         agent.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: "reload asked for" in agent.log.read_text(), "it looks again")
+        # A resync may have begun to wait for the lock before the signal came.
+        seconds = 2 * TIMEOUT
+        wait_until(lambda: "reload asked for" in agent.log.read_text(), "it looks again", seconds)
         last = ends_soon(agent)
     assert ("not all removed" if cleanup else "rules=kept") in last
     assert chain("legacy") is not None
