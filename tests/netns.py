@@ -60,6 +60,9 @@ class Namespace:
         _ip("netns", "add", self.name)
         try:
             _ip("-n", self.name, "link", "set", "lo", "up")
+            # Detection of duplicates keeps an IPv6 address of a new device, of its link too,
+            # from being used for a second or more; the first packet through it may be lost.
+            self.run(["sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0"])
         except BaseException:
             self.close()
             raise
@@ -142,9 +145,7 @@ class Namespace:
     def address(self, device: str, *prefixes: str) -> None:
         """Give ``device`` addresses, such as ``192.0.2.1/24``. IPv6 ones are usable at once."""
         for prefix in prefixes:
-            # Without nodad an IPv6 address stays tentative for a second.
-            extra = ["nodad"] if ":" in prefix else []
-            _ip("-n", self.name, "address", "add", prefix, "dev", device, *extra)
+            _ip("-n", self.name, "address", "add", prefix, "dev", device)
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
