@@ -25,7 +25,7 @@ bench: $(VENV)/bench $(BYTECODE) ## iptables beside eBPF, measured here in two m
 test: $(VENV)/ready $(BYTECODE) lint ## lint, types, layer contracts, and every test but the long ones
 	$(BIN)/python -m pytest -q -m "not long" -n $(WORKERS) --dist worksteal
 
-test-long: $(VENV)/ready $(BYTECODE) ## fuzzing and soak runs
+test-long: $(VENV)/long $(BYTECODE) ## fuzzing, soak runs, and the eBPF programs on Linux 6.1 in an emulator
 	$(BIN)/python -m pytest -q -m long --timeout=3600
 
 lint: $(VENV)/ready
@@ -52,6 +52,10 @@ $(VENV)/ready: $(VENV)/agent
 	@scripts/install-tools test
 	@echo "installing what the tests need into $(VENV) ..."
 	@$(INSTALL) --editable '.[test]'
+	@touch $@
+
+$(VENV)/long: $(VENV)/ready
+	@scripts/install-tools long
 	@touch $@
 
 $(BYTECODE): $(VENV)/agent $(wildcard $(BPF)/*.c $(BPF)/*.h) $(BPF)/compile

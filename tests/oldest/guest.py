@@ -1,0 +1,178 @@
+"""A guest with an older kernel: its image, and programs of this machine run in it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.oldest.image import Image
+
+ROOT = Path(__file__).parents[2]
+# Where scripts/install-tools unpacks Debian's package of the kernel.
+KERNELS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ipmasq-agent/linux-6.1")
+# In the order in which they are loaded.
+_MODULES = ("drivers/net/veth.ko", "net/sched/sch_ingress.ko", "net/sched/cls_bpf.ko")
+_PROGRAMS = ("ip", "tc")
+_PACKAGES = ("click", "yaml")
+# Of Python's library: large, and for other purposes.
+_LEFT_OUT = (
+    *("site-packages", "test", "tests", "ensurepip", "idlelib", "lib2to3", "tkinter", "turtledemo"),
+    *("pydoc_data", "distutils", "sqlite3", "_tkinter", "libpython3.11.a"),
+)
+# The emulated machine has two processors, as two programs at once are what races need.
+_MACHINE = (
+    *("-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "qemu64", "-smp", "2", "-m", "1536"),
+    *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+)
+# What is emulated has neither the faults that are mitigated nor a clock to calibrate.
+_BOOT = (
+    "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=unstable random.trust_cpu=on "
+    "cryptomgr.notests apparmor=0 audit=0"
+)
+_INIT = """\
+#!{busybox} sh
+{busybox} --install -s /bin
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root PYTHONPATH={pythonpath}
+mount -t devtmpfs devtmpfs /dev
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+for module in {modules}; do insmod "$module"; done
+sysctl -qw kernel.printk=1 net.ipv6.conf.default.accept_dad=0
+ip link set lo up
+stty -F /dev/ttyS1 raw
+cd {directory}
+{command} </dev/null >/dev/ttyS1
+echo "exit $?" >/dev/ttyS1
+reboot -f
+"""
+
+
+class Done(NamedTuple):
+    """How a program in the guest ended: as ``subprocess.run`` tells it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    release: str
+
+
+class NoGuest(Exception):
+    """What a guest is made of is missing here; the text says what to do about it."""
+
+
+def run(argv: Sequence[str], files: Sequence[Path] = (), *, timeout: float = 600.0) -> Done:
+    """Boot a guest, run a program of this machine in it, and let it end with that.
+
+    The guest has Python, this repository's code, ``ip`` and ``tc``, and is at the top of
+    the repository.
+
+    Args:
+        argv: the program and its arguments.
+        files: what else of this machine it needs.
+        timeout: seconds until the guest is ended, which is an error.
+
+    Raises:
+        NoGuest: emulator or kernel are not installed.
+        AssertionError: the guest ended without telling how the program did.
+    """
+    kernel = _kernel()
+    image = _image(kernel)
+    image.add(*files)
+    modules = _modules(kernel)
+    image.add(*modules)
+    image.write(
+        "/init",
+        _INIT.format(
+            busybox=_tool("busybox"),
+            pythonpath=shlex.quote(f"{ROOT}:{sysconfig.get_path('purelib')}"),
+            modules=shlex.join(map(str, modules)),
+            directory=shlex.quote(str(ROOT)),
+            command=shlex.join(argv),
+        ).encode(),
+    )
+    with tempfile.TemporaryDirectory(prefix="ipmq-guest-") as work:
+        archive, told = Path(work, "image"), Path(work, "told")
+        archive.write_bytes(image.archive())
+        done = subprocess.run(
+            [
+                *(_emulator(), *_MACHINE, "-kernel", str(kernel), "-initrd", str(archive)),
+                *("-append", _BOOT, "-serial", "stdio", "-serial", f"file:{told}"),
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+        )
+        output = told.read_text(errors="replace") if told.exists() else ""
+    said = (done.stdout + done.stderr).decode(errors="replace").replace("\r\n", "\n")
+    output, found, status = output.rpartition("exit ")
+    assert found, f"the guest did not come to an end:\n{said[-4000:]}"
+    return Done(int(status), output, said, kernel.name.removeprefix("vmlinuz-"))
+
+
+def python() -> str:
+    """Return the interpreter, not that of the virtual environment: its place is in the image."""
+    return os.path.realpath(sys.executable)
+
+
+def _image(kernel: Path) -> Image:
+    image = Image()
+    for name in ("/bin", "/proc", "/sys", "/run", "/tmp", "/root", "/var"):
+        if Path(name).is_symlink():
+            image.add(name)
+        else:
+            image.directory(name)
+    image.link("/var/run", "/run")
+    image.add(*map(_tool, (*_PROGRAMS, "busybox")), "/etc/ld.so.cache", _library("libbpf.so.1"))
+    image.add(python())
+    image.tree(Path(sysconfig.get_path("stdlib")), _LEFT_OUT)
+    for name in _PACKAGES:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:
+            raise NoGuest(f"{name} is not installed: pip install --editable .")
+        image.tree(Path(spec.origin).parent)
+    image.tree(ROOT / "ipmasq_agent", ("lab", "bench"))
+    image.tree(ROOT / "tests", ("unit", "kube", "golden"))
+    return image
+
+
+def _emulator() -> str:
+    return _tool(f"qemu-system-{platform.machine()}")
+
+
+def _kernel() -> Path:
+    found = sorted(KERNELS.glob("boot/vmlinuz-*"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise NoGuest(f"no kernel in {KERNELS}: run scripts/install-tools long")
+    return found[-1]
+
+
+def _modules(kernel: Path) -> list[Path]:
+    release = kernel.name.removeprefix("vmlinuz-")
+    return [KERNELS / "lib/modules" / release / "kernel" / name for name in _MODULES]
+
+
+def _tool(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise NoGuest(f"{name} is not installed: run scripts/install-tools long")
+    return found
+
+
+def _library(name: str) -> Path:
+    """Return where the dynamic linker finds a library."""
+    listed = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=True)
+    for line in listed.stdout.splitlines():
+        if line.split()[:1] == [name]:
+            return Path(line.split()[-1])
+    raise NoGuest(f"{name} is not installed: run scripts/install-tools")
