@@ -72,7 +72,8 @@ def charts(statistics: Statistics) -> Iterator[Chart]:
     measures = sorted(statistics.measures.values(), key=lambda one: one.name not in HEADLINES)
     for measure in measures:
         cidrs = statistics.headline_size(measure.name)
-        if cidrs is not None:
+        able = [m for m in statistics.contenders() if statistics.takes_part(measure.name, m)]
+        if cidrs is not None and able:
             yield _of_bars(statistics, measure, cidrs)
     for measure in measures:
         if len(statistics.sizes(measure.name)) >= _SIZES_OF_A_LINE:
@@ -128,7 +129,7 @@ def bars(statistics: Statistics, scale: Scale, cidrs: int) -> list[Bar]:
         found = ranking.summaries[mode]
         shown.append(Bar(mode, found, scale.median(found), _standing(ranking, mode)))
     for mode in contenders:
-        if mode not in ranking.order:
+        if mode not in ranking.order and statistics.takes_part(name, mode):
             shown.append(Bar(mode, None, "no figure", statistics.reason(name, mode, cidrs)))
     everyone = statistics.ranking(name, cidrs)
     for mode in everyone.order:

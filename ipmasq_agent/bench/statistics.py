@@ -141,6 +141,11 @@ class Statistics:
             }
         )
 
+    def takes_part(self, measure: str, mode: str) -> bool:
+        """Return whether a mode was measured so, or should have been: it has no other runs."""
+        runs = {of for of, name, _ in (*self._values, *self._problems) if name == mode}
+        return measure in runs or runs <= {LOADING}
+
     def headline_size(self, measure: str) -> int | None:
         """Return the number of CIDRs that stands for a measure; None where it has no runs."""
         sizes = self.sizes(measure)

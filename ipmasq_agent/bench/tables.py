@@ -54,7 +54,8 @@ def _rows_of(statistics: Statistics, measure: str) -> Iterator[tuple[str, int]]:
     if any(statistics.value(measure, mode, 0) for mode in bare):
         yield from ((mode, 0) for mode in bare)
     for cidrs in statistics.sizes(measure):
-        yield from ((mode, cidrs) for mode in statistics.modes if mode not in bare)
+        able = (mode for mode in statistics.modes if mode not in bare)
+        yield from ((mode, cidrs) for mode in able if statistics.takes_part(measure, mode))
 
 
 def _row(statistics: Statistics, measure: Measure, mode: str, cidrs: int) -> tuple[str, ...]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from ipmasq_agent.bench.modes import BACKENDS
+from ipmasq_agent.bench.testrun import paths
+from ipmasq_agent.policy.addresses import Family
 from tests.deploy.manifests import ROOT
 
 
@@ -44,3 +48,54 @@ def test_footprint_counts_the_resyncs_that_there_were() -> None:
     (counted,) = re.findall(r"^resident after (\d+) resyncs", done.stdout, re.MULTILINE)
     # As many as there were, rather than as many as were asked for.
     assert int(counted) >= 1, done.stdout
+
+
+@pytest.mark.parametrize("family", list(Family), ids=lambda family: family.value)
+def test_each_packet_of_a_path_meets_what_the_path_is_named_after(family: Family) -> None:
+    # More packets than there are frames in a deck, where each must begin a flow.
+    arguments = [family.value, "3", "20000", str(1 << 16)]
+    done = subprocess.run(
+        [sys.executable, "-m", "ipmasq_agent.bench.testrun", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert all(ns > -5 for ns, _ in found.values()), found
+    counted = {path: outcomes for path, (_, outcomes) in found.items()}
+    for path, outcomes in {
+        paths.NEW_UDP: {"out_translated", "flows_translated"},
+        paths.NEW_TCP: {"out_translated", "flows_translated"},
+        paths.NEW_KEPT: {"out_kept_by_policy", "flows_kept"},
+        paths.MANY_OUT: {"out_translated"},
+        paths.MANY_BACK: {"in_translated"},
+        paths.DECIDED: {"out_kept_by_policy"},
+        paths.OTHER_DEVICE: set(),
+    }.items():
+        # The kernel itself sends a packet now and then, to find neighbours.
+        often = {name: share for name, share in counted[path].items() if share > 0.01}
+        assert often == dict.fromkeys(outcomes, 1.0), path
+
+
+def test_packets_prints_each_path_beside_an_earlier_run(tmp_path: Path) -> None:
+    earlier, kept = tmp_path / "earlier.json", tmp_path / "figures.json"
+    of_path = {"ns": [1e6], "outcomes": {}}
+    earlier.write_text(json.dumps({"ipv4, 3 CIDRs": {paths.NEW_UDP: of_path}}))
+    options = ["--family", "ipv4", "--cidrs", "3", "--packets", "500", "--flows", "16384"]
+    options += ["--rounds", "1", "--against", str(earlier), "--keep", str(kept)]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.packets", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for path in (paths.NEW_UDP, paths.OUT, paths.BACK, paths.LOOKUP):
+        assert re.search(rf"^  {path} +[\d,-]+ \(", done.stdout, re.MULTILINE), done.stdout
+    (found,) = json.loads(kept.read_text()).values()
+    (ns,) = found[paths.NEW_UDP]["ns"]
+    assert re.search(rf"^  {paths.NEW_UDP} .*\) +{ns / 1e6:.2f} ", done.stdout, re.MULTILINE)
+    assert "sweep of a full one" in done.stdout

@@ -81,16 +81,14 @@ def test_everything_is_measured_where_it_is_asked_for() -> None:
     found = {(run.mode, run.measure): run for run in results.runs}
     names = [measure.name for measure in results.measures]
     assert names == [
-        *("flows", "flows-cpu", "program", "connections"),
+        *("flows", "flows-cpu", "program"),
+        *("path-new", "path-full", "path-kept", "path-out", "path-back", "connections"),
         *("packets", "stream", "streams", "stream-cpu"),
         *("latency-p50", "latency-p99", "memory", "load", "change"),
     ]
     assert {name for mode, name in found if mode == "bpf"} == set(names)
-    assert {name for mode, name in found if mode == "none"} == set(names) - {
-        "load",
-        "change",
-        "program",
-    }
+    ours = {"load", "change", "program", *(name for name in names if name.startswith("path-"))}
+    assert {name for mode, name in found if mode == "none"} == set(names) - ours
     assert [run.problem for run in results.runs if run.problem] == []
 
 

@@ -19,6 +19,7 @@ from ipmasq_agent.bench.workloads import (
     load,
     memory,
     packets,
+    paths,
     program,
     streams,
 )
@@ -29,12 +30,16 @@ from ipmasq_agent.planes.registry import rows_of
 # tables of the kernel ends at any time, so its memory is looked at before there are any.
 IN_TURN: tuple[Workload, ...] = tuple(
     module.WORKLOAD
-    for module in (*(load, flows, memory, program, packets, streams, latency, connections, change),)
+    for module in (
+        *(load, flows, memory, program, paths, packets, streams, latency, connections, change),
+    )
 )
 # In the order in which one looks at them.
 MEASURES = tuple(
     measure
-    for module in (*(flows, program, connections, packets, streams, latency, memory, load, change),)
+    for module in (
+        *(flows, program, paths, connections, packets, streams, latency, memory, load, change),
+    )
     for measure in module.WORKLOAD.measures
 )
 

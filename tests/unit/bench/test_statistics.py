@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from ipmasq_agent.bench.charts import charts
 from ipmasq_agent.bench.modes import MODES
 from ipmasq_agent.bench.results import Equality
 from ipmasq_agent.bench.statistics import Statistics, coverage, summary
+from ipmasq_agent.bench.tables import tables
 from tests.unit.bench.made import FLOWS, LATENCY, LOAD, MEMORY, made, usual, without
 
 
@@ -169,6 +171,25 @@ def test_sizes_are_those_that_were_tried_even_where_all_failed() -> None:
     assert statistics.sizes("flows") == [3, 64, 1000]
     assert statistics.sizes("flows", "ipset") == [3, 64, 1000]
     assert statistics.value("flows", "ipset", 1000) is None
+
+
+def test_a_measure_that_is_not_for_a_mode_is_told_from_one_that_it_should_have() -> None:
+    def levels(measure: str, mode: str, cidrs: int) -> float | None:
+        of_bpf_alone = measure == "latency-p99" and mode != "bpf"
+        return None if of_bpf_alone or mode == "ipset" else usual(measure, mode, cidrs)
+
+    results = made(levels=levels)
+    statistics = Statistics(results)
+    assert statistics.takes_part("latency-p99", "bpf")
+    assert not statistics.takes_part("latency-p99", "nftables")
+    assert statistics.takes_part("latency-p99", "ipset")  # of which there is nothing else either
+    latency = next(one for one in tables(statistics) if one.title.startswith("Latency"))
+    assert {row[0] for row in latency.rows} == {"bpf", "ipset"}
+    # What no mode with connection tracking has is no plot.
+    run = [mode for mode in MODES if mode.name != "ipset"]
+    drawn = {chart.name for chart in charts(Statistics(made(levels=levels, modes=run)))}
+    assert "flows-64" in drawn
+    assert "latency-p99-64" not in drawn
 
 
 def test_a_missing_value_has_a_reason() -> None:
