@@ -99,12 +99,14 @@ class EgressDevice(NamedTuple):
         sources: family → the address that masquerading takes for what is sent there.
         link_header: bytes before the IP header of its packets.
         loopback: it leads to the node itself alone.
+        mac: its own address of the link, 6 bytes; zeros where packets have no header of it.
     """
 
     number: int
     sources: Mapping[Family, int]
     link_header: int
     loopback: bool
+    mac: bytes
 
 
 def list_devices() -> dict[str, EgressDevice]:
@@ -120,6 +122,7 @@ def list_devices() -> dict[str, EgressDevice]:
             sources.get(link.number, {}),
             _ETHERNET_HEADER if link.hardware in (_ETHERNET, _LOOPBACK) else 0,
             link.hardware == _LOOPBACK,
+            link.mac if link.hardware == _ETHERNET else bytes(6),
         )
         for link in list_links()
     }

@@ -44,7 +44,7 @@ _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
 _PROXY, _NEIGHBOUR_ADDRESS = 0x08, 1  # NTF_PROXY, NDA_DST
 # Leave the counters out: they are most of what the kernel has to say about a device.
 _WITHOUT_COUNTERS = struct.pack("=HHI", 8, 29, 1 << 3)  # IFLA_EXT_MASK, ..._SKIP_STATS
-_LINK_NAME, _LINK_INFO, _INFO_KIND = 3, 18, 1
+_LINK_ADDRESS, _LINK_NAME, _LINK_INFO, _INFO_KIND = 1, 3, 18, 1
 _LINK_NETNSID = 37  # only where it is another one (rtnl_fill_link_netnsid)
 _ADDRESS_ADDRESS, _ADDRESS_LOCAL, _ADDRESS_FLAGS = 1, 2, 8
 _OF_ADDRESS = frozenset({_ADDRESS_ADDRESS, _ADDRESS_LOCAL, _ADDRESS_FLAGS})
@@ -53,7 +53,7 @@ _OF_ADDRESS = frozenset({_ADDRESS_ADDRESS, _ADDRESS_LOCAL, _ADDRESS_FLAGS})
 _SECOND_CHOICE = {Family.IPV4: 0x01, Family.IPV6: 0x01 | 0x08 | 0x20 | 0x40}
 _ROUTE_DESTINATION, _ROUTE_FROM, _ROUTE_INWARD, _ROUTE_DEVICE, _ROUTE_GATEWAY = 1, 2, 3, 4, 5
 _ROUTE_METRIC, _ROUTE_SOURCE, _ROUTE_MULTIPATH, _ROUTE_TABLE, _ROUTE_VIA = 6, 7, 9, 15, 18
-_OF_LINK = frozenset({_LINK_NAME, _LINK_INFO, _LINK_NETNSID})
+_OF_LINK = frozenset({_LINK_ADDRESS, _LINK_NAME, _LINK_INFO, _LINK_NETNSID})
 _OF_ROUTE = frozenset(
     {_ROUTE_DESTINATION, _ROUTE_DEVICE, _ROUTE_GATEWAY, _ROUTE_METRIC, _ROUTE_SOURCE}
     | {_ROUTE_MULTIPATH, _ROUTE_TABLE}
@@ -95,6 +95,7 @@ class Link(NamedTuple):
         hardware: ARPHRD_... of include/uapi/linux/if_arp.h, 1 for Ethernet.
         leads_away: what it is tied to (the other end of a veth) is in another network
             namespace.
+        mac: its address of the link, as long as such are; b"" where it has none.
     """
 
     number: int
@@ -102,6 +103,7 @@ class Link(NamedTuple):
     kind: str
     hardware: int = 1
     leads_away: bool = False
+    mac: bytes = b""
 
 
 class Address(NamedTuple):
@@ -163,7 +165,8 @@ def list_links() -> list[Link]:
         found = fields(body, _LINK.size, _OF_LINK)
         kind = fields(found.get(_LINK_INFO, b"")).get(_INFO_KIND)
         name = text(found.get(_LINK_NAME))
-        links.append(Link(index, name, text(kind), hardware, _LINK_NETNSID in found))
+        mac = found.get(_LINK_ADDRESS, b"")
+        links.append(Link(index, name, text(kind), hardware, _LINK_NETNSID in found, mac))
     return links
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.bpf import layout
 from tests.bpf.datapath import Datapath, compile_programs
-from tests.bpf.packets import FAMILIES, Addresses
+from tests.bpf.packets import FAMILIES, NODE_MAC, Addresses
 from tests.netns import Namespace
 
 HERE = Path(__file__).parent
@@ -41,7 +41,8 @@ def node() -> Iterator[Namespace]:
     with Namespace("bpf") as namespace:
         # Nothing listens at the other end; the programs run without being attached.
         namespace.run(["ip", "link", "add", "out0", "type", "veth", "peer", "name", "far0"])
-        namespace.run(["ip", "link", "set", "out0", "up"])
+        mac = NODE_MAC.hex(":")
+        namespace.run(["ip", "link", "set", "out0", "up", "address", mac])
         for addresses in FAMILIES:
             length = 32 if addresses.v4 else 128
             namespace.address("lo", f"{addresses.node}/{length}")

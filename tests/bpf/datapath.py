@@ -9,20 +9,23 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from platform import machine
+from typing import NamedTuple
 
 from scapy.packet import Packet
 
 from tests.bpf import layout
-from tests.bpf.packets import Addresses, address, frame
+from tests.bpf.packets import NODE_MAC, Addresses, address, frame
 from tests.bpf.syscall import Map, make_trie, pinned, possible_cpus, run_program
 from tests.kernel import bpffs
 
 SOURCES = Path(__file__).parents[2] / "ipmasq_agent/planes/bpf"
+TABLES = ("kept", "flows")
 PASS, DROP = -1, 2
-PROGRAMS = ("outward", "inward", "sweep")
+MARK = 0x4D51
+PROGRAMS = ("outward", "inward", "sweep", "index_flows")
 
 
 def find_clang() -> list[str]:
@@ -37,8 +40,10 @@ def compile_programs(place: Path, sources: Path = SOURCES) -> Path:
     copy = shutil.copytree(sources, place / "bpf")
     maps = copy / "maps.h"
     text = maps.read_text()
-    assert "(1 << 19)" in text
-    maps.write_text(text.replace("(1 << 19)", "(1 << 12)"))
+    for large, small in (("(1 << 19)", "(1 << 12)"), ("(1 << 18)", "(1 << 12)")):
+        assert large in text
+        text = text.replace(large, small)
+    maps.write_text(text)
     warnings = ("-Wall", "-Werror")
     done = subprocess.run(
         [*find_clang(), "-O2", "-g", *warnings, "-c", "masq.bpf.c", "-o", "masq.bpf.o"],
@@ -53,30 +58,48 @@ def compile_programs(place: Path, sources: Path = SOURCES) -> Path:
 
 @dataclass(frozen=True)
 class Key:
-    """A key of the table of flows, without its family."""
+    """What the packets of a flow are before translation, on their way out."""
 
     source: str
     sport: int
     destination: str
     dport: int
     protocol: int
-    side: int = layout.OUTWARD
 
-    def packed(self, family: int) -> bytes:
+    def packed(self, family: int, local: tuple[str, int] | None = None) -> bytes:
+        """The key of its entry, with another local end where it is translated."""
+        where, port = local or (self.source, self.sport)
         return struct.pack(
             layout.FLOW_KEY,
-            *(address(self.source), address(self.destination)),
-            *(socket.htons(self.sport), socket.htons(self.dport)),
-            *(self.protocol, family, self.side, 0),
+            *(address(self.destination), address(where)),
+            *(socket.htons(self.dport), socket.htons(port)),
+            *(self.protocol, family),
         )
 
 
 @dataclass(frozen=True)
 class Flow:
+    """With which address and port it leaves, and how long it lives."""
+
     address: str
     port: int
     state: int
     expires: int
+    translated: bool = False  # it is in the table of those with an address of the node
+
+    @property
+    def life(self) -> int:
+        return self.state << 32 | self.expires
+
+
+class Swept(NamedTuple):
+    """What a sweep found, of IPv4 and of IPv6."""
+
+    flows: tuple[int, int]
+    kept: tuple[int, int]
+    translated: tuple[int, int]
+    collected: tuple[int, int]
+    shed: tuple[int, int]
 
 
 def _text(packed: bytes, family: int) -> str:
@@ -120,12 +143,15 @@ class Datapath:
 
     def forget(self) -> None:
         """Make everything as it was after loading; inner tries stay, and are empty."""
-        for name in ("flows", "fragments", "devices"):
+        for name in ("flows", "kept", "moved", "fragments", "devices", "addresses", "exhausted"):
             self.maps[name].clear()
         for trie in self._tries.values():
             trie.clear()
         for slot in range(layout.SLOTS):
             self.maps["settings"].put(struct.pack("=I", slot), bytes(80))
+        for table in range(2):
+            self.maps["relieved"].put(struct.pack("=I", table), bytes(4))
+        self.maps["node"].put(bytes(4), struct.pack(layout.NODE, 1, 2, MARK))
         for family in range(layout.FAMILIES):
             self.put_in_force(family, 0)
         for index in range(layout.FAMILIES * layout.MOST_OUTCOMES):
@@ -170,6 +196,7 @@ class Datapath:
         egress: int = 0b11,
         link_header: int = 14,
         loopback: bool = False,
+        mac: bytes = NODE_MAC,
     ) -> None:
         """Say about the test's device what the agent says; ``source`` names an address."""
         held = [bytes(16), bytes(16)]
@@ -178,7 +205,7 @@ class Datapath:
             held[addresses.number] = address(getattr(addresses, source))
             has[addresses.number] = 1
         bits[addresses.number] = egress
-        value = struct.pack(layout.DEVICE, *held, *has, *bits, link_header, loopback)
+        value = struct.pack(layout.DEVICE, *held, *has, *bits, link_header, loopback, mac)
         self.maps["devices"].put(struct.pack("=I", self.ifindex), value)
 
     def _fill(self, name: str, slot: int, entries: Mapping[str, bytes]) -> None:
@@ -190,6 +217,12 @@ class Datapath:
 
     # -- packets --------------------------------------------------------------------------
 
+    def own(self, family: int, *addresses: str) -> None:
+        """Say which addresses the node has."""
+        for one in addresses:
+            key = struct.pack(layout.OWN_ADDRESS, address(one), family)
+            self.maps["addresses"].put(key, b"\0")
+
     def out(self, packet: Packet | bytes) -> bytes | None:
         """Send a packet out of the device: the frame that leaves, or None where it is dropped."""
         return self._run("outward", packet)
@@ -198,13 +231,19 @@ class Datapath:
         """Let a packet come in through the device: the frame that goes on, or None."""
         return self._run("inward", packet)
 
-    def sweep(self) -> tuple[int, ...]:
-        """Removed; alive of IPv4, of IPv6; translated of IPv4, of IPv6."""
+    def sweep(self) -> Swept:
+        """Remove what has expired for good, and say what was found."""
         verdict, _ = run_program(self.programs["sweep"], bytes(14), self.ifindex)
         assert verdict == 0
         found = self.maps["swept"].get(bytes(4))
         assert found is not None
-        return struct.unpack(layout.SWEPT, found)
+        numbers = struct.unpack(layout.SWEPT, found)
+        return Swept(*zip(numbers[::2], numbers[1::2], strict=True))
+
+    def index(self) -> None:
+        """Have all flows found by what they are before translation too."""
+        verdict, _ = run_program(self.programs["index_flows"], bytes(14), self.ifindex)
+        assert verdict == 0
 
     def _run(self, program: str, packet: Packet | bytes) -> bytes | None:
         data = packet if isinstance(packet, bytes) else frame(packet)
@@ -227,38 +266,56 @@ class Datapath:
         return found
 
     def flows(self, family: int) -> dict[Key, Flow]:
-        """The table of flows of a family."""
+        """All flows of a family."""
+        return {key: flow for name in TABLES for key, flow in self._table(name, family).items()}
+
+    def _table(self, name: str, family: int) -> dict[Key, Flow]:
         found = {}
-        for key, value in self.maps["flows"].entries().items():
-            source, destination, sport, dport, protocol, of, side, _ = struct.unpack(
-                layout.FLOW_KEY, key
-            )
-            if of == family:
-                ends = (
-                    *(_text(source, family), socket.ntohs(sport)),
-                    *(_text(destination, family), socket.ntohs(dport)),
-                )
-                to, port, _, state, expires = struct.unpack(layout.FLOW, value)
-                flow = Flow(_text(to, family), socket.ntohs(port), state, expires)
-                found[Key(*ends, protocol, side)] = flow
+        for key, value in self.maps[name].entries().items():
+            remote, local, dport, lport, protocol, of = struct.unpack(layout.FLOW_KEY, key)
+            if of != family:
+                continue
+            place = _text(local, family), socket.ntohs(lport)
+            owner = place
+            if name == "kept":
+                (life,) = struct.unpack(layout.KEPT, value)
+            else:
+                packed, port, _, _, life = struct.unpack(layout.FLOW, value)
+                owner = _text(packed, family), socket.ntohs(port)
+            flow = Flow(*place, life >> 32, life & 0xFFFFFFFF, name == "flows")
+            found[Key(*owner, _text(remote, family), socket.ntohs(dport), protocol)] = flow
+        return found
+
+    def port(self, family: Addresses, source: str) -> int:
+        """The port that an address's only flow is translated to."""
+        (found,) = [f for key, f in self.flows(family.number).items() if key.source == source]
+        assert found.translated
+        return found.port
+
+    def alive(self, family: int) -> dict[Key, Flow]:
+        """The flows of a family that have not expired."""
+        found: dict[Key, Flow] = {}
+        for name in TABLES:
+            flows = self._table(name, family).items()
+            found |= {key: flow for key, flow in flows if flow.expires > now()}
         return found
 
     def flow(self, family: int, key: Key) -> Flow | None:
         return self.flows(family).get(key)
 
     def put_flow(self, family: int, key: Key, flow: Flow) -> None:
-        value = struct.pack(
-            layout.FLOW,
-            *(address(flow.address), socket.htons(flow.port), 0, flow.state, flow.expires),
-        )
-        self.maps["flows"].put(key.packed(family), value)
+        if not flow.translated:
+            self.maps["kept"].put(key.packed(family), struct.pack(layout.KEPT, flow.life))
+            return
+        owner = address(key.source), socket.htons(key.sport)
+        value = struct.pack(layout.FLOW, *owner, 0, self.ifindex, flow.life)
+        self.maps["flows"].put(key.packed(family, (flow.address, flow.port)), value)
 
-    def let_expire(self, family: int, protocol: int | None = None) -> None:
+    def let_expire(self, family: int, protocol: int | None = None, *, since: int = 1) -> None:
         """Make every flow of a family, or of one protocol there, one that has expired."""
         for key, flow in self.flows(family).items():
             if protocol is None or key.protocol == protocol:
-                past = Flow(flow.address, flow.port, flow.state, now() - 1)
-                self.put_flow(family, key, past)
+                self.put_flow(family, key, replace(flow, expires=now() - since))
 
 
 def now() -> int:

@@ -8,11 +8,11 @@ SLOTS = FAMILIES * GENERATIONS
 
 MASQUERADE, NON_MASQUERADE = 1, 2
 MANAGED, ONLY_SOURCES, FIXED_SOURCES, RANDOM_FULLY = 1, 2, 4, 8
-LOCAL_TOO, DRAINING = 1 << 5, 1 << 6
+LOCAL_TOO, DRAINING, INDEXING = 1 << 5, 1 << 6, 1 << 7
 
-OUTWARD, INWARD = 0, 1
-TRANSLATED, FROM_OUTSIDE, SEEN_OUTWARD, SEEN_INWARD = 1, 2, 4, 8
+FROM_OUTSIDE, SEEN_OUTWARD, SEEN_INWARD, CONFIRMED = 1, 2, 4, 8
 FIN_OUTWARD, FIN_INWARD, RESET = 16, 32, 64
+INDEXED, TAKING, BY_FIXED = 128, 256, 512
 
 MOST_OUTCOMES = 64
 OUTCOMES = (
@@ -39,16 +39,26 @@ OUTCOMES = (
     "FLOWS_TRANSLATED",
     "FLOWS_KEPT",
     "FLOWS_FROM_OUTSIDE",
+    "IN_PASSED_FRAGMENT",
+    "OUT_DROPPED_RACE",
+    "OUT_KEPT_OWN",
+    "FLOWS_OWN",
+    "FLOWS_UNRECORDED",
+    "FLOWS_COLLECTED",
+    "FLOWS_SHED",
 )
 
 PREFIX = "=I16s"  # struct prefix
 SETTINGS = "=QII30HI"
-DEVICE = "=16s16s2B2BBB2x"
-FLOW_KEY = "=16s16sHHBBBB"  # ports as they are on the wire
-FLOW = "=16sHHII"
-FRAGMENT_KEY = "=16s16sIBBBB"
+DEVICE = "=16s16s2B2BBB6s"
+NODE = "=QQH6x"
+OWN_ADDRESS = "=16sI"
+FLOW_KEY = "=16s16sHHBB2x"  # remote, then local end; ports as they are on the wire
+FLOW = "=16sHHIQ"
+KEPT = "=Q"
+FRAGMENT_KEY = "=16s16sIBB2x"
 FRAGMENT = "=HHI"
-SWEPT = "=5Q"
+SWEPT = "=10I"
 
 # Of each struct its size and the offset of each member, in bytes.
 STRUCTS: dict[str, tuple[int, dict[str, int]]] = {
@@ -60,24 +70,27 @@ STRUCTS: dict[str, tuple[int, dict[str, int]]] = {
         {"stamp": 0, "flags": 8, "port_ranges": 12, "ports": 16, "port_count": 76},
     ),
     "control": (4, {"generation": 0}),
+    "node": (24, {"secret": 0, "mark": 16, "pad": 18}),
     "device": (
-        40,
-        {"source": 0, "has_source": 32, "egress": 34, "link_header": 36, "loopback": 37, "pad": 38},
+        44,
+        {"source": 0, "has_source": 32, "egress": 34, "link_header": 36, "loopback": 37, "mac": 38},
     ),
+    "own_address": (20, {"address": 0, "family": 16}),
     "flow_key": (
         40,
         {
-            "source": 0,
-            "destination": 16,
-            "source_port": 32,
-            "destination_port": 34,
+            "remote": 0,
+            "local": 16,
+            "remote_port": 32,
+            "local_port": 34,
             "protocol": 36,
             "family": 37,
-            "side": 38,
-            "pad": 39,
+            "pad": 38,
         },
     ),
-    "flow": (28, {"address": 0, "port": 16, "pad": 18, "state": 20, "expires": 24}),
+    "flow": (32, {"address": 0, "port": 16, "pad": 18, "ifindex": 20, "life": 24}),
+    "kept": (8, {"life": 0}),
+    "place": (20, {"address": 0, "port": 16, "pad": 18}),
     "fragment_key": (
         40,
         {
@@ -86,12 +99,12 @@ STRUCTS: dict[str, tuple[int, dict[str, int]]] = {
             "id": 32,
             "protocol": 36,
             "family": 37,
-            "side": 38,
-            "pad": 39,
+            "pad": 38,
         },
     ),
     "fragment": (8, {"source_port": 0, "destination_port": 2, "expires": 4}),
-    "swept": (40, {"removed": 0, "alive": 8, "translated": 24}),
+    "swept": (40, {"flows": 0, "kept": 8, "translated": 16, "collected": 24, "shed": 32}),
+    "exhausted_key": (20, {"remote": 0, "remote_port": 16, "protocol": 18, "family": 19}),
 }
 
 # Of each map its key's and value's size.
@@ -101,9 +114,15 @@ MAPS: dict[str, tuple[int, int]] = {
     "fixed": (4, 4),
     "settings": (4, 80),
     "control": (4, 4),
-    "devices": (4, 40),
-    "flows": (40, 28),
+    "node": (4, 24),
+    "devices": (4, 44),
+    "addresses": (20, 1),
+    "flows": (40, 32),
+    "kept": (40, 8),
+    "moved": (40, 20),
     "fragments": (40, 8),
     "counters": (4, 8),
     "swept": (4, 40),
+    "exhausted": (20, 8),
+    "relieved": (4, 4),
 }

@@ -80,9 +80,15 @@ def network(source: str, destination: str, **fields: Any) -> Packet:
     return IP(src=source, dst=destination, **{"id": 7, **fields})
 
 
-def frame(packet: Packet) -> bytes:
-    """The bytes of an Ethernet frame with a packet, all checksums computed."""
-    return bytes(Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / packet)
+NODE_MAC = bytes.fromhex("020000000001")
+
+
+def frame(packet: Packet, *, source: bytes = NODE_MAC, destination: bytes = NODE_MAC) -> bytes:
+    """The bytes of an Ethernet frame with a packet, all checksums computed.
+
+    The node's device sends it, or gets it: both ends are the device where nothing is said.
+    """
+    return bytes(Ether(src=source.hex(":"), dst=destination.hex(":")) / packet)
 
 
 def tcp(

@@ -14,7 +14,6 @@ from scapy.layers.inet6 import (
 )
 from scapy.packet import Packet, Raw
 
-from tests.bpf import layout
 from tests.bpf.datapath import Datapath
 from tests.bpf.packets import Addresses, flow, frame, network, udp
 
@@ -54,7 +53,7 @@ def test_an_error_about_a_translated_packet_reaches_the_pod(
 ) -> None:
     masq.out(flow(protocol, family.other_pod, 1500, family.outside, 80))
     masq.out(flow(protocol, family.pod, 1500, family.outside, 80))
-    (port,) = {key.dport for key in masq.flows(family.number) if key.side == layout.INWARD} - {1500}
+    port = masq.port(family, family.pod)
     sent = flow(protocol, family.node, port, family.outside, 80)
     came = flow(protocol, family.pod, 1500, family.outside, 80)
     expected = frame(error(kind, family.router, family.pod, came, transport))
@@ -71,7 +70,7 @@ def test_an_error_about_a_reply_leaves_with_the_nodes_address(
 ) -> None:
     masq.out(flow(protocol, family.other_pod, 1500, family.outside, 80))
     masq.out(flow(protocol, family.pod, 1500, family.outside, 80))
-    (port,) = {key.dport for key in masq.flows(family.number) if key.side == layout.INWARD} - {1500}
+    port = masq.port(family, family.pod)
     came = flow(protocol, family.outside, 80, family.pod, 1500, reply=True)
     sent = flow(protocol, family.outside, 80, family.node, port, reply=True)
     out = masq.out(error(kind, getattr(family, maker), family.outside, came))

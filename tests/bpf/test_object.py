@@ -12,27 +12,24 @@ from typing import Any
 import pytest
 
 from tests.bpf import layout
-from tests.bpf.datapath import SOURCES, Datapath, find_clang
+from tests.bpf.datapath import PROGRAMS, SOURCES, Datapath, find_clang
 from tests.bpf.syscall import LPM_TRIE
 
-NEWEST = (5, 15)
+NEWEST = (6, 1)
 
 # The release of Linux that a helper came with, by its number in enum bpf_func_id.
 HELPERS = {
     1: ("map_lookup_elem", (3, 19)),
     2: ("map_update_elem", (3, 19)),
     3: ("map_delete_elem", (3, 19)),
-    7: ("get_prandom_u32", (4, 1)),
     9: ("skb_store_bytes", (4, 1)),
     10: ("l3_csum_replace", (4, 1)),
     11: ("l4_csum_replace", (4, 1)),
     26: ("skb_load_bytes", (4, 5)),
     28: ("csum_diff", (4, 6)),
-    84: ("sk_lookup_tcp", (4, 20)),
-    85: ("sk_lookup_udp", (4, 20)),
-    86: ("sk_release", (4, 20)),
     160: ("ktime_get_coarse_ns", (5, 11)),
     164: ("for_each_map_elem", (5, 13)),
+    181: ("loop", (5, 17)),
 }
 MAP_TYPES = {
     1: ("hash", (3, 19)),
@@ -110,8 +107,8 @@ def test_numbers_are_those_that_the_agent_writes(tmp_path: Path) -> None:
     names = (
         *("IPV4", "IPV6", "FAMILIES", "GENERATIONS", "SLOTS", "MASQUERADE", "NON_MASQUERADE"),
         *("MANAGED", "ONLY_SOURCES", "FIXED_SOURCES", "RANDOM_FULLY", "LOCAL_TOO", "DRAINING"),
-        *("OUTWARD", "INWARD", "TRANSLATED", "FROM_OUTSIDE", "SEEN_OUTWARD", "SEEN_INWARD"),
-        *("FIN_OUTWARD", "FIN_INWARD", "RESET"),
+        *("INDEXING", "FROM_OUTSIDE", "SEEN_OUTWARD", "SEEN_INWARD", "CONFIRMED"),
+        *("FIN_OUTWARD", "FIN_INWARD", "RESET", "INDEXED", "TAKING", "BY_FIXED"),
     )
     assert_equal_in_c(tmp_path, {name: getattr(layout, name) for name in names})
 
@@ -135,7 +132,7 @@ def test_no_kind_of_map_is_newer_than_the_oldest_kernel(loaded: Datapath) -> Non
         assert MAP_TYPES[int(found[1])][1] <= NEWEST
 
 
-@pytest.mark.parametrize("program", ["outward", "inward", "sweep"])
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_the_verifier_is_far_from_its_limit(loaded: Datapath, program: str) -> None:
     # Another release or compiler needs more of the million that there is.
     text = _fdinfo(loaded.programs[program])

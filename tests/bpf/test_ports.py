@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
 
 from tests.bpf import layout
-from tests.bpf.datapath import Datapath
+from tests.bpf.datapath import Datapath, now
 from tests.bpf.packets import LINK, Addresses, echo, flow, frame, tcp, udp
 
 PROTOCOLS = ("tcp", "udp", "echo")
 FOUR = [(40000, 40003)]
+GRACE = 2
 
 
 def policy(
@@ -44,7 +43,7 @@ def test_a_port_that_another_destination_uses_is_free(
 
 def test_a_port_whose_flow_has_expired_is_free(masq: Datapath, family: Addresses) -> None:
     masq.out(tcp(family.other_pod, 1500, family.outside, 80))
-    masq.let_expire(family.number)
+    masq.let_expire(family.number, since=GRACE)
     out = masq.out(tcp(family.pod, 1500, family.outside, 80))
     assert out == frame(tcp(family.node, 1500, family.outside, 80))
     back = masq.back(tcp(family.outside, 80, family.node, 1500, "SA"))
@@ -82,11 +81,8 @@ def test_every_port_of_fifteen_ranges_is_given_out(masq: Datapath, family: Addre
     ranges = [(30000 + 100 * n, 30000 + 100 * n) for n in range(15)]
     policy(masq, family, ports=ranges)
     got = set()
-    for number in range(200):  # with 64 tries each, 15 would nearly always do
-        if sent := masq.out(udp(family.pod, 1500 + number, family.outside, 80)):
-            got.add(port_of(sent, family))
-        if len(got) == 15:
-            break
+    for number in range(15):
+        got.add(port_of(masq.out(udp(family.pod, 1500 + number, family.outside, 80)), family))
     assert got == {first for first, _ in ranges}
 
 
@@ -108,34 +104,82 @@ def test_without_a_free_port_new_flows_are_dropped_and_others_go_on(
     assert masq.out(flow(protocol, family.pod, 1504, family.router, 80)) is not None
 
 
-@contextlib.contextmanager
-def listening(family: Addresses, protocol: str, port: int, address: str) -> Iterator[None]:
-    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
-    with socket.socket(socket.AF_INET if family.v4 else socket.AF_INET6, kind) as listener:
-        listener.bind((address, port))
-        if protocol == "tcp":
-            listener.listen()
-        yield
-
-
-@pytest.mark.parametrize("where", ["node", "any"])
-@pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_the_port_of_a_socket_of_the_host_is_never_a_pods(
-    masq: Datapath, family: Addresses, protocol: str, where: str
+@pytest.mark.parametrize("guarded", [False, True])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_node_gets_another_port_where_a_pod_has_its_own(
+    masq: Datapath, family: Addresses, protocol: str, guarded: bool
 ) -> None:
-    address = family.node if where == "node" else ("0.0.0.0" if family.v4 else "::")
-    with listening(family, protocol, 40000, address):
-        out = masq.out(flow(protocol, family.pod, 40000, family.outside, 80))
-        assert port_of(out, family) != 40000
-        policy(masq, family, ports=FOUR)
-        got = [
-            port_of(masq.out(flow(protocol, family.pod, 1500 + n, family.router, 80)), family)
-            for n in range(3)
-        ]
-        assert sorted(got) == [40001, 40002, 40003]
-        assert masq.out(flow(protocol, family.pod, 1503, family.router, 80)) is None
-    out = masq.out(flow(protocol, family.pod, 1503, family.router, 80))
-    assert port_of(out, family) == 40000
+    everything = {family.everything: layout.MASQUERADE}
+    masq.policy(family.number, everything, sources=[family.pods] if guarded else ())
+    masq.out(flow(protocol, family.pod, 1500, family.outside, 80))
+    masq.out(flow(protocol, family.node, 1500, family.outside, 80))
+    port = masq.port(family, family.node)
+    assert port != 1500
+    for flags in ("A", "A"):
+        out = masq.out(flow(protocol, family.node, 1500, family.outside, 80, flags))
+        assert out == frame(flow(protocol, family.node, port, family.outside, 80, flags))
+    back = masq.back(flow(protocol, family.outside, 80, family.node, port, reply=True))
+    assert back == frame(flow(protocol, family.outside, 80, family.node, 1500, reply=True))
+    back = masq.back(flow(protocol, family.outside, 80, family.node, 1500, reply=True))
+    assert back == frame(flow(protocol, family.outside, 80, family.pod, 1500, reply=True))
+
+
+def test_the_nodes_own_port_is_its_own_again_where_no_other_is_left(
+    masq: Datapath, family: Addresses
+) -> None:
+    policy(masq, family, ports=[(40000, 40000)])
+    masq.out(udp(family.pod, 1500, family.outside, 80))
+    assert masq.out(udp(family.node, 40000, family.outside, 80)) is None
+    assert masq.counted(family.number)["OUT_DROPPED_PORTS"] == 1
+    masq.let_expire(family.number, since=GRACE)
+    own = frame(udp(family.node, 40000, family.outside, 80))
+    assert masq.out(own) == own
+
+
+def test_each_of_a_hundred_ports_is_used(masq: Datapath, family: Addresses) -> None:
+    policy(masq, family, ports=[(40000, 40049), (50000, 50049)], flags=layout.RANDOM_FULLY)
+    sent = [masq.out(udp(family.pod, 1500 + n, family.outside, 80)) for n in range(100)]
+    assert len({port_of(each, family) for each in sent}) == 100
+    assert masq.out(udp(family.pod, 1600, family.outside, 80)) is None
+
+
+def test_a_flow_at_a_later_place_is_found_also_when_its_first_one_is_free_again(
+    masq: Datapath, family: Addresses
+) -> None:
+    masq.out(udp(family.other_pod, 1500, family.outside, 80))
+    masq.out(udp(family.pod, 1500, family.outside, 80))
+    port = masq.port(family, family.pod)
+    for key, held in masq.flows(family.number).items():
+        if key.source == family.other_pod:
+            masq.put_flow(family.number, key, replace(held, expires=now() - GRACE))
+    masq.sweep()
+    out = masq.out(udp(family.pod, 1500, family.outside, 80))
+    assert out == frame(udp(family.node, port, family.outside, 80))
+    masq.let_expire(family.number, since=GRACE)
+    masq.sweep()
+    assert masq.maps["moved"].entries() == {}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_flows_stay_where_they_are_when_first_places_change(
+    masq: Datapath, family: Addresses, protocol: str
+) -> None:
+    masq.out(flow(protocol, family.pod, 1500, family.outside, 80))
+    masq.out(flow(protocol, family.node, 1501, family.outside, 80))
+    masq.own(family.number, family.node, family.other_node)
+    masq.index()
+    policy(masq, family, flags=layout.RANDOM_FULLY, ports=None)
+    masq.device(family, source="other_node")
+    out = masq.out(flow(protocol, family.pod, 1500, family.outside, 80, "A"))
+    assert out == frame(flow(protocol, family.node, 1500, family.outside, 80, "A"))
+    own = frame(flow(protocol, family.node, 1501, family.outside, 80, "A"))
+    assert masq.out(own) == own
+    # Once the address has gone, what had it gets another, as with MASQUERADE.
+    masq.maps["addresses"].clear()
+    masq.own(family.number, family.other_node)
+    out = masq.out(flow(protocol, family.pod, 1500, family.outside, 80, "A"))
+    assert out is not None
+    assert (IP if family.v4 else IPv6)(out[LINK:]).src == family.other_node
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -167,7 +211,7 @@ def test_a_flow_of_the_node_that_is_kept_has_its_port_for_itself(
     reply = frame(flow(protocol, family.outside, 80, family.node, 1500, reply=True))
     assert masq.back(reply) == reply
     # Once it is over the port is as free as any other one.
-    masq.let_expire(family.number)
+    masq.let_expire(family.number, since=GRACE)
     out = masq.out(flow(protocol, family.other_pod, 1500, family.outside, 80))
     assert out == own
 

@@ -35,11 +35,7 @@ def test_a_flow_on_another_port_is_translated_outward_and_back(
 ) -> None:
     masq.out(flow(protocol, family.other_pod, 1500, family.outside, 80))
     masq.out(flow(protocol, family.pod, 1500, family.outside, 80))
-    (port,) = {
-        of.port
-        for key, of in masq.flows(family.number).items()
-        if key.source == family.pod and key.side == layout.OUTWARD
-    }
+    port = masq.port(family, family.pod)
     assert port != 1500
     out = masq.out(flow(protocol, family.pod, 1500, family.outside, 80))
     assert out == frame(flow(protocol, family.node, port, family.outside, 80))

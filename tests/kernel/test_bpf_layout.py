@@ -63,7 +63,7 @@ def test_settings() -> None:
 def test_a_device() -> None:
     at = offsets("device")
     told = layout.pack_device(
-        layout.DeviceEntry({Family.IPV4: 7}, {Family.IPV4: 1, Family.IPV6: 2}, 14, True)
+        layout.DeviceEntry({Family.IPV4: 7}, {Family.IPV4: 1, Family.IPV6: 2}, 14, True, b"abcdef")
     )
     assert len(told) == size("device")
     assert told[at["source"] :][:20] == (7).to_bytes(4) + bytes(16)
@@ -71,39 +71,67 @@ def test_a_device() -> None:
     assert told[at["egress"] :][:2] == bytes([1, 2])
     assert told[at["link_header"]] == 14
     assert told[at["loopback"]] == 1
+    assert told[at["mac"] :][:6] == b"abcdef"
 
 
-def test_a_flow() -> None:
-    of_key, of_value = offsets("flow_key"), offsets("flow")
-    key, value = bytearray(size("flow_key")), bytearray(size("flow"))
+def test_what_is_of_the_node() -> None:
+    at = offsets("node")
+    told = layout.pack_node(5 | 6 << 64, 7)
+    assert len(told) == size("node")
+    assert struct.unpack_from("=QQ", told, at["secret"]) == (5, 6)
+    assert struct.unpack_from("=H", told, at["mark"]) == (7,)
+
+
+REMOTE, LOCAL, POD = (0xFD << 120 | n for n in range(3))
+
+
+def _key() -> bytes:
+    of = offsets("flow_key")
+    key = bytearray(size("flow_key"))
     for name, data in (
-        ("source", (0xFD << 120 | 1).to_bytes(16)),
-        ("destination", (0xFD << 120 | 2).to_bytes(16)),
-        ("source_port", (1000).to_bytes(2)),
-        ("destination_port", (80).to_bytes(2)),
+        ("remote", REMOTE.to_bytes(16)),
+        ("local", LOCAL.to_bytes(16)),
+        ("remote_port", (80).to_bytes(2)),
+        ("local_port", (4000).to_bytes(2)),
         ("protocol", bytes([6])),
         ("family", bytes([1])),
     ):
-        key[of_key[name] : of_key[name] + len(data)] = data
-    struct.pack_into("=I", value, of_value["state"], FlowState.FROM_OUTSIDE)
-    struct.pack_into("=I", value, of_value["expires"], 105)
-    ends = (0xFD << 120 | 1, 1000), (0xFD << 120 | 2, 80)
-    told = layout.TrackedFlow(Family.IPV6, 6, *ends, FlowState.FROM_OUTSIDE, 5)
-    assert layout.unpack_flow(bytes(key), bytes(value), 100) == told
-    key[of_key["side"]] = 1
-    assert layout.unpack_flow(bytes(key), bytes(value), 100) is None
+        key[of[name] : of[name] + len(data)] = data
+    return bytes(key)
+
+
+def test_a_flow_with_an_address_of_the_node() -> None:
+    at = offsets("flow")
+    value = bytearray(size("flow"))
+    struct.pack_into("=16s", value, at["address"], POD.to_bytes(16))
+    struct.pack_into(">H", value, at["port"], 1000)
+    struct.pack_into("=Q", value, at["life"], FlowState.FROM_OUTSIDE << 32 | 105)
+    told = layout.TrackedFlow(Family.IPV6, 6, (POD, 1000), (REMOTE, 80), FlowState.FROM_OUTSIDE, 5)
+    assert layout.unpack_flow(_key(), bytes(value), 100) == told
+    struct.pack_into("=Q", value, at["life"], FlowState.TAKING << 32 | 105)
+    assert layout.unpack_flow(_key(), bytes(value), 100).seconds == 0
+
+
+def test_a_flow_that_keeps_its_source() -> None:
+    value = struct.pack("=Q", FlowState.FROM_OUTSIDE << 32 | 105)
+    assert len(value) == size("kept")
+    told = layout.TrackedFlow(
+        Family.IPV6, 6, (LOCAL, 4000), (REMOTE, 80), FlowState.FROM_OUTSIDE, 5
+    )
+    assert layout.unpack_kept(_key(), value, 100) == told
+
+
+def test_states_are_the_same_bits() -> None:
     for state in FlowState:
         bit = state.value.bit_length() - 1
         assert re.search(rf"#define {state.name}\s+\(1 << {bit}\)", HEADER)
 
 
 def test_what_a_sweep_found() -> None:
-    at = offsets("swept")
     room = bytearray(size("swept"))
-    struct.pack_into("=Q", room, at["removed"], 1)
-    struct.pack_into("=2Q", room, at["alive"], 2, 3)
-    struct.pack_into("=2Q", room, at["translated"], 4, 5)
-    assert layout.unpack_swept(bytes(room)) == 4 + 5
+    for number, name in enumerate(("flows", "kept", "translated", "collected", "shed")):
+        struct.pack_into("=2I", room, offsets("swept")[name], number, 10 * number)
+    assert layout.unpack_swept(bytes(room)) == 22
 
 
 def test_verdicts_and_outcomes_have_the_same_numbers() -> None:

@@ -1,12 +1,24 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The table of flows: how long they live, and how a new one gets a port. */
+/*
+ * The tables of flows: how long they live, and how a new one gets a place.
+ *
+ * A flow that leaves with an address of the node has one entry, under what its replies look
+ * like. Its port is given by a keyed hash of what it was before; so the way out is found
+ * again by computing, and seen to be right by the owner that the entry names. Where that
+ * first place was another's, the flow is at a later one, and `moved` says where.
+ *
+ * An entry that lives is never removed and never gets another owner. One that has expired is
+ * given to the next flow that wants its place as it is, `GRACE` seconds later: a program that
+ * saw it alive has that long to copy the owner. Both are claimed by compare-and-exchange of
+ * `life` with TAKING, so of two CPUs one has it.
+ */
 #ifndef IPMASQ_FLOWS_H
 #define IPMASQ_FLOWS_H
 
 #include "policy.h"
 
 /* Seconds without a packet; close to those of net/netfilter/nf_conntrack_proto_*.c. */
-#define TCP_OPENING	120
+#define TCP_OPENING	60
 #define TCP_ESTABLISHED (5 * 24 * 3600)
 #define TCP_CLOSING	120
 #define TCP_RESET	10
@@ -14,16 +26,26 @@
 #define UDP_BOTH_WAYS	120
 #define ICMP_QUERY	30
 #define OTHER_PROTOCOL	600
-#define FRAGMENT_LIFE	30
+#define FRAGMENT_LIFE	3
 
-/* How many ports a new flow tries, each at random but the first. */
-#define PORT_TRIES	64
-#define FIRST_PORT	1024
-#define LAST_PORT	65535
+#define GRACE	 2
+#define SHED_IDLE 2 /* seconds without a packet, for one that may go where room is needed */
 
-static __always_inline bool alive(const struct flow *flow, __u32 now)
+/* Places that a new flow tries: some at random, then one after the other. */
+#define SCATTERED  16
+#define IN_ORDER   128
+#define FIRST_PORT 1024
+#define LAST_PORT  65535
+#define ALL_PORTS  (LAST_PORT - FIRST_PORT + 1)
+
+static __always_inline bool expired(__u64 life, __u32 now, __u32 grace)
 {
-	return (__s32)(flow->expires - now) > 0;
+	return (__s32)(now - EXPIRES(life)) >= (__s32)grace;
+}
+
+static __always_inline bool alive(__u64 life, __u32 now)
+{
+	return !expired(life, now, 0) && !(STATE(life) & TAKING);
 }
 
 static __always_inline __u32 lifetime(__u8 protocol, __u32 state)
@@ -36,7 +58,7 @@ static __always_inline __u32 lifetime(__u8 protocol, __u32 state)
 			return TCP_RESET;
 		if (state & (FIN_OUTWARD | FIN_INWARD))
 			return TCP_CLOSING;
-		return both ? TCP_ESTABLISHED : TCP_OPENING;
+		return both && state & CONFIRMED ? TCP_ESTABLISHED : TCP_OPENING;
 	case IPPROTO_UDP:
 		return both ? UDP_BOTH_WAYS : UDP_ONE_WAY;
 	case IPPROTO_ICMP:
@@ -47,13 +69,15 @@ static __always_inline __u32 lifetime(__u8 protocol, __u32 state)
 	}
 }
 
-/* The state of a flow once a packet of it was seen on the side. */
-static __always_inline __u32 advanced(__u32 state, const struct packet *p)
+/* The state of a flow once a packet of it was seen on a side. */
+static __always_inline __u32 advanced(__u32 state, const struct packet *p, bool outward)
 {
-	bool outward = p->key.side == OUTWARD;
+	bool answered = state & (outward ? SEEN_INWARD : SEEN_OUTWARD);
+	bool by_opener = outward == !(state & FROM_OUTSIDE);
+	bool first = !(state & (SEEN_OUTWARD | SEEN_INWARD));
 
 	state |= outward ? SEEN_OUTWARD : SEEN_INWARD;
-	if (p->key.protocol != IPPROTO_TCP || p->part == LATER)
+	if (p->protocol != IPPROTO_TCP || p->part == LATER)
 		return state;
 	if (p->tcp_flags & TCP_RST)
 		return state | RESET;
@@ -61,257 +85,438 @@ static __always_inline __u32 advanced(__u32 state, const struct packet *p)
 	state &= ~RESET;
 	if (p->tcp_flags & TCP_FIN)
 		state |= outward ? FIN_OUTWARD : FIN_INWARD;
+	/* Also where the flow is met in the middle; whoever forges a SYN cannot answer for it. */
+	if (!(p->tcp_flags & TCP_SYN) && by_opener && (answered || first))
+		state |= CONFIRMED;
 	return state;
 }
 
-/*
- * Take a packet of an OUTWARD flow into account; true where it lives longer now. That is
- * so about once in a second: only then the other half is looked up too.
- */
-static __always_inline bool touch(struct flow *flow, const struct packet *p, __u32 now)
+/* One attempt of `touch`; false where another CPU was faster, and `before` is what it wrote. */
+static __always_inline bool try_to_touch(__u64 *life, __u64 *before, const struct packet *p,
+					 bool outward, __u32 now)
 {
-	__u32 before = flow->state, state = advanced(before, p);
-	__u32 expires = now + lifetime(p->key.protocol, state);
+	__u32 state = advanced(STATE(*before), p, outward);
+	__u64 after = LIFE(state, now + lifetime(p->protocol, state)), found;
 
-	/*
-	 * Bit by bit: other CPUs do so too, and the table may give the entry to another flow
-	 * at any moment, which must never become translated, or kept, by this one's state.
-	 */
-	if (state & ~before)
-		__sync_fetch_and_or(&flow->state, state & ~before);
-	if (before & ~state)
-		__sync_fetch_and_and(&flow->state, ~(before & ~state));
-	if (expires == flow->expires)
-		return false;
-	flow->expires = expires;
-	return true;
+	if (after == *before || STATE(*before) & TAKING)
+		return true;
+	found = __sync_val_compare_and_swap(life, *before, after);
+	if (found == *before)
+		return true;
+	*before = found;
+	return false;
 }
 
-static __always_inline void swap_ends(struct flow_key *to, const struct flow_key *from,
-				      enum side side)
+/* Take a packet of a flow into account. Nothing is written while nothing changes. */
+static __always_inline void touch(__u64 *life, const struct packet *p, bool outward, __u32 now)
 {
-	to->source = from->destination;
-	to->destination = from->source;
-	to->source_port = from->destination_port;
-	to->destination_port = from->source_port;
-	to->protocol = from->protocol;
-	to->family = from->family;
-	to->side = side;
-	to->pad = 0;
+	__u64 before = READ_ONCE(*life);
+
+	/* No loop: Linux 6.1 does not take all that clang makes of one. */
+	if (!try_to_touch(life, &before, p, outward, now) &&
+	    !try_to_touch(life, &before, p, outward, now))
+		try_to_touch(life, &before, p, outward, now);
 }
 
-/* The key of a translated flow's INWARD half. */
-static __always_inline void inward_key(struct flow_key *key, const struct flow_key *outward,
-				       const struct flow *flow)
+/* Let a flow end: its place is free once everybody who saw it alive is done. */
+static __always_inline void let_end(__u64 *life, __u32 now)
 {
-	swap_ends(key, outward, INWARD);
-	key->destination = flow->address;
-	key->destination_port = flow->port;
+	__u64 before = READ_ONCE(*life);
+
+	if (!(STATE(before) & TAKING))
+		__sync_val_compare_and_swap(life, before, LIFE(STATE(before), now));
 }
 
-/*
- * Make sure that replies of a translated flow find their way: the table forgets the least
- * recently used entry when it is full, and it may be one half of a flow.
- * Returns 0, or -1 where the place was taken by another flow meanwhile.
- */
-static __noinline int keep_inward(const struct flow_key *outward, const struct flow *flow)
+/* The key of what a packet on its way out is part of, if it leaves as it is. */
+static __always_inline void outward_key(struct flow_key *key, const struct packet *p)
 {
-	struct flow_key key;
-	struct flow back = {
-		.address = outward->source,
-		.port = outward->source_port,
-		.state = TRANSLATED,
-		.expires = flow->expires,
+	key->remote = p->destination;
+	key->local = p->source;
+	key->remote_port = p->destination_port;
+	key->local_port = p->source_port;
+	key->protocol = p->protocol;
+	key->family = p->family;
+	key->pad[0] = key->pad[1] = 0;
+}
+
+/* The key of what a packet that comes in is part of. */
+static __always_inline void inward_key(struct flow_key *key, const struct packet *p)
+{
+	key->remote = p->source;
+	key->local = p->destination;
+	key->remote_port = p->source_port;
+	key->local_port = p->destination_port;
+	key->protocol = p->protocol;
+	key->family = p->family;
+	key->pad[0] = key->pad[1] = 0;
+}
+
+/* Whether a flow belongs to whoever sent this packet outward. */
+static __always_inline bool owns(const struct flow *flow, const struct packet *p)
+{
+	return same(&flow->address, &p->source) && flow->port == p->source_port;
+}
+
+/* -- places ------------------------------------------------------------------------------- */
+
+#define ROTATED(x, by) ((x) << (by) | (x) >> (64 - (by)))
+
+#define SIPHASH_ROUND(v)                                                       \
+	do {                                                                   \
+		v[0] += v[1], v[2] += v[3];                                    \
+		v[1] = ROTATED(v[1], 13) ^ v[0], v[3] = ROTATED(v[3], 16) ^ v[2]; \
+		v[0] = ROTATED(v[0], 32);                                      \
+		v[2] += v[1], v[0] += v[3];                                    \
+		v[1] = ROTATED(v[1], 17) ^ v[2], v[3] = ROTATED(v[3], 21) ^ v[0]; \
+		v[2] = ROTATED(v[2], 32);                                      \
+	} while (0)
+
+#define SIPHASH_WORD(v, word)        \
+	do {                         \
+		__u64 w = (word);    \
+		v[3] ^= w;           \
+		SIPHASH_ROUND(v);    \
+		v[0] ^= w;           \
+	} while (0)
+
+/* SipHash-1-3 of what a flow is before translation. */
+__noinline __u64 flow_hash(const struct packet *p)
+{
+	if (!p)
+		return 0;
+
+	__u32 zero = 0;
+	const struct node *of_node = bpf_map_lookup_elem(&node, &zero);
+	__u64 first = of_node ? of_node->secret[0] : 0, second = of_node ? of_node->secret[1] : 0;
+	__u64 v[4] = {
+		first ^ 0x736f6d6570736575,
+		second ^ 0x646f72616e646f6d,
+		first ^ 0x6c7967656e657261,
+		second ^ 0x7465646279746573,
 	};
-	struct flow *held;
 
-	inward_key(&key, outward, flow);
-	held = bpf_map_lookup_elem(&flows, &key);
-	if (!held)
-		return bpf_map_update_elem(&flows, &key, &back, BPF_NOEXIST) ? -1 : 0;
-	if (!same(&held->address, &back.address) || held->port != back.port)
-		return -1;
-	held->expires = back.expires;
-	return 0;
-}
-
-/* Remove a flow; its way back only while it is its own, not that of one which took it over. */
-static __always_inline void forget(const struct flow_key *outward, const struct flow *flow)
-{
-	struct flow_key key;
-	const struct flow *back;
-
-	if (flow->state & TRANSLATED) {
-		inward_key(&key, outward, flow);
-		back = bpf_map_lookup_elem(&flows, &key);
-		if (back && same(&back->address, &outward->source) &&
-		    back->port == outward->source_port)
-			bpf_map_delete_elem(&flows, &key);
+	SIPHASH_WORD(v, (__u64)p->source.word[0] << 32 | p->destination.word[0]);
+	if (p->family == IPV6) {
+		SIPHASH_WORD(v, (__u64)p->source.word[1] << 32 | p->destination.word[1]);
+		SIPHASH_WORD(v, (__u64)p->source.word[2] << 32 | p->destination.word[2]);
+		SIPHASH_WORD(v, (__u64)p->source.word[3] << 32 | p->destination.word[3]);
 	}
-	bpf_map_delete_elem(&flows, outward);
+	SIPHASH_WORD(v, (__u64)p->protocol << 32 | (__u32)p->source_port << 16 | p->destination_port);
+	v[2] ^= 0xff;
+	SIPHASH_ROUND(v);
+	SIPHASH_ROUND(v);
+	SIPHASH_ROUND(v);
+	return v[0] ^ v[1] ^ v[2] ^ v[3];
 }
 
-/* Whether a socket of the host has the port that replies with this key would come to. */
-static __always_inline bool is_of_host(struct __sk_buff *skb, const struct flow_key *reply)
-{
-	struct bpf_sock_tuple tuple = {};
-	struct bpf_sock *socket;
-	__u32 size;
-
-	if (reply->family == IPV4) {
-		tuple.ipv4.saddr = reply->source.word[0];
-		tuple.ipv4.daddr = reply->destination.word[0];
-		tuple.ipv4.sport = reply->source_port;
-		tuple.ipv4.dport = reply->destination_port;
-		size = sizeof(tuple.ipv4);
-	} else {
-		__builtin_memcpy(tuple.ipv6.saddr, &reply->source, sizeof(struct address));
-		__builtin_memcpy(tuple.ipv6.daddr, &reply->destination, sizeof(struct address));
-		tuple.ipv6.sport = reply->source_port;
-		tuple.ipv6.dport = reply->destination_port;
-		size = sizeof(tuple.ipv6);
-	}
-	if (reply->protocol == IPPROTO_TCP)
-		socket = bpf_sk_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	else if (reply->protocol == IPPROTO_UDP)
-		socket = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	else
-		return false;
-	if (!socket)
-		return false;
-	bpf_sk_release(socket);
-	return true;
-}
-
-/*
- * Whether replies with this key belong to a flow that has the address and port of its own:
- * the host's, to which the policy means nothing. What only came in and was never answered
- * takes no port from anybody.
- */
-static __always_inline bool is_of_kept_flow(const struct flow_key *reply, __u32 now)
-{
-	struct flow_key key;
-	const struct flow *held;
-
-	swap_ends(&key, reply, OUTWARD);
-	held = bpf_map_lookup_elem(&flows, &key);
-	return held && alive(held, now) && (held->state & (TRANSLATED | SEEN_OUTWARD)) == SEEN_OUTWARD;
-}
-
-/*
- * A port at random: of the policy's ranges, else of those that need no privilege. In network
- * order. Not static, so that the verifier reads it once and not for each attempt of `claim`.
- */
-__noinline __u32 any_port(__u32 slot)
+/* Whether the ranges of a policy have a port. */
+__noinline int in_ranges(__u32 slot, __u16 port)
 {
 	const struct settings *in_force = bpf_map_lookup_elem(&settings, &slot);
-	__u32 random = bpf_get_prandom_u32();
-	__u32 left;
 
-	if (!in_force || !in_force->port_ranges || !in_force->port_count)
-		return bpf_htons(FIRST_PORT +
-				 (__u32)((__u64)random * (LAST_PORT - FIRST_PORT + 1) >> 32));
-	left = (__u64)random * in_force->port_count >> 32;
-	for (__u32 n = 0; n < MAX_PORT_RANGES; n++) {
-		struct port_range range = in_force->ports[n];
-		__u32 size = range.last - range.first + 1;
-
-		if (n >= in_force->port_ranges)
-			break;
-		if (left < size)
-			return bpf_htons(range.first + left);
-		left -= size;
-	}
-	return bpf_htons(in_force->ports[0].first);
-}
-
-static __always_inline bool allowed(const struct settings *in_force, __be16 port)
-{
-	__u16 number = bpf_ntohs(port);
-
+	if (!in_force)
+		return false;
 	for (__u32 n = 0; n < MAX_PORT_RANGES; n++) {
 		if (n >= in_force->port_ranges)
 			break;
-		if (number >= in_force->ports[n].first && number <= in_force->ports[n].last)
+		if (port >= in_force->ports[n].first && port <= in_force->ports[n].last)
 			return true;
 	}
-	return !in_force->port_ranges;
+	return false;
+}
+
+/* The port of the ranges of a policy before which there are that many others. */
+__noinline int port_of_ranges(__u32 slot, __u32 before)
+{
+	const struct settings *in_force = bpf_map_lookup_elem(&settings, &slot);
+
+	if (!in_force)
+		return LAST_PORT;
+	for (__u32 n = 0; n < MAX_PORT_RANGES; n++) {
+		__u32 size = in_force->ports[n].last - in_force->ports[n].first + 1;
+
+		if (n >= in_force->port_ranges)
+			break;
+		if (before < size)
+			return in_force->ports[n].first + before;
+		before -= size;
+	}
+	return in_force->ports[0].first;
+}
+
+/* Whether a policy lets a port be used. */
+static __always_inline bool allowed(const struct settings *in_force, __u32 slot, __be16 port)
+{
+	return !in_force->port_ranges || in_ranges(slot, bpf_ntohs(port));
+}
+
+/* What gives a flow its places: the same at each of its packets. */
+struct choice {
+	__u64 hash;
+	__be16 own;	/* its own port, or identifier */
+	bool prefers_own;
+	bool any;	/* false where nothing but its own will do */
+	bool query;	/* of ICMP: no range is meant for its identifiers */
+};
+
+static __always_inline void choose(struct choice *choice, const struct packet *p,
+				   const struct settings *in_force, __u32 slot, bool own_address)
+{
+	choice->own = p->source_port;
+	choice->any = p->kind == PORTS;
+	choice->query = p->protocol == IPPROTO_ICMP || p->protocol == IPPROTO_ICMPV6;
+	/* The port of the node's own packets is no pod's to guess. */
+	choice->prefers_own = !choice->any || choice->query;
+	if (!choice->prefers_own && (own_address || !(in_force->flags & RANDOM_FULLY)))
+		choice->prefers_own = allowed(in_force, slot, p->source_port);
+	choice->hash = choice->any ? flow_hash(p) : 0;
+}
+
+/* How many ports a flow may have. */
+static __always_inline __u32 ports_of(const struct choice *choice, const struct settings *in_force)
+{
+	if (choice->query)
+		return 65536;
+	return in_force->port_ranges && in_force->port_count ? in_force->port_count : ALL_PORTS;
+}
+
+/* The port of the nth place. */
+static __always_inline __be16 nth_port(const struct choice *choice, const struct settings *in_force,
+				       __u32 slot, __u32 n)
+{
+	__u32 ports = ports_of(choice, in_force), low = choice->hash, high = choice->hash >> 32;
+	__u32 left;
+
+	if (!choice->any)
+		return choice->own;
+	if (choice->prefers_own && !n--)
+		return choice->own;
+	left = (__u64)(low + (n < SCATTERED ? n : 0) * (high | 1)) * ports >> 32;
+	if (n >= SCATTERED) {
+		left += n - SCATTERED + 1;
+		left = left >= ports ? left % ports : left;
+	}
+	if (choice->query)
+		return bpf_htons(left);
+	if (!in_force->port_ranges || !in_force->port_count)
+		return bpf_htons(FIRST_PORT + left);
+	return bpf_htons(port_of_ranges(slot, left));
 }
 
 enum claimed {
 	CLAIMED,
-	TAKEN,	/* the port is another flow's, or a socket's */
-	REFUSED, /* it is nobody's, and yet it did not go into the table */
+	TAKEN, /* the place is another flow's */
+	FULL,  /* it is nobody's, and yet it did not go into the table */
+	RACED, /* another CPU is about to give it to somebody */
 };
 
-/*
- * Record the way back for `reply`, if nobody has the port. Not static either: the verifier
- * reads it once, and not with each of the attempts.
- */
-__noinline int claim_port(struct __sk_buff *skb, const struct flow_key *reply,
-			  const struct flow *back, __u32 now)
+/* Remove what says where a flow is; the local end of `key` is another one afterwards. */
+static __always_inline void forget_place(struct flow_key *key, const struct flow *flow)
 {
-	struct flow *held;
-
-	if (!reply || !back) /* for the verifier, which reads this without its callers */
-		return REFUSED;
-	/* The host's own packets have the address already, and so their port. */
-	if (!same(&reply->destination, &back->address) &&
-	    (is_of_host(skb, reply) || is_of_kept_flow(reply, now)))
-		return TAKEN;
-	if (!bpf_map_update_elem(&flows, reply, back, BPF_NOEXIST))
-		return CLAIMED;
-	held = bpf_map_lookup_elem(&flows, reply);
-	if (!held)
-		return REFUSED;
-	if (same(&held->address, &back->address) && held->port == back->port) {
-		held->expires = back->expires;
-		return CLAIMED; /* the other half of it was forgotten */
-	}
-	if (alive(held, now))
-		return TAKEN;
-	bpf_map_delete_elem(&flows, reply);
-	return bpf_map_update_elem(&flows, reply, back, BPF_NOEXIST) ? TAKEN : CLAIMED;
+	key->local = flow->address;
+	key->local_port = flow->port;
+	bpf_map_delete_elem(&moved, key);
 }
 
 /*
- * Record the way back for `reply`, whose destination is the address to use; its port is
- * chosen here.
+ * Have a flow found by what its packets are before translation.
+ * Returns 0, or -1 where there is no room for that.
  */
-static __noinline enum claimed claim(struct __sk_buff *skb, const struct packet *p, __u32 slot,
-				     struct flow_key *reply, __u32 expires)
+static __always_inline int index_flow(const struct flow_key *key, struct flow *flow)
 {
-	const struct settings *in_force = bpf_map_lookup_elem(&settings, &slot);
-	struct flow back = {
-		.address = p->key.source,
-		.port = p->key.source_port,
-		.state = TRANSLATED,
-		.expires = expires,
-	};
-	/* Identifiers of ICMP are not ports: no range is meant for them. */
-	bool keep = p->kind != PORTS || p->key.protocol == IPPROTO_ICMP ||
-		    p->key.protocol == IPPROTO_ICMPV6;
-	enum claimed claimed = REFUSED;
-	__u32 now = seconds();
+	struct place place = {.address = key->local, .port = key->local_port};
+	__u64 before = READ_ONCE(flow->life), found;
+	struct flow_key untranslated = *key;
+
+	untranslated.local = flow->address;
+	untranslated.local_port = flow->port;
+	if (STATE(before) & TAKING)
+		return 0;
+	if (bpf_map_update_elem(&moved, &untranslated, &place, BPF_ANY))
+		return -1;
+	found = __sync_val_compare_and_swap(&flow->life, before, before | LIFE(INDEXED, 0));
+	if (found != before) /* a packet of it came meanwhile; another one in between is lost */
+		__sync_val_compare_and_swap(&flow->life, found, found | LIFE(INDEXED, 0));
+	return 0;
+}
+
+/* Put a flow at its key, if nobody lives there. */
+static __always_inline enum claimed claim(const struct flow_key *key, const struct flow *flow,
+					  __u32 now)
+{
+	struct flow *held = bpf_map_lookup_elem(&flows, key);
+	__u64 life;
+
+	if (!held) {
+		if (!bpf_map_update_elem(&flows, key, flow, BPF_NOEXIST))
+			return CLAIMED;
+		held = bpf_map_lookup_elem(&flows, key);
+		if (!held)
+			return FULL;
+	}
+	life = READ_ONCE(held->life);
+	if (STATE(life) & TAKING)
+		life = READ_ONCE(held->life);
+	if (STATE(life) & TAKING)
+		return RACED;
+	if (same(&held->address, &flow->address) && held->port == flow->port) {
+		/* Its own: the first packet once more, or on another CPU, or a flow that begins anew. */
+		__u64 anew = flow->life | LIFE(STATE(life) & INDEXED, 0);
+		__u64 found = __sync_val_compare_and_swap(&held->life, life, anew);
+
+		WRITE_ONCE(held->ifindex, flow->ifindex);
+		return STATE(found) & TAKING ? RACED : CLAIMED;
+	}
+	if (!expired(life, now, GRACE))
+		return TAKEN;
+	if (__sync_val_compare_and_swap(&held->life, life, LIFE(TAKING, now)) != life)
+		return RACED;
+	if (STATE(life) & INDEXED) {
+		struct flow_key untranslated = *key;
+
+		forget_place(&untranslated, held);
+	}
+	held->address = flow->address;
+	held->port = flow->port;
+	held->ifindex = flow->ifindex;
+	__sync_lock_test_and_set(&held->life, flow->life); /* after what it vouches for */
+	return CLAIMED;
+}
+
+struct claiming {
+	struct flow_key key; /* its local port is chosen here */
+	struct flow flow;
+	struct choice choice;
+	__u32 slot;
+	__u32 now;
+	__u32 nth; /* at which place it is in the end */
+	enum claimed claimed;
+};
+
+static long claim_nth(__u32 index, void *context)
+{
+	struct claiming *claiming = context;
+	const struct settings *in_force = bpf_map_lookup_elem(&settings, &claiming->slot);
 
 	if (!in_force)
-		return REFUSED;
-	/* The port of the host's own packets is no pod's to guess. */
-	if (!keep && (same(&reply->destination, &p->key.source) ||
-		      !(in_force->flags & RANDOM_FULLY)))
-		keep = allowed(in_force, p->key.source_port);
-	reply->destination_port = p->key.source_port;
-	for (int attempt = 0; attempt < PORT_TRIES; attempt++) {
-		if (attempt || !keep) {
-			if (p->kind != PORTS)
-				return claimed;
-			reply->destination_port = any_port(slot);
-		}
-		claimed = claim_port(skb, reply, &back, now);
-		if (claimed == CLAIMED)
-			break;
+		return 1;
+	claiming->nth = index + 1; /* the first was tried already */
+	claiming->key.local_port = nth_port(&claiming->choice, in_force, claiming->slot, claiming->nth);
+	claiming->claimed = claim(&claiming->key, &claiming->flow, claiming->now);
+	return claiming->claimed != TAKEN;
+}
+
+/* -- room --------------------------------------------------------------------------------- */
+
+struct sweeping {
+	struct swept found;
+	__u32 now;
+	bool shed;
+};
+
+/* Whether an entry is to go: it has expired, or room is needed and it may never be missed. */
+static __always_inline bool goes(struct sweeping *sweeping, const struct flow_key *key, __u64 *life)
+{
+	__u64 before = READ_ONCE(*life);
+	__u32 state = STATE(before), now = sweeping->now, whole = lifetime(key->protocol, state);
+	bool ended = expired(before, now, GRACE);
+
+	if (state & TAKING)
+		return false;
+	if (!ended) {
+		/* Idle, and one way or half open: never a connection. */
+		if (!sweeping->shed || whole > TCP_OPENING ||
+		    (__s32)(EXPIRES(before) - now) > (__s32)whole - SHED_IDLE)
+			return false;
 	}
-	return claimed;
+	if (__sync_val_compare_and_swap(life, before, LIFE(state | TAKING, now)) != before)
+		return false;
+	if (ended)
+		sweeping->found.collected[key->family & 1]++;
+	else
+		sweeping->found.shed[key->family & 1]++;
+	return true;
+}
+
+static long sweep_flow(void *map, const void *of, void *value, void *context)
+{
+	struct flow_key key = *(const struct flow_key *)of;
+	struct flow *flow = value;
+	struct sweeping *sweeping = context;
+	__u8 family = key.family & 1;
+
+	if (goes(sweeping, &key, &flow->life)) {
+		if (STATE(flow->life) & INDEXED) {
+			forget_place(&key, flow);
+			key.local = ((const struct flow_key *)of)->local;
+			key.local_port = ((const struct flow_key *)of)->local_port;
+		}
+		bpf_map_delete_elem(&flows, &key);
+	} else if (alive(READ_ONCE(flow->life), sweeping->now)) {
+		sweeping->found.flows[family]++;
+		/* The node's own keep their address, and often their port: nothing to wait for. */
+		if (!same(&flow->address, &key.local) || flow->port != key.local_port)
+			sweeping->found.translated[family]++;
+	}
+	return 0;
+}
+
+static long sweep_kept(void *map, const void *of, void *value, void *context)
+{
+	struct flow_key key = *(const struct flow_key *)of;
+	struct kept *held = value;
+	struct sweeping *sweeping = context;
+
+	if (goes(sweeping, &key, &held->life))
+		bpf_map_delete_elem(&kept, &key);
+	else if (alive(READ_ONCE(held->life), sweeping->now))
+		sweeping->found.kept[key.family & 1]++;
+	return 0;
+}
+
+static __always_inline bool count_swept(const struct swept *found)
+{
+	for (__u8 family = 0; family < FAMILIES; family++) {
+		count_more(family, FLOWS_COLLECTED, found->collected[family]);
+		count_more(family, FLOWS_SHED, found->shed[family]);
+	}
+	return found->collected[IPV4] + found->collected[IPV6] + found->shed[IPV4] +
+	       found->shed[IPV6];
+}
+
+/* Whether it is this CPU that makes room in a table now: it is done once in a second. */
+static __always_inline bool may_relieve(__u32 table, __u32 now)
+{
+	__u32 *last = bpf_map_lookup_elem(&relieved, &table), before;
+
+	if (!last)
+		return false;
+	before = READ_ONCE(*last);
+	return before != now && __sync_val_compare_and_swap(last, before, now) == before;
+}
+
+/*
+ * Make room in a full table: the agent, which sweeps all the time, may be gone, or a scan
+ * faster than it. True where something went.
+ */
+__noinline int make_room_for_flow(__u32 now)
+{
+	struct sweeping sweeping = {.now = now, .shed = true};
+
+	if (!may_relieve(RELIEVED_FLOWS, now))
+		return false;
+	bpf_for_each_map_elem(&flows, sweep_flow, &sweeping, 0);
+	return count_swept(&sweeping.found);
+}
+
+__noinline int make_room_for_kept(__u32 now)
+{
+	struct sweeping sweeping = {.now = now, .shed = true};
+
+	if (!may_relieve(RELIEVED_KEPT, now))
+		return false;
+	bpf_for_each_map_elem(&kept, sweep_kept, &sweeping, 0);
+	return count_swept(&sweeping.found);
 }
 
 #endif

@@ -27,11 +27,12 @@ CONTROL, SWEEP = "control", "sweep"
 NUMBER = struct.Struct("=I")
 """A slot, an ifindex, the number of a family, a descriptor... as key or value."""
 _SETTINGS = struct.Struct(f"=QII{2 * MAX_PORT_RANGES}HI")
-_DEVICE = struct.Struct("=16s16s2B2BBB2x")
-_SWEPT = struct.Struct("=5Q")
-_FLOW_KEY = struct.Struct("=16s16s2s2sBBBx")
-_FLOW = struct.Struct("=16s2s2xII")
-_OUTWARD = 0
+_DEVICE = struct.Struct("=16s16s2B2BBB6s")
+_NODE = struct.Struct("=QQH6x")
+_SWEPT = struct.Struct("=10I")
+_FLOW_KEY = struct.Struct("=16s16s2s2sBB2x")  # its remote end, then its local one
+_FLOW = struct.Struct("=16s2s2xIQ")
+_KEPT = struct.Struct("=Q")
 
 
 class TcHook(enum.Enum):
@@ -55,13 +56,15 @@ class SettingsFlag(enum.IntFlag):
     ONLY_DEVICES = 1 << 4
     LOCAL_TOO = 1 << 5
     DRAINING = 1 << 6
+    INDEXING = 1 << 7
 
 
 class FlowState(enum.IntFlag):
-    """Bits of ``flow.state`` that are asked for here."""
+    """Bits of a flow's state that are asked for here."""
 
-    FROM_OUTSIDE = 1 << 1
+    FROM_OUTSIDE = 1 << 0
     RESET = 1 << 6
+    TAKING = 1 << 8
 
 
 OUTCOMES = (
@@ -88,6 +91,13 @@ OUTCOMES = (
     "flows_translated",
     "flows_kept",
     "flows_from_outside",
+    "in_passed_fragment",
+    "out_dropped_race",
+    "out_kept_own",
+    "flows_own",
+    "flows_unrecorded",
+    "flows_collected",
+    "flows_shed",
 )
 """Names of the counters, in the order of ``enum outcome``."""
 MOST_OUTCOMES = 64
@@ -109,12 +119,14 @@ class DeviceEntry(NamedTuple):
         egress: family → bit n is set where it is a device of generation n's policy.
         link_header: bytes before the IP header.
         loopback: all that leaves here is for the node itself.
+        mac: the device's own address of the link, 6 bytes; zeros where it has no link header.
     """
 
     sources: Mapping[Family, int]
     egress: Mapping[Family, int]
     link_header: int = 0
     loopback: bool = False
+    mac: bytes = bytes(6)
 
 
 class TrackedFlow(NamedTuple):
@@ -172,12 +184,13 @@ def pack_device(device: DeviceEntry) -> bytes:
         *(device.egress.get(family, 0) for family in FAMILIES),
         device.link_header,
         device.loopback,
+        device.mac,
     )
 
 
 def unpack_device(data: bytes) -> DeviceEntry:
     """Return what is known of a device from its struct."""
-    *of_families, link_header, loopback = _DEVICE.unpack(data)
+    *of_families, link_header, loopback, mac = _DEVICE.unpack(data)
     addresses, has, egress = of_families[:2], of_families[2:4], of_families[4:]
     sources = {
         family: unpack_address(family, address)
@@ -185,36 +198,56 @@ def unpack_device(data: bytes) -> DeviceEntry:
         if there
     }
     return DeviceEntry(
-        sources, dict(zip(FAMILIES, egress, strict=True)), link_header, bool(loopback)
+        sources, dict(zip(FAMILIES, egress, strict=True)), link_header, bool(loopback), mac
     )
 
 
-def unpack_flow(key: bytes, value: bytes, now: int) -> TrackedFlow | None:
-    """Return the flow of an entry; None for the way back of one.
+def pack_node(secret: int, mark: int) -> bytes:
+    """Return what is of the node as its struct.
+
+    Args:
+        secret: 128 bits that give ports to flows; who knows it could guess them.
+        mark: not 0; in ``tc_index`` of packets that one of our devices has dealt with.
+    """
+    return _NODE.pack(secret & (1 << 64) - 1, secret >> 64, mark)
+
+
+def unpack_flow(key: bytes, value: bytes, now: int) -> TrackedFlow:
+    """Return a flow of the table of those that leave with an address of the node.
 
     Args:
         key: of the entry.
         value: of the entry.
         now: in seconds of CLOCK_MONOTONIC.
     """
-    source, destination, port, other_port, protocol, number, side = _FLOW_KEY.unpack(key)
-    if side != _OUTWARD:
-        return None
-    _, _, state, expires = _FLOW.unpack(value)
+    owner, port, _, life = _FLOW.unpack(value)
+    return _tracked(key, owner, port, life, now)
+
+
+def unpack_kept(key: bytes, value: bytes, now: int) -> TrackedFlow:
+    """Return a flow of the table of those that keep their source; as ``unpack_flow``."""
+    _, local, _, port, *_ = _FLOW_KEY.unpack(key)
+    (life,) = _KEPT.unpack(value)
+    return _tracked(key, local, port, life, now)
+
+
+def _tracked(key: bytes, owner: bytes, port: bytes, life: int, now: int) -> TrackedFlow:
+    remote, _, remote_port, _, protocol, number = _FLOW_KEY.unpack(key)
     family = FAMILIES[number & 1]
+    state, expires = divmod(life, 1 << 32)
     return TrackedFlow(
         family,
         protocol,
-        (unpack_address(family, source), int.from_bytes(port)),
-        (unpack_address(family, destination), int.from_bytes(other_port)),
+        (unpack_address(family, owner), int.from_bytes(port)),
+        (unpack_address(family, remote), int.from_bytes(remote_port)),
         FlowState(state),
-        expires - now,
+        0 if state & FlowState.TAKING else expires - now,
     )
 
 
 def unpack_swept(data: bytes) -> int:
     """Return how many flows a sweep found that get another address or port."""
-    *_, ipv4, ipv6 = _SWEPT.unpack(data)
+    *_, ipv4, ipv6, _, _, _, _ = _SWEPT.unpack(data)
     return int(ipv4 + ipv6)
 
 

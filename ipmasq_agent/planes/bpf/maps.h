@@ -7,9 +7,11 @@
 #include <bpf/bpf_helpers.h>
 #include "masq.h"
 
-#define FLOWS_DEFAULT	  (1 << 19) /* the agent sets another one before loading */
+#define FLOWS_DEFAULT	  (1 << 19) /* the agent sets others before loading */
+#define KEPT_DEFAULT	  (1 << 18)
 #define FRAGMENTS_DEFAULT (1 << 13)
 #define PREFIXES_DEFAULT  (1 << 20)
+#define ADDRESSES_MOST	  (1 << 16)
 
 struct decisions_trie {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -79,11 +81,47 @@ struct {
 } devices SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct node);
+} node SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, ADDRESSES_MOST);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct own_address);
+	__type(value, __u8); /* nothing: to be in it is what counts */
+} addresses SEC(".maps");
+
+/*
+ * Tables that never forget what lives: no LRU, which would, for the sake of whatever comes.
+ * What has expired is removed by `sweep`; nothing else removes anything.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, FLOWS_DEFAULT);
 	__type(key, struct flow_key);
 	__type(value, struct flow);
 } flows SEC(".maps");
+
+/* Flows that keep their source: by policy, or as replies to what came from outside. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, KEPT_DEFAULT);
+	__type(key, struct flow_key);
+	__type(value, struct kept);
+} kept SEC(".maps");
+
+/* By the key that its packets would have untranslated, where a flow is not at its first place. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, FLOWS_DEFAULT);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct flow_key);
+	__type(value, struct place);
+} moved SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -106,13 +144,47 @@ struct {
 	__type(value, struct swept);
 } swept SEC(".maps");
 
-static __always_inline void count(__u8 family, enum outcome outcome)
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 256);
+	__type(key, struct exhausted_key);
+	__type(value, __u64);
+} exhausted SEC(".maps");
+
+/* When room was made in a table last, in seconds. */
+enum {
+	RELIEVED_FLOWS,
+	RELIEVED_KEPT,
+	RELIEVED,
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, RELIEVED);
+	__type(key, __u32);
+	__type(value, __u32);
+} relieved SEC(".maps");
+
+/* What other CPUs write meanwhile is read once and written once. */
+#define READ_ONCE(x)	 (*(const volatile typeof(x) *)&(x))
+#define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
+
+/*
+ * Each CPU has counters of its own. Where the kernel lets one packet interrupt another's
+ * program on the same CPU (PREEMPT_RT), one of a million counts may be lost.
+ */
+static __always_inline void count_more(__u8 family, enum outcome outcome, __u64 by)
 {
 	__u32 index = family * MOST_OUTCOMES + outcome;
 	__u64 *counter = bpf_map_lookup_elem(&counters, &index);
 
 	if (counter)
-		*counter += 1; /* each CPU has its own, and is not interrupted by another packet */
+		*counter += by;
+}
+
+static __always_inline void count(__u8 family, enum outcome outcome)
+{
+	count_more(family, outcome, 1);
 }
 
 /* Seconds since the machine was started. */

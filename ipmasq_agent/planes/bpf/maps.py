@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,7 @@ from ipmasq_agent.policy.model import FixedSource, joined
 
 CAPACITY = 1 << 20
 """How many prefixes a trie may hold; more where a policy has more."""
+_MOST_MARK = 0xFFFF
 
 
 class PinnedMaps:
@@ -63,6 +65,13 @@ class PinnedMaps:
         """Return the settings of a slot."""
         value = self["settings"].lookup(NUMBER.pack(slot))
         return layout.unpack_settings(value) if value else SlotSettings()
+
+    def provide_secret(self) -> None:
+        """Draw what gives ports to flows, unless there is such already: then flows have some."""
+        node, key = self["node"], NUMBER.pack(0)
+        if not any(node.lookup(key) or b""):
+            mark = 1 + secrets.randbelow(_MOST_MARK)
+            node.update(key, layout.pack_node(secrets.randbits(128), mark))
 
     def set_settings(self, slot: int, settings: SlotSettings) -> None:
         """Write the settings of a slot."""
@@ -257,10 +266,11 @@ class PinnedMaps:
     def flows(self) -> Iterator[layout.TrackedFlow]:
         """Yield the flows that have not expired."""
         now = int(time.clock_gettime(time.CLOCK_MONOTONIC))
-        for entry in self["flows"].entries():
-            flow = layout.unpack_flow(*entry, now)
-            if flow is not None and flow.seconds > 0:
-                yield flow
+        for table, unpack in (("flows", layout.unpack_flow), ("kept", layout.unpack_kept)):
+            for entry in self[table].entries():
+                flow = unpack(*entry, now)
+                if flow.seconds > 0:
+                    yield flow
 
     def counted(self, family: Family) -> Mapping[str, int]:
         """Return how often each outcome was met."""

@@ -3,9 +3,10 @@
  * Masquerading in tc: `outward` at the egress of a device, `inward` at its ingress.
  *
  * The policy decides about the first packet of a flow alone. What was decided stands in the
- * table of flows, in both directions: a flow goes on as it began when the policy changes,
- * and a reply is never taken for something new.
+ * tables of flows: a flow goes on as it began when the policy changes, and a reply is never
+ * taken for something new.
  */
+#include <linux/if_packet.h>
 #include <linux/pkt_cls.h>
 #include "flows.h"
 #include "translate.h"
@@ -13,41 +14,55 @@
 #define NEXT TC_ACT_UNSPEC /* to whatever program or rule comes after this one */
 #define DROP TC_ACT_SHOT
 
-static __always_inline int kept(const struct packet *p, enum outcome why)
+/*
+ * Functions that are not static are read by the verifier once, by themselves, and not anew
+ * with all that each caller knows. It wants to see there that pointers are not NULL.
+ */
+
+static __always_inline int passed(const struct packet *p, enum outcome why)
 {
-	count(p->key.family, why);
+	count(p->family, why);
 	return NEXT;
 }
 
 static __always_inline int dropped(const struct packet *p, enum outcome why)
 {
-	count(p->key.family, why);
+	count(p->family, why);
 	return DROP;
 }
 
 static __always_inline bool opens(const struct packet *p)
 {
-	return p->key.protocol == IPPROTO_TCP && p->part != LATER &&
+	return p->protocol == IPPROTO_TCP && p->part != LATER &&
 	       (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
+}
+
+/* Whether a packet accepts a connection: whoever opened it is at the other end. */
+static __always_inline bool accepts(const struct packet *p)
+{
+	return p->protocol == IPPROTO_TCP && p->part != LATER &&
+	       (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == (TCP_SYN | TCP_ACK);
 }
 
 /*
  * The first fragment leaves its ports for the later ones, which find them here.
  * False where they do not.
  */
-static __noinline int ports_of_fragments(struct packet *p, __u32 now)
+__noinline int ports_of_fragments(struct packet *p, __u32 now)
 {
+	if (!p)
+		return false;
+
 	struct fragment_key key = {
-		.source = p->key.source,
-		.destination = p->key.destination,
+		.source = p->source,
+		.destination = p->destination,
 		.id = p->fragment_id,
-		.protocol = p->key.protocol,
-		.family = p->key.family,
-		.side = p->key.side,
+		.protocol = p->protocol,
+		.family = p->family,
 	};
 	struct fragment ports = {
-		.source_port = p->key.source_port,
-		.destination_port = p->key.destination_port,
+		.source_port = p->source_port,
+		.destination_port = p->destination_port,
 		.expires = now + FRAGMENT_LIFE,
 	};
 	const struct fragment *found;
@@ -59,386 +74,630 @@ static __noinline int ports_of_fragments(struct packet *p, __u32 now)
 	found = bpf_map_lookup_elem(&fragments, &key);
 	if (!found || (__s32)(found->expires - now) <= 0)
 		return false;
-	p->key.source_port = found->source_port;
-	p->key.destination_port = found->destination_port;
+	p->source_port = found->source_port;
+	p->destination_port = found->destination_port;
 	return true;
+}
+
+/* Whether an address is the node's; `device` has the one that it most likely is. */
+__noinline int is_own(const struct address *address, const struct device *device, __u8 family)
+{
+	if (!address || !device)
+		return false;
+
+	struct own_address key = {.address = *address, .family = family & 1};
+
+	return (device->has_source[family & 1] && same(address, &device->source[family & 1])) ||
+	       bpf_map_lookup_elem(&addresses, &key);
 }
 
 /* What cannot be translated never leaves with a source that the policy hides. */
-static __noinline int refuse(const struct packet *p, const struct device *device, __u32 slot,
-			     enum outcome why)
+__noinline int refuse(const struct packet *p, const struct device *device, __u32 slot, enum outcome why)
 {
-	struct decision d;
+	if (!p || !device)
+		return DROP;
+
+	struct decision d = {};
 
 	decide(p, device, slot, &d);
 	if (!d.masquerade)
-		return kept(p, d.kept);
-	if (d.has_source && same(&d.source, &p->key.source))
-		return kept(p, OUT_KEPT_BY_POLICY); /* it has that source already */
+		return passed(p, d.kept);
+	if (d.has_source && same(&d.source, &p->source))
+		return passed(p, OUT_KEPT_BY_POLICY); /* it has that source already */
 	return dropped(p, why);
 }
 
-static __noinline int translate_outward(struct __sk_buff *skb, const struct packet *p,
-					const struct address *to, __be16 port)
+/* Another device of ours below this one sees the packet too, and leaves it alone. */
+static __always_inline void mark(struct __sk_buff *skb)
 {
-	if (p->kind == PLAIN)
-		port = p->key.source_port;
-	if (!same(to, &p->key.source) || port != p->key.source_port) {
-		if (rewrite(skb, p, SOURCE, to, port))
-			return dropped(p, OUT_DROPPED_MALFORMED);
-	}
-	return kept(p, OUT_TRANSLATED);
+	__u32 zero = 0;
+	const struct node *of_node = bpf_map_lookup_elem(&node, &zero);
+
+	if (of_node)
+		skb->tc_index = of_node->mark;
 }
 
-/*
- * Whether the packet is what a translated flow's packets look like afterwards, and no
- * socket of this host made it: another device of ours, or connection tracking, was first.
- */
-static __always_inline bool is_translated(struct __sk_buff *skb, const struct packet *p,
-					  __u32 now, struct flow_key *inward, struct flow *found)
+static __always_inline bool is_marked(const struct __sk_buff *skb)
 {
-	const struct flow *held;
+	__u32 zero = 0;
+	const struct node *of_node = bpf_map_lookup_elem(&node, &zero);
 
-	if (skb->sk)
-		return false;
-	swap_ends(inward, &p->key, INWARD);
-	held = bpf_map_lookup_elem(&flows, inward);
-	if (!held || !alive(held, now))
-		return false;
-	if (same(&held->address, &p->key.source) && held->port == p->key.source_port)
-		return false;
-	*found = *held;
-	return true;
+	return of_node && of_node->mark && skb->tc_index == of_node->mark;
+}
+
+/* Let a packet leave with the local end of its flow's key. */
+__noinline int translate_outward(struct __sk_buff *skb, const struct packet *p, const struct flow_key *key)
+{
+	if (!p || !key)
+		return DROP;
+
+	__be16 port = p->kind == PLAIN ? p->source_port : key->local_port;
+
+	mark(skb);
+	if (!same(&key->local, &p->source) || port != p->source_port) {
+		if (rewrite(skb, p, SOURCE, &key->local, port))
+			return dropped(p, OUT_DROPPED_MALFORMED);
+	}
+	return passed(p, OUT_TRANSLATED);
+}
+
+/* -- packets that leave ------------------------------------------------------------------- */
+
+struct finding {
+	__u32 slot;
+	__u32 ifindex;	   /* through which the packet leaves */
+	__be16 first_port; /* of the first place: found here */
+};
+
+/*
+ * Find the flow of a packet on its way out, of those that leave with an address of the node.
+ * `key` becomes that of the flow that is found.
+ */
+static __noinline struct flow *find_flow(const struct packet *p, const struct device *device,
+					 const struct settings *in_force, struct flow_key *key,
+					 struct finding *finding)
+{
+	__u8 family = p->family & 1;
+	struct choice choice = {};
+	const struct place *place;
+	struct flow *flow;
+
+	choose(&choice, p, in_force, finding->slot,
+	       same(&p->source, &device->source[family]));
+	finding->first_port = nth_port(&choice, in_force, finding->slot, 0);
+	outward_key(key, p);
+	key->local = device->source[family];
+	key->local_port = finding->first_port;
+	flow = bpf_map_lookup_elem(&flows, key);
+	if (flow && owns(flow, p))
+		return flow;
+	key->local = p->source;
+	key->local_port = p->source_port;
+	place = bpf_map_lookup_elem(&moved, key);
+	if (!place)
+		return NULL;
+	key->local = place->address;
+	key->local_port = place->port;
+	flow = bpf_map_lookup_elem(&flows, key);
+	if (!flow || !owns(flow, p))
+		return NULL;
+	/* As with MASQUERADE: where the address or the way has changed the flow gets a new one. */
+	if (!(STATE(READ_ONCE(flow->life)) & BY_FIXED) &&
+	    !same(&key->local, &device->source[family]) &&
+	    (flow->ifindex != finding->ifindex || !is_own(&key->local, device, family)))
+		return NULL;
+	return flow;
+}
+
+/* Put a flow into the table of kept ones; -1 where there is no room. */
+__noinline int record_kept(const struct packet *p, __u32 state, bool outward, __u32 now)
+{
+	if (!p)
+		return 0;
+
+	struct flow_key key;
+	struct kept fresh, *held;
+
+	state = advanced(state, p, outward);
+	fresh.life = LIFE(state, now + lifetime(p->protocol, state));
+	if (outward)
+		outward_key(&key, p);
+	else
+		inward_key(&key, p);
+	held = bpf_map_lookup_elem(&kept, &key);
+	if (held) {
+		__u64 life = READ_ONCE(held->life);
+
+		if (!(STATE(life) & TAKING))
+			__sync_val_compare_and_swap(&held->life, life, fresh.life);
+		return 0;
+	}
+	if (bpf_map_update_elem(&kept, &key, &fresh, BPF_NOEXIST))
+		return -1;
+	count(p->family, state & FROM_OUTSIDE ? FLOWS_FROM_OUTSIDE : FLOWS_KEPT);
+	return 0;
+}
+
+/* Remember that a flow keeps its source; it does so for now also where there is no room. */
+static __always_inline void keep(const struct packet *p, __u32 state, bool outward, __u32 now)
+{
+	if (record_kept(p, state, outward, now) &&
+	    (!make_room_for_kept(now) || record_kept(p, state, outward, now)))
+		count(p->family, FLOWS_UNRECORDED);
+}
+
+#define NOT_KEPT -1
+
+/*
+ * Take a packet on its way out into account where it is of a flow that keeps its source, or
+ * of such a one that came from outside. Returns what to count it as.
+ */
+__noinline int go_on_kept(const struct packet *p, bool from_outside, __u32 now)
+{
+	if (!p)
+		return NOT_KEPT;
+
+	struct flow_key key;
+	struct kept *held;
+	__u64 life;
+
+	outward_key(&key, p);
+	held = bpf_map_lookup_elem(&kept, &key);
+	if (!held)
+		return NOT_KEPT;
+	life = READ_ONCE(held->life);
+	if (!alive(life, now) || (from_outside && !(STATE(life) & FROM_OUTSIDE)))
+		return NOT_KEPT;
+	touch(&held->life, p, true, now);
+	return STATE(life) & FROM_OUTSIDE ? OUT_KEPT_REPLY : OUT_KEPT_BY_POLICY;
 }
 
 /* A flow that connection tracking translates by now is no longer ours. */
-static __noinline int hand_over(struct __sk_buff *skb, const struct packet *p, __u32 now)
+__noinline int hand_over(const struct packet *p, __u32 now)
 {
-	struct flow_key key, outward;
-	struct flow inward;
+	if (!p)
+		return NEXT;
 
-	if (!is_translated(skb, p, now, &key, &inward))
-		return kept(p, OUT_KEPT_DRAINING);
-	swap_ends(&outward, &key, OUTWARD);
-	outward.source = inward.address;
-	outward.source_port = inward.port;
-	bpf_map_delete_elem(&flows, &key);
-	bpf_map_delete_elem(&flows, &outward);
-	return kept(p, OUT_HANDED_OVER);
+	struct flow_key key;
+	struct flow *flow;
+
+	outward_key(&key, p);
+	flow = bpf_map_lookup_elem(&flows, &key);
+	if (!flow || !alive(READ_ONCE(flow->life), now) || owns(flow, p))
+		return passed(p, OUT_KEPT_DRAINING);
+	let_end(&flow->life, now);
+	return passed(p, OUT_HANDED_OVER);
 }
 
-/* Decide about a flow that is not in the table, or is there and begins anew. */
-static __noinline int begin(struct __sk_buff *skb, struct packet *p, const struct device *device,
-			    __u32 slot, bool anew)
+/* Count a destination to which no place was free. */
+__noinline int exhaust(const struct packet *p)
 {
-	struct flow flow = {.state = advanced(0, p)};
-	struct flow_key reply;
-	struct decision d;
-	struct flow *held;
-	__u32 now = seconds();
+	if (!p)
+		return DROP;
 
-	flow.expires = now + lifetime(p->key.protocol, flow.state);
-	if (is_translated(skb, p, now, &reply, &flow))
-		return kept(p, OUT_KEPT_BY_POLICY);
+	struct exhausted_key key = {
+		.remote = p->destination,
+		.remote_port = p->destination_port,
+		.protocol = p->protocol,
+		.family = p->family,
+	};
+	__u64 *times = bpf_map_lookup_elem(&exhausted, &key), one = 1;
+
+	if (times)
+		__sync_fetch_and_add(times, 1);
+	else
+		bpf_map_update_elem(&exhausted, &key, &one, BPF_ANY);
+	return dropped(p, OUT_DROPPED_PORTS);
+}
+
+/* Give a flow a place whose replies nobody else has; the key of it is left in `claiming`. */
+static __noinline int find_place(struct claiming *claiming, const struct settings *in_force)
+{
+	__u32 ports;
+
+	claiming->key.local_port = nth_port(&claiming->choice, in_force, claiming->slot, 0);
+	claiming->claimed = claim(&claiming->key, &claiming->flow, claiming->now);
+	if (claiming->claimed != TAKEN || !claiming->choice.any)
+		return claiming->claimed;
+	ports = ports_of(&claiming->choice, in_force);
+	bpf_loop(SCATTERED + (ports < IN_ORDER ? ports : IN_ORDER), claim_nth, claiming, 0);
+	return claiming->claimed;
+}
+
+/* Whether a packet has the source that the policy fixes for pods' packets to there. */
+__noinline int comes_from_fixed(const struct packet *p, __u32 slot)
+{
+	if (!p)
+		return false;
+
+	const struct address *source = look_up(&fixed, slot, p->family & 1, &p->destination);
+
+	return source && same(source, &p->source);
+}
+
+/* Have a flow that has just got its place found there; it ends where there is no room for that. */
+__noinline int index_at(const struct flow_key *of, __u32 now)
+{
+	if (!of)
+		return -1;
+
+	struct flow_key key = *of;
+	struct flow *flow = bpf_map_lookup_elem(&flows, &key);
+
+	if (!flow || !index_flow(&key, flow))
+		return 0;
+	let_end(&flow->life, now);
+	return -1;
+}
+
+/* Decide about a flow that is not in the tables, or is there and begins anew. */
+__noinline int begin(struct __sk_buff *skb, const struct packet *p, const struct device *device, __u32 slot, __be16 first_port)
+{
+	if (!p || !device)
+		return DROP;
+
+	const struct settings *in_force = bpf_map_lookup_elem(&settings, &slot);
+	__u8 family = p->family & 1;
+	bool own = device->has_source[family] && same(&p->source, &device->source[family]);
+	__u32 now = seconds(), state = advanced(0, p, true);
+	struct claiming claiming = {.slot = slot, .now = now};
+	struct decision d = {};
+
+	if (!in_force)
+		return NEXT;
 	decide(p, device, slot, &d);
-	if (d.masquerade && (p->kind == ANSWER || p->part == LATER))
-		return refuse(p, device, slot,
-			      p->part == LATER ? OUT_DROPPED_FRAGMENT : OUT_DROPPED_ICMP);
+	if (p->protocol == IPPROTO_TCP && !opens(p)) {
+		if (is_own(&p->source, device, family))
+			own = true, d.masquerade = false, d.kept = OUT_KEPT_OWN;
+		/* Nobody begins like that: it answers what was not recorded, or not by us. */
+		if (accepts(p)) {
+			if (!own)
+				keep(p, FROM_OUTSIDE, true, now);
+			return passed(p, OUT_KEPT_REPLY);
+		}
+		if (own && p->tcp_flags & TCP_RST)
+			return passed(p, OUT_KEPT_OWN);
+	}
 	if (d.masquerade && !d.has_source)
 		return dropped(p, OUT_DROPPED_ADDRESS);
-
-	held = anew ? bpf_map_lookup_elem(&flows, &p->key) : NULL;
-	/* Its first packet once more: the answer was lost. What has ended gets a port anew. */
-	if (held && alive(held, now) && d.masquerade &&
-	    (held->state & (TRANSLATED | FIN_OUTWARD | FIN_INWARD | RESET)) == TRANSLATED &&
-	    same(&held->address, &d.source)) {
-		flow.state |= TRANSLATED;
-		flow.address = held->address;
-		flow.port = held->port;
-		if (!keep_inward(&p->key, &flow)) {
-			held->state = flow.state;
-			held->expires = flow.expires;
-			return translate_outward(skb, p, &flow.address, flow.port);
-		}
-		flow.state &= ~TRANSLATED;
+	if (!d.masquerade && !own && in_force->flags & FIXED_SOURCES)
+		own = comes_from_fixed(p, slot);
+	if (!d.masquerade && !own) {
+		keep(p, 0, true, now);
+		return passed(p, d.kept);
 	}
-	if (held)
-		forget(&p->key, held);
+	own = own && (!d.masquerade || same(&d.source, &p->source));
+	outward_key(&claiming.key, p);
+	claiming.key.local = d.masquerade ? d.source : p->source;
+	claiming.flow.address = p->source;
+	claiming.flow.port = p->source_port;
+	claiming.flow.ifindex = skb->ifindex;
+	if (d.fixed)
+		state |= BY_FIXED;
+	claiming.flow.life = LIFE(state, now + lifetime(p->protocol, state));
+	choose(&claiming.choice, p, in_force, slot, own);
+	if (!d.masquerade)
+		claiming.choice.prefers_own = true; /* the policy's ports are not for it */
+	if (!d.masquerade && p->protocol == IPPROTO_TCP && !opens(p))
+		claiming.choice.any = false; /* it is too late for another */
 
-	if (d.masquerade) {
-		swap_ends(&reply, &p->key, INWARD);
-		reply.destination = d.source;
-		switch (claim(skb, p, slot, &reply, flow.expires)) {
-		case CLAIMED:
-			break;
-		case TAKEN:
-			return dropped(p, OUT_DROPPED_PORTS);
-		default:
+	if (find_place(&claiming, in_force) == FULL && make_room_for_flow(now))
+		find_place(&claiming, in_force);
+	switch (claiming.claimed) {
+	case CLAIMED:
+		break;
+	case TAKEN:
+		return d.masquerade || claiming.choice.any ? exhaust(p) : passed(p, d.kept);
+	case RACED:
+		return dropped(p, OUT_DROPPED_RACE);
+	default:
+		return d.masquerade ? dropped(p, OUT_DROPPED_TABLE) : passed(p, d.kept);
+	}
+	if (in_force->flags & INDEXING || claiming.key.local_port != first_port ||
+	    !same(&claiming.key.local, &device->source[family])) {
+		if (index_at(&claiming.key, now))
 			return dropped(p, OUT_DROPPED_TABLE);
-		}
-		flow.state |= TRANSLATED;
-		flow.address = d.source;
-		flow.port = reply.destination_port;
 	}
-	if (bpf_map_update_elem(&flows, &p->key, &flow, BPF_ANY)) {
-		if (!d.masquerade)
-			return kept(p, d.kept);
-		bpf_map_delete_elem(&flows, &reply);
-		return dropped(p, OUT_DROPPED_TABLE);
+	count(family, own ? FLOWS_OWN : FLOWS_TRANSLATED);
+	if (!d.masquerade && claiming.key.local_port == p->source_port) {
+		mark(skb);
+		return passed(p, d.kept);
 	}
-	count(p->key.family, d.masquerade ? FLOWS_TRANSLATED : FLOWS_KEPT);
-	return d.masquerade ? translate_outward(skb, p, &flow.address, flow.port)
-			    : kept(p, d.kept);
+	return translate_outward(skb, p, &claiming.key);
 }
 
 /* Read the packet that an ICMP error quotes; false where it cannot be told of which flow. */
 static __noinline int parse_quoted(struct __sk_buff *skb, const struct packet *error,
 				   struct packet *quoted)
 {
-	quoted->key.family = error->key.family;
+	quoted->family = error->family;
 	quoted->network = error->transport + 8;
 	return !parse(skb, quoted, true) && quoted->part != LATER &&
 	       quoted->kind != ICMP_ERROR && quoted->kind != UNSUPPORTED && quoted->kind != LINK;
 }
 
-/* An error goes out about a packet that came in: it was translated back on its way here. */
-static __noinline int outward_error(struct __sk_buff *skb, const struct packet *p,
-				    const struct device *device, __u32 slot, __u32 now)
+static __always_inline void swap_ends(struct packet *to, const struct packet *from)
 {
-	struct packet quoted = {};
-	struct flow_key key;
-	struct flow flow;
-	const struct flow *held;
-
-	if (!parse_quoted(skb, p, &quoted))
-		return refuse(p, device, slot, OUT_DROPPED_ICMP);
-	swap_ends(&key, &quoted.key, OUTWARD);
-	held = bpf_map_lookup_elem(&flows, &key);
-	if (!held || !alive(held, now))
-		return refuse(p, device, slot, OUT_DROPPED_ICMP);
-	if (!(held->state & TRANSLATED))
-		return kept(p, held->state & FROM_OUTSIDE ? OUT_KEPT_REPLY : OUT_KEPT_BY_POLICY);
-	flow = *held;
-	if (rewrite_quoted(skb, p, &quoted, DESTINATION, &flow) ||
-	    rewrite(skb, p, SOURCE, &flow.address, 0))
-		return dropped(p, OUT_DROPPED_MALFORMED);
-	return kept(p, OUT_ERROR_TRANSLATED);
+	to->source = from->destination;
+	to->destination = from->source;
+	to->source_port = from->destination_port;
+	to->destination_port = from->source_port;
+	to->protocol = from->protocol;
+	to->family = from->family;
+	/* What is an answer on its way in is a query on its way out. */
+	to->kind = from->kind == ANSWER ? PORTS : from->kind;
 }
 
-/* An error comes in about a packet that went out, translated. */
-static __noinline int inward_error(struct __sk_buff *skb, const struct packet *p, __u32 now)
+/* An error goes out about a packet that came in: it was translated back on its way here. */
+__noinline int outward_error(struct __sk_buff *skb, const struct packet *p, const struct device *device, __u32 slot, __u32 now)
 {
-	struct packet quoted = {};
-	struct flow_key key;
-	struct flow flow;
-	const struct flow *held;
+	if (!p || !device)
+		return DROP;
 
-	if (!parse_quoted(skb, p, &quoted))
-		return kept(p, IN_PASSED);
-	swap_ends(&key, &quoted.key, INWARD);
-	held = bpf_map_lookup_elem(&flows, &key);
-	if (!held || !alive(held, now))
-		return kept(p, IN_PASSED);
-	flow = *held;
-	if (same(&flow.address, &quoted.key.source) && flow.port == quoted.key.source_port)
-		return kept(p, IN_PASSED); /* of the host's own */
-	if (rewrite_quoted(skb, p, &quoted, SOURCE, &flow) ||
-	    rewrite(skb, p, DESTINATION, &flow.address, 0))
-		return dropped(p, IN_DROPPED_MALFORMED);
-	return kept(p, IN_ERROR_TRANSLATED);
+	const struct settings *in_force = bpf_map_lookup_elem(&settings, &slot);
+	struct packet quoted = {}, sent = {};
+	struct flow_key key;
+	const struct flow *flow;
+	const struct kept *held;
+	struct place place = {};
+	struct finding finding = {.slot = slot, .ifindex = skb->ifindex};
+
+	if (!in_force || !parse_quoted(skb, p, &quoted))
+		return refuse(p, device, slot, OUT_DROPPED_ICMP);
+	swap_ends(&sent, &quoted);
+	flow = find_flow(&sent, device, in_force, &key, &finding);
+	if (!flow || !alive(READ_ONCE(flow->life), now)) {
+		outward_key(&key, &sent);
+		held = bpf_map_lookup_elem(&kept, &key);
+		if (!held || !alive(READ_ONCE(held->life), now))
+			return refuse(p, device, slot, OUT_DROPPED_ICMP);
+		return passed(p, STATE(READ_ONCE(held->life)) & FROM_OUTSIDE ? OUT_KEPT_REPLY
+									      : OUT_KEPT_BY_POLICY);
+	}
+	mark(skb);
+	place.address = key.local;
+	place.port = key.local_port;
+	if (same(&place.address, &sent.source) && place.port == sent.source_port)
+		return passed(p, OUT_KEPT_BY_POLICY);
+	if (rewrite_quoted(skb, p, &quoted, DESTINATION, &place) ||
+	    rewrite(skb, p, SOURCE, &place.address, 0))
+		return dropped(p, OUT_DROPPED_MALFORMED);
+	return passed(p, OUT_ERROR_TRANSLATED);
 }
 
 SEC("tc")
 int outward(struct __sk_buff *skb)
 {
-	struct packet p = {.key.side = OUTWARD};
+	struct packet p = {};
 	__u32 ifindex = skb->ifindex, now, slot;
 	const struct device *device = bpf_map_lookup_elem(&devices, &ifindex);
 	const struct settings *in_force;
+	struct flow_key key;
 	struct flow *flow;
-	int error;
+	struct finding finding = {.ifindex = ifindex};
+	__u64 life;
+	int error, outcome;
 
-	if (!device || !find_network(skb, device->link_header, &p))
+	if (!device || is_marked(skb) || !find_network(skb, device->link_header, &p) ||
+	    is_foreign(skb, device))
 		return NEXT;
-	slot = slot_in_force(p.key.family);
+	slot = slot_in_force(p.family);
 	in_force = bpf_map_lookup_elem(&settings, &slot);
 	if (!in_force || !(in_force->flags & (MANAGED | DRAINING)))
 		return NEXT;
 	if (device->loopback && !(in_force->flags & LOCAL_TOO))
 		return NEXT;
-	error = parse(skb, &p, false);
-	if (error == -1)
-		return NEXT; /* it says IP and is not */
-	if (of_link(&p.key) || p.kind == LINK)
-		return kept(&p, OUT_KEPT_SCOPE);
-	if (error)
-		return refuse(&p, device, slot, OUT_DROPPED_MALFORMED);
-	if (p.kind == UNSUPPORTED)
-		return refuse(&p, device, slot,
-			      p.key.protocol == IPPROTO_ICMP || p.key.protocol == IPPROTO_ICMPV6
-				      ? OUT_DROPPED_ICMP
-				      : OUT_DROPPED_PROTOCOL);
 	now = seconds();
-	if (p.kind == ICMP_ERROR)
-		return outward_error(skb, &p, device, slot, now);
-	if (p.part != WHOLE && !ports_of_fragments(&p, now))
-		return refuse(&p, device, slot, OUT_DROPPED_FRAGMENT);
+	if (!parse_plain(skb, &p)) {
+		error = parse(skb, &p, false);
+		if (error == -1)
+			return NEXT; /* it says IP and is not */
+		if (of_link(&p) || p.kind == LINK)
+			return passed(&p, OUT_KEPT_SCOPE);
+		if (error)
+			return refuse(&p, device, slot, OUT_DROPPED_MALFORMED);
+		if (p.kind == UNSUPPORTED)
+			return refuse(&p, device, slot,
+				      p.protocol == IPPROTO_ICMP || p.protocol == IPPROTO_ICMPV6
+					      ? OUT_DROPPED_ICMP
+					      : OUT_DROPPED_PROTOCOL);
+		if (p.kind == ICMP_ERROR)
+			return outward_error(skb, &p, device, slot, now);
+		if (p.part != WHOLE && !ports_of_fragments(&p, now))
+			return refuse(&p, device, slot, OUT_DROPPED_FRAGMENT);
+	} else if (of_link(&p)) {
+		return passed(&p, OUT_KEPT_SCOPE);
+	}
 
-	flow = bpf_map_lookup_elem(&flows, &p.key);
-	/* A new connection of a pod is never taken for a reply within an older one. */
-	if (flow && alive(flow, now) && !(opens(&p) && flow->state & SEEN_INWARD)) {
-		__u32 state = flow->state;
-		struct flow held = *flow;
-
-		if (!touch(flow, &p, now) || !(state & TRANSLATED) || !keep_inward(&p.key, flow)) {
-			if (state & TRANSLATED)
-				return translate_outward(skb, &p, &held.address, held.port);
-			return kept(&p, state & FROM_OUTSIDE ? OUT_KEPT_REPLY : OUT_KEPT_BY_POLICY);
-		}
-		/* Its port is another's by now: all that is left is another port. */
-		bpf_map_delete_elem(&flows, &p.key);
+	finding.slot = slot;
+	flow = find_flow(&p, device, in_force, &key, &finding);
+	life = flow ? READ_ONCE(flow->life) : 0;
+	if (flow && !alive(life, now))
+		flow = NULL;
+	/* A new connection of a pod is never taken for a part of an older one. */
+	if (flow && opens(&p) && STATE(life) & SEEN_INWARD) {
+		let_end(&flow->life, now);
+		flow = NULL;
+	}
+	if (flow && !accepts(&p)) {
+		touch(&flow->life, &p, true, now);
+		return translate_outward(skb, &p, &key);
+	}
+	outcome = opens(&p) ? NOT_KEPT : go_on_kept(&p, flow != NULL, now);
+	if (outcome != NOT_KEPT) {
+		if (flow) /* of an older connection: this one came from outside */
+			let_end(&flow->life, now);
+		return passed(&p, outcome);
+	}
+	if (flow) { /* both ends opened it at once */
+		touch(&flow->life, &p, true, now);
+		return translate_outward(skb, &p, &key);
 	}
 	if (in_force->flags & DRAINING)
-		return hand_over(skb, &p, now);
-	return begin(skb, &p, device, slot, flow != NULL);
+		return hand_over(&p, now);
+	if (p.kind == ANSWER)
+		return refuse(&p, device, slot, OUT_DROPPED_ICMP);
+	if (p.part == LATER)
+		return refuse(&p, device, slot, OUT_DROPPED_FRAGMENT);
+	return begin(skb, &p, device, slot, finding.first_port);
 }
 
-/* A packet that came in and is no reply to a translated flow: of a kept one, or the first. */
-static __noinline int keep_inward_flow(const struct packet *p, __u32 now, bool managed)
-{
-	struct flow flow = {.state = advanced(FROM_OUTSIDE, p)};
-	struct flow_key key;
-	struct flow *held;
+/* -- packets that come in ----------------------------------------------------------------- */
 
-	swap_ends(&key, &p->key, OUTWARD);
-	held = bpf_map_lookup_elem(&flows, &key);
-	if (held && alive(held, now) &&
-	    !(opens(p) && (!(held->state & TRANSLATED) ||
-			   held->state & (FIN_OUTWARD | FIN_INWARD | RESET)))) {
-		touch(held, p, now);
-		return kept(p, IN_PASSED);
+/* An error comes in about a packet that went out, translated. */
+__noinline int inward_error(struct __sk_buff *skb, const struct packet *p, __u32 now)
+{
+	if (!p)
+		return NEXT;
+
+	struct packet quoted = {};
+	struct flow_key key;
+	const struct flow *flow;
+	struct place owner = {};
+
+	if (!parse_quoted(skb, p, &quoted))
+		return passed(p, IN_PASSED);
+	outward_key(&key, &quoted);
+	flow = bpf_map_lookup_elem(&flows, &key);
+	if (!flow || !alive(READ_ONCE(flow->life), now))
+		return passed(p, IN_PASSED);
+	owner.address = flow->address;
+	owner.port = flow->port;
+	if (same(&owner.address, &quoted.source) && owner.port == quoted.source_port)
+		return passed(p, IN_PASSED); /* about the node's own */
+	if (rewrite_quoted(skb, p, &quoted, SOURCE, &owner) ||
+	    rewrite(skb, p, DESTINATION, &owner.address, 0))
+		return dropped(p, IN_DROPPED_MALFORMED);
+	return passed(p, IN_ERROR_TRANSLATED);
+}
+
+/*
+ * Whether the answer to a packet for the node itself could be taken for something new, and
+ * get another address or port: then what it answers must be remembered. Of TCP it is told by
+ * its flags, and what is never remembered fills no table.
+ */
+static __always_inline bool answer_needs_record(const struct packet *p, const struct device *device,
+						const struct settings *in_force, __u32 slot)
+{
+	if (p->protocol == IPPROTO_TCP || p->kind != PORTS)
+		return false;
+	return in_force->flags & FIXED_SOURCES || !allowed(in_force, slot, p->destination_port) ||
+	       !same(&p->destination, &device->source[p->family & 1]);
+}
+
+/* A packet that came in and is for no flow with an address of the node. */
+__noinline int keep_inward(const struct packet *p, const struct device *device, __u32 slot, __u32 now)
+{
+	if (!p || !device)
+		return NEXT;
+
+	const struct settings *in_force = bpf_map_lookup_elem(&settings, &slot);
+	struct flow_key key;
+	struct kept *held;
+	__u64 life;
+
+	if (!in_force)
+		return NEXT;
+	inward_key(&key, p);
+	held = bpf_map_lookup_elem(&kept, &key);
+	life = held ? READ_ONCE(held->life) : 0;
+	if (held && alive(life, now) && !opens(p)) {
+		touch(&held->life, p, false, now);
+		return passed(p, IN_PASSED);
 	}
 	/* What answers nothing, and what ends a connection, begins none. */
-	if (!managed || p->kind == ANSWER || p->part == LATER ||
-	    (p->key.protocol == IPPROTO_TCP && p->tcp_flags & TCP_RST))
-		return kept(p, IN_PASSED);
-	flow.expires = now + lifetime(p->key.protocol, flow.state);
-	if (held)
-		forget(&key, held);
-	if (!bpf_map_update_elem(&flows, &key, &flow, BPF_ANY))
-		count(p->key.family, FLOWS_FROM_OUTSIDE);
-	return kept(p, IN_PASSED);
-}
-
-/* A reply to a translated flow: keep both halves of the flow alive. */
-static __noinline int touch_inward(struct flow *inward, const struct packet *p, __u32 now)
-{
-	struct flow fresh = {
-		.address = p->key.destination,
-		.port = p->key.destination_port,
-		.state = TRANSLATED | SEEN_OUTWARD,
-	};
-	struct flow_key key;
-	struct flow *outward;
-
-	swap_ends(&key, &p->key, OUTWARD);
-	key.source = inward->address;
-	key.source_port = inward->port;
-	outward = bpf_map_lookup_elem(&flows, &key);
-	if (outward && outward->state & TRANSLATED &&
-	    same(&outward->address, &fresh.address) && outward->port == fresh.port) {
-		touch(outward, p, now);
-		inward->expires = outward->expires;
-	} else if (!outward) {
-		fresh.state = advanced(fresh.state, p);
-		fresh.expires = now + lifetime(p->key.protocol, fresh.state);
-		bpf_map_update_elem(&flows, &key, &fresh, BPF_NOEXIST);
-		inward->expires = fresh.expires;
-	}
-	__sync_fetch_and_or(&inward->state, SEEN_INWARD);
-	return 0;
+	if (!(in_force->flags & MANAGED) || p->kind == ANSWER || p->part == LATER ||
+	    (p->protocol == IPPROTO_TCP && p->tcp_flags & TCP_RST))
+		return passed(p, IN_PASSED);
+	if (!is_own(&p->destination, device, p->family) ||
+	    answer_needs_record(p, device, in_force, slot))
+		keep(p, FROM_OUTSIDE, false, now);
+	return passed(p, IN_PASSED);
 }
 
 SEC("tc")
 int inward(struct __sk_buff *skb)
 {
-	struct packet p = {.key.side = INWARD};
+	struct packet p = {};
 	__u32 ifindex = skb->ifindex, now, slot;
 	const struct device *device = bpf_map_lookup_elem(&devices, &ifindex);
 	const struct settings *in_force;
-	struct flow held, *flow;
+	struct flow_key key;
+	struct place owner = {};
+	struct flow *flow;
 
-	if (!device || !find_network(skb, device->link_header, &p))
+	/* A frame for another address of the link is a macvlan's, or a port's of a bridge. */
+	if (!device || skb->pkt_type != PACKET_HOST ||
+	    !find_network(skb, device->link_header, &p))
 		return NEXT;
-	slot = slot_in_force(p.key.family);
+	slot = slot_in_force(p.family);
 	in_force = bpf_map_lookup_elem(&settings, &slot);
 	if (!in_force || !(in_force->flags & (MANAGED | DRAINING)))
 		return NEXT;
 	if (device->loopback && !(in_force->flags & LOCAL_TOO))
 		return NEXT;
-	if (parse(skb, &p, false) || of_link(&p.key) || p.kind == LINK || p.kind == UNSUPPORTED)
-		return NEXT;
 	now = seconds();
-	if (p.kind == ICMP_ERROR)
-		return inward_error(skb, &p, now);
-	if (p.part != WHOLE && !ports_of_fragments(&p, now))
-		return kept(&p, IN_PASSED);
-
-	flow = bpf_map_lookup_elem(&flows, &p.key);
-	if (!flow || !alive(flow, now))
-		return keep_inward_flow(&p, now, in_force->flags & MANAGED);
-	held = *flow;
-	/* Each packet that moves the state counts; of the others one in a second. */
-	if (!(held.state & SEEN_INWARD) || p.tcp_flags & (TCP_FIN | TCP_RST | TCP_SYN) ||
-	    held.expires != now + lifetime(p.key.protocol, SEEN_OUTWARD | SEEN_INWARD))
-		touch_inward(flow, &p, now);
-	if (!same(&held.address, &p.key.destination) || held.port != p.key.destination_port) {
-		if (rewrite(skb, &p, DESTINATION, &held.address,
-			    p.kind == PLAIN ? p.key.destination_port : held.port))
-			return dropped(&p, IN_DROPPED_MALFORMED);
+	if (!parse_plain(skb, &p)) {
+		if (parse(skb, &p, false) || of_link(&p) || p.kind == LINK ||
+		    p.kind == UNSUPPORTED)
+			return NEXT;
+		if (p.kind == ICMP_ERROR)
+			return inward_error(skb, &p, now);
+		if (p.part != WHOLE && !ports_of_fragments(&p, now))
+			return passed(&p, IN_PASSED_FRAGMENT);
+	} else if (of_link(&p)) {
+		return NEXT;
 	}
-	return kept(&p, IN_TRANSLATED);
+
+	inward_key(&key, &p);
+	flow = bpf_map_lookup_elem(&flows, &key);
+	if (!flow || !alive(READ_ONCE(flow->life), now))
+		return keep_inward(&p, device, slot, now);
+	owner.address = flow->address;
+	owner.port = p.kind == PLAIN ? p.destination_port : flow->port;
+	touch(&flow->life, &p, false, now);
+	if (same(&owner.address, &p.destination) && owner.port == p.destination_port)
+		return passed(&p, IN_PASSED);
+	if (rewrite(skb, &p, DESTINATION, &owner.address, owner.port))
+		return dropped(&p, IN_DROPPED_MALFORMED);
+	return passed(&p, IN_TRANSLATED);
 }
 
 /* -- for the agent alone, by BPF_PROG_TEST_RUN -------------------------------------------- */
-
-struct sweeping {
-	__u32 now;
-	struct swept *found;
-};
-
-static long sweep_one(void *map, const void *key, void *value, void *context)
-{
-	const struct flow_key *of = key;
-	const struct flow *flow = value;
-	struct sweeping *sweeping = context;
-
-	if (!alive(flow, sweeping->now)) {
-		bpf_map_delete_elem(map, key);
-		sweeping->found->removed++;
-	} else if (of->side == OUTWARD) {
-		sweeping->found->alive[of->family & 1]++;
-		/* The host's own keep their address, and often their port: nothing to wait for. */
-		if (flow->state & TRANSLATED && (!same(&flow->address, &of->source) ||
-						 flow->port != of->source_port))
-			sweeping->found->translated[of->family & 1]++;
-	}
-	return 0;
-}
 
 /* Remove what has expired, and count what is left. */
 SEC("tc")
 int sweep(struct __sk_buff *skb)
 {
 	struct sweeping sweeping = {.now = seconds()};
-	__u32 first = 0;
+	__u32 zero = 0;
+	struct swept *found = bpf_map_lookup_elem(&swept, &zero);
 
-	sweeping.found = bpf_map_lookup_elem(&swept, &first);
-	if (!sweeping.found)
+	if (!found || bpf_for_each_map_elem(&flows, sweep_flow, &sweeping, 0) < 0 ||
+	    bpf_for_each_map_elem(&kept, sweep_kept, &sweeping, 0) < 0)
 		return 1;
-	__builtin_memset(sweeping.found, 0, sizeof(struct swept));
-	return bpf_for_each_map_elem(&flows, sweep_one, &sweeping, 0) < 0;
+	count_swept(&sweeping.found);
+	*found = sweeping.found;
+	return 0;
 }
 
-/* bpf_sk_lookup_tcp and others are for programs under the GPL. */
+static long index_one(void *map, const void *of, void *value, void *context)
+{
+	struct flow_key key = *(const struct flow_key *)of;
+	__u32 *failed = context;
+
+	if (index_flow(&key, value))
+		*failed += 1;
+	return 0;
+}
+
+/* Have every flow found also by what it is before translation: first places are to change. */
+SEC("tc")
+int index_flows(struct __sk_buff *skb)
+{
+	__u32 failed = 0;
+
+	return bpf_for_each_map_elem(&flows, index_one, &failed, 0) < 0 || failed;
+}
+
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -47,6 +47,7 @@ enum verdict {
 #define ONLY_DEVICES	 (1 << 4) /* the policy names devices: told to readers only */
 #define LOCAL_TOO	 (1 << 5) /* also packets to the node itself */
 #define DRAINING	 (1 << 6) /* flows there are go on, new ones are none of ours */
+#define INDEXING	 (1 << 7) /* flows are also found by what they were before translation */
 
 #define MAX_PORT_RANGES 15
 
@@ -68,6 +69,13 @@ struct control {
 	__u32 generation;
 };
 
+/* What is of the node as a whole. */
+struct node {
+	__u64 secret[2]; /* of the hash that gives ports: who knows it could guess them */
+	__u16 mark;	 /* in tc_index of a packet that one of our devices has dealt with */
+	__u16 pad[3];
+};
+
 /* A device with our program on it; the key is its ifindex. */
 struct device {
 	struct address source[FAMILIES]; /* what masquerading gives packets that leave here */
@@ -75,43 +83,70 @@ struct device {
 	__u8 egress[FAMILIES]; /* bit n: in generation n it is a device of the policy */
 	__u8 link_header; /* bytes before the IP header: 14, or 0 where there is none */
 	__u8 loopback;	  /* all that leaves here is for the node itself */
+	__u8 mac[6];	  /* with a link header: frames from another one are not the node's */
+};
+
+/* An address of the node itself, on whatever device. */
+struct own_address {
+	struct address address;
+	__u32 family;
+};
+
+/*
+ * A flow as its replies are on the wire, before they are translated back: `local` is the
+ * address with which it leaves the node. One key space for all that leaves: no two flows
+ * can have the same replies.
+ */
+struct flow_key {
+	struct address remote, local;
+	__be16 remote_port, local_port; /* ICMP query: 0, and its identifier */
+	__u8 protocol;
+	__u8 family;
 	__u8 pad[2];
 };
 
-/* Which way packets with these addresses go: from here to the outside, or back. */
-enum side {
-	OUTWARD, /* before translation */
-	INWARD, /* a reply, before it is translated back */
-};
-
-struct flow_key {
-	struct address source, destination;
-	__be16 source_port, destination_port; /* ICMP echo: its identifier, and 0 */
-	__u8 protocol;
-	__u8 family;
-	__u8 side;
-	__u8 pad;
-};
-
-/* Bits of flow.state. */
-#define TRANSLATED	(1 << 0) /* else it keeps its source */
-#define FROM_OUTSIDE	(1 << 1) /* the first packet came in */
-#define SEEN_OUTWARD	(1 << 2)
-#define SEEN_INWARD	(1 << 3)
+/* Bits of a flow's state, the upper half of its `life`. */
+#define FROM_OUTSIDE	(1 << 0) /* the first packet came in */
+#define SEEN_OUTWARD	(1 << 1)
+#define SEEN_INWARD	(1 << 2)
+#define CONFIRMED	(1 << 3) /* TCP: who began it has answered the answer */
 #define FIN_OUTWARD	(1 << 4)
 #define FIN_INWARD	(1 << 5)
 #define RESET		(1 << 6)
+#define INDEXED		(1 << 7) /* it is in `moved` too */
+#define TAKING		(1 << 8) /* about to get another owner, or to go: nobody's for now */
+#define BY_FIXED	(1 << 9) /* its address is one that the policy fixes */
 
 /*
- * A flow. One that is translated is there twice: OUTWARD with the address and port that its
- * packets get, INWARD with those of the pod that its replies are for.
+ * What changes of a flow, in one word that is changed by compare-and-exchange: its state,
+ * and in the lower half when it expires, in seconds of CLOCK_MONOTONIC.
+ */
+#define LIFE(state, expires) ((__u64)(state) << 32 | (__u32)(expires))
+#define STATE(life)	     ((__u32)((life) >> 32))
+#define EXPIRES(life)	     ((__u32)(life))
+
+/*
+ * A flow that leaves with an address of the node: its owner is what its packets come from.
+ * The node's own have an owner that is the key's local end: they keep their address.
  */
 struct flow {
 	struct address address;
 	__be16 port;
 	__u16 pad;
-	__u32 state;   /* of the OUTWARD one; the INWARD one has TRANSLATED and SEEN_INWARD */
-	__u32 expires; /* seconds of CLOCK_MONOTONIC */
+	__u32 ifindex; /* of the device through which it left at first */
+	__u64 life;
+};
+
+/* A flow that leaves as it is, whatever the policy says by now. */
+struct kept {
+	__u64 life;
+};
+
+/* Where a translated flow is that is not at its first place: the local end of its key. */
+struct place {
+	struct address address;
+	__be16 port;
+	__u16 pad;
 };
 
 /* Fragments but the first have no ports: the first one leaves them here. */
@@ -120,8 +155,7 @@ struct fragment_key {
 	__be32 id;
 	__u8 protocol;
 	__u8 family;
-	__u8 side;
-	__u8 pad;
+	__u8 pad[2];
 };
 
 struct fragment {
@@ -151,9 +185,16 @@ enum outcome {
 	IN_ERROR_TRANSLATED,
 	IN_PASSED,
 	IN_DROPPED_MALFORMED,
-	FLOWS_TRANSLATED, /* new ones; the rest counts packets */
+	FLOWS_TRANSLATED, /* new ones; from here on flows are counted, before it packets */
 	FLOWS_KEPT,
 	FLOWS_FROM_OUTSIDE,
+	IN_PASSED_FRAGMENT, /* a packet again: its first part had not come, so nothing knows whose */
+	OUT_DROPPED_RACE, /* a packet: another CPU was making this very flow's place another's */
+	OUT_KEPT_OWN, /* of the node itself, from before the programs were there */
+	FLOWS_OWN, /* of the node itself */
+	FLOWS_UNRECORDED, /* kept, and there was no room to remember it */
+	FLOWS_COLLECTED, /* expired, and removed */
+	FLOWS_SHED, /* removed to make room: one way, or half open, and idle for seconds */
 	OUTCOMES,
 };
 
@@ -161,11 +202,19 @@ enum outcome {
 #define MOST_OUTCOMES 64
 _Static_assert(OUTCOMES <= MOST_OUTCOMES, "the map of counters is too small");
 
-/* What a sweep through the flows found, see `sweep`. */
+/* What a sweep through the tables found, see `sweep`. */
 struct swept {
-	__u64 removed;
-	__u64 alive[FAMILIES]; /* OUTWARD */
-	__u64 translated[FAMILIES]; /* to another address or port */
+	__u32 flows[FAMILIES], kept[FAMILIES]; /* alive */
+	__u32 translated[FAMILIES]; /* of `flows`: to another address or port */
+	__u32 collected[FAMILIES], shed[FAMILIES];
+};
+
+/* A destination to which no port was free. */
+struct exhausted_key {
+	struct address remote;
+	__be16 remote_port;
+	__u8 protocol;
+	__u8 family;
 };
 
 #endif

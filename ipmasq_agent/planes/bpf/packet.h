@@ -14,10 +14,8 @@
 #include <bpf/bpf_endian.h>
 #include "maps.h"
 
-#define ETH_P_8021Q_	0x8100
-#define ETH_P_8021AD_	0x88a8
-#define MAX_TAGS	2
 #define MAX_EXTENSIONS	8
+#define VLAN_NUMBER	0x0fff
 #define IP_MORE		0x2000
 #define IP_OFFSET	0x1fff
 #define TCP_FLAGS_AT	13
@@ -64,13 +62,16 @@ enum part {
 };
 
 struct packet {
-	struct flow_key key;
-	__u32 network;	 /* offsets from the packet's begin */
-	__u32 transport; /* not there in a LATER one */
-	__be32 fragment_id;
+	struct address source, destination;
+	__be16 source_port, destination_port; /* ICMP query: its identifier, and 0 */
+	__u8 protocol;
+	__u8 family;
 	__u8 kind;
 	__u8 part;
 	__u8 tcp_flags;
+	__u32 network;	 /* offsets from the packet's begin */
+	__u32 transport; /* not there in a LATER one */
+	__be32 fragment_id;
 };
 
 /* The checksum field of a protocol: its offset, or -1 where there is none to keep right. */
@@ -89,31 +90,21 @@ static __always_inline int checksum_at(__u8 protocol)
 	}
 }
 
-/* Find the IP header behind Ethernet and up to two VLAN tags; false where there is none. */
-static __always_inline bool find_network(struct __sk_buff *skb, __u8 link_header,
+/*
+ * Find the IP header, right behind that of the link; false where there is none. With a VLAN
+ * tag it is a packet of another device, that of the VLAN.
+ */
+static __always_inline bool find_network(const struct __sk_buff *skb, __u8 link_header,
 					 struct packet *p)
 {
-	__be16 type;
-
+	/* At ingress the tag is out of the frame already; with number 0 it means priority alone. */
+	if (skb->vlan_present && skb->vlan_tci & VLAN_NUMBER)
+		return false;
 	p->network = link_header;
-	if (!link_header) {
-		type = skb->protocol;
-	} else {
-		if (bpf_skb_load_bytes(skb, link_header - 2, &type, sizeof(type)))
-			return false;
-#pragma unroll
-		for (int tag = 0; tag < MAX_TAGS; tag++) {
-			if (type != bpf_htons(ETH_P_8021Q_) && type != bpf_htons(ETH_P_8021AD_))
-				break;
-			p->network += 4;
-			if (bpf_skb_load_bytes(skb, p->network - 2, &type, sizeof(type)))
-				return false;
-		}
-	}
-	if (type == bpf_htons(ETH_P_IP))
-		p->key.family = IPV4;
-	else if (type == bpf_htons(ETH_P_IPV6))
-		p->key.family = IPV6;
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		p->family = IPV4;
+	else if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		p->family = IPV6;
 	else
 		return false;
 	return true;
@@ -128,9 +119,9 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
 		return -1;
 	if (header.version != 4 || header.ihl < 5)
 		return -1;
-	p->key.source.word[0] = header.saddr;
-	p->key.destination.word[0] = header.daddr;
-	p->key.protocol = header.protocol;
+	p->source.word[0] = header.saddr;
+	p->destination.word[0] = header.daddr;
+	p->protocol = header.protocol;
 	p->transport = p->network + header.ihl * 4;
 	fragment = bpf_ntohs(header.frag_off);
 	p->part = fragment & IP_OFFSET ? LATER : fragment & IP_MORE ? FIRST : WHOLE;
@@ -153,8 +144,8 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 		return -1;
 	if (header.version != 6)
 		return -1;
-	__builtin_memcpy(&p->key.source, &header.saddr, sizeof(struct address));
-	__builtin_memcpy(&p->key.destination, &header.daddr, sizeof(struct address));
+	__builtin_memcpy(&p->source, &header.saddr, sizeof(struct address));
+	__builtin_memcpy(&p->destination, &header.daddr, sizeof(struct address));
 	p->transport = p->network + sizeof(header);
 	next = header.nexthdr;
 	for (int extension = 0; is_extension(next); extension++) {
@@ -188,7 +179,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 		if (p->part == LATER)
 			break; /* what follows is in the middle of something */
 	}
-	p->key.protocol = next;
+	p->protocol = next;
 	return 0;
 }
 
@@ -198,12 +189,12 @@ static __always_inline void parse_icmp(struct packet *p, __u8 type, __be16 id)
 	case ICMP_ECHO:
 	case ICMP_TIMESTAMP:
 		p->kind = PORTS;
-		p->key.source_port = id;
+		p->source_port = id;
 		break;
 	case ICMP_ECHOREPLY:
 	case ICMP_TIMESTAMPREPLY:
 		p->kind = ANSWER;
-		p->key.destination_port = id;
+		p->destination_port = id;
 		break;
 	case ICMP_DEST_UNREACH:
 	case ICMP_SOURCE_QUENCH:
@@ -230,10 +221,10 @@ static __always_inline void parse_icmpv6(struct packet *p, __u8 type, __be16 id)
 {
 	if (type == ICMPV6_ECHO_REQUEST) {
 		p->kind = PORTS;
-		p->key.source_port = id;
+		p->source_port = id;
 	} else if (type == ICMPV6_ECHO_REPLY) {
 		p->kind = ANSWER;
-		p->key.destination_port = id;
+		p->destination_port = id;
 	} else if (type < 128) {
 		p->kind = ICMP_ERROR; /* RFC 4443: errors have the high bit clear */
 	} else if (is_of_link_icmpv6(type)) {
@@ -248,8 +239,11 @@ static __always_inline void parse_icmpv6(struct packet *p, __u8 type, __be16 id)
  * within an ICMP error: of its transport header eight bytes are sure to be there.
  * Returns 0, -1 where not even the addresses can be read, or -2 where the rest cannot.
  */
-static __noinline int parse(struct __sk_buff *skb, struct packet *p, bool quoted)
+__noinline int parse(struct __sk_buff *skb, struct packet *p, bool quoted)
 {
+	if (!p)
+		return -1;
+
 	union {
 		struct {
 			__be16 source, destination;
@@ -263,12 +257,12 @@ static __noinline int parse(struct __sk_buff *skb, struct packet *p, bool quoted
 
 	p->kind = PLAIN;
 	p->part = WHOLE;
-	error = p->key.family == IPV4 ? parse_ipv4(skb, p) : parse_ipv6(skb, p);
+	error = p->family == IPV4 ? parse_ipv4(skb, p) : parse_ipv6(skb, p);
 	if (error)
 		return error;
 	if (p->kind == UNSUPPORTED)
 		return 0;
-	switch (p->key.protocol) {
+	switch (p->protocol) {
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
 		p->kind = PORTS;
@@ -276,9 +270,9 @@ static __noinline int parse(struct __sk_buff *skb, struct packet *p, bool quoted
 			return 0;
 		if (bpf_skb_load_bytes(skb, p->transport, &header.ports, sizeof(header.ports)))
 			return -2;
-		p->key.source_port = header.ports.source;
-		p->key.destination_port = header.ports.destination;
-		if (p->key.protocol == IPPROTO_TCP && !quoted &&
+		p->source_port = header.ports.source;
+		p->destination_port = header.ports.destination;
+		if (p->protocol == IPPROTO_TCP && !quoted &&
 		    bpf_skb_load_bytes(skb, p->transport + TCP_FLAGS_AT, &p->tcp_flags, 1))
 			return -2;
 		return 0;
@@ -287,12 +281,12 @@ static __noinline int parse(struct __sk_buff *skb, struct packet *p, bool quoted
 			return 0;
 		if (bpf_skb_load_bytes(skb, p->transport, &header.ports, sizeof(header.ports)))
 			return -2;
-		p->key.source_port = header.ports.source;
-		p->key.destination_port = header.ports.destination;
+		p->source_port = header.ports.source;
+		p->destination_port = header.ports.destination;
 		return 0;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
-		if ((p->key.protocol == IPPROTO_ICMP) != (p->key.family == IPV4)) {
+		if ((p->protocol == IPPROTO_ICMP) != (p->family == IPV4)) {
 			p->kind = UNSUPPORTED;
 			return 0;
 		}
@@ -301,7 +295,7 @@ static __noinline int parse(struct __sk_buff *skb, struct packet *p, bool quoted
 			return 0;
 		if (bpf_skb_load_bytes(skb, p->transport, &header.icmp, sizeof(header.icmp)))
 			return -2;
-		if (p->key.family == IPV4)
+		if (p->family == IPV4)
 			parse_icmp(p, header.icmp.type, header.icmp.id);
 		else
 			parse_icmpv6(p, header.icmp.type, header.icmp.id);
@@ -322,18 +316,85 @@ static __always_inline bool same(const struct address *a, const struct address *
 	       a->word[3] == b->word[3];
 }
 
-/* Whether a packet stays on its link, or comes from no address that could be replaced. */
-static __always_inline bool of_link(const struct flow_key *key)
+/*
+ * Read what nearly all packets are, TCP or UDP in a whole packet without options, from the
+ * linear part of the packet; false where it is not such a one, or not there.
+ */
+static __always_inline bool parse_plain(const struct __sk_buff *skb, struct packet *p)
 {
-	__u32 source = bpf_ntohl(key->source.word[0]);
-	__u32 destination = bpf_ntohl(key->destination.word[0]);
+	const void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	const void *network = data + (p->network & 0xff);
+	const __be16 *ports;
 
-	if (key->family == IPV4)
+	if (p->family == IPV4) {
+		const struct iphdr *ip = network;
+
+		if (network + sizeof(*ip) + sizeof(__be32) > end)
+			return false;
+		if (ip->version != 4 || ip->ihl != 5 || ip->frag_off & bpf_htons(IP_MORE | IP_OFFSET))
+			return false;
+		p->protocol = ip->protocol;
+		p->source.word[0] = ip->saddr;
+		p->destination.word[0] = ip->daddr;
+		p->transport = p->network + sizeof(*ip);
+		ports = network + sizeof(*ip);
+	} else {
+		const struct ipv6hdr *ip = network;
+
+		if (network + sizeof(*ip) + sizeof(__be32) > end)
+			return false;
+		if (ip->version != 6)
+			return false;
+		p->protocol = ip->nexthdr;
+		__builtin_memcpy(&p->source, &ip->saddr, sizeof(struct address));
+		__builtin_memcpy(&p->destination, &ip->daddr, sizeof(struct address));
+		p->transport = p->network + sizeof(*ip);
+		ports = network + sizeof(*ip);
+	}
+	if (p->protocol == IPPROTO_TCP) {
+		if ((const void *)ports + TCP_FLAGS_AT + 1 > end)
+			return false;
+		p->tcp_flags = ((const __u8 *)ports)[TCP_FLAGS_AT];
+	} else if (p->protocol != IPPROTO_UDP) {
+		return false;
+	}
+	p->source_port = ports[0];
+	p->destination_port = ports[1];
+	p->kind = PORTS;
+	p->part = WHOLE;
+	return true;
+}
+
+/*
+ * Whether a frame on its way out is not the node's: a macvlan on the device, or a port of a
+ * bridge below it, sends with its own address of the link.
+ */
+static __always_inline bool is_foreign(const struct __sk_buff *skb, const struct device *device)
+{
+	const void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	const __u8 *sender = data + ETH_ALEN;
+
+	if (!device->link_header || data + ETH_HLEN > end)
+		return false;
+	for (int n = 0; n < ETH_ALEN; n++) {
+		if (sender[n] != device->mac[n])
+			return true;
+	}
+	return false;
+}
+
+/* Whether a packet stays on its link, or comes from no address that could be replaced. */
+static __always_inline bool of_link(const struct packet *p)
+{
+	__u32 source = bpf_ntohl(p->source.word[0]);
+	__u32 destination = bpf_ntohl(p->destination.word[0]);
+
+	if (p->family == IPV4)
 		return !source || destination >= 0xe0000000; /* multicast, reserved, broadcast */
 	if (destination >> 24 == 0xff || source >> 22 == 0xfe80 >> 6)
 		return true;
-	return !key->source.word[0] && !key->source.word[1] && !key->source.word[2] &&
-	       !key->source.word[3];
+	return !p->source.word[0] && !p->source.word[1] && !p->source.word[2] &&
+	       !p->source.word[3];
 }
 
 #endif

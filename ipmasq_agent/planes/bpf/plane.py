@@ -107,7 +107,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
         for number, held in maps.devices().items():
             if held.egress[family] >> generation & 1:
                 source = held.sources.get(family)
-                device = BpfDevice(number, source, held.link_header, held.loopback)
+                device = BpfDevice(number, source, held.link_header, held.loopback, held.mac)
                 complete = number in names and self._programs.complete(number)
                 hooks[names.get(number, f"#{number}")] = DevicePrograms(device, complete)
         return hooks
@@ -135,6 +135,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
         elif change.attach:
             self._programs.load()
         with PinnedMaps(self._pins) as maps:
+            maps.provide_secret()
             old = maps.generation(family)
             new = 1 - old if change.switches else old
             stamp = secrets.randbits(_STAMP_BITS)
@@ -223,7 +224,9 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
                 slot = layout.slot(family, maps.generation(family))
                 settings = maps.settings(slot)
                 if settings.flags & SettingsFlag.MANAGED:
-                    maps.set_settings(slot, settings._replace(flags=SettingsFlag.DRAINING))
+                    # Where flows are found hangs on how ports are given.
+                    flags = SettingsFlag.DRAINING | settings.flags & SettingsFlag.RANDOM_FULLY
+                    maps.set_settings(slot, settings._replace(flags=flags))
                     begun = True
             if begun:  # those that came since they were announced
                 introduce(_connections(maps.flows()))
@@ -256,7 +259,9 @@ def _tell(maps: PinnedMaps, family: Family, wanted: Mapping[int, BpfDevice], bit
             egress |= bits
             sources = {**held.sources, family: device.source}
             with_one = {each: source for each, source in sources.items() if source is not None}
-            told = DeviceEntry(with_one, held.egress, device.link_header, device.loopback)
+            told = DeviceEntry(
+                with_one, held.egress, device.link_header, device.loopback, device.mac
+            )
         told = told._replace(egress={**held.egress, family: egress})
         if told != known.get(number):
             maps.set_device(number, told)
@@ -278,4 +283,4 @@ def _connections(flows: Iterable[layout.TrackedFlow]) -> Iterator[Connection]:
 
 def _device(family: Family, found: EgressDevice) -> BpfDevice:
     source = found.sources.get(family)
-    return BpfDevice(found.number, source, found.link_header, found.loopback)
+    return BpfDevice(found.number, source, found.link_header, found.loopback, found.mac)

@@ -10,6 +10,7 @@ struct decision {
 	enum outcome kept;     /* why, where it is not masqueraded */
 	bool masquerade;
 	bool has_source;
+	bool fixed; /* it is the policy that says so, not the device */
 };
 
 /* The slot of a family that is in force: all that one packet asks comes from it. */
@@ -35,13 +36,14 @@ static __always_inline void *look_up(void *tries, __u32 slot, __u8 family,
 static __noinline int decide(const struct packet *p, const struct device *device, __u32 slot,
 			     struct decision *d)
 {
-	__u8 family = p->key.family & 1;
+	__u8 family = p->family & 1;
 	const struct settings *in_force = bpf_map_lookup_elem(&settings, &slot);
 	const struct address *address;
 	const __u8 *verdict;
 
 	d->masquerade = false;
 	d->has_source = false;
+	d->fixed = false;
 	d->kept = OUT_KEPT_BY_POLICY;
 	if (!in_force || !(in_force->flags & MANAGED))
 		return 0;
@@ -49,19 +51,20 @@ static __noinline int decide(const struct packet *p, const struct device *device
 		d->kept = OUT_KEPT_DEVICE;
 		return 0;
 	}
-	if (in_force->flags & ONLY_SOURCES && !look_up(&sources, slot, family, &p->key.source)) {
+	if (in_force->flags & ONLY_SOURCES && !look_up(&sources, slot, family, &p->source)) {
 		d->kept = OUT_KEPT_SOURCE;
 		return 0;
 	}
-	verdict = look_up(&decisions, slot, family, &p->key.destination);
+	verdict = look_up(&decisions, slot, family, &p->destination);
 	if (!verdict || *verdict != MASQUERADE)
 		return 0;
 	d->masquerade = true;
 	if (in_force->flags & FIXED_SOURCES) {
-		address = look_up(&fixed, slot, family, &p->key.destination);
+		address = look_up(&fixed, slot, family, &p->destination);
 		if (address) {
 			d->source = *address;
 			d->has_source = true;
+			d->fixed = true;
 			return 0;
 		}
 	}

@@ -67,7 +67,8 @@ class NodePrograms:
             self._refuse_others()
             bpffs.provide(self._pins)
             self._pins.mkdir(parents=True, exist_ok=True)
-            load(BYTECODE, self._pins, {"flows": self._flows or _suitable_flows()})
+            flows = self._flows or _suitable_flows()
+            load(BYTECODE, self._pins, {"flows": flows, "moved": flows, "kept": max(1, flows // 2)})
             for old in self._pins.glob(f"{_VERSION}*"):
                 old.rmdir()
             version.mkdir()

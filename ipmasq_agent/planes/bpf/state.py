@@ -74,12 +74,14 @@ class BpfDevice:
         source: the address that packets leaving through it get; None where it has none.
         link_header: bytes before the IP header in its packets.
         loopback: all that leaves here is for the node itself.
+        mac: its address of the link; zeros without a link header.
     """
 
     number: int
     source: int | None
     link_header: int = 14
     loopback: bool = False
+    mac: bytes = bytes(6)
 
 
 @dataclass(frozen=True, slots=True)
