@@ -22,7 +22,7 @@ _CHECKSUM_OF_IPV4 = 10
 _PORTS = struct.Struct(">HH")
 
 
-class Ends(NamedTuple):
+class PacketEnds(NamedTuple):
     """Between whom a packet goes; addresses as numbers."""
 
     source: int
@@ -31,9 +31,9 @@ class Ends(NamedTuple):
     destination_port: int
 
     @property
-    def back(self) -> Ends:
+    def back(self) -> PacketEnds:
         """Of the packet that answers."""
-        return Ends(self.destination, self.destination_port, self.source, self.source_port)
+        return PacketEnds(self.destination, self.destination_port, self.source, self.source_port)
 
 
 def source_port_at(family: Family) -> int:
@@ -41,7 +41,7 @@ def source_port_at(family: Family) -> int:
     return _NETWORK + _HEADER[family]
 
 
-def frame(family: Family, protocol: int, ends: Ends, flags: int = 0) -> bytes:
+def frame(family: Family, protocol: int, ends: PacketEnds, flags: int = 0) -> bytes:
     """Return a frame of ``SIZE`` bytes, with checksums.
 
     Args:
@@ -73,12 +73,12 @@ def frame(family: Family, protocol: int, ends: Ends, flags: int = 0) -> bytes:
     return _ETHERNET + _TYPE[family] + network + transport
 
 
-def ends_of(family: Family, data: bytes) -> Ends:
+def ends_of(family: Family, data: bytes) -> PacketEnds:
     """Return whose a frame is."""
     size, at = family.bits // 8, _NETWORK + _ADDRESSES[family]
     source, destination = data[at : at + size], data[at + size : at + 2 * size]
     ports = _PORTS.unpack_from(data, source_port_at(family))
-    return Ends(int.from_bytes(source), ports[0], int.from_bytes(destination), ports[1])
+    return PacketEnds(int.from_bytes(source), ports[0], int.from_bytes(destination), ports[1])
 
 
 def _with_checksum(data: bytes, at: int, before: bytes = b"") -> bytes:

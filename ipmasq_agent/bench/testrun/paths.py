@@ -18,7 +18,7 @@ from ipmasq_agent.bench.testrun.frames import (
     TCP,
     UDP,
     UDP_LITE,
-    Ends,
+    PacketEnds,
     ends_of,
     frame,
     source_port_at,
@@ -135,7 +135,7 @@ class PathRound:
             self._played(deck, TcHook.EGRESS, packets=self.flows * 5 // 4)
             yield deck
 
-    def _sent(self) -> list[Ends]:
+    def _sent(self) -> list[PacketEnds]:
         """Return whose packets are translated."""
         return _spread(self._pods(), self._outside())
 
@@ -157,7 +157,7 @@ class PathRound:
             return self._played(deck, TcHook.EGRESS, translated=False)
 
     def _of_flows(
-        self, names: tuple[str, str], ends: Sequence[Ends], protocol: int, translated: bool
+        self, names: tuple[str, str], ends: Sequence[PacketEnds], protocol: int, translated: bool
     ) -> Iterator[tuple[str, Figure]]:
         """Begin flows, and yield what their packets cost outward and as replies."""
         with (
@@ -170,7 +170,7 @@ class PathRound:
             with self._deck(packets, protocol, ACK) as deck:
                 yield name, self._played(deck, hook, translated)
 
-    def _begun(self, outward: int, inward: int, ends: Ends, protocol: int) -> Ends:
+    def _begun(self, outward: int, inward: int, ends: PacketEnds, protocol: int) -> PacketEnds:
         """Have a flow begin and be answered, and return whose the answers are."""
         family, device = self.subject.family, self.subject.device
         # What it is like on the wire, told by the packet that comes out.
@@ -183,11 +183,13 @@ class PathRound:
             replay.run(outward, frame(family, protocol, ends, ACK), device)
         return answer
 
-    def _new(self, ends: Sequence[Ends], protocol: int) -> Deck:
+    def _new(self, ends: Sequence[PacketEnds], protocol: int) -> Deck:
         """Return packets that begin a flow each, also when the deck begins anew."""
         return self._deck(ends, protocol, SYN, step=1)
 
-    def _deck(self, ends: Sequence[Ends], protocol: int, flags: int = 0, step: int = 0) -> Deck:
+    def _deck(
+        self, ends: Sequence[PacketEnds], protocol: int, flags: int = 0, step: int = 0
+    ) -> Deck:
         family = self.subject.family
         frames = [frame(family, protocol, one, flags) for one in ends]
         return Deck(frames, source_port_at(family), step)
@@ -219,10 +221,10 @@ def _number(address: str) -> int:
     return int(ip_address(address))
 
 
-def _spread(sources: Sequence[int], destinations: Sequence[int]) -> list[Ends]:
+def _spread(sources: Sequence[int], destinations: Sequence[int]) -> list[PacketEnds]:
     """Return ends, as many as the longer list has, no two alike."""
     return [
-        Ends(
+        PacketEnds(
             sources[n % len(sources)],
             _PORTS[n // len(sources) % len(_PORTS)],
             destinations[n % len(destinations)],

@@ -9,12 +9,12 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from ipmasq_agent.bench.testrun import frames
-from ipmasq_agent.bench.testrun.frames import Ends
+from ipmasq_agent.bench.testrun.frames import PacketEnds
 from ipmasq_agent.policy.addresses import Family
 
 ENDS = {
-    Family.IPV4: Ends(0xAC14000A, 1500, 0x01000123, 443),
-    Family.IPV6: Ends(0x20010DB8 << 96 | 10, 1500, 0xFD << 120 | 0x1234, 443),
+    Family.IPV4: PacketEnds(0xAC14000A, 1500, 0x01000123, 443),
+    Family.IPV6: PacketEnds(0x20010DB8 << 96 | 10, 1500, 0xFD << 120 | 0x1234, 443),
 }
 
 
@@ -40,4 +40,4 @@ def test_a_frame_is_what_scapy_makes(family: Family, protocol: int) -> None:
 
 
 def test_an_answer_goes_the_other_way() -> None:
-    assert ENDS[Family.IPV4].back == Ends(0x01000123, 443, 0xAC14000A, 1500)
+    assert ENDS[Family.IPV4].back == PacketEnds(0x01000123, 443, 0xAC14000A, 1500)
