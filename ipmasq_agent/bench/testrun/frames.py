@@ -12,7 +12,8 @@ SIZE = 80
 """Bytes of every frame: there is room for the longest headers."""
 TCP, UDP, UDP_LITE = socket.IPPROTO_TCP, socket.IPPROTO_UDP, 136
 SYN, ACK = 0x02, 0x10
-_ETHERNET = bytes.fromhex("020000000002 020000000001")
+MAC = "02:00:00:00:00:01"
+"""Of the device through which they go: they come from it, and are for it."""
 _TYPE = {Family.IPV4: b"\x08\x00", Family.IPV6: b"\x86\xdd"}
 _NETWORK = 14  # where the IP header begins
 _HEADER = {Family.IPV4: 20, Family.IPV6: 40}
@@ -70,7 +71,7 @@ def frame(family: Family, protocol: int, ends: PacketEnds, flags: int = 0) -> by
         network = _with_checksum(fixed + addresses, _CHECKSUM_OF_IPV4)
     else:
         network = struct.pack(">IHBB", 6 << 28, payload, protocol, _TTL) + addresses
-    return _ETHERNET + _TYPE[family] + network + transport
+    return 2 * bytes.fromhex(MAC.replace(":", "")) + _TYPE[family] + network + transport
 
 
 def ends_of(family: Family, data: bytes) -> PacketEnds:

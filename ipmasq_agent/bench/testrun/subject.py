@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ipmasq_agent.bench.policies import BlockPolicy
 from ipmasq_agent.bench.rig import NODE, WORLD
+from ipmasq_agent.bench.testrun.frames import MAC
 from ipmasq_agent.bpf.objects import closing, get_pinned
 from ipmasq_agent.config.assemble import assemble_family
 from ipmasq_agent.config.document import parse_document
@@ -49,7 +50,7 @@ def go_where_nobody_is() -> None:
     run(["mount", "-t", "bpf", "bpf", str(_MOUNTED)])
     lines = ["link set lo up"]
     for name in (_OUT, _OTHER):
-        lines.append(f"link add {name} type veth peer name far-{name}")
+        lines.append(f"link add {name} address {MAC} type veth peer name far-{name}")
         lines += [f"link set {name} up", f"link set far-{name} up"]
     for family in Family:
         at_once = " nodad" if family is Family.IPV6 else ""
