@@ -10,10 +10,12 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Sequence
-from importlib.util import find_spec
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import NamedTuple
+
+from packaging.requirements import Requirement
 
 from tests.oldest.image import Image
 
@@ -21,9 +23,13 @@ ROOT = Path(__file__).parents[2]
 # Where scripts/install-tools unpacks Debian's package of the kernel.
 KERNELS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ipmasq-agent/linux-6.1")
 # In the order in which they are loaded.
-_MODULES = ("drivers/net/veth.ko", "net/sched/sch_ingress.ko", "net/sched/cls_bpf.ko")
+_MODULES = (
+    *("drivers/net/veth.ko", "net/sched/sch_ingress.ko", "net/sched/cls_bpf.ko"),
+    # The agent looks for rules of its other data planes.
+    *("lib/libcrc32c.ko", "net/netfilter/nfnetlink.ko", "net/netfilter/nf_tables.ko"),
+)
 _PROGRAMS = ("ip", "tc")
-_PACKAGES = ("click", "yaml")
+_AGENT_NEEDS = ("click", "PyYAML")
 # Of Python's library: large, and for other purposes.
 _LEFT_OUT = (
     *("site-packages", "test", "tests", "ensurepip", "idlelib", "lib2to3", "tkinter", "turtledemo"),
@@ -37,7 +43,7 @@ _MACHINE = (
 # What is emulated has neither the faults that are mitigated nor a clock to calibrate.
 _BOOT = (
     "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=unstable random.trust_cpu=on "
-    "cryptomgr.notests apparmor=0 audit=0"
+    "cryptomgr.notests nowatchdog apparmor=0 audit=0"
 )
 _INIT = """\
 #!{busybox} sh
@@ -70,7 +76,13 @@ class NoGuest(Exception):
     """What a guest is made of is missing here; the text says what to do about it."""
 
 
-def run(argv: Sequence[str], files: Sequence[Path] = (), *, timeout: float = 600.0) -> Done:
+def run(
+    argv: Sequence[str],
+    files: Sequence[Path] = (),
+    packages: Sequence[str] = (),
+    *,
+    timeout: float = 1800.0,
+) -> Done:
     """Boot a guest, run a program of this machine in it, and let it end with that.
 
     The guest has Python, this repository's code, ``ip`` and ``tc``, and is at the top of
@@ -79,6 +91,7 @@ def run(argv: Sequence[str], files: Sequence[Path] = (), *, timeout: float = 600
     Args:
         argv: the program and its arguments.
         files: what else of this machine it needs.
+        packages: of Python, with all that they need.
         timeout: seconds until the guest is ended, which is an error.
 
     Raises:
@@ -86,14 +99,16 @@ def run(argv: Sequence[str], files: Sequence[Path] = (), *, timeout: float = 600
         AssertionError: the guest ended without telling how the program did.
     """
     kernel = _kernel()
-    image = _image(kernel)
+    image = _image()
     image.add(*files)
+    for path in _installed(packages):
+        image.add(path)
     modules = _modules(kernel)
     image.add(*modules)
     image.write(
         "/init",
         _INIT.format(
-            busybox=_tool("busybox"),
+            busybox=tool("busybox"),
             pythonpath=shlex.quote(f"{ROOT}:{sysconfig.get_path('purelib')}"),
             modules=shlex.join(map(str, modules)),
             directory=shlex.quote(str(ROOT)),
@@ -105,7 +120,7 @@ def run(argv: Sequence[str], files: Sequence[Path] = (), *, timeout: float = 600
         archive.write_bytes(image.archive())
         done = subprocess.run(
             [
-                *(_emulator(), *_MACHINE, "-kernel", str(kernel), "-initrd", str(archive)),
+                *(str(_emulator()), *_MACHINE, "-kernel", str(kernel), "-initrd", str(archive)),
                 *("-append", _BOOT, "-serial", "stdio", "-serial", f"file:{told}"),
             ],
             stdin=subprocess.DEVNULL,
@@ -125,7 +140,19 @@ def python() -> str:
     return os.path.realpath(sys.executable)
 
 
-def _image(kernel: Path) -> Image:
+def tool(name: str) -> Path:
+    """Return where a program of this machine is.
+
+    Raises:
+        NoGuest: it is not installed.
+    """
+    found = shutil.which(name)
+    if found is None:
+        raise NoGuest(f"{name} is not installed: run scripts/install-tools long")
+    return Path(found)
+
+
+def _image() -> Image:
     image = Image()
     for name in ("/bin", "/proc", "/sys", "/run", "/tmp", "/root", "/var"):
         if Path(name).is_symlink():
@@ -133,21 +160,38 @@ def _image(kernel: Path) -> Image:
         else:
             image.directory(name)
     image.link("/var/run", "/run")
-    image.add(*map(_tool, (*_PROGRAMS, "busybox")), "/etc/ld.so.cache", _library("libbpf.so.1"))
+    image.add(*map(tool, (*_PROGRAMS, "busybox")), "/etc/ld.so.cache", _library("libbpf.so.1"))
     image.add(python())
     image.tree(Path(sysconfig.get_path("stdlib")), _LEFT_OUT)
-    for name in _PACKAGES:
-        spec = find_spec(name)
-        if spec is None or spec.origin is None:
-            raise NoGuest(f"{name} is not installed: pip install --editable .")
-        image.tree(Path(spec.origin).parent)
+    image.add(*_installed(_AGENT_NEEDS))
     image.tree(ROOT / "ipmasq_agent", ("lab", "bench"))
     image.tree(ROOT / "tests", ("unit", "kube", "golden"))
+    image.add(ROOT / "pyproject.toml")
     return image
 
 
-def _emulator() -> str:
-    return _tool(f"qemu-system-{platform.machine()}")
+def _installed(packages: Iterable[str]) -> Iterator[Path]:
+    """Yield the files of packages and of those that they need; some are compiled only later."""
+    found: set[str] = set()
+    wanted = list(packages)
+    while wanted:
+        name = wanted.pop()
+        if name in found:
+            continue
+        found.add(name)
+        try:
+            package = distribution(name)
+        except PackageNotFoundError as cause:
+            raise NoGuest(f"{name} is not installed: pip install --editable '.[test]'") from cause
+        paths = (Path(str(path.locate())) for path in package.files or ())
+        yield from (path for path in paths if path.exists())
+        for requirement in map(Requirement, package.requires or ()):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                wanted.append(requirement.name)
+
+
+def _emulator() -> Path:
+    return tool(f"qemu-system-{platform.machine()}")
 
 
 def _kernel() -> Path:
@@ -160,13 +204,6 @@ def _kernel() -> Path:
 def _modules(kernel: Path) -> list[Path]:
     release = kernel.name.removeprefix("vmlinuz-")
     return [KERNELS / "lib/modules" / release / "kernel" / name for name in _MODULES]
-
-
-def _tool(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        raise NoGuest(f"{name} is not installed: run scripts/install-tools long")
-    return found
 
 
 def _library(name: str) -> Path:

@@ -126,7 +126,7 @@ def _not_loaded(libbpf: _Library, code: int, pins: Path) -> HostError:
         )
     return HostError(
         f"the kernel refuses the eBPF programs: {os.strerror(code)}\n{libbpf.last_words()}",
-        remedy="Linux 5.15 or newer is needed; choose another --backend on this node",
+        remedy="Linux 6.1 or newer is needed; choose another --backend on this node",
     )
 
 
