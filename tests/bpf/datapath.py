@@ -149,8 +149,7 @@ class Datapath:
             trie.clear()
         for slot in range(layout.SLOTS):
             self.maps["settings"].put(struct.pack("=I", slot), bytes(80))
-        for table in range(2):
-            self.maps["relieved"].put(struct.pack("=I", table), bytes(4))
+        self.maps["tables"].put(bytes(4), bytes(12))
         self.maps["node"].put(bytes(4), struct.pack(layout.NODE, 1, 2, MARK))
         for family in range(layout.FAMILIES):
             self.put_in_force(family, 0)

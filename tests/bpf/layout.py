@@ -104,6 +104,7 @@ STRUCTS: dict[str, tuple[int, dict[str, int]]] = {
     ),
     "fragment": (8, {"source_port": 0, "destination_port": 2, "expires": 4}),
     "swept": (40, {"flows": 0, "kept": 8, "translated": 16, "collected": 24, "shed": 32}),
+    "tables": (12, {"relieved_flows": 0, "relieved_kept": 4, "moved": 8}),
     "exhausted_key": (20, {"remote": 0, "remote_port": 16, "protocol": 18, "family": 19}),
 }
 
@@ -124,5 +125,5 @@ MAPS: dict[str, tuple[int, int]] = {
     "counters": (4, 8),
     "swept": (4, 40),
     "exhausted": (20, 8),
-    "relieved": (4, 4),
+    "tables": (4, 12),
 }

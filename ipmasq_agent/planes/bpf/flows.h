@@ -254,6 +254,7 @@ static __always_inline bool allowed(const struct settings *in_force, __u32 slot,
 struct choice {
 	__u64 hash;
 	__be16 own;	/* its own port, or identifier */
+	__be16 first;	/* the port of its first place */
 	bool prefers_own;
 	bool any;	/* false where nothing but its own will do */
 	bool query;	/* of ICMP: no range is meant for its identifiers */
@@ -310,12 +311,22 @@ enum claimed {
 	RACED, /* another CPU is about to give it to somebody */
 };
 
+static __always_inline struct tables *what_of_tables(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&tables, &zero);
+}
+
 /* Remove what says where a flow is; the local end of `key` is another one afterwards. */
 static __always_inline void forget_place(struct flow_key *key, const struct flow *flow)
 {
+	struct tables *of_tables = what_of_tables();
+
 	key->local = flow->address;
 	key->local_port = flow->port;
-	bpf_map_delete_elem(&moved, key);
+	if (!bpf_map_delete_elem(&moved, key) && of_tables)
+		__sync_fetch_and_sub(&of_tables->moved, 1);
 }
 
 /*
@@ -326,14 +337,21 @@ static __always_inline int index_flow(const struct flow_key *key, struct flow *f
 {
 	struct place place = {.address = key->local, .port = key->local_port};
 	__u64 before = READ_ONCE(flow->life), found;
+	struct tables *of_tables = what_of_tables();
 	struct flow_key untranslated = *key;
 
 	untranslated.local = flow->address;
 	untranslated.local_port = flow->port;
 	if (STATE(before) & TAKING)
 		return 0;
-	if (bpf_map_update_elem(&moved, &untranslated, &place, BPF_ANY))
+	if (!of_tables)
 		return -1;
+	__sync_fetch_and_add(&of_tables->moved, 1); /* before it can be there */
+	if (bpf_map_update_elem(&moved, &untranslated, &place, BPF_NOEXIST)) {
+		__sync_fetch_and_sub(&of_tables->moved, 1);
+		if (bpf_map_update_elem(&moved, &untranslated, &place, BPF_EXIST))
+			return -1;
+	}
 	found = __sync_val_compare_and_swap(&flow->life, before, before | LIFE(INDEXED, 0));
 	if (found != before) /* a packet of it came meanwhile; another one in between is lost */
 		__sync_val_compare_and_swap(&flow->life, found, found | LIFE(INDEXED, 0));
@@ -344,16 +362,14 @@ static __always_inline int index_flow(const struct flow_key *key, struct flow *f
 static __always_inline enum claimed claim(const struct flow_key *key, const struct flow *flow,
 					  __u32 now)
 {
-	struct flow *held = bpf_map_lookup_elem(&flows, key);
+	struct flow *held;
 	__u64 life;
 
-	if (!held) {
-		if (!bpf_map_update_elem(&flows, key, flow, BPF_NOEXIST))
-			return CLAIMED;
-		held = bpf_map_lookup_elem(&flows, key);
-		if (!held)
-			return FULL;
-	}
+	if (!bpf_map_update_elem(&flows, key, flow, BPF_NOEXIST))
+		return CLAIMED;
+	held = bpf_map_lookup_elem(&flows, key);
+	if (!held)
+		return FULL;
 	life = READ_ONCE(held->life);
 	if (STATE(life) & TAKING)
 		life = READ_ONCE(held->life);
@@ -484,14 +500,11 @@ static __always_inline bool count_swept(const struct swept *found)
 	       found->shed[IPV6];
 }
 
-/* Whether it is this CPU that makes room in a table now: it is done once in a second. */
-static __always_inline bool may_relieve(__u32 table, __u32 now)
+/* Whether it is this CPU that makes room now: it is done once in a second. */
+static __always_inline bool may_relieve(__u32 *last, __u32 now)
 {
-	__u32 *last = bpf_map_lookup_elem(&relieved, &table), before;
+	__u32 before = READ_ONCE(*last);
 
-	if (!last)
-		return false;
-	before = READ_ONCE(*last);
 	return before != now && __sync_val_compare_and_swap(last, before, now) == before;
 }
 
@@ -502,8 +515,9 @@ static __always_inline bool may_relieve(__u32 table, __u32 now)
 __noinline int make_room_for_flow(__u32 now)
 {
 	struct sweeping sweeping = {.now = now, .shed = true};
+	struct tables *of_tables = what_of_tables();
 
-	if (!may_relieve(RELIEVED_FLOWS, now))
+	if (!of_tables || !may_relieve(&of_tables->relieved_flows, now))
 		return false;
 	bpf_for_each_map_elem(&flows, sweep_flow, &sweeping, 0);
 	return count_swept(&sweeping.found);
@@ -512,8 +526,9 @@ __noinline int make_room_for_flow(__u32 now)
 __noinline int make_room_for_kept(__u32 now)
 {
 	struct sweeping sweeping = {.now = now, .shed = true};
+	struct tables *of_tables = what_of_tables();
 
-	if (!may_relieve(RELIEVED_KEPT, now))
+	if (!of_tables || !may_relieve(&of_tables->relieved_kept, now))
 		return false;
 	bpf_for_each_map_elem(&kept, sweep_kept, &sweeping, 0);
 	return count_swept(&sweeping.found);

@@ -151,19 +151,12 @@ struct {
 	__type(value, __u64);
 } exhausted SEC(".maps");
 
-/* When room was made in a table last, in seconds. */
-enum {
-	RELIEVED_FLOWS,
-	RELIEVED_KEPT,
-	RELIEVED,
-};
-
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, RELIEVED);
+	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, __u32);
-} relieved SEC(".maps");
+	__type(value, struct tables);
+} tables SEC(".maps");
 
 /* What other CPUs write meanwhile is read once and written once. */
 #define READ_ONCE(x)	 (*(const volatile typeof(x) *)&(x))

@@ -145,8 +145,8 @@ __noinline int translate_outward(struct __sk_buff *skb, const struct packet *p, 
 
 struct finding {
 	__u32 slot;
-	__u32 ifindex;	   /* through which the packet leaves */
-	__be16 first_port; /* of the first place: found here */
+	__u32 ifindex;	      /* through which the packet leaves */
+	struct choice choice; /* of its places: made here */
 };
 
 /*
@@ -158,19 +158,21 @@ static __noinline struct flow *find_flow(const struct packet *p, const struct de
 					 struct finding *finding)
 {
 	__u8 family = p->family & 1;
-	struct choice choice = {};
+	const struct tables *of_tables = what_of_tables();
 	const struct place *place;
 	struct flow *flow;
 
-	choose(&choice, p, in_force, finding->slot,
+	choose(&finding->choice, p, in_force, finding->slot,
 	       same(&p->source, &device->source[family]));
-	finding->first_port = nth_port(&choice, in_force, finding->slot, 0);
+	finding->choice.first = nth_port(&finding->choice, in_force, finding->slot, 0);
 	outward_key(key, p);
 	key->local = device->source[family];
-	key->local_port = finding->first_port;
+	key->local_port = finding->choice.first;
 	flow = bpf_map_lookup_elem(&flows, key);
 	if (flow && owns(flow, p))
 		return flow;
+	if (!of_tables || !READ_ONCE(of_tables->moved))
+		return NULL;
 	key->local = p->source;
 	key->local_port = p->source_port;
 	place = bpf_map_lookup_elem(&moved, key);
@@ -331,15 +333,16 @@ __noinline int index_at(const struct flow_key *of, __u32 now)
 }
 
 /* Decide about a flow that is not in the tables, or is there and begins anew. */
-__noinline int begin(struct __sk_buff *skb, const struct packet *p, const struct device *device, __u32 slot, __be16 first_port)
+__noinline int begin(struct __sk_buff *skb, const struct packet *p, const struct device *device, const struct finding *finding, __u32 now)
 {
-	if (!p || !device)
+	if (!p || !device || !finding)
 		return DROP;
 
+	__u32 slot = finding->slot;
 	const struct settings *in_force = bpf_map_lookup_elem(&settings, &slot);
 	__u8 family = p->family & 1;
 	bool own = device->has_source[family] && same(&p->source, &device->source[family]);
-	__u32 now = seconds(), state = advanced(0, p, true);
+	__u32 state = advanced(0, p, true);
 	struct claiming claiming = {.slot = slot, .now = now};
 	struct decision d = {};
 
@@ -375,7 +378,7 @@ __noinline int begin(struct __sk_buff *skb, const struct packet *p, const struct
 	if (d.fixed)
 		state |= BY_FIXED;
 	claiming.flow.life = LIFE(state, now + lifetime(p->protocol, state));
-	choose(&claiming.choice, p, in_force, slot, own);
+	claiming.choice = finding->choice;
 	if (!d.masquerade)
 		claiming.choice.prefers_own = true; /* the policy's ports are not for it */
 	if (!d.masquerade && p->protocol == IPPROTO_TCP && !opens(p))
@@ -393,7 +396,7 @@ __noinline int begin(struct __sk_buff *skb, const struct packet *p, const struct
 	default:
 		return d.masquerade ? dropped(p, OUT_DROPPED_TABLE) : passed(p, d.kept);
 	}
-	if (in_force->flags & INDEXING || claiming.key.local_port != first_port ||
+	if (in_force->flags & INDEXING || claiming.key.local_port != finding->choice.first ||
 	    !same(&claiming.key.local, &device->source[family])) {
 		if (index_at(&claiming.key, now))
 			return dropped(p, OUT_DROPPED_TABLE);
@@ -416,16 +419,15 @@ static __noinline int parse_quoted(struct __sk_buff *skb, const struct packet *e
 	       quoted->kind != ICMP_ERROR && quoted->kind != UNSUPPORTED && quoted->kind != LINK;
 }
 
-static __always_inline void swap_ends(struct packet *to, const struct packet *from)
+static __always_inline void swap_ends(struct packet *p)
 {
-	to->source = from->destination;
-	to->destination = from->source;
-	to->source_port = from->destination_port;
-	to->destination_port = from->source_port;
-	to->protocol = from->protocol;
-	to->family = from->family;
-	/* What is an answer on its way in is a query on its way out. */
-	to->kind = from->kind == ANSWER ? PORTS : from->kind;
+	struct address source = p->source;
+	__be16 port = p->source_port;
+
+	p->source = p->destination;
+	p->source_port = p->destination_port;
+	p->destination = source;
+	p->destination_port = port;
 }
 
 /* An error goes out about a packet that came in: it was translated back on its way here. */
@@ -435,19 +437,22 @@ __noinline int outward_error(struct __sk_buff *skb, const struct packet *p, cons
 		return DROP;
 
 	const struct settings *in_force = bpf_map_lookup_elem(&settings, &slot);
-	struct packet quoted = {}, sent = {};
+	struct packet quoted = {};
 	struct flow_key key;
 	const struct flow *flow;
 	const struct kept *held;
-	struct place place = {};
+	__u8 kind;
 	struct finding finding = {.slot = slot, .ifindex = skb->ifindex};
 
 	if (!in_force || !parse_quoted(skb, p, &quoted))
 		return refuse(p, device, slot, OUT_DROPPED_ICMP);
-	swap_ends(&sent, &quoted);
-	flow = find_flow(&sent, device, in_force, &key, &finding);
+	/* As what it answers was, on its way out: then the answer to a query was a query. */
+	kind = quoted.kind;
+	swap_ends(&quoted);
+	quoted.kind = kind == ANSWER ? PORTS : kind;
+	flow = find_flow(&quoted, device, in_force, &key, &finding);
 	if (!flow || !alive(READ_ONCE(flow->life), now)) {
-		outward_key(&key, &sent);
+		outward_key(&key, &quoted);
 		held = bpf_map_lookup_elem(&kept, &key);
 		if (!held || !alive(READ_ONCE(held->life), now))
 			return refuse(p, device, slot, OUT_DROPPED_ICMP);
@@ -455,12 +460,12 @@ __noinline int outward_error(struct __sk_buff *skb, const struct packet *p, cons
 									      : OUT_KEPT_BY_POLICY);
 	}
 	mark(skb);
-	place.address = key.local;
-	place.port = key.local_port;
-	if (same(&place.address, &sent.source) && place.port == sent.source_port)
+	if (same(&key.local, &quoted.source) && key.local_port == quoted.source_port)
 		return passed(p, OUT_KEPT_BY_POLICY);
-	if (rewrite_quoted(skb, p, &quoted, DESTINATION, &place) ||
-	    rewrite(skb, p, SOURCE, &place.address, 0))
+	swap_ends(&quoted);
+	quoted.kind = kind;
+	if (rewrite_quoted(skb, p, &quoted, DESTINATION, &key) ||
+	    rewrite(skb, p, SOURCE, &key.local, 0))
 		return dropped(p, OUT_DROPPED_MALFORMED);
 	return passed(p, OUT_ERROR_TRANSLATED);
 }
@@ -539,7 +544,7 @@ int outward(struct __sk_buff *skb)
 		return refuse(&p, device, slot, OUT_DROPPED_ICMP);
 	if (p.part == LATER)
 		return refuse(&p, device, slot, OUT_DROPPED_FRAGMENT);
-	return begin(skb, &p, device, slot, finding.first_port);
+	return begin(skb, &p, device, &finding, now);
 }
 
 /* -- packets that come in ----------------------------------------------------------------- */
@@ -553,7 +558,6 @@ __noinline int inward_error(struct __sk_buff *skb, const struct packet *p, __u32
 	struct packet quoted = {};
 	struct flow_key key;
 	const struct flow *flow;
-	struct place owner = {};
 
 	if (!parse_quoted(skb, p, &quoted))
 		return passed(p, IN_PASSED);
@@ -561,12 +565,12 @@ __noinline int inward_error(struct __sk_buff *skb, const struct packet *p, __u32
 	flow = bpf_map_lookup_elem(&flows, &key);
 	if (!flow || !alive(READ_ONCE(flow->life), now))
 		return passed(p, IN_PASSED);
-	owner.address = flow->address;
-	owner.port = flow->port;
-	if (same(&owner.address, &quoted.source) && owner.port == quoted.source_port)
+	key.local = flow->address;
+	key.local_port = flow->port;
+	if (same(&key.local, &quoted.source) && key.local_port == quoted.source_port)
 		return passed(p, IN_PASSED); /* about the node's own */
-	if (rewrite_quoted(skb, p, &quoted, SOURCE, &owner) ||
-	    rewrite(skb, p, DESTINATION, &owner.address, 0))
+	if (rewrite_quoted(skb, p, &quoted, SOURCE, &key) ||
+	    rewrite(skb, p, DESTINATION, &key.local, 0))
 		return dropped(p, IN_DROPPED_MALFORMED);
 	return passed(p, IN_ERROR_TRANSLATED);
 }

@@ -209,6 +209,12 @@ struct swept {
 	__u32 collected[FAMILIES], shed[FAMILIES];
 };
 
+/* What the programs keep in mind about the tables of flows. */
+struct tables {
+	__u32 relieved_flows, relieved_kept; /* when room was made there last, in seconds */
+	__u32 moved; /* how many entries `moved` has: with none there is nothing to look up */
+};
+
 /* A destination to which no port was free. */
 struct exhausted_key {
 	struct address remote;
