@@ -318,13 +318,21 @@ static __always_inline struct tables *what_of_tables(void)
 	return bpf_map_lookup_elem(&tables, &zero);
 }
 
-/* Remove what says where a flow is; the local end of `key` is another one afterwards. */
-static __always_inline void forget_place(struct flow_key *key, const struct flow *flow)
+/*
+ * Remove what says where a flow is; `key`, a copy of `at`, is another one afterwards. Where
+ * the same packets have begun anew at another place it says that, and stays.
+ */
+static __always_inline void forget_place(const struct flow_key *at, struct flow_key *key,
+					 const struct flow *flow)
 {
 	struct tables *of_tables = what_of_tables();
+	const struct place *place;
 
 	key->local = flow->address;
 	key->local_port = flow->port;
+	place = bpf_map_lookup_elem(&moved, key);
+	if (!place || !same(&place->address, &at->local) || place->port != at->local_port)
+		return;
 	if (!bpf_map_delete_elem(&moved, key) && of_tables)
 		__sync_fetch_and_sub(&of_tables->moved, 1);
 }
@@ -390,7 +398,7 @@ static __always_inline enum claimed claim(const struct flow_key *key, const stru
 	if (STATE(life) & INDEXED) {
 		struct flow_key untranslated = *key;
 
-		forget_place(&untranslated, held);
+		forget_place(key, &untranslated, held);
 	}
 	held->address = flow->address;
 	held->port = flow->port;
@@ -463,7 +471,7 @@ static long sweep_flow(void *map, const void *of, void *value, void *context)
 
 	if (goes(sweeping, &key, &flow->life)) {
 		if (STATE(flow->life) & INDEXED) {
-			forget_place(&key, flow);
+			forget_place(of, &key, flow);
 			key.local = ((const struct flow_key *)of)->local;
 			key.local_port = ((const struct flow_key *)of)->local_port;
 		}
