@@ -42,7 +42,8 @@ def read_links() -> Links:
         KernelReadError: they cannot be listed.
     """
     links = list_links()
-    return Links(tuple(sorted(link.name for link in links)), _leading_out(links))
+    names = tuple(sorted(link.name for link in links))
+    return Links(names, _leading_out(links, list_addresses()))
 
 
 def egress_devices() -> tuple[str, ...]:
@@ -53,14 +54,15 @@ def egress_devices() -> tuple[str, ...]:
     Raises:
         KernelReadError: they cannot be listed.
     """
-    return _leading_out(list_links())
+    return _leading_out(list_links(), list_addresses())
 
 
-def _leading_out(links: list[Link]) -> tuple[str, ...]:
+def _leading_out(links: Iterable[Link], addresses: Iterable[Address]) -> tuple[str, ...]:
     shared: dict[int, bool] = {}
-    for found in list_addresses():
-        alone = found.length == found.family.bits
-        shared[found.device] = shared.get(found.device, False) or not alone
+    for found in addresses:
+        if found.reaches_out:
+            alone = found.length == found.family.bits
+            shared[found.device] = shared.get(found.device, False) or not alone
     routed = {
         number
         for family in Family
@@ -109,57 +111,91 @@ class EgressDevice(NamedTuple):
     mac: bytes
 
 
-def list_devices() -> dict[str, EgressDevice]:
-    """Return every device of this network namespace by its name.
+class NodeDevices(NamedTuple):
+    """The devices of this network namespace, and the addresses on them.
+
+    Attributes:
+        by_name: every device.
+        leading_out: as ``egress_devices`` names them.
+        own: the addresses that are the node's, on whatever device; without those of IPv6
+            that are good on one link alone.
+    """
+
+    by_name: Mapping[str, EgressDevice]
+    leading_out: tuple[str, ...]
+    own: frozenset[tuple[Family, int]]
+
+
+def list_devices() -> NodeDevices:
+    """Return every device, and what is the node's own.
 
     Raises:
         KernelReadError: they cannot be listed.
     """
-    sources = _sources()
-    return {
+    links, addresses = list_links(), list_addresses()
+    sources = _sources(links, addresses)
+    by_name = {
         link.name: EgressDevice(
             link.number,
-            sources.get(link.number, {}),
+            sources[link.number],
             _ETHERNET_HEADER if link.hardware in (_ETHERNET, _LOOPBACK) else 0,
             link.hardware == _LOOPBACK,
             link.mac if link.hardware == _ETHERNET else bytes(6),
         )
-        for link in list_links()
+        for link in links
     }
+    own = frozenset(
+        (found.family, found.address)
+        for found in addresses
+        if found.family is Family.IPV4 or not found.is_link_local
+    )
+    return NodeDevices(by_name, _leading_out(links, addresses), own)
 
 
-def masquerading_source(addresses: Iterable[Address], gateway: int | None) -> int | None:
-    """Return which address of a device MASQUERADE takes; None where there is none.
+def masquerading_source(
+    addresses: Iterable[Address], device: int, gateway: int | None
+) -> Address | None:
+    """Return which address MASQUERADE takes for what leaves through a device; None for none.
 
-    That in the subnet of the next hop, else the first, and any rather than none
-    (inet_select_addr, net/ipv4/devinet.c).
+    In IPv4 that of the device in the subnet of the next hop, else its first, else the first
+    of any device, where the loopback comes first (inet_select_addr, net/ipv4/devinet.c). In
+    IPv6 those of all devices compete (ipv6_dev_get_saddr, net/ipv6/addrconf.c): one that is
+    not deprecated wins, then one of this device, then one that suits destinations outside.
+    Which is nearest to its destination, the kernel asks for each packet; here nobody does.
 
     Args:
         addresses: of one family, as listed.
+        device: its ifindex.
         gateway: the next hop; None where it is not known, or the family has no such rule.
     """
 
-    def rank(one: Address) -> tuple[bool, bool]:
-        return not one.first_choice, gateway is None or not one.shares_subnet(gateway)
+    def rank(one: Address) -> tuple[bool, bool, bool, bool, int]:
+        elsewhere = one.device != device
+        apart = gateway is not None and not elsewhere and not one.shares_subnet(gateway)
+        unlike = apart or one.is_unique_local
+        return one.is_deprecated, elsewhere, unlike, one.is_temporary, one.device
 
-    chosen = min(addresses, key=rank, default=None)
-    return None if chosen is None else chosen.address
+    return min((one for one in addresses if one.may_masquerade), key=rank, default=None)
 
 
-def _sources() -> dict[int, dict[Family, int]]:
+def _sources(links: Iterable[Link], addresses: Iterable[Address]) -> dict[int, dict[Family, int]]:
     """Return device → family → address; the next hop is the gateway of the default route."""
-    addresses: dict[tuple[int, Family], list[Address]] = {}
-    for found in list_addresses():
-        addresses.setdefault((found.device, found.family), []).append(found)
+    held: dict[tuple[Family, int], list[Address]] = {}
+    for found in addresses:
+        held.setdefault((found.family, found.device), []).append(found)
     # A device with one address has no choice.
-    some = any(f is Family.IPV4 and len(found) > 1 for (_, f), found in addresses.items())
+    some = any(f is Family.IPV4 and len(found) > 1 for (f, _), found in held.items())
     gateways = _gateways() if some else {}
-    sources: dict[int, dict[Family, int]] = {}
-    for (device, family), of_device in addresses.items():
-        gateway = gateways.get(device) if family is Family.IPV4 else None
-        source = masquerading_source(of_device, gateway)
-        if source is not None:
-            sources.setdefault(device, {})[family] = source
+    sources: dict[int, dict[Family, int]] = {link.number: {} for link in links}
+    for family in Family:
+        # Of other devices' addresses the best for one is the best for all.
+        spare = masquerading_source((one for one in addresses if one.family is family), 0, None)
+        for number, of_device in sources.items():
+            gateway = gateways.get(number) if family is Family.IPV4 else None
+            candidates = [*held.get((family, number), ()), *([spare] if spare else [])]
+            chosen = masquerading_source(candidates, number, gateway)
+            if chosen is not None:
+                of_device[family] = chosen.address
     return sources
 
 

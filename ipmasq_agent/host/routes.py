@@ -52,10 +52,12 @@ def look_up(family: Family, destination: str, source: str | None) -> WayOut:
         plain = rt.look_up(family, to)
         address = plain.source if plain else None
     else:
-        address = masquerading_source(
-            (a for a in list_addresses() if (a.device, a.family) == (route.device, family)),
+        found = masquerading_source(
+            (one for one in list_addresses() if one.family is family),
+            route.device,
             to if route.gateway is None else route.gateway,
         )
+        address = None if found is None else found.address
     return WayOut(device, None if address is None else family.show(address))
 
 
@@ -166,7 +168,7 @@ def _answers(family: Family, address: int) -> bool:
     In IPv6 only where the device that they ask on has it (ndisc_recv_ns, net/ipv6/ndisc.c);
     in IPv4 so with arp_ignore, as kube-proxy sets it for IPVS with strictARP.
     """
-    addresses = [found for found in list_addresses() if found.family is family]
+    addresses = [a for a in list_addresses() if a.family is family and a.reaches_out]
     near = {
         found.device
         for found in addresses

@@ -48,9 +48,9 @@ _LINK_ADDRESS, _LINK_NAME, _LINK_INFO, _INFO_KIND = 1, 3, 18, 1
 _LINK_NETNSID = 37  # only where it is another one (rtnl_fill_link_netnsid)
 _ADDRESS_ADDRESS, _ADDRESS_LOCAL, _ADDRESS_FLAGS = 1, 2, 8
 _OF_ADDRESS = frozenset({_ADDRESS_ADDRESS, _ADDRESS_LOCAL, _ADDRESS_FLAGS})
-# IFA_F_SECONDARY (of IPv6: temporary), IFA_F_DADFAILED, _DEPRECATED, _TENTATIVE. Masquerading
-# in IPv4 passes over the first alone (inet_select_addr, net/ipv4/devinet.c).
-_SECOND_CHOICE = {Family.IPV4: 0x01, Family.IPV6: 0x01 | 0x08 | 0x20 | 0x40}
+# IFA_F_...: what IPv6 calls temporary is a second one of its subnet in IPv4.
+_SECONDARY = _TEMPORARY = 0x01
+_OPTIMISTIC, _DEPRECATED, _TENTATIVE = 0x04, 0x20, 0x40
 _ROUTE_DESTINATION, _ROUTE_FROM, _ROUTE_INWARD, _ROUTE_DEVICE, _ROUTE_GATEWAY = 1, 2, 3, 4, 5
 _ROUTE_METRIC, _ROUTE_SOURCE, _ROUTE_MULTIPATH, _ROUTE_TABLE, _ROUTE_VIA = 6, 7, 9, 15, 18
 _OF_LINK = frozenset({_LINK_ADDRESS, _LINK_NAME, _LINK_INFO, _LINK_NETNSID})
@@ -65,7 +65,7 @@ _NO_ROUTE = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EXDEV}
 )
 _CLONED, _DEAD = 0x200, 0x1
-_SCOPE_LINK = 253
+_SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _FAMILIES = {socket.AF_INET: Family.IPV4, socket.AF_INET6: Family.IPV6}
 _NUMBERS = {family: value for value, family in _FAMILIES.items()}
 # Room for the storm of a node's 200 pods that come at once; the kernel doubles it.
@@ -111,7 +111,8 @@ class Address(NamedTuple):
 
     Attributes:
         length: of its subnet's prefix.
-        first_choice: nothing speaks against using it.
+        scope: RT_SCOPE_...
+        flags: IFA_F_...
     """
 
     device: int
@@ -119,7 +120,43 @@ class Address(NamedTuple):
     address: int
     length: int
     scope: int
-    first_choice: bool
+    flags: int
+
+    @property
+    def reaches_out(self) -> bool:
+        """Whether it is of more than the link's or the host's scope."""
+        return self.scope < _SCOPE_LINK
+
+    @property
+    def may_masquerade(self) -> bool:
+        """Whether masquerading may take it at all.
+
+        In IPv4 the first of a subnet alone (inet_select_addr, net/ipv4/devinet.c), in IPv6
+        only one that is known to be nobody else's (__ipv6_dev_get_saddr, net/ipv6/addrconf.c).
+        """
+        if self.family is Family.IPV4:
+            return self.scope == _SCOPE_UNIVERSE and not self.flags & _SECONDARY
+        return self.reaches_out and self.flags & (_TENTATIVE | _OPTIMISTIC) != _TENTATIVE
+
+    @property
+    def is_deprecated(self) -> bool:
+        """Whether in IPv6 any other one is better; in IPv4 that is asked for new sockets alone."""
+        return self.family is Family.IPV6 and bool(self.flags & _DEPRECATED)
+
+    @property
+    def is_link_local(self) -> bool:
+        """Whether it is good on one link alone."""
+        return self.scope == _SCOPE_LINK
+
+    @property
+    def is_unique_local(self) -> bool:
+        """Whether it is one of RFC 4193, of IPv6: destinations outside are none of those."""
+        return self.family is Family.IPV6 and self.address >> 121 == 0xFC00 >> 9
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether in IPv6 it is one for privacy, which forwarding does not prefer."""
+        return self.family is Family.IPV6 and bool(self.flags & _TEMPORARY)
 
     def shares_subnet(self, other: int) -> bool:
         """Return whether another address of the family is in the subnet of this one."""
@@ -171,20 +208,18 @@ def list_links() -> list[Link]:
 
 
 def list_addresses() -> list[Address]:
-    """Return the addresses of more than link scope, in the order in which the kernel has them."""
+    """Return the addresses of all devices, in the order in which the kernel has them."""
     found = []
     for body in dump(_GET_ADDRESS, _ADDRESS.pack(0, 0, 0, 0, 0), "its addresses"):
         protocol, length, flags, scope, index = _ADDRESS.unpack_from(body)
         family = _FAMILIES.get(protocol)
-        if family is None or scope >= _SCOPE_LINK:
+        if family is None:
             continue
         values = fields(body, _ADDRESS.size, _OF_ADDRESS)
         # IFA_ADDRESS is the peer's on a point-to-point device; IPv6 has no IFA_LOCAL there.
         data = values.get(_ADDRESS_LOCAL, values.get(_ADDRESS_ADDRESS, b""))
         flags = host_number(values.get(_ADDRESS_FLAGS), flags)
-        first_choice = not flags & _SECOND_CHOICE[family]
-        address = int.from_bytes(data)
-        found.append(Address(index, family, address, length, scope, first_choice))
+        found.append(Address(index, family, int.from_bytes(data), length, scope, flags))
     return found
 
 

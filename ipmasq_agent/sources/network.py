@@ -41,7 +41,7 @@ HOST_FACTS: tuple[HostFact[Any], ...] = (
     HostFact(LINKS, read_links),
     HostFact(ROUTES, preferred_sources),
     HostFact(HOOKS, list_devices),
-    HostFact(ADDRESSES, lambda: frozenset(list_addresses())),
+    HostFact(ADDRESSES, lambda: frozenset(a for a in list_addresses() if a.reaches_out)),
 )
 READERS: Mapping[Fact[Any], Callable[[], Any]] = dict(HOST_FACTS)
 HOST = frozenset(READERS)

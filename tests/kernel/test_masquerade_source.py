@@ -85,6 +85,6 @@ def test_each_device_of_a_multipath_route_has_a_gateway_of_its_own(in_ns: Namesp
     in_ns.run(["ip", "route", "add", "default", *hops])
     # What an unreachable network has through the same device counts for less.
     in_ns.run(["ip", "route", "add", "default", "via", "198.51.1.254", "metric", "100"])
-    found = list_devices()
+    found = list_devices().by_name
     sources = [Family.IPV4.show(found[f"eth{n}"].sources[Family.IPV4]) for n in (1, 2)]
     assert sources == ["192.0.1.1", "192.0.2.1"]

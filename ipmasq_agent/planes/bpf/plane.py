@@ -72,7 +72,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
         return self._read(family, destination)
 
     def _read(self, family: Family, destination: int | None = None) -> BpfState:
-        devices = list_devices()
+        devices = list_devices().by_name
         present = {name: _device(family, found) for name, found in devices.items()}
         state = BpfState(family, present=present, leading_out=egress_devices())
         with self._maps() as maps:
@@ -164,7 +164,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
 
     def _tidy(self, maps: PinnedMaps) -> None:
         """Remove what is left of devices that are no more."""
-        present = {found.number for found in list_devices().values()}
+        present = {found.number for found in list_devices().by_name.values()}
         gone = [number for number in maps.devices() if number not in present]
         for number in gone:
             maps.drop_device(number)
