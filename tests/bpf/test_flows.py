@@ -214,6 +214,16 @@ def test_a_connection_lives_long_once_its_opener_has_answered_the_answer(
     assert left(masq, family, key) > ESTABLISHED - 5
 
 
+def test_a_forged_syn_changes_nothing_of_a_connection_from_outside(
+    masq: Datapath, family: Addresses
+) -> None:
+    masq.back(tcp(family.outside, 80, family.pod, 1500, "S"))
+    masq.out(tcp(family.pod, 1500, family.outside, 80, "SA"))
+    masq.back(tcp(family.outside, 80, family.pod, 1500, "A"))
+    masq.back(tcp(family.outside, 80, family.pod, 1500, "S"))
+    assert left(masq, family, of_pod(family)) > ESTABLISHED - 5
+
+
 def test_what_a_pod_accepts_came_from_outside_also_where_that_was_not_seen(
     masq: Datapath, family: Addresses
 ) -> None:

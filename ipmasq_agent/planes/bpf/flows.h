@@ -432,11 +432,25 @@ static long claim_nth(__u32 index, void *context)
 
 /* -- room --------------------------------------------------------------------------------- */
 
+/* So many go before room is enough for a while: some milliseconds of one CPU. */
+#define ENOUGH_ROOM 16384
+
 struct sweeping {
 	struct swept found;
 	__u32 now;
-	bool shed;
+	__u32 enough; /* where room is needed: how many may go; else all that has expired goes */
 };
+
+static __always_inline __u32 gone(const struct swept *found)
+{
+	return found->collected[IPV4] + found->collected[IPV6] + found->shed[IPV4] +
+	       found->shed[IPV6];
+}
+
+static __always_inline bool is_enough(const struct sweeping *sweeping)
+{
+	return sweeping->enough && gone(&sweeping->found) >= sweeping->enough;
+}
 
 /* Whether an entry is to go: it has expired, or room is needed and it may never be missed. */
 static __always_inline bool goes(struct sweeping *sweeping, const struct flow_key *key, __u64 *life)
@@ -449,7 +463,7 @@ static __always_inline bool goes(struct sweeping *sweeping, const struct flow_ke
 		return false;
 	if (!ended) {
 		/* Idle, and one way or half open: never a connection. */
-		if (!sweeping->shed || whole > TCP_OPENING ||
+		if (!sweeping->enough || whole > TCP_OPENING ||
 		    (__s32)(EXPIRES(before) - now) > (__s32)whole - SHED_IDLE)
 			return false;
 	}
@@ -482,7 +496,7 @@ static long sweep_flow(void *map, const void *of, void *value, void *context)
 		if (!same(&flow->address, &key.local) || flow->port != key.local_port)
 			sweeping->found.translated[family]++;
 	}
-	return 0;
+	return is_enough(sweeping);
 }
 
 static long sweep_kept(void *map, const void *of, void *value, void *context)
@@ -495,20 +509,18 @@ static long sweep_kept(void *map, const void *of, void *value, void *context)
 		bpf_map_delete_elem(&kept, &key);
 	else if (alive(READ_ONCE(held->life), sweeping->now))
 		sweeping->found.kept[key.family & 1]++;
-	return 0;
+	return is_enough(sweeping);
 }
 
-static __always_inline bool count_swept(const struct swept *found)
+static __always_inline void count_swept(const struct swept *found)
 {
 	for (__u8 family = 0; family < FAMILIES; family++) {
 		count_more(family, FLOWS_COLLECTED, found->collected[family]);
 		count_more(family, FLOWS_SHED, found->shed[family]);
 	}
-	return found->collected[IPV4] + found->collected[IPV6] + found->shed[IPV4] +
-	       found->shed[IPV6];
 }
 
-/* Whether it is this CPU that makes room now: it is done once in a second. */
+/* Whether it is for this CPU to make room now. Where there is none to make it waits a second. */
 static __always_inline bool may_relieve(__u32 *last, __u32 now)
 {
 	__u32 before = READ_ONCE(*last);
@@ -522,24 +534,32 @@ static __always_inline bool may_relieve(__u32 *last, __u32 now)
  */
 __noinline int make_room_for_flow(__u32 now)
 {
-	struct sweeping sweeping = {.now = now, .shed = true};
+	struct sweeping sweeping = {.now = now, .enough = ENOUGH_ROOM};
 	struct tables *of_tables = what_of_tables();
 
 	if (!of_tables || !may_relieve(&of_tables->relieved_flows, now))
 		return false;
 	bpf_for_each_map_elem(&flows, sweep_flow, &sweeping, 0);
-	return count_swept(&sweeping.found);
+	count_swept(&sweeping.found);
+	if (!gone(&sweeping.found))
+		return false;
+	WRITE_ONCE(of_tables->relieved_flows, 0);
+	return true;
 }
 
 __noinline int make_room_for_kept(__u32 now)
 {
-	struct sweeping sweeping = {.now = now, .shed = true};
+	struct sweeping sweeping = {.now = now, .enough = ENOUGH_ROOM};
 	struct tables *of_tables = what_of_tables();
 
 	if (!of_tables || !may_relieve(&of_tables->relieved_kept, now))
 		return false;
 	bpf_for_each_map_elem(&kept, sweep_kept, &sweeping, 0);
-	return count_swept(&sweeping.found);
+	count_swept(&sweeping.found);
+	if (!gone(&sweeping.found))
+		return false;
+	WRITE_ONCE(of_tables->relieved_kept, 0);
+	return true;
 }
 
 #endif

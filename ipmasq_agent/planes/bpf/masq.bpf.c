@@ -598,16 +598,24 @@ __noinline int keep_inward(const struct packet *p, const struct device *device, 
 	const struct settings *in_force = bpf_map_lookup_elem(&settings, &slot);
 	struct flow_key key;
 	struct kept *held;
+	bool of_device;
 	__u64 life;
 
 	if (!in_force)
 		return NEXT;
+	of_device = same(&p->destination, &device->source[p->family & 1]);
+	if (of_device && !answer_needs_record(p, device, in_force, slot))
+		return passed(p, IN_PASSED);
 	inward_key(&key, p);
 	held = bpf_map_lookup_elem(&kept, &key);
 	life = held ? READ_ONCE(held->life) : 0;
-	if (held && alive(life, now) && !opens(p)) {
-		touch(&held->life, p, false, now);
-		return passed(p, IN_PASSED);
+	if (held && alive(life, now)) {
+		if (!opens(p))
+			touch(&held->life, p, false, now);
+		/* Anybody may forge a SYN: to a connection that goes on it means nothing. */
+		if (!opens(p) ||
+		    (STATE(life) & (CONFIRMED | FIN_OUTWARD | FIN_INWARD | RESET)) == CONFIRMED)
+			return passed(p, IN_PASSED);
 	}
 	/* What answers nothing, and what ends a connection, begins none. */
 	if (!(in_force->flags & MANAGED) || p->kind == ANSWER || p->part == LATER ||

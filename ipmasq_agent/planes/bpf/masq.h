@@ -211,7 +211,7 @@ struct swept {
 
 /* What the programs keep in mind about the tables of flows. */
 struct tables {
-	__u32 relieved_flows, relieved_kept; /* when room was made there last, in seconds */
+	__u32 relieved_flows, relieved_kept; /* when there was no room to be made, in seconds */
 	__u32 moved; /* how many entries `moved` has: with none there is nothing to look up */
 };
 

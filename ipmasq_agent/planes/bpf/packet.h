@@ -69,6 +69,8 @@ struct packet {
 	__u8 kind;
 	__u8 part;
 	__u8 tcp_flags;
+	__u8 plain;	 /* ports follow on an IP header without options, in a whole packet */
+	__be16 checksum; /* of that IP header, in IPv4 */
 	__u32 network;	 /* offsets from the packet's begin */
 	__u32 transport; /* not there in a LATER one */
 	__be32 fragment_id;
@@ -336,6 +338,7 @@ static __always_inline bool parse_plain(const struct __sk_buff *skb, struct pack
 		p->protocol = ip->protocol;
 		p->source.word[0] = ip->saddr;
 		p->destination.word[0] = ip->daddr;
+		p->checksum = ip->check;
 		p->transport = p->network + sizeof(*ip);
 		ports = network + sizeof(*ip);
 	} else {
@@ -362,6 +365,7 @@ static __always_inline bool parse_plain(const struct __sk_buff *skb, struct pack
 	p->destination_port = ports[1];
 	p->kind = PORTS;
 	p->part = WHOLE;
+	p->plain = true;
 	return true;
 }
 
