@@ -151,10 +151,19 @@ static __always_inline void inward_key(struct flow_key *key, const struct packet
 	key->pad[0] = key->pad[1] = 0;
 }
 
-/* Whether a flow belongs to whoever sent this packet outward. */
-static __always_inline bool owns(const struct flow *flow, const struct packet *p)
+/*
+ * The life of a flow, if it lives and belongs to whoever sent this packet outward; else 0.
+ * Life is read first: while that goes on, and for GRACE after it, the owner is the same.
+ */
+static __always_inline __u64 life_of(const struct flow *flow, const struct packet *p, __u32 now)
 {
-	return same(&flow->address, &p->source) && flow->port == p->source_port;
+	__u64 life = READ_ONCE(flow->life);
+
+	barrier();
+	return alive(life, now) && same(&flow->address, &p->source) &&
+			       flow->port == p->source_port
+		       ? life
+		       : 0;
 }
 
 /* -- places ------------------------------------------------------------------------------- */

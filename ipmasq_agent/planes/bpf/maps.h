@@ -161,6 +161,7 @@ struct {
 /* What other CPUs write meanwhile is read once and written once. */
 #define READ_ONCE(x)	 (*(const volatile typeof(x) *)&(x))
 #define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
+#define barrier()	 asm volatile("" ::: "memory")
 
 /*
  * Each CPU has counters of its own. Where the kernel lets one packet interrupt another's

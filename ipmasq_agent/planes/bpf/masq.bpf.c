@@ -150,18 +150,22 @@ struct finding {
 };
 
 /*
- * Find the flow of a packet on its way out, of those that leave with an address of the node.
+ * Find the flow of a packet on its way out, of those that leave with an address of the node,
+ * if it lives.
  * `key` becomes that of the flow that is found.
  */
 static __noinline struct flow *find_flow(const struct packet *p, const struct device *device,
-					 const struct settings *in_force, struct flow_key *key,
-					 struct finding *finding)
+					 struct flow_key *key, struct finding *finding, __u32 now)
 {
+	const struct settings *in_force = bpf_map_lookup_elem(&settings, &finding->slot);
 	__u8 family = p->family & 1;
 	const struct tables *of_tables = what_of_tables();
 	const struct place *place;
 	struct flow *flow;
+	__u64 life;
 
+	if (!in_force)
+		return NULL;
 	choose(&finding->choice, p, in_force, finding->slot,
 	       same(&p->source, &device->source[family]));
 	finding->choice.first = nth_port(&finding->choice, in_force, finding->slot, 0);
@@ -169,7 +173,7 @@ static __noinline struct flow *find_flow(const struct packet *p, const struct de
 	key->local = device->source[family];
 	key->local_port = finding->choice.first;
 	flow = bpf_map_lookup_elem(&flows, key);
-	if (flow && owns(flow, p))
+	if (flow && life_of(flow, p, now))
 		return flow;
 	if (!of_tables || !READ_ONCE(of_tables->moved))
 		return NULL;
@@ -181,10 +185,11 @@ static __noinline struct flow *find_flow(const struct packet *p, const struct de
 	key->local = place->address;
 	key->local_port = place->port;
 	flow = bpf_map_lookup_elem(&flows, key);
-	if (!flow || !owns(flow, p))
+	life = flow ? life_of(flow, p, now) : 0;
+	if (!life)
 		return NULL;
 	/* As with MASQUERADE: where the address or the way has changed the flow gets a new one. */
-	if (!(STATE(READ_ONCE(flow->life)) & BY_FIXED) &&
+	if (!(STATE(life) & BY_FIXED) &&
 	    !same(&key->local, &device->source[family]) &&
 	    (flow->ifindex != finding->ifindex || !is_own(&key->local, device, family)))
 		return NULL;
@@ -265,7 +270,7 @@ __noinline int hand_over(const struct packet *p, __u32 now)
 
 	outward_key(&key, p);
 	flow = bpf_map_lookup_elem(&flows, &key);
-	if (!flow || !alive(READ_ONCE(flow->life), now) || owns(flow, p))
+	if (!flow || !alive(READ_ONCE(flow->life), now) || life_of(flow, p, now))
 		return passed(p, OUT_KEPT_DRAINING);
 	let_end(&flow->life, now);
 	return passed(p, OUT_HANDED_OVER);
@@ -436,7 +441,6 @@ __noinline int outward_error(struct __sk_buff *skb, const struct packet *p, cons
 	if (!p || !device)
 		return DROP;
 
-	const struct settings *in_force = bpf_map_lookup_elem(&settings, &slot);
 	struct packet quoted = {};
 	struct flow_key key;
 	const struct flow *flow;
@@ -444,14 +448,14 @@ __noinline int outward_error(struct __sk_buff *skb, const struct packet *p, cons
 	__u8 kind;
 	struct finding finding = {.slot = slot, .ifindex = skb->ifindex};
 
-	if (!in_force || !parse_quoted(skb, p, &quoted))
+	if (!parse_quoted(skb, p, &quoted))
 		return refuse(p, device, slot, OUT_DROPPED_ICMP);
 	/* As what it answers was, on its way out: then the answer to a query was a query. */
 	kind = quoted.kind;
 	swap_ends(&quoted);
 	quoted.kind = kind == ANSWER ? PORTS : kind;
-	flow = find_flow(&quoted, device, in_force, &key, &finding);
-	if (!flow || !alive(READ_ONCE(flow->life), now)) {
+	flow = find_flow(&quoted, device, &key, &finding, now);
+	if (!flow) {
 		outward_key(&key, &quoted);
 		held = bpf_map_lookup_elem(&kept, &key);
 		if (!held || !alive(READ_ONCE(held->life), now))
@@ -480,7 +484,6 @@ int outward(struct __sk_buff *skb)
 	struct flow_key key;
 	struct flow *flow;
 	struct finding finding = {.ifindex = ifindex};
-	__u64 life;
 	int error, outcome;
 
 	if (!device || is_marked(skb) || !find_network(skb, device->link_header, &p) ||
@@ -515,12 +518,9 @@ int outward(struct __sk_buff *skb)
 	}
 
 	finding.slot = slot;
-	flow = find_flow(&p, device, in_force, &key, &finding);
-	life = flow ? READ_ONCE(flow->life) : 0;
-	if (flow && !alive(life, now))
-		flow = NULL;
+	flow = find_flow(&p, device, &key, &finding, now);
 	/* A new connection of a pod is never taken for a part of an older one. */
-	if (flow && opens(&p) && STATE(life) & SEEN_INWARD) {
+	if (flow && opens(&p) && STATE(READ_ONCE(flow->life)) & SEEN_INWARD) {
 		let_end(&flow->life, now);
 		flow = NULL;
 	}
@@ -665,6 +665,7 @@ int inward(struct __sk_buff *skb)
 	flow = bpf_map_lookup_elem(&flows, &key);
 	if (!flow || !alive(READ_ONCE(flow->life), now))
 		return keep_inward(&p, device, slot, now);
+	barrier(); /* the owner is read while it lives, see `life_of` */
 	owner.address = flow->address;
 	owner.port = p.kind == PLAIN ? p.destination_port : flow->port;
 	touch(&flow->life, &p, false, now);
