@@ -1,11 +1,14 @@
 """What our eBPF programs cost a packet, on each path through them, in ns.
 
-    .venv/bin/python -m bench.packets [--family ipv4]... [--cidrs 64]... [--against before.json]
+    .venv/bin/python -m bench.packets [--family ipv4]... [--cidrs 64]... [--tree PATH]...
 
-By BPF_PROG_TEST_RUN, so it needs no lab and no quiet machine (ipmasq_agent/bench/testrun says
-how). Every round of a family and a number of CIDRs is a process with namespaces of its own; the
-rounds take turns. A figure is the median, in brackets the lowest and the highest. Destinations
-are spread at random over 100,000 gaps between CIDRs, or over those CIDRs that there are.
+By BPF_PROG_TEST_RUN, so it needs no lab (ipmasq_agent/bench/testrun says how). Every round of a
+family and a number of CIDRs is a process with namespaces of its own, with the code of each tree
+(a checkout, its programs compiled; this one unless given). The rounds take turns: what a path
+costs that finds little in the caches depends on who else is at work. A figure is the median, in
+brackets the lowest and the highest; ratios are to the first tree, and to the fewest CIDRs.
+Destinations are spread at random over 100,000 gaps between CIDRs, or over those CIDRs that there
+are.
 
 Then what the maps weigh, and what it costs to sweep through the table of flows.
 """
@@ -13,12 +16,14 @@ Then what the maps weigh, and what it costs to sweep through the table of flows.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,39 +33,34 @@ from ipmasq_agent.bench.testrun.subject import Subject, go_where_nobody_is
 from ipmasq_agent.bpf.objects import closing, open_path
 from ipmasq_agent.policy.addresses import Family
 
+HERE = Path(__file__).parents[1]
 SIZES = (64, 100_000)
 WEIGHED = (1 << 16, 1 << 19)
-Found = dict[str, dict[str, Any]]
-"""Column → path → the figures of the rounds, and what became of its packets."""
+Paths = dict[str, dict[str, Any]]
+"""Path → the figures of the rounds, and what became of its packets."""
 
 
-def one_round(family: str, cidrs: int, packets: int, flows: int) -> dict[str, Any]:
-    """Measure all paths once."""
-    arguments = map(str, (family, cidrs, packets, flows))
-    return child("ipmasq_agent.bench.testrun", *arguments)
-
-
-def child(module: str, *arguments: str) -> dict[str, Any]:
-    """Return what a process of its own tells as JSON."""
-    argv = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
+def child(tree: Path, module: str, *arguments: object) -> dict[str, Any]:
+    """Return what a process with the code of a tree tells as JSON."""
+    argv = [sys.executable, "-P", "-m", module, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    done = subprocess.run(argv, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join(argv)}: no figures")
+        raise SystemExit(f"{tree}: no figures")
     told: dict[str, Any] = json.loads(done.stdout)
     return told
 
 
-def measure(families: Sequence[str], sizes: Sequence[int], options: argparse.Namespace) -> Found:
-    """Measure everything, round by round."""
-    found: Found = {}
+def measure(options: argparse.Namespace) -> dict[tuple[str, int, Path], Paths]:
+    """Measure all paths: family, number of CIDRs and tree → what was found."""
+    found: dict[tuple[str, int, Path], Paths] = {}
     for _ in range(options.rounds):
-        for family in families:
-            for cidrs in sizes:
-                paths = found.setdefault(f"{family}, {cidrs:,} CIDRs", {})
-                round_ = one_round(family, cidrs, options.packets, options.flows)
-                for path, (ns, outcomes) in round_.items():
-                    paths.setdefault(path, {"ns": []})["ns"].append(ns)
-                    paths[path]["outcomes"] = outcomes
+        for family, cidrs, tree in itertools.product(options.family, options.cidrs, options.tree):
+            what = family, cidrs, options.packets, options.flows
+            paths = found.setdefault((family, cidrs, tree), {})
+            for path, (ns, outcomes) in child(tree, "ipmasq_agent.bench.testrun", *what).items():
+                paths.setdefault(path, {"ns": []})["ns"].append(ns)
+                paths[path]["outcomes"] = outcomes
     return found
 
 
@@ -90,26 +90,20 @@ def swept(subject: Subject) -> float:
     return (time.perf_counter() - began) * 1e3
 
 
-def show(found: Found, before: Found) -> None:
-    """Print a table for each column, and what becomes of the packets."""
-    for column, paths in found.items():
-        first = next(name for name in found if name.split()[0] == column.split()[0])
-        print(f"\n{column:38}{'ns a packet':>22}", end="")
-        print(f"{'of ' + first.split(', ')[1]:>14}" if first != column else "", end="")
-        print(f"{'of before':>12}" if column in before else "")
-        for path, told in paths.items():
-            median = statistics.median(told["ns"])
-            spread = f"{median:,.0f} ({min(told['ns']):,.0f}-{max(told['ns']):,.0f})"
-            line = f"  {path:36}{spread:>22}"
-            if first != column:
-                line += f"{ratio(median, found[first], path):>14}"
-            if column in before:
-                line += f"{ratio(median, before[column], path):>12}"
-            counted = [f"{name} {share:.0%}" for name, share in told["outcomes"].items()]
-            print(f"{line}   {', '.join(name for name in counted if not name.endswith(' 0%'))}")
+def show(title: str, paths: Paths, others: Mapping[str, Paths]) -> None:
+    """Print a table of paths, their ratios to others by what heads the column."""
+    print(f"\n{title:38}{'ns a packet':>22}" + "".join(f"{head:>15}" for head in others))
+    for path, told in paths.items():
+        median = statistics.median(told["ns"])
+        spread = f"{median:,.0f} ({min(told['ns']):,.0f}-{max(told['ns']):,.0f})"
+        ratios = "".join(f"{ratio(median, other, path):>15}" for other in others.values())
+        counted = [
+            f"{name} {share:.0%}" for name, share in told["outcomes"].items() if share > 0.01
+        ]
+        print(f"  {path:36}{spread:>22}{ratios}   {', '.join(counted)}")
 
 
-def ratio(median: float, others: Mapping[str, Any], path: str) -> str:
+def ratio(median: float, others: Paths, path: str) -> str:
     """Return a median as a share of another one."""
     other = statistics.median(others[path]["ns"]) if path in others else 0
     return f"{median / other:.2f}" if other > 0 else "-"
@@ -117,15 +111,18 @@ def ratio(median: float, others: Mapping[str, Any], path: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--family", action="append", choices=[each.value for each in Family])
+    families = [each.value for each in Family]
+    parser.add_argument("--family", action="append", choices=families)
     parser.add_argument("--cidrs", action="append", type=int)
+    parser.add_argument("--tree", action="append", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--packets", type=int, default=100_000, help="of each path, a round")
     parser.add_argument("--flows", type=int, default=1 << 19, help="that the table has room for")
-    parser.add_argument("--against", type=Path, help="what an earlier run kept")
-    parser.add_argument("--keep", type=Path, help="a file for all figures, as JSON")
     parser.add_argument("--costs", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.family = options.family or families
+    options.cidrs = sorted(options.cidrs or SIZES)
+    options.tree = options.tree or [HERE]
     if options.packets + options.flows * 5 // 4 > MOST_PACKETS:
         parser.error(f"more than {MOST_PACKETS:,} flows to begin: --packets and 5/4 of --flows")
     if options.flows < LEAST_FLOWS:
@@ -133,15 +130,19 @@ def main() -> None:
     if options.costs:
         print(json.dumps(costs(options.flows)))
         return
-    before: Found = json.loads(options.against.read_text()) if options.against else {}
     print(f"{options.rounds} rounds of {options.packets:,} packets; {in_a_line()}")
-    families = options.family or [family.value for family in Family]
-    found = measure(families, options.cidrs or SIZES, options)
-    show(found, before)
-    if options.keep:
-        options.keep.write_text(json.dumps(found))
+    found = measure(options)
+    for (family, cidrs, tree), paths in found.items():
+        others = {}
+        if cidrs != options.cidrs[0]:
+            others[f"of {options.cidrs[0]:,} CIDRs"] = found[family, options.cidrs[0], tree]
+        if tree != options.tree[0]:
+            others["of first tree"] = found[family, cidrs, options.tree[0]]
+        where = f", {tree}" if len(options.tree) > 1 else ""
+        show(f"{family}, {cidrs:,} CIDRs{where}", paths, others)
     for flows in [size for size in WEIGHED if size < options.flows] + [options.flows]:
-        told = child("bench.packets", "--costs", "--flows", str(flows), "--packets", "1")
+        # The last tree's: of several it is the one that is new.
+        told = child(options.tree[-1], "bench.packets", "--costs", "--packets", 1, "--flows", flows)
         weights = sorted(told.pop("weights").items(), key=lambda item: -item[1])
         print(
             f"\n{flows:,} flows{sum(size for _, size in weights) / 2**20:26.1f} MiB of maps:",
