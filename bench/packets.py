@@ -86,7 +86,7 @@ def weight(path: Path) -> int:
 def swept(subject: Subject) -> float:
     """Return how many ms a sweep takes."""
     began = time.perf_counter()
-    subject.programs.run_sweep()
+    subject.plane.sweep()
     return (time.perf_counter() - began) * 1e3
 
 

@@ -115,7 +115,18 @@ class BpfMap:
             bpf(BpfCommand.MAP_UPDATE_BATCH, self._batch(held, with_, count))
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield all entries, read as they are asked for.
+        """Yield all entries; see ``columns``."""
+        for keys, values in self.columns():
+            columns = zip(
+                struct.iter_unpack(f"{self.key_size}s", keys),
+                struct.iter_unpack(f"{self.value_size}s", values),
+                strict=True,
+            )
+            for (key,), (value,) in columns:
+                yield key, value
+
+    def columns(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield keys and values, of many entries one after the other, read as they are asked for.
 
         A trie that is written meanwhile may be begun again, and a key then comes twice:
         where the key goes that was the way to the next one, the kernel goes on with the
@@ -145,7 +156,7 @@ class BpfMap:
                 if not ended and cause.errno != errno.EINTR:
                     raise refused("read a map", cause) from cause
             count = _BATCH.unpack(request)[_BATCH_COUNT]
-            yield from self._apart(keys.raw, values.raw, count)
+            yield keys.raw[: count * self.key_size], values.raw[: count * self.value_size]
             if count:
                 before, after = after, before
                 begin = ctypes.addressof(before)
@@ -171,16 +182,6 @@ class BpfMap:
             ctypes.create_string_buffer(count * self.key_size),
             ctypes.create_string_buffer(count * self.value_size),
         )
-
-    def _apart(self, keys: bytes, values: bytes, count: int) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the entries of columns."""
-        columns = zip(
-            struct.iter_unpack(f"{self.key_size}s", keys[: count * self.key_size]),
-            struct.iter_unpack(f"{self.value_size}s", values[: count * self.value_size]),
-            strict=True,
-        )
-        for (key,), (value,) in columns:
-            yield key, value
 
     def _check(self, keys: bytes, values: bytes, count: int) -> None:
         """Make sure that the kernel reads nothing behind what we have."""

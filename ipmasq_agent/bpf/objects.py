@@ -86,11 +86,11 @@ def program_info(descriptor: int) -> tuple[int, str]:
     return number, name.rstrip(b"\0").decode(errors="replace")
 
 
-def run_program(descriptor: int) -> int:
-    """Run a program of tc once, on an empty packet, and return what it returned."""
-    packet = ctypes.create_string_buffer(_SHORTEST_PACKET)
-    data = ctypes.addressof(packet)
-    packed = _TEST_RUN.pack(descriptor, 0, _SHORTEST_PACKET, 0, data, 0, 1, 0)
+def run_program(descriptor: int, packet: bytes = bytes(_SHORTEST_PACKET)) -> int:
+    """Run a program of tc once, on a packet or on an empty one, and return what it returned."""
+    held = ctypes.create_string_buffer(packet, len(packet))
+    data = ctypes.addressof(held)
+    packed = _TEST_RUN.pack(descriptor, 0, len(packet), 0, data, 0, 1, 0)
     request = ctypes.create_string_buffer(packed, _TEST_RUN.size)
     with asked_to("run a program"):
         bpf(BpfCommand.PROG_TEST_RUN, request)

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from platform import machine
-from typing import NamedTuple
 
 from scapy.packet import Packet
 
@@ -25,7 +24,10 @@ SOURCES = Path(__file__).parents[2] / "ipmasq_agent/planes/bpf"
 TABLES = ("kept", "flows")
 PASS, DROP = -1, 2
 MARK = 0x4D51
-PROGRAMS = ("outward", "inward", "sweep", "index_flows")
+CLOCK_MONOTONIC_COARSE = 6  # include/uapi/linux/time.h
+TABLE, SHED_AT_ONCE = 4096, 100
+"""Room of both tables of flows as they are compiled here, and what goes at once to make some."""
+PROGRAMS = ("outward", "inward", "collect", "index_flows")
 
 
 def find_clang() -> list[str]:
@@ -38,12 +40,14 @@ def find_clang() -> list[str]:
 def compile_programs(place: Path, sources: Path = SOURCES) -> Path:
     """Compile a copy with small tables, and return the object."""
     copy = shutil.copytree(sources, place / "bpf")
-    maps = copy / "maps.h"
-    text = maps.read_text()
-    for large, small in (("(1 << 19)", "(1 << 12)"), ("(1 << 18)", "(1 << 12)")):
+    for header, large, small in (
+        ("maps.h", "FLOWS_DEFAULT\t  (1 << 19)", f"FLOWS_DEFAULT {TABLE}"),
+        ("maps.h", "KEPT_DEFAULT\t  (1 << 18)", f"KEPT_DEFAULT {TABLE}"),
+        ("flows.h", "SHED_AT_ONCE (1 << 13)", f"SHED_AT_ONCE {SHED_AT_ONCE}"),
+    ):
+        text = (copy / header).read_text()
         assert large in text
-        text = text.replace(large, small)
-    maps.write_text(text)
+        (copy / header).write_text(text.replace(large, small))
     warnings = ("-Wall", "-Werror")
     done = subprocess.run(
         [*find_clang(), "-O2", "-g", *warnings, "-c", "masq.bpf.c", "-o", "masq.bpf.o"],
@@ -90,16 +94,6 @@ class Flow:
     @property
     def life(self) -> int:
         return self.state << 32 | self.expires
-
-
-class Swept(NamedTuple):
-    """What a sweep found, of IPv4 and of IPv6."""
-
-    flows: tuple[int, int]
-    kept: tuple[int, int]
-    translated: tuple[int, int]
-    collected: tuple[int, int]
-    shed: tuple[int, int]
 
 
 def _text(packed: bytes, family: int) -> str:
@@ -149,7 +143,7 @@ class Datapath:
             trie.clear()
         for slot in range(layout.SLOTS):
             self.maps["settings"].put(struct.pack("=I", slot), bytes(80))
-        self.maps["tables"].put(bytes(4), bytes(12))
+        self.maps["tables"].put(bytes(4), bytes(24))
         self.maps["node"].put(bytes(4), struct.pack(layout.NODE, 1, 2, MARK))
         for family in range(layout.FAMILIES):
             self.put_in_force(family, 0)
@@ -230,14 +224,17 @@ class Datapath:
         """Let a packet come in through the device: the frame that goes on, or None."""
         return self._run("inward", packet)
 
-    def sweep(self) -> Swept:
-        """Remove what has expired for good, and say what was found."""
-        verdict, _ = run_program(self.programs["sweep"], bytes(14), self.ifindex)
-        assert verdict == 0
-        found = self.maps["swept"].get(bytes(4))
-        assert found is not None
-        numbers = struct.unpack(layout.SWEPT, found)
-        return Swept(*zip(numbers[::2], numbers[1::2], strict=True))
+    def sweep(self) -> int:
+        """Offer every flow for removal, as if all had expired; return how many went."""
+        gone = 0
+        for name in ("flows", "kept"):
+            keys = list(self.maps[name].entries())
+            for first in range(0, len(keys), layout.MOST_COLLECTED):
+                some = keys[first : first + layout.MOST_COLLECTED]
+                order = struct.pack(layout.COLLECTION, name == "kept", len(some))
+                packet = order + b"".join(some)
+                gone += run_program(self.programs["collect"], packet, self.ifindex)[0]
+        return gone
 
     def index(self) -> None:
         """Have all flows found by what they are before translation too."""
@@ -318,5 +315,5 @@ class Datapath:
 
 
 def now() -> int:
-    """Seconds as the programs count them."""
-    return int(time.clock_gettime(time.CLOCK_MONOTONIC))
+    """Seconds by the clock of the programs, which lags some ms behind the exact one."""
+    return int(time.clock_gettime(CLOCK_MONOTONIC_COARSE))

@@ -58,7 +58,8 @@ FLOW = "=16sHHIQ"
 KEPT = "=Q"
 FRAGMENT_KEY = "=16s16sIBB2x"
 FRAGMENT = "=HHI"
-SWEPT = "=10I"
+COLLECTION = "=II"
+MOST_COLLECTED = 80
 
 # Of each struct its size and the offset of each member, in bytes.
 STRUCTS: dict[str, tuple[int, dict[str, int]]] = {
@@ -103,8 +104,8 @@ STRUCTS: dict[str, tuple[int, dict[str, int]]] = {
         },
     ),
     "fragment": (8, {"source_port": 0, "destination_port": 2, "expires": 4}),
-    "swept": (40, {"flows": 0, "kept": 8, "translated": 16, "collected": 24, "shed": 32}),
-    "tables": (12, {"relieved_flows": 0, "relieved_kept": 4, "moved": 8}),
+    "collection": (8, {"of_kept": 0, "count": 4}),
+    "tables": (24, {"relief_of_flows": 0, "relief_of_kept": 8, "moved": 16, "pad": 20}),
     "exhausted_key": (20, {"remote": 0, "remote_port": 16, "protocol": 18, "family": 19}),
 }
 
@@ -123,7 +124,6 @@ MAPS: dict[str, tuple[int, int]] = {
     "moved": (40, 20),
     "fragments": (40, 8),
     "counters": (4, 8),
-    "swept": (4, 40),
     "exhausted": (20, 8),
-    "tables": (4, 12),
+    "tables": (4, 24),
 }

@@ -1,4 +1,4 @@
-"""Draining: flows go on, new ones are left to others; and the sweep through the flows."""
+"""Draining: flows go on, new ones are left to others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from scapy.packet import Raw
 
 from tests.bpf import layout
 from tests.bpf.datapath import Datapath
-from tests.bpf.packets import FAMILIES, Addresses, flow, frame, network, tcp, udp
+from tests.bpf.packets import Addresses, flow, frame, network, udp
 
 PROTOCOLS = ("tcp", "udp", "echo")
 UDP = 17
@@ -54,28 +54,3 @@ def test_expired_flows_are_left_to_others_while_draining(masq: Datapath, family:
     drain(masq, family)
     packet = frame(udp(family.pod, 1500, family.outside, 80))
     assert masq.out(packet) == packet
-
-
-def test_a_sweep_removes_what_has_expired_and_counts_the_rest(empty: Datapath) -> None:
-    for family in FAMILIES:
-        empty.policy(
-            family.number,
-            {family.everything: layout.MASQUERADE, family.kept_prefix: layout.NON_MASQUERADE},
-        )
-    for family in FAMILIES:
-        empty.device(family)
-        for number in range(3):
-            empty.out(udp(family.pod, 1500 + number, family.outside, 80))
-        empty.out(tcp(family.pod, 1500, family.outside, 80))
-        empty.out(tcp(family.pod, 1500, family.kept, 80))
-    none = (0, 0)
-    assert empty.sweep() == ((4, 4), (1, 1), (4, 4), none, none)
-    empty.let_expire(layout.IPV6, UDP)
-    assert empty.sweep() == ((4, 1), (1, 1), (4, 1), none, none)  # who saw them has time
-    empty.let_expire(layout.IPV6, UDP, since=GRACE)
-    assert empty.sweep() == ((4, 1), (1, 1), (4, 1), (0, 3), none)
-    assert len(empty.flows(layout.IPV6)) == 2
-    empty.let_expire(layout.IPV4, since=GRACE)
-    assert empty.sweep() == ((0, 1), (0, 1), (0, 1), (5, 0), none)
-    assert empty.flows(layout.IPV4) == {}
-    assert empty.counted(layout.IPV4)["FLOWS_COLLECTED"] == 5

@@ -13,6 +13,7 @@ from ipmasq_agent.bpf import lpm
 from ipmasq_agent.planes.bpf import layout
 from ipmasq_agent.planes.bpf.layout import FlowState, SettingsFlag, SlotSettings
 from ipmasq_agent.planes.bpf.programs import BYTECODE
+from ipmasq_agent.planes.usage import Exhausted
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import PortRange
 
@@ -127,11 +128,43 @@ def test_states_are_the_same_bits() -> None:
         assert re.search(rf"#define {state.name}\s+\(1 << {bit}\)", HEADER)
 
 
-def test_what_a_sweep_found() -> None:
-    room = bytearray(size("swept"))
-    for number, name in enumerate(("flows", "kept", "translated", "collected", "shed")):
-        struct.pack_into("=2I", room, offsets("swept")[name], number, 10 * number)
-    assert layout.unpack_swept(bytes(room)) == 22
+def test_columns_of_flows() -> None:
+    of_key, of_value = offsets("flow_key"), offsets("flow")
+    keys, values = bytearray(3 * size("flow_key")), bytearray(3 * size("flow"))
+    for number, (family, owner, expires) in enumerate(
+        ((1, b"xx", 105), (0, b"xx", 99), (0, b"", 101))
+    ):
+        at, place = number * size("flow_key"), number * size("flow")
+        keys[at + of_key["family"]] = family
+        values[place : place + len(owner)] = owner
+        struct.pack_into("=Q", values, place + of_value["life"], 3 << 32 | expires)
+    assert list(layout.families(bytes(keys))) == [1, 0, 0]
+    assert layout.expiries("flows", bytes(values)) == [105, 99, 101]
+    assert layout.translated(bytes(keys), bytes(values), 100) == 1
+    lives = struct.pack("=2Q", 3 << 32 | 7, 8)
+    assert layout.expiries("kept", lives) == [7, 8]
+    assert {"flows": size("flow"), "kept": size("kept")} == layout.TABLES
+    flows_h = BYTECODE.with_name("flows.h").read_text()
+    assert re.search(rf"#define GRACE\s+{layout.GRACE}\n", flows_h)
+
+
+def test_a_collection() -> None:
+    # Nor is this one in BTF.
+    assert re.search(r"struct collection \{\s+__u32 of_kept;.*\s+__u32 count;\s+\};", HEADER)
+    keys = [bytes([n]) * size("flow_key") for n in range(2)]
+    assert layout.pack_collection("kept", keys) == struct.pack("=2I", 1, 2) + b"".join(keys)
+    assert layout.pack_collection("flows", keys[:1]) == struct.pack("=2I", 0, 1) + keys[0]
+    assert f"#define MOST_COLLECTED {layout.MOST_COLLECTED} " in HEADER
+
+
+def test_an_exhausted_destination() -> None:
+    at = offsets("exhausted_key")
+    key = bytearray(size("exhausted_key"))
+    key[at["remote"] : at["remote"] + 16] = (0xFD << 120 | 1).to_bytes(16)
+    key[at["remote_port"] : at["remote_port"] + 2] = (443).to_bytes(2)
+    key[at["protocol"]], key[at["family"]] = 6, 1
+    found = layout.unpack_exhausted(bytes(key), struct.pack("=Q", 9))
+    assert found == Exhausted(Family.IPV6, 0xFD << 120 | 1, 443, 6, 9)
 
 
 def test_verdicts_and_outcomes_have_the_same_numbers() -> None:

@@ -57,7 +57,7 @@ def test_programs_come_and_go_and_those_of_others_stay(
     hooks: NodePrograms, in_ns: Namespace, device: int, pins: Path, request: pytest.FixtureRequest
 ) -> None:
     in_ns.run(["tc", "qdisc", "add", "dev", "eth0", "clsact"])
-    program = ["bpf", "direct-action", "object-pinned", str(pins / "sweep")]
+    program = ["bpf", "direct-action", "object-pinned", str(pins / "collect")]
     in_ns.run(["tc", "filter", "add", "dev", "eth0", "egress", "prio", "7", *program])
     foreign = filters(in_ns)
     assert not hooks.complete(device)

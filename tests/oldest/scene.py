@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from ipmasq_agent.planes.bpf.programs import NodePrograms
+from ipmasq_agent.bpf.maps import open_pinned
+from ipmasq_agent.planes.bpf.plane import BpfPlane
 from ipmasq_agent.policy.addresses import Family
 from tests.kernel.pins import PINS, bpf_file_system
 from tests.netns import Namespace
@@ -143,9 +145,19 @@ def test_a_flow_keeps_its_source_both_ways(net: Net, family: Family, protocol: s
     assert exchange(net, family, protocol, KEPT[family]) == POD[family]
 
 
-def test_the_table_of_flows_is_swept(net: Net) -> None:
-    with net.node.entered():
-        NodePrograms(Path(os.environ[PINS])).run_sweep()
+def test_flows_that_have_expired_are_collected(net: Net) -> None:
+    pins = Path(os.environ[PINS])
+    flows = open_pinned(pins / "flows")
+    assert flows is not None
+    with net.node.entered(), flows:
+        plane = BpfPlane(pins)
+        plane.sweep()
+        held = dict(flows.entries())
+        assert sum(plane.usage().tables[0].held.values()) == len(held) > 0
+        for key, value in held.items():
+            flows.update(key, value[:-8] + struct.pack("=Q", 1))
+        plane.sweep()
+        assert dict(flows.entries()) == {}
 
 
 def test_the_verbs_read_the_policy_back_and_take_it_away(net: Net) -> None:

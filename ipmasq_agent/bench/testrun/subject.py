@@ -21,7 +21,6 @@ from ipmasq_agent.errors import BenchError
 from ipmasq_agent.host.commands import run
 from ipmasq_agent.planes.bpf.layout import TcHook
 from ipmasq_agent.planes.bpf.plane import BpfPlane
-from ipmasq_agent.planes.bpf.programs import NodePrograms
 from ipmasq_agent.planes.bpf.state import BpfRules
 from ipmasq_agent.policy.addresses import Family
 
@@ -70,8 +69,7 @@ class Subject:
     def __init__(self, family: Family, flows: int) -> None:
         self.family = family
         self.pins = _MOUNTED / "pins"
-        self.programs = NodePrograms(self.pins, flows)
-        self._plane = BpfPlane(self.pins, flows)
+        self.plane = BpfPlane(self.pins, flows)
         self._compiled: dict[int, BpfRules] = {}
         self.device = socket.if_nametoindex(_OUT)
         """By which packets leave."""
@@ -88,7 +86,7 @@ class Subject:
             self._bring(None)
 
     def _bring(self, rules: BpfRules | None) -> None:
-        plane, family = self._plane, self.family
+        plane, family = self.plane, self.family
         with plane.session(family):
             plane.apply(family, plane.dialect.plan(plane.read(family), rules))
 
@@ -96,8 +94,8 @@ class Subject:
         if cidrs not in self._compiled:
             document = BlockPolicy(self.family, cidrs).document.encode()
             config = parse_document(document, "bench", _FLAGS).config
-            policy = assemble_family(config, self.family, self._plane.capabilities(self.family))
-            rules = self._plane.dialect.compile(policy)
+            policy = assemble_family(config, self.family, self.plane.capabilities(self.family))
+            rules = self.plane.dialect.compile(policy)
             assert rules is not None
             self._compiled[cidrs] = rules
         return self._compiled[cidrs]
@@ -112,5 +110,5 @@ class Subject:
 
     def counted(self) -> Counter[str]:
         """Return how often each outcome was met."""
-        counters = self._plane.counters().items()
+        counters = self.plane.counters().items()
         return Counter({name: n for (family, name), n in counters if family is self.family})

@@ -30,6 +30,9 @@
 
 #define GRACE	 2
 #define SHED_IDLE 2 /* seconds without a packet, for one that may go where room is needed */
+#define SHED_AT_ONCE (1 << 13)
+#define RELIEF_SHARE 16 /* of the time, one part for looking for room */
+#define LONG_AFTER (60 * 1000000000ULL)
 
 /* Places that a new flow tries: some at random, then one after the other. */
 #define SCATTERED  16
@@ -441,134 +444,160 @@ static long claim_nth(__u32 index, void *context)
 
 /* -- room --------------------------------------------------------------------------------- */
 
-/* So many go before room is enough for a while: some milliseconds of one CPU. */
-#define ENOUGH_ROOM 16384
-
-struct sweeping {
-	struct swept found;
+/* What is to go from the tables, and what went. */
+struct clearing {
 	__u32 now;
-	__u32 enough; /* where room is needed: how many may go; else all that has expired goes */
+	bool sheds; /* also what lives, if it may never be missed */
+	__u32 gone;
+	__u32 collected[FAMILIES], shed[FAMILIES];
 };
 
-static __always_inline __u32 gone(const struct swept *found)
-{
-	return found->collected[IPV4] + found->collected[IPV6] + found->shed[IPV4] +
-	       found->shed[IPV6];
-}
-
-static __always_inline bool is_enough(const struct sweeping *sweeping)
-{
-	return sweeping->enough && gone(&sweeping->found) >= sweeping->enough;
-}
-
 /* Whether an entry is to go: it has expired, or room is needed and it may never be missed. */
-static __always_inline bool goes(struct sweeping *sweeping, const struct flow_key *key, __u64 *life)
+static __always_inline bool goes(struct clearing *clearing, const struct flow_key *key, __u64 *life)
 {
 	__u64 before = READ_ONCE(*life);
-	__u32 state = STATE(before), now = sweeping->now, whole = lifetime(key->protocol, state);
+	__u32 state = STATE(before), now = clearing->now, whole = lifetime(key->protocol, state);
 	bool ended = expired(before, now, GRACE);
 
 	if (state & TAKING)
 		return false;
 	if (!ended) {
 		/* Idle, and one way or half open: never a connection. */
-		if (!sweeping->enough || whole > TCP_OPENING ||
+		if (!clearing->sheds || whole > TCP_OPENING ||
 		    (__s32)(EXPIRES(before) - now) > (__s32)whole - SHED_IDLE)
 			return false;
 	}
 	if (__sync_val_compare_and_swap(life, before, LIFE(state | TAKING, now)) != before)
 		return false;
 	if (ended)
-		sweeping->found.collected[key->family & 1]++;
+		clearing->collected[key->family & 1]++;
 	else
-		sweeping->found.shed[key->family & 1]++;
+		clearing->shed[key->family & 1]++;
+	clearing->gone++;
 	return true;
 }
 
-static long sweep_flow(void *map, const void *of, void *value, void *context)
+static __always_inline void clear_flow(struct clearing *clearing, const struct flow_key *of,
+				       struct flow *flow)
 {
-	struct flow_key key = *(const struct flow_key *)of;
-	struct flow *flow = value;
-	struct sweeping *sweeping = context;
-	__u8 family = key.family & 1;
+	struct flow_key key = *of; /* one copy for both: of stack there is little */
 
-	if (goes(sweeping, &key, &flow->life)) {
-		if (STATE(flow->life) & INDEXED) {
-			forget_place(of, &key, flow);
-			key.local = ((const struct flow_key *)of)->local;
-			key.local_port = ((const struct flow_key *)of)->local_port;
-		}
-		bpf_map_delete_elem(&flows, &key);
-	} else if (alive(READ_ONCE(flow->life), sweeping->now)) {
-		sweeping->found.flows[family]++;
-		/* The node's own keep their address, and often their port: nothing to wait for. */
-		if (!same(&flow->address, &key.local) || flow->port != key.local_port)
-			sweeping->found.translated[family]++;
+	if (!goes(clearing, &key, &flow->life))
+		return;
+	if (STATE(flow->life) & INDEXED) {
+		forget_place(of, &key, flow);
+		key.local = of->local;
+		key.local_port = of->local_port;
 	}
-	return is_enough(sweeping);
+	bpf_map_delete_elem(&flows, &key);
 }
 
-static long sweep_kept(void *map, const void *of, void *value, void *context)
+static __always_inline void clear_kept(struct clearing *clearing, const struct flow_key *of,
+				       struct kept *held)
 {
-	struct flow_key key = *(const struct flow_key *)of;
-	struct kept *held = value;
-	struct sweeping *sweeping = context;
+	struct flow_key key = *of;
 
-	if (goes(sweeping, &key, &held->life))
+	if (goes(clearing, &key, &held->life))
 		bpf_map_delete_elem(&kept, &key);
-	else if (alive(READ_ONCE(held->life), sweeping->now))
-		sweeping->found.kept[key.family & 1]++;
-	return is_enough(sweeping);
 }
 
-static __always_inline void count_swept(const struct swept *found)
+static long clear_each_flow(void *map, const void *key, void *value, void *context)
+{
+	struct clearing *clearing = context;
+
+	clear_flow(clearing, key, value);
+	return clearing->gone >= SHED_AT_ONCE;
+}
+
+static long clear_each_kept(void *map, const void *key, void *value, void *context)
+{
+	struct clearing *clearing = context;
+
+	clear_kept(clearing, key, value);
+	return clearing->gone >= SHED_AT_ONCE;
+}
+
+static __always_inline void count_cleared(const struct clearing *clearing)
 {
 	for (__u8 family = 0; family < FAMILIES; family++) {
-		count_more(family, FLOWS_COLLECTED, found->collected[family]);
-		count_more(family, FLOWS_SHED, found->shed[family]);
+		count_more(family, FLOWS_COLLECTED, clearing->collected[family]);
+		count_more(family, FLOWS_SHED, clearing->shed[family]);
 	}
-}
-
-/* Whether it is for this CPU to make room now. Where there is none to make it waits a second. */
-static __always_inline bool may_relieve(__u32 *last, __u32 now)
-{
-	__u32 before = READ_ONCE(*last);
-
-	return before != now && __sync_val_compare_and_swap(last, before, now) == before;
 }
 
 /*
- * Make room in a full table: the agent, which sweeps all the time, may be gone, or a scan
- * faster than it. True where something went.
+ * Room is made in a full table by the packet that finds it so: the agent, which collects all
+ * the time, may be gone, or a scan faster than it. What else comes to this CPU waits for that;
+ * so little goes at once, and the longer it took the later it is done again.
  */
+static __always_inline bool may_relieve(__u64 *due, __u64 clock)
+{
+	__u64 next = READ_ONCE(*due);
+
+	return clock >= next && __sync_val_compare_and_swap(due, next, clock + LONG_AFTER) == next;
+}
+
+/* True where something went. */
+static __always_inline bool relieved(__u64 *due, __u64 began, const struct clearing *clearing)
+{
+	__u64 ended = bpf_ktime_get_ns();
+
+	WRITE_ONCE(*due, ended + (ended - began) * (RELIEF_SHARE - 1));
+	count_cleared(clearing);
+	return clearing->gone;
+}
+
 __noinline int make_room_for_flow(__u32 now)
 {
-	struct sweeping sweeping = {.now = now, .enough = ENOUGH_ROOM};
+	struct clearing clearing = {.now = now, .sheds = true};
 	struct tables *of_tables = what_of_tables();
+	__u64 clock = bpf_ktime_get_ns();
 
-	if (!of_tables || !may_relieve(&of_tables->relieved_flows, now))
+	if (!of_tables || !may_relieve(&of_tables->relief_of_flows, clock))
 		return false;
-	bpf_for_each_map_elem(&flows, sweep_flow, &sweeping, 0);
-	count_swept(&sweeping.found);
-	if (!gone(&sweeping.found))
-		return false;
-	WRITE_ONCE(of_tables->relieved_flows, 0);
-	return true;
+	bpf_for_each_map_elem(&flows, clear_each_flow, &clearing, 0);
+	return relieved(&of_tables->relief_of_flows, clock, &clearing);
 }
 
 __noinline int make_room_for_kept(__u32 now)
 {
-	struct sweeping sweeping = {.now = now, .enough = ENOUGH_ROOM};
+	struct clearing clearing = {.now = now, .sheds = true};
 	struct tables *of_tables = what_of_tables();
+	__u64 clock = bpf_ktime_get_ns();
 
-	if (!of_tables || !may_relieve(&of_tables->relieved_kept, now))
+	if (!of_tables || !may_relieve(&of_tables->relief_of_kept, clock))
 		return false;
-	bpf_for_each_map_elem(&kept, sweep_kept, &sweeping, 0);
-	count_swept(&sweeping.found);
-	if (!gone(&sweeping.found))
-		return false;
-	WRITE_ONCE(of_tables->relieved_kept, 0);
-	return true;
+	bpf_for_each_map_elem(&kept, clear_each_kept, &clearing, 0);
+	return relieved(&of_tables->relief_of_kept, clock, &clearing);
+}
+
+/* What `collect` is at: a packet of keys. */
+struct collecting {
+	struct __sk_buff *skb;
+	struct clearing clearing;
+	bool of_kept;
+};
+
+static long collect_nth(__u32 index, void *context)
+{
+	struct collecting *collecting = context;
+	struct flow_key key;
+
+	if (bpf_skb_load_bytes(collecting->skb, sizeof(struct collection) + index * sizeof(key),
+			       &key, sizeof(key)))
+		return 1;
+	if (collecting->of_kept) {
+		struct kept *held = bpf_map_lookup_elem(&kept, &key);
+
+		if (held)
+			clear_kept(&collecting->clearing, &key, held);
+	} else {
+		struct flow *flow = bpf_map_lookup_elem(&flows, &key);
+
+		if (flow)
+			clear_flow(&collecting->clearing, &key, flow);
+	}
+	return 0;
 }
 
 #endif

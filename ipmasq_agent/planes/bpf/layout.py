@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from ipmasq_agent.planes.usage import Exhausted
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import PortRange
 
@@ -22,17 +23,25 @@ MASQUERADE, NON_MASQUERADE = 1, 2
 """Values of the trie of decisions, a byte each."""
 TRIES = {"decisions": 1, "sources": 1, "fixed": ADDRESS_SIZE}
 """Maps of tries, one trie a slot, and the size of their values."""
-CONTROL, SWEEP = "control", "sweep"
+CONTROL, COLLECT = "control", "collect"
 """The map that every version has, and the program that is run and not attached."""
 NUMBER = struct.Struct("=I")
 """A slot, an ifindex, the number of a family, a descriptor... as key or value."""
 _SETTINGS = struct.Struct(f"=QII{2 * MAX_PORT_RANGES}HI")
 _DEVICE = struct.Struct("=16s16s2B2BBB6s")
 _NODE = struct.Struct("=QQH6x")
-_SWEPT = struct.Struct("=10I")
+_COLLECTION = struct.Struct("=II")
+MOST_COLLECTED = 80
+"""How many flows ``collect`` is told of at once."""
 _FLOW_KEY = struct.Struct("=16s16s2s2sBB2x")  # its remote end, then its local one
 _FLOW = struct.Struct("=16s2s2xIQ")
 _KEPT = struct.Struct("=Q")
+_FAMILY_AT = 37  # of a flow's key
+TABLES = {"flows": _FLOW.size, "kept": _KEPT.size}
+"""The tables of flows: those with an address of the node and the others; the size of values."""
+_EXHAUSTED = struct.Struct("=16s2sBB")
+GRACE = 2
+"""Seconds from when a flow expires until it may be removed."""
 
 
 class TcHook(enum.Enum):
@@ -245,10 +254,47 @@ def _tracked(key: bytes, owner: bytes, port: bytes, life: int, now: int) -> Trac
     )
 
 
-def unpack_swept(data: bytes) -> int:
-    """Return how many flows a sweep found that get another address or port."""
-    *_, ipv4, ipv6, _, _, _, _ = _SWEPT.unpack(data)
-    return int(ipv4 + ipv6)
+def families(keys: bytes) -> bytes:
+    """Return the number of the family of each flow whose keys these are, one after the other."""
+    return keys[_FAMILY_AT :: _FLOW_KEY.size]
+
+
+def expiries(table: str, values: bytes) -> list[int]:
+    """Return when each flow of a table expires, in seconds of CLOCK_MONOTONIC.
+
+    A loop of its own, as there may be half a million.
+    """
+    words = TABLES[table] // 8  # the last one is the life
+    return [life & 0xFFFFFFFF for life in memoryview(values).cast("Q")[words - 1 :: words]]
+
+
+def translated(keys: bytes, values: bytes, now: int) -> int:
+    """Return how many flows with an address of the node live, and had another address or port.
+
+    Args:
+        keys: of their entries, one after the other.
+        values: of their entries, one after the other.
+        now: in seconds of CLOCK_MONOTONIC.
+    """
+    entries = zip(_FLOW_KEY.iter_unpack(keys), _FLOW.iter_unpack(values), strict=True)
+    return sum(
+        life & 0xFFFFFFFF > now and (local, local_port) != (owner, port)
+        for (_, local, _, local_port, *_), (owner, port, _, life) in entries
+    )
+
+
+def pack_collection(table: str, keys: Sequence[bytes]) -> bytes:
+    """Return what ``collect`` is told: at most ``MOST_COLLECTED`` flows of a table."""
+    return _COLLECTION.pack(table == "kept", len(keys)) + b"".join(keys)
+
+
+def unpack_exhausted(key: bytes, value: bytes) -> Exhausted:
+    """Return a destination to which no port was free."""
+    remote, port, protocol, number = _EXHAUSTED.unpack(key)
+    family = FAMILIES[number & 1]
+    (times,) = _KEPT.unpack(value)
+    address = unpack_address(family, remote)
+    return Exhausted(family, address, int.from_bytes(port), protocol, times)
 
 
 def counter_key(family: Family, outcome: int) -> bytes:

@@ -97,7 +97,7 @@ struct {
 
 /*
  * Tables that never forget what lives: no LRU, which would, for the sake of whatever comes.
- * What has expired is removed by `sweep`; nothing else removes anything.
+ * What has expired is removed by `collect`; nothing else removes anything but to make room.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -136,13 +136,6 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } counters SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct swept);
-} swept SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

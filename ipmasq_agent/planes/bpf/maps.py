@@ -15,13 +15,16 @@ from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.planes.bpf import layout
 from ipmasq_agent.planes.bpf.layout import FAMILIES, NUMBER, SettingsFlag, SlotSettings
 from ipmasq_agent.planes.bpf.state import DECISIONS, BpfRules
+from ipmasq_agent.planes.bpf.sweep import Remove, sweep
 from ipmasq_agent.planes.prefixset import AddressSet, Step, element, parts
+from ipmasq_agent.planes.usage import Exhausted, FlowTable
 from ipmasq_agent.policy.addresses import Family, Prefix, collapsed, prefixes_of_range
 from ipmasq_agent.policy.model import FixedSource, joined
 
 CAPACITY = 1 << 20
 """How many prefixes a trie may hold; more where a policy has more."""
 _MOST_MARK = 0xFFFF
+_MOST_EXHAUSTED = 10  # destinations that are told
 
 
 class PinnedMaps:
@@ -259,9 +262,19 @@ class PinnedMaps:
 
     # -- what the programs tell -------------------------------------------------------------
 
-    def swept(self) -> int:
-        """Return how many flows the latest sweep found that are translated."""
-        return layout.unpack_swept(self["swept"].lookup(NUMBER.pack(0)) or b"")
+    def sweep(self, remove: Remove | None = None) -> tuple[FlowTable, ...]:
+        """Have flows removed that have expired for good, and return what is in the tables."""
+        return tuple(sweep(name, self[name], remove) for name in layout.TABLES)
+
+    def translated(self) -> int:
+        """Return how many flows have not expired that get another address or port."""
+        now = int(time.clock_gettime(time.CLOCK_MONOTONIC))
+        return sum(layout.translated(*columns, now) for columns in self["flows"].columns())
+
+    def exhausted(self) -> tuple[Exhausted, ...]:
+        """Return some of the destinations to which no port was free, most often first."""
+        found = [layout.unpack_exhausted(*entry) for entry in self["exhausted"].entries()]
+        return tuple(sorted(found, key=lambda one: one.times, reverse=True)[:_MOST_EXHAUSTED])
 
     def flows(self) -> Iterator[layout.TrackedFlow]:
         """Yield the flows that have not expired."""

@@ -678,20 +678,20 @@ int inward(struct __sk_buff *skb)
 
 /* -- for the agent alone, by BPF_PROG_TEST_RUN -------------------------------------------- */
 
-/* Remove what has expired, and count what is left. */
+/* Remove those of the flows that the packet lists which have expired; returns how many. */
 SEC("tc")
-int sweep(struct __sk_buff *skb)
+int collect(struct __sk_buff *skb)
 {
-	struct sweeping sweeping = {.now = seconds()};
-	__u32 zero = 0;
-	struct swept *found = bpf_map_lookup_elem(&swept, &zero);
+	struct collecting collecting = {.skb = skb, .clearing = {.now = seconds()}};
+	struct collection order;
 
-	if (!found || bpf_for_each_map_elem(&flows, sweep_flow, &sweeping, 0) < 0 ||
-	    bpf_for_each_map_elem(&kept, sweep_kept, &sweeping, 0) < 0)
-		return 1;
-	count_swept(&sweeping.found);
-	*found = sweeping.found;
-	return 0;
+	if (bpf_skb_load_bytes(skb, 0, &order, sizeof(order)))
+		return 0;
+	collecting.of_kept = order.of_kept;
+	bpf_loop(order.count < MOST_COLLECTED ? order.count : MOST_COLLECTED, collect_nth,
+		 &collecting, 0);
+	count_cleared(&collecting.clearing);
+	return collecting.clearing.gone;
 }
 
 static long index_one(void *map, const void *of, void *value, void *context)

@@ -202,17 +202,22 @@ enum outcome {
 #define MOST_OUTCOMES 64
 _Static_assert(OUTCOMES <= MOST_OUTCOMES, "the map of counters is too small");
 
-/* What a sweep through the tables found, see `sweep`. */
-struct swept {
-	__u32 flows[FAMILIES], kept[FAMILIES]; /* alive */
-	__u32 translated[FAMILIES]; /* of `flows`: to another address or port */
-	__u32 collected[FAMILIES], shed[FAMILIES];
+/*
+ * Flows that the agent found to have expired, as the packet on which `collect` runs: this,
+ * and then their keys.
+ */
+struct collection {
+	__u32 of_kept; /* whether they are in `kept`, and not in `flows` */
+	__u32 count;
 };
+
+#define MOST_COLLECTED 80 /* what fits into a packet of one small page */
 
 /* What the programs keep in mind about the tables of flows. */
 struct tables {
-	__u32 relieved_flows, relieved_kept; /* when there was no room to be made, in seconds */
+	__u64 relief_of_flows, relief_of_kept; /* from when on room may be made, in ns */
 	__u32 moved; /* how many entries `moved` has: with none there is nothing to look up */
+	__u32 pad;
 };
 
 /* A destination to which no port was free. */

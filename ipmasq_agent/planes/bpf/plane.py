@@ -26,7 +26,9 @@ from ipmasq_agent.planes.bpf.state import (
     BpfState,
     DevicePrograms,
 )
+from ipmasq_agent.planes.bpf.sweep import pause
 from ipmasq_agent.planes.plane import Plane, Translator, Watchable
+from ipmasq_agent.planes.usage import FlowTable, Usage
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.facts import HOOKS, LINKS
 
@@ -55,6 +57,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
         self._pins = pins
         self._programs = NodePrograms(pins, flows)
         self._known: dict[Family, tuple[int, BpfRules]] = {}
+        self._tables: tuple[FlowTable, ...] = ()
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -230,8 +233,8 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
                     begun = True
             if begun:  # those that came since they were announced
                 introduce(_connections(maps.flows()))
-            self._programs.run_sweep()
-            return maps.swept()
+            maps.sweep(self._programs.collect)
+            return maps.translated()
 
     def counters(self) -> dict[tuple[Family, str], int]:
         """Return how many packets and flows met each outcome, since the maps were made."""
@@ -243,6 +246,22 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
                 for family in layout.FAMILIES
                 for outcome, count in maps.counted(family).items()
             }
+
+    def sweep(self) -> float:
+        """Remove flows that have expired; return the seconds until the next time."""
+        with self._maps() as maps:
+            self._tables = () if maps is None else maps.sweep(self._programs.collect)
+        return pause(self._tables)
+
+    def usage(self) -> Usage:
+        """Return how full the tables are, and where no port was free.
+
+        The tables are as the latest sweep found them; read now where there was none.
+        """
+        with self._maps() as maps:
+            if maps is None:
+                return Usage()
+            return Usage(self._tables or maps.sweep(), maps.exhausted())
 
 
 def _tell(maps: PinnedMaps, family: Family, wanted: Mapping[int, BpfDevice], bits: int) -> None:
