@@ -13,7 +13,7 @@ import math
 import queue
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.passes import Passes
 from ipmasq_agent.agent.shadows import Shadows
 from ipmasq_agent.agent.status import Look, Status
+from ipmasq_agent.agent.sweeper import Sweeper
 from ipmasq_agent.config.durations import UNITS
 from ipmasq_agent.config.keys import RESYNC_INTERVAL, listed
 from ipmasq_agent.config.model import Flags
@@ -36,7 +37,6 @@ from ipmasq_agent.host import patience
 from ipmasq_agent.host.threads import Guarded, caught, revive
 from ipmasq_agent.logs import event
 from ipmasq_agent.planes.plane import Translator, Watchable
-from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.facts import Fact
 from ipmasq_agent.sources import FactSource, Learnt, NotLearnt, Source
 
@@ -101,6 +101,7 @@ class Agent:
             self._follow,
             self.metrics,
         )
+        self._sweeper = Sweeper(choice)
         self.status = Status(self._documents.status)
         self._retries = 0
         self._unstarted: list[Callable[[], None]] = [
@@ -126,17 +127,9 @@ class Agent:
         halting.stop(_PARTING)
 
     def _halt(self) -> None:
+        self._sweeper.stop(_PARTING)
         self.source.stop()
         self.fact_source.stop()
-
-    def counters(self) -> Mapping[tuple[Family, str], int]:
-        """Return what the data plane in use counts by itself; in any thread.
-
-        Raises:
-            AgentError: it cannot be read.
-        """
-        plane = self.choice.in_use
-        return plane.counters() if isinstance(plane, Translator) else {}
 
     def status_now(self) -> Status:
         """Return the status with what is known only when it is asked for; in any thread."""
@@ -144,8 +137,13 @@ class Agent:
         if heard is not None:
             age = round(time.monotonic() - heard, 1)
             status = replace(status, config=replace(status.config, age=age))
-        with contextlib.suppress(Exception):  # the next pass says what is wrong
-            status = replace(status, counters=self.counters())
+        plane = self.choice.in_use
+        if isinstance(plane, Translator):
+            try:
+                status = replace(status, counters=plane.counters(), usage=plane.usage())
+            except Exception as error:
+                told = foreseen(error, "reading counters")
+                event(logging.WARNING, "counters cannot be read", error=str(told))
         return status
 
     def send(self, signal: Signal) -> None:
@@ -270,6 +268,7 @@ class Agent:
         found = self._passes.bring(
             intent, self._documents.changed, thorough=thorough, at_once=at_once
         )
+        self._sweeper.provide()
         config = self._documents.config
         self.metrics.cidrs.set(listed(config) if config else 0)
         self.status = self.status.passed(found)

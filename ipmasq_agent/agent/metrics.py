@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 
 from ipmasq_agent.agent.numbers import Histogram, Numbers
 from ipmasq_agent.agent.reconcile import Outcomes
 from ipmasq_agent.agent.status import Status
-from ipmasq_agent.errors import foreseen
 from ipmasq_agent.host import threads
-from ipmasq_agent.logs import event
+from ipmasq_agent.planes.usage import FlowTable
 from ipmasq_agent.policy.addresses import Family
-
-Counters = Callable[[], Mapping[tuple[Family, str], int]]
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
@@ -68,14 +64,8 @@ class Metrics:
             result = "error" if outcome.error else "changed" if outcome.changed else "unchanged"
             self.passes.inc(1, family.value, result)
 
-    def text(self, status: Status, counters: Counters) -> bytes:
-        """Return all of it for Prometheus, in step with what ``status`` says at this moment.
-
-        Args:
-            status: of the agent.
-            counters: reads what the data plane counts by itself: family and outcome → how
-                many packets, or for outcomes that begin with ``flows_`` how many flows.
-        """
+    def text(self, status: Status) -> bytes:
+        """Return all of it for Prometheus, in step with what ``status`` says at this moment."""
         self.ready.set(status.ready)
         self.accepted.set(status.config.accepted)
         self.contested.set(status.contested is not None)
@@ -87,7 +77,8 @@ class Metrics:
             self.backend.set(1, status.mode)
         from ipmasq_agent.agent.exposition import exposed
 
-        return exposed([*vars(self).values(), _of_threads(), *_counted(counters)])
+        counted = (*_counted(status.counters), *_in_use(status.usage.tables))
+        return exposed([*vars(self).values(), _of_threads(), *counted])
 
 
 def _gauge(name: str, about: str, *labels: str) -> Numbers:
@@ -109,21 +100,34 @@ def _of_threads() -> Numbers:
     return failures
 
 
-def _counted(counters: Counters) -> list[Numbers]:
+def _counted(counters: Mapping[tuple[Family, str], int]) -> list[Numbers]:
     """Return packets and flows by what became of them; nothing where nobody counts."""
     labels = ("family", "outcome")
     packets = _counter("packets", "Packets, by what became of them.", *labels)
-    flows = _counter("flows", "New flows, by what was decided.", *labels)
-    try:
-        counted = counters()
-    except Exception as error:
-        told = foreseen(error, "reading counters")
-        event(logging.WARNING, "counters cannot be read", error=str(told))
-        return []
-    for (family, outcome), count in counted.items():
+    flows = _counter(
+        "flows",
+        "Flows: new ones by what was decided, and how many were removed from the tables.",
+        *labels,
+    )
+    for (family, outcome), count in counters.items():
         kind, _, rest = outcome.partition("_")
         if kind == "flows":
             flows.set(count, family.value, rest)
         else:
             packets.set(count, family.value, outcome)
-    return [packets, flows] if counted else []
+    return [packets, flows] if counters else []
+
+
+def _in_use(tables: Sequence[FlowTable]) -> list[Numbers]:
+    """Return how full a data plane's own tables are; nothing where it has none."""
+    held = _gauge(
+        "table_flows", "Flows in a table of the data plane, at the latest sweep.", "table", "family"
+    )
+    capacity = _gauge(
+        "table_capacity", "How many flows a table of the data plane can hold.", "table"
+    )
+    for table in tables:
+        capacity.set(table.capacity, table.name)
+        for family, count in table.held.items():
+            held.set(count, table.name, family.value)
+    return [held, capacity] if tables else []

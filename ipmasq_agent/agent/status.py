@@ -12,6 +12,7 @@ from typing import Any
 from ipmasq_agent.answers.overrides import Overridden
 from ipmasq_agent.config.document import Understood
 from ipmasq_agent.config.keys import NATIVE_ROUTING_CIDRS
+from ipmasq_agent.planes.usage import Usage
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.sources import Document
 
@@ -119,6 +120,7 @@ class Status:
         unknown: why it cannot be told what others decide.
         counters: family and outcome → packets and flows, where the data plane counts by
             itself.
+        usage: how full the data plane's own tables are, and where its ports ran out.
     """
 
     config: ConfigStatus
@@ -141,6 +143,7 @@ class Status:
     partial: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     counters: Mapping[tuple[Family, str], int] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
 
     def looked(self, look: Look) -> Status:
         """Return what there is to say after a look at the kernel."""
@@ -257,7 +260,7 @@ class Status:
             "facts": [{"name": name, "error": error} for name, error in self.facts.items()],
             "leftBehind": list(self.left_behind),
             "unanswered": list(self.unanswered),
-            "advice": [*self.advice, *self.unknown],
+            "advice": [*self.advice, *self.usage.warnings, *self.unknown],
             "inForce": self.in_force,
             "overrides": [item.as_data() for item in self.overridden],
             "exceptions": list(self.partial),
@@ -268,6 +271,8 @@ class Status:
                 f.value: {name: n for (of, name), n in self.counters.items() if of is f}
                 for f in Family
             },
+            "tables": [table.as_data() for table in self.usage.tables],
+            "exhausted": [one.as_data() for one in self.usage.exhausted],
         }
 
     def _family(self, family: Family) -> dict[str, Any]:
@@ -275,7 +280,7 @@ class Status:
 
     def _counted(self) -> list[str]:
         """Return what was counted in lines; of each family what is not zero."""
-        lines = []
+        lines = [f"Table:        {table}" for table in self.usage.tables]
         for family in Family:
             words = [
                 f"{name.replace('_', ' ')} {count}"
@@ -284,6 +289,7 @@ class Status:
             ]
             if words:
                 lines.append(f"Counted:      {family.value}: {', '.join(words)}")
+        lines += (f"No port free: {one}" for one in self.usage.exhausted)
         return lines
 
     def as_text(self) -> str:
@@ -317,6 +323,6 @@ class Status:
         lines += (f"Waiting:      {line.removeprefix('waiting for ')}" for line in self.waiting)
         lines += (
             f"Warning:      {warning}"
-            for warning in (*config.warnings, *self.advice, *self.unknown)
+            for warning in (*config.warnings, *self.advice, *self.usage.warnings, *self.unknown)
         )
         return "\n".join(lines)

@@ -180,8 +180,9 @@ _RULES = (
         "--bpf-flows",
         type=click.IntRange(1024, 1 << 26),
         metavar="COUNT",
-        help="How many flows the bpf data plane remembers.  [default: one for each 32 KiB of "
-        "memory, up to 524288]",
+        help="How many translated flows the bpf data plane has room for, and half as many that "
+        "keep their source, 212 bytes each.  [default: one for each 32 KiB of memory, up to "
+        "524288]",
     ),
 )
 

@@ -182,7 +182,7 @@ def _answers(agent: Any) -> dict[str, Any]:
     def exposition() -> Answer:
         from ipmasq_agent.agent.exposition import CONTENT_TYPE
 
-        return 200, CONTENT_TYPE, agent.metrics.text(agent.status, agent.counters)
+        return 200, CONTENT_TYPE, agent.metrics.text(agent.status_now())
 
     return {
         "/healthz": healthy,

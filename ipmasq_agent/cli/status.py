@@ -111,7 +111,8 @@ def _of_kernel(
             except AgentError as error:
                 errors[family] = str(error)
         left = choice.unseen + deciding(others)
-        counters = plane.counters() if isinstance(plane, Translator) and not errors else {}
+        if isinstance(plane, Translator) and not errors:
+            status = replace(status, counters=plane.counters(), usage=plane.usage())
     finally:
         choice.close()
     answered = replies(intent.config) if intent is not None else Replies()
@@ -127,5 +128,5 @@ def _of_kernel(
         doubtful=answered.doubtful,
         advice=advice,
     )
-    status = replace(status.looked(look), counters=counters)
+    status = status.looked(look)
     return status.beside(tuple(overridden), tuple(partial), ()), differing

@@ -16,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ipmasq_agent.planes.interpretation import Interpretation
 from ipmasq_agent.planes.placement import OurBase
+from ipmasq_agent.planes.usage import Usage
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.facts import Fact
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
@@ -210,4 +211,22 @@ class Translator(abc.ABC):
 
         Raises:
             AgentError: they cannot be read.
+        """
+
+    @abc.abstractmethod
+    def sweep(self) -> float:
+        """Forget flows that have ended; return the seconds until that is due again.
+
+        In a thread of its own, beside whatever else is asked of the plane.
+
+        Raises:
+            AgentError: some cannot be removed.
+        """
+
+    @abc.abstractmethod
+    def usage(self) -> Usage:
+        """Return how full its tables were at the latest sweep, and where ports ran out.
+
+        Raises:
+            AgentError: it cannot be read.
         """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import ipaddress
 import json
 import shutil
 import signal
@@ -420,6 +421,9 @@ def test_without_a_free_port_new_flows_fail_and_those_there_go_on(
         if isinstance(backend, BpfPlane):
             dropped = backend.counters()[family, "out_dropped_ports"]
             assert dropped == len(pods) - len(served)
+            [exhausted] = backend.usage().exhausted
+            address = int(ipaddress.ip_address(WORLD[family]))
+            assert exhausted == (family, address, PORT, socket.IPPROTO_UDP, dropped)
         world.settimeout(5)
         for data, address in served.items():
             world.sendto(b"answer", address)

@@ -15,15 +15,21 @@ from ipmasq_agent.agent.reconcile import Outcome
 from ipmasq_agent.agent.status import ConfigStatus, Status
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.host.threads import caught
+from ipmasq_agent.planes.usage import FlowTable, Usage
 from ipmasq_agent.policy.addresses import Family
 
-STATUS = Status(ConfigStatus("x"), mode="nftables", families=(Family.IPV4,))
-COUNTERS = {(Family.IPV4, "masqueraded"): 5, (Family.IPV6, "flows_kept"): 7}
+STATUS = Status(
+    ConfigStatus("x"),
+    mode="nftables",
+    families=(Family.IPV4,),
+    counters={(Family.IPV4, "masqueraded"): 5, (Family.IPV6, "flows_kept"): 7},
+    usage=Usage((FlowTable("flows", 8, {Family.IPV4: 3, Family.IPV6: 0}),)),
+)
 
 
 def samples(metrics: Metrics, status: Status = STATUS) -> Mapping[str, float]:
     """Return what Prometheus reads: name and labels → number."""
-    text = metrics.text(status, lambda: COUNTERS).decode()
+    text = metrics.text(status).decode()
     found = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     return {" ".join((each.name, *sorted(each.labels.values()))): each.value for each in found}
 
@@ -46,6 +52,7 @@ def test_every_name_that_dashboards_may_use_is_there() -> None:
         *("ipmasq_agent_backend", "ipmasq_agent_overridden_ranges"),
         "ipmasq_agent_non_masquerade_cidrs",
         *("ipmasq_agent_packets_total", "ipmasq_agent_flows_total"),
+        *("ipmasq_agent_table_flows", "ipmasq_agent_table_capacity"),
     }
 
 
@@ -59,6 +66,9 @@ def test_numbers_are_read_as_they_were_counted() -> None:
     assert found["ipmasq_agent_backend nftables"] == 1
     assert found["ipmasq_agent_packets_total ipv4 masqueraded"] == 5
     assert found["ipmasq_agent_flows_total ipv6 kept"] == 7
+    assert found["ipmasq_agent_table_flows flows ipv4"] == 3
+    assert found["ipmasq_agent_table_flows flows ipv6"] == 0
+    assert found["ipmasq_agent_table_capacity flows"] == 8
     buckets = {
         name.split()[1]: count for name, count in found.items() if "pass_seconds_bucket" in name
     }
@@ -80,13 +90,11 @@ def test_what_interrupts_a_thread_is_counted() -> None:
     assert samples(Metrics())["ipmasq_agent_thread_failures_total spider"] == before + 1
 
 
-def test_counters_that_cannot_be_read_cost_no_other_metric() -> None:
-    def fail() -> Mapping[tuple[Family, str], int]:
-        raise HostError("away")
-
-    text = Metrics().text(STATUS, fail).decode()
+def test_what_no_data_plane_counts_is_not_there() -> None:
+    text = Metrics().text(Status(ConfigStatus("x"))).decode()
     assert "ipmasq_agent_ready 0.0\n" in text
     assert "ipmasq_agent_packets_total" not in text
+    assert "ipmasq_agent_table" not in text
 
 
 def test_a_label_may_hold_any_text() -> None:

@@ -13,6 +13,7 @@ from ipmasq_agent.errors import HostError, NotPermitted
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.plane import Translator
 from ipmasq_agent.planes.rules.table import Table
+from ipmasq_agent.planes.usage import Usage
 from ipmasq_agent.policy.addresses import Family
 from tests.memory import MemoryPlane
 
@@ -46,6 +47,12 @@ class Translating(MemoryPlane, Translator):
 
     def counters(self) -> dict[tuple[Family, str], int]:
         return {}
+
+    def sweep(self) -> float:
+        return 60.0
+
+    def usage(self) -> Usage:
+        return Usage()
 
     def remove_unread(self, family: Family) -> Any:
         if not self.removable:
