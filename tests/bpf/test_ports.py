@@ -216,6 +216,21 @@ def test_a_flow_of_the_node_that_is_kept_has_its_port_for_itself(
     assert out == own
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_another_address_of_the_node_has_its_ports_for_itself_too(
+    masq: Datapath, family: Addresses, protocol: str
+) -> None:
+    masq.own(family.number, family.node, family.other_node)
+    masq.policy(family.number, {family.everything: layout.MASQUERADE}, sources=[family.pods])
+    own = frame(flow(protocol, family.other_node, 1500, family.outside, 80))
+    assert masq.out(own) == own
+    masq.device(family, source="other_node")  # now it is what pods get
+    out = masq.out(flow(protocol, family.pod, 1500, family.outside, 80))
+    assert out not in (None, own)
+    reply = frame(flow(protocol, family.outside, 80, family.other_node, 1500, reply=True))
+    assert masq.back(reply) == reply
+
+
 def test_an_answer_of_the_node_leaves_as_it_is(masq: Datapath, family: Addresses) -> None:
     answer = frame(echo(family.node, family.outside, 7, reply=True))
     assert masq.out(answer) == answer

@@ -338,7 +338,8 @@ __noinline int index_at(const struct flow_key *of, __u32 now)
 }
 
 /* Decide about a flow that is not in the tables, or is there and begins anew. */
-__noinline int begin(struct __sk_buff *skb, const struct packet *p, const struct device *device, const struct finding *finding, __u32 now)
+__noinline int begin(struct __sk_buff *skb, const struct packet *p, const struct device *device,
+		     const struct finding *finding, __u32 now)
 {
 	if (!p || !device || !finding)
 		return DROP;
@@ -370,6 +371,9 @@ __noinline int begin(struct __sk_buff *skb, const struct packet *p, const struct
 		return dropped(p, OUT_DROPPED_ADDRESS);
 	if (!d.masquerade && !own && in_force->flags & FIXED_SOURCES)
 		own = comes_from_fixed(p, slot);
+	/* Whatever has an address of the node has replies that are nobody else's. */
+	if (!d.masquerade && !own)
+		own = is_own(&p->source, device, family);
 	if (!d.masquerade && !own) {
 		keep(p, 0, true, now);
 		return passed(p, d.kept);
@@ -436,7 +440,8 @@ static __always_inline void swap_ends(struct packet *p)
 }
 
 /* An error goes out about a packet that came in: it was translated back on its way here. */
-__noinline int outward_error(struct __sk_buff *skb, const struct packet *p, const struct device *device, __u32 slot, __u32 now)
+__noinline int outward_error(struct __sk_buff *skb, const struct packet *p,
+			     const struct device *device, __u32 slot, __u32 now)
 {
 	if (!p || !device)
 		return DROP;
