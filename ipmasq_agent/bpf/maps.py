@@ -15,12 +15,13 @@ from ipmasq_agent.bpf.syscall import BpfCommand, asked_to, bpf, refused
 
 LPM_TRIE, _NO_PREALLOC = 11, 1  # BPF_MAP_TYPE_LPM_TRIE, BPF_F_NO_PREALLOC
 _PER_CPU = frozenset({5, 6, 10})  # hash, array, LRU hash
-# type, id, key_size, value_size, max_entries: how struct bpf_map_info begins.
-_INFO = struct.Struct("=5I")
+# type, id, key_size, value_size, max_entries, map_flags, name: how struct bpf_map_info begins.
+_INFO = struct.Struct("=6I16s")
 # map_type, key_size, value_size, max_entries, map_flags, inner_map_fd, numa_node, map_name
 _CREATE = struct.Struct("=7I16s")
 _NAME_LENGTH = 15
 _ELEMENT = struct.Struct("=I4xQQQ")  # map_fd, key, value or next_key, flags
+_ANY, _ONLY_NEW = 0, 1  # BPF_ANY, BPF_NOEXIST
 # in_batch, out_batch, keys, values, count, map_fd, elem_flags, flags
 _BATCH = struct.Struct("=QQQQIIQQ")
 _BATCH_COUNT = 4  # which field of these
@@ -40,14 +41,18 @@ class BpfMap:
     Attributes:
         fd: its descriptor.
         kind: BPF_MAP_TYPE_...
+        number: tells it from every other one, as long as it lives.
         key_size, value_size: in bytes.
         capacity: how many entries it may hold.
+        flags: BPF_F_... with which it was made.
+        name: that it was given, cut off where it is long.
     """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        info = object_info(fd, _INFO.size)
-        self.kind, _, self.key_size, self.value_size, self.capacity = _INFO.unpack(info)
+        *sizes, self.flags, name = _INFO.unpack(object_info(fd, _INFO.size))
+        self.kind, self.number, self.key_size, self.value_size, self.capacity = sizes
+        self.name: str = name.rstrip(b"\0").decode(errors="replace")
         copies = possible_cpus() if self.kind in _PER_CPU else 1
         self._step: int = self.value_size + 7 & ~7 if self.kind in _PER_CPU else self.value_size
         self._room = self._step * copies
@@ -79,10 +84,23 @@ class BpfMap:
 
     def update(self, key: bytes, value: bytes) -> None:
         """Write the value of a key."""
+        with asked_to("write a map"):
+            self._write(key, value, _ANY)
+
+    def add(self, key: bytes, value: bytes) -> bool:
+        """Write the value of a key that is not there; false where it is."""
+        try:
+            self._write(key, value, _ONLY_NEW)
+        except FileExistsError:
+            return False
+        except OSError as cause:
+            raise refused("write a map", cause) from cause
+        return True
+
+    def _write(self, key: bytes, value: bytes, flags: int) -> None:
         self._check(key, value, 1)
         held = ctypes.create_string_buffer(value, len(value))
-        with asked_to("write a map"):
-            self._element(BpfCommand.MAP_UPDATE_ELEM, key, ctypes.addressof(held))
+        self._element(BpfCommand.MAP_UPDATE_ELEM, key, ctypes.addressof(held), flags)
 
     def delete(self, key: bytes) -> bool:
         """Remove a key; false where it was not there."""
@@ -94,14 +112,14 @@ class BpfMap:
             raise refused("change a map", cause) from cause
         return True
 
-    def _element(self, command: BpfCommand, key: bytes, value: int) -> None:
+    def _element(self, command: BpfCommand, key: bytes, value: int, flags: int = 0) -> None:
         held = ctypes.create_string_buffer(key, len(key))
-        bpf(command, _ELEMENT.pack(self.fd, ctypes.addressof(held), value, 0))
+        bpf(command, _ELEMENT.pack(self.fd, ctypes.addressof(held), value, flags))
 
     # -- all keys ---------------------------------------------------------------------------
 
     def fill(self, keys: bytes, values: bytes, count: int) -> None:
-        """Write many keys of a trie at once (Linux 5.13).
+        """Write many keys of a trie (Linux 5.13) or a hash (5.6) at once.
 
         Args:
             keys: one after the other.

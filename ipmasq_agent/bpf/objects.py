@@ -21,6 +21,8 @@ _BY_ID = struct.Struct("=III")  # id, next_id, open_flags
 # prog_fd, retval, data_size_in, data_size_out, data_in, data_out, repeat, duration
 _TEST_RUN = struct.Struct("=IIIIQQII")
 _PROGRAM = struct.Struct("=4xI56x16s")  # id and name, of struct bpf_prog_info
+_MAPS = struct.Struct("=52xIQ")  # nr_map_ids and map_ids, of the same
+_MOST_MAPS = 64  # of a program: MAX_USED_MAPS, include/linux/bpf_verifier.h
 _SHORTEST_PACKET = 64
 
 
@@ -55,13 +57,18 @@ def closing(descriptor: int) -> Iterator[int]:
 
 @contextmanager
 def by_id(command: BpfCommand, number: int) -> Iterator[int]:
-    """Open an object by its number: ``PROG_GET_FD_BY_ID`` or ``LINK_GET_FD_BY_ID``.
+    """Open an object by its number for as long as it is needed; as ``open_number``."""
+    with closing(open_number(command, number)) as descriptor:
+        yield descriptor
+
+
+def open_number(command: BpfCommand, number: int) -> int:
+    """Return a descriptor of an object by its number: ``PROG_GET_FD_BY_ID`` and the like.
 
     Raises:
         OSError: it is gone, or only CAP_SYS_ADMIN may.
     """
-    with closing(bpf(command, _BY_ID.pack(number, 0, 0))) as descriptor:
-        yield descriptor
+    return bpf(command, _BY_ID.pack(number, 0, 0))
 
 
 def pin(descriptor: int, path: Path) -> None:
@@ -84,6 +91,18 @@ def program_info(descriptor: int) -> tuple[int, str]:
     """Return number and name of a program; the number tells it from every other one."""
     number, name = _PROGRAM.unpack(object_info(descriptor, _PROGRAM.size))
     return number, name.rstrip(b"\0").decode(errors="replace")
+
+
+def maps_of(program: int) -> list[int]:
+    """Return the numbers of the maps that a program uses."""
+    numbers = ctypes.create_string_buffer(4 * _MOST_MAPS)
+    asked = _MAPS.pack(_MOST_MAPS, ctypes.addressof(numbers))
+    info = ctypes.create_string_buffer(asked, len(asked))
+    with asked_to("ask which maps a program uses"):
+        request = _INFO.pack(program, len(asked), ctypes.addressof(info))
+        bpf(BpfCommand.OBJ_GET_INFO_BY_FD, request)
+    count, _ = _MAPS.unpack(info)
+    return list(struct.unpack_from(f"={min(count, _MOST_MAPS)}I", numbers))
 
 
 def run_program(descriptor: int, packet: bytes = bytes(_SHORTEST_PACKET)) -> int:

@@ -176,6 +176,22 @@ def test_verdicts_and_outcomes_have_the_same_numbers() -> None:
     )
 
 
+def test_maps_and_programs_have_the_same_names() -> None:
+    maps = BYTECODE.with_name("maps.h").read_text()
+    programs = BYTECODE.with_name("masq.bpf.c").read_text()
+    names = re.findall(r"^\} (\w+) SEC\(\"\.maps\"\);", maps, re.MULTILINE)
+    assert sorted(layout.MAPS) == sorted(names)
+    assert max(map(len, names)) < 16  # the kernel cuts them off there
+    assert sorted(layout.PROGRAMS) == sorted(
+        re.findall(r"^SEC\(\"tc\"\)\nint (\w+)\(", programs, re.M)
+    )
+
+
+def test_the_count_of_flows_that_moved() -> None:
+    assert len(layout.pack_upkeep(7)) == size("tables")
+    assert struct.unpack_from("=I", layout.pack_upkeep(7), offsets("tables")["moved"]) == (7,)
+
+
 def test_flags_are_the_same_bits() -> None:
     bits = dict(re.findall(r"#define (\w+)\s+\(1 << (\d+)\) /\* [^*]*\*/", HEADER))
     assert {flag.name: flag.value for flag in SettingsFlag} == {

@@ -210,4 +210,4 @@ def test_where_neither_programs_nor_symbols_may_be_seen_passes_go_on(
 
     monkeypatch.setattr(tcx, "bpf", forbidden)
     monkeypatch.setattr(strays, "_SYMBOLS", tmp_path / "none")
-    assert not strays.exist(strict=True)
+    assert list(strays.find(frozenset(), strict=True)) == []

@@ -18,6 +18,7 @@ from ipmasq_agent.bpf.objects import get_pinned, pin
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.planes.bpf import clsact, libbpf, programs, tcx
 from ipmasq_agent.planes.bpf.layout import TcHook
+from ipmasq_agent.planes.bpf.pins import PinDirectory
 from ipmasq_agent.planes.bpf.programs import NodePrograms
 from tests.kernel.pins import PINS
 from tests.netns import Namespace
@@ -57,7 +58,7 @@ def test_programs_come_and_go_and_those_of_others_stay(
     hooks: NodePrograms, in_ns: Namespace, device: int, pins: Path, request: pytest.FixtureRequest
 ) -> None:
     in_ns.run(["tc", "qdisc", "add", "dev", "eth0", "clsact"])
-    program = ["bpf", "direct-action", "object-pinned", str(pins / "collect")]
+    program = ["bpf", "direct-action", "object-pinned", str(PinDirectory(pins).objects / "collect")]
     in_ns.run(["tc", "filter", "add", "dev", "eth0", "egress", "prio", "7", *program])
     foreign = filters(in_ns)
     assert not hooks.complete(device)
@@ -118,7 +119,7 @@ def test_an_upgrade_replaces_the_programs_and_keeps_the_flows(
 ) -> None:
     hooks.attach(device)
     before = [attached(device, hook, pins) for hook in TcHook]
-    flows = open_pinned(pins / "flows")
+    flows = open_pinned(PinDirectory(pins).objects / "flows")
     assert flows is not None
     with flows:
         assert flows.capacity == FLOWS
@@ -133,7 +134,7 @@ def test_an_upgrade_replaces_the_programs_and_keeps_the_flows(
         NodePrograms(pins, 2 * FLOWS).load()  # another size is for maps that are made anew
         hooks.attach(device)
         assert list(flows.entries()) == [entry]
-    kept = open_pinned(pins / "flows")
+    kept = open_pinned(PinDirectory(pins).objects / "flows")
     assert kept is not None
     with kept:
         assert list(kept.entries()) == [entry]
@@ -187,7 +188,7 @@ def test_the_verifier_has_the_last_word(pins: Path, tmp_path: Path) -> None:
     subprocess.run([*argv, "-o", str(tmp_path / "bad.o")], check=True)
     pins.mkdir()
     with pytest.raises(HostError, match=r"invalid mem access") as refused:
-        libbpf.load(tmp_path / "bad.o", pins, {})
+        libbpf.load(tmp_path / "bad.o", pins, {}, {})
     assert "Linux 6.1" in str(refused.value)
     assert list(pins.iterdir()) == []
 
@@ -219,4 +220,4 @@ def test_entries_of_another_size_never_reach_the_kernel() -> None:
 
 
 def test_nothing_is_pinned_where_nothing_is(pins: Path) -> None:
-    assert open_pinned(pins / "flows") is None
+    assert open_pinned(PinDirectory(pins).objects / "flows") is None

@@ -20,6 +20,7 @@ from ipmasq_agent.config.model import Flags
 from ipmasq_agent.errors import BenchError
 from ipmasq_agent.host.commands import run
 from ipmasq_agent.planes.bpf.layout import TcHook
+from ipmasq_agent.planes.bpf.pins import PinDirectory
 from ipmasq_agent.planes.bpf.plane import BpfPlane
 from ipmasq_agent.planes.bpf.state import BpfRules
 from ipmasq_agent.policy.addresses import Family
@@ -68,8 +69,8 @@ class Subject:
 
     def __init__(self, family: Family, flows: int) -> None:
         self.family = family
-        self.pins = _MOUNTED / "pins"
-        self.plane = BpfPlane(self.pins, flows)
+        self.pins = PinDirectory(_MOUNTED / "pins").objects
+        self.plane = BpfPlane(_MOUNTED / "pins", flows)
         self._compiled: dict[int, BpfRules] = {}
         self.device = socket.if_nametoindex(_OUT)
         """By which packets leave."""

@@ -70,8 +70,8 @@ def detach(ifindex: int, hook: TcHook) -> None:
             raise refused(f"detach from device {ifindex}", cause) from cause
 
 
-def list_ours() -> Iterator[tuple[int, TcHook]]:
-    """Yield where in this network namespace filters of ours are: device and hook.
+def list_ours() -> Iterator[tuple[int, TcHook, int]]:
+    """Yield where in this network namespace filters of ours are: device, hook, its program.
 
     Raises:
         KernelReadError: devices or filters cannot be listed.
@@ -80,19 +80,22 @@ def list_ours() -> Iterator[tuple[int, TcHook]]:
     for body in dump(_GET_QDISC, everything, "its queueing disciplines"):
         if text(fields(body, _MESSAGE.size).get(_KIND)) == "clsact":
             _, ifindex, *_ = _MESSAGE.unpack_from(body)
-            yield from ((ifindex, hook) for hook in TcHook if _has_ours(ifindex, hook))
+            for hook in TcHook:
+                program = _program_of_ours(ifindex, hook)
+                if program is not None:
+                    yield ifindex, hook, program
 
 
-def _has_ours(ifindex: int, hook: TcHook) -> bool:
+def _program_of_ours(ifindex: int, hook: TcHook) -> int | None:
     request = _MESSAGE.pack(0, ifindex, 0, _PARENTS[hook], 0)
     for body in dump(_GET_FILTER, request, "its filters"):
         _, _, handle, _, info = _MESSAGE.unpack_from(body)
         if (handle, info >> 16) == (_HANDLE, _PRIORITY):
             # Others may have taken the same numbers.
-            name = text(_options(body).get(_NAME)).partition(":")[0]
-            if name == hook.value:
-                return True
-    return False
+            options = _options(body)
+            if text(options.get(_NAME)).partition(":")[0] == hook.value:
+                return host_number(options.get(_ID))
+    return None
 
 
 def _ours(ifindex: int, hook: TcHook) -> bytes:

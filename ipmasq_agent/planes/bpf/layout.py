@@ -23,13 +23,23 @@ MASQUERADE, NON_MASQUERADE = 1, 2
 """Values of the trie of decisions, a byte each."""
 TRIES = {"decisions": 1, "sources": 1, "fixed": ADDRESS_SIZE}
 """Maps of tries, one trie a slot, and the size of their values."""
-CONTROL, COLLECT = "control", "collect"
-"""The map that every version has, and the program that is run and not attached."""
+LAYOUT = 2
+"""Another number wherever an older agent would misread the maps, or a newer one these."""
+FLOWS, KEPT, MOVED, UPKEEP, NODE = "flows", "kept", "moved", "tables", "node"
+CONTROL, SETTINGS, DEVICES = "control", "settings", "devices"
+MAPS = (
+    *(CONTROL, SETTINGS, *TRIES, DEVICES, NODE, "addresses"),
+    *(FLOWS, KEPT, MOVED, "fragments", "counters", "exhausted", UPKEEP),
+)
+"""Each is pinned by its name."""
+COLLECT, INDEX = "collect", "index_flows"
+"""Programs that are run and not attached."""
 NUMBER = struct.Struct("=I")
 """A slot, an ifindex, the number of a family, a descriptor... as key or value."""
 _SETTINGS = struct.Struct(f"=QII{2 * MAX_PORT_RANGES}HI")
 _DEVICE = struct.Struct("=16s16s2B2BBB6s")
 _NODE = struct.Struct("=QQH6x")
+_UPKEEP = struct.Struct("=QQI4x")
 _COLLECTION = struct.Struct("=II")
 MOST_COLLECTED = 80
 """How many flows ``collect`` is told of at once."""
@@ -55,6 +65,10 @@ class TcHook(enum.Enum):
     EGRESS = "outward"
 
 
+PROGRAMS = (*(hook.value for hook in TcHook), COLLECT, INDEX)
+"""Each is pinned by its name."""
+
+
 class SettingsFlag(enum.IntFlag):
     """Bits of ``settings.flags``."""
 
@@ -69,11 +83,17 @@ class SettingsFlag(enum.IntFlag):
 
 
 class FlowState(enum.IntFlag):
-    """Bits of a flow's state that are asked for here."""
+    """Bits of a flow's state that are asked for here, or set."""
 
     FROM_OUTSIDE = 1 << 0
+    SEEN_OUTWARD = 1 << 1
+    SEEN_INWARD = 1 << 2
+    CONFIRMED = 1 << 3
+    FIN_OUTWARD = 1 << 4
+    FIN_INWARD = 1 << 5
     RESET = 1 << 6
     TAKING = 1 << 8
+    BY_FIXED = 1 << 9
 
 
 OUTCOMES = (
@@ -221,6 +241,45 @@ def pack_node(secret: int, mark: int) -> bytes:
     return _NODE.pack(secret & (1 << 64) - 1, secret >> 64, mark)
 
 
+class FlowEnd(NamedTuple):
+    """An address and a port, as packets have them."""
+
+    address: bytes
+    port: bytes
+
+
+def flow_end(family: Family, address: int, port: int) -> FlowEnd:
+    """Return an end of a flow as the programs know it."""
+    return FlowEnd(pack_address(family, address), port.to_bytes(2))
+
+
+def pack_flow_key(family: Family, protocol: int, remote: FlowEnd, local: FlowEnd) -> bytes:
+    """Return the key of a flow whose packets leave from ``local``."""
+    ends = remote.address, local.address, remote.port, local.port
+    return _FLOW_KEY.pack(*ends, protocol, FAMILIES.index(family))
+
+
+def pack_flow(owner: FlowEnd, ifindex: int, state: FlowState, expires: int) -> bytes:
+    """Return the entry of a flow that leaves with an address of the node.
+
+    Args:
+        owner: what its packets come from.
+        ifindex: of the device by which they left at first.
+        state: that it is in.
+        expires: when, in seconds of CLOCK_MONOTONIC.
+    """
+    return _FLOW.pack(*owner, ifindex, _life(state, expires))
+
+
+def pack_kept(state: FlowState, expires: int) -> bytes:
+    """Return the entry of a flow that keeps its source; as ``pack_flow``."""
+    return _KEPT.pack(_life(state, expires))
+
+
+def _life(state: FlowState, expires: int) -> int:
+    return state << 32 | expires
+
+
 def unpack_flow(key: bytes, value: bytes, now: int) -> TrackedFlow:
     """Return a flow of the table of those that leave with an address of the node.
 
@@ -252,6 +311,11 @@ def _tracked(key: bytes, owner: bytes, port: bytes, life: int, now: int) -> Trac
         FlowState(state),
         0 if state & FlowState.TAKING else expires - now,
     )
+
+
+def pack_upkeep(moved: int) -> bytes:
+    """Return what the programs keep in mind about tables, with so many entries in ``moved``."""
+    return _UPKEEP.pack(0, 0, moved)
 
 
 def families(keys: bytes) -> bytes:

@@ -11,16 +11,18 @@ import functools
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ipmasq_agent.bpf.maps import open_pinned
+from ipmasq_agent.bpf.maps import BpfMap, open_pinned
 from ipmasq_agent.bpf.objects import pin
 from ipmasq_agent.bpf.syscall import refused
 from ipmasq_agent.errors import HostError, MissingTool
 
 _LIBRARY = "libbpf.so.1"
 _NEW = "_new"  # no dots: bpffs keeps names with them for itself
+_SHAPE = "type", "key_size", "value_size", "map_flags", "max_entries"
 _SHOWN = 12
 _PRINTF = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
@@ -79,14 +81,21 @@ class _Library:
 _library = functools.cache(_Library)  # once: libbpf keeps the function to which it says things
 
 
-def load(bytecode: Path, pins: Path, capacities: Mapping[str, int]) -> None:
+def load(
+    bytecode: Path, pins: Path, capacities: Mapping[str, int], in_use: Mapping[str, BpfMap]
+) -> list[str]:
     """Load what was compiled, and pin its maps and programs by their names.
 
     Args:
         bytecode: the ELF object that clang made.
-        pins: a directory on a bpf file system. Maps that are there are used as they are;
-            programs that are there are replaced, each in one step.
+        pins: a directory on a bpf file system. Maps that are there are used as they are, if
+            they are of the kind and the sizes that are asked for; programs that are there are
+            replaced, each in one step.
         capacities: name of a map → how many entries it is to hold where it is made.
+        in_use: maps to be used and pinned in place of those, if all of them are such.
+
+    Returns:
+        The names of the maps that were made.
 
     Raises:
         MissingTool: libbpf is not installed.
@@ -102,42 +111,66 @@ def load(bytecode: Path, pins: Path, capacities: Mapping[str, int]) -> None:
         )
     opened = ctypes.c_void_p(found)
     try:
-        for one, name in libbpf.each(opened, "map"):
-            _pin_map(libbpf, one, pins / name, capacities.get(name))
+        maps = {name: one for one, name in libbpf.each(opened, "map")}
+        made = _pin_maps(libbpf, maps, pins, capacities, in_use)
         if libbpf.call("bpf_object__load", ctypes.c_int, opened):
-            raise _not_loaded(libbpf, ctypes.get_errno(), pins)
+            raise _not_loaded(libbpf, ctypes.get_errno())
         for one, name in libbpf.each(opened, "program"):
             descriptor = libbpf.call("bpf_program__fd", ctypes.c_int, one)
             fresh = pins / f"{name}{_NEW}"
             fresh.unlink(missing_ok=True)
             pin(descriptor, fresh)
             fresh.rename(pins / name)
+        return made
     finally:
         libbpf.call("bpf_object__close", None, opened)
 
 
-def _not_loaded(libbpf: _Library, code: int, pins: Path) -> HostError:
+def _not_loaded(libbpf: _Library, code: int) -> HostError:
     if code in (errno.EPERM, errno.ENOMEM):
         return refused("load the eBPF programs", OSError(code, os.strerror(code)))
-    if any("parameter mismatch" in line for line in libbpf.messages):
-        return HostError(
-            f"maps of another version of the programs are pinned in {pins}",
-            remedy="`ipmasq-agent cleanup --backend bpf` removes them, and the flows",
-        )
     return HostError(
         f"the kernel refuses the eBPF programs: {os.strerror(code)}\n{libbpf.last_words()}",
         remedy="Linux 6.1 or newer is needed; choose another --backend on this node",
     )
 
 
-def _pin_map(libbpf: _Library, one: ctypes.c_void_p, path: Path, capacity: int | None) -> None:
-    held = open_pinned(path)
-    if held is not None:
-        with held:  # libbpf takes a pinned map only where it is of the size that is asked for
-            capacity = held.capacity
-    if capacity is not None:
-        _checked(libbpf, "bpf_map__set_max_entries", one, ctypes.c_uint32(capacity))
-    _checked(libbpf, "bpf_map__set_pin_path", one, os.fsencode(path))
+def _pin_maps(
+    libbpf: _Library,
+    maps: Mapping[str, ctypes.c_void_p],
+    pins: Path,
+    capacities: Mapping[str, int],
+    in_use: Mapping[str, BpfMap],
+) -> list[str]:
+    """Say where maps are pinned; return the names of those that are to be made."""
+
+    def fits(name: str, held: BpfMap) -> bool:
+        wanted = [libbpf.call(f"bpf_map__{of}", ctypes.c_uint32, maps[name]) for of in _SHAPE]
+        shape = [held.kind, held.key_size, held.value_size, held.flags, held.capacity]
+        # Of some the size is the node's to choose, once: libbpf asks for the same.
+        return shape == [*wanted[:-1], held.capacity if name in capacities else wanted[-1]]
+
+    known = maps.keys() & in_use
+    usable = all(fits(name, in_use[name]) for name in known)
+    made = []
+    for name, one in maps.items():
+        path, capacity = pins / name, capacities.get(name)
+        with ExitStack() as stack:
+            pinned = open_pinned(path)
+            held = stack.enter_context(pinned) if pinned is not None else None
+            if usable and name in known and (held is None or held.number != in_use[name].number):
+                path.unlink(missing_ok=True)
+                pin(in_use[name].fd, path)
+                held = in_use[name]
+            if held is not None and fits(name, held):
+                capacity = held.capacity
+            else:
+                path.unlink(missing_ok=True)
+                made.append(name)
+        if capacity is not None:
+            _checked(libbpf, "bpf_map__set_max_entries", one, ctypes.c_uint32(capacity))
+        _checked(libbpf, "bpf_map__set_pin_path", one, os.fsencode(path))
+    return made
 
 
 def _checked(libbpf: _Library, name: str, *arguments: Any) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ipmasq_agent.bpf import lpm
 from ipmasq_agent.bpf.maps import BpfMap, create_trie, open_pinned
-from ipmasq_agent.bpf.objects import pin
+from ipmasq_agent.bpf.objects import open_number, pin
+from ipmasq_agent.bpf.syscall import BpfCommand
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.planes.bpf import layout
 from ipmasq_agent.planes.bpf.layout import FAMILIES, NUMBER, SettingsFlag, SlotSettings
@@ -28,10 +29,16 @@ _MOST_EXHAUSTED = 10  # destinations that are told
 
 
 class PinnedMaps:
-    """The maps that are pinned in a directory; a context manager that holds them open."""
+    """The maps that are pinned in a directory; a context manager that holds them open.
 
-    def __init__(self, pins: Path) -> None:
+    Args:
+        pins: the directory.
+        find: opens one by its name, where it may also have lost its pin; None for none.
+    """
+
+    def __init__(self, pins: Path, find: Callable[[str], BpfMap | None] | None = None) -> None:
         self._pins = pins
+        self._find = find or (lambda name: open_pinned(pins / name))
         self._stack = ExitStack()
         self._maps: dict[str, BpfMap] = {}
 
@@ -42,15 +49,23 @@ class PinnedMaps:
         self._stack.close()
 
     def __getitem__(self, name: str) -> BpfMap:
-        if name not in self._maps:
-            found = open_pinned(self._pins / name)
-            if found is None:
-                raise KernelReadError(
-                    f"{self._pins} has no map {name}, and has others of ours",
-                    remedy="`ipmasq-agent cleanup --backend bpf` removes them all",
-                )
-            self._maps[name] = self._stack.enter_context(found)
+        if not self.have(name):
+            raise KernelReadError(f"{self._pins / name} is gone, and others of ours are there")
         return self._maps[name]
+
+    def have(self, *names: str) -> bool:
+        """Whether all of these maps can be opened."""
+        for name in names:
+            if name not in self._maps:
+                found = self._find(name)
+                if found is None:
+                    return False
+                self._maps[name] = self._stack.enter_context(found)
+        return True
+
+    def readable(self) -> bool:
+        """Whether there is what tells which policy is in force."""
+        return self.have(layout.CONTROL, layout.SETTINGS, layout.DEVICES, *layout.TRIES)
 
     # -- what is in force -----------------------------------------------------------------
 
@@ -75,6 +90,14 @@ class PinnedMaps:
         if not any(node.lookup(key) or b""):
             mark = 1 + secrets.randbelow(_MOST_MARK)
             node.update(key, layout.pack_node(secrets.randbits(128), mark))
+
+    def count_moved(self) -> None:
+        """Count the entries of ``moved`` anew, where that or the count was lost.
+
+        One more, for what programs that are about to be replaced add meanwhile.
+        """
+        moved = sum(1 for _ in self[layout.MOVED].entries())
+        self[layout.UPKEEP].update(NUMBER.pack(0), layout.pack_upkeep(1 + moved))
 
     def set_settings(self, slot: int, settings: SlotSettings) -> None:
         """Write the settings of a slot."""
@@ -120,17 +143,60 @@ class PinnedMaps:
 
     @contextmanager
     def trie(self, kind: str, slot: int) -> Iterator[BpfMap | None]:
-        """Open the trie of a slot; None where there is none.
+        """Open the trie of a slot; None where there is none, or it cannot be opened.
 
         Each is pinned by itself too: a map of maps gives numbers, and to open a map by its
         number is for CAP_SYS_ADMIN alone.
         """
-        found = open_pinned(self._trie_pin(kind, slot))
-        if found is None:
-            yield None
-            return
-        with found:
+        number = self._number_of_trie(kind, slot)
+        with ExitStack() as stack:
+            found = open_pinned(self._trie_pin(kind, slot)) if number else None
+            if found is not None and stack.enter_context(found).number != number:
+                found = None
+            if number and found is None:
+                try:
+                    found = BpfMap(open_number(BpfCommand.MAP_GET_FD_BY_ID, number))
+                except OSError:  # to whoever asks it is as good as gone
+                    found = None
+                else:
+                    stack.enter_context(found)
             yield found
+
+    def _number_of_trie(self, kind: str, slot: int) -> int:
+        """Return the number of the trie that programs ask; 0 for none."""
+        value = self[kind].lookup(NUMBER.pack(slot))
+        return NUMBER.unpack(value)[0] if value else 0
+
+    def lost_tries(self, slot: int) -> bool:
+        """Whether a slot that is in force has lost its trie of decisions, or we have another."""
+        for kind in layout.TRIES:
+            with self.trie(kind, slot) as trie:
+                if trie is None and (kind == DECISIONS or self._number_of_trie(kind, slot)):
+                    return True
+        return False
+
+    def unpinned_tries(self, family: Family) -> list[tuple[str, int]]:
+        """Return which tries of a family, in force or not, have no pin, by kind and slot."""
+        there = {path.name for path in self._pins.iterdir()} if self._pins.exists() else set()
+        return [
+            (kind, slot)
+            for kind in layout.TRIES
+            for slot in (layout.slot(family, n) for n in range(layout.GENERATIONS))
+            if self._trie_pin(kind, slot).name not in there and self._number_of_trie(kind, slot)
+        ]
+
+    def pin_tries(self, family: Family) -> None:
+        """Pin the tries again that have lost their pins.
+
+        Those that we may not open any more are given up where they are not in force.
+        """
+        in_force = layout.slot(family, self.generation(family))
+        for kind, slot in self.unpinned_tries(family):
+            with self.trie(kind, slot) as trie:
+                if trie is not None:
+                    pin(trie.fd, self._trie_pin(kind, slot))
+            if trie is None and slot != in_force:
+                self._displace(kind, slot)
 
     def _trie_pin(self, kind: str, slot: int) -> Path:
         return self._pins / f"{kind}_{slot}"

@@ -48,10 +48,13 @@ class BpfPlan:
         return self.steps is None and self.actual.rules != self.desired
 
     def __bool__(self) -> bool:
-        leaves = self.desired is None and self.actual.remains
-        return bool(
-            self.steps or self.switches or self.attach or self.detach or self.update or leaves
-        )
+        changes = self.steps or self.switches or self.attach or self.detach or self.update
+        return bool(changes or self.actual.remains or self._mends)
+
+    @property
+    def _mends(self) -> bool:
+        """Whether something is made again that somebody removed."""
+        return self.desired is not None and self.actual.damaged
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -60,23 +63,25 @@ class BpfPlan:
         if old is None or new is None or not _same_but_keep(old, new):
             return len(self.added), len(self.removed)
         going, coming = difference(old.keep.elements, new.keep.elements)
-        updated = len(self.update)
-        return len(coming) + len(self.attach) + updated, len(going) + len(self.detach) + updated
+        coming_beside = len(self.attach) + len(self.update) + self._mends
+        return len(coming) + coming_beside, len(going) + len(self.detach) + len(self.update)
 
     @property
     def result(self) -> BpfState:
         """The state that it leads to."""
         wanted = self.actual.wanted(self.desired)
         hooks = {name: DevicePrograms(device, complete=True) for name, device in wanted.items()}
-        return replace(self.actual, rules=self.desired, hooks=hooks, remains=False)
+        return replace(self.actual, rules=self.desired, hooks=hooks, remains=False, damaged=False)
 
     @property
     def added(self) -> list[str]:
         """What comes."""
         family, wanted = self.actual.family, self.actual.wanted(self.desired)
         lines = _only_in(self.desired, self.actual.rules)
-        names = (*self.attach, *self.update)
-        return lines + [device_line(family, name, wanted[name]) for name in names]
+        lines += [device_line(family, name, wanted[name]) for name in (*self.attach, *self.update)]
+        if self._mends:
+            lines.append(f"{family.value} maps and programs, or pins of theirs, that are missing")
+        return lines
 
     @property
     def removed(self) -> list[str]:

@@ -5,18 +5,26 @@ Maps, programs and links are pinned, so that flows and translation outlive the a
 
 from __future__ import annotations
 
+import logging
 import secrets
 import socket
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from ipmasq_agent.errors import NotPermitted
 from ipmasq_agent.host.devices import EgressDevice, egress_devices, list_devices
+from ipmasq_agent.logs import event
 from ipmasq_agent.netlink.ct import Connection, introduce
 from ipmasq_agent.planes.bpf import layout
 from ipmasq_agent.planes.bpf.dialect import DIALECT
-from ipmasq_agent.planes.bpf.layout import DeviceEntry, FlowState, SettingsFlag, SlotSettings
+from ipmasq_agent.planes.bpf.layout import (
+    DeviceEntry,
+    FlowState,
+    SettingsFlag,
+    SlotSettings,
+)
 from ipmasq_agent.planes.bpf.maps import PinnedMaps
 from ipmasq_agent.planes.bpf.plan import BpfPlan
 from ipmasq_agent.planes.bpf.programs import NodePrograms
@@ -27,6 +35,7 @@ from ipmasq_agent.planes.bpf.state import (
     DevicePrograms,
 )
 from ipmasq_agent.planes.bpf.sweep import pause
+from ipmasq_agent.planes.bpf.upgrade import FirstLayout
 from ipmasq_agent.planes.plane import Plane, Translator, Watchable
 from ipmasq_agent.planes.usage import FlowTable, Usage
 from ipmasq_agent.policy.addresses import Family
@@ -54,7 +63,6 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
     needs = frozenset({LINKS, HOOKS})
 
     def __init__(self, pins: Path, flows: int | None = None) -> None:
-        self._pins = pins
         self._programs = NodePrograms(pins, flows)
         self._known: dict[Family, tuple[int, BpfRules]] = {}
         self._tables: tuple[FlowTable, ...] = ()
@@ -62,9 +70,13 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
     # -- reading ----------------------------------------------------------------------------
 
     def read(self, family: Family) -> BpfState:
-        """Return what the maps hold, with every prefix."""
+        """Return what the maps hold, with every prefix; and whether others of ours decide too."""
         self._known.pop(family, None)
-        return self._read(family)
+        state = self._read(family)
+        if state.remains:
+            return state
+        older = self._programs.pins.of_other_layouts()
+        return replace(state, remains=bool(older) or self._programs.strays())
 
     def recall(self, family: Family) -> BpfState:
         """Return what the maps hold; prefixes from memory where their stamp is ours."""
@@ -80,8 +92,12 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
         state = BpfState(family, present=present, leading_out=egress_devices())
         with self._maps() as maps:
             if maps is None:
-                remains = self._pins.exists() or self._programs.strays()
+                remains = self._programs.pins.root.exists() or self._programs.strays()
                 return replace(state, remains=remains)
+            damaged = not self._programs.whole() or bool(maps.unpinned_tries(family))
+            if not maps.readable():
+                return replace(state, remains=True, damaged=True)
+            state = replace(state, damaged=damaged)
             number = maps.generation(family)
             hooks = self._read_hooks(maps, family, number, devices)
             slots = [layout.slot(family, n) for n in range(layout.GENERATIONS)]
@@ -89,6 +105,8 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
             if not in_force.flags & SettingsFlag.MANAGED:
                 remains = any(maps.settings(n).flags for n in slots) or not maps.any_in_force()
                 return replace(state, hooks=hooks, remains=remains)
+            if maps.lost_tries(slots[number]):
+                return replace(state, hooks=hooks)
             stamp, rules = self._known.get(family, (None, None))
             if destination is not None:
                 rules = maps.rules(family, slots[number], destination)
@@ -121,8 +139,11 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
         if not self._programs.exist():
             yield None
             return
-        with PinnedMaps(self._pins) as maps:
+        with self._open_maps() as maps:
             yield maps
+
+    def _open_maps(self) -> PinnedMaps:
+        return PinnedMaps(self._programs.pins.objects, self._programs.find_map)
 
     # -- writing ----------------------------------------------------------------------------
 
@@ -132,13 +153,8 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
         if rules is None:
             self._leave(family)
             return
-        if not self._programs.exist():
-            self._programs.remove()  # what decided by another policy
-            self._programs.load()
-        elif change.attach:
-            self._programs.load()
-        with PinnedMaps(self._pins) as maps:
-            maps.provide_secret()
+        made = self._load()
+        with self._open_maps() as maps:
             old = maps.generation(family)
             new = 1 - old if change.switches else old
             stamp = secrets.randbits(_STAMP_BITS)
@@ -147,8 +163,9 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
             wanted = change.actual.wanted(rules)
             devices = {device.number: device for device in wanted.values()}
             _tell(maps, family, devices, 1 << new)
-            for name in change.attach:
-                self._programs.attach(wanted[name].number)
+            present = {device.number for device in change.actual.present.values()}
+            if not made:
+                self._attach(maps, present)
             if change.switches:
                 maps.switch(family, new)
                 maps.set_settings(layout.slot(family, old), SlotSettings())
@@ -159,11 +176,56 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
                 slot = layout.slot(family, new)
                 maps.edit(slot, family, change.steps)
                 maps.set_settings(slot, maps.settings(slot)._replace(stamp=stamp))
+            if made:  # programs with new maps find the policy in force there
+                self._attach(maps, present)
+                self._programs.run_index()  # flows that began meanwhile
             # In both generations: then the next policy with these devices need not tell.
             _tell(maps, family, devices, _BOTH)
+            maps.pin_tries(family)
             self._tidy(maps)
             if change.switches or change.steps:
                 self._known[family] = stamp, rules
+        if change.actual.remains:
+            self._programs.pins.remove_other_layouts()
+            self._programs.remove_strays()
+
+    def _load(self) -> list[str]:
+        """Load what is missing of maps and programs; return the maps that were made."""
+        made = self._programs.load()
+        older = self._programs.pins.of_other_layouts()
+        if not made and not older:
+            return made
+        if 0 < len(made) < len(layout.MAPS):
+            event(logging.WARNING, "maps of the eBPF programs were lost", maps=" ".join(made))
+        with self._open_maps() as maps:
+            maps.provide_secret()
+            if {layout.MOVED, layout.UPKEEP} & set(made):
+                maps.count_moved()
+            if older:
+                self._take_over(maps)
+        # Where flows are is told by the secret, or by the table of those that moved.
+        self._programs.run_index()
+        return made
+
+    def _take_over(self, maps: PinnedMaps) -> None:
+        """Go on with policy and flows of an older layout, in the place of its programs."""
+        with PinnedMaps(self._programs.pins.root) as old:
+            if not old.readable() or not old.have(layout.FLOWS):
+                return
+            former = FirstLayout(old, maps, list_devices())
+            numbers = former.take_policy()
+            count = former.take_flows()
+            self._programs.run_index()
+            for number in numbers:
+                self._programs.attach(number)
+            count += former.take_flows()  # that began meanwhile
+        event(logging.INFO, "flows of an older version go on", flows=count)
+
+    def _attach(self, maps: PinnedMaps, present: Collection[int]) -> None:
+        """Put the programs on each device that they are told of, where they are not yet."""
+        for number in maps.devices():
+            if number in present and not self._programs.complete(number):
+                self._programs.attach(number)
 
     def _tidy(self, maps: PinnedMaps) -> None:
         """Remove what is left of devices that are no more."""
@@ -173,11 +235,15 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
             maps.drop_device(number)
         self._programs.tidy(gone)
 
+    def close(self) -> None:
+        """Hold nothing any more; what is in force goes on."""
+        self._programs.close()
+
     def _leave(self, family: Family) -> None:
         """Remove what is of a family, and everything with the last one."""
         self._known.pop(family, None)
         with self._maps() as maps:
-            if maps is not None:
+            if maps is not None and maps.readable():
                 for number in range(layout.GENERATIONS):
                     slot = layout.slot(family, number)
                     maps.set_settings(slot, SlotSettings())
@@ -189,7 +255,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
 
     def remove_unread(self, family: Family) -> BpfPlan | None:
         """Take the programs off at once, where their maps may not be opened."""
-        if not self._pins.exists():
+        if not self._programs.pins.root.exists():
             return None
         self._known.clear()
         self._programs.remove()
@@ -198,9 +264,11 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
     # -- beside passes ----------------------------------------------------------------------
 
     def disturbed(self) -> bool:
-        """Return whether a program is missing where the policy in force has one."""
+        """Return whether a program is missing where the policy in force has one, or a pin."""
+        if self._programs.pins.missing():
+            return True
         with self._maps() as maps:
-            if maps is None:
+            if maps is None or any(map(maps.unpinned_tries, layout.FAMILIES)):
                 return True
             used = [number for number, held in maps.devices().items() if any(held.egress.values())]
         return not all(map(self._programs.complete, used))
@@ -212,6 +280,9 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
         so those that are not translated are told too. What is not a connection of TCP or
         UDP goes on without.
         """
+        if self._programs.pins.of_other_layouts():
+            with suppress(NotPermitted):  # then they end with the programs of that version
+                self._load()
         with self._maps() as maps:
             if maps is not None:
                 introduce(_connections(maps.flows()))

@@ -1,42 +1,55 @@
-"""Our programs on the devices of a node: loaded once, pinned, attached in both directions.
-
-In the directory of the pins are the maps and programs by name, with tcx a link for each
-device and direction, and an empty directory whose name tells which bytecode was loaded last,
-as a bpf file system holds no files.
-"""
+"""Our programs on the devices of a node: loaded once, pinned, attached in both directions."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 from ipmasq_agent.bpf import bpffs
-from ipmasq_agent.bpf.objects import closing, get_pinned, program_info, run_program
+from ipmasq_agent.bpf.held import HeldPins
+from ipmasq_agent.bpf.maps import BpfMap, open_pinned
+from ipmasq_agent.bpf.objects import (
+    by_id,
+    closing,
+    get_pinned,
+    maps_of,
+    open_number,
+    program_info,
+    run_program,
+)
+from ipmasq_agent.bpf.syscall import BpfCommand
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.planes.bpf import clsact, strays, tcx
 from ipmasq_agent.planes.bpf.layout import (
     COLLECT,
-    CONTROL,
+    FLOWS,
+    INDEX,
+    KEPT,
+    MAPS,
     MOST_COLLECTED,
+    MOVED,
+    PROGRAMS,
     TcHook,
     pack_collection,
 )
 from ipmasq_agent.planes.bpf.libbpf import load
+from ipmasq_agent.planes.bpf.pins import PinDirectory
 
 BYTECODE = Path(__file__).parent / "masq.bpf.o"
-_VERSION = "bytecode-"
 # One flow for each 32 KiB of memory; with 212 bytes a flow that is 1 in 150 of it.
 _MEMORY_OF_A_FLOW = 32 * 1024
 _MOST_FLOWS, _LEAST_FLOWS = 1 << 19, 1 << 14
 
 
 class NodePrograms:
-    """The programs of one node; what the kernel refuses is a HostError.
+    """The programs of one node, and their maps; what the kernel refuses is a HostError.
+
+    Maps and links are held by descriptors too: what somebody unpins goes on, and is pinned
+    again.
 
     Args:
         pins: directory on a bpf file system, which is mounted where it is not.
@@ -46,56 +59,130 @@ class NodePrograms:
     """
 
     def __init__(self, pins: Path, flows: int | None = None, *, tcx: bool = True) -> None:
-        self._pins = pins
+        self.pins = PinDirectory(pins)
         self._flows = flows
         self._tcx = tcx
+        self._held = HeldPins()
 
     def exist(self) -> bool:
-        """Whether maps and programs have been loaded, of whatever version.
+        """Whether maps or programs of this layout are there, pinned or held.
 
         Raises:
             HostError: we may not look.
         """
-        names = (CONTROL, *(hook.value for hook in TcHook))
-        with self._usable():
-            return all((self._pins / name).exists() for name in names)
+        return bool(self._held) or bool(self.pins.names())
 
-    def load(self) -> None:
-        """Load the programs, unless those of this very version are there.
+    def whole(self) -> bool:
+        """Whether all maps and programs are pinned, and the programs use those very maps."""
+        used: set[int] = set()
+        for name in PROGRAMS:
+            program = get_pinned(self.pins.objects / name)
+            if program is None:
+                return False
+            with closing(program):
+                used.update(maps_of(program))
+        return used <= self._hold_maps()
+
+    def _hold_maps(self) -> set[int]:
+        """Hold the maps that are pinned; return their numbers."""
+        held = (self._held.hold(self.pins.objects / name) for name in MAPS)
+        return {BpfMap(descriptor).number for descriptor in held if descriptor is not None}
+
+    def find_map(self, name: str) -> BpfMap | None:
+        """Open a map by its pin, or without one where we hold it, or may open it by number."""
+        path = self.pins.objects / name
+        found = open_pinned(path)
+        if found is None and (held := self._held.copy(path)) is not None:
+            found = BpfMap(held)
+        if found is None:
+            with self._maps_in_use() as in_use:
+                if name in in_use:
+                    return BpfMap(os.dup(in_use[name].fd))
+        return found
+
+    @contextmanager
+    def _maps_in_use(self) -> Iterator[dict[str, BpfMap]]:
+        """Open the maps that our loaded programs use; none where we may not (CAP_SYS_ADMIN).
+
+        Where there are programs with different ones, those of the pinned programs are meant.
+        """
+        known: set[int] = set()
+        found: dict[str, BpfMap] = {}
+        with ExitStack() as stack:
+            for program in self._loaded_programs():
+                numbers = set(maps_of(program))
+                if known and known.isdisjoint(numbers):
+                    continue
+                for number in numbers - known:
+                    try:
+                        one = BpfMap(open_number(BpfCommand.MAP_GET_FD_BY_ID, number))
+                    except OSError:
+                        continue
+                    found[stack.enter_context(one).name] = one
+                known |= numbers
+            yield found
+
+    def _loaded_programs(self) -> Iterator[int]:
+        """Yield descriptors of our programs, pinned ones and then those on devices."""
+        for name in PROGRAMS:
+            program = get_pinned(self.pins.objects / name)
+            if program is not None:
+                with closing(program):
+                    yield program
+        for stray in strays.find(frozenset(), strict=False):
+            try:
+                with by_id(BpfCommand.PROG_GET_FD_BY_ID, stray.program) as program:
+                    yield program
+            except OSError:
+                continue
+
+    def load(self) -> list[str]:
+        """Load the programs anew, unless all is there and of this very version.
+
+        Maps that are there, or that programs still use, are used again.
+
+        Returns:
+            The names of the maps that had to be made.
 
         Raises:
             HostError: they are not compiled, or the kernel refuses them.
         """
-        version = self._version()
-        with self._usable():
-            if self.exist() and version.exists():
-                return
-            self._refuse_others()
-            bpffs.provide(self._pins)
-            self._pins.mkdir(parents=True, exist_ok=True)
-            flows = self._flows or _suitable_flows()
-            load(BYTECODE, self._pins, {"flows": flows, "moved": flows, "kept": max(1, flows // 2)})
-            for old in self._pins.glob(f"{_VERSION}*"):
-                old.rmdir()
-            version.mkdir()
+        digest = _digest_of_bytecode()
+        if self.pins.loaded(digest) and self.whole():
+            return []
+        self.pins.provide()
+        flows = self._flows or _suitable_flows()
+        capacities = {FLOWS: flows, MOVED: flows, KEPT: max(1, flows // 2)}
+        for name in MAPS:
+            self._held.pin_again(self.pins.objects / name)
+        with self._maps_in_use() as in_use:
+            made = load(BYTECODE, self.pins.objects, capacities, in_use)
+        self.pins.note_loaded(digest)
+        self._hold_maps()
+        return made
 
     def attach(self, ifindex: int) -> None:
         """Put both programs on a device, in place of those that we have there."""
         for hook in TcHook:
             with self._pinned(hook.value) as program:
-                link = self._link(ifindex, hook)
-                if not (self._tcx and tcx.attach(ifindex, hook, program, link)):
+                link = self.pins.link(ifindex, hook)
+                self._held.pin_again(link)
+                if self._tcx and tcx.attach(ifindex, hook, program, link):
+                    self._held.hold(link)
+                else:
                     clsact.attach(ifindex, hook, program)
 
     def complete(self, ifindex: int) -> bool:
         """Whether both programs are on a device, in the version that we would load."""
-        with self._usable():
-            if not self._version().exists():
-                return False
+        if not self.pins.loaded(_digest_of_bytecode()):
+            return False
         for hook in TcHook:
-            with self._pinned(hook.value) as program:
+            program = get_pinned(self.pins.objects / hook.value)
+            if program is None:
+                return False
+            with closing(program):
                 loaded, _ = program_info(program)
-            link = self._link(ifindex, hook)
+            link = self.pins.link(ifindex, hook)
             if loaded != (tcx.attached(ifindex, link) or clsact.attached(ifindex, hook)):
                 return False
         return True
@@ -107,19 +194,45 @@ class NodePrograms:
                 some = keys[first : first + MOST_COLLECTED]
                 run_program(program, pack_collection(table, some))
 
+    def run_index(self) -> None:
+        """Have all flows found by what they are before translation: see ``index_flows``."""
+        with self._pinned(INDEX) as program:
+            run_program(program)
+
     def strays(self) -> bool:
-        """Whether programs of ours are on devices though nothing is pinned here.
+        """Whether programs of ours are on devices that are not those that are pinned here.
 
         Raises:
             NotPermitted: it may not be seen.
             KernelReadError: the devices cannot be listed.
         """
         try:
-            seen = bpffs.holds(self._pins)
+            seen, own = bpffs.holds(self.pins.root), self._numbers()
         except PermissionError:
-            seen = False
+            seen, own = False, frozenset()
         # Where pins would be seen there are none: what has no name here is somebody else's.
-        return strays.exist(strict=not seen)
+        return any(True for _ in strays.find(own, strict=not seen))
+
+    def remove_strays(self) -> None:
+        """Take programs of ours that are not those pinned here off the devices.
+
+        Raises:
+            NotPermitted: some may not be taken off.
+            HostError: the kernel refuses.
+        """
+        strays.remove(self._numbers(), strict=False)
+
+    def _numbers(self) -> frozenset[int]:
+        """Return the numbers of the pinned programs."""
+        numbers = set()
+        for hook in TcHook:
+            path = self.pins.objects / hook.value
+            # Who may not use bpf(2) is told so also of what is not there.
+            program = get_pinned(path) if path.exists() else None
+            if program is not None:
+                with closing(program):
+                    numbers.add(program_info(program)[0])
+        return frozenset(numbers)
 
     def remove(self) -> None:
         """Take our programs off all devices, and remove every pin.
@@ -128,80 +241,48 @@ class NodePrograms:
             NotPermitted: some may be there that may not be seen, or not be taken off.
             HostError: the kernel refuses.
         """
-        self._refuse_others()
-        try:
-            for link in self._pins.glob("link-*"):
-                tcx.detach(link)
-            pinned = self._pins.exists()
-            if pinned:
-                shutil.rmtree(self._pins)
-        except OSError as cause:
-            raise HostError(
-                f"{self._pins} cannot be removed: {cause.strerror}",
-                remedy="mount it so that it can be written to",
-            ) from cause
-        strays.remove(links=not pinned)
+        for link in self.pins.links():
+            tcx.detach(link)
+        for path in self._held:  # also what has lost its pin
+            if self.pins.is_link(path) and (held := self._held.copy(path)) is not None:
+                with closing(held):
+                    tcx.detach_link(held)
+        pinned = self.pins.root.exists()
+        self.pins.remove()
+        self.close()
+        strays.remove(frozenset(), strict=not pinned)
+
+    def close(self) -> None:
+        """Hold nothing any more; what is pinned goes on."""
+        self._held.let_go_of_all()
 
     def tidy(self, gone: list[int]) -> None:
         """Remove the links of devices that are no more."""
         for ifindex in gone:
             for hook in TcHook:
-                self._link(ifindex, hook).unlink(missing_ok=True)
-
-    # -- the directory of the pins ----------------------------------------------------------
-
-    def _refuse_others(self) -> None:
-        """Make sure that the directory is ours, or nobody's: all in it goes when we leave."""
-        try:
-            names = [path.name for path in self._pins.iterdir()] if self._pins.exists() else []
-        except OSError as cause:
-            raise HostError(f"{self._pins} cannot be listed: {cause.strerror}") from cause
-        if names and not any(name == CONTROL or name.startswith(_VERSION) for name in names):
-            raise HostError(
-                f"{self._pins} is another program's directory: it holds {sorted(names)[0]}, and "
-                "no map of ours",
-                remedy="give --bpf-pins a directory that is for us alone; nothing was written",
-            )
-
-    @contextmanager
-    def _usable(self) -> Iterator[None]:
-        """Tell what the file system of the pins refuses.
-
-        Raises:
-            HostError: it does.
-        """
-        try:
-            yield
-        except OSError as cause:
-            raise HostError(
-                f"{self._pins} cannot be used: {cause.strerror}",
-                remedy="run as root, with a bpf file system there that can be written to",
-            ) from cause
+                link = self.pins.link(ifindex, hook)
+                self._held.let_go(link)
+                link.unlink(missing_ok=True)
 
     @contextmanager
     def _pinned(self, name: str) -> Iterator[int]:
         """Open a pinned program for as long as it is needed."""
-        found = get_pinned(self._pins / name)
+        found = get_pinned(self.pins.objects / name)
         if found is None:
-            raise HostError(
-                f"{self._pins / name} is gone",
-                remedy="`ipmasq-agent cleanup` removes what is left",
-            )
+            raise HostError(f"{self.pins.objects / name} was removed just now")
         with closing(found):
             yield found
 
-    def _link(self, ifindex: int, hook: TcHook) -> Path:
-        return self._pins / f"link-{ifindex}-{hook.name.lower()}"
 
-    def _version(self) -> Path:
-        try:
-            written = BYTECODE.stat()
-        except FileNotFoundError as cause:
-            raise HostError(
-                f"the eBPF programs are not compiled: {BYTECODE} is missing",
-                remedy="install clang and libbpf-dev, then this package again",
-            ) from cause
-        return self._pins / f"{_VERSION}{_digest(BYTECODE, written.st_mtime_ns, written.st_size)}"
+def _digest_of_bytecode() -> str:
+    try:
+        written = BYTECODE.stat()
+    except FileNotFoundError as cause:
+        raise HostError(
+            f"the eBPF programs are not compiled: {BYTECODE} is missing",
+            remedy="install clang and libbpf-dev, then this package again",
+        ) from cause
+    return _digest(BYTECODE, written.st_mtime_ns, written.st_size)
 
 
 @lru_cache(maxsize=1)

@@ -108,6 +108,7 @@ class BpfState:
         present: device → what the host says of it.
         leading_out: the devices through which traffic leaves the node.
         remains: something of ours is there that is not in force: to be cleaned up.
+        damaged: maps or programs, or pins of theirs, are missing: to be made again.
     """
 
     family: Family
@@ -116,6 +117,7 @@ class BpfState:
     present: Mapping[str, BpfDevice] = field(default_factory=dict)
     leading_out: tuple[str, ...] = ()
     remains: bool = False
+    damaged: bool = False
 
     def wanted(self, rules: BpfRules | None) -> dict[str, BpfDevice]:
         """Return the devices on which rules need the programs."""

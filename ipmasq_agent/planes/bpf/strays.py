@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
-from ipmasq_agent.bpf.objects import by_id, program_info
+from ipmasq_agent.bpf.maps import BpfMap
+from ipmasq_agent.bpf.objects import by_id, maps_of, open_number, program_info
 from ipmasq_agent.bpf.syscall import BpfCommand, refused
 from ipmasq_agent.errors import NotPermitted
 from ipmasq_agent.netlink.rt import list_links
 from ipmasq_agent.planes.bpf import clsact, tcx
-from ipmasq_agent.planes.bpf.layout import TcHook
+from ipmasq_agent.planes.bpf.layout import FLOWS, TcHook
 
 _SYMBOLS = Path("/proc/kallsyms")
 _REMEDY = (
@@ -28,38 +31,59 @@ _REMEDY = (
 )
 
 
-def exist(*, strict: bool) -> bool:
-    """Whether programs of ours are on devices.
+class Stray(NamedTuple):
+    """A program of ours on a device.
+
+    Attributes:
+        ifindex: of the device.
+        hook: where it is there.
+        program: its number.
+        link: that of the link of tcx which holds it; 0 for a filter.
+    """
+
+    ifindex: int
+    hook: TcHook
+    program: int
+    link: int = 0
+
+
+def find(own: AbstractSet[int], *, strict: bool) -> Iterator[Stray]:
+    """Yield the programs of ours on devices.
 
     Args:
+        own: numbers of programs that are not meant.
         strict: what may be one of ours, as far as can be seen, is an error.
 
     Raises:
         NotPermitted: there may be some, and we may not look.
         KernelReadError: the devices or their filters cannot be listed.
     """
-    return any(True for _ in clsact.list_ours()) or any(True for _ in _links(strict))
+    yield from _filters(own)
+    yield from _linked(own, strict)
 
 
-def remove(*, links: bool) -> None:
-    """Take our programs off the devices where they are filters, and where links hold them.
-
-    Args:
-        links: those too that no pin holds.
+def remove(own: AbstractSet[int], *, strict: bool) -> None:
+    """Take our programs off the devices, but those of these numbers.
 
     Raises:
-        NotPermitted: only CAP_SYS_ADMIN may open a link that is not pinned; or as ``exist``.
+        NotPermitted: only CAP_SYS_ADMIN may open a link that is not pinned; or as ``find``.
         HostError: the kernel refuses.
-        KernelReadError: as ``exist``.
+        KernelReadError: as ``find``.
     """
-    for ifindex, hook in list(clsact.list_ours()):
-        clsact.detach(ifindex, hook)
-    for ifindex, link in _links(strict=True) if links else ():
-        tcx.detach_unpinned(link, ifindex)
+    for stray in list(_filters(own)):
+        clsact.detach(stray.ifindex, stray.hook)
+    for stray in list(_linked(own, strict)):
+        tcx.detach_unpinned(stray.link, stray.ifindex)
 
 
-def _links(strict: bool) -> Iterator[tuple[int, int]]:
-    """Yield the devices that have programs of ours by links of tcx, and those links' numbers."""
+def _filters(own: AbstractSet[int]) -> Iterator[Stray]:
+    for ifindex, hook, program in clsact.list_ours():
+        if program not in own:
+            yield Stray(ifindex, hook, program)
+
+
+def _linked(own: AbstractSet[int], strict: bool) -> Iterator[Stray]:
+    """Yield the programs of ours that are held by links of tcx."""
     nameless = []
     for device in list_links():
         for hook in TcHook:
@@ -75,17 +99,31 @@ def _links(strict: bool) -> Iterator[tuple[int, int]]:
                 raise refused("list the programs of a device", cause) from cause
             for program, link in held:
                 try:
-                    with by_id(BpfCommand.PROG_GET_FD_BY_ID, program) as descriptor:
-                        _, name = program_info(descriptor)
+                    if program not in own and _is_ours(program, hook):
+                        yield Stray(device.number, hook, program, link)
                 except FileNotFoundError:
                     continue
                 except OSError:
                     nameless.append(program)
-                    continue
-                if name == hook.value:
-                    yield device.number, link
     if strict and nameless:
         _make_sure(_loaded_with(tuple(nameless)))
+
+
+@lru_cache(maxsize=1024)
+def _is_ours(number: int, hook: TcHook) -> bool:
+    """Whether a program has our name and a table of flows, which never changes.
+
+    Raises:
+        OSError: it is gone, or we may not ask.
+    """
+    with by_id(BpfCommand.PROG_GET_FD_BY_ID, number) as program:
+        _, name = program_info(program)
+        return name == hook.value and FLOWS in map(_map_name, maps_of(program))
+
+
+def _map_name(number: int) -> str:
+    with BpfMap(open_number(BpfCommand.MAP_GET_FD_BY_ID, number)) as found:
+        return found.name
 
 
 def _loaded() -> bool:

@@ -12,7 +12,7 @@ import struct
 import time
 from pathlib import Path
 
-from ipmasq_agent.bpf.objects import by_id, closing, get_pinned, object_info, pin
+from ipmasq_agent.bpf.objects import by_id, closing, get_pinned, object_info, pin, program_info
 from ipmasq_agent.bpf.syscall import BpfCommand, asked_to, bpf, refused
 from ipmasq_agent.errors import NotPermitted
 from ipmasq_agent.planes.bpf.layout import TcHook
@@ -51,10 +51,24 @@ def attach(ifindex: int, hook: TcHook, program: int, link: Path) -> bool:
         except OSError as cause:
             if cause.errno == errno.EINVAL:
                 return False
-            # The program is there by a link whose pin somebody has just removed.
+            # The program is there by a link whose pin somebody has removed.
+            if cause.errno == errno.EEXIST and _pin_again(ifindex, hook, program, link):
+                return True
             if cause.errno != errno.EEXIST or time.monotonic() > deadline:
                 raise refused(f"attach to device {ifindex}", cause) from cause
         time.sleep(0.01)
+
+
+def _pin_again(ifindex: int, hook: TcHook, program: int, link: Path) -> bool:
+    """Pin the link by which a program is on a device; false where we may not, or it goes."""
+    number, _ = program_info(program)
+    try:
+        held = dict(list_attached(ifindex, hook))[number]
+        with by_id(BpfCommand.LINK_GET_FD_BY_ID, held) as found:
+            pin(found, link)
+    except (KeyError, OSError):
+        return False
+    return True
 
 
 def attached(ifindex: int, link: Path) -> int | None:
@@ -80,8 +94,8 @@ def detach(link: Path) -> None:
     except NotPermitted:  # then it goes with its pin, a moment later
         held = None
     if held is not None:
-        with closing(held), asked_to(f"detach what {link} holds"):
-            _detach(held)
+        with closing(held):
+            detach_link(held)
     link.unlink(missing_ok=True)
 
 
@@ -95,17 +109,18 @@ def detach_unpinned(number: int, ifindex: int) -> None:
     with asked_to(f"detach from device {ifindex}"):
         try:
             with by_id(BpfCommand.LINK_GET_FD_BY_ID, number) as held:
-                _detach(held)
+                detach_link(held)
         except FileNotFoundError:
             return  # it went by itself
 
 
-def _detach(link: int) -> None:
+def detach_link(link: int) -> None:
+    """Take away the program that a link holds."""
     try:
         bpf(BpfCommand.LINK_DETACH, _DETACH.pack(link))
     except OSError as cause:
         if cause.errno != errno.ENOLINK:  # its device is gone already
-            raise
+            raise refused("detach a program", cause) from cause
 
 
 def list_attached(ifindex: int, hook: TcHook) -> list[tuple[int, int]]:

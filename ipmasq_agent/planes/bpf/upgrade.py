@@ -1,0 +1,131 @@
+"""Taking over from the layout before this one, without an end to its policy and its flows.
+
+There a translated flow was in the table twice, once under what its packets are on their way
+out and once under its replies, and ports were drawn at random. Settings and tries were those
+of today.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+
+from ipmasq_agent.host.devices import NodeDevices
+from ipmasq_agent.planes.bpf import layout
+from ipmasq_agent.planes.bpf.layout import (
+    DEVICES,
+    FLOWS,
+    KEPT,
+    NUMBER,
+    FlowEnd,
+    FlowState,
+    SettingsFlag,
+)
+from ipmasq_agent.planes.bpf.maps import PinnedMaps
+from ipmasq_agent.policy.addresses import Family
+
+# source, destination, their ports, protocol, family, side
+_KEY = struct.Struct("=16s16s2s2sBBBx")
+_FLOW = struct.Struct("=16s2s2xII")  # address, port, state, expires
+_DEVICE = struct.Struct("=34xBB4x")  # of the families, in which generations the device counts
+_OUTWARD = 0  # a side
+_TRANSLATED = 1 << 0  # the other bits of a state are those of today, one place further up
+_SAME_PLACE = FlowState.FIN_OUTWARD | FlowState.FIN_INWARD | FlowState.RESET
+_SEEN = FlowState.SEEN_OUTWARD | FlowState.SEEN_INWARD
+
+
+class FirstLayout:
+    """What an agent of the first layout left, whose programs may still run.
+
+    Args:
+        old: its maps.
+        new: those of today, which nothing is in.
+        here: the devices of this host.
+    """
+
+    def __init__(self, old: PinnedMaps, new: PinnedMaps, here: NodeDevices) -> None:
+        self._old, self._new = old, new
+        self._devices = {device.number: device for device in here.by_name.values()}
+        self._own = {layout.pack_address(*one) for one in here.own}
+        self._seen: set[int] = set()
+        self._fixed: set[bytes] = set()
+
+    def take_policy(self) -> list[int]:
+        """Put its policy in force in the new maps; return the devices of the old ones."""
+        old, new = self._old, self._new
+        egress: dict[int, dict[Family, int]] = defaultdict(dict)
+        told = {NUMBER.unpack(key)[0]: value for key, value in old[DEVICES].entries()}
+        for index, family in enumerate(layout.FAMILIES):
+            generation = old.generation(family)
+            settings = old.settings(layout.slot(family, generation))
+            if settings.flags & SettingsFlag.MANAGED:
+                rules = old.rules(family, layout.slot(family, generation))
+                new.fill(layout.slot(family, 0), rules, settings.stamp)
+                self._fixed |= {layout.pack_address(family, one.address) for one in rules.fixed}
+            else:
+                new.set_settings(layout.slot(family, 0), settings)
+            for number, value in told.items():
+                egress[number][family] = 0b11 * (_DEVICE.unpack(value)[index] >> generation & 1)
+        for number in egress.keys() & self._devices.keys():
+            device = self._devices[number]
+            new.set_device(
+                number,
+                layout.DeviceEntry(
+                    device.sources,
+                    egress[number],
+                    device.link_header,
+                    device.loopback,
+                    device.mac,
+                ),
+            )
+        return sorted(egress.keys() & self._devices.keys())
+
+    def take_flows(self) -> int:
+        """Copy the flows that were not there at the last call; return how many there were.
+
+        A flow of the programs of today that has a place already keeps it.
+        """
+        room = {name: self._new[name].capacity for name in (FLOWS, KEPT)}
+        taken = 0
+        for table, key, value in self._converted():
+            if room[table] > 0 and self._new[table].add(key, value):
+                room[table] -= 1
+                taken += 1
+        return taken
+
+    def _converted(self) -> Iterator[tuple[str, bytes, bytes]]:
+        """Yield what is new as an entry of one of the tables."""
+        now = int(time.clock_gettime(time.CLOCK_MONOTONIC))
+        for entry, value in self._old[FLOWS].entries():
+            *_, side = _KEY.unpack(entry)
+            if side != _OUTWARD or hash(entry) in self._seen:
+                continue
+            self._seen.add(hash(entry))
+            source, destination, port, remote_port, protocol, number, _ = _KEY.unpack(entry)
+            address, other_port, bits, expires = _FLOW.unpack(value)
+            if expires <= now:
+                continue
+            state = _state(bits)
+            owner, remote = FlowEnd(source, port), FlowEnd(destination, remote_port)
+            local = FlowEnd(address, other_port) if bits & _TRANSLATED else owner
+            key = layout.pack_flow_key(layout.FAMILIES[number & 1], protocol, remote, local)
+            if not bits & _TRANSLATED and source not in self._own:
+                yield KEPT, key, layout.pack_kept(state, expires)
+                continue
+            if local.address in self._fixed:
+                state |= FlowState.BY_FIXED
+            yield FLOWS, key, layout.pack_flow(owner, self._leaves_by(local), state, expires)
+
+    def _leaves_by(self, local: FlowEnd) -> int:
+        """Return the device that gives flows this address; 0 for none."""
+        for number, device in self._devices.items():
+            if local.address in (layout.pack_address(*one) for one in device.sources.items()):
+                return number
+        return 0
+
+
+def _state(bits: int) -> FlowState:
+    state = FlowState(bits & _SAME_PLACE | bits >> 1 & (_SEEN | FlowState.FROM_OUTSIDE))
+    return state | FlowState.CONFIRMED if state & _SEEN == _SEEN else state

@@ -1,0 +1,292 @@
+"""Pins of the eBPF plane that somebody removed: a pass brings them back, and flows go on.
+
+A TCP connection and a UDP flow of each family cross the node. After each removal a pass is
+made by the agent that runs, which holds descriptors; by another one, which may open objects
+by their numbers; or by one that may not (CAP_SYS_ADMIN), as the DaemonSet's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import random
+import shutil
+import socket
+import struct
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import pytest
+
+from ipmasq_agent.agent.reconcile import clean
+from ipmasq_agent.planes.bpf import layout, strays
+from ipmasq_agent.planes.bpf.pins import PinDirectory
+from ipmasq_agent.planes.bpf.plane import BpfPlane
+from ipmasq_agent.planes.bpf.programs import NodePrograms
+from ipmasq_agent.policy.addresses import Family
+from tests.kernel.pins import placement
+from tests.kernel.test_bpf_survival import (
+    KIND,
+    MASQUERADING,
+    NODE,
+    WORLD,
+    Connection,
+    Net,
+    bring,
+)
+from tests.netns import Namespace
+
+TRIES = [f"decisions_{slot}" for slot in range(2)]
+EVERYTHING = [*layout.MAPS, *layout.PROGRAMS, *TRIES]
+SEED = 20261127
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Net]:
+    with Namespace("pod") as pod, Namespace("node") as node, Namespace("world") as world:
+        made = Net(pod, node, world)
+        with made.echoing():
+            yield made
+
+
+@pytest.fixture(params=[True, False], ids=["tcx", "clsact"])
+def by_tcx(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(NodePrograms.__init__, "__kwdefaults__", {"tcx": request.param})
+    return bool(request.param)
+
+
+class Flows:
+    """A TCP connection and a UDP flow of each family, and how the world sees them."""
+
+    def __init__(self, net: Net) -> None:
+        self._stack = contextlib.ExitStack()
+        self._tcp = [Connection(net, family) for family in Family]
+        self._udp = []
+        for family in Family:
+            with net.world.entered():
+                server = self._stack.enter_context(socket.socket(KIND[family], socket.SOCK_DGRAM))
+                server.bind((WORLD[family], 0))
+            with net.pod.entered():
+                client = self._stack.enter_context(socket.socket(KIND[family], socket.SOCK_DGRAM))
+                client.connect((WORLD[family], server.getsockname()[1]))
+            for one in (server, client):
+                one.settimeout(5)
+            self._udp.append((server, client))
+        self._seen = [self._exchange(*pair) for pair in self._udp]
+        assert [one.seen for one in self._tcp] == [NODE[family] for family in Family]
+        assert [host for host, _ in self._seen] == [NODE[family] for family in Family]
+
+    @staticmethod
+    def _exchange(server: socket.socket, client: socket.socket) -> tuple[str, int]:
+        client.send(b"question")
+        _, (host, port, *_) = server.recvfrom(100)
+        server.sendto(b"answer", (host, port))
+        assert client.recv(100) == b"answer"
+        return str(host), int(port)
+
+    def go_on(self, *, lost: bool = False) -> None:
+        """Make sure that packets still go both ways, with the same addresses and ports.
+
+        Where the table of flows was lost the pod has to speak first.
+        """
+        if not lost:
+            for (server, client), address in zip(self._udp, self._seen, strict=True):
+                server.sendto(b"more", address)
+                assert client.recv(100) == b"more"
+        for one in self._tcp:
+            one.exchange()
+        assert [self._exchange(*pair) for pair in self._udp] == self._seen
+
+    def close(self) -> None:
+        for one in self._tcp:
+            one.close()
+        self._stack.close()
+
+
+@contextlib.contextmanager
+def flows(net: Net) -> Iterator[Flows]:
+    made = Flows(net)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def objects() -> Path:
+    return PinDirectory(Path(placement().pins)).objects
+
+
+def remove(names: Collection[str]) -> None:
+    for path in (objects() / name for name in names):
+        path.unlink(missing_ok=True)
+
+
+def new_agent() -> BpfPlane:
+    return BpfPlane(Path(placement().pins), 4096)
+
+
+def assert_whole(plane: BpfPlane) -> None:
+    """Nothing is missing, and a pass finds nothing to do."""
+    assert not plane.disturbed()
+    names = {path.name for path in objects().iterdir()}
+    assert set(layout.MAPS) | set(layout.PROGRAMS) <= names
+    for family in Family:
+        state = plane.read(family)
+        assert state.rules is not None
+        assert not state.damaged
+        assert not state.remains
+
+
+@contextlib.contextmanager
+def without_sys_admin() -> Iterator[None]:
+    """Take CAP_SYS_ADMIN from this thread while the block runs: capset(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = struct.pack("=Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
+    held = ctypes.create_string_buffer(24)  # effective, permitted, inheritable; twice
+    assert libc.capget(header, held) == 0
+    before = held.raw
+    effective, *others = struct.unpack("=6I", before)
+    assert libc.capset(header, struct.pack("=6I", effective & ~(1 << 21), *others)) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, before) == 0
+
+
+def heal(plane: BpfPlane, agent: str) -> BpfPlane:
+    """Make a pass, and return the agent that made it."""
+    if agent == "running":
+        bring(plane, MASQUERADING)
+        return plane
+    plane.close()
+    plane = new_agent()
+    with without_sys_admin() if agent == "restricted" else contextlib.nullcontext():
+        bring(plane, MASQUERADING)
+    return plane
+
+
+@pytest.mark.parametrize("agent", ["running", "another", "restricted"])
+def test_each_single_pin_heals_and_no_flow_ends(net: Net, by_tcx: bool, agent: str) -> None:
+    with net.node.entered():
+        plane = new_agent()
+        bring(plane, MASQUERADING)
+        try:
+            for name in EVERYTHING:
+                with flows(net) as crossing:
+                    remove([name])
+                    # A trie of a policy that is not in force may be there or not.
+                    assert plane.disturbed() or name in TRIES
+                    plane = heal(plane, agent)
+                    assert_whole(plane)
+                    crossing.go_on(lost=agent == "restricted" and name == layout.FLOWS)
+        finally:
+            clean(plane, Family)
+
+
+@pytest.mark.parametrize("agent", ["running", "another", "restricted"])
+def test_any_subset_of_pins_heals(net: Net, by_tcx: bool, agent: str) -> None:
+    chance = random.Random(SEED)
+    with net.node.entered():
+        plane = new_agent()
+        bring(plane, MASQUERADING)
+        try:
+            for _ in range(4):
+                links = [path.name for path in PinDirectory(Path(placement().pins)).links()]
+                gone = [name for name in EVERYTHING + links if chance.random() < 0.4]
+                with flows(net) as crossing:
+                    remove(set(gone) - set(links))
+                    for name in set(gone) & set(links):
+                        (Path(placement().pins) / name).unlink()
+                    plane = heal(plane, agent)
+                    assert_whole(plane)
+                    # What only the table of flows and the secret tell goes with both.
+                    lost = {layout.FLOWS, layout.NODE} & set(gone if agent == "restricted" else ())
+                    if len(lost) < 2:
+                        crossing.go_on(lost=layout.FLOWS in lost)
+                with flows(net):
+                    assert not plane.disturbed()
+        finally:
+            clean(plane, Family)
+
+
+@pytest.mark.parametrize("agent", ["running", "another", "restricted"])
+def test_all_pins_at_once_heal(net: Net, by_tcx: bool, agent: str) -> None:
+    with net.node.entered():
+        plane = new_agent()
+        bring(plane, MASQUERADING)
+        try:
+            with flows(net) as crossing:
+                shutil.rmtree(placement().pins)
+                plane = heal(plane, agent)
+                assert_whole(plane)
+                # A filter keeps the maps of its program, which is asked for by its number.
+                if agent == "running" or (agent == "another" and not by_tcx):
+                    crossing.go_on()
+            with flows(net):
+                assert not plane.disturbed()
+        finally:
+            clean(plane, Family)
+
+
+@pytest.mark.parametrize("agent", ["running", "another", "restricted"])
+def test_cleanup_removes_whatever_is_left(net: Net, by_tcx: bool, agent: str) -> None:
+    chance = random.Random(SEED)
+    with net.node.entered():
+        for _ in range(2):
+            plane = new_agent()
+            bring(plane, MASQUERADING)
+            pins = PinDirectory(Path(placement().pins))
+            remove([name for name in EVERYTHING if chance.random() < 0.5])
+            for link in pins.links():
+                if chance.random() < 0.5:
+                    link.unlink()
+            if agent != "running":
+                plane.close()
+                plane = new_agent()
+            with without_sys_admin() if agent == "restricted" else contextlib.nullcontext():
+                outcomes = clean(plane, Family)
+            assert [str(one.error) for one in outcomes.values() if one.error] == []
+            assert not pins.root.exists()
+            assert list(strays.find(frozenset(), strict=False)) == []
+
+
+def programs_on_devices() -> int:
+    """How many programs are on the node's devices, at both hooks, whosesoever."""
+    return len(list(strays.find(frozenset(), strict=False)))
+
+
+def test_programs_of_an_agent_with_other_pins_give_way_and_their_flows_go_on(
+    net: Net, by_tcx: bool
+) -> None:
+    with net.node.entered():
+        other = BpfPlane(objects().parent.with_name("other"), 4096)
+        bring(other, MASQUERADING)
+        other.close()
+        with flows(net) as crossing:
+            plane = new_agent()
+            assert plane.read(Family.IPV4).remains
+            bring(plane, MASQUERADING)
+            assert_whole(plane)
+            crossing.go_on()
+            assert programs_on_devices() == len(layout.TcHook)
+        clean(plane, Family)
+        assert programs_on_devices() == 0
+
+
+def test_what_another_agent_puts_beside_ours_is_taken_away(net: Net, by_tcx: bool) -> None:
+    with net.node.entered():
+        plane = new_agent()
+        bring(plane, MASQUERADING)
+        other = NodePrograms(objects().parent.with_name("other"), 4096)
+        other.load()
+        # On a device that has none of ours: a filter there would be replaced.
+        device = socket.if_nametoindex("cali0")
+        other.attach(device)
+        assert programs_on_devices() == 2 * len(layout.TcHook)
+        assert plane.read(Family.IPV4).remains
+        bring(plane, MASQUERADING)
+        assert_whole(plane)
+        assert programs_on_devices() == len(layout.TcHook)
+        other.close()
+        clean(plane, Family)
+        assert programs_on_devices() == 0
