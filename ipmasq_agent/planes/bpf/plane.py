@@ -17,6 +17,7 @@ from ipmasq_agent.errors import NotPermitted
 from ipmasq_agent.host.devices import EgressDevice, egress_devices, list_devices
 from ipmasq_agent.logs import event
 from ipmasq_agent.netlink.ct import Connection, introduce
+from ipmasq_agent.netlink.sockets import list_connected
 from ipmasq_agent.planes.bpf import layout
 from ipmasq_agent.planes.bpf.dialect import DIALECT
 from ipmasq_agent.planes.bpf.layout import (
@@ -26,6 +27,7 @@ from ipmasq_agent.planes.bpf.layout import (
     SlotSettings,
 )
 from ipmasq_agent.planes.bpf.maps import PinnedMaps
+from ipmasq_agent.planes.bpf.own_flows import record
 from ipmasq_agent.planes.bpf.plan import BpfPlan
 from ipmasq_agent.planes.bpf.programs import NodePrograms
 from ipmasq_agent.planes.bpf.state import (
@@ -201,6 +203,8 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
             maps.provide_secret()
             if {layout.MOVED, layout.UPKEEP} & set(made):
                 maps.count_moved()
+            if layout.FLOWS in made:
+                record(maps, list_connected())
             if older:
                 self._take_over(maps)
         # Where flows are is told by the secret, or by the table of those that moved.
