@@ -143,7 +143,7 @@ class Datapath:
             trie.clear()
         for slot in range(layout.SLOTS):
             self.maps["settings"].put(struct.pack("=I", slot), bytes(80))
-        self.maps["tables"].put(bytes(4), bytes(24))
+        self.maps["tables"].put(bytes(4), bytes(16))
         self.maps["node"].put(bytes(4), struct.pack(layout.NODE, 1, 2, MARK))
         for family in range(layout.FAMILIES):
             self.put_in_force(family, 0)

@@ -105,7 +105,7 @@ STRUCTS: dict[str, tuple[int, dict[str, int]]] = {
     ),
     "fragment": (8, {"source_port": 0, "destination_port": 2, "expires": 4}),
     "collection": (8, {"of_kept": 0, "count": 4}),
-    "tables": (24, {"relief_of_flows": 0, "relief_of_kept": 8, "moved": 16, "pad": 20}),
+    "tables": (16, {"relief_of_flows": 0, "relief_of_kept": 8}),
     "exhausted_key": (20, {"remote": 0, "remote_port": 16, "protocol": 18, "family": 19}),
 }
 
@@ -125,5 +125,6 @@ MAPS: dict[str, tuple[int, int]] = {
     "fragments": (40, 8),
     "counters": (4, 8),
     "exhausted": (20, 8),
-    "tables": (4, 24),
+    "tables": (4, 16),
+    "filters": (4, 4),
 }

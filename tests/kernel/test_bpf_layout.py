@@ -187,11 +187,6 @@ def test_maps_and_programs_have_the_same_names() -> None:
     )
 
 
-def test_the_count_of_flows_that_moved() -> None:
-    assert len(layout.pack_upkeep(7)) == size("tables")
-    assert struct.unpack_from("=I", layout.pack_upkeep(7), offsets("tables")["moved"]) == (7,)
-
-
 def test_flags_are_the_same_bits() -> None:
     bits = dict(re.findall(r"#define (\w+)\s+\(1 << (\d+)\) /\* [^*]*\*/", HEADER))
     assert {flag.name: flag.value for flag in SettingsFlag} == {

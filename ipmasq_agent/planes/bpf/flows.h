@@ -192,9 +192,9 @@ static __always_inline __u64 life_of(const struct flow *flow, const struct packe
 	} while (0)
 
 /* SipHash-1-3 of what a flow is before translation. */
-__noinline __u64 flow_hash(const struct packet *p)
+__noinline __u64 flow_hash(const struct flow_key *key)
 {
-	if (!p)
+	if (!key)
 		return 0;
 
 	__u32 zero = 0;
@@ -207,18 +207,43 @@ __noinline __u64 flow_hash(const struct packet *p)
 		second ^ 0x7465646279746573,
 	};
 
-	SIPHASH_WORD(v, (__u64)p->source.word[0] << 32 | p->destination.word[0]);
-	if (p->family == IPV6) {
-		SIPHASH_WORD(v, (__u64)p->source.word[1] << 32 | p->destination.word[1]);
-		SIPHASH_WORD(v, (__u64)p->source.word[2] << 32 | p->destination.word[2]);
-		SIPHASH_WORD(v, (__u64)p->source.word[3] << 32 | p->destination.word[3]);
+	SIPHASH_WORD(v, (__u64)key->local.word[0] << 32 | key->remote.word[0]);
+	if (key->family == IPV6) {
+		SIPHASH_WORD(v, (__u64)key->local.word[1] << 32 | key->remote.word[1]);
+		SIPHASH_WORD(v, (__u64)key->local.word[2] << 32 | key->remote.word[2]);
+		SIPHASH_WORD(v, (__u64)key->local.word[3] << 32 | key->remote.word[3]);
 	}
-	SIPHASH_WORD(v, (__u64)p->protocol << 32 | (__u32)p->source_port << 16 | p->destination_port);
+	SIPHASH_WORD(v, (__u64)key->protocol << 32 | (__u32)key->local_port << 16 |
+				key->remote_port);
 	v[2] ^= 0xff;
 	SIPHASH_ROUND(v);
 	SIPHASH_ROUND(v);
 	SIPHASH_ROUND(v);
 	return v[0] ^ v[1] ^ v[2] ^ v[3];
+}
+
+static __always_inline __u32 *filter_of(enum filter filter, __u64 hash)
+{
+	__u32 index = filter * FILTER_SIZE + (__u32)(hash >> 48);
+
+	return bpf_map_lookup_elem(&filters, &index);
+}
+
+/* Whether a table may have an entry with a hash. */
+static __always_inline bool may_have(enum filter filter, __u64 hash)
+{
+	const __u32 *entries = filter_of(filter, hash);
+
+	return !entries || READ_ONCE(*entries);
+}
+
+/* An entry is counted before it is there, and until it is gone. */
+static __always_inline void count_entry(enum filter filter, const struct flow_key *key, int by)
+{
+	__u32 *entries = filter_of(filter, flow_hash(key));
+
+	if (entries)
+		__sync_fetch_and_add(entries, by);
 }
 
 /* Whether the ranges of a policy have a port. */
@@ -282,7 +307,6 @@ static __always_inline void choose(struct choice *choice, const struct packet *p
 	choice->prefers_own = !choice->any || choice->query;
 	if (!choice->prefers_own && (own_address || !(in_force->flags & RANDOM_FULLY)))
 		choice->prefers_own = allowed(in_force, slot, p->source_port);
-	choice->hash = choice->any ? flow_hash(p) : 0;
 }
 
 /* How many ports a flow may have. */
@@ -337,7 +361,6 @@ static __always_inline struct tables *what_of_tables(void)
 static __always_inline void forget_place(const struct flow_key *at, struct flow_key *key,
 					 const struct flow *flow)
 {
-	struct tables *of_tables = what_of_tables();
 	const struct place *place;
 
 	key->local = flow->address;
@@ -345,8 +368,8 @@ static __always_inline void forget_place(const struct flow_key *at, struct flow_
 	place = bpf_map_lookup_elem(&moved, key);
 	if (!place || !same(&place->address, &at->local) || place->port != at->local_port)
 		return;
-	if (!bpf_map_delete_elem(&moved, key) && of_tables)
-		__sync_fetch_and_sub(&of_tables->moved, 1);
+	if (!bpf_map_delete_elem(&moved, key))
+		count_entry(OF_MOVED, key, -1);
 }
 
 /*
@@ -357,18 +380,15 @@ static __always_inline int index_flow(const struct flow_key *key, struct flow *f
 {
 	struct place place = {.address = key->local, .port = key->local_port};
 	__u64 before = READ_ONCE(flow->life), found;
-	struct tables *of_tables = what_of_tables();
 	struct flow_key untranslated = *key;
 
 	untranslated.local = flow->address;
 	untranslated.local_port = flow->port;
 	if (STATE(before) & TAKING)
 		return 0;
-	if (!of_tables)
-		return -1;
-	__sync_fetch_and_add(&of_tables->moved, 1); /* before it can be there */
+	count_entry(OF_MOVED, &untranslated, 1);
 	if (bpf_map_update_elem(&moved, &untranslated, &place, BPF_NOEXIST)) {
-		__sync_fetch_and_sub(&of_tables->moved, 1);
+		count_entry(OF_MOVED, &untranslated, -1);
 		if (bpf_map_update_elem(&moved, &untranslated, &place, BPF_EXIST))
 			return -1;
 	}
@@ -497,8 +517,8 @@ static __always_inline void clear_kept(struct clearing *clearing, const struct f
 {
 	struct flow_key key = *of;
 
-	if (goes(clearing, &key, &held->life))
-		bpf_map_delete_elem(&kept, &key);
+	if (goes(clearing, &key, &held->life) && !bpf_map_delete_elem(&kept, &key))
+		count_entry(OF_KEPT, &key, -1);
 }
 
 static long clear_each_flow(void *map, const void *key, void *value, void *context)

@@ -25,11 +25,11 @@ TRIES = {"decisions": 1, "sources": 1, "fixed": ADDRESS_SIZE}
 """Maps of tries, one trie a slot, and the size of their values."""
 LAYOUT = 2
 """Another number wherever an older agent would misread the maps, or a newer one these."""
-FLOWS, KEPT, MOVED, UPKEEP, NODE = "flows", "kept", "moved", "tables", "node"
+FLOWS, KEPT, MOVED, FILTERS, NODE = "flows", "kept", "moved", "filters", "node"
 CONTROL, SETTINGS, DEVICES = "control", "settings", "devices"
 MAPS = (
     *(CONTROL, SETTINGS, *TRIES, DEVICES, NODE, "addresses"),
-    *(FLOWS, KEPT, MOVED, "fragments", "counters", "exhausted", UPKEEP),
+    *(FLOWS, KEPT, MOVED, "fragments", "counters", "exhausted", "tables", FILTERS),
 )
 """Each is pinned by its name."""
 COLLECT, INDEX = "collect", "index_flows"
@@ -39,7 +39,6 @@ NUMBER = struct.Struct("=I")
 _SETTINGS = struct.Struct(f"=QII{2 * MAX_PORT_RANGES}HI")
 _DEVICE = struct.Struct("=16s16s2B2BBB6s")
 _NODE = struct.Struct("=QQH6x")
-_UPKEEP = struct.Struct("=QQI4x")
 _COLLECTION = struct.Struct("=II")
 MOST_COLLECTED = 80
 """How many flows ``collect`` is told of at once."""
@@ -311,11 +310,6 @@ def _tracked(key: bytes, owner: bytes, port: bytes, life: int, now: int) -> Trac
         FlowState(state),
         0 if state & FlowState.TAKING else expires - now,
     )
-
-
-def pack_upkeep(moved: int) -> bytes:
-    """Return what the programs keep in mind about tables, with so many entries in ``moved``."""
-    return _UPKEEP.pack(0, 0, moved)
 
 
 def families(keys: bytes) -> bytes:

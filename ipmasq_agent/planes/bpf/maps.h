@@ -151,6 +151,18 @@ struct {
 	__type(value, struct tables);
 } tables SEC(".maps");
 
+/*
+ * How many entries of a table have a hash that begins so: with none there is nothing to look
+ * up. A look-up of what is not there costs a new flow more than all else, as its bucket is in
+ * no cache; these fit into one.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FILTERS * FILTER_SIZE);
+	__type(key, __u32);
+	__type(value, __u32);
+} filters SEC(".maps");
+
 /* What other CPUs write meanwhile is read once and written once. */
 #define READ_ONCE(x)	 (*(const volatile typeof(x) *)&(x))
 #define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))

@@ -159,23 +159,23 @@ static __noinline struct flow *find_flow(const struct packet *p, const struct de
 {
 	const struct settings *in_force = bpf_map_lookup_elem(&settings, &finding->slot);
 	__u8 family = p->family & 1;
-	const struct tables *of_tables = what_of_tables();
 	const struct place *place;
 	struct flow *flow;
 	__u64 life;
 
 	if (!in_force)
 		return NULL;
+	outward_key(key, p);
+	finding->choice.hash = flow_hash(key);
 	choose(&finding->choice, p, in_force, finding->slot,
 	       same(&p->source, &device->source[family]));
 	finding->choice.first = nth_port(&finding->choice, in_force, finding->slot, 0);
-	outward_key(key, p);
 	key->local = device->source[family];
 	key->local_port = finding->choice.first;
 	flow = bpf_map_lookup_elem(&flows, key);
 	if (flow && life_of(flow, p, now))
 		return flow;
-	if (!of_tables || !READ_ONCE(of_tables->moved))
+	if (!may_have(OF_MOVED, finding->choice.hash))
 		return NULL;
 	key->local = p->source;
 	key->local_port = p->source_port;
@@ -219,8 +219,11 @@ __noinline int record_kept(const struct packet *p, __u32 state, bool outward, __
 			__sync_val_compare_and_swap(&held->life, life, fresh.life);
 		return 0;
 	}
-	if (bpf_map_update_elem(&kept, &key, &fresh, BPF_NOEXIST))
+	count_entry(OF_KEPT, &key, 1);
+	if (bpf_map_update_elem(&kept, &key, &fresh, BPF_NOEXIST)) {
+		count_entry(OF_KEPT, &key, -1);
 		return -1;
+	}
 	count(p->family, state & FROM_OUTSIDE ? FLOWS_FROM_OUTSIDE : FLOWS_KEPT);
 	return 0;
 }
@@ -533,7 +536,9 @@ int outward(struct __sk_buff *skb)
 		touch(&flow->life, &p, true, now);
 		return translate_outward(skb, &p, &key);
 	}
-	outcome = opens(&p) ? NOT_KEPT : go_on_kept(&p, flow != NULL, now);
+	outcome = NOT_KEPT;
+	if (!opens(&p) && may_have(OF_KEPT, finding.choice.hash))
+		outcome = go_on_kept(&p, flow != NULL, now);
 	if (outcome != NOT_KEPT) {
 		if (flow) /* of an older connection: this one came from outside */
 			let_end(&flow->life, now);

@@ -216,9 +216,16 @@ struct collection {
 /* What the programs keep in mind about the tables of flows. */
 struct tables {
 	__u64 relief_of_flows, relief_of_kept; /* from when on room may be made, in ns */
-	__u32 moved; /* how many entries `moved` has: with none there is nothing to look up */
-	__u32 pad;
 };
+
+/* Tables of which it is counted where entries are, see `filters`. */
+enum filter {
+	OF_MOVED,
+	OF_KEPT,
+	FILTERS,
+};
+
+#define FILTER_SIZE (1 << 16)
 
 /* A destination to which no port was free. */
 struct exhausted_key {
