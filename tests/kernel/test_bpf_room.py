@@ -13,8 +13,10 @@ import pytest
 
 from ipmasq_agent.agent.reconcile import clean
 from ipmasq_agent.bpf.maps import open_pinned
+from ipmasq_agent.planes.bpf.pins import PinDirectory
 from ipmasq_agent.planes.bpf.plane import BpfPlane
 from ipmasq_agent.policy.addresses import Family
+from tests.kernel.agent import status_of
 from tests.kernel.pins import placement
 from tests.kernel.running import Running
 from tests.kernel.test_bpf_survival import (
@@ -41,7 +43,7 @@ def put(table: str, family: Family, numbers: range, seconds: int) -> None:
     ends = [ip_address(of[family]).packed.ljust(16, b"\0") for of in (WORLD, NODE, POD)]
     expires = int(time.clock_gettime(time.CLOCK_MONOTONIC)) + seconds
     life = struct.pack("=Q", ESTABLISHED << 32 | expires)
-    found = open_pinned(Path(placement().pins) / table)
+    found = open_pinned(PinDirectory(Path(placement().pins)).objects / table)
     assert found is not None
     with found:
         for number in numbers:
@@ -54,7 +56,7 @@ def put(table: str, family: Family, numbers: range, seconds: int) -> None:
 
 def held(table: str) -> int:
     """How many flows a table holds."""
-    found = open_pinned(Path(placement().pins) / table)
+    found = open_pinned(PinDirectory(Path(placement().pins)).objects / table)
     assert found is not None
     with found:
         return sum(1 for _ in found.entries())
@@ -107,6 +109,21 @@ def test_an_agent_collects_what_has_expired_and_tells_how_full_the_tables_are(
         'ipmasq_agent_flows_total{family="ipv4",outcome="unrecorded"} 0.0',
         'ipmasq_agent_packets_total{family="ipv4",outcome="out_dropped_table"} 0.0',
     }
+
+
+def test_the_verb_counts_by_itself(
+    net: Net, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bring(BpfPlane(Path(placement().pins), PLACES), MASQUERADING)
+    put("flows", Family.IPV4, range(3000, 3000 + PLACES - 8), 1000)
+    put("kept", Family.IPV6, range(2000, 2003), -10)  # expired: nobody is in its way
+    document = tmp_path / "config"
+    document.write_text(MASQUERADING)
+    flags = ("--backend", "bpf", "--config", str(document), "--enable-ipv6")
+    assert status_of("status", *flags) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert {"Table:        flows 56 of 64 (88%)", "Table:        kept 0 of 32 (0%)"} <= set(told)
+    assert [line for line in told if "`flows` is 88% full" in line]
 
 
 def test_connections_go_on_beside_a_full_table(net: Net) -> None:

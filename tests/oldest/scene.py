@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from ipmasq_agent.bpf.maps import open_pinned
+from ipmasq_agent.planes.bpf.pins import PinDirectory
 from ipmasq_agent.planes.bpf.plane import BpfPlane
 from ipmasq_agent.policy.addresses import Family
 from tests.kernel.pins import PINS, bpf_file_system
@@ -147,7 +148,7 @@ def test_a_flow_keeps_its_source_both_ways(net: Net, family: Family, protocol: s
 
 def test_flows_that_have_expired_are_collected(net: Net) -> None:
     pins = Path(os.environ[PINS])
-    flows = open_pinned(pins / "flows")
+    flows = open_pinned(PinDirectory(pins).objects / "flows")
     assert flows is not None
     with net.node.entered(), flows:
         plane = BpfPlane(pins)
