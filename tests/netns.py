@@ -145,7 +145,9 @@ class Namespace:
     def address(self, device: str, *prefixes: str) -> None:
         """Give ``device`` addresses, such as ``192.0.2.1/24``. IPv6 ones are usable at once."""
         for prefix in prefixes:
-            _ip("-n", self.name, "address", "add", prefix, "dev", device)
+            # Also without detection the kernel's own queue has to say so before it is used.
+            at_once = ["nodad"] if ":" in prefix else []
+            _ip("-n", self.name, "address", "add", prefix, "dev", device, *at_once)
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:

@@ -140,7 +140,7 @@ def test_an_address_that_may_be_anothers_is_not_taken_yet(net: Net) -> None:
     net.node.address("lo", "2001:db8:9::9/128")
     net.node.run(["sysctl", "-qw", "net.ipv6.conf.eth0.accept_dad=1"])
     net.node.run(["sysctl", "-qw", "net.ipv6.conf.eth0.dad_transmits=1000"])
-    net.node.address("eth0", "2001:db8:9::1/64")
+    net.node.run(["ip", "addr", "add", "2001:db8:9::1/64", "dev", "eth0"])
     shown = net.node.run(["ip", "-6", "addr", "show", "dev", "eth0"]).stdout
     assert "tentative" in shown
     agree(net, {Family.IPV6: "2001:db8:9::9"})
