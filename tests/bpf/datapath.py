@@ -226,20 +226,21 @@ class Datapath:
 
     def sweep(self) -> int:
         """Offer every flow for removal, as if all had expired; return how many went."""
-        gone = 0
-        for name in ("flows", "kept"):
-            keys = list(self.maps[name].entries())
-            for first in range(0, len(keys), layout.MOST_COLLECTED):
-                some = keys[first : first + layout.MOST_COLLECTED]
-                order = struct.pack(layout.COLLECTION, name == "kept", len(some))
-                packet = order + b"".join(some)
-                gone += run_program(self.programs["collect"], packet, self.ifindex)[0]
-        return gone
+        return sum(self._of_flows("collect", name) for name in ("flows", "kept"))
 
     def index(self) -> None:
         """Have all flows found by what they are before translation too."""
-        verdict, _ = run_program(self.programs["index_flows"], bytes(14), self.ifindex)
-        assert verdict == 0
+        self._of_flows("index_flows", "flows")
+
+    def _of_flows(self, program: str, name: str) -> int:
+        """Run a program on all flows of a table; return the sum of what it returned."""
+        total, keys = 0, list(self.maps[name].entries())
+        for first in range(0, len(keys), layout.MOST_COLLECTED):
+            some = keys[first : first + layout.MOST_COLLECTED]
+            order = struct.pack(layout.COLLECTION, name == "kept", len(some))
+            packet = order + b"".join(some)
+            total += run_program(self.programs[program], packet, self.ifindex)[0]
+        return total
 
     def _run(self, program: str, packet: Packet | bytes) -> bytes | None:
         data = packet if isinstance(packet, bytes) else frame(packet)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ipmasq_agent.planes.usage import Exhausted
@@ -41,7 +41,7 @@ _DEVICE = struct.Struct("=16s16s2B2BBB6s")
 _NODE = struct.Struct("=QQH6x")
 _COLLECTION = struct.Struct("=II")
 MOST_COLLECTED = 80
-"""How many flows ``collect`` is told of at once."""
+"""How many flows ``collect`` and ``index_flows`` are told of at once."""
 _FLOW_KEY = struct.Struct("=16s16s2s2sBB2x")  # its remote end, then its local one
 _FLOW = struct.Struct("=16s2s2xIQ")
 _KEPT = struct.Struct("=Q")
@@ -341,8 +341,15 @@ def translated(keys: bytes, values: bytes, now: int) -> int:
     )
 
 
+def of_families(wanted: Collection[Family], keys: bytes) -> list[bytes]:
+    """Return the keys of those flows that are of some families."""
+    numbers, size = {FAMILIES.index(family) for family in wanted}, _FLOW_KEY.size
+    starts = (n * size for n, number in enumerate(families(keys)) if number in numbers)
+    return [keys[start : start + size] for start in starts]
+
+
 def pack_collection(table: str, keys: Sequence[bytes]) -> bytes:
-    """Return what ``collect`` is told: at most ``MOST_COLLECTED`` flows of a table."""
+    """Return what lists flows of a table to a program; at most ``MOST_COLLECTED`` of them."""
     return _COLLECTION.pack(table == "kept", len(keys)) + b"".join(keys)
 
 

@@ -26,6 +26,8 @@ CAPACITY = 1 << 20
 """How many prefixes a trie may hold; more where a policy has more."""
 _MOST_MARK = 0xFFFF
 _NEVER_NONE = 1 << 31
+Index = Callable[[Sequence[bytes]], None]
+"""Has flows found by what their packets are before translation, by their keys."""
 _MOST_EXHAUSTED = 10  # destinations that are told
 
 
@@ -334,6 +336,12 @@ class PinnedMaps:
     def sweep(self, remove: Remove | None = None) -> tuple[FlowTable, ...]:
         """Have flows removed that have expired for good, and return what is in the tables."""
         return tuple(sweep(name, self[name], remove) for name in layout.TABLES)
+
+    def index(self, index: Index, family: Family | None = None) -> None:
+        """Have all flows, or those of a family, found wherever they are."""
+        families = FAMILIES if family is None else (family,)
+        for keys, _ in self[layout.FLOWS].columns():
+            index(layout.of_families(families, keys))
 
     def translated(self) -> int:
         """Return how many flows have not expired that get another address or port."""

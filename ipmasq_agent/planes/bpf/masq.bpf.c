@@ -704,23 +704,35 @@ int collect(struct __sk_buff *skb)
 	return collecting.clearing.gone;
 }
 
-static long index_one(void *map, const void *of, void *value, void *context)
+static long index_nth(__u32 index, void *context)
 {
-	struct flow_key key = *(const struct flow_key *)of;
-	__u32 *failed = context;
+	struct collecting *listed = context;
+	struct flow_key key;
+	struct flow *flow;
 
-	if (index_flow(&key, value))
-		*failed += 1;
+	if (bpf_skb_load_bytes(listed->skb, sizeof(struct collection) + index * sizeof(key), &key,
+			       sizeof(key)))
+		return 1;
+	flow = bpf_map_lookup_elem(&flows, &key);
+	if (flow && index_flow(&key, flow))
+		count(key.family & 1, FLOWS_UNRECORDED);
 	return 0;
 }
 
-/* Have every flow found also by what it is before translation: first places are to change. */
+/*
+ * Have the flows that the packet lists found also by what they are before translation: their
+ * first places are about to change.
+ */
 SEC("tc")
 int index_flows(struct __sk_buff *skb)
 {
-	__u32 failed = 0;
+	struct collecting listed = {.skb = skb};
+	struct collection order;
 
-	return bpf_for_each_map_elem(&flows, index_one, &failed, 0) < 0 || failed;
+	if (bpf_skb_load_bytes(skb, 0, &order, sizeof(order)))
+		return 0;
+	bpf_loop(order.count < MOST_COLLECTED ? order.count : MOST_COLLECTED, index_nth, &listed, 0);
+	return 0;
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -192,7 +192,7 @@ enum outcome {
 	OUT_DROPPED_RACE, /* a packet: another CPU was making this very flow's place another's */
 	OUT_KEPT_OWN, /* of the node itself, from before the programs were there */
 	FLOWS_OWN, /* of the node itself */
-	FLOWS_UNRECORDED, /* kept, and there was no room to remember it */
+	FLOWS_UNRECORDED, /* there was no room to remember that it is kept, or where it is */
 	FLOWS_COLLECTED, /* expired, and removed */
 	FLOWS_SHED, /* removed to make room: one way, or half open, and idle for seconds */
 	OUTCOMES,
@@ -203,8 +203,8 @@ enum outcome {
 _Static_assert(OUTCOMES <= MOST_OUTCOMES, "the map of counters is too small");
 
 /*
- * Flows that the agent found to have expired, as the packet on which `collect` runs: this,
- * and then their keys.
+ * Flows that the agent lists, as the packet on which `collect` or `index_flows` runs: this, and
+ * then their keys.
  */
 struct collection {
 	__u32 of_kept; /* whether they are in `kept`, and not in `flows` */

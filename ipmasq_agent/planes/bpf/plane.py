@@ -181,7 +181,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
                 maps.set_settings(slot, maps.settings(slot)._replace(stamp=stamp))
             if made:  # programs with new maps find the policy in force there
                 self._attach(maps, present)
-                self._programs.run_index()  # flows that began meanwhile
+                maps.index(self._programs.index)  # flows that began meanwhile
             # In both generations: then the next policy with these devices need not tell.
             _tell(maps, family, devices, _BOTH)
             maps.pin_tries(family)
@@ -208,8 +208,8 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
                 record(maps, list_connected())
             if older:
                 self._take_over(maps)
-        # Where flows are is told by the secret, or by the table of those that moved.
-        self._programs.run_index()
+            # Where flows are is told by the secret, or by the table of those that moved.
+            maps.index(self._programs.index)
         return made
 
     def _take_over(self, maps: PinnedMaps) -> None:
@@ -220,7 +220,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
             former = FirstLayout(old, maps, list_devices())
             numbers = former.take_policy()
             count = former.take_flows()
-            self._programs.run_index()
+            maps.index(self._programs.index)
             for number in numbers:
                 self._programs.attach(number)
             count += former.take_flows()  # that began meanwhile

@@ -189,15 +189,20 @@ class NodePrograms:
 
     def collect(self, table: str, keys: Sequence[bytes]) -> None:
         """Remove those of these flows of a table that have expired for good."""
-        with self._pinned(COLLECT) as program:
+        self._run(COLLECT, table, keys)
+
+    def index(self, keys: Sequence[bytes]) -> None:
+        """Have these flows found also by what their packets are before translation.
+
+        Of those for which there is no room the program counts ``flows_unrecorded``.
+        """
+        self._run(INDEX, FLOWS, keys)
+
+    def _run(self, name: str, table: str, keys: Sequence[bytes]) -> None:
+        with self._pinned(name) as program:
             for first in range(0, len(keys), MOST_COLLECTED):
                 some = keys[first : first + MOST_COLLECTED]
                 run_program(program, pack_collection(table, some))
-
-    def run_index(self) -> None:
-        """Have all flows found by what they are before translation: see ``index_flows``."""
-        with self._pinned(INDEX) as program:
-            run_program(program)
 
     def strays(self) -> bool:
         """Whether programs of ours are on devices that are not those that are pinned here.
