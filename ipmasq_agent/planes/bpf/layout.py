@@ -26,9 +26,9 @@ TRIES = {"decisions": 1, "sources": 1, "fixed": ADDRESS_SIZE}
 LAYOUT = 2
 """Another number wherever an older agent would misread the maps, or a newer one these."""
 FLOWS, KEPT, MOVED, FILTERS, NODE = "flows", "kept", "moved", "filters", "node"
-CONTROL, SETTINGS, DEVICES = "control", "settings", "devices"
+CONTROL, SETTINGS, DEVICES, OWN = "control", "settings", "devices", "addresses"
 MAPS = (
-    *(CONTROL, SETTINGS, *TRIES, DEVICES, NODE, "addresses"),
+    *(CONTROL, SETTINGS, *TRIES, DEVICES, NODE, OWN),
     *(FLOWS, KEPT, MOVED, "fragments", "counters", "exhausted", "tables", FILTERS),
 )
 """Each is pinned by its name."""
@@ -38,6 +38,7 @@ NUMBER = struct.Struct("=I")
 """A slot, an ifindex, the number of a family, a descriptor... as key or value."""
 _SETTINGS = struct.Struct(f"=QII{2 * MAX_PORT_RANGES}HI")
 _DEVICE = struct.Struct("=16s16s2B2BBB6s")
+_OWN_ADDRESS = struct.Struct("=16sI")
 _NODE = struct.Struct("=QQH6x")
 _COLLECTION = struct.Struct("=II")
 MOST_COLLECTED = 80
@@ -228,6 +229,18 @@ def unpack_device(data: bytes) -> DeviceEntry:
     return DeviceEntry(
         sources, dict(zip(FAMILIES, egress, strict=True)), link_header, bool(loopback), mac
     )
+
+
+def pack_own(family: Family, address: int) -> bytes:
+    """Return an address of the node as its struct."""
+    return _OWN_ADDRESS.pack(pack_address(family, address), FAMILIES.index(family))
+
+
+def unpack_own(data: bytes) -> tuple[Family, int]:
+    """Return an address of the node from its struct."""
+    address, number = _OWN_ADDRESS.unpack(data)
+    family = FAMILIES[number & 1]
+    return family, unpack_address(family, address)
 
 
 def pack_node(secret: int, mark: int) -> bytes:

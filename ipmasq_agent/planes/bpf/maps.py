@@ -132,6 +132,46 @@ class PinnedMaps:
         self["devices"].delete(NUMBER.pack(number))
         self._wait()
 
+    @contextmanager
+    def indexing(self, family: Family, generation: int, index: Index) -> Iterator[None]:
+        """Have flows of a family found wherever they are, while their first places change.
+
+        Args:
+            family: whose flows.
+            generation: of the settings in force, by which flows begin meanwhile.
+            index: does so for flows, by their keys.
+        """
+        slot = layout.slot(family, generation)
+        self._flag(slot, SettingsFlag.INDEXING)
+        try:
+            self._wait()  # from here on those that begin do so by themselves
+            self.index(index, family)
+            yield
+        finally:
+            self._flag(slot, SettingsFlag(0))
+
+    def _flag(self, slot: int, flag: SettingsFlag) -> None:
+        settings = self.settings(slot)
+        flags = settings.flags & ~SettingsFlag.INDEXING | flag
+        self.set_settings(slot, settings._replace(flags=flags))
+
+    def own(self, family: Family) -> frozenset[int]:
+        """Return the addresses that are taken for the node's."""
+        if not self.have(layout.OWN):
+            return frozenset()
+        held = (layout.unpack_own(key) for key, _ in self[layout.OWN].entries())
+        return frozenset(address for of, address in held if of is family)
+
+    def add_own(self, family: Family, addresses: Iterable[int]) -> None:
+        """Have more addresses taken for the node's."""
+        for address in addresses:
+            self[layout.OWN].update(layout.pack_own(family, address), bytes(1))
+
+    def drop_own(self, family: Family, addresses: Iterable[int]) -> None:
+        """Have addresses no longer taken for the node's."""
+        for address in addresses:
+            self[layout.OWN].delete(layout.pack_own(family, address))
+
     def _wait(self) -> None:
         """Wait until no program runs that began before now.
 

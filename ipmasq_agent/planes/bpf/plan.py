@@ -7,14 +7,16 @@ and in few prefixes, it is edited in place.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ipmasq_agent.planes.bpf.state import (
+    BpfDevice,
     BpfRules,
     BpfState,
     DevicePrograms,
+    address_lines,
     decision_line,
-    device_line,
 )
 from ipmasq_agent.planes.prefixset import Step, difference, in_place
 
@@ -30,7 +32,7 @@ class BpfPlan:
         desired: what is to be in force; None for nothing of ours.
         steps: edits of the trie of decisions in place; None where the rules are filled
             into the generation not in force, or go.
-        attach: devices that get the programs, or get them anew.
+        attach: devices that get the programs or get them anew, or come to take part.
         detach: devices that take part in the policy no more.
         update: devices whose address or headers changed.
     """
@@ -49,7 +51,8 @@ class BpfPlan:
 
     def __bool__(self) -> bool:
         changes = self.steps or self.switches or self.attach or self.detach or self.update
-        return bool(changes or self.actual.remains or self._mends)
+        addresses = self.desired is not None and self.actual.own != self.actual.addresses
+        return bool(changes or addresses or self.actual.remains or self._mends)
 
     @property
     def _mends(self) -> bool:
@@ -63,36 +66,54 @@ class BpfPlan:
         if old is None or new is None or not _same_but_keep(old, new):
             return len(self.added), len(self.removed)
         going, coming = difference(old.keep.elements, new.keep.elements)
-        coming_beside = len(self.attach) + len(self.update) + self._mends
-        return len(coming) + coming_beside, len(going) + len(self.detach) + len(self.update)
+        more, fewer = self._on_the_node
+        return len(coming) + len(more) + self._mends, len(going) + len(fewer)
 
     @property
     def result(self) -> BpfState:
         """The state that it leads to."""
-        wanted = self.actual.wanted(self.desired)
-        hooks = {name: DevicePrograms(device, complete=True) for name, device in wanted.items()}
-        return replace(self.actual, rules=self.desired, hooks=hooks, remains=False, damaged=False)
+
+        def working(devices: Mapping[str, BpfDevice]) -> dict[str, DevicePrograms]:
+            return {name: DevicePrograms(device, complete=True) for name, device in devices.items()}
+
+        return replace(
+            self.actual,
+            rules=self.desired,
+            hooks=working(self.actual.wanted(self.desired)),
+            beside=working(self.actual.wanted_beside(self.desired)),
+            own=frozenset() if self.desired is None else self.actual.addresses,
+            remains=False,
+            damaged=False,
+        )
 
     @property
     def added(self) -> list[str]:
         """What comes."""
-        family, wanted = self.actual.family, self.actual.wanted(self.desired)
-        lines = _only_in(self.desired, self.actual.rules)
-        lines += [device_line(family, name, wanted[name]) for name in (*self.attach, *self.update)]
+        lines = _only_in(self.desired, self.actual.rules) + self._on_the_node[0]
         if self._mends:
-            lines.append(f"{family.value} maps and programs, or pins of theirs, that are missing")
+            family = self.actual.family.value
+            lines.append(f"{family} maps and programs, or pins of theirs, that are missing")
         return lines
 
     @property
     def removed(self) -> list[str]:
         """What goes."""
-        family, hooks = self.actual.family, self.actual.hooks
-        lines = _only_in(self.actual.rules, self.desired)
-        names = (*self.detach, *self.update)
-        lines += [device_line(family, name, hooks[name].device) for name in names]
+        lines = _only_in(self.actual.rules, self.desired) + self._on_the_node[1]
         if not lines and self and not self.added:
-            lines.append(f"{family.value} maps and programs that are not in force")
+            lines.append(f"{self.actual.family.value} maps and programs that are not in force")
         return lines
+
+    @property
+    def _on_the_node(self) -> tuple[list[str], list[str]]:
+        """Lines of devices and addresses: those that come, and those that go."""
+        then = self.result
+        old, new = self.actual.device_lines(), then.device_lines()
+        told = {*self.attach, *self.update}
+        coming = [line for name, line in new.items() if name in told or old.get(name) != line]
+        going = [line for name, line in old.items() if name in self.update or new.get(name) != line]
+        coming += address_lines(then.family, then.own - self.actual.own)
+        going += address_lines(then.family, self.actual.own - then.own)
+        return coming, going
 
 
 def _only_in(rules: BpfRules | None, others: BpfRules | None) -> list[str]:
@@ -119,8 +140,15 @@ def plan(actual: BpfState, desired: BpfRules | None) -> BpfPlan:
     if old is not None and new is not None and _same_but_keep(old, new):
         edits = in_place(replace(old.keep, capacity=_ANY_CAPACITY), new.keep)
         steps = None if edits is None else tuple(edits)
-    hooks = actual.hooks
-    attach = [n for n in wanted if n not in hooks or not hooks[n].complete]
-    update = [n for n in wanted if n not in attach and hooks[n].device != wanted[n]]
-    detach = [n for n in hooks if n not in wanted]
+    known = {**actual.beside, **actual.hooks}
+    needed = {**wanted, **actual.wanted_beside(desired)}
+    attach = [
+        name
+        for name in needed
+        if name not in known
+        or not known[name].complete
+        or (name in wanted and name not in actual.hooks)
+    ]
+    update = [n for n in needed if n not in attach and known[n].device != needed[n]]
+    detach = [n for n in actual.hooks if n not in wanted]
     return BpfPlan(actual, desired, steps, tuple(attach), tuple(detach), tuple(update))

@@ -8,20 +8,26 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from ipmasq_agent.errors import NotPermitted
-from ipmasq_agent.host.devices import EgressDevice, egress_devices, list_devices
+from ipmasq_agent.host.devices import list_devices
 from ipmasq_agent.logs import event
 from ipmasq_agent.netlink.ct import Connection, introduce
 from ipmasq_agent.netlink.sockets import list_connected
 from ipmasq_agent.planes.bpf import layout
+from ipmasq_agent.planes.bpf.devices import (
+    first_places_move,
+    is_there,
+    seen_by,
+    tell,
+    told_devices,
+)
 from ipmasq_agent.planes.bpf.dialect import DIALECT
 from ipmasq_agent.planes.bpf.layout import (
-    DeviceEntry,
     FlowState,
     SettingsFlag,
     SlotSettings,
@@ -31,10 +37,8 @@ from ipmasq_agent.planes.bpf.own_flows import record
 from ipmasq_agent.planes.bpf.plan import BpfPlan
 from ipmasq_agent.planes.bpf.programs import NodePrograms
 from ipmasq_agent.planes.bpf.state import (
-    BpfDevice,
     BpfRules,
     BpfState,
-    DevicePrograms,
 )
 from ipmasq_agent.planes.bpf.sweep import pause
 from ipmasq_agent.planes.bpf.upgrade import FirstLayout
@@ -90,9 +94,13 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
         return self._read(family, destination)
 
     def _read(self, family: Family, destination: int | None = None) -> BpfState:
-        devices = list_devices().by_name
-        present = {name: _device(family, found) for name, found in devices.items()}
-        state = BpfState(family, present=present, leading_out=egress_devices())
+        devices = list_devices()
+        state = BpfState(
+            family,
+            present={name: seen_by(family, found) for name, found in devices.by_name.items()},
+            leading_out=devices.leading_out,
+            addresses=frozenset(address for of, address in devices.own if of is family),
+        )
         with self._maps() as maps:
             if maps is None:
                 remains = self._programs.pins.root.exists() or self._programs.strays()
@@ -102,7 +110,9 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
                 return replace(state, remains=True, damaged=True)
             state = replace(state, damaged=damaged)
             number = maps.generation(family)
-            hooks = self._read_hooks(maps, family, number, devices)
+            hooks, beside = told_devices(
+                maps, family, number, devices.by_name, self._programs.complete
+            )
             slots = [layout.slot(family, n) for n in range(layout.GENERATIONS)]
             in_force = maps.settings(slots[number])
             if not in_force.flags & SettingsFlag.MANAGED:
@@ -116,25 +126,10 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
             elif rules is None or stamp != in_force.stamp:
                 rules = maps.rules(family, slots[number])
                 self._known[family] = in_force.stamp, rules
+            own = maps.own(family)
         named = None if rules.devices is None else tuple(sorted(hooks))
-        return replace(state, hooks=hooks, rules=replace(rules, devices=named))
-
-    def _read_hooks(
-        self,
-        maps: PinnedMaps,
-        family: Family,
-        generation: int,
-        devices: Mapping[str, EgressDevice],
-    ) -> dict[str, DevicePrograms]:
-        names = {found.number: name for name, found in devices.items()}
-        hooks = {}
-        for number, held in maps.devices().items():
-            if held.egress[family] >> generation & 1:
-                source = held.sources.get(family)
-                device = BpfDevice(number, source, held.link_header, held.loopback, held.mac)
-                complete = number in names and self._programs.complete(number)
-                hooks[names.get(number, f"#{number}")] = DevicePrograms(device, complete)
-        return hooks
+        rules = replace(rules, devices=named)
+        return replace(state, hooks=hooks, beside=beside, own=own, rules=rules)
 
     @contextmanager
     def _maps(self) -> Iterator[PinnedMaps | None]:
@@ -163,27 +158,39 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
             stamp = secrets.randbits(_STAMP_BITS)
             if change.switches:
                 maps.fill(layout.slot(family, new), rules, stamp)
-            wanted = change.actual.wanted(rules)
-            devices = {device.number: device for device in wanted.values()}
-            _tell(maps, family, devices, 1 << new)
-            present = {device.number for device in change.actual.present.values()}
-            if not made:
-                self._attach(maps, present)
-            if change.switches:
-                maps.switch(family, new)
-                maps.set_settings(layout.slot(family, old), SlotSettings())
-                before = change.actual.rules
-                if before is not None and len(before.keep.elements) > _LIGHT:
-                    maps.empty(layout.slot(family, old))
-            elif change.steps:
-                slot = layout.slot(family, new)
-                maps.edit(slot, family, change.steps)
-                maps.set_settings(slot, maps.settings(slot)._replace(stamp=stamp))
-            if made:  # programs with new maps find the policy in force there
-                self._attach(maps, present)
-                maps.index(self._programs.index)  # flows that began meanwhile
-            # In both generations: then the next policy with these devices need not tell.
-            _tell(maps, family, devices, _BOTH)
+            actual = change.actual
+            wanted = actual.wanted(rules)
+            egress = {device.number for device in wanted.values()}
+            devices = (*wanted.values(), *actual.wanted_beside(rules).values())
+            told = {device.number: device for device in devices}
+            present = {device.number for device in actual.present.values()}
+            own = maps.own(family)
+            # One too few has the node's own connections begin anew. One too many has flows go
+            # on with an address to which nothing comes back, and what comes in for whoever
+            # got it forgotten. So they come before a device has one, and go after.
+            maps.add_own(family, actual.addresses - own)
+            with ExitStack() as stack:
+                if first_places_move(maps, family, old, rules, told, actual.addresses):
+                    stack.enter_context(maps.indexing(family, old, self._programs.index))
+                tell(maps, family, told, egress, 1 << new)
+                if not made:
+                    self._attach(maps, present)
+                if change.switches:
+                    maps.switch(family, new)
+                    maps.set_settings(layout.slot(family, old), SlotSettings())
+                    before = actual.rules
+                    if before is not None and len(before.keep.elements) > _LIGHT:
+                        maps.empty(layout.slot(family, old))
+                elif change.steps:
+                    slot = layout.slot(family, new)
+                    maps.edit(slot, family, change.steps)
+                    maps.set_settings(slot, maps.settings(slot)._replace(stamp=stamp))
+                if made:  # programs with new maps find the policy in force there
+                    self._attach(maps, present)
+                    maps.index(self._programs.index)  # flows that began meanwhile
+                # In both generations: then the next policy with these devices need not tell.
+                tell(maps, family, told, egress, _BOTH)
+            maps.drop_own(family, own - actual.addresses)
             maps.pin_tries(family)
             self._tidy(maps)
             if change.switches or change.steps:
@@ -253,7 +260,8 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
                     slot = layout.slot(family, number)
                     maps.set_settings(slot, SlotSettings())
                     maps.empty(slot)
-                _tell(maps, family, {}, _BOTH)
+                tell(maps, family, {}, frozenset(), _BOTH)
+                maps.drop_own(family, maps.own(family))
                 if maps.any_in_force():
                     return
         self._programs.remove()
@@ -275,8 +283,8 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
         with self._maps() as maps:
             if maps is None or any(map(maps.unpinned_tries, layout.FAMILIES)):
                 return True
-            used = [number for number, held in maps.devices().items() if any(held.egress.values())]
-        return not all(map(self._programs.complete, used))
+            missing = [number for number in maps.devices() if not self._programs.complete(number)]
+        return any(map(is_there, missing))
 
     def announce(self) -> None:
         """Tell connection tracking of the flows here, so that it leaves them alone.
@@ -303,8 +311,8 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
                 slot = layout.slot(family, maps.generation(family))
                 settings = maps.settings(slot)
                 if settings.flags & SettingsFlag.MANAGED:
-                    # Where flows are found hangs on how ports are given.
-                    flags = SettingsFlag.DRAINING | settings.flags & SettingsFlag.RANDOM_FULLY
+                    # Where flows are found hangs on the others, and on which devices.
+                    flags = settings.flags & ~SettingsFlag.MANAGED | SettingsFlag.DRAINING
                     maps.set_settings(slot, settings._replace(flags=flags))
                     begun = True
             if begun:  # those that came since they were announced
@@ -340,28 +348,6 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
             return Usage(self._tables or maps.sweep(), maps.exhausted())
 
 
-def _tell(maps: PinnedMaps, family: Family, wanted: Mapping[int, BpfDevice], bits: int) -> None:
-    """Tell the programs which devices are those of some generations' policy.
-
-    Programs stay on the others, for the flows that began there.
-    """
-    known = maps.devices()
-    for number in known.keys() | wanted.keys():
-        told = held = known.get(number, DeviceEntry({}, {}))
-        device = wanted.get(number)
-        egress = held.egress.get(family, 0) & ~bits
-        if device is not None:
-            egress |= bits
-            sources = {**held.sources, family: device.source}
-            with_one = {each: source for each, source in sources.items() if source is not None}
-            told = DeviceEntry(
-                with_one, held.egress, device.link_header, device.loopback, device.mac
-            )
-        told = told._replace(egress={**held.egress, family: egress})
-        if told != known.get(number):
-            maps.set_device(number, told)
-
-
 def _connections(flows: Iterable[layout.TrackedFlow]) -> Iterator[Connection]:
     """Yield TCP connections and UDP flows as their first packets had them."""
     for flow in flows:
@@ -374,8 +360,3 @@ def _connections(flows: Iterable[layout.TrackedFlow]) -> Iterator[Connection]:
         yield Connection(
             flow.family, flow.protocol, source, port, destination, other_port, flow.seconds
         )
-
-
-def _device(family: Family, found: EgressDevice) -> BpfDevice:
-    source = found.sources.get(family)
-    return BpfDevice(found.number, source, found.link_header, found.loopback, found.mac)

@@ -8,7 +8,7 @@ leaves the node.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ipmasq_agent.planes.prefixset import AddressSet, parts
@@ -86,7 +86,7 @@ class BpfDevice:
 
 @dataclass(frozen=True, slots=True)
 class DevicePrograms:
-    """What of ours is on a device that takes part in the policy in force.
+    """What of ours is on a device.
 
     Attributes:
         device: as the programs know it.
@@ -105,8 +105,12 @@ class BpfState:
         rules: None where no policy is in force.
         hooks: device of the policy in force → what is on it; a name for each ifindex that
             is gone.
+        beside: other device that the programs know → what is on it. Nothing is masqueraded
+            there, and what is masqueraded elsewhere may come back, or have begun there.
+        own: addresses that the programs take for the node's.
         present: device → what the host says of it.
         leading_out: the devices through which traffic leaves the node.
+        addresses: that the node has.
         remains: something of ours is there that is not in force: to be cleaned up.
         damaged: maps or programs, or pins of theirs, are missing: to be made again.
     """
@@ -114,27 +118,51 @@ class BpfState:
     family: Family
     rules: BpfRules | None = None
     hooks: Mapping[str, DevicePrograms] = field(default_factory=dict)
+    beside: Mapping[str, DevicePrograms] = field(default_factory=dict)
+    own: frozenset[int] = frozenset()
     present: Mapping[str, BpfDevice] = field(default_factory=dict)
     leading_out: tuple[str, ...] = ()
+    addresses: frozenset[int] = frozenset()
     remains: bool = False
     damaged: bool = False
 
     def wanted(self, rules: BpfRules | None) -> dict[str, BpfDevice]:
-        """Return the devices on which rules need the programs."""
+        """Return the devices through which rules masquerade."""
         if rules is None:
             return {}
         names = self.leading_out if rules.devices is None else rules.devices
         return {name: self.present[name] for name in names if name in self.present}
+
+    def device_lines(self) -> dict[str, str]:
+        """Return device → what of ours is on it, as a line; that of a device that is gone too."""
+        hooks = ((name, hook, "") for name, hook in sorted(self.hooks.items()))
+        beside = ((name, hook, " for replies") for name, hook in sorted(self.beside.items()))
+        return {
+            name: _device_line(self.family, name, hook.device) + purpose
+            for name, hook, purpose in (*hooks, *beside)
+            if hook.complete or name not in self.present
+        }
+
+    def wanted_beside(self, rules: BpfRules | None) -> dict[str, BpfDevice]:
+        """Return the other devices that need the programs.
+
+        Replies may come in through any that leads out, and what had the programs once may
+        have flows that began there.
+        """
+        if rules is None:
+            return {}
+        names = {*self.leading_out, *self.hooks, *self.beside} - self.wanted(rules).keys()
+        return {name: self.present[name] for name in sorted(names) if name in self.present}
 
 
 def describe(state: BpfState) -> list[str]:
     """Return what is in force, one fact a line."""
     if state.rules is None:
         return []
-    hooks = sorted(state.hooks.items())
     return [
         *state.rules.lines(),
-        *(device_line(state.family, name, hook.device) for name, hook in hooks),
+        *state.device_lines().values(),
+        *address_lines(state.family, state.own),
     ]
 
 
@@ -145,7 +173,11 @@ def decision_line(family: Family, code: int) -> str:
     return f"{family.value} decisions {Prefix(family, first, length)} {verdict}"
 
 
-def device_line(family: Family, name: str, device: BpfDevice) -> str:
-    """Return a device that has the programs as a line."""
+def address_lines(family: Family, addresses: Iterable[int]) -> list[str]:
+    """Return addresses that are taken for the node's, one a line."""
+    return [f"{family.value} addresses {family.show(one)}" for one in sorted(addresses)]
+
+
+def _device_line(family: Family, name: str, device: BpfDevice) -> str:
     source = "no address" if device.source is None else family.show(device.source)
     return f"{family.value} programs {name} source {source}"

@@ -18,7 +18,8 @@ PRESENT = {
 
 def empty(family: Family) -> BpfState:
     """A node with devices and nothing of ours."""
-    return BpfState(family, present=PRESENT, leading_out=("bond0.100", "eth0"))
+    own = frozenset({101, 102, 200})
+    return BpfState(family, present=PRESENT, leading_out=("bond0.100", "eth0"), addresses=own)
 
 
 def on_a_node(policy: FamilyPolicy) -> BpfState:

@@ -93,6 +93,33 @@ def test_another_address_of_a_device_is_told() -> None:
     assert change.added == ["ipv4 programs eth0 source 0.0.0.7"]
 
 
+def test_an_address_of_the_node_that_comes_or_goes_is_a_line() -> None:
+    table = replace(on_a_node(policy((1, 1))), own=frozenset({1, 2}), addresses=frozenset({2, 3}))
+    change = plan(table, compile_policy(policy((1, 1))))
+    assert change
+    assert (change.attach, change.update, change.switches) == ((), (), False)
+    assert (change.added, change.removed) == (
+        ["ipv4 addresses 0.0.0.3"],
+        ["ipv4 addresses 0.0.0.1"],
+    )
+    assert change.counts == (1, 1)
+    assert change.result.own == {2, 3}
+
+
+def test_devices_that_lead_out_have_the_programs_for_replies_beside_those_of_the_policy() -> None:
+    table = on_a_node(policy((1, 1), devices=("eth1",)))
+    assert (list(table.hooks), list(table.beside)) == (["eth1"], ["bond0.100", "eth0"])
+    assert interpret(table).policy.guards.devices == ("eth1",)
+    broken = replace(table.beside["eth0"], complete=False)
+    table = replace(table, beside={**table.beside, "eth0": broken})
+    change = plan(table, compile_policy(policy((1, 1), devices=("eth1",))))
+    assert (change.attach, change.removed) == (("eth0",), [])
+    assert change.added == ["ipv4 programs eth0 source 0.0.0.102 for replies"]
+    # One that had the programs keeps them, also where it does not lead out: flows began there.
+    change = plan(table, compile_policy(policy((1, 1), devices=("eth0",))))
+    assert list(change.result.beside) == ["bond0.100", "eth1"]
+
+
 def test_devices_that_come_to_lead_out_take_part() -> None:
     table = replace(on_a_node(policy((1, 1))), leading_out=("eth0", "eth1"))
     change = plan(table, compile_policy(policy((1, 1))))
