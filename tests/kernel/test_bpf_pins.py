@@ -29,6 +29,7 @@ from tests.kernel.test_bpf_survival import (
     KIND,
     MASQUERADING,
     NODE,
+    POD,
     WORLD,
     Connection,
     Net,
@@ -56,7 +57,7 @@ def by_tcx(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
 
 
 class Flows:
-    """A TCP connection and a UDP flow of each family, and how the world sees them."""
+    """A TCP connection each way and a UDP flow of each family, and how the world sees them."""
 
     def __init__(self, net: Net) -> None:
         self._stack = contextlib.ExitStack()
@@ -72,9 +73,20 @@ class Flows:
             for one in (server, client):
                 one.settimeout(5)
             self._udp.append((server, client))
+        self._from_outside = [self._accepted(net, family) for family in Family]
         self._seen = [self._exchange(*pair) for pair in self._udp]
         assert [one.seen for one in self._tcp] == [NODE[family] for family in Family]
         assert [host for host, _ in self._seen] == [NODE[family] for family in Family]
+
+    def _accepted(self, net: Net, family: Family) -> tuple[socket.socket, socket.socket]:
+        """Connect from the world to the pod, and return both ends."""
+        with net.pod.entered():
+            server = socket.create_server((POD[family], 0), family=KIND[family])
+        with server, net.world.entered():
+            client = socket.create_connection(server.getsockname()[:2], timeout=5)
+            accepted, _ = server.accept()
+        accepted.settimeout(5)
+        return self._stack.enter_context(client), self._stack.enter_context(accepted)
 
     @staticmethod
     def _exchange(server: socket.socket, client: socket.socket) -> tuple[str, int]:
@@ -84,17 +96,21 @@ class Flows:
         assert client.recv(100) == b"answer"
         return str(host), int(port)
 
-    def go_on(self, *, lost: bool = False) -> None:
+    def go_on(self, lost: Collection[str] = ()) -> None:
         """Make sure that packets still go both ways, with the same addresses and ports.
 
-        Where the table of flows was lost the pod has to speak first.
+        Where the table of a flow was lost whoever began it has to speak first.
         """
-        if not lost:
+        if layout.FLOWS not in lost:
             for (server, client), address in zip(self._udp, self._seen, strict=True):
                 server.sendto(b"more", address)
                 assert client.recv(100) == b"more"
         for one in self._tcp:
             one.exchange()
+        for ends in self._from_outside:
+            for sender, receiver in (ends, ends[::-1])[:: 1 if layout.KEPT in lost else -1]:
+                sender.sendall(b"x")
+                assert receiver.recv(1) == b"x"
         assert [self._exchange(*pair) for pair in self._udp] == self._seen
 
     def close(self) -> None:
@@ -178,7 +194,22 @@ def test_each_single_pin_heals_and_no_flow_ends(net: Net, by_tcx: bool, agent: s
                     assert plane.disturbed() or name in TRIES
                     plane = heal(plane, agent)
                     assert_whole(plane)
-                    crossing.go_on(lost=agent == "restricted" and name == layout.FLOWS)
+                    crossing.go_on([name] if agent == "restricted" else ())
+        finally:
+            clean(plane, Family)
+
+
+def test_flows_outlive_a_secret_that_is_lost_again_and_again(net: Net, by_tcx: bool) -> None:
+    with net.node.entered():
+        plane = new_agent()
+        bring(plane, MASQUERADING)
+        try:
+            with flows(net) as crossing:
+                for _ in range(3):
+                    remove([layout.NODE])
+                    plane = heal(plane, "restricted")
+                    assert_whole(plane)
+                    crossing.go_on()
         finally:
             clean(plane, Family)
 
@@ -200,9 +231,9 @@ def test_any_subset_of_pins_heals(net: Net, by_tcx: bool, agent: str) -> None:
                     plane = heal(plane, agent)
                     assert_whole(plane)
                     # What only the table of flows and the secret tell goes with both.
-                    lost = {layout.FLOWS, layout.NODE} & set(gone if agent == "restricted" else ())
-                    if len(lost) < 2:
-                        crossing.go_on(lost=layout.FLOWS in lost)
+                    lost = set(gone if agent == "restricted" else ())
+                    if not {layout.FLOWS, layout.NODE} <= lost:
+                        crossing.go_on(lost)
                 with flows(net):
                     assert not plane.disturbed()
         finally:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import socket
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -40,11 +39,9 @@ from tests.kernel.test_bpf_pins import (
 )
 from tests.kernel.test_bpf_survival import (
     KEEPING,
-    KIND,
     MASQUERADING,
     NODE,
     POD,
-    PORT,
     Connection,
     Net,
     bring,
@@ -151,28 +148,6 @@ def test_flows_go_on_and_the_new_policy_is_for_later_ones(
         crossing.go_on()
         for family in Family:
             assert Connection(net, family).seen == POD[family]
-        clean(plane, Family)
-
-
-@pytest.mark.parametrize("family", list(Family), ids=lambda family: family.value)
-def test_a_connection_from_outside_goes_on(
-    net: Net, first: Path, by_tcx: bool, family: Family
-) -> None:
-    with net.pod.entered():
-        server = socket.create_server((POD[family], PORT), family=KIND[family])
-    with net.node.entered(), server, contextlib.ExitStack() as stack:
-        plane = new_agent()
-        bring(plane, MASQUERADING)
-        with net.world.entered():
-            client = socket.create_connection((POD[family], PORT), timeout=5)
-        accepted = stack.enter_context(server.accept()[0])
-        stack.enter_context(client)
-        go_back(first, by_tcx)
-        plane.close()
-        plane = new_agent()
-        bring(plane, MASQUERADING)
-        accepted.sendall(b"x")
-        assert client.recv(1) == b"x"
         clean(plane, Family)
 
 

@@ -52,7 +52,9 @@ _BOTH = (1 << layout.GENERATIONS) - 1
 # ones with the next policy, since to remove one is to wait for the kernel.
 _LIGHT = 4096
 _STAMP_BITS = 63
-_COUNTED = {layout.KEPT, layout.MOVED, layout.FILTERS}
+_COUNTED = {layout.KEPT, layout.MOVED}
+# Where their entries are counted, by a hash with a secret.
+_COUNTING = {layout.FILTERS, layout.NODE}
 _WITH_PORTS = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP})
 
 
@@ -209,7 +211,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
             event(logging.WARNING, "maps of the eBPF programs were lost", maps=" ".join(made))
         with self._open_maps() as maps:
             maps.provide_secret()
-            if older or (set(made) & _COUNTED and not set(made) >= _COUNTED):
+            if older or (_COUNTING & set(made) and _COUNTED - set(made)):
                 maps.look_always()
             if layout.FLOWS in made:
                 record(maps, list_connected())
