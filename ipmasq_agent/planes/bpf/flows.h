@@ -110,6 +110,12 @@ static __always_inline bool try_to_touch(__u64 *life, __u64 *before, const struc
 	return false;
 }
 
+/* Whether a TCP connection is open at both ends, as far as was seen. */
+static __always_inline bool goes_on(__u32 state)
+{
+	return (state & (CONFIRMED | FIN_OUTWARD | FIN_INWARD | RESET)) == CONFIRMED;
+}
+
 /* Take a packet of a flow into account. Nothing is written while nothing changes. */
 static __always_inline void touch(__u64 *life, const struct packet *p, bool outward, __u32 now)
 {

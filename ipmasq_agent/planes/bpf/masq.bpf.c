@@ -204,6 +204,7 @@ __noinline int record_kept(const struct packet *p, __u32 state, bool outward, __
 
 	struct flow_key key;
 	struct kept fresh, *held;
+	__u64 life;
 
 	state = advanced(state, p, outward);
 	fresh.life = LIFE(state, now + lifetime(p->protocol, state));
@@ -211,20 +212,20 @@ __noinline int record_kept(const struct packet *p, __u32 state, bool outward, __
 		outward_key(&key, p);
 	else
 		inward_key(&key, p);
-	held = bpf_map_lookup_elem(&kept, &key);
-	if (held) {
-		__u64 life = READ_ONCE(held->life);
-
-		if (!(STATE(life) & TAKING))
-			__sync_val_compare_and_swap(&held->life, life, fresh.life);
+	count_entry(OF_KEPT, &key, 1);
+	if (!bpf_map_update_elem(&kept, &key, &fresh, BPF_NOEXIST)) {
+		count(p->family, state & FROM_OUTSIDE ? FLOWS_FROM_OUTSIDE : FLOWS_KEPT);
 		return 0;
 	}
-	count_entry(OF_KEPT, &key, 1);
-	if (bpf_map_update_elem(&kept, &key, &fresh, BPF_NOEXIST)) {
-		count_entry(OF_KEPT, &key, -1);
+	count_entry(OF_KEPT, &key, -1);
+	held = bpf_map_lookup_elem(&kept, &key);
+	if (!held)
 		return -1;
-	}
-	count(p->family, state & FROM_OUTSIDE ? FLOWS_FROM_OUTSIDE : FLOWS_KEPT);
+	life = READ_ONCE(held->life);
+	/* Anybody may forge a SYN: to a connection that goes on it means nothing. */
+	if (STATE(life) & TAKING || (!outward && alive(life, now) && goes_on(STATE(life))))
+		return 0;
+	__sync_val_compare_and_swap(&held->life, life, fresh.life);
 	return 0;
 }
 
@@ -609,23 +610,19 @@ __noinline int keep_inward(const struct packet *p, const struct device *device, 
 	struct flow_key key;
 	struct kept *held;
 	bool of_device;
-	__u64 life;
 
 	if (!in_force)
 		return NEXT;
 	of_device = same(&p->destination, &device->source[p->family & 1]);
 	if (of_device && !answer_needs_record(p, device, in_force, slot))
 		return passed(p, IN_PASSED);
-	inward_key(&key, p);
-	held = bpf_map_lookup_elem(&kept, &key);
-	life = held ? READ_ONCE(held->life) : 0;
-	if (held && alive(life, now)) {
-		if (!opens(p))
+	if (!opens(p)) {
+		inward_key(&key, p);
+		held = bpf_map_lookup_elem(&kept, &key);
+		if (held && alive(READ_ONCE(held->life), now)) {
 			touch(&held->life, p, false, now);
-		/* Anybody may forge a SYN: to a connection that goes on it means nothing. */
-		if (!opens(p) ||
-		    (STATE(life) & (CONFIRMED | FIN_OUTWARD | FIN_INWARD | RESET)) == CONFIRMED)
 			return passed(p, IN_PASSED);
+		}
 	}
 	/* What answers nothing, and what ends a connection, begins none. */
 	if (!(in_force->flags & MANAGED) || p->kind == ANSWER || p->part == LATER ||
