@@ -144,7 +144,7 @@ class Datapath:
         for slot in range(layout.SLOTS):
             self.maps["settings"].put(struct.pack("=I", slot), bytes(80))
         self.maps["tables"].put(bytes(4), bytes(16))
-        self.maps["node"].put(bytes(4), struct.pack(layout.NODE, 1, 2, MARK))
+        self.maps["node"].put(bytes(4), struct.pack(layout.NODE, 1, 2, MARK, 0))
         for family in range(layout.FAMILIES):
             self.put_in_force(family, 0)
         for index in range(layout.FAMILIES * layout.MOST_OUTCOMES):
@@ -215,6 +215,10 @@ class Datapath:
         for one in addresses:
             key = struct.pack(layout.OWN_ADDRESS, address(one), family)
             self.maps["addresses"].put(key, b"\0")
+
+    def several(self) -> None:
+        """Say that more than one device has the programs."""
+        self.maps["node"].put(bytes(4), struct.pack(layout.NODE, 1, 2, MARK, 1))
 
     def out(self, packet: Packet | bytes) -> bytes | None:
         """Send a packet out of the device: the frame that leaves, or None where it is dropped."""

@@ -51,7 +51,7 @@ OUTCOMES = (
 PREFIX = "=I16s"  # struct prefix
 SETTINGS = "=QII30HI"
 DEVICE = "=16s16s2B2BBB6s"
-NODE = "=QQH6x"
+NODE = "=QQHH4x"
 OWN_ADDRESS = "=16sI"
 FLOW_KEY = "=16s16sHHBB2x"  # remote, then local end; ports as they are on the wire
 FLOW = "=16sHHIQ"
@@ -71,7 +71,7 @@ STRUCTS: dict[str, tuple[int, dict[str, int]]] = {
         {"stamp": 0, "flags": 8, "port_ranges": 12, "ports": 16, "port_count": 76},
     ),
     "control": (4, {"generation": 0}),
-    "node": (24, {"secret": 0, "mark": 16, "pad": 18}),
+    "node": (24, {"secret": 0, "mark": 16, "several": 18, "pad": 20}),
     "device": (
         44,
         {"source": 0, "has_source": 32, "egress": 34, "link_header": 36, "loopback": 37, "mac": 38},

@@ -269,6 +269,18 @@ def test_an_answer_of_the_node_keeps_address_and_port_where_both_would_change(
             assert masq.out(answer) == answer
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_answer_of_the_node_may_leave_through_another_device(
+    masq: Datapath, family: Addresses, protocol: str
+) -> None:
+    masq.own(family.number, family.node, family.other_node)
+    masq.several()
+    masq.back(flow(protocol, family.outside, 4000, family.node, 53))
+    masq.device(family, source="other_node")  # as the other one is
+    answer = frame(flow(protocol, family.node, 53, family.outside, 4000, reply=True))
+    assert masq.out(answer) == answer
+
+
 def test_connections_of_the_node_from_before_go_on(masq: Datapath, family: Addresses) -> None:
     masq.policy(family.number, {family.everything: layout.MASQUERADE}, ports=[(40000, 40003)])
     data = frame(tcp(family.node, 1500, family.outside, 80, "A"))

@@ -81,6 +81,9 @@ def test_what_is_of_the_node() -> None:
     assert len(told) == size("node")
     assert struct.unpack_from("=QQ", told, at["secret"]) == (5, 6)
     assert struct.unpack_from("=H", told, at["mark"]) == (7,)
+    several = layout.with_several(told, True)
+    assert struct.unpack_from("=H", several, at["several"]) == (1,)
+    assert layout.with_several(several, False) == told
 
 
 REMOTE, LOCAL, POD = (0xFD << 120 | n for n in range(3))

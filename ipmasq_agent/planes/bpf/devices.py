@@ -79,6 +79,7 @@ def tell(
         told = told._replace(egress={**held.egress, family: of_policy})
         if told != known.get(number):
             maps.set_device(number, told)
+    maps.tell_several(len(known.keys() | devices.keys()) > 1)
 
 
 def first_places_move(

@@ -39,7 +39,7 @@ NUMBER = struct.Struct("=I")
 _SETTINGS = struct.Struct(f"=QII{2 * MAX_PORT_RANGES}HI")
 _DEVICE = struct.Struct("=16s16s2B2BBB6s")
 _OWN_ADDRESS = struct.Struct("=16sI")
-_NODE = struct.Struct("=QQH6x")
+_NODE = struct.Struct("=QQHH4x")
 _COLLECTION = struct.Struct("=II")
 MOST_COLLECTED = 80
 """How many flows ``collect`` and ``index_flows`` are told of at once."""
@@ -250,7 +250,13 @@ def pack_node(secret: int, mark: int) -> bytes:
         secret: 128 bits that give ports to flows; who knows it could guess them.
         mark: not 0; in ``tc_index`` of packets that one of our devices has dealt with.
     """
-    return _NODE.pack(secret & (1 << 64) - 1, secret >> 64, mark)
+    return _NODE.pack(secret & (1 << 64) - 1, secret >> 64, mark, 0)
+
+
+def with_several(node: bytes, several: bool) -> bytes:
+    """Return what is of the node, and whether several of its devices have the programs."""
+    *others, _ = _NODE.unpack(node)
+    return _NODE.pack(*others, several)
 
 
 class FlowEnd(NamedTuple):

@@ -94,6 +94,13 @@ class PinnedMaps:
             mark = 1 + secrets.randbelow(_MOST_MARK)
             node.update(key, layout.pack_node(secrets.randbits(128), mark))
 
+    def tell_several(self, several: bool) -> None:
+        """Tell the programs whether they are on several devices."""
+        held = self["node"].lookup(NUMBER.pack(0)) or b""
+        told = layout.with_several(held, several)
+        if told != held:
+            self["node"].update(NUMBER.pack(0), told)
+
     def look_always(self) -> None:
         """Have the programs look each flow up, also where the filters count no entry.
 

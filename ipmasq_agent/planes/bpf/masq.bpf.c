@@ -594,9 +594,12 @@ __noinline int inward_error(struct __sk_buff *skb, const struct packet *p, __u32
 static __always_inline bool answer_needs_record(const struct packet *p, const struct device *device,
 						const struct settings *in_force, __u32 slot)
 {
+	__u32 zero = 0;
+	const struct node *of_node = bpf_map_lookup_elem(&node, &zero);
+
 	if (p->protocol == IPPROTO_TCP || p->kind != PORTS)
 		return false;
-	return in_force->flags & FIXED_SOURCES || !allowed(in_force, slot, p->destination_port) ||
+	return !of_node || of_node->several || in_force->flags & FIXED_SOURCES || !allowed(in_force, slot, p->destination_port) ||
 	       !same(&p->destination, &device->source[p->family & 1]);
 }
 

@@ -73,7 +73,8 @@ struct control {
 struct node {
 	__u64 secret[2]; /* of the hash that gives ports: who knows it could guess them */
 	__u16 mark;	 /* in tc_index of a packet that one of our devices has dealt with */
-	__u16 pad[3];
+	__u16 several;	 /* devices have the programs: an answer may leave by another one */
+	__u16 pad[2];
 };
 
 /* A device with our program on it; the key is its ifindex. */
