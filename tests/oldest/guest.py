@@ -27,6 +27,8 @@ _MODULES = (
     *("drivers/net/veth.ko", "net/sched/sch_ingress.ko", "net/sched/cls_bpf.ko"),
     # The agent looks for rules of its other data planes.
     *("lib/libcrc32c.ko", "net/netfilter/nfnetlink.ko", "net/netfilter/nf_tables.ko"),
+    # And for the sockets that are connected already.
+    *("net/ipv4/inet_diag.ko", "net/ipv4/tcp_diag.ko", "net/ipv4/udp_diag.ko"),
 )
 _PROGRAMS = ("ip", "tc")
 _AGENT_NEEDS = ("click", "PyYAML")
