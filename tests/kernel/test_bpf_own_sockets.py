@@ -10,7 +10,9 @@ import pytest
 
 from ipmasq_agent.agent.reconcile import clean
 from ipmasq_agent.config.model import Flags
+from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.netlink.sockets import ConnectedSocket, list_connected
+from ipmasq_agent.planes.bpf import plane as plane_module
 from ipmasq_agent.policy.addresses import Family, parse_address
 from ipmasq_agent.policy.model import PortRange
 from tests.kernel.test_bpf_survival import (
@@ -144,3 +146,18 @@ def test_connected_sockets_are_listed(
         found = list_connected()
         assert ConnectedSocket(family, PROTOCOLS[kind], here, there, False) in found
         assert all(unconnected.getsockname()[1] != one.local[1] for one in found)
+
+
+def test_a_kernel_that_lists_no_sockets_is_no_obstacle(
+    net: Net, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse() -> list[ConnectedSocket]:
+        raise KernelReadError("no sock_diag here")
+
+    monkeypatch.setattr(plane_module, "list_connected", refuse)
+    with net.node.entered():
+        plane = made()
+        bring(plane, MASQUERADING)
+        assert Connection(net, Family.IPV4).seen == NODE[Family.IPV4]
+        clean(plane, Family)
+    assert "connections of the node may meet" in caplog.text

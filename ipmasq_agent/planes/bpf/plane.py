@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from ipmasq_agent.errors import NotPermitted
+from ipmasq_agent.errors import KernelReadError, NotPermitted
 from ipmasq_agent.host.devices import list_devices
 from ipmasq_agent.logs import event
 from ipmasq_agent.netlink.ct import Connection, introduce
@@ -214,7 +214,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
             if older or (_COUNTING & set(made) and _COUNTED - set(made)):
                 maps.look_always()
             if layout.FLOWS in made:
-                record(maps, list_connected())
+                _record_own(maps)
             if older:
                 self._take_over(maps)
             # Where flows are is told by the secret, or by the table of those that moved.
@@ -348,6 +348,18 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
             if maps is None:
                 return Usage()
             return Usage(self._tables or maps.sweep(), maps.exhausted())
+
+
+def _record_own(maps: PinnedMaps) -> None:
+    """Record the connections of the node, on a kernel that lists them."""
+    try:
+        record(maps, list_connected())
+    except KernelReadError as cause:
+        event(
+            logging.WARNING,
+            "connections of the node may meet a pod's port until they send something",
+            error=cause,
+        )
 
 
 def _connections(flows: Iterable[layout.TrackedFlow]) -> Iterator[Connection]:
