@@ -92,9 +92,18 @@ def frame(packet: Packet, *, source: bytes = NODE_MAC, destination: bytes = NODE
 
 
 def tcp(
-    source: str, sport: int, destination: str, dport: int, flags: str = "S", data: bytes = b"abc"
+    source: str,
+    sport: int,
+    destination: str,
+    dport: int,
+    flags: str = "S",
+    data: bytes = b"abc",
+    *,
+    ack: int = 1,
 ) -> Packet:
-    return network(source, destination) / TCP(sport=sport, dport=dport, flags=flags) / Raw(data)
+    """A segment of a connection in which both ends begin to count at 0."""
+    segment = TCP(sport=sport, dport=dport, flags=flags, ack=ack)
+    return network(source, destination) / segment / Raw(data)
 
 
 def udp(

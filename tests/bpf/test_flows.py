@@ -166,18 +166,24 @@ def test_a_flow_that_begins_again_leaves_another_ones_way_back_alone(
 
 
 @pytest.mark.parametrize("side", ["pod", "outside"])
-def test_a_reset_shortens_a_flow_and_data_after_it_restores_it(
+def test_a_reset_shortens_a_flow_and_its_sender_restores_it_by_going_on(
     masq: Datapath, family: Addresses, side: str
 ) -> None:
     establish(masq, family)
     key = of_pod(family)
     assert left(masq, family, key) > ESTABLISHED - 5
-    if side == "pod":
-        masq.out(tcp(family.pod, 1500, family.outside, 80, "R"))
-    else:
-        masq.back(tcp(family.outside, 80, family.node, 1500, "R"))
+
+    def send(flags: str, by: str) -> None:
+        if by == "pod":
+            masq.out(tcp(family.pod, 1500, family.outside, 80, flags))
+        else:
+            masq.back(tcp(family.outside, 80, family.node, 1500, flags))
+
+    send("R", side)
     assert 0 < left(masq, family, key) <= RESET_LIFE
-    masq.back(tcp(family.outside, 80, family.node, 1500, "A"))  # so it was forged
+    send("A", "outside" if side == "pod" else "pod")  # on its way while the reset came
+    assert 0 < left(masq, family, key) <= RESET_LIFE
+    send("A", side)  # so the reset was forged
     assert left(masq, family, key) > ESTABLISHED - 5
 
 
@@ -211,6 +217,19 @@ def test_a_connection_lives_long_once_its_opener_has_answered_the_answer(
         masq.out(tcp(family.pod, 1500, family.outside, 80, "A"))
     else:
         masq.back(tcp(family.outside, 80, node, 1500, "A"))
+    assert left(masq, family, key) > ESTABLISHED - 5
+
+
+def test_a_forged_connection_from_outside_lives_no_longer_than_a_half_open_one(
+    masq: Datapath, family: Addresses
+) -> None:
+    key = of_pod(family)
+    masq.back(tcp(family.outside, 80, family.pod, 1500, "S"))
+    masq.out(tcp(family.pod, 1500, family.outside, 80, "SA"))
+    for guess in (0, 2, 1 << 31):  # whoever sends these has not got the answer
+        masq.back(tcp(family.outside, 80, family.pod, 1500, "A", ack=guess))
+        assert OPENING - 5 <= left(masq, family, key) <= OPENING
+    masq.back(tcp(family.outside, 80, family.pod, 1500, "A", ack=1))
     assert left(masq, family, key) > ESTABLISHED - 5
 
 

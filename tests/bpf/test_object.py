@@ -109,7 +109,8 @@ def test_numbers_are_those_that_the_agent_writes(tmp_path: Path) -> None:
         *("IPV4", "IPV6", "FAMILIES", "GENERATIONS", "SLOTS", "MASQUERADE", "NON_MASQUERADE"),
         *("MANAGED", "ONLY_SOURCES", "FIXED_SOURCES", "RANDOM_FULLY", "LOCAL_TOO", "DRAINING"),
         *("INDEXING", "FROM_OUTSIDE", "SEEN_OUTWARD", "SEEN_INWARD", "CONFIRMED"),
-        *("FIN_OUTWARD", "FIN_INWARD", "RESET", "INDEXED", "TAKING", "BY_FIXED"),
+        *("FIN_OUTWARD", "FIN_INWARD", "RESET_OUTWARD", "INDEXED", "TAKING", "BY_FIXED"),
+        *("RESET_INWARD", "ACCEPTED", "NUMBER_SHIFT"),
     )
     assert_equal_in_c(tmp_path, {name: getattr(layout, name) for name in names})
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.bpf import layout
 from tests.bpf.datapath import SHED_AT_ONCE, TABLE, Datapath, Flow, Key, now
-from tests.bpf.layout import CONFIRMED, FIN_OUTWARD, RESET, SEEN_INWARD, SEEN_OUTWARD
+from tests.bpf.layout import CONFIRMED, FIN_OUTWARD, RESET_OUTWARD, SEEN_INWARD, SEEN_OUTWARD
 from tests.bpf.packets import FAMILIES, Addresses, address, flow, frame, tcp, udp
 
 GONE = IDLE = 2
@@ -145,7 +145,7 @@ def test_only_what_was_never_a_connection_and_is_idle_makes_room(
         1: (UDP, SEEN_OUTWARD, 30 - IDLE),
         2: (TCP, SEEN_OUTWARD, 60 - IDLE),
         3: (TCP, BOTH, 60 - IDLE),  # whoever opened it has said no more
-        4: (TCP, BOTH | CONFIRMED | RESET, 10 - IDLE),
+        4: (TCP, BOTH | CONFIRMED | RESET_OUTWARD, 10 - IDLE),
         5: (ICMP, SEEN_OUTWARD, 30 - IDLE),
     }
     others = {

@@ -83,14 +83,20 @@ static __always_inline __u32 advanced(__u32 state, const struct packet *p, bool 
 	if (p->protocol != IPPROTO_TCP || p->part == LATER)
 		return state;
 	if (p->tcp_flags & TCP_RST)
-		return state | RESET;
-	/* Sequence numbers are not looked at: traffic after a reset shows that it was forged. */
-	state &= ~RESET;
+		return state | (outward ? RESET_OUTWARD : RESET_INWARD);
+	/* Whether it fits is not looked at: that its sender goes on shows that it was forged. */
+	state &= ~(outward ? RESET_OUTWARD : RESET_INWARD);
 	if (p->tcp_flags & TCP_FIN)
 		state |= outward ? FIN_OUTWARD : FIN_INWARD;
-	/* Also where the flow is met in the middle; whoever forges a SYN cannot answer for it. */
-	if (!(p->tcp_flags & TCP_SYN) && by_opener && (answered || first))
-		state |= CONFIRMED;
+	if (accepts(p) && !by_opener) {
+		state &= (1 << NUMBER_SHIFT) - 1;
+		state |= ACCEPTED | (__u32)p->number << NUMBER_SHIFT;
+	}
+	if (p->tcp_flags & TCP_SYN || !by_opener)
+		return state;
+	/* Whoever forges a SYN does not get the answer, and has to guess what to acknowledge. */
+	if (state & ACCEPTED ? p->number == state >> NUMBER_SHIFT : answered || first)
+		state |= CONFIRMED; /* also where the flow is met in the middle */
 	return state;
 }
 

@@ -91,9 +91,11 @@ class FlowState(enum.IntFlag):
     CONFIRMED = 1 << 3
     FIN_OUTWARD = 1 << 4
     FIN_INWARD = 1 << 5
-    RESET = 1 << 6
+    RESET_OUTWARD = 1 << 6
     TAKING = 1 << 8
     BY_FIXED = 1 << 9
+    RESET_INWARD = 1 << 10
+    RESET = RESET_OUTWARD | RESET_INWARD
 
 
 OUTCOMES = (

@@ -31,19 +31,6 @@ static __always_inline int dropped(const struct packet *p, enum outcome why)
 	return DROP;
 }
 
-static __always_inline bool opens(const struct packet *p)
-{
-	return p->protocol == IPPROTO_TCP && p->part != LATER &&
-	       (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
-}
-
-/* Whether a packet accepts a connection: whoever opened it is at the other end. */
-static __always_inline bool accepts(const struct packet *p)
-{
-	return p->protocol == IPPROTO_TCP && p->part != LATER &&
-	       (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == (TCP_SYN | TCP_ACK);
-}
-
 /*
  * The first fragment leaves its ports for the later ones, which find them here.
  * False where they do not.

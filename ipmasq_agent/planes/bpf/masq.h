@@ -113,10 +113,14 @@ struct flow_key {
 #define CONFIRMED	(1 << 3) /* TCP: who began it has answered the answer */
 #define FIN_OUTWARD	(1 << 4)
 #define FIN_INWARD	(1 << 5)
-#define RESET		(1 << 6)
+#define RESET_OUTWARD	(1 << 6)
 #define INDEXED		(1 << 7) /* it is in `moved` too */
 #define TAKING		(1 << 8) /* about to get another owner, or to go: nobody's for now */
 #define BY_FIXED	(1 << 9) /* its address is one that the policy fixes */
+#define RESET_INWARD	(1 << 10)
+#define ACCEPTED	(1 << 11) /* TCP: the opener has to acknowledge this number: */
+#define RESET		(RESET_OUTWARD | RESET_INWARD)
+#define NUMBER_SHIFT	16	  /* its lower half, from here to the state's last bit */
 
 /*
  * What changes of a flow, in one word that is changed by compare-and-exchange: its state,

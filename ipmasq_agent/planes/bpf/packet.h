@@ -18,11 +18,18 @@
 #define VLAN_NUMBER	0x0fff
 #define IP_MORE		0x2000
 #define IP_OFFSET	0x1fff
-#define TCP_FLAGS_AT	13
 #define TCP_FIN		0x01
 #define TCP_SYN		0x02
 #define TCP_RST		0x04
 #define TCP_ACK		0x10
+
+/* A TCP header as far as the flags; of its numbers the lower halves are enough here. */
+struct tcp_begin {
+	__be16 source, destination;
+	__be16 sequence_high, sequence;
+	__be16 acknowledged_high, acknowledged;
+	__u8 offset, flags;
+};
 
 /* linux/icmp.h wants the headers of the C library, which are not made for this target. */
 #define ICMP_ECHOREPLY	     0
@@ -71,6 +78,7 @@ struct packet {
 	__u8 tcp_flags;
 	__u8 plain;	 /* ports follow on an IP header without options, in a whole packet */
 	__be16 checksum; /* of that IP header, in IPv4 */
+	__u16 number;	 /* TCP, the lower half: what it acknowledges, or wants to have so */
 	__u32 network;	 /* offsets from the packet's begin */
 	__u32 transport; /* not there in a LATER one */
 	__be32 fragment_id;
@@ -236,6 +244,26 @@ static __always_inline void parse_icmpv6(struct packet *p, __u8 type, __be16 id)
 	}
 }
 
+static __always_inline void read_tcp(struct packet *p, const struct tcp_begin *tcp)
+{
+	p->tcp_flags = tcp->flags;
+	p->number = tcp->flags & TCP_SYN ? bpf_ntohs(tcp->sequence) + 1
+					 : bpf_ntohs(tcp->acknowledged);
+}
+
+static __always_inline bool opens(const struct packet *p)
+{
+	return p->protocol == IPPROTO_TCP && p->part != LATER &&
+	       (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
+}
+
+/* Whether a packet accepts a connection: whoever opened it is at the other end. */
+static __always_inline bool accepts(const struct packet *p)
+{
+	return p->protocol == IPPROTO_TCP && p->part != LATER &&
+	       (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == (TCP_SYN | TCP_ACK);
+}
+
 /*
  * Read the headers from p->network on, of the family that is set. `quoted` is a packet
  * within an ICMP error: of its transport header eight bytes are sure to be there.
@@ -254,6 +282,7 @@ __noinline int parse(struct __sk_buff *skb, struct packet *p, bool quoted)
 			__u8 type, code;
 			__be16 checksum, id, sequence;
 		} icmp;
+		struct tcp_begin tcp;
 	} header = {};
 	int error;
 
@@ -274,9 +303,11 @@ __noinline int parse(struct __sk_buff *skb, struct packet *p, bool quoted)
 			return -2;
 		p->source_port = header.ports.source;
 		p->destination_port = header.ports.destination;
-		if (p->protocol == IPPROTO_TCP && !quoted &&
-		    bpf_skb_load_bytes(skb, p->transport + TCP_FLAGS_AT, &p->tcp_flags, 1))
+		if (p->protocol == IPPROTO_UDP || quoted)
+			return 0;
+		if (bpf_skb_load_bytes(skb, p->transport, &header.tcp, sizeof(struct tcp_begin)))
 			return -2;
+		read_tcp(p, &header.tcp);
 		return 0;
 	case PROTOCOL_SCTP:
 		if (p->part == LATER)
@@ -355,9 +386,9 @@ static __always_inline bool parse_plain(const struct __sk_buff *skb, struct pack
 		ports = network + sizeof(*ip);
 	}
 	if (p->protocol == IPPROTO_TCP) {
-		if ((const void *)ports + TCP_FLAGS_AT + 1 > end)
+		if ((const void *)ports + sizeof(struct tcp_begin) > end)
 			return false;
-		p->tcp_flags = ((const __u8 *)ports)[TCP_FLAGS_AT];
+		read_tcp(p, (const void *)ports);
 	} else if (p->protocol != IPPROTO_UDP) {
 		return false;
 	}

@@ -32,7 +32,7 @@ _FLOW = struct.Struct("=16s2s2xII")  # address, port, state, expires
 _DEVICE = struct.Struct("=34xBB4x")  # of the families, in which generations the device counts
 _OUTWARD = 0  # a side
 _TRANSLATED = 1 << 0  # the other bits of a state are those of today, one place further up
-_SAME_PLACE = FlowState.FIN_OUTWARD | FlowState.FIN_INWARD | FlowState.RESET
+_SAME_PLACE = FlowState.FIN_OUTWARD | FlowState.FIN_INWARD | FlowState.RESET_OUTWARD
 _SEEN = FlowState.SEEN_OUTWARD | FlowState.SEEN_INWARD
 
 
