@@ -140,7 +140,8 @@ def bring(plane: BpfPlane, text: str, said: Flags | None = None) -> None:
     """Put a document in force, in the namespace in which the caller is."""
     config = parse_document(text.encode(), "cm", said or flags()).config
     outcomes = reconcile(plane, Intent(config, NO_FACTS.with_(LINKS, read_links())))
-    assert [str(one.error) for one in outcomes.values() if one.error] == []
+    errors = [str(one.error) for one in outcomes.values() if one.error]
+    assert not errors, errors
 
 
 @contextlib.contextmanager

@@ -13,12 +13,14 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.kernel.attacks.site import Plan
 from tests.netns import Namespace
+from tests.waiting import wait_until
 
 PORT = 7777
-SIZE = 16
+SIZE = 32
 """Bytes of each payload."""
 # Without anything that comes: longer than other work keeps this machine from it.
 _PATIENCE = 30.0
@@ -66,19 +68,21 @@ class Server(threading.Thread):
         seen: of each name, with which addresses and ports it came, to which server.
     """
 
-    def __init__(self, where: Namespace, plan: Plan, servers: int = 1) -> None:
+    def __init__(self, where: Namespace, addresses: Sequence[str]) -> None:
         super().__init__(daemon=True)
         self.seen: dict[str, set[tuple[str, int, int]]] = {}
         self.failure: Exception | None = None
+        self._answers: dict[str, tuple[socket.socket, tuple[Any, ...], bytes]] = {}
         self._selector = selectors.DefaultSelector()
         self._ending, self._end = socket.socketpair()
         self._selector.register(self._ending, selectors.EVENT_READ, None)
         with where.entered():
-            for number in range(servers):
+            for number, address in enumerate(addresses):
+                family = socket.AF_INET6 if ":" in address else socket.AF_INET
                 for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-                    made = socket.socket(plan.kind, kind)
+                    made = socket.socket(family, kind)
                     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    made.bind((plan.server(number), PORT))
+                    made.bind((address, PORT))
                     made.setblocking(False)
                     if kind == socket.SOCK_DGRAM:
                         made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
@@ -102,7 +106,7 @@ class Server(threading.Thread):
         with contextlib.suppress(BlockingIOError):
             while True:
                 data, source = at.recvfrom(2048)
-                self._note(data, source, number)
+                self._note(at, data, source, number)
                 at.sendto(data, source)
 
     def _accept(self, at: socket.socket, number: int) -> None:
@@ -124,17 +128,25 @@ class Server(threading.Thread):
                         self._selector.unregister(at)
                         at.close()
                         return
-                    self._note(data, source, number)
+                    self._note(at, data, source, number)
                     with contextlib.suppress(OSError):  # the other side may be gone
                         at.sendall(data)
 
                 self._selector.register(accepted, selectors.EVENT_READ, (answer, number))
 
-    def _note(self, data: bytes, source: Sequence[object], number: int) -> None:
+    def _note(self, at: socket.socket, data: bytes, source: tuple[Any, ...], number: int) -> None:
         name = data[:SIZE].decode().split()[0]
-        host, port = str(ipaddress.ip_address(str(source[0]))), source[1]
-        assert isinstance(port, int)
+        host, port = str(ipaddress.ip_address(source[0])), source[1]
         self.seen.setdefault(name, set()).add((host, port, number))
+        self._answers[name] = at, source, data[-SIZE:]
+
+    def repeat(self, names: Iterable[str]) -> None:
+        """Send the latest answers once more, before anything is asked."""
+        for at, source, data in map(self._answers.__getitem__, names):
+            if at.type == socket.SOCK_DGRAM:
+                at.sendto(data, source)
+            else:
+                at.sendall(data)
 
     def hosts(self, names: Iterable[str]) -> Counter[str]:
         """Return from how many of these names each address came."""
@@ -235,6 +247,17 @@ def ask(them: Sequence[Asker], rounds: int = 1) -> Outcome:
     return outcome
 
 
+def hear(them: Sequence[Asker]) -> Outcome:
+    """Have all of them get the latest answer, which is sent once more."""
+    outcome = Outcome()
+    with selectors.DefaultSelector() as selector:
+        for one in them:
+            selector.register(one.socket, selectors.EVENT_READ, one)
+        waiting = {one.name: one.payload() for one in them}
+        outcome.lost += _wait(waiting, selector, outcome.strayed)
+    return outcome
+
+
 def _ask(
     some: Sequence[Asker], selector: selectors.BaseSelector, strayed: list[tuple[str, str]]
 ) -> list[str]:
@@ -246,6 +269,15 @@ def _ask(
             waiting[one.name] = one.ask()
         except OSError:
             lost.append(one.name)
+    return [*lost, *_wait(waiting, selector, strayed)]
+
+
+def _wait(
+    waiting: dict[str, bytes],
+    selector: selectors.BaseSelector,
+    strayed: list[tuple[str, str]],
+) -> list[str]:
+    """Wait for what each is to get, and return who does not."""
     while waiting and (ready := selector.select(_PATIENCE)):
         for key, _ in ready:
             one = key.data
@@ -259,4 +291,28 @@ def _ask(
                 del waiting[one.name]
             else:
                 strayed.append((one.name, data.decode().strip()))
-    return [*lost, *waiting]
+    return [*waiting]
+
+
+@contextlib.contextmanager
+def kept_busy(them: Sequence[Asker]) -> Iterator[None]:
+    """Have them ask all the time; whoever is not answered fails the test."""
+    stopping, went_round = threading.Event(), 0
+    outcome = Outcome()
+
+    def work() -> None:
+        nonlocal went_round, outcome
+        while not stopping.is_set() and outcome == Outcome():
+            outcome = ask(them)
+            went_round += 1
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+        reached = went_round + 3
+        wait_until(lambda: went_round >= reached or outcome != Outcome(), "it goes on")
+    finally:
+        stopping.set()
+        thread.join()
+    assert outcome == Outcome()

@@ -53,7 +53,7 @@ def answered(
     hosts = named("node", own, [plan.node], there)
     half = len(pods) // 2
     with (
-        Server(where.world, plan, servers) as server,
+        Server(where.world, there) as server,
         askers(where.pod, plan, kind, pods[:half]) as early,
         askers(where.node, plan, kind, hosts) as theirs,
         askers(where.pod, plan, kind, pods[half:]) as late,
@@ -97,7 +97,7 @@ def test_the_node_wants_the_port_that_a_pod_has(family: Family, kind: socket.Soc
     with (
         site() as where,
         masquerading(where, PODS_ONLY, flags([(40_000, 40_001)])),
-        Server(where.world, plan) as server,
+        Server(where.world, [plan.server(0)]) as server,
         askers(where.pod, plan, kind, pod_ends) as pod,
     ):
         assert ask(pod) == Outcome()
@@ -115,7 +115,7 @@ def test_the_node_wants_the_only_port_and_a_pod_has_it(
     with (
         site() as where,
         masquerading(where, PODS_ONLY, flags([(40_000, 40_000)])) as plane,
-        Server(where.world, plan) as server,
+        Server(where.world, [plan.server(0)]) as server,
         askers(where.pod, plan, kind, [("pod", plan.pod(0), plan.server(0))]) as pod,
         socket.socket(plan.kind, kind) as host,
     ):
@@ -200,7 +200,7 @@ def beside_others(
         where.pick_ports(*ports)
         others = stack.enter_context(containers(where, family, ports))
         stack.enter_context(masquerading(where, PODS_ONLY, flags([ports])))
-        server = stack.enter_context(Server(where.world, plan))
+        server = stack.enter_context(Server(where.world, [plan.server(0)]))
         everybody = [
             stack.enter_context(askers(of, plan, kind, ends))
             for of, ends in (
