@@ -26,6 +26,7 @@ from tests.kernel.crossing import PLANS, PORT, Crossing, arrivals, crossing
 from tests.kernel.pins import placement
 from tests.kernel.running import Running
 from tests.kernel.test_bpf_survival import MASQUERADING, bring
+from tests.kernel.test_network_watch import add_pod
 from tests.netns import Namespace
 from tests.waiting import wait_until
 
@@ -193,6 +194,20 @@ def test_devices_for_replies_are_told_from_those_of_the_policy(
     lab.node.run(["ip", "link", "del", "eth0"])
     assert not plane.disturbed()  # word of that comes by itself
     assert status_of("cleanup", "--backend=bpf") == 0
+
+
+def test_host_ends_of_pods_pairs_that_have_an_address_get_no_programs(in_ns: Namespace) -> None:
+    """As ptp makes them, also where they are called gke0123."""
+    in_ns.run(["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "far0"])
+    in_ns.run(["ip", "link", "set", "eth0", "up"])
+    in_ns.address("eth0", "192.0.2.1/24", "2001:db8::1/64")
+    with Namespace("pods") as pods:
+        for number in range(3):
+            add_pod(in_ns, pods, number)
+        for document in (MASQUERADING, ONLY_ETH0):
+            with in_force("bpf", document), pinned() as maps:
+                assert set(maps.devices()) == {socket.if_nametoindex("eth0")}
+                assert {"10.244.0.1", "fd00:244::1"} < own()
 
 
 # -- frames that are not the device's --------------------------------------------------------
