@@ -28,11 +28,14 @@ def verdicts(bytecode: Path) -> list[dict[str, Any]]:
 
 def table(found: list[dict[str, Any]]) -> str:
     """Return a line for each program, a column for each kernel, and why it is refused."""
-    lines = [_line("instructions verified", [said["release"] for said in found])]
+    lines = [_line("instructions and stack", [said["release"] for said in found])]
     words = []
     for name in found[0]["programs"]:
         answers = [said["programs"][name] for said in found]
-        shown = [f"{a['instructions']:,}" if "instructions" in a else "REFUSED" for a in answers]
+        shown = [
+            "REFUSED" if "refused" in a else f"{a['instructions']:,}  {a['stack']:>3} B"
+            for a in answers
+        ]
         lines.append(_line(name, shown))
         for said, answer in zip(found, answers, strict=True):
             if "refused" in answer:
@@ -41,7 +44,7 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def _line(name: str, cells: list[str]) -> str:
-    return f"{name:<24}" + "".join(f"{cell:>24}" for cell in cells)
+    return f"{name:<23}" + "".join(f"{cell:>25}" for cell in cells)
 
 
 def main() -> int:

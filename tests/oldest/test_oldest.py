@@ -12,8 +12,9 @@ from tests.bpf.datapath import compile_programs
 from tests.oldest import guest
 from tests.oldest.__main__ import BYTECODE, table, verdicts
 
-# What a verifier goes through at most is a million; another compiler may make more of it.
+# A million and 512 bytes are allowed; another compiler may make more of a program.
 MOST_INSTRUCTIONS = 500_000
+MOST_STACK = 480
 
 pytestmark = [
     pytest.mark.long,
@@ -28,7 +29,9 @@ def test_the_verifiers_take_every_program_with_room(capsys: pytest.CaptureFixtur
         print(f"\n{table(found)}")
     for said in found:
         for name, answer in said["programs"].items():
-            assert answer.get("instructions", MOST_INSTRUCTIONS) < MOST_INSTRUCTIONS, (name, said)
+            assert "refused" not in answer, name
+            assert answer["instructions"] <= MOST_INSTRUCTIONS, name
+            assert answer["stack"] <= MOST_STACK, name
     assert found[0]["release"].startswith("6.1.")
 
 
@@ -39,7 +42,8 @@ def test_packets_fare_there_as_here(tmp_path: Path) -> None:
         [
             *("env", f"{COMPILED}={programs}", guest.python(), "-m", "pytest", "-q", "--color=no"),
             *("-p", "no:cacheprovider", "tests/bpf", "tests/oldest/scene.py"),
-            *("--ignore", "tests/bpf/test_object.py"),  # of the object alone, by the compiler
+            # Of the object alone by the compiler, and thousands of packets, which take minutes.
+            *("--ignore", "tests/bpf/test_object.py", "--ignore", "tests/bpf/test_model.py"),
         ],
         [programs, guest.tool("bpftool")],
         ("pytest", "pytest-timeout", "hypothesis", "scapy"),

@@ -385,23 +385,22 @@ static __always_inline void forget_place(const struct flow_key *at, struct flow_
 }
 
 /*
- * Have a flow found by what its packets are before translation.
+ * Have a flow found by what its packets are before translation; `key` is another one afterwards.
  * Returns 0, or -1 where there is no room for that.
  */
-static __always_inline int index_flow(const struct flow_key *key, struct flow *flow)
+static __always_inline int index_flow(struct flow_key *key, struct flow *flow)
 {
 	struct place place = {.address = key->local, .port = key->local_port};
 	__u64 before = READ_ONCE(flow->life), found;
-	struct flow_key untranslated = *key;
 
-	untranslated.local = flow->address;
-	untranslated.local_port = flow->port;
+	key->local = flow->address;
+	key->local_port = flow->port;
 	if (STATE(before) & TAKING)
 		return 0;
-	count_entry(OF_MOVED, &untranslated, 1);
-	if (bpf_map_update_elem(&moved, &untranslated, &place, BPF_NOEXIST)) {
-		count_entry(OF_MOVED, &untranslated, -1);
-		if (bpf_map_update_elem(&moved, &untranslated, &place, BPF_EXIST))
+	count_entry(OF_MOVED, key, 1);
+	if (bpf_map_update_elem(&moved, key, &place, BPF_NOEXIST)) {
+		count_entry(OF_MOVED, key, -1);
+		if (bpf_map_update_elem(&moved, key, &place, BPF_EXIST))
 			return -1;
 	}
 	found = __sync_val_compare_and_swap(&flow->life, before, before | LIFE(INDEXED, 0));
@@ -410,8 +409,11 @@ static __always_inline int index_flow(const struct flow_key *key, struct flow *f
 	return 0;
 }
 
-/* Put a flow at its key, if nobody lives there. */
-static __always_inline enum claimed claim(const struct flow_key *key, const struct flow *flow,
+/*
+ * Put a flow at its key, if nobody lives there. No part of its callers: of the 512 bytes of stack
+ * that a chain of calls may take, each frame in Linux 6.1 counts as a multiple of 32.
+ */
+static __noinline enum claimed claim(const struct flow_key *key, const struct flow *flow,
 					  __u32 now)
 {
 	struct flow *held;
@@ -457,19 +459,17 @@ struct claiming {
 	struct choice choice;
 	__u32 slot;
 	__u32 now;
-	__u32 nth; /* at which place it is in the end */
 	enum claimed claimed;
 };
 
-static long claim_nth(__u32 index, void *context)
+static long claim_nth(__u32 nth, void *context)
 {
 	struct claiming *claiming = context;
 	const struct settings *in_force = bpf_map_lookup_elem(&settings, &claiming->slot);
 
 	if (!in_force)
 		return 1;
-	claiming->nth = index + 1; /* the first was tried already */
-	claiming->key.local_port = nth_port(&claiming->choice, in_force, claiming->slot, claiming->nth);
+	claiming->key.local_port = nth_port(&claiming->choice, in_force, claiming->slot, nth);
 	claiming->claimed = claim(&claiming->key, &claiming->flow, claiming->now);
 	return claiming->claimed != TAKEN;
 }

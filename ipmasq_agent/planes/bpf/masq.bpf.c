@@ -289,16 +289,14 @@ __noinline int exhaust(const struct packet *p)
 }
 
 /* Give a flow a place whose replies nobody else has; the key of it is left in `claiming`. */
-static __noinline int find_place(struct claiming *claiming, const struct settings *in_force)
+static __always_inline enum claimed find_place(struct claiming *claiming,
+					       const struct settings *in_force)
 {
-	__u32 ports;
+	__u32 ports = ports_of(&claiming->choice, in_force), places = 1;
 
-	claiming->key.local_port = nth_port(&claiming->choice, in_force, claiming->slot, 0);
-	claiming->claimed = claim(&claiming->key, &claiming->flow, claiming->now);
-	if (claiming->claimed != TAKEN || !claiming->choice.any)
-		return claiming->claimed;
-	ports = ports_of(&claiming->choice, in_force);
-	bpf_loop(SCATTERED + (ports < IN_ORDER ? ports : IN_ORDER), claim_nth, claiming, 0);
+	if (claiming->choice.any)
+		places += SCATTERED + (ports < IN_ORDER ? ports : IN_ORDER);
+	bpf_loop(places, claim_nth, claiming, 0);
 	return claiming->claimed;
 }
 
@@ -474,19 +472,19 @@ SEC("tc")
 int outward(struct __sk_buff *skb)
 {
 	struct packet p = {};
-	__u32 ifindex = skb->ifindex, now, slot;
-	const struct device *device = bpf_map_lookup_elem(&devices, &ifindex);
+	struct finding finding = {.ifindex = skb->ifindex};
+	const struct device *device = bpf_map_lookup_elem(&devices, &finding.ifindex);
 	const struct settings *in_force;
 	struct flow_key key;
 	struct flow *flow;
-	struct finding finding = {.ifindex = ifindex};
+	__u32 now, slot;
 	int error, outcome;
 
 	if (!device || is_marked(skb) || !find_network(skb, device->link_header, &p) ||
 	    is_foreign(skb, device))
 		return NEXT;
-	slot = slot_in_force(p.family);
-	in_force = bpf_map_lookup_elem(&settings, &slot);
+	slot = finding.slot = slot_in_force(p.family);
+	in_force = bpf_map_lookup_elem(&settings, &finding.slot);
 	if (!in_force || !(in_force->flags & (MANAGED | DRAINING)))
 		return NEXT;
 	if (device->loopback && !(in_force->flags & LOCAL_TOO))
@@ -513,7 +511,6 @@ int outward(struct __sk_buff *skb)
 		return passed(&p, OUT_KEPT_SCOPE);
 	}
 
-	finding.slot = slot;
 	flow = find_flow(&p, device, &key, &finding, now);
 	/* A new connection of a pod is never taken for a part of an older one. */
 	if (flow && opens(&p) && STATE(READ_ONCE(flow->life)) & SEEN_INWARD) {

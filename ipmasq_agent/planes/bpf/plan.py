@@ -67,8 +67,7 @@ class BpfPlan:
             return len(self.added), len(self.removed)
         going, coming = difference(old.keep.elements, new.keep.elements)
         more, fewer = self._on_the_node
-        cleans = self.actual.remains and not going and not fewer
-        return len(coming) + len(more) + self._mends, len(going) + len(fewer) + cleans
+        return len(coming) + len(more) + self._mends, len(going) + len(fewer)
 
     @property
     def result(self) -> BpfState:
@@ -100,7 +99,7 @@ class BpfPlan:
     def removed(self) -> list[str]:
         """What goes."""
         lines = _only_in(self.actual.rules, self.desired) + self._on_the_node[1]
-        if not lines and self.actual.remains:
+        if not lines and self and not self.added:
             lines.append(f"{self.actual.family.value} maps and programs that are not in force")
         return lines
 

@@ -48,7 +48,6 @@ class FirstLayout:
     def __init__(self, old: PinnedMaps, new: PinnedMaps, here: NodeDevices) -> None:
         self._old, self._new = old, new
         self._devices = {device.number: device for device in here.by_name.values()}
-        self._here = here.own
         self._own = {layout.pack_address(*one) for one in here.own}
         self._seen: set[int] = set()
         self._fixed: set[bytes] = set()
@@ -64,7 +63,6 @@ class FirstLayout:
             if settings.flags & SettingsFlag.MANAGED:
                 rules = old.rules(family, layout.slot(family, generation))
                 new.fill(layout.slot(family, 0), rules, settings.stamp)
-                new.add_own(family, (address for of, address in self._here if of is family))
                 self._fixed |= {layout.pack_address(family, one.address) for one in rules.fixed}
             else:
                 new.set_settings(layout.slot(family, 0), settings)
