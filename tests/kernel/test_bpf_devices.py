@@ -15,6 +15,8 @@ from scapy.packet import Packet
 
 from ipmasq_agent.agent.reconcile import clean
 from ipmasq_agent.planes import detect
+from ipmasq_agent.planes.bpf import layout
+from ipmasq_agent.planes.bpf.layout import SettingsFlag
 from ipmasq_agent.planes.bpf.maps import PinnedMaps
 from ipmasq_agent.planes.bpf.pins import PinDirectory
 from ipmasq_agent.planes.bpf.plane import BpfPlane
@@ -208,6 +210,18 @@ def test_host_ends_of_pods_pairs_that_have_an_address_get_no_programs(in_ns: Nam
             with in_force("bpf", document), pinned() as maps:
                 assert set(maps.devices()) == {socket.if_nametoindex("eth0")}
                 assert {"10.244.0.1", "fd00:244::1"} < own()
+
+
+def test_what_a_killed_agent_began_for_flows_to_be_found_ends_with_the_next_change(
+    lab: Crossing,
+) -> None:
+    with in_force("bpf", MASQUERADING) as plane, pinned() as maps:
+        slot = layout.slot(Family.IPV4, maps.generation(Family.IPV4))
+        held = maps.settings(slot)
+        maps.set_settings(slot, held._replace(flags=held.flags | SettingsFlag.INDEXING))
+        lab.node.address("eth0", "192.0.2.77/24")
+        bring(plane, MASQUERADING)
+        assert maps.settings(slot) == held
 
 
 # -- frames that are not the device's --------------------------------------------------------

@@ -10,6 +10,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,10 +21,13 @@ from ipmasq_agent.planes.bpf.plane import BpfPlane
 from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import PortRange
+from tests.kernel.agent import status_of
 from tests.kernel.crossing import PLANS, Crossing, arrivals, crossing
 from tests.kernel.pins import placement
+from tests.kernel.running import Running
 from tests.kernel.test_bpf_survival import MASQUERADING, bring
 from tests.netns import Namespace
+from tests.waiting import wait_until
 
 BACKENDS = ["iptables-nft", "bpf"]
 WORLD = {Family.IPV4: "203.0.113.7", Family.IPV6: "2001:db8:f::7"}
@@ -174,6 +178,31 @@ def test_flows_go_on_where_a_device_gets_another_source_and_leave_one_that_goes(
     for flow in flows[:2]:
         begins_anew(flow, SECOND[net.family])
     assert {flow.exchange()[0] for flow in later} == {SECOND[net.family]}
+
+
+def test_an_agent_does_so_at_the_kernels_word(net: Net, tmp_path: Path) -> None:
+    document = tmp_path / "config"
+    document.write_text(f"{MASQUERADING}\nresyncInterval: 1h\n")
+    words = f"--config={document}", "--backend=bpf", "--enable-ipv6"
+    agent = Running(tmp_path / "log", "run", *words)
+
+    def in_step() -> bool:
+        return status_of("diff", *words) == 0
+
+    try:
+        agent.wait_ready()
+        flows = net.flows(net.lab.pods[0])
+        before = [flow.exchange() for flow in flows]
+        net.give_second_address()
+        wait_until(in_step, "the other source is told")
+        assert [flow.exchange() for flow in flows] == before
+        assert Udp(net, net.lab.pods[0]).exchange()[0] == SECOND[net.family]
+        net.take_first_address()
+        wait_until(in_step, "the address is forgotten")
+        for flow in flows:
+            begins_anew(flow, SECOND[net.family])
+    finally:
+        agent.stop()
 
 
 @pytest.mark.parametrize("moved", [False, True])

@@ -108,6 +108,8 @@ def first_places_move(
     random_fully = bool(before.flags & SettingsFlag.RANDOM_FULLY)
     if (before.ports, random_fully) != (rules.ports, rules.random_fully):
         return True
+    if before.flags & SettingsFlag.INDEXING:
+        return True  # an agent was killed over it: once more, and it is over
     return any(
         known[number].sources.get(family) in addresses - {device.source}
         for number, device in devices.items()
