@@ -189,7 +189,8 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
                     maps.set_settings(slot, maps.settings(slot)._replace(stamp=stamp))
                 if made:  # programs with new maps find the policy in force there
                     self._attach(maps, present)
-                    maps.index(self._programs.index)  # flows that began meanwhile
+                    if layout.FLOWS not in made:
+                        maps.index(self._programs.index)  # those that began meanwhile
                 # In both generations: then the next policy with these devices need not tell.
                 tell(maps, family, told, egress, _BOTH)
             maps.drop_own(family, own - actual.addresses)
@@ -215,10 +216,10 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
                 maps.look_always()
             if layout.FLOWS in made:
                 _record_own(maps)
-            if older:
-                self._take_over(maps)
             # Where flows are is told by the secret, or by the table of those that moved.
             maps.index(self._programs.index)
+            if older:
+                self._take_over(maps)
         return made
 
     def _take_over(self, maps: PinnedMaps) -> None:
@@ -228,11 +229,13 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
                 return
             former = FirstLayout(old, maps, list_devices())
             numbers = former.take_policy()
-            count = former.take_flows()
-            maps.index(self._programs.index)
+            # Again for those that began meanwhile: only of what began in the last scan of the
+            # older table may packets come first, and begin flows anew.
+            count = former.take_flows(self._programs.index)
+            count += former.take_flows(self._programs.index)
             for number in numbers:
                 self._programs.attach(number)
-            count += former.take_flows()  # that began meanwhile
+            count += former.take_flows(self._programs.index)
         event(logging.INFO, "flows of an older version go on", flows=count)
 
     def _attach(self, maps: PinnedMaps, present: Collection[int]) -> None:

@@ -11,6 +11,7 @@ import struct
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 
 from ipmasq_agent.host.devices import NodeDevices
 from ipmasq_agent.planes.bpf import layout
@@ -23,16 +24,18 @@ from ipmasq_agent.planes.bpf.layout import (
     FlowState,
     SettingsFlag,
 )
-from ipmasq_agent.planes.bpf.maps import PinnedMaps
+from ipmasq_agent.planes.bpf.maps import Index, PinnedMaps
 from ipmasq_agent.policy.addresses import Family
 
-# source, destination, their ports, protocol, family, side
-_KEY = struct.Struct("=16s16s2s2sBBBx")
+# source, destination, their ports, protocol, family; behind them the side
+_KEY = struct.Struct("=16s16s2s2sBB2x")
+_SIDE = 38
 _FLOW = struct.Struct("=16s2s2xII")  # address, port, state, expires
 _DEVICE = struct.Struct("=34xBB4x")  # of the families, in which generations the device counts
 _OUTWARD = 0  # a side
 _TRANSLATED = 1 << 0  # the other bits of a state are those of today, one place further up
 _SAME_PLACE = FlowState.FIN_OUTWARD | FlowState.FIN_INWARD | FlowState.RESET_OUTWARD
+_AT_ONCE = 4096
 _SEEN = FlowState.SEEN_OUTWARD | FlowState.SEEN_INWARD
 
 
@@ -49,6 +52,7 @@ class FirstLayout:
         self._old, self._new = old, new
         self._devices = {device.number: device for device in here.by_name.values()}
         self._own = {layout.pack_address(*one) for one in here.own}
+        self._room = {name: new[name].capacity for name in (FLOWS, KEPT)}
         self._seen: set[int] = set()
         self._fixed: set[bytes] = set()
 
@@ -82,28 +86,35 @@ class FirstLayout:
             )
         return sorted(egress.keys() & self._devices.keys())
 
-    def take_flows(self) -> int:
+    def take_flows(self, index: Index) -> int:
         """Copy the flows that were not there at the last call; return how many there were.
 
         A flow of the programs of today that has a place already keeps it.
+
+        Args:
+            index: has flows found by what their packets are before translation, by their keys.
         """
-        room = {name: self._new[name].capacity for name in (FLOWS, KEPT)}
+        placed: list[bytes] = []
         taken = 0
         for table, key, value in self._converted():
-            if room[table] > 0 and self._new[table].add(key, value):
-                room[table] -= 1
+            if self._room[table] > 0 and self._new[table].add(key, value):
+                self._room[table] -= 1
                 taken += 1
+                placed += [key] * (table == FLOWS)
+            if len(placed) == _AT_ONCE:
+                index(placed)
+                placed.clear()
+        index(placed)
         return taken
 
     def _converted(self) -> Iterator[tuple[str, bytes, bytes]]:
         """Yield what is new as an entry of one of the tables."""
         now = int(time.clock_gettime(time.CLOCK_MONOTONIC))
         for entry, value in self._old[FLOWS].entries():
-            *_, side = _KEY.unpack(entry)
-            if side != _OUTWARD or hash(entry) in self._seen:
+            if entry[_SIDE] != _OUTWARD or hash(entry) in self._seen:
                 continue
             self._seen.add(hash(entry))
-            source, destination, port, remote_port, protocol, number, _ = _KEY.unpack(entry)
+            source, destination, port, remote_port, protocol, number = _KEY.unpack(entry)
             address, other_port, bits, expires = _FLOW.unpack(value)
             if expires <= now:
                 continue
@@ -126,6 +137,7 @@ class FirstLayout:
         return 0
 
 
+@cache  # of a few bits, and asked for each flow
 def _state(bits: int) -> FlowState:
     state = FlowState(bits & _SAME_PLACE | bits >> 1 & (_SEEN | FlowState.FROM_OUTSIDE))
     return state | FlowState.CONFIRMED if state & _SEEN == _SEEN else state
