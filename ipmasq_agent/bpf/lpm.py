@@ -24,7 +24,14 @@ def key_size(address_size: int) -> int:
 
 def pack_key(family: Family, first: int, length: int, address_size: int) -> bytes:
     """Return the key of a prefix."""
-    return _LENGTH.pack(length) + first.to_bytes(family.bits // 8).ljust(address_size, b"\0")
+    return pack_keys(family, [(first, length)], address_size)
+
+
+def pack_keys(family: Family, prefixes: Iterable[tuple[int, int]], address_size: int) -> bytes:
+    """Return the keys of prefixes, first address and length each, one after the other."""
+    size = family.bits // 8
+    pack = struct.Struct(f"=I{size}s{address_size - size}x").pack
+    return b"".join([pack(length, first.to_bytes(size)) for first, length in prefixes])
 
 
 def unpack_keys(family: Family, entries: Iterable[tuple[bytes, V]]) -> Iterator[tuple[int, int, V]]:

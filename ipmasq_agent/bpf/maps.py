@@ -13,7 +13,8 @@ from typing import TypeAlias
 from ipmasq_agent.bpf.objects import get_pinned, object_info
 from ipmasq_agent.bpf.syscall import BpfCommand, asked_to, bpf, refused
 
-LPM_TRIE, _NO_PREALLOC = 11, 1  # BPF_MAP_TYPE_LPM_TRIE, BPF_F_NO_PREALLOC
+HASH, LPM_TRIE = 1, 11  # BPF_MAP_TYPE_...
+_NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
 _PER_CPU = frozenset({5, 6, 10})  # hash, array, LRU hash
 # type, id, key_size, value_size, max_entries, map_flags, name: how struct bpf_map_info begins.
 _INFO = struct.Struct("=6I16s")
@@ -232,8 +233,16 @@ def open_pinned(path: Path) -> BpfMap | None:
 
 def create_trie(name: str, key_size: int, value_size: int, capacity: int) -> BpfMap:
     """Return a new trie of prefixes, which lives until nothing holds it."""
-    sizes = key_size, value_size, capacity
+    return _create(LPM_TRIE, name, key_size, value_size, capacity)
+
+
+def create_hash(name: str, key_size: int, value_size: int, capacity: int) -> BpfMap:
+    """Return a new hash, which lives until nothing holds it; its memory grows with entries."""
+    return _create(HASH, name, key_size, value_size, capacity)
+
+
+def _create(kind: int, name: str, *sizes: int) -> BpfMap:
     its_name = name.encode()[:_NAME_LENGTH]
-    with asked_to(f"make the trie {name}"):
-        request = _CREATE.pack(LPM_TRIE, *sizes, _NO_PREALLOC, 0, 0, its_name)
+    with asked_to(f"make the map {name}"):
+        request = _CREATE.pack(kind, *sizes, _NO_PREALLOC, 0, 0, its_name)
         return BpfMap(bpf(BpfCommand.MAP_CREATE, request))

@@ -20,13 +20,13 @@ IN_PLACE = 256
 _LEAST_ELEMENTS = 1 << 16
 # An element is one integer: the prefix' first address, its length in 8 bits, nomatch in one.
 _LENGTH_BITS = 8
-_LENGTHS = (1 << _LENGTH_BITS) - 1
-_SHIFT = _LENGTH_BITS + 1
+LENGTHS = (1 << _LENGTH_BITS) - 1
+SHIFT = _LENGTH_BITS + 1
 
 
 def element(first: int, length: int, nomatch: bool = False) -> int:
     """Return a prefix as an element; elements sort by address, then by length."""
-    return first << _SHIFT | length << 1 | nomatch
+    return first << SHIFT | length << 1 | nomatch
 
 
 class Parts(NamedTuple):
@@ -39,7 +39,7 @@ class Parts(NamedTuple):
 
 def parts(code: int) -> Parts:
     """Return what an element is made of."""
-    return Parts(code >> _SHIFT, code >> 1 & _LENGTHS, bool(code & 1))
+    return Parts(code >> SHIFT, code >> 1 & LENGTHS, bool(code & 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class AddressSet:
         around: list[tuple[int, int]] = []  # (last address, element), the innermost at the end
         at = 0  # what is below has been told of
         for code in self.elements:
-            first, length = code >> _SHIFT, code >> 1 & _LENGTHS
+            first, length = code >> SHIFT, code >> 1 & LENGTHS
             while around and around[-1][0] < first:
                 last, inner = around.pop()
                 if at <= last:
@@ -127,7 +127,7 @@ def _elements_apart(decisions: DecisionMap) -> list[int] | None:
         return None
     bits, whole = decisions.family.bits, decisions.family.last_address
     found = [
-        first << _SHIFT | bits - size.bit_length() << 1
+        first << SHIFT | bits - size.bit_length() << 1
         for first, last in zip(*columns, strict=True)
         # Of a prefix the two ends differ in its host bits, and these begin as zeros.
         if not ((size := first ^ last) & (size + 1) or first & size) and size < whole
@@ -224,7 +224,7 @@ def _holds_lengths(codes: Iterable[int], lengths: set[int]) -> bool:
     for code in codes:
         if not missing:
             break
-        missing.discard(code >> 1 & _LENGTHS)
+        missing.discard(code >> 1 & LENGTHS)
     return not missing
 
 
@@ -252,5 +252,5 @@ def _alike(old: Sequence[int], new: Sequence[int]) -> int:
 def shown(code: int, family: Family) -> str:
     """Return an element as ipset takes it: the prefix, and ``nomatch`` for an exception."""
     # Taken apart by hand: this is done for each of a hundred thousand.
-    prefix = f"{family.show(code >> _SHIFT)}/{code >> 1 & _LENGTHS}"
+    prefix = f"{family.show(code >> SHIFT)}/{code >> 1 & LENGTHS}"
     return f"{prefix} nomatch" if code & 1 else prefix

@@ -67,6 +67,8 @@ MOST_COLLECTED = 80
 STRUCTS: dict[str, tuple[int, dict[str, int]]] = {
     "address": (16, {"word": 0}),
     "prefix": (20, {"length": 0, "address": 4}),
+    "block": (64, {"codes": 0}),
+    "block_to_write": (88, {"header": 0, "slot": 16, "number": 20, "block": 24}),
     "port_range": (4, {"first": 0, "last": 2}),
     "settings": (
         80,
@@ -116,6 +118,8 @@ MAPS: dict[str, tuple[int, int]] = {
     "decisions": (4, 4),
     "sources": (4, 4),
     "fixed": (4, 4),
+    "outline": (4, 64),
+    "details": (4, 4),
     "settings": (4, 80),
     "control": (4, 4),
     "node": (4, 24),

@@ -11,6 +11,7 @@ from typing import Any
 
 from ipmasq_agent.bpf import lpm
 from ipmasq_agent.planes.bpf import layout
+from ipmasq_agent.planes.bpf.bitmap import ASK_PART, ASK_TRIE, BLOCK_SIZE, PARTS
 from ipmasq_agent.planes.bpf.layout import FlowState, SettingsFlag, SlotSettings
 from ipmasq_agent.planes.bpf.programs import BYTECODE
 from ipmasq_agent.planes.usage import Exhausted
@@ -46,6 +47,22 @@ def test_a_prefix() -> None:
         assert len(key) == 4 + size("address")
         assert struct.unpack_from("=I", key, at["length"]) == (8,)
         assert key[at["address"] :] == address.to_bytes(family.bits // 8).ljust(16, b"\0")
+
+
+def test_a_block_to_write() -> None:
+    # As with a prefix: it is of local variables alone.
+    members = r"header\[16\];\s+__u32 slot;\s+__u32 number;\s+struct block block;\s+"
+    assert re.search(rf"struct block_to_write {{\s+__u8 {members}}};", HEADER)
+    assert size("block") == BLOCK_SIZE
+    told = layout.pack_block(1, 1 << 16, bytes(range(BLOCK_SIZE)))
+    assert told[:16] == bytes(16)
+    assert struct.unpack_from("=II", told, 16) == (1, 1 << 16)
+    assert told[24:] == bytes(range(BLOCK_SIZE))
+
+
+def test_codes_have_the_same_numbers() -> None:
+    assert f"#define ASK_TRIE {ASK_TRIE}\n#define ASK_PART {ASK_PART} " in HEADER
+    assert f"#define PARTS\t {PARTS}\n" in HEADER
 
 
 def test_settings() -> None:

@@ -27,7 +27,6 @@ from ipmasq_agent.policy.addresses import Family
 from tests.kernel.pins import placement
 from tests.kernel.test_bpf_survival import (
     KIND,
-    MASQUERADING,
     NODE,
     POD,
     WORLD,
@@ -37,8 +36,10 @@ from tests.kernel.test_bpf_survival import (
 )
 from tests.netns import Namespace
 
-TRIES = [f"decisions_{slot}" for slot in range(2)]
-EVERYTHING = [*layout.MAPS, *layout.PROGRAMS, *TRIES]
+INNER = [f"{kind}_{slot}" for kind in ("decisions", layout.DETAILS) for slot in range(2)]
+EVERYTHING = [*layout.MAPS, *layout.PROGRAMS, *INNER]
+# With a prefix for which there are details.
+POLICY = "nonMasqueradeCIDRs: [10.0.0.0/8, 203.0.113.0/24]"
 SEED = 20261127
 
 
@@ -149,6 +150,7 @@ def assert_whole(plane: BpfPlane) -> None:
     for family in Family:
         state = plane.read(family)
         assert state.rules is not None
+        assert state.rules.agree
         assert not state.damaged
         assert not state.remains
 
@@ -172,12 +174,12 @@ def without_sys_admin() -> Iterator[None]:
 def heal(plane: BpfPlane, agent: str) -> BpfPlane:
     """Make a pass, and return the agent that made it."""
     if agent == "running":
-        bring(plane, MASQUERADING)
+        bring(plane, POLICY)
         return plane
     plane.close()
     plane = new_agent()
     with without_sys_admin() if agent == "restricted" else contextlib.nullcontext():
-        bring(plane, MASQUERADING)
+        bring(plane, POLICY)
     return plane
 
 
@@ -185,13 +187,13 @@ def heal(plane: BpfPlane, agent: str) -> BpfPlane:
 def test_each_single_pin_heals_and_no_flow_ends(net: Net, by_tcx: bool, agent: str) -> None:
     with net.node.entered():
         plane = new_agent()
-        bring(plane, MASQUERADING)
+        bring(plane, POLICY)
         try:
             for name in EVERYTHING:
                 with flows(net) as crossing:
                     remove([name])
-                    # A trie of a policy that is not in force may be there or not.
-                    assert plane.disturbed() or name in TRIES
+                    # One of a policy that is not in force may be there or not.
+                    assert plane.disturbed() or name in INNER
                     plane = heal(plane, agent)
                     assert_whole(plane)
                     crossing.go_on([name] if agent == "restricted" else ())
@@ -202,7 +204,7 @@ def test_each_single_pin_heals_and_no_flow_ends(net: Net, by_tcx: bool, agent: s
 def test_flows_outlive_a_secret_that_is_lost_again_and_again(net: Net, by_tcx: bool) -> None:
     with net.node.entered():
         plane = new_agent()
-        bring(plane, MASQUERADING)
+        bring(plane, POLICY)
         try:
             with flows(net) as crossing:
                 for _ in range(3):
@@ -219,7 +221,7 @@ def test_any_subset_of_pins_heals(net: Net, by_tcx: bool, agent: str) -> None:
     chance = random.Random(SEED)
     with net.node.entered():
         plane = new_agent()
-        bring(plane, MASQUERADING)
+        bring(plane, POLICY)
         try:
             for _ in range(4):
                 links = [path.name for path in PinDirectory(Path(placement().pins)).links()]
@@ -244,7 +246,7 @@ def test_any_subset_of_pins_heals(net: Net, by_tcx: bool, agent: str) -> None:
 def test_all_pins_at_once_heal(net: Net, by_tcx: bool, agent: str) -> None:
     with net.node.entered():
         plane = new_agent()
-        bring(plane, MASQUERADING)
+        bring(plane, POLICY)
         try:
             with flows(net) as crossing:
                 shutil.rmtree(placement().pins)
@@ -265,7 +267,7 @@ def test_cleanup_removes_whatever_is_left(net: Net, by_tcx: bool, agent: str) ->
     with net.node.entered():
         for _ in range(2):
             plane = new_agent()
-            bring(plane, MASQUERADING)
+            bring(plane, POLICY)
             pins = PinDirectory(Path(placement().pins))
             remove([name for name in EVERYTHING if chance.random() < 0.5])
             for link in pins.links():
@@ -291,12 +293,12 @@ def test_programs_of_an_agent_with_other_pins_give_way_and_their_flows_go_on(
 ) -> None:
     with net.node.entered():
         other = BpfPlane(objects().parent.with_name("other"), 4096)
-        bring(other, MASQUERADING)
+        bring(other, POLICY)
         other.close()
         with flows(net) as crossing:
             plane = new_agent()
             assert plane.read(Family.IPV4).remains
-            bring(plane, MASQUERADING)
+            bring(plane, POLICY)
             assert_whole(plane)
             crossing.go_on()
             assert programs_on_devices() == len(layout.TcHook)
@@ -307,7 +309,7 @@ def test_programs_of_an_agent_with_other_pins_give_way_and_their_flows_go_on(
 def test_what_another_agent_puts_beside_ours_is_taken_away(net: Net, by_tcx: bool) -> None:
     with net.node.entered():
         plane = new_agent()
-        bring(plane, MASQUERADING)
+        bring(plane, POLICY)
         other = NodePrograms(objects().parent.with_name("other"), 4096)
         other.load()
         # On a device that has none of ours: a filter there would be replaced.
@@ -315,7 +317,7 @@ def test_what_another_agent_puts_beside_ours_is_taken_away(net: Net, by_tcx: boo
         other.attach(device)
         assert programs_on_devices() == 2 * len(layout.TcHook)
         assert plane.read(Family.IPV4).remains
-        bring(plane, MASQUERADING)
+        bring(plane, POLICY)
         assert_whole(plane)
         assert programs_on_devices() == len(layout.TcHook)
         other.close()

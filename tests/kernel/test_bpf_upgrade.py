@@ -20,6 +20,7 @@ from ipmasq_agent.bpf.maps import open_pinned
 from ipmasq_agent.bpf.objects import closing, get_pinned
 from ipmasq_agent.planes import detect
 from ipmasq_agent.planes.bpf import clsact, layout, libbpf, strays, tcx
+from ipmasq_agent.planes.bpf.bitmap_maps import BitmapMaps
 from ipmasq_agent.planes.bpf.layout import TcHook
 from ipmasq_agent.planes.bpf.maps import PinnedMaps
 from ipmasq_agent.planes.bpf.pins import PinDirectory
@@ -90,7 +91,12 @@ def go_back(first: Path, by_tcx: bool) -> None:
     """Put the first layout in the place of that of today, which is in force."""
     pins = PinDirectory(root())
     libbpf.load(first, root(), {}, {})
-    with PinnedMaps(pins.objects) as today, PinnedMaps(root()) as old:
+    with (
+        PinnedMaps(pins.objects) as today,
+        PinnedMaps(root()) as old,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(BitmapMaps, "fill", lambda *_: None)  # there was none
         for family in Family:
             slot = layout.slot(family, today.generation(family))
             rules, settings = today.rules(family, slot), today.settings(slot)

@@ -146,6 +146,22 @@ def test_a_flow_keeps_its_source_both_ways(net: Net, family: Family, protocol: s
     assert exchange(net, family, protocol, KEPT[family]) == POD[family]
 
 
+def test_a_prefix_comes_and_goes_beside_others_of_its_block(net: Net) -> None:
+    """The second one is written into blocks that packets are decided by already."""
+    document = Path(os.environ["IPMASQ_CONFIG"])
+    before, ours = DOCUMENT["nonMasqueradeCIDRs"], MASQUERADED[Family.IPV4]
+    for more, seen in (
+        (["203.0.113.64/26"], NODE),
+        (["203.0.113.64/26", f"{ours}/32"], POD),
+        (["203.0.113.64/26", "203.0.113.6/32"], NODE),
+        ([], NODE),
+    ):
+        document.write_text(json.dumps({"nonMasqueradeCIDRs": [*before, *more]}))
+        net.verb("apply")
+        assert exchange(net, Family.IPV4, "udp", ours) == seen[Family.IPV4]
+        net.verb("explain", ours)  # it would fail where what decides said otherwise
+
+
 def test_flows_that_have_expired_are_collected(net: Net) -> None:
     pins = Path(os.environ[PINS])
     flows = open_pinned(PinDirectory(pins).objects / "flows")

@@ -56,6 +56,24 @@ def maps(draw: st.DrawFn, family: Family, max_size: int = 12) -> DecisionMap:
     return DecisionMap(family, draw(entries(family, max_size)), draw(VERDICTS))
 
 
+# Where the bytes of addresses change, and lengths on both sides of whole bytes.
+_CORNERS = st.sampled_from([0, 10 << 24, 10 << 24 | 1 << 16, 10 << 24 | 0x1FF00, (1 << 32) - 1])
+_LENGTHS = st.sampled_from([0, 1, 7, 8, 9, 15, 16, 17, 22, 23, 24, 25, 30, 31, 32])
+
+
+@st.composite
+def nested_ipv4(draw: st.DrawFn) -> DecisionMap:
+    """Prefixes close together of which the innermost decides, whatever the others say."""
+    family, made = Family.IPV4, []
+    for number in range(draw(st.integers(0, 10))):
+        length = draw(_LENGTHS)
+        address = min(max(draw(_CORNERS) + draw(st.integers(-600, 600)), 0), family.last_address)
+        prefix = Prefix(family, address >> 32 - length << 32 - length, length)
+        made.append(Entry(prefix.first, prefix.last, draw(VERDICTS), Stated(f"entry {number}")))
+    made.sort(key=lambda entry: entry.last - entry.first)
+    return DecisionMap(family, made, draw(VERDICTS))
+
+
 @st.composite
 def port_ranges(draw: st.DrawFn) -> PortRange:
     first, last = sorted((draw(st.integers(1, 65535)), draw(st.integers(1, 65535))))

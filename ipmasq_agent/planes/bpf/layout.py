@@ -27,12 +27,15 @@ LAYOUT = 2
 """Another number wherever an older agent would misread the maps, or a newer one these."""
 FLOWS, KEPT, MOVED, FILTERS, NODE = "flows", "kept", "moved", "filters", "node"
 CONTROL, SETTINGS, DEVICES, OWN = "control", "settings", "devices", "addresses"
+OUTLINE, DETAILS = "outline", "details"
+INNER = (*TRIES, DETAILS)
+"""Maps of maps, with one for each slot; ``DETAILS`` for those of IPv4 alone."""
 MAPS = (
-    *(CONTROL, SETTINGS, *TRIES, DEVICES, NODE, OWN),
+    *(CONTROL, SETTINGS, *INNER, OUTLINE, DEVICES, NODE, OWN),
     *(FLOWS, KEPT, MOVED, "fragments", "counters", "exhausted", "tables", FILTERS),
 )
 """Each is pinned by its name."""
-COLLECT, INDEX = "collect", "index_flows"
+COLLECT, INDEX, WRITE = "collect", "index_flows", "write_block"
 """Programs that are run and not attached."""
 NUMBER = struct.Struct("=I")
 """A slot, an ifindex, the number of a family, a descriptor... as key or value."""
@@ -52,6 +55,7 @@ TABLES = {"flows": _FLOW.size, "kept": _KEPT.size}
 _EXHAUSTED = struct.Struct("=16s2sBB")
 GRACE = 2
 """Seconds from when a flow expires until it may be removed."""
+_BLOCK_TO_WRITE = struct.Struct("=16xII64s")
 
 
 class TcHook(enum.Enum):
@@ -65,7 +69,7 @@ class TcHook(enum.Enum):
     EGRESS = "outward"
 
 
-PROGRAMS = (*(hook.value for hook in TcHook), COLLECT, INDEX)
+PROGRAMS = (*(hook.value for hook in TcHook), COLLECT, INDEX, WRITE)
 """Each is pinned by its name."""
 
 
@@ -381,6 +385,11 @@ def unpack_exhausted(key: bytes, value: bytes) -> Exhausted:
     (times,) = _KEPT.unpack(value)
     address = unpack_address(family, remote)
     return Exhausted(family, address, int.from_bytes(port), protocol, times)
+
+
+def pack_block(slot: int, number: int, codes: bytes | bytearray) -> bytes:
+    """Return the packet by which ``write_block`` is told of a block of a slot's bitmap."""
+    return _BLOCK_TO_WRITE.pack(slot, number, codes)
 
 
 def counter_key(family: Family, outcome: int) -> bytes:

@@ -37,6 +37,15 @@ struct fixed_trie {
 	__uint(value_size, sizeof(struct address));
 };
 
+/* Blocks of /16 and /24 whose parts differ; made for as many as there are, and some more. */
+struct details_hash {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(key_size, sizeof(__u32)); /* BLOCK_NUMBER */
+	__uint(value_size, sizeof(struct block));
+};
+
 /* A policy is filled into the tries that are not in force; then `control` points to them. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
@@ -58,6 +67,21 @@ struct {
 	__type(key, __u32);
 	__array(values, struct fixed_trie);
 } fixed SEC(".maps");
+
+/* The bitmap of IPv4: each slot's blocks of /8, by slot and then number. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, GENERATIONS * PARTS);
+	__type(key, __u32);
+	__type(value, struct block);
+} outline SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, GENERATIONS);
+	__type(key, __u32);
+	__array(values, struct details_hash);
+} details SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -8,22 +8,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ipmasq_agent.bpf import lpm
-from ipmasq_agent.bpf.maps import BpfMap, create_trie, open_pinned
-from ipmasq_agent.bpf.objects import open_number, pin
-from ipmasq_agent.bpf.syscall import BpfCommand
+from ipmasq_agent.bpf.maps import BpfMap, open_pinned
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.planes.bpf import layout
+from ipmasq_agent.planes.bpf.inner import InnerMaps
 from ipmasq_agent.planes.bpf.layout import FAMILIES, NUMBER, SettingsFlag, SlotSettings
+from ipmasq_agent.planes.bpf.prefix_maps import PrefixMaps
 from ipmasq_agent.planes.bpf.state import DECISIONS, BpfRules
 from ipmasq_agent.planes.bpf.sweep import Remove, sweep
-from ipmasq_agent.planes.prefixset import AddressSet, Step, element, parts
+from ipmasq_agent.planes.prefixset import AddressSet
 from ipmasq_agent.planes.usage import Exhausted, FlowTable
-from ipmasq_agent.policy.addresses import Family, Prefix, collapsed, prefixes_of_range
+from ipmasq_agent.policy.addresses import Family, collapsed
 from ipmasq_agent.policy.model import FixedSource, joined
 
-CAPACITY = 1 << 20
-"""How many prefixes a trie may hold; more where a policy has more."""
 _MOST_MARK = 0xFFFF
 _NEVER_NONE = 1 << 31
 Index = Callable[[Sequence[bytes]], None]
@@ -37,6 +34,10 @@ class PinnedMaps:
     Args:
         pins: the directory.
         find: opens one by its name, where it may also have lost its pin; None for none.
+
+    Attributes:
+        inner: the maps within maps of maps.
+        prefixes: what they say of addresses.
     """
 
     def __init__(self, pins: Path, find: Callable[[str], BpfMap | None] | None = None) -> None:
@@ -44,6 +45,8 @@ class PinnedMaps:
         self._find = find or (lambda name: open_pinned(pins / name))
         self._stack = ExitStack()
         self._maps: dict[str, BpfMap] = {}
+        self.inner = InnerMaps(pins, self)
+        self.prefixes = PrefixMaps(pins, self, self.inner)
 
     def __enter__(self) -> PinnedMaps:
         return self
@@ -51,20 +54,24 @@ class PinnedMaps:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def __getitem__(self, name: str) -> BpfMap:
-        if not self.have(name):
-            raise KernelReadError(f"{self._pins / name} is gone, and others of ours are there")
+    def find(self, name: str) -> BpfMap | None:
+        """Open a map; None where it is not there."""
+        if name not in self._maps:
+            found = self._find(name)
+            if found is None:
+                return None
+            self._maps[name] = self._stack.enter_context(found)
         return self._maps[name]
+
+    def __getitem__(self, name: str) -> BpfMap:
+        found = self.find(name)
+        if found is None:
+            raise KernelReadError(f"{self._pins / name} is gone, and others of ours are there")
+        return found
 
     def have(self, *names: str) -> bool:
         """Whether all of these maps can be opened."""
-        for name in names:
-            if name not in self._maps:
-                found = self._find(name)
-                if found is None:
-                    return False
-                self._maps[name] = self._stack.enter_context(found)
-        return True
+        return all(self.find(name) is not None for name in names)
 
     def readable(self) -> bool:
         """Whether there is what tells which policy is in force."""
@@ -186,72 +193,12 @@ class PinnedMaps:
         kernel/bpf/syscall.c), also when nothing in it changed.
         """
         for slot in range(len(FAMILIES) * layout.GENERATIONS):
-            with self.trie(DECISIONS, slot) as trie:
+            with self.inner.open(DECISIONS, slot) as trie:
                 if trie is not None:
                     self[DECISIONS].update(NUMBER.pack(slot), NUMBER.pack(trie.fd))
                     return
 
-    # -- tries ----------------------------------------------------------------------------
-
-    @contextmanager
-    def trie(self, kind: str, slot: int) -> Iterator[BpfMap | None]:
-        """Open the trie of a slot; None where there is none, or it cannot be opened.
-
-        Each is pinned by itself too: a map of maps gives numbers, and to open a map by its
-        number is for CAP_SYS_ADMIN alone.
-        """
-        number = self._number_of_trie(kind, slot)
-        with ExitStack() as stack:
-            found = open_pinned(self._trie_pin(kind, slot)) if number else None
-            if found is not None and stack.enter_context(found).number != number:
-                found = None
-            if number and found is None:
-                try:
-                    found = BpfMap(open_number(BpfCommand.MAP_GET_FD_BY_ID, number))
-                except OSError:  # to whoever asks it is as good as gone
-                    found = None
-                else:
-                    stack.enter_context(found)
-            yield found
-
-    def _number_of_trie(self, kind: str, slot: int) -> int:
-        """Return the number of the trie that programs ask; 0 for none."""
-        value = self[kind].lookup(NUMBER.pack(slot))
-        return NUMBER.unpack(value)[0] if value else 0
-
-    def lost_tries(self, slot: int) -> bool:
-        """Whether a slot that is in force has lost its trie of decisions, or we have another."""
-        for kind in layout.TRIES:
-            with self.trie(kind, slot) as trie:
-                if trie is None and (kind == DECISIONS or self._number_of_trie(kind, slot)):
-                    return True
-        return False
-
-    def unpinned_tries(self, family: Family) -> list[tuple[str, int]]:
-        """Return which tries of a family, in force or not, have no pin, by kind and slot."""
-        there = {path.name for path in self._pins.iterdir()} if self._pins.exists() else set()
-        return [
-            (kind, slot)
-            for kind in layout.TRIES
-            for slot in (layout.slot(family, n) for n in range(layout.GENERATIONS))
-            if self._trie_pin(kind, slot).name not in there and self._number_of_trie(kind, slot)
-        ]
-
-    def pin_tries(self, family: Family) -> None:
-        """Pin the tries again that have lost their pins.
-
-        Those that we may not open any more are given up where they are not in force.
-        """
-        in_force = layout.slot(family, self.generation(family))
-        for kind, slot in self.unpinned_tries(family):
-            with self.trie(kind, slot) as trie:
-                if trie is not None:
-                    pin(trie.fd, self._trie_pin(kind, slot))
-            if trie is None and slot != in_force:
-                self._displace(kind, slot)
-
-    def _trie_pin(self, kind: str, slot: int) -> Path:
-        return self._pins / f"{kind}_{slot}"
+    # -- policies -------------------------------------------------------------------------
 
     def rules(self, family: Family, slot: int, destination: int | None = None) -> BpfRules:
         """Return what a slot says; its devices are with what is told of each device.
@@ -265,14 +212,14 @@ class PinnedMaps:
         settings = self.settings(slot)
         flags = settings.flags
         keep = (
-            self._elements(family, slot)
+            self.prefixes.elements(family, slot)
             if destination is None
-            else self._deciding(family, slot, destination)
+            else self.prefixes.deciding(family, slot, destination)
         )
-        sources = [prefix for prefix, _ in self._prefixes("sources", family, slot)]
+        sources = [prefix for prefix, _ in self.prefixes.of("sources", family, slot)]
         fixed = (
             FixedSource(prefix.first, prefix.last, layout.unpack_address(family, value))
-            for prefix, value in self._prefixes("fixed", family, slot)
+            for prefix, value in self.prefixes.of("fixed", family, slot)
         )
         return BpfRules(
             AddressSet(DECISIONS, family, keep),
@@ -282,101 +229,13 @@ class PinnedMaps:
             bool(flags & SettingsFlag.RANDOM_FULLY),
             joined(sorted(fixed)) if flags & SettingsFlag.FIXED_SOURCES else (),
             bool(flags & SettingsFlag.LOCAL_TOO),
+            agree=destination is not None or self.prefixes.agree(family, slot, keep),
         )
-
-    def _prefixes(self, kind: str, family: Family, slot: int) -> list[tuple[Prefix, bytes]]:
-        with self.trie(kind, slot) as trie:
-            entries = trie.entries() if trie else ()
-            items = lpm.unpack_keys(family, entries)
-            return sorted((Prefix(family, first, length), value) for first, length, value in items)
-
-    def _elements(self, family: Family, slot: int) -> tuple[int, ...]:
-        """Return the trie of decisions as elements; what stands for the rest is left out."""
-        codes = []
-        with self.trie(DECISIONS, slot) as trie:
-            entries = trie.entries() if trie else ()
-            for first, length, value in lpm.unpack_keys(family, entries):
-                exception = value[0] == layout.MASQUERADE
-                if length or not exception:
-                    codes.append(element(first, length, exception))
-        return tuple(sorted(codes))
-
-    def _deciding(self, family: Family, slot: int, address: int) -> tuple[int, ...]:
-        """Return the element that decides about an address; none where the rest does.
-
-        A look-up with a shorter key finds the longest prefix up to that length, and returns
-        its value alone. Of two prefixes around each other with none between them each says
-        otherwise than the other (``compile_set``), so the one that decides is as long as
-        the shortest key that finds what the whole address does.
-        """
-        with self.trie(DECISIONS, slot) as trie:
-            if trie is None:
-                return ()
-            found = trie.lookup(_key(family, address, family.bits))
-            length = family.bits
-            while length and trie.lookup(_key(family, address, length - 1)) == found:
-                length -= 1
-        exception = found == bytes([layout.MASQUERADE])
-        if found is None or (exception and not length):
-            return ()
-        host_bits = family.bits - length
-        return (element(address >> host_bits << host_bits, length, exception),)
 
     def fill(self, slot: int, rules: BpfRules, stamp: int) -> None:
         """Fill the slot, which is not in force, with rules."""
-        family = rules.family
-        codes = rules.keep.elements
-        # Before all others the prefix that stands for what none of them says.
-        keys = [_key(family, 0, 0)]
-        keys += (_key(family, first, length) for first, length, _ in map(parts, codes))
-        self._place(DECISIONS, slot, keys, bytes([layout.MASQUERADE, *map(_verdict, codes)]))
-        keys = [_key(family, first, length) for _, first, length in rules.sources or ()]
-        self._place("sources", slot, keys, bytes(len(keys)))
-        fixed = [
-            (_key(family, prefix.first, prefix.length), layout.pack_address(family, address))
-            for first, last, address in rules.fixed
-            for prefix in prefixes_of_range(family, first, last)
-        ]
-        values = b"".join(value for _, value in fixed)
-        self._place("fixed", slot, [key for key, _ in fixed], values)
+        self.prefixes.fill(slot, rules)
         self.set_settings(slot, SlotSettings(stamp, _flags(rules), rules.ports))
-
-    def _place(self, kind: str, slot: int, keys: Sequence[bytes], values: bytes) -> None:
-        """Make a trie with these prefixes the slot's; none where there are no prefixes."""
-        if not keys:
-            self._displace(kind, slot)
-            return
-        capacity = max(CAPACITY, 2 * len(keys))
-        path = self._trie_pin(kind, slot)
-        with create_trie(path.name, len(keys[0]), layout.TRIES[kind], capacity) as trie:
-            trie.fill(b"".join(keys), values, len(keys))
-            path.unlink(missing_ok=True)
-            pin(trie.fd, path)
-            self[kind].update(NUMBER.pack(slot), NUMBER.pack(trie.fd))
-
-    def edit(self, slot: int, family: Family, steps: Iterable[Step]) -> None:
-        """Edit the trie of decisions of a slot, one step after the other."""
-        with self.trie(DECISIONS, slot) as trie:
-            if trie is None:
-                raise KernelReadError(f"the trie of decisions of {family.value} is gone")
-            for code, gone in steps:
-                first, length, _ = parts(code)
-                key = _key(family, first, length)
-                if gone:
-                    trie.delete(key)
-                else:
-                    trie.update(key, bytes([_verdict(code)]))
-
-    def empty(self, slot: int) -> None:
-        """Give back the tries of a slot that is not in force."""
-        for kind in layout.TRIES:
-            self._displace(kind, slot)
-
-    def _displace(self, kind: str, slot: int) -> None:
-        key = NUMBER.pack(slot)
-        if self[kind].lookup(key) is not None:  # to delete is to wait for programs that run
-            self[kind].delete(key)
-        self._trie_pin(kind, slot).unlink(missing_ok=True)
 
     # -- what the programs tell -------------------------------------------------------------
 
@@ -415,15 +274,6 @@ class PinnedMaps:
             name: layout.summed(self["counters"].per_cpu(layout.counter_key(family, number)))
             for number, name in enumerate(layout.OUTCOMES)
         }
-
-
-def _key(family: Family, first: int, length: int) -> bytes:
-    return lpm.pack_key(family, first, length, layout.ADDRESS_SIZE)
-
-
-def _verdict(code: int) -> int:
-    """Return what the trie holds for an element."""
-    return layout.MASQUERADE if code & 1 else layout.NON_MASQUERADE
 
 
 def _flags(rules: BpfRules) -> SettingsFlag:

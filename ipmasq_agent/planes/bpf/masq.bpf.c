@@ -719,4 +719,29 @@ int index_flows(struct __sk_buff *skb)
 	return 0;
 }
 
+/*
+ * Write a block of `details` while programs read it: each part then has its old code or its
+ * new one. What bpf(2) does instead is to put another element in its place, and the room of
+ * the old one is given away at once, with readers in it (alloc_htab_elem,
+ * kernel/bpf/hashtab.c).
+ */
+SEC("tc")
+int write_block(struct __sk_buff *skb)
+{
+	struct block_to_write given;
+	struct block *held;
+	void *blocks;
+
+	if (bpf_skb_load_bytes(skb, 0, &given, sizeof(given)))
+		return 1;
+	blocks = bpf_map_lookup_elem(&details, &given.slot);
+	if (!blocks)
+		return 1;
+	held = bpf_map_lookup_elem(blocks, &given.number);
+	if (!held)
+		return bpf_map_update_elem(blocks, &given.number, &given.block, BPF_NOEXIST) != 0;
+	*held = given.block;
+	return 0;
+}
+
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

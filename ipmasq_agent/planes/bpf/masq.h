@@ -39,6 +39,31 @@ enum verdict {
 	NON_MASQUERADE = 2,
 };
 
+/*
+ * IPv4 has its decisions twice: as a trie of prefixes, and as a bitmap that packets are
+ * decided by, where a look-up costs the same however many prefixes there are. A block of
+ * addresses (a /8, a /16 or a /24) has 256 parts, and for each of them two bits: a verdict,
+ * or one of these. Zeros are what nobody has filled.
+ */
+#define ASK_TRIE 0
+#define ASK_PART 3 /* it is decided in the block that the part is itself */
+#define PARTS	 256
+
+struct block {
+	__u8 codes[PARTS / 4]; /* the first part's in the lowest bits */
+};
+
+/* Which block it is, among those of a slot: a 1, then the bits that its addresses share. */
+#define BLOCK_NUMBER(address, length) (1U << (length) | (address) >> (32 - (length)))
+
+/* What `write_block` is given as a packet; nothing is before it but room for a header. */
+struct block_to_write {
+	__u8 header[16];
+	__u32 slot;
+	__u32 number;
+	struct block block;
+};
+
 /* Bits of settings.flags. */
 #define MANAGED		 (1 << 0) /* there is a policy: without it every packet passes */
 #define ONLY_SOURCES	 (1 << 1) /* only packets from a prefix in the trie of sources */

@@ -107,7 +107,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
             if maps is None:
                 remains = self._programs.pins.root.exists() or self._programs.strays()
                 return replace(state, remains=remains)
-            damaged = not self._programs.whole() or bool(maps.unpinned_tries(family))
+            damaged = not self._programs.whole() or bool(maps.inner.unpinned(family))
             if not maps.readable():
                 return replace(state, remains=True, damaged=True)
             state = replace(state, damaged=damaged)
@@ -120,7 +120,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
             if not in_force.flags & SettingsFlag.MANAGED:
                 remains = any(maps.settings(n).flags for n in slots) or not maps.any_in_force()
                 return replace(state, hooks=hooks, remains=remains)
-            if maps.lost_tries(slots[number]):
+            if maps.inner.lost(slots[number]):
                 return replace(state, hooks=hooks)
             stamp, rules = self._known.get(family, (None, None))
             if destination is not None:
@@ -157,7 +157,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
         with self._open_maps() as maps:
             old = maps.generation(family)
             new = 1 - old if change.switches else old
-            stamp = secrets.randbits(_STAMP_BITS)
+            stamp, before = secrets.randbits(_STAMP_BITS), change.actual.rules
             if change.switches:
                 maps.fill(layout.slot(family, new), rules, stamp)
             actual = change.actual
@@ -180,12 +180,11 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
                 if change.switches:
                     maps.switch(family, new)
                     maps.set_settings(layout.slot(family, old), SlotSettings())
-                    before = actual.rules
                     if before is not None and len(before.keep.elements) > _LIGHT:
-                        maps.empty(layout.slot(family, old))
-                elif change.steps:
+                        maps.prefixes.empty(family, layout.slot(family, old))
+                elif change.steps and before is not None:
                     slot = layout.slot(family, new)
-                    maps.edit(slot, family, change.steps)
+                    maps.prefixes.edit(slot, before.keep, rules.keep, change.steps)
                     maps.set_settings(slot, maps.settings(slot)._replace(stamp=stamp))
                 if made:  # programs with new maps find the policy in force there
                     self._attach(maps, present)
@@ -194,7 +193,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
                 # In both generations: then the next policy with these devices need not tell.
                 tell(maps, family, told, egress, _BOTH)
             maps.drop_own(family, own - actual.addresses)
-            maps.pin_tries(family)
+            maps.inner.pin_again(family, layout.slot(family, new))
             self._tidy(maps)
             if change.switches or change.steps:
                 self._known[family] = stamp, rules
@@ -264,7 +263,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
                 for number in range(layout.GENERATIONS):
                     slot = layout.slot(family, number)
                     maps.set_settings(slot, SlotSettings())
-                    maps.empty(slot)
+                    maps.prefixes.empty(family, slot)
                 tell(maps, family, {}, frozenset(), _BOTH)
                 maps.drop_own(family, maps.own(family))
                 if maps.any_in_force():
@@ -286,7 +285,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
         if self._programs.pins.missing():
             return True
         with self._maps() as maps:
-            if maps is None or any(map(maps.unpinned_tries, layout.FAMILIES)):
+            if maps is None or any(map(maps.inner.unpinned, layout.FAMILIES)):
                 return True
             missing = [number for number in maps.devices() if not self._programs.complete(number)]
         return any(map(is_there, missing))

@@ -32,14 +32,54 @@ static __always_inline void *look_up(void *tries, __u32 slot, __u8 family,
 	return trie ? bpf_map_lookup_elem(trie, &whole) : NULL;
 }
 
-/* Decide by guards, decision trie and action of a slot. */
+static __always_inline __u8 code_of(const struct block *block, __u8 part)
+{
+	return READ_ONCE(block->codes[part / 4]) >> part % 4 * 2 & 3;
+}
+
+/* What the bitmap of a slot says of an address of IPv4: a verdict, or ASK_TRIE. */
+static __always_inline __u8 look_up_code(__u32 slot, __u32 address)
+{
+	__u32 key = slot * PARTS + (address >> 24);
+	const struct block *block = bpf_map_lookup_elem(&outline, &key);
+	__u8 code = block ? code_of(block, address >> 16) : ASK_TRIE;
+	void *blocks;
+
+	if (code != ASK_PART)
+		return code;
+	blocks = bpf_map_lookup_elem(&details, &slot);
+	if (!blocks)
+		return ASK_TRIE;
+	key = BLOCK_NUMBER(address, 16);
+	block = bpf_map_lookup_elem(blocks, &key);
+	code = block ? code_of(block, address >> 8) : ASK_TRIE;
+	if (code != ASK_PART)
+		return code;
+	key = BLOCK_NUMBER(address, 24);
+	block = bpf_map_lookup_elem(blocks, &key);
+	return block ? code_of(block, address) : ASK_TRIE;
+}
+
+/* What the policy in a slot says of a destination; 0 where no prefix has it. */
+static __always_inline __u8 look_up_verdict(__u32 slot, __u8 family,
+					    const struct address *destination)
+{
+	__u8 code = family == IPV4 ? look_up_code(slot, bpf_ntohl(destination->word[0])) : ASK_TRIE;
+	const __u8 *verdict;
+
+	if (code != ASK_TRIE)
+		return code;
+	verdict = look_up(&decisions, slot, family, destination);
+	return verdict ? *verdict : 0;
+}
+
+/* Decide by guards, decisions and action of a slot. */
 static __noinline int decide(const struct packet *p, const struct device *device, __u32 slot,
 			     struct decision *d)
 {
 	__u8 family = p->family & 1;
 	const struct settings *in_force = bpf_map_lookup_elem(&settings, &slot);
 	const struct address *address;
-	const __u8 *verdict;
 
 	d->masquerade = false;
 	d->has_source = false;
@@ -55,8 +95,7 @@ static __noinline int decide(const struct packet *p, const struct device *device
 		d->kept = OUT_KEPT_SOURCE;
 		return 0;
 	}
-	verdict = look_up(&decisions, slot, family, &p->destination);
-	if (!verdict || *verdict != MASQUERADE)
+	if (look_up_verdict(slot, family, &p->destination) != MASQUERADE)
 		return 0;
 	d->masquerade = true;
 	if (in_force->flags & FIXED_SOURCES) {

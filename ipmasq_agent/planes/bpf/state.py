@@ -31,6 +31,7 @@ class BpfRules:
         random_fully: do not try the pod's own port first.
         fixed: destinations with a source address of their own.
         local_destinations: also what the node sends to itself, through its loopback.
+        agree: IPv4 is decided by a bitmap, which says the same as the trie of decisions.
     """
 
     keep: AddressSet
@@ -40,6 +41,7 @@ class BpfRules:
     random_fully: bool = True
     fixed: tuple[FixedSource, ...] = ()
     local_destinations: bool = False
+    agree: bool = True
 
     @property
     def family(self) -> Family:
@@ -63,6 +65,8 @@ class BpfRules:
         words += ["ports", ",".join(map(str, self.ports))] if self.ports else []
         words += ["local-destinations"] * self.local_destinations
         yield " ".join(words)
+        if not self.agree:
+            yield f"{name} bitmap other than decisions"
 
 
 @dataclass(frozen=True, slots=True)
