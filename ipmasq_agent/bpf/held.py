@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ipmasq_agent.bpf.objects import get_pinned, pin
+from ipmasq_agent.bpf.syscall import asked_to
 
 
 class HeldPins:
@@ -41,14 +42,18 @@ class HeldPins:
         """Return a descriptor of one's own of what is held; None for nothing."""
         with self._lock:
             held = self._descriptors.get(path)
-            return None if held is None else os.dup(held)
+            with asked_to(f"open {path} again"):
+                return None if held is None else os.dup(held)
 
     def pin_again(self, path: Path) -> None:
         """Put back the pin of what is held, where it is missing."""
         with self._lock:
             held = self._descriptors.get(path)
-            if held is not None and not path.exists():
-                pin(held, path)
+            if held is not None:
+                with asked_to(f"look for {path}"):
+                    missing = not path.exists()
+                if missing:
+                    pin(held, path)
 
     def let_go(self, path: Path) -> None:
         """Hold no longer what was pinned at a path."""

@@ -40,7 +40,7 @@ class BpfMap:
     Each method raises HostError where the kernel refuses.
 
     Attributes:
-        fd: its descriptor.
+        fd: its descriptor, which is the map's from now on.
         kind: BPF_MAP_TYPE_...
         number: tells it from every other one, as long as it lives.
         key_size, value_size: in bytes.
@@ -51,10 +51,14 @@ class BpfMap:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        *sizes, self.flags, name = _INFO.unpack(object_info(fd, _INFO.size))
-        self.kind, self.number, self.key_size, self.value_size, self.capacity = sizes
+        try:
+            *sizes, self.flags, name = _INFO.unpack(object_info(fd, _INFO.size))
+            self.kind, self.number, self.key_size, self.value_size, self.capacity = sizes
+            copies = possible_cpus() if self.kind in _PER_CPU else 1
+        except BaseException:
+            os.close(fd)
+            raise
         self.name: str = name.rstrip(b"\0").decode(errors="replace")
-        copies = possible_cpus() if self.kind in _PER_CPU else 1
         self._step: int = self.value_size + 7 & ~7 if self.kind in _PER_CPU else self.value_size
         self._room = self._step * copies
 

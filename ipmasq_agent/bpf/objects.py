@@ -20,6 +20,7 @@ _INFO = struct.Struct("=IIQ")  # bpf_fd, info_len, info
 _BY_ID = struct.Struct("=III")  # id, next_id, open_flags
 # prog_fd, retval, data_size_in, data_size_out, data_in, data_out, repeat, duration
 _TEST_RUN = struct.Struct("=IIIIQQII")
+_NUMBER = struct.Struct("=4xI")  # how the information about an object of any kind begins
 _PROGRAM = struct.Struct("=4xI56x16s")  # id and name, of struct bpf_prog_info
 _MAPS = struct.Struct("=52xIQ")  # nr_map_ids and map_ids, of the same
 _MOST_MAPS = 64  # of a program: MAX_USED_MAPS, include/linux/bpf_verifier.h
@@ -85,6 +86,12 @@ def object_info(descriptor: int, size: int) -> bytes:
         request = _INFO.pack(descriptor, size, ctypes.addressof(info))
         bpf(BpfCommand.OBJ_GET_INFO_BY_FD, request)
     return info.raw
+
+
+def number_of(descriptor: int) -> int:
+    """Return the number of a map, a program or a link, by which those of its kind differ."""
+    (number,) = _NUMBER.unpack(object_info(descriptor, _NUMBER.size))
+    return int(number)
 
 
 def program_info(descriptor: int) -> tuple[int, str]:

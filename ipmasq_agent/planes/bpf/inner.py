@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Protocol
 
 from ipmasq_agent.bpf.maps import BpfMap, open_pinned
 from ipmasq_agent.bpf.objects import open_number, pin
-from ipmasq_agent.bpf.syscall import BpfCommand
+from ipmasq_agent.bpf.syscall import BpfCommand, asked_to
 from ipmasq_agent.planes.bpf.layout import GENERATIONS, INNER, NUMBER, slot
 from ipmasq_agent.planes.bpf.state import DECISIONS
 from ipmasq_agent.policy.addresses import Family
@@ -66,7 +67,8 @@ class InnerMaps:
 
     def unpinned(self, family: Family) -> list[tuple[str, int]]:
         """Return which of a family, in force or not, have no pin, by kind and slot."""
-        there = {path.name for path in self._pins.iterdir()} if self._pins.exists() else set()
+        with asked_to(f"list {self._pins}"):
+            there = set(os.listdir(self._pins)) if self._pins.exists() else set()
         return [
             (kind, number)
             for kind in INNER

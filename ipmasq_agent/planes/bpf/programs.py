@@ -17,6 +17,7 @@ from ipmasq_agent.bpf.objects import (
     closing,
     get_pinned,
     maps_of,
+    number_of,
     open_number,
     program_info,
     run_program,
@@ -86,7 +87,7 @@ class NodePrograms:
     def _hold_maps(self) -> set[int]:
         """Hold the maps that are pinned; return their numbers."""
         held = (self._held.hold(self.pins.objects / name) for name in MAPS)
-        return {BpfMap(descriptor).number for descriptor in held if descriptor is not None}
+        return {number_of(descriptor) for descriptor in held if descriptor is not None}
 
     def find_map(self, name: str) -> BpfMap | None:
         """Open a map by its pin, or without one where we hold it, or may open it by number."""
