@@ -410,6 +410,15 @@ static __always_inline int index_flow(struct flow_key *key, struct flow *flow)
 }
 
 /*
+ * Whether an entry is still the one of a key. What was removed is used again at once, for any
+ * other key; what has just been given life, or is being taken, is not removed.
+ */
+static __always_inline bool is_at(const struct flow_key *key, const struct flow *held)
+{
+	return bpf_map_lookup_elem(&flows, key) == held;
+}
+
+/*
  * Put a flow at its key, if nobody lives there. No part of its callers: of the 512 bytes of stack
  * that a chain of calls may take, each frame in Linux 6.1 counts as a multiple of 32.
  */
@@ -434,13 +443,23 @@ static __noinline enum claimed claim(const struct flow_key *key, const struct fl
 		__u64 anew = flow->life | LIFE(STATE(life) & INDEXED, 0);
 		__u64 found = __sync_val_compare_and_swap(&held->life, life, anew);
 
+		if (STATE(found) & TAKING || !is_at(key, held))
+			return RACED;
+		/* Of two that found it expired the other one may have been faster. */
+		if (found != life &&
+		    (!same(&held->address, &flow->address) || held->port != flow->port))
+			return TAKEN;
 		WRITE_ONCE(held->ifindex, flow->ifindex);
-		return STATE(found) & TAKING ? RACED : CLAIMED;
+		return CLAIMED;
 	}
 	if (!expired(life, now, GRACE))
 		return TAKEN;
 	if (__sync_val_compare_and_swap(&held->life, life, LIFE(TAKING, now)) != life)
 		return RACED;
+	if (!is_at(key, held)) {
+		WRITE_ONCE(held->life, life);
+		return RACED;
+	}
 	if (STATE(life) & INDEXED) {
 		struct flow_key untranslated = *key;
 
