@@ -43,7 +43,7 @@ def compile_programs(place: Path, sources: Path = SOURCES) -> Path:
     for header, large, small in (
         ("maps.h", "FLOWS_DEFAULT\t  (1 << 19)", f"FLOWS_DEFAULT {TABLE}"),
         ("maps.h", "KEPT_DEFAULT\t  (1 << 18)", f"KEPT_DEFAULT {TABLE}"),
-        ("flows.h", "SHED_AT_ONCE (1 << 13)", f"SHED_AT_ONCE {SHED_AT_ONCE}"),
+        ("room.h", "SHED_AT_ONCE (1 << 13)", f"SHED_AT_ONCE {SHED_AT_ONCE}"),
     ):
         text = (copy / header).read_text()
         assert large in text

@@ -164,8 +164,8 @@ def test_columns_of_flows() -> None:
     lives = struct.pack("=2Q", 3 << 32 | 7, 8)
     assert layout.expiries("kept", lives) == [7, 8]
     assert {"flows": size("flow"), "kept": size("kept")} == layout.TABLES
-    flows_h = BYTECODE.with_name("flows.h").read_text()
-    assert re.search(rf"#define GRACE\s+{layout.GRACE}\n", flows_h)
+    life_h = BYTECODE.with_name("life.h").read_text()
+    assert re.search(rf"#define GRACE\s+{layout.GRACE}\n", life_h)
 
 
 def test_a_collection() -> None:

@@ -12,7 +12,7 @@ from ipmasq_agent.planes.bpf import layout
 from ipmasq_agent.planes.bpf.layout import FLOWS, FlowState
 from ipmasq_agent.planes.bpf.maps import PinnedMaps
 
-# As flows.h has them, of what packets both ways were seen of.
+# As life.h has them, of what packets both ways were seen of.
 _TCP_ESTABLISHED, _TCP_CLOSING, _UDP_BOTH_WAYS = 5 * 24 * 3600, 120, 120
 _ANSWERED = FlowState.SEEN_OUTWARD | FlowState.SEEN_INWARD | FlowState.CONFIRMED
 
