@@ -17,18 +17,20 @@ from ipmasq_agent.bench.workload import Measured, Stage, Workload
 from ipmasq_agent.bpf.objects import get_pinned, object_info
 from ipmasq_agent.bpf.syscall import BpfCommand, bpf
 from ipmasq_agent.errors import BenchError
+from ipmasq_agent.planes.bpf.layout import TcHook
+from ipmasq_agent.planes.bpf.pins import PinDirectory
 
 _RUN_TIME = 0  # BPF_STATS_RUN_TIME
 # Where struct bpf_prog_info of include/uapi/linux/bpf.h has run_time_ns and run_cnt.
 _RUN_AT, _RUN = 192, struct.Struct("=QQ")
-_NAME = "outward"
 _TIMED = 4  # of so many flows one
 
 
 def _run(stage: Stage) -> Iterator[Measured]:
     flows = stage.effort.flows // _TIMED
     # As the node sees it: the file system of the pins is mounted there alone.
-    path = Path(f"/proc/{stage.rig.node.pid}/root{stage.rig.pins}", _NAME)
+    pins = PinDirectory(Path(f"/proc/{stage.rig.node.pid}/root{stage.rig.pins}"))
+    path = pins.objects / TcHook.EGRESS.value
     before = _so_far(path)
     with stage.udp.new_flows(flows) as sending, _timed():
         sending.send(flows)
