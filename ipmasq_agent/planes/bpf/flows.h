@@ -15,6 +15,7 @@
 #ifndef IPMASQ_FLOWS_H
 #define IPMASQ_FLOWS_H
 
+#include <linux/errno.h>
 #include "life.h"
 
 /* Places that a new flow tries: some at random, then one after the other. */
@@ -198,7 +199,7 @@ enum claimed {
 	CLAIMED,
 	TAKEN, /* the place is another flow's */
 	FULL,  /* it is nobody's, and yet it did not go into the table */
-	RACED, /* another CPU is about to give it to somebody */
+	RACED, /* another CPU is about to give it to somebody, or has just removed it */
 };
 
 static __always_inline struct tables *what_of_tables(void)
@@ -267,14 +268,15 @@ static __always_inline bool is_at(const struct flow_key *key, const struct flow 
 static __noinline enum claimed claim(const struct flow_key *key, const struct flow *flow,
 					  __u32 now)
 {
+	long error = bpf_map_update_elem(&flows, key, flow, BPF_NOEXIST);
 	struct flow *held;
 	__u64 life;
 
-	if (!bpf_map_update_elem(&flows, key, flow, BPF_NOEXIST))
+	if (!error)
 		return CLAIMED;
 	held = bpf_map_lookup_elem(&flows, key);
 	if (!held)
-		return FULL;
+		return error == -EEXIST ? RACED : FULL;
 	life = READ_ONCE(held->life);
 	if (STATE(life) & TAKING)
 		life = READ_ONCE(held->life);

@@ -58,7 +58,7 @@ static __noinline struct flow *find_flow(const struct packet *p, const struct de
 	return flow;
 }
 
-/* Put a flow into the table of kept ones; -1 where there is no room. */
+/* Put a flow into the table of kept ones; 0, FULL or RACED. */
 __noinline int record_kept(const struct packet *p, __u32 state, bool outward, __u32 now)
 {
 	if (!p)
@@ -66,6 +66,7 @@ __noinline int record_kept(const struct packet *p, __u32 state, bool outward, __
 
 	struct flow_key key;
 	struct kept fresh, *held;
+	long error;
 	__u64 life;
 
 	state = advanced(state, p, outward);
@@ -75,27 +76,33 @@ __noinline int record_kept(const struct packet *p, __u32 state, bool outward, __
 	else
 		inward_key(&key, p);
 	count_entry(OF_KEPT, &key, 1);
-	if (!bpf_map_update_elem(&kept, &key, &fresh, BPF_NOEXIST)) {
+	error = bpf_map_update_elem(&kept, &key, &fresh, BPF_NOEXIST);
+	if (!error) {
 		count(p->family, state & FROM_OUTSIDE ? FLOWS_FROM_OUTSIDE : FLOWS_KEPT);
 		return 0;
 	}
 	count_entry(OF_KEPT, &key, -1);
 	held = bpf_map_lookup_elem(&kept, &key);
 	if (!held)
-		return -1;
+		return error == -EEXIST ? RACED : FULL;
 	life = READ_ONCE(held->life);
+	if (STATE(life) & TAKING)
+		return RACED;
 	/* Anybody may forge a SYN: to a connection that goes on it means nothing. */
-	if (STATE(life) & TAKING || (!outward && alive(life, now) && goes_on(STATE(life))))
+	if (!outward && alive(life, now) && goes_on(STATE(life)))
 		return 0;
-	__sync_val_compare_and_swap(&held->life, life, fresh.life);
-	return 0;
+	life = __sync_val_compare_and_swap(&held->life, life, fresh.life);
+	return STATE(life) & TAKING ? RACED : 0;
 }
 
 /* Remember that a flow keeps its source; it does so for now also where there is no room. */
 static __always_inline void keep(const struct packet *p, __u32 state, bool outward, __u32 now)
 {
-	if (record_kept(p, state, outward, now) &&
-	    (!make_room_for_kept(now) || record_kept(p, state, outward, now)))
+	int error = record_kept(p, state, outward, now);
+
+	if (error == RACED || (error == FULL && make_room_for_kept(now)))
+		error = record_kept(p, state, outward, now);
+	if (error)
 		count(p->family, FLOWS_UNRECORDED);
 }
 
