@@ -383,7 +383,7 @@ def test_a_connection_from_outside_survives_a_move(net: Net, family: Family) -> 
         clean(there, Family)
 
 
-PORTS = 40
+PORTS = 100
 
 
 @pytest.mark.parametrize("name", ["bpf", "iptables-nft"])
@@ -414,8 +414,8 @@ def test_without_a_free_port_new_flows_fail_and_those_there_go_on(
             while True:
                 data, address = world.recvfrom(100)
                 served[data] = address[:2]
-        # A port is looked for at random: the last free ones may not be found.
-        assert PORTS * 0.9 <= len(served) <= PORTS
+        # iptables looks at random: it may not find the last free ones.
+        assert PORTS * (1 if name == "bpf" else 0.9) <= len(served) <= PORTS
         assert {host for host, _ in served.values()} == {NODE[family]}
         assert len({port for _, port in served.values()}) == len(served)
         if isinstance(backend, BpfPlane):
