@@ -62,7 +62,6 @@ def test_each_packet_of_a_path_meets_what_the_path_is_named_after(family: Family
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
-    assert all(ns > -5 for ns, _ in found.values()), found
     counted = {path: outcomes for path, (_, outcomes) in found.items()}
     for path, outcomes in {
         paths.NEW_UDP: {"out_translated", "flows_translated"},

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The tables of flows: how long they live, and how a new one gets a place.
+ * The tables of flows: how one gets its place, and is found there.
  *
  * A flow that leaves with an address of the node has one entry, under what its replies look
  * like. Its port is given by a keyed hash of what it was before; so the way out is found
@@ -24,7 +24,6 @@
 #define FIRST_PORT 1024
 #define LAST_PORT  65535
 #define ALL_PORTS  (LAST_PORT - FIRST_PORT + 1)
-
 
 #define ROTATED(x, by) ((x) << (by) | (x) >> (64 - (by)))
 
@@ -287,8 +286,13 @@ static __noinline enum claimed claim(const struct flow_key *key, const struct fl
 		__u64 anew = flow->life | LIFE(STATE(life) & INDEXED, 0);
 		__u64 found = __sync_val_compare_and_swap(&held->life, life, anew);
 
-		if (STATE(found) & TAKING || !is_at(key, held))
+		if (STATE(found) & TAKING)
 			return RACED;
+		if (!is_at(key, held)) { /* another flow of the same owner's: as it was */
+			if (found == life)
+				__sync_val_compare_and_swap(&held->life, anew, life);
+			return RACED;
+		}
 		/* Of two that found it expired the other one may have been faster. */
 		if (found != life &&
 		    (!same(&held->address, &flow->address) || held->port != flow->port))

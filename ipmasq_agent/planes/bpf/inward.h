@@ -25,6 +25,7 @@ __noinline int inward_error(struct __sk_buff *skb, const struct packet *p, __u32
 	key.local_port = flow->port;
 	if (same(&key.local, &quoted.source) && key.local_port == quoted.source_port)
 		return passed(p, IN_PASSED); /* about the node's own */
+	mark(skb, false);
 	if (rewrite_quoted(skb, p, &quoted, SOURCE, &key) ||
 	    rewrite(skb, p, DESTINATION, &key.local, 0))
 		return dropped(p, IN_DROPPED_MALFORMED);
@@ -44,12 +45,15 @@ static __always_inline bool answer_needs_record(const struct packet *p, const st
 
 	if (p->protocol == IPPROTO_TCP || p->kind != PORTS)
 		return false;
-	return !of_node || of_node->several || in_force->flags & FIXED_SOURCES || !allowed(in_force, slot, p->destination_port) ||
+	if (!of_node || of_node->several || in_force->flags & FIXED_SOURCES)
+		return true;
+	return !allowed(in_force, slot, p->destination_port) ||
 	       !same(&p->destination, &device->source[p->family & 1]);
 }
 
 /* A packet that came in and is for no flow with an address of the node. */
-__noinline int keep_inward(const struct packet *p, const struct device *device, __u32 slot, __u32 now)
+__noinline int keep_inward(const struct packet *p, const struct device *device, __u32 slot,
+			   __u32 now)
 {
 	if (!p || !device)
 		return NEXT;

@@ -21,7 +21,7 @@ from ipmasq_agent.planes.usage import Exhausted, FlowTable
 from ipmasq_agent.policy.addresses import Family, collapsed
 from ipmasq_agent.policy.model import FixedSource, joined
 
-_MOST_MARK = 0xFFFF
+_MOST_MARK = 0xFFFE  # its complement is a mark too, and 0 is none
 _NEVER_NONE = 1 << 31
 Index = Callable[[Sequence[bytes]], None]
 """Has flows found by what their packets are before translation, by their keys."""

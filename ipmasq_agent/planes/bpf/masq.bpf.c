@@ -21,8 +21,9 @@ int outward(struct __sk_buff *skb)
 	__u32 now, slot;
 	int error, outcome;
 
-	if (!device || is_marked(skb) || !find_network(skb, device->link_header, &p) ||
-	    is_foreign(skb, device))
+	/* A reply that was translated back may go on through another device, and is no new flow. */
+	if (!device || is_marked(skb, true) || is_marked(skb, false) ||
+	    !find_network(skb, device->link_header, &p) || is_foreign(skb, device))
 		return NEXT;
 	slot = finding.slot = slot_in_force(p.family);
 	in_force = bpf_map_lookup_elem(&settings, &finding.slot);
@@ -95,7 +96,7 @@ int inward(struct __sk_buff *skb)
 	struct flow *flow;
 
 	/* A frame for another address of the link is a macvlan's, or a port's of a bridge. */
-	if (!device || skb->pkt_type != PACKET_HOST ||
+	if (!device || is_marked(skb, false) || skb->pkt_type != PACKET_HOST ||
 	    !find_network(skb, device->link_header, &p))
 		return NEXT;
 	slot = slot_in_force(p.family);
@@ -127,6 +128,7 @@ int inward(struct __sk_buff *skb)
 	touch(&flow->life, &p, false, now);
 	if (same(&owner.address, &p.destination) && owner.port == p.destination_port)
 		return passed(&p, IN_PASSED);
+	mark(skb, false);
 	if (rewrite(skb, &p, DESTINATION, &owner.address, owner.port))
 		return dropped(&p, IN_DROPPED_MALFORMED);
 	return passed(&p, IN_TRANSLATED);
@@ -150,14 +152,12 @@ int collect(struct __sk_buff *skb)
 	return collecting.clearing.gone;
 }
 
-static long index_nth(__u32 index, void *context)
+static long index_nth(__u32 nth, void *context)
 {
-	struct collecting *listed = context;
 	struct flow_key key;
 	struct flow *flow;
 
-	if (bpf_skb_load_bytes(listed->skb, sizeof(struct collection) + index * sizeof(key), &key,
-			       sizeof(key)))
+	if (!nth_listed(context, nth, &key))
 		return 1;
 	flow = bpf_map_lookup_elem(&flows, &key);
 	if (flow && index_flow(&key, flow))

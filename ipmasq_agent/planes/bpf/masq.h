@@ -3,8 +3,8 @@
  * What the eBPF program and the agent share: keys, values and numbers of the maps.
  *
  * ipmasq_agent/planes/bpf/layout.py says the same in Python; a test compares the two by
- * the BTF of the compiled program. Pinned maps of another size are never taken for these:
- * libbpf refuses them.
+ * the BTF of the compiled program. Pinned maps of another size are never taken for these: they
+ * are made anew.
  */
 #ifndef IPMASQ_MASQ_H
 #define IPMASQ_MASQ_H
@@ -97,7 +97,7 @@ struct control {
 /* What is of the node as a whole. */
 struct node {
 	__u64 secret[2]; /* of the hash that gives ports: who knows it could guess them */
-	__u16 mark;	 /* in tc_index of a packet that one of our devices has dealt with */
+	__u16 mark;	 /* in tc_index of a packet that one of our devices has dealt with, see verdict.h */
 	__u16 several;	 /* devices have the programs: an answer may leave by another one */
 	__u16 pad[2];
 };

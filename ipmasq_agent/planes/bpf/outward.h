@@ -13,8 +13,7 @@ struct finding {
 
 /*
  * Find the flow of a packet on its way out, of those that leave with an address of the node,
- * if it lives.
- * `key` becomes that of the flow that is found.
+ * if it lives. `key` becomes that of the flow that is found.
  */
 static __noinline struct flow *find_flow(const struct packet *p, const struct device *device,
 					 struct flow_key *key, struct finding *finding, __u32 now)
@@ -283,7 +282,7 @@ __noinline int begin(struct __sk_buff *skb, const struct packet *p, const struct
 	}
 	count(family, own ? FLOWS_OWN : FLOWS_TRANSLATED);
 	if (!d.masquerade && claiming.key.local_port == p->source_port) {
-		mark(skb);
+		mark(skb, true);
 		return passed(p, d.kept);
 	}
 	return translate_outward(skb, p, &claiming.key);
@@ -339,7 +338,7 @@ __noinline int outward_error(struct __sk_buff *skb, const struct packet *p,
 		return passed(p, STATE(READ_ONCE(held->life)) & FROM_OUTSIDE ? OUT_KEPT_REPLY
 									      : OUT_KEPT_BY_POLICY);
 	}
-	mark(skb);
+	mark(skb, true);
 	if (same(&key.local, &quoted.source) && key.local_port == quoted.source_port)
 		return passed(p, OUT_KEPT_BY_POLICY);
 	swap_ends(&quoted);

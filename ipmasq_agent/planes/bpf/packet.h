@@ -265,6 +265,12 @@ static __always_inline bool accepts(const struct packet *p)
 }
 
 /*
+ * A function that is not static is read by the verifier once, by itself, and not anew with all
+ * that each caller knows; there are more of them below. It wants to see that pointers are not
+ * NULL.
+ */
+
+/*
  * Read the headers from p->network on, of the family that is set. `quoted` is a packet
  * within an ICMP error: of its transport header eight bytes are sure to be there.
  * Returns 0, -1 where not even the addresses can be read, or -2 where the rest cannot.

@@ -10,7 +10,6 @@
 #define RELIEF_SHARE 16 /* of the time, one part for looking for room */
 #define LONG_AFTER (60 * 1000000000ULL)
 
-
 /* What is to go from the tables, and what went. */
 struct clearing {
 	__u32 now;
@@ -138,20 +137,26 @@ __noinline int make_room_for_kept(__u32 now)
 	return relieved(&of_tables->relief_of_kept, clock, &clearing);
 }
 
-/* What `collect` is at: a packet of keys. */
+/* What `collect` and `index_flows` are at: a packet that lists keys. */
 struct collecting {
 	struct __sk_buff *skb;
 	struct clearing clearing;
 	bool of_kept;
 };
 
-static long collect_nth(__u32 index, void *context)
+static __always_inline bool nth_listed(const struct collecting *listed, __u32 nth,
+				       struct flow_key *key)
+{
+	return !bpf_skb_load_bytes(listed->skb, sizeof(struct collection) + nth * sizeof(*key),
+				   key, sizeof(*key));
+}
+
+static long collect_nth(__u32 nth, void *context)
 {
 	struct collecting *collecting = context;
 	struct flow_key key;
 
-	if (bpf_skb_load_bytes(collecting->skb, sizeof(struct collection) + index * sizeof(key),
-			       &key, sizeof(key)))
+	if (!nth_listed(collecting, nth, &key))
 		return 1;
 	if (collecting->of_kept) {
 		struct kept *held = bpf_map_lookup_elem(&kept, &key);

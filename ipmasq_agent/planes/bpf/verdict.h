@@ -10,11 +10,6 @@
 #define NEXT TC_ACT_UNSPEC /* to whatever program or rule comes after this one */
 #define DROP TC_ACT_SHOT
 
-/*
- * Functions that are not static are read by the verifier once, by themselves, and not anew
- * with all that each caller knows. It wants to see there that pointers are not NULL.
- */
-
 static __always_inline int passed(const struct packet *p, enum outcome why)
 {
 	count(p->family, why);
@@ -75,7 +70,8 @@ __noinline int is_own(const struct address *address, const struct device *device
 }
 
 /* What cannot be translated never leaves with a source that the policy hides. */
-__noinline int refuse(const struct packet *p, const struct device *device, __u32 slot, enum outcome why)
+__noinline int refuse(const struct packet *p, const struct device *device, __u32 slot,
+		      enum outcome why)
 {
 	if (!p || !device)
 		return DROP;
@@ -90,33 +86,40 @@ __noinline int refuse(const struct packet *p, const struct device *device, __u32
 	return dropped(p, why);
 }
 
-/* Another device of ours below this one sees the packet too, and leaves it alone. */
-static __always_inline void mark(struct __sk_buff *skb)
+/*
+ * What one device of ours has translated, another one above or below it leaves alone. Each way
+ * has a mark of its own: what is sent back in as it went out is a packet like any other.
+ */
+static __always_inline __u16 mark_of(bool outward)
 {
 	__u32 zero = 0;
 	const struct node *of_node = bpf_map_lookup_elem(&node, &zero);
 
-	if (of_node)
-		skb->tc_index = of_node->mark;
+	if (!of_node)
+		return 0;
+	return outward ? of_node->mark : ~of_node->mark;
 }
 
-static __always_inline bool is_marked(const struct __sk_buff *skb)
+static __always_inline void mark(struct __sk_buff *skb, bool outward)
 {
-	__u32 zero = 0;
-	const struct node *of_node = bpf_map_lookup_elem(&node, &zero);
+	skb->tc_index = mark_of(outward);
+}
 
-	return of_node && of_node->mark && skb->tc_index == of_node->mark;
+static __always_inline bool is_marked(const struct __sk_buff *skb, bool outward)
+{
+	return skb->tc_index && skb->tc_index == mark_of(outward);
 }
 
 /* Let a packet leave with the local end of its flow's key. */
-__noinline int translate_outward(struct __sk_buff *skb, const struct packet *p, const struct flow_key *key)
+__noinline int translate_outward(struct __sk_buff *skb, const struct packet *p,
+				 const struct flow_key *key)
 {
 	if (!p || !key)
 		return DROP;
 
 	__be16 port = p->kind == PLAIN ? p->source_port : key->local_port;
 
-	mark(skb);
+	mark(skb, true);
 	if (!same(&key->local, &p->source) || port != p->source_port) {
 		if (rewrite(skb, p, SOURCE, &key->local, port))
 			return dropped(p, OUT_DROPPED_MALFORMED);
