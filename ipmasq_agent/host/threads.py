@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections import Counter
@@ -13,6 +14,10 @@ from ipmasq_agent.logs import failure
 
 # Seconds after which work that fails has gone well before.
 _WELL = 60.0
+# What the main thread is told by. A signal that the kernel gave to another thread, as it may
+# where the main one is stopped or has one to deal with already, would not wake it up: Python
+# would act on it with the next event, at the resync perhaps.
+_OF_MAIN_THREAD = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
 _must_live: set[Guarded] = set()
 _failures: Counter[str] = Counter()
 
@@ -80,12 +85,15 @@ class Guarded:
 
     def _begin(self) -> None:
         thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_MAIN_THREAD)  # a thread inherits it
         try:
             thread.start()
         except (RuntimeError, MemoryError) as cause:  # no thread, or no stack for it
             self._interrupted(cause)
         else:
             self._thread = thread
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _run(self) -> None:
         backoff = Backoff()

@@ -186,9 +186,12 @@ class Daemon:
     def recover(self) -> None:
         """Look again without faults, until all is right."""
         self._agent.process.send_signal(signal.SIGHUP)
-        wait_until(self._agent.ready, f"ready\n{self.log}")
-        if self._turn in self._right:
-            wait_until(self.in_force, f"right: {self.held()}")
+        try:
+            wait_until(self._agent.ready, "ready")
+            if self._turn in self._right:
+                wait_until(self.in_force, "right")
+        except AssertionError as late:  # with what was said and held by then
+            raise AssertionError(f"{late}: {self.held()}\n{self.log}") from late
 
     def calls(self) -> Counter[str]:
         """Return how often each system call is made in a pass by the process that makes most."""

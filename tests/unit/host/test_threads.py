@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import signal
 import threading
 
 import pytest
@@ -96,3 +97,13 @@ def test_work_that_returns_has_ended_well() -> None:
     assert ended.wait(10)
     thread.stop(10)
     assert threads.dead() == []
+
+
+def test_signals_are_for_the_main_thread_alone() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    masks: list[set[int]] = []
+    guarded = Guarded(lambda: masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())), "masks")
+    guarded.start()
+    guarded.stop(5)
+    assert masks[0] >= {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
