@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -238,10 +239,39 @@ def test_what_somebody_else_writes_is_told_and_healed(node: Node) -> None:
     assert node.plane.read_at(V4, outside).rules is not None
     with pytest.raises(KernelReadError, match=r"to 10\.0\.0\.1 are masqueraded by the bitmap"):
         node.plane.read_at(V4, inside)
-    assert "ipv4 bitmap other than decisions" in describe(node.read())
+    assert "ipv4 decisions other than written" in describe(node.read())
     assert not node.bring(wanted)
     assert node.masqueraded([inside, outside]) == [outside]
     assert node.agrees
+
+
+def test_who_reads_while_another_edits_waits_for_the_end(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = policy(*STAYS), policy(*STAYS, *COMES)
+    node.bring(old)
+    comes = next(a for a in borders(new) if expected(old, [a]) != expected(new, [a]))
+    reader = BpfPlane(node.pins)
+    came, go_on = threading.Event(), threading.Event()
+
+    def slow(program: int, packet: bytes) -> int:
+        came.set()
+        assert go_on.wait(30)
+        return run_program(program, packet)
+
+    monkeypatch.setattr(bitmap_maps, "run_program", slow)
+    with ThreadPoolExecutor() as threads:
+        writing = threads.submit(node.bring, new)
+        assert came.wait(30)
+        # The trie has what the bitmap has not: whoever reads now would find two policies.
+        one, all_of_it = threads.submit(reader.read_at, V4, comes), threads.submit(reader.read, V4)
+        threading.Timer(0.1, go_on.set).start()
+        assert writing.result()
+    for state in (one.result(), all_of_it.result()):
+        assert state.rules is not None
+        assert state.rules.agree
+    assert all_of_it.result().rules == node.plane.read(V4).rules
+    reader.close()
 
 
 def test_where_there_is_no_room_for_more_the_trie_decides_until_all_is_filled_anew(

@@ -94,6 +94,15 @@ class PinnedMaps:
         value = self["settings"].lookup(NUMBER.pack(slot))
         return layout.unpack_settings(value) if value else SlotSettings()
 
+    def in_force(self, family: Family) -> tuple[int, SlotSettings]:
+        """Return the generation in force, and its settings with the stamp of its policy."""
+        number = self.generation(family)
+        return number, self.settings(layout.slot(family, number))
+
+    def stamp(self, slot: int, stamp: int) -> None:
+        """Stamp the policy of a slot."""
+        self.set_settings(slot, self.settings(slot)._replace(stamp=stamp))
+
     def provide_secret(self) -> None:
         """Draw what gives ports to flows, unless there is such already: then flows have some."""
         node, key = self["node"], NUMBER.pack(0)

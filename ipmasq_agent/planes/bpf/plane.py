@@ -8,13 +8,15 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
-from collections.abc import Collection, Iterable, Iterator
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from ipmasq_agent.errors import KernelReadError, NotPermitted
-from ipmasq_agent.host.devices import list_devices
+from ipmasq_agent.host.devices import EgressDevice, list_devices
+from ipmasq_agent.host.patience import Patience
 from ipmasq_agent.logs import event
 from ipmasq_agent.netlink.ct import Connection, introduce
 from ipmasq_agent.netlink.sockets import list_connected
@@ -52,6 +54,10 @@ _BOTH = (1 << layout.GENERATIONS) - 1
 # ones with the next policy, since to remove one is to wait for the kernel.
 _LIGHT = 4096
 _STAMP_BITS = 63
+_BEING_EDITED = 0  # a stamp that no policy has; it stays where an edit was broken off
+# How long whoever reads waits for one who edits, and between two looks, in seconds.
+_LONGEST_EDIT = 1.0
+_BREATH = 0.005
 _COUNTED = {layout.KEPT, layout.MOVED}
 # Where their entries are counted, by a hash with a secret.
 _COUNTING = {layout.FILTERS, layout.NODE}
@@ -111,27 +117,61 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
             if not maps.readable():
                 return replace(state, remains=True, damaged=True)
             state = replace(state, damaged=damaged)
-            number = maps.generation(family)
-            hooks, beside = told_devices(
-                maps, family, number, devices.by_name, self._programs.complete
-            )
-            slots = [layout.slot(family, n) for n in range(layout.GENERATIONS)]
-            in_force = maps.settings(slots[number])
-            if not in_force.flags & SettingsFlag.MANAGED:
-                remains = any(maps.settings(n).flags for n in slots) or not maps.any_in_force()
-                return replace(state, hooks=hooks, remains=remains)
-            if maps.inner.lost(slots[number]):
-                return replace(state, hooks=hooks)
-            stamp, rules = self._known.get(family, (None, None))
-            if destination is not None:
-                rules = maps.rules(family, slots[number], destination)
-            elif rules is None or stamp != in_force.stamp:
-                rules = maps.rules(family, slots[number])
-                self._known[family] = in_force.stamp, rules
-            own = maps.own(family)
+            return self._read_in_force(maps, state, devices.by_name, destination)
+
+    def _read_in_force(
+        self,
+        maps: PinnedMaps,
+        state: BpfState,
+        by_name: Mapping[str, EgressDevice],
+        destination: int | None,
+    ) -> BpfState:
+        """Read anew as long as another process writes: what was read is then of two policies."""
+        patience = Patience(_LONGEST_EDIT)
+        while True:
+            number, in_force = before = maps.in_force(state.family)
+            edited = in_force.stamp == _BEING_EDITED and bool(in_force.flags)
+            failed = None
+            try:
+                found = self._read_generation(maps, state, by_name, number, in_force, destination)
+            except KernelReadError as error:
+                failed = error
+            settled = not edited and maps.in_force(state.family) == before
+            if settled or not patience.left():
+                break
+            time.sleep(_BREATH)
+        if failed is not None:
+            raise failed
+        if edited and found.rules is not None:  # and nobody goes on with it
+            return replace(found, rules=replace(found.rules, agree=False))
+        return found
+
+    def _read_generation(
+        self,
+        maps: PinnedMaps,
+        state: BpfState,
+        by_name: Mapping[str, EgressDevice],
+        number: int,
+        in_force: SlotSettings,
+        destination: int | None,
+    ) -> BpfState:
+        family = state.family
+        hooks, beside = told_devices(maps, family, number, by_name, self._programs.complete)
+        slots = [layout.slot(family, n) for n in range(layout.GENERATIONS)]
+        if not in_force.flags & SettingsFlag.MANAGED:
+            remains = any(maps.settings(n).flags for n in slots) or not maps.any_in_force()
+            return replace(state, hooks=hooks, remains=remains)
+        if maps.inner.lost(slots[number]):
+            return replace(state, hooks=hooks)
+        stamp, rules = self._known.get(family, (None, None))
+        if destination is not None:
+            rules = maps.rules(family, slots[number], destination)
+        elif rules is None or stamp != in_force.stamp or stamp == _BEING_EDITED:
+            rules = maps.rules(family, slots[number])
+            self._known[family] = in_force.stamp, rules
         named = None if rules.devices is None else tuple(sorted(hooks))
         rules = replace(rules, devices=named)
-        return replace(state, hooks=hooks, beside=beside, own=own, rules=rules)
+        return replace(state, hooks=hooks, beside=beside, own=maps.own(family), rules=rules)
 
     @contextmanager
     def _maps(self) -> Iterator[PinnedMaps | None]:
@@ -157,7 +197,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
         with self._open_maps() as maps:
             old = maps.generation(family)
             new = 1 - old if change.switches else old
-            stamp, before = secrets.randbits(_STAMP_BITS), change.actual.rules
+            stamp, before = 1 + secrets.randbits(_STAMP_BITS), change.actual.rules
             if change.switches:
                 maps.fill(layout.slot(family, new), rules, stamp)
             actual = change.actual
@@ -184,8 +224,9 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
                         maps.prefixes.empty(family, layout.slot(family, old))
                 elif change.steps and before is not None:
                     slot = layout.slot(family, new)
+                    maps.stamp(slot, _BEING_EDITED)
                     maps.prefixes.edit(slot, before.keep, rules.keep, change.steps)
-                    maps.set_settings(slot, maps.settings(slot)._replace(stamp=stamp))
+                    maps.stamp(slot, stamp)
                 if made:  # programs with new maps find the policy in force there
                     self._attach(maps, present)
                     if layout.FLOWS not in made:

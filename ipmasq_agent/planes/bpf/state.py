@@ -31,7 +31,8 @@ class BpfRules:
         random_fully: do not try the pod's own port first.
         fixed: destinations with a source address of their own.
         local_destinations: also what the node sends to itself, through its loopback.
-        agree: IPv4 is decided by a bitmap, which says the same as the trie of decisions.
+        agree: nobody left an edit unfinished, and the bitmap, by which IPv4 is decided, says
+            the same as the trie of decisions.
     """
 
     keep: AddressSet
@@ -66,7 +67,7 @@ class BpfRules:
         words += ["local-destinations"] * self.local_destinations
         yield " ".join(words)
         if not self.agree:
-            yield f"{name} bitmap other than decisions"
+            yield f"{name} decisions other than written"
 
 
 @dataclass(frozen=True, slots=True)
