@@ -1,0 +1,67 @@
+"""A connection through the node, as everybody here speaks of it."""
+
+from __future__ import annotations
+
+import socket
+from typing import NamedTuple
+
+from ipmasq_agent.policy.addresses import Family
+
+PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
+"""IANA's numbers, with the names that connection tracking gives them."""
+
+
+class End(NamedTuple):
+    """One end of a connection.
+
+    Attributes:
+        address: as a number.
+        port: of TCP, UDP and SCTP; the identifier of an ICMP question at the end that asks;
+            otherwise 0.
+    """
+
+    address: int
+    port: int
+
+    def shown(self, family: Family) -> str:
+        """Return address and port as people write them."""
+        text = family.show(self.address)
+        if not self.port:
+            return text
+        return f"[{text}]:{self.port}" if family is Family.IPV6 else f"{text}:{self.port}"
+
+
+class Flow(NamedTuple):
+    """A connection before and after the node translates it.
+
+    Attributes:
+        protocol: its number (IANA).
+        source, destination: as its first packet had them when it came to the node.
+        left_as: the source with which it leaves; ``source`` where that is kept.
+        reached: the destination with which it leaves; another than ``destination`` where
+            somebody translated that, as kube-proxy does for Services.
+        established: packets went both ways.
+    """
+
+    family: Family
+    protocol: int
+    source: End
+    destination: End
+    left_as: End
+    reached: End
+    established: bool = False
+
+    @property
+    def translated(self) -> bool:
+        """Whether it leaves with another source."""
+        return self.left_as != self.source
+
+    @property
+    def protocol_name(self) -> str:
+        """The protocol in words."""
+        return PROTOCOLS.get(self.protocol, str(self.protocol))
+
+    @property
+    def has_ports(self) -> bool:
+        """Whether its ends have ports, and not an identifier or nothing."""
+        return self.protocol not in (socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6)
