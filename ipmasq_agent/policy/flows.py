@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from typing import NamedTuple
 
 from ipmasq_agent.policy.addresses import Family
@@ -64,4 +63,4 @@ class Flow(NamedTuple):
     @property
     def has_ports(self) -> bool:
         """Whether its ends have ports, and not an identifier or nothing."""
-        return self.protocol not in (socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6)
+        return not self.protocol_name.startswith("icmp")
