@@ -126,6 +126,24 @@ def _collect(netlink: socket.socket, take: Callable[[bytes], T | None]) -> list[
                 found.append(taken)
 
 
+def stream(protocol: int, kind: int, request: bytes) -> Iterator[bytes]:
+    """Yield the body of each answer of a list as it comes, however long the list is.
+
+    What changes meanwhile may be in it or not, or twice.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    with connect(protocol) as netlink:
+        netlink.send(pack(kind, REQUEST | _DUMP, 1, request))
+        while True:
+            for answer, _, _, body in split(netlink.recv(ROOM)):
+                if answer in (_DONE, _ERROR):
+                    check(_code(body))
+                    return
+                yield body
+
+
 def ask(protocol: int, kind: int, request: bytes, flags: int = 0) -> bytes | None:
     """Return the body of the one answer to a request; None where there is none, and no error.
 

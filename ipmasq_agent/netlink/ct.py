@@ -15,7 +15,6 @@ import socket
 import struct
 from collections.abc import Iterable
 from itertools import islice
-from typing import NamedTuple
 
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.netlink import core as netlink
@@ -23,6 +22,7 @@ from ipmasq_agent.netlink.attributes import attribute, nested, pack
 from ipmasq_agent.netlink.core import ACKNOWLEDGE, CREATE, EXCLUSIVE, REQUEST
 from ipmasq_agent.netlink.nf import NETLINK_NETFILTER, prefix
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.flows import Flow
 
 _NEW_CONNECTION = 1 << 8  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_NEW
 _ORIGINAL, _REPLY, _STATUS, _PROTOCOL_INFO, _TIMEOUT = 1, 2, 3, 4, 7  # CTA_...
@@ -38,26 +38,12 @@ _SEEN = struct.pack(">I", 1 << 1 | 1 << 2 | 1 << 3)  # IPS_SEEN_REPLY, _ASSURED,
 _AT_ONCE = 256  # so that answers fit into the socket's buffer
 
 
-class Connection(NamedTuple):
-    """A connection as its first packet had it, which no NAT changes.
-
-    Attributes:
-        source, destination: addresses as numbers.
-        protocol: TCP's or UDP's number.
-        seconds: without a packet, until it is forgotten.
-    """
-
-    family: Family
-    protocol: int
-    source: int
-    source_port: int
-    destination: int
-    destination_port: int
-    seconds: int
-
-
-def introduce(connections: Iterable[Connection]) -> int:
+def introduce(connections: Iterable[tuple[Flow, int]]) -> int:
     """Tell connection tracking of connections; those that it knows stay as they are.
+
+    Args:
+        connections: of TCP or UDP; they are told as their first packets had them, without any
+            translation. With each the seconds without a packet until it is forgotten.
 
     Returns:
         How many were new to it.
@@ -85,38 +71,37 @@ def introduce(connections: Iterable[Connection]) -> int:
     return new
 
 
-def _message(sequence: int, connection: Connection) -> bytes:
+def _message(sequence: int, connection: tuple[Flow, int]) -> bytes:
+    flow, seconds = connection
     one, other = _SOURCE_PORT, _DESTINATION_PORT
     body = (
-        _tuple(_ORIGINAL, connection, _ENDS[connection.family], (one, other))
-        + _tuple(_REPLY, connection, _ENDS[connection.family][::-1], (other, one))
+        _tuple(_ORIGINAL, flow, _ENDS[flow.family], (one, other))
+        + _tuple(_REPLY, flow, _ENDS[flow.family][::-1], (other, one))
         + attribute(_STATUS, _SEEN)
-        + attribute(_TIMEOUT, struct.pack(">I", connection.seconds))
+        + attribute(_TIMEOUT, struct.pack(">I", seconds))
     )
-    if connection.protocol == socket.IPPROTO_TCP:
+    if flow.protocol == socket.IPPROTO_TCP:
         liberal = (attribute(kind, _LIBERAL) for kind in _TCP_FLAGS)
         body += nested(_PROTOCOL_INFO, nested(_TCP, attribute(_TCP_STATE, _ESTABLISHED), *liberal))
     flags = REQUEST | CREATE | EXCLUSIVE | ACKNOWLEDGE
-    body = prefix(connection.family) + body
+    body = prefix(flow.family) + body
     return pack(_NEW_CONNECTION, flags, sequence, body)
 
 
-def _tuple(
-    kind: int, connection: Connection, ends: tuple[int, int], ports: tuple[int, int]
-) -> bytes:
+def _tuple(kind: int, flow: Flow, ends: tuple[int, int], ports: tuple[int, int]) -> bytes:
     """Return what packets of one direction have; source and destination as ``ends`` say."""
-    size = connection.family.bits // 8
+    size = flow.family.bits // 8
     return nested(
         kind,
         nested(
             _ADDRESSES,
-            attribute(ends[0], connection.source.to_bytes(size)),
-            attribute(ends[1], connection.destination.to_bytes(size)),
+            attribute(ends[0], flow.source.address.to_bytes(size)),
+            attribute(ends[1], flow.destination.address.to_bytes(size)),
         ),
         nested(
             _PORTS,
-            attribute(_NUMBER, bytes([connection.protocol])),
-            attribute(ports[0], struct.pack(">H", connection.source_port)),
-            attribute(ports[1], struct.pack(">H", connection.destination_port)),
+            attribute(_NUMBER, bytes([flow.protocol])),
+            attribute(ports[0], struct.pack(">H", flow.source.port)),
+            attribute(ports[1], struct.pack(">H", flow.destination.port)),
         ),
     )

@@ -19,6 +19,7 @@ from ipmasq_agent.planes.placement import OurBase
 from ipmasq_agent.planes.usage import Usage
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.facts import Fact
+from ipmasq_agent.policy.flows import Flow
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
 
 State = TypeVar("State")
@@ -183,6 +184,14 @@ class Translator(abc.ABC):
 
         Raises:
             AgentError: flows that are translated here may not go on there.
+        """
+
+    @abc.abstractmethod
+    def flows(self) -> Iterator[Flow]:
+        """Yield the flows that leave the node, of both families.
+
+        Raises:
+            AgentError: they cannot be read.
         """
 
     @abc.abstractmethod

@@ -16,6 +16,7 @@ from ipmasq_agent.planes.bpf.layout import FlowState, SettingsFlag, SlotSettings
 from ipmasq_agent.planes.bpf.programs import BYTECODE
 from ipmasq_agent.planes.usage import Exhausted
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.flows import End, Flow
 from ipmasq_agent.policy.model import PortRange
 
 HEADER = BYTECODE.with_name("masq.h").read_text()
@@ -126,8 +127,10 @@ def test_a_flow_with_an_address_of_the_node() -> None:
     value = bytearray(size("flow"))
     struct.pack_into("=16s", value, at["address"], POD.to_bytes(16))
     struct.pack_into(">H", value, at["port"], 1000)
-    struct.pack_into("=Q", value, at["life"], FlowState.FROM_OUTSIDE << 32 | 105)
-    told = layout.TrackedFlow(Family.IPV6, 6, (POD, 1000), (REMOTE, 80), FlowState.FROM_OUTSIDE, 5)
+    ends = End(POD, 1000), End(REMOTE, 80), End(LOCAL, 4000), End(REMOTE, 80)
+    flow = Flow(Family.IPV6, 6, *ends, established=True)
+    told = layout.TrackedFlow(flow, FlowState.SEEN_OUTWARD | FlowState.SEEN_INWARD, 5)
+    struct.pack_into("=Q", value, at["life"], told.state << 32 | 105)
     assert layout.unpack_flow(_key(), bytes(value), 100) == told
     struct.pack_into("=Q", value, at["life"], FlowState.TAKING << 32 | 105)
     assert layout.unpack_flow(_key(), bytes(value), 100).seconds == 0
@@ -136,9 +139,8 @@ def test_a_flow_with_an_address_of_the_node() -> None:
 def test_a_flow_that_keeps_its_source() -> None:
     value = struct.pack("=Q", FlowState.FROM_OUTSIDE << 32 | 105)
     assert len(value) == size("kept")
-    told = layout.TrackedFlow(
-        Family.IPV6, 6, (LOCAL, 4000), (REMOTE, 80), FlowState.FROM_OUTSIDE, 5
-    )
+    ends = End(REMOTE, 80), End(LOCAL, 4000), End(REMOTE, 80), End(LOCAL, 4000)
+    told = layout.TrackedFlow(Flow(Family.IPV6, 6, *ends), FlowState.FROM_OUTSIDE, 5)
     assert layout.unpack_kept(_key(), value, 100) == told
 
 

@@ -7,8 +7,9 @@ import socket
 
 import pytest
 
-from ipmasq_agent.netlink.ct import Connection, introduce
+from ipmasq_agent.netlink.ct import introduce
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.flows import End, Flow
 from tests.netns import Namespace
 
 ENDS = {
@@ -22,9 +23,10 @@ def address(family: Family, text: str) -> int:
     return int.from_bytes(socket.inet_pton(kind, text))
 
 
-def connection(family: Family, protocol: int, port: int, seconds: int = 600) -> Connection:
+def connection(family: Family, protocol: int, port: int) -> tuple[Flow, int]:
     source, destination = (address(family, text) for text in ENDS[family])
-    return Connection(family, protocol, source, port, destination, 443, seconds)
+    ends = End(source, port), End(destination, 443)
+    return Flow(family, protocol, *ends, *ends), 600
 
 
 def listed(namespace: Namespace, family: Family) -> list[str]:

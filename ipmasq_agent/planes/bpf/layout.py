@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ipmasq_agent.planes.usage import Exhausted
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.flows import End, Flow
 from ipmasq_agent.policy.model import PortRange
 
 FAMILIES = (Family.IPV4, Family.IPV6)
@@ -102,6 +103,8 @@ class FlowState(enum.IntFlag):
     RESET = RESET_OUTWARD | RESET_INWARD
 
 
+_BOTH_WAYS = FlowState.SEEN_OUTWARD | FlowState.SEEN_INWARD
+
 OUTCOMES = (
     "out_translated",
     "out_kept_by_policy",
@@ -165,17 +168,13 @@ class DeviceEntry(NamedTuple):
 
 
 class TrackedFlow(NamedTuple):
-    """A flow as packets on their way out had it before translation.
+    """A flow as the tables have it.
 
     Attributes:
-        source, destination: addresses, each with its port.
         seconds: that it lives without a packet; of one that has expired 0 or less.
     """
 
-    family: Family
-    protocol: int
-    source: tuple[int, int]
-    destination: tuple[int, int]
+    flow: Flow
     state: FlowState
     seconds: int
 
@@ -324,17 +323,23 @@ def unpack_kept(key: bytes, value: bytes, now: int) -> TrackedFlow:
 
 
 def _tracked(key: bytes, owner: bytes, port: bytes, life: int, now: int) -> TrackedFlow:
-    remote, _, remote_port, _, protocol, number = _FLOW_KEY.unpack(key)
-    family = FAMILIES[number & 1]
     state, expires = divmod(life, 1 << 32)
-    return TrackedFlow(
-        family,
-        protocol,
-        (unpack_address(family, owner), int.from_bytes(port)),
-        (unpack_address(family, remote), int.from_bytes(remote_port)),
-        FlowState(state),
-        0 if state & FlowState.TAKING else expires - now,
+    flow = _flow(key, owner, port, FlowState(state))
+    return TrackedFlow(flow, FlowState(state), 0 if state & FlowState.TAKING else expires - now)
+
+
+def _flow(key: bytes, owner: bytes, owner_port: bytes, state: FlowState) -> Flow:
+    """Return a flow by its key and what its packets come from."""
+    remote, local, remote_port, local_port, protocol, number = _FLOW_KEY.unpack(key)
+    family = FAMILIES[number & 1]
+    pod, far, left_as = (
+        End(unpack_address(family, address), int.from_bytes(port))
+        for address, port in ((owner, owner_port), (remote, remote_port), (local, local_port))
     )
+    both_ways = state & _BOTH_WAYS == _BOTH_WAYS
+    if state & FlowState.FROM_OUTSIDE:
+        return Flow(family, protocol, far, pod, far, pod, both_ways)
+    return Flow(family, protocol, pod, far, left_as, far, both_ways)
 
 
 def families(keys: bytes) -> bytes:

@@ -18,7 +18,7 @@ from ipmasq_agent.errors import KernelReadError, NotPermitted
 from ipmasq_agent.host.devices import EgressDevice, list_devices
 from ipmasq_agent.host.patience import Patience
 from ipmasq_agent.logs import event
-from ipmasq_agent.netlink.ct import Connection, introduce
+from ipmasq_agent.netlink.ct import introduce
 from ipmasq_agent.netlink.sockets import list_connected
 from ipmasq_agent.planes.bpf import layout
 from ipmasq_agent.planes.bpf.devices import (
@@ -48,6 +48,7 @@ from ipmasq_agent.planes.plane import Plane, Translator, Watchable
 from ipmasq_agent.planes.usage import FlowTable, Usage
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.facts import HOOKS, LINKS
+from ipmasq_agent.policy.flows import Flow
 
 _BOTH = (1 << layout.GENERATIONS) - 1
 # Tries of more prefixes are given back at once when another policy is in force; smaller
@@ -365,6 +366,12 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
             maps.sweep(self._programs.collect)
             return maps.translated()
 
+    def flows(self) -> Iterator[Flow]:
+        """Yield the flows that have not expired."""
+        with self._maps() as maps:
+            if maps is not None and maps.have(*layout.TABLES):
+                yield from (each.flow for each in maps.flows())
+
     def counters(self) -> dict[tuple[Family, str], int]:
         """Return how many packets and flows met each outcome, since the maps were made."""
         with self._maps() as maps:
@@ -405,15 +412,8 @@ def _record_own(maps: PinnedMaps) -> None:
         )
 
 
-def _connections(flows: Iterable[layout.TrackedFlow]) -> Iterator[Connection]:
-    """Yield TCP connections and UDP flows as their first packets had them."""
-    for flow in flows:
-        if flow.protocol not in _WITH_PORTS or flow.state & FlowState.RESET:
-            continue
-        ends = flow.source, flow.destination
-        (source, port), (destination, other_port) = (
-            ends[::-1] if flow.state & FlowState.FROM_OUTSIDE else ends
-        )
-        yield Connection(
-            flow.family, flow.protocol, source, port, destination, other_port, flow.seconds
-        )
+def _connections(flows: Iterable[layout.TrackedFlow]) -> Iterator[tuple[Flow, int]]:
+    """Yield TCP connections and UDP flows, and how many seconds they live."""
+    for flow, state, seconds in flows:
+        if flow.protocol in _WITH_PORTS and not state & FlowState.RESET:
+            yield flow, seconds

@@ -176,7 +176,9 @@ def test_what_is_forged_from_outside_lives_no_longer_than_a_minute(
 
         def found() -> list[TrackedFlow]:
             with PinnedMaps(PinDirectory(Path(placement().pins)).objects) as maps:
-                return [one for one in maps.flows() if 0 <= one.destination[0] - first < 1 << 16]
+                return [
+                    one for one in maps.flows() if 0 <= one.flow.source.address - first < 1 << 16
+                ]
 
         for packet in (udp(nobody, 1024, plan.node, 53), tcp(nobody, 1024, plan.node, 22, "S")):
             sent(packet)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from ipmasq_agent.planes.plane import Translator
 from ipmasq_agent.planes.rules.table import Table
 from ipmasq_agent.planes.usage import Usage
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.flows import Flow
 from tests.memory import MemoryPlane
 
 
@@ -23,7 +25,7 @@ class Translating(MemoryPlane, Translator):
 
     def __init__(self, flows: int, *, mute: bool = False) -> None:
         super().__init__(Placement())
-        self.flows = flows
+        self.going = flows
         self.announced = 0
         self.mute = mute
         self.sealed = False
@@ -38,12 +40,15 @@ class Translating(MemoryPlane, Translator):
     def drain(self) -> int:
         if self.sealed:
             raise NotPermitted("may not open the maps")
-        return self.flows
+        return self.going
 
     def read(self, family: Family) -> Table:
         if self.sealed:
             raise NotPermitted("may not open the maps")
         return super().read(family)
+
+    def flows(self) -> Iterator[Flow]:
+        raise AssertionError("nobody asks")
 
     def counters(self) -> dict[tuple[Family, str], int]:
         return {}
@@ -77,7 +82,7 @@ def test_flows_are_announced_once_a_move_and_waited_for() -> None:
         assert left(moves, other) == (False, ())
         assert moves.advice == (f"{other.name}: 2 flows go on there until they end",)
     assert other.announced == 1
-    other.flows = 0
+    other.going = 0
     moves.announce([other])
     assert left(moves, other) == (True, ())
     assert moves.advice == ()

@@ -15,6 +15,7 @@ from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.plane import Translator
 from ipmasq_agent.planes.usage import Usage
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.flows import Flow
 from tests.unit.agent.support import Bench, FailingPlane
 from tests.waiting import wait_until
 
@@ -47,6 +48,9 @@ class SweptPlane(FailingPlane, Translator):
 
     def remove_unread(self, family: Family) -> Any:
         raise AssertionError("nobody moves here")
+
+    def flows(self) -> Iterator[Flow]:
+        raise AssertionError("nobody asks")
 
     def counters(self) -> dict[tuple[Family, str], int]:
         return {(Family.IPV4, "flows_collected"): self.begun}

@@ -1,0 +1,34 @@
+"""The connections that go through the node now, whoever tracks them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ipmasq_agent.netlink.ct_read import tracked
+from ipmasq_agent.planes.plane import AnyPlane, Translator
+from ipmasq_agent.policy.flows import End, Flow
+
+
+def live_flows(plane: AnyPlane) -> Iterator[Flow]:
+    """Yield connections of both families as they are read, each once.
+
+    A plane that translates by itself tells of what leaves the node. Where connections are
+    tracked beside it, what is translated there is told too, and where kube-proxy sends a
+    connection to a Service, that is the destination. Others know of what connection tracking
+    knows: also what comes to the node, and what stays there.
+
+    Raises:
+        AgentError: they cannot be read.
+    """
+    if not isinstance(plane, Translator):
+        yield from tracked()
+        return
+    services: dict[tuple[int, End, End], End] = {}
+    for flow in tracked():
+        if flow.translated:
+            yield flow
+        elif flow.destination != flow.reached:
+            services[flow.protocol, flow.source, flow.reached] = flow.destination
+    for flow in plane.flows():
+        asked = services.get((flow.protocol, flow.source, flow.reached))
+        yield flow if asked is None else flow._replace(destination=asked)

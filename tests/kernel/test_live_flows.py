@@ -1,0 +1,55 @@
+"""Live connections as the kernel lists them are those that the world heard."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from ipmasq_agent.planes.live import live_flows
+from ipmasq_agent.policy.addresses import Family, parse_address
+from tests.kernel.attacks.site import PLANS, site
+from tests.kernel.talked import PODS, as_said, in_force, talking
+
+
+@pytest.mark.parametrize("family", list(Family), ids=lambda family: family.value)
+@pytest.mark.parametrize("plane", ["iptables-legacy", "iptables-nft", "nftables", "bpf"])
+def test_live_connections_are_those_that_the_world_heard(plane: str, family: Family) -> None:
+    with (
+        site(PODS, 2) as where,
+        in_force(where, plane) as at_work,
+        talking(where, family, 8) as said,
+    ):
+        pods = {parse_address(PLANS[family].pod(n))[1] for n in range(PODS)}
+        flows = [flow for flow in live_flows(at_work) if flow.source.address in pods]
+        assert {as_said(flow) for flow in flows} == said
+        assert len(flows) == len(said) == 3 * 16
+        assert {flow.translated for flow in flows} == {True, False}
+        assert all(flow.established for flow in flows)
+
+
+SERVICE = """
+table ip services {
+    chain asked {
+        type nat hook prerouting priority dstnat
+        ip daddr 10.96.0.1 udp dport 53 dnat to 192.0.2.2:7777
+    }
+}
+"""
+
+
+@pytest.mark.parametrize("plane", ["nftables", "bpf"])
+def test_a_connection_to_a_service_is_told_with_the_service_and_with_who_answers(
+    plane: str,
+) -> None:
+    with site() as where, in_force(where, plane) as at_work:
+        where.node.run(["nft", "-f", "-"], stdin=SERVICE)
+        with where.pod.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            asking.bind(("172.20.0.10", 5000))
+            asking.sendto(b"question", ("10.96.0.1", 53))
+        (flow,) = [flow for flow in live_flows(at_work) if flow.source.port == 5000]
+    told = as_said(flow)
+    assert (told.source, told.destination) == (("172.20.0.10", 5000), ("10.96.0.1", 53))
+    assert told.heard[0] == "192.0.2.1"
+    assert flow.reached.shown(flow.family) == "192.0.2.2:7777"
+    assert not flow.established
