@@ -13,7 +13,7 @@ from typing import TypeAlias
 from ipmasq_agent.bpf.objects import get_pinned, object_info
 from ipmasq_agent.bpf.syscall import BpfCommand, asked_to, bpf, refused
 
-HASH, LPM_TRIE = 1, 11  # BPF_MAP_TYPE_...
+HASH, LPM_TRIE, _RING = 1, 11, 27  # BPF_MAP_TYPE_...
 _NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
 _PER_CPU = frozenset({5, 6, 10})  # hash, array, LRU hash
 # type, id, key_size, value_size, max_entries, map_flags, name: how struct bpf_map_info begins.
@@ -245,8 +245,13 @@ def create_hash(name: str, key_size: int, value_size: int, capacity: int) -> Bpf
     return _create(HASH, name, key_size, value_size, capacity)
 
 
-def _create(kind: int, name: str, *sizes: int) -> BpfMap:
+def create_ring(name: str, size: int) -> BpfMap:
+    """Return a new ring buffer of so many bytes, which lives until nothing holds it."""
+    return _create(_RING, name, 0, 0, size, flags=0)
+
+
+def _create(kind: int, name: str, *sizes: int, flags: int = _NO_PREALLOC) -> BpfMap:
     its_name = name.encode()[:_NAME_LENGTH]
     with asked_to(f"make the map {name}"):
-        request = _CREATE.pack(kind, *sizes, _NO_PREALLOC, 0, 0, its_name)
+        request = _CREATE.pack(kind, *sizes, flags, 0, 0, its_name)
         return BpfMap(bpf(BpfCommand.MAP_CREATE, request))

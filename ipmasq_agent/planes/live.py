@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ipmasq_agent.netlink.ct_events import NewConnections
 from ipmasq_agent.netlink.ct_read import tracked
-from ipmasq_agent.planes.plane import AnyPlane, Translator
+from ipmasq_agent.planes.plane import AnyPlane, Beginnings, Translator
 from ipmasq_agent.policy.flows import End, Flow
 
 
@@ -32,3 +33,12 @@ def live_flows(plane: AnyPlane) -> Iterator[Flow]:
     for flow in plane.flows():
         asked = services.get((flow.protocol, flow.source, flow.reached))
         yield flow if asked is None else flow._replace(destination=asked)
+
+
+def beginnings(plane: AnyPlane) -> Beginnings:
+    """Listen to connections as they are made.
+
+    Raises:
+        AgentError: nothing would tell of them.
+    """
+    return plane.beginnings() if isinstance(plane, Translator) else NewConnections()

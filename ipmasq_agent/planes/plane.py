@@ -172,6 +172,27 @@ class Watchable(abc.ABC):
         """
 
 
+class Beginnings(Protocol):
+    """Connections as they are made; to be closed in the end."""
+
+    def read(self, seconds: float) -> list[tuple[float, Flow]]:
+        """Return those that were made, each with the moment of time(2), in their order.
+
+        Args:
+            seconds: to wait at most for the first one.
+
+        Raises:
+            AgentError: there is nothing to read any more.
+        """
+
+    @property
+    def missed(self) -> int:
+        """How many were made beside those that are read, since this was opened."""
+
+    def close(self) -> None:
+        """Listen no more."""
+
+
 class Translator(abc.ABC):
     """A plane that translates by itself, so that its flows would break without it.
 
@@ -192,6 +213,14 @@ class Translator(abc.ABC):
 
         Raises:
             AgentError: they cannot be read.
+        """
+
+    @abc.abstractmethod
+    def beginnings(self) -> Beginnings:
+        """Listen to flows that leave the node, or come to it, as they begin.
+
+        Raises:
+            AgentError: nothing would tell of them.
         """
 
     @abc.abstractmethod

@@ -95,6 +95,17 @@ STRUCTS: dict[str, tuple[int, dict[str, int]]] = {
     ),
     "flow": (32, {"address": 0, "port": 16, "pad": 18, "ifindex": 20, "life": 24}),
     "kept": (8, {"life": 0}),
+    "begun": (
+        72,
+        {
+            "key": 0,
+            "owner": 40,
+            "owner_port": 56,
+            "from_outside": 58,
+            "pad": 60,
+            "moment": 64,
+        },
+    ),
     "place": (20, {"address": 0, "port": 16, "pad": 18}),
     "fragment_key": (
         40,
@@ -133,4 +144,6 @@ MAPS: dict[str, tuple[int, int]] = {
     "exhausted": (20, 8),
     "tables": (4, 16),
     "filters": (4, 4),
+    "observers": (4, 4),
+    "untold": (4, 8),
 }

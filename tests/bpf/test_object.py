@@ -28,6 +28,8 @@ HELPERS = {
     11: ("l4_csum_replace", (4, 1)),
     26: ("skb_load_bytes", (4, 5)),
     28: ("csum_diff", (4, 6)),
+    131: ("ringbuf_reserve", (5, 8)),
+    132: ("ringbuf_submit", (5, 8)),
     160: ("ktime_get_coarse_ns", (5, 11)),
     164: ("for_each_map_elem", (5, 13)),
     181: ("loop", (5, 17)),
@@ -42,7 +44,7 @@ MAP_TYPES = {
 }
 
 # Structs of local variables alone, of which the compiler tells nothing.
-LOCAL = {"prefix", "collection", "block_to_write"}
+LOCAL = {"prefix", "collection", "block_to_write", "begun"}
 
 # The second byte of a call has its kind: 0 a helper, 1 another function, 2 a kfunc.
 CALL = re.compile(r"\b85 ([0-9a-f])0 00 00 ((?:[0-9a-f]{2} ){3}[0-9a-f]{2})\b")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ipmasq_agent.planes.usage import Exhausted
@@ -29,11 +29,14 @@ LAYOUT = 2
 FLOWS, KEPT, MOVED, FILTERS, NODE = "flows", "kept", "moved", "filters", "node"
 CONTROL, SETTINGS, DEVICES, OWN = "control", "settings", "devices", "addresses"
 OUTLINE, DETAILS = "outline", "details"
+OBSERVERS, UNTOLD = "observers", "untold"
+MOST_OBSERVERS = 4
 INNER = (*TRIES, DETAILS)
 """Maps of maps, with one for each slot; ``DETAILS`` for those of IPv4 alone."""
 MAPS = (
     *(CONTROL, SETTINGS, *INNER, OUTLINE, DEVICES, NODE, OWN),
     *(FLOWS, KEPT, MOVED, "fragments", "counters", "exhausted", "tables", FILTERS),
+    *(OBSERVERS, UNTOLD),
 )
 """Each is pinned by its name."""
 COLLECT, INDEX, WRITE = "collect", "index_flows", "write_block"
@@ -50,6 +53,8 @@ MOST_COLLECTED = 80
 _FLOW_KEY = struct.Struct("=16s16s2s2sBB2x")  # its remote end, then its local one
 _FLOW = struct.Struct("=16s2s2xIQ")
 _KEPT = struct.Struct("=Q")
+_BEGUN = struct.Struct("=8x40s16s2sH4xQ")  # behind the header of a ring
+BEGUN_SIZE = _BEGUN.size - 8
 _FAMILY_AT = 37  # of a flow's key
 TABLES = {"flows": _FLOW.size, "kept": _KEPT.size}
 """The tables of flows: those with an address of the node and the others; the size of values."""
@@ -340,6 +345,16 @@ def _flow(key: bytes, owner: bytes, owner_port: bytes, state: FlowState) -> Flow
     if state & FlowState.FROM_OUTSIDE:
         return Flow(family, protocol, far, pod, far, pod, both_ways)
     return Flow(family, protocol, pod, far, left_as, far, both_ways)
+
+
+def unpack_begun(records: bytes) -> Iterator[tuple[int, Flow]]:
+    """Yield the flows that began, each with the moment, in ns of CLOCK_MONOTONIC.
+
+    Args:
+        records: as they are read from a ring.
+    """
+    for key, owner, port, from_outside, moment in _BEGUN.iter_unpack(records):
+        yield moment, _flow(key, owner, port, FlowState(from_outside))
 
 
 def families(keys: bytes) -> bytes:

@@ -175,6 +175,27 @@ struct {
 	__type(value, struct tables);
 } tables SEC(".maps");
 
+struct begun_ring {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 16); /* whoever observes makes one of another size */
+};
+
+/* Empty as long as nobody observes: then a new flow costs a look at each, and nothing more. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, OBSERVERS);
+	__type(key, __u32);
+	__array(values, struct begun_ring);
+} observers SEC(".maps");
+
+/* How many flows an observer was not told of, as there was no room in its ring. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, OBSERVERS);
+	__type(key, __u32);
+	__type(value, __u64);
+} untold SEC(".maps");
+
 /*
  * How many entries of a table have a hash that begins so: with none there is nothing to look
  * up. A look-up of what is not there costs a new flow more than all else, as its bucket is in

@@ -160,7 +160,7 @@ struct flow_key {
  * The node's own have an owner that is the key's local end: they keep their address.
  */
 struct flow {
-	struct address address;
+	struct address address; /* this and the next are as in a `place` */
 	__be16 port;
 	__u16 pad;
 	__u32 ifindex; /* of the device through which it left at first */
@@ -172,7 +172,20 @@ struct kept {
 	__u64 life;
 };
 
-/* Where a translated flow is that is not at its first place: the local end of its key. */
+/* Each of those who want to know of flows as they begin has a ring of its own. */
+#define OBSERVERS 4
+
+/* What a ring is told of a flow; with its header it takes 80 bytes there. */
+struct begun {
+	struct flow_key key;
+	struct address owner; /* what its packets come from; of a kept flow its local end */
+	__be16 owner_port;
+	__u16 from_outside;
+	__u32 pad;
+	__u64 moment; /* ns of CLOCK_MONOTONIC */
+};
+
+/* An end of a flow; where a translated one is that is not at its first place. */
 struct place {
 	struct address address;
 	__be16 port;

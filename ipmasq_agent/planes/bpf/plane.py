@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from ipmasq_agent.errors import KernelReadError, NotPermitted
+from ipmasq_agent.errors import HostError, KernelReadError, NotPermitted
 from ipmasq_agent.host.devices import EgressDevice, list_devices
 from ipmasq_agent.host.patience import Patience
 from ipmasq_agent.logs import event
@@ -35,6 +35,7 @@ from ipmasq_agent.planes.bpf.layout import (
     SlotSettings,
 )
 from ipmasq_agent.planes.bpf.maps import PinnedMaps
+from ipmasq_agent.planes.bpf.observing import BegunFlows
 from ipmasq_agent.planes.bpf.own_flows import record
 from ipmasq_agent.planes.bpf.plan import BpfPlan
 from ipmasq_agent.planes.bpf.programs import NodePrograms
@@ -60,6 +61,8 @@ _BEING_EDITED = 0  # a stamp that no policy has; it stays where an edit was brok
 _LONGEST_EDIT = 1.0
 _BREATH = 0.005
 _COUNTED = {layout.KEPT, layout.MOVED}
+# Older agents of this layout had none, and nothing hangs on them.
+_OF_OBSERVERS = {layout.OBSERVERS, layout.UNTOLD}
 # Where their entries are counted, by a hash with a secret.
 _COUNTING = {layout.FILTERS, layout.NODE}
 _WITH_PORTS = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP})
@@ -249,8 +252,9 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
         older = self._programs.pins.of_other_layouts()
         if not made and not older:
             return made
-        if 0 < len(made) < len(layout.MAPS):
-            event(logging.WARNING, "maps of the eBPF programs were lost", maps=" ".join(made))
+        lost = [name for name in made if name not in _OF_OBSERVERS]
+        if lost and len(made) < len(layout.MAPS):
+            event(logging.WARNING, "maps of the eBPF programs were lost", maps=" ".join(lost))
         with self._open_maps() as maps:
             maps.provide_secret()
             if older or (_COUNTING & set(made) and _COUNTED - set(made)):
@@ -371,6 +375,21 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
         with self._maps() as maps:
             if maps is not None and maps.have(*layout.TABLES):
                 yield from (each.flow for each in maps.flows())
+
+    def beginnings(self) -> BegunFlows:
+        """Listen to flows as they begin."""
+        maps = PinnedMaps(self._programs.pins.objects, self._programs.find_map)
+        if not maps.have(layout.OBSERVERS, layout.UNTOLD):
+            maps.__exit__()
+            raise HostError(
+                "the eBPF programs that would tell of flows are not there",
+                remedy="start the agent, or `apply` with --backend bpf",
+            )
+        try:
+            return BegunFlows(self._programs.pins.objects, maps)
+        except BaseException:
+            maps.__exit__()
+            raise
 
     def counters(self) -> dict[tuple[Family, str], int]:
         """Return how many packets and flows met each outcome, since the maps were made."""

@@ -22,6 +22,43 @@ static __always_inline int dropped(const struct packet *p, enum outcome why)
 	return DROP;
 }
 
+/* Tell one of those who observe that a flow has begun; NULL for one that keeps its source. */
+__noinline int tell_nth(__u32 n, const struct flow_key *key, const struct place *owner,
+		       __u32 from_outside)
+{
+	if (!key)
+		return 0;
+
+	void *ring = bpf_map_lookup_elem(&observers, &n);
+	struct begun *begun;
+	__u64 *missed;
+
+	if (!ring)
+		return 0;
+	begun = bpf_ringbuf_reserve(ring, sizeof(*begun), 0);
+	if (!begun) {
+		missed = bpf_map_lookup_elem(&untold, &n);
+		if (missed)
+			*missed += 1;
+		return 0;
+	}
+	begun->key = *key;
+	begun->owner = owner ? owner->address : key->local;
+	begun->owner_port = owner ? owner->port : key->local_port;
+	begun->pad = 0;
+	begun->from_outside = !!from_outside;
+	begun->moment = bpf_ktime_get_ns();
+	bpf_ringbuf_submit(begun, BPF_RB_NO_WAKEUP); /* they look by themselves */
+	return 0;
+}
+
+static __always_inline void tell(const struct flow_key *key, const struct place *owner,
+				 __u32 from_outside)
+{
+	for (__u32 n = 0; n < OBSERVERS; n++)
+		tell_nth(n, key, owner, from_outside);
+}
+
 /*
  * The first fragment leaves its ports for the later ones, which find them here.
  * False where they do not.

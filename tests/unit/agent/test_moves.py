@@ -12,7 +12,7 @@ from ipmasq_agent.agent.moves import Moves
 from ipmasq_agent.agent.reconcile import Outcomes
 from ipmasq_agent.errors import HostError, NotPermitted
 from ipmasq_agent.planes.placement import Placement
-from ipmasq_agent.planes.plane import Translator
+from ipmasq_agent.planes.plane import Beginnings, Translator
 from ipmasq_agent.planes.rules.table import Table
 from ipmasq_agent.planes.usage import Usage
 from ipmasq_agent.policy.addresses import Family
@@ -46,6 +46,9 @@ class Translating(MemoryPlane, Translator):
         if self.sealed:
             raise NotPermitted("may not open the maps")
         return super().read(family)
+
+    def beginnings(self) -> Beginnings:
+        raise AssertionError("nobody asks")
 
     def flows(self) -> Iterator[Flow]:
         raise AssertionError("nobody asks")

@@ -12,7 +12,7 @@ from ipmasq_agent.agent.events import Signal
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.host.threads import failures
 from ipmasq_agent.planes.placement import Placement
-from ipmasq_agent.planes.plane import Translator
+from ipmasq_agent.planes.plane import Beginnings, Translator
 from ipmasq_agent.planes.usage import Usage
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.flows import Flow
@@ -48,6 +48,9 @@ class SweptPlane(FailingPlane, Translator):
 
     def remove_unread(self, family: Family) -> Any:
         raise AssertionError("nobody moves here")
+
+    def beginnings(self) -> Beginnings:
+        raise AssertionError("nobody asks")
 
     def flows(self) -> Iterator[Flow]:
         raise AssertionError("nobody asks")
