@@ -27,13 +27,16 @@ VERBS: Mapping[str, str] = {
     "status": "Whether the kernel holds what the document asks for.",
     "compare": "Where two policies differ: documents, kernels, Cilium.",
     "explain": "Would this destination be masqueraded, and why?",
+    "routes": "What the network outside needs, so that replies to pod addresses come back.",
     "config": "Check a document, show it as understood, show the defaults.",
     "cleanup": "Remove every trace of the agent, and nothing of anyone else's.",
     "lab": "A node, pods, a worker and a router in network namespaces, to see it work.",
     "bench": "Every data plane side by side, measured on this machine, with a report.",
 }
 
-_SHORT_LIVED = frozenset({"apply", "diff", "list", "status", "explain", "compare", "config"})
+_SHORT_LIVED = frozenset(
+    {"apply", "diff", "list", "status", "explain", "compare", "config", "routes"}
+)
 
 
 class Verbs(click.Group):

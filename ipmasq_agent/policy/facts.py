@@ -25,6 +25,19 @@ class Links(NamedTuple):
     egress: tuple[str, ...]
 
 
+class ClusterNode(NamedTuple):
+    """A node of a cluster.
+
+    Attributes:
+        addresses: by which it is reached, those within the cluster first.
+        pod_cidrs: the addresses that its pods have.
+    """
+
+    name: str
+    addresses: tuple[tuple[Family, int], ...]
+    pod_cidrs: tuple[Prefix, ...]
+
+
 NODE_ADDRESSES: Fact[frozenset[tuple[Family, int]]] = Fact("the addresses of the cluster's nodes")
 """InternalIP and ExternalIP of every node."""
 

@@ -11,7 +11,7 @@ from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """A rule of RBAC's that is needed to follow objects of the core group.
+    """A rule of RBAC's that is needed to read objects.
 
     Attributes:
         resource: their plural, in lower case.
@@ -19,19 +19,22 @@ class Permission:
         name: of the one object that is meant, or None for all. What it is for, where it is
             None, is in the name of the role that would grant it: ``ipmasq-agent-RESOURCE``.
         verbs: what is done with them.
+        group: the API group of the resource; that of Kubernetes' core has no name.
     """
 
     resource: str
     namespace: str | None = None
     name: str | None = None
     verbs: tuple[str, ...] = ("get", "list", "watch")
+    group: str = ""
 
     @property
     def rule(self) -> str:
         """As it stands in a Role or a ClusterRole."""
         names = f"resourceNames: [{self.name}], " if self.name else ""
         verbs = ", ".join(self.verbs)
-        return f'{{apiGroups: [""], resources: [{self.resource}], {names}verbs: [{verbs}]}}'
+        what = f'apiGroups: ["{self.group}"], resources: [{self.resource}]'
+        return f"{{{what}, {names}verbs: [{verbs}]}}"
 
     @property
     def place(self) -> str:
@@ -51,10 +54,11 @@ class Permission:
         scope = f" -n {self.namespace}" if self.namespace else ""
         role = f"{self.name}-reader" if self.name else f"ipmasq-agent-{self.resource}"
         only = f" --resource-name={self.name}" if self.name else ""
+        resource = f"{self.resource}.{self.group}" if self.group else self.resource
         return (
             f"give {whom} a {kind} {self.place} with the rule {self.rule}: "
             f"`kubectl{scope} create {kind.lower()} {role} --verb={','.join(self.verbs)} "
-            f"--resource={self.resource}{only} && "
+            f"--resource={resource}{only} && "
             f"kubectl{scope} create {kind.lower()}binding {role} --{kind.lower()}={role} {who}`"
         )
 

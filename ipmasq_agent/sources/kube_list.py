@@ -18,6 +18,7 @@ from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
 
 JsonObject = dict[str, Any]
 Value = TypeVar("Value")
+Told = TypeVar("Told", covariant=True)
 
 GONE = 410
 LIST_TIMEOUT = 15.0
@@ -41,8 +42,8 @@ class Found(Generic[Value]):
     noticed: float
 
 
-class View(Protocol[Value]):
-    """What is kept of the objects, given each once as JSON. Values are never changed in place."""
+class Listing(Protocol[Told]):
+    """What is kept of the objects of a list, given each once as JSON."""
 
     @property
     def name(self) -> str:
@@ -63,8 +64,12 @@ class View(Protocol[Value]):
         The others are dropped while a page is parsed, so that it never exists as a whole.
         """
 
-    def listed(self, objects: Iterator[JsonObject]) -> Value:
+    def listed(self, objects: Iterator[JsonObject]) -> Told:
         """Return the value of a whole list."""
+
+
+class View(Listing[Value], Protocol[Value]):
+    """What is kept of objects that are followed. Values are never changed in place."""
 
     def changed(self, before: Value, kind: str, subject: JsonObject) -> Value:
         """Return the value after an event: ``before`` itself where nothing has changed.
@@ -106,7 +111,7 @@ class OneObject:
         return bool(subject["metadata"].get("name") == self.name)
 
 
-def list_all(api: KubeApi, path: str, view: View[Value]) -> Found[Value]:
+def list_all(api: KubeApi, path: str, view: Listing[Value]) -> Found[Value]:
     """Return what a view makes of a whole collection, as it is now.
 
     No more than one page is held at a time. All pages show the state at the first one; a
@@ -138,7 +143,7 @@ def version_now(api: KubeApi, path: str, view: View[Any]) -> str:
         return pages.version
 
 
-def _list_once(api: KubeApi, path: str, view: View[Value]) -> Found[Value]:
+def _list_once(api: KubeApi, path: str, view: Listing[Value]) -> Found[Value]:
     pages = _Pages(api, path, view, limit=view.page)
     with an_api(api):
         objects = pages.objects()
@@ -163,7 +168,7 @@ def an_api(api: KubeApi) -> Iterator[None]:
 class _Pages:
     """One list in progress: the version it shows, and when its last page came."""
 
-    def __init__(self, api: KubeApi, path: str, view: View[Any], limit: int | None) -> None:
+    def __init__(self, api: KubeApi, path: str, view: Listing[Any], limit: int | None) -> None:
         self._api = api
         self._path = path
         self._query = dict(view.query)

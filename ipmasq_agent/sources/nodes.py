@@ -71,6 +71,22 @@ def addresses_of(node: JsonObject) -> tuple[Address, ...]:
     return tuple(addresses)
 
 
+def pod_cidrs_of(node: JsonObject) -> tuple[Prefix, ...]:
+    """Return the pod CIDRs of a Node.
+
+    Raises:
+        SourceError: one of them is none.
+    """
+    spec = node.get("spec") or {}
+    texts = list(filter(None, spec.get("podCIDRs") or [spec.get("podCIDR")]))
+    try:
+        return tuple(parse_cidr(str(text)) for text in texts)
+    except ValueError as cause:
+        name = node["metadata"]["name"]
+        said = f"the node {name} has podCIDRs {texts}, one of which {cause}"
+        raise SourceError(said) from cause
+
+
 class NodeAddresses:
     """Watches the addresses of all nodes.
 
@@ -196,20 +212,15 @@ class OwnPodCidrs:
                 f"the cluster has no node {self._node}",
                 remedy="give the name of this one with NODE_NAME or --node-name",
             )
-        spec = node.get("spec") or {}
-        texts = list(filter(None, spec.get("podCIDRs") or [spec.get("podCIDR")]))
-        if not texts:
+        cidrs = pod_cidrs_of(node)
+        if not cidrs:
             raise SourceUnavailable(
                 f"the node {self._node} has no podCIDRs in its spec yet",
                 remedy="where the network plugin gives out addresses without them "
                 "(kube-controller-manager without --allocate-node-cidrs), write the CIDRs "
                 "into the document in place of auto",
             )
-        try:
-            return tuple(parse_cidr(str(text)) for text in texts)
-        except ValueError as cause:
-            said = f"the node {self._node} has podCIDRs {texts}, one of which {cause}"
-            raise SourceError(said) from cause
+        return cidrs
 
     def _explain(self, refusal: ApiRefusal) -> SourceError:
         return explained(refusal, self._api, f"the node {self._node}", Permission("nodes"))
