@@ -31,6 +31,13 @@ backend_option = click.option(
     help="The data plane that the agents in the nodes use.",
 )
 ipv6_option = click.option("--ipv6", is_flag=True, help="The same in IPv6.")
+routing_option = click.option(
+    "--routing",
+    type=click.Choice(["static", "bgp"]),
+    default="static",
+    show_default=True,
+    help="How the router learns its way back to the pods; bgp takes FRR (package frr).",
+)
 
 
 @click.group(
@@ -58,16 +65,20 @@ def command() -> None:
 Examples:
   ipmasq-agent lab run
   ipmasq-agent lab run --backend iptables-legacy --ipv6
+  ipmasq-agent lab run --routing bgp
   ipmasq-agent lab run -o json
   ipmasq-agent lab run --name told --keep && ipmasq-agent lab down --name told
 """,
 )
 @backend_option
 @ipv6_option
+@routing_option
 @click.option("--name", default=None, help="Of the lab.  [default: one of its own]")
 @click.option("--keep", is_flag=True, help="Leave the lab standing, as it is at the end.")
 @output_option
-def run_story(backend: str, ipv6: bool, name: str | None, keep: bool, output: str) -> int:
+def run_story(
+    backend: str, ipv6: bool, routing: str, name: str | None, keep: bool, output: str
+) -> int:
     """Build a lab, tell the story step by step, take it down.
 
     Every check is what the receiving end saw, by ICMP, TCP and UDP. Exit status: 0 when all
@@ -76,7 +87,7 @@ def run_story(backend: str, ipv6: bool, name: str | None, keep: bool, output: st
     if output == "text":
         require("lab", "rich")
     steps: list[PlayedScene] = []
-    with _built(name or f"run-{os.getpid()}", backend, ipv6=ipv6, stay=keep) as story:
+    with _built(name or f"run-{os.getpid()}", backend, routing, ipv6=ipv6, stay=keep) as story:
         if output == "text":
             from ipmasq_agent.lab.text import Shown
 
@@ -96,7 +107,9 @@ def run_story(backend: str, ipv6: bool, name: str | None, keep: bool, output: st
     return 0 if ok else 1
 
 
-def _built(name: str, backend: str, *, ipv6: bool, stay: bool) -> AbstractContextManager[Story]:
+def _built(
+    name: str, backend: str, routing: str, *, ipv6: bool, stay: bool
+) -> AbstractContextManager[Story]:
     """Build a lab with agents at work in it, where this machine has all that takes."""
     from ipmasq_agent.lab.children import own
     from ipmasq_agent.lab.story import built
@@ -104,8 +117,9 @@ def _built(name: str, backend: str, *, ipv6: bool, stay: bool) -> AbstractContex
 
     # The lab's nodes are marked by nobody, and so are taken for ones of iptables-nft.
     plane = (registry.rows_of(backend) or registry.rows_of("iptables-nft"))[0]
-    tools = of_lab(plane.backend, plane.programs)
-    return built(name, own("ipmasq_agent"), backend, tools, _progress, ipv6=ipv6, stay=stay)
+    tools = of_lab(plane.backend, plane.programs, routing)
+    agent = own("ipmasq_agent")
+    return built(name, agent, backend, tools, _progress, ipv6=ipv6, stay=stay, routing=routing)
 
 
 def _progress(text: str) -> None:
@@ -118,15 +132,20 @@ def _progress(text: str) -> None:
 Examples:
   ipmasq-agent lab up
   ipmasq-agent lab up --name six --ipv6 --backend iptables-legacy
+  ipmasq-agent lab up --routing bgp
 """
 )
 @backend_option
 @ipv6_option
+@routing_option
 @name_option
-def up(backend: str, ipv6: bool, name: str) -> None:
+def up(backend: str, ipv6: bool, routing: str, name: str) -> None:
     """Build a lab and leave it standing, with the agent at work in its nodes."""
-    with _built(name, backend, ipv6=ipv6, stay=True) as story:
-        pass
+    from ipmasq_agent.lab.topology import POD_CIDRS
+
+    with _built(name, backend, routing, ipv6=ipv6, stay=True) as story:
+        if routing == "bgp":
+            story.start_bgp(["router", *POD_CIDRS])
     program = _program()
     option = "" if name == DEFAULT_NAME else f" --name {name}"
     target = "http://[fd00:10:10:1::200]" if ipv6 else "10.10.1.200"

@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from ipmasq_agent.errors import LabError
 from ipmasq_agent.host.commands import run
-from ipmasq_agent.lab import netns
+from ipmasq_agent.lab import frr, netns
 from ipmasq_agent.lab.api import kubeconfig
 from ipmasq_agent.lab.children import own, tied, without_settings
 from ipmasq_agent.lab.interruption import Interruption
@@ -36,7 +36,9 @@ STATE = Path("/run/ipmasq-lab")
 _PREFIX = "ipmasq-"
 # Says that `ip netns` made its directory a mount because of us, and that it may go with us.
 _MOUNT_MARK = STATE / ".netns-mount"
-_START = 20.0
+# Seconds: BGP alone takes some, and on a busy machine all take their time.
+_PATIENCE = 60.0
+T = TypeVar("T")
 Condition = Callable[[dict[str, Any]], bool]
 STATUS_URL = "http://127.0.0.1:9797/status"
 
@@ -267,6 +269,31 @@ class Lab:
         """Run the agent in a node."""
         self._start(node, argv, stay=stay)
 
+    def start_bgp(self, host: str, config: str, *, stay: bool) -> None:
+        """Run FRR in a host; bgpd is given ``config``.
+
+        Raises:
+            LabError: it does not take connections; with the end of its log.
+        """
+        self._start(host, frr.prepared(self.state / f"{host}.frr", config), stay=stay)
+        listening = ["ss", "-Hltn", "sport = :bgp"]
+        self._until(host, "BGP listens", lambda: self.run(host, listening))
+
+    def learnt_routes(self, host: str, prefixes: Sequence[str]) -> dict[str, str]:
+        """Return prefix → next hop of a host's routes by BGP, once they are those ``prefixes``.
+
+        Raises:
+            LabError: they never were; with the end of the host's log.
+        """
+        family = "-6" if ":" in prefixes[0] else "-4"
+        argv = ["ip", "-json", family, "route", "show", "proto", "bgp"]
+
+        def learnt() -> dict[str, str]:
+            found = {r["dst"]: r.get("gateway", "?") for r in json.loads(self.run(host, argv))}
+            return found if found.keys() == set(prefixes) else {}
+
+        return self._until(host, f"it learns the way to {', '.join(prefixes)}", learnt)
+
     def _talk(self, host: str, argv: Sequence[str], *, stay: bool) -> Talk:
         return Talk(self._start(host, argv, stay=stay, talk=True))
 
@@ -332,15 +359,28 @@ class Lab:
         Raises:
             LabError: it never did; with the end of the agent's log.
         """
-        deadline = time.monotonic() + _START
-        while time.monotonic() < deadline:
+
+        def met() -> dict[str, Any] | None:
             status = self.status(node)
-            if status is not None and condition(status):
-                return status
+            return status if status is not None and condition(status) else None
+
+        return self._until(node, what, met)
+
+    def _until(self, host: str, what: str, look: Callable[[], T | None]) -> T:
+        """Look until there is something to be seen, and return it.
+
+        Raises:
+            LabError: there never was; with the end of the host's log.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            seen = look()
+            if seen:
+                return seen
             time.sleep(0.02)
-        log = (self.state / f"{node}.log").read_text(errors="replace")
+        log = (self.state / f"{host}.log").read_text(errors="replace")
         raise LabError(
-            f"{node}: not within {_START:g} s: {what}; its log ends with:\n{log[-2000:]}"
+            f"{host}: not within {_PATIENCE:g} s: {what}; its log ends with:\n{log[-2000:]}"
         )
 
     def leave(self) -> None:

@@ -45,6 +45,7 @@ class Scene:
         second: the ConfigMap of the second cluster; None leaves the one there is.
         refused: the agent must refuse the document and keep the one before.
         return_routes: give the router its way back to the pods.
+        bgp: hosts whose BGP starts, the router among them before any node.
         open_connections: open one connection for each protocol to loop1, to be kept.
         flush: somebody empties the rules by hand, and the agent must heal them.
         joins: a node that joins the first cluster, by the Kubernetes API.
@@ -59,6 +60,7 @@ class Scene:
     second: Documents | None = None
     refused: bool = False
     return_routes: bool = False
+    bgp: tuple[str, ...] = ()
     open_connections: bool = False
     flush: bool = False
     joins: str | None = None

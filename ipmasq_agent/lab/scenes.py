@@ -51,7 +51,7 @@ LOOPS_AS_PODS = (
 )
 ROUTER_AS_NODE = Expectation("curl-pod", "router", "k8s-ctr")
 
-SCENES = (
+_BEFORE = (
     Scene(
         "The cluster keeps pod addresses, everything else sees the node",
         FIRST,
@@ -71,15 +71,46 @@ SCENES = (
         "the pods, so whoever takes addresses off the list of the masqueraded must give the "
         "network a route to them.",
     ),
-    Scene(
-        "The router gets its routes to the pods",
-        None,
-        (*WITHIN, ROUTER_AS_NODE, *LOOPS_AS_PODS),
-        "172.20.0.0/24 via k8s-ctr, 172.20.1.0/24 via k8s-w1 and so on: replies return, and the "
-        "source is still the pod's.",
-        return_routes=True,
-        open_connections=True,
+)
+_THE_WAY_BACK = {
+    "static": (
+        Scene(
+            "The router gets its routes to the pods",
+            None,
+            (*WITHIN, ROUTER_AS_NODE, *LOOPS_AS_PODS),
+            "172.20.0.0/24 via k8s-ctr, 172.20.1.0/24 via k8s-w1 and so on: replies return, and "
+            "the source is still the pod's.",
+            return_routes=True,
+            open_connections=True,
+        ),
     ),
+    "bgp": (
+        Scene(
+            "Two nodes tell the router by BGP where their pods are",
+            None,
+            (
+                *WITHIN,
+                ROUTER_AS_NODE,
+                *LOOPS_AS_PODS[:2],
+                replace(LOOPS_AS_PODS[2], reply=False),
+            ),
+            "FRR runs in k8s-ctr, k8s-b1 and the router, with what `ipmasq-agent routes --bgp` "
+            "writes for each; nobody gives the router a static route. Replies return to the pods "
+            "of k8s-ctr. Those of k8s-w1 still wait: no BGP runs there yet.",
+            bgp=("router", "k8s-ctr", "k8s-b1"),
+        ),
+        Scene(
+            "A third node joins, and nothing is typed on the router",
+            None,
+            (*WITHIN, ROUTER_AS_NODE, *LOOPS_AS_PODS),
+            "FRR starts in k8s-w1. The router takes any node of 192.168.10.0/24 for a neighbour, "
+            "and from it the routes to its pods, so all replies return now.",
+            bgp=("k8s-w1",),
+            open_connections=True,
+        ),
+    ),
+}
+_AFTER = (
     Scene(
         "A document with an error, and somebody who empties the rules",
         WRONG,
@@ -118,3 +149,12 @@ SCENES = (
     ),
     *KEY_SCENES,
 )
+
+
+def told(routing: str) -> tuple[Scene, ...]:
+    """Return the story, in which the router learns its way back to the pods in one of two ways."""
+    return (*_BEFORE, *_THE_WAY_BACK[routing], *_AFTER)
+
+
+ROUTINGS = tuple(_THE_WAY_BACK)
+SCENES = told("static")

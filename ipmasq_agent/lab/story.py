@@ -15,15 +15,19 @@ from ipmasq_agent.lab.emptying import emptying
 from ipmasq_agent.lab.mirror import mirrored
 from ipmasq_agent.lab.probes import Check, Prober
 from ipmasq_agent.lab.scene import Expectation, Scene, in_ipv6, shown
-from ipmasq_agent.lab.scenes import ALONE, FIRST, SCENES
+from ipmasq_agent.lab.scenes import ALONE, FIRST, told
 from ipmasq_agent.lab.topology import (
     ENDPOINTS,
     FIRST_CLUSTER,
     NODES,
+    POD_CIDRS,
     RETURN_ROUTES,
     SECOND_CLUSTER,
     route_commands,
 )
+
+# Of those for private use (RFC 6996).
+_NODES_AS, _ROUTER_AS = 64512, 64513
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,8 @@ class PlayedScene:
         config: the document in place during it.
         checks: what was seen.
         error: what the agent says about the document, where it refused it.
-        explained: what the agent says of destinations, where it was asked.
+        explained: what the agent says of destinations, where it was asked, and which routes
+            the router has learnt.
         failures: what else went otherwise than the story says.
     """
 
@@ -69,7 +74,9 @@ class PlayedScene:
 class Story:
     """The story of one lab, in one address family."""
 
-    def __init__(self, lab: Lab, agent: Sequence[str], backend: str, *, ipv6: bool) -> None:
+    def __init__(
+        self, lab: Lab, agent: Sequence[str], backend: str, *, ipv6: bool, routing: str = "static"
+    ) -> None:
         """Take the parts.
 
         Args:
@@ -77,13 +84,17 @@ class Story:
             agent: the agent's command line up to the verb.
             backend: handed to the agent as it is.
             ipv6: tell it in IPv6.
+            routing: how the router learns its way back to the pods, one of ``ROUTINGS``.
         """
         self.lab = lab
         self.backend = backend
         self._asked_backend = backend
         self._agent = agent
         self._ipv6 = ipv6
-        self._scenes = [scene.mirrored() for scene in SCENES] if ipv6 else SCENES
+        scenes = told(routing)
+        self._scenes = tuple(scene.mirrored() for scene in scenes) if ipv6 else scenes
+        self._stay = False
+        self._announcing: list[str] = []
         self._prober = Prober(lab.talks, self._in_family)
 
     def _in_family(self, text: str) -> str:
@@ -91,6 +102,7 @@ class Story:
 
     def prepare(self, progress: Callable[[str], None], *, stay: bool = False) -> None:
         """Build the lab, give the nodes the first documents, and start the agents."""
+        self._stay = stay
         progress("building three nodes of two clusters, their pods and a router")
         self.lab.build()
         if self._asked_backend == "bpf":
@@ -136,6 +148,12 @@ class Story:
         error = self._deliver(scene, failures)
         if scene.return_routes:
             self.lab.ip("router", [line for _, line in route_commands("router", RETURN_ROUTES)])
+        learnt: list[str] = []
+        if scene.bgp:
+            try:
+                learnt = self.start_bgp(scene.bgp)
+            except AgentError as failure:
+                failures.append(str(failure))
         if scene.joins is not None:
             self._join(scene.joins, failures)
         if scene.flush:
@@ -145,8 +163,40 @@ class Story:
             replies = self._prober.open(Expectation("curl-pod", "loop1", "curl-pod"))
             if not all(replies):
                 failures.append("a connection to loop1 that was to be kept was not answered")
-        explained = [self._explain(*each, failures) for each in scene.explains.items()]
+        explained = learnt + [self._explain(*each, failures) for each in scene.explains.items()]
         return PlayedScene(scene, config, checks, error, tuple(explained), tuple(failures))
+
+    def start_bgp(self, hosts: Sequence[str]) -> list[str]:
+        """Run FRR in hosts, the router first, and return what the router has learnt, in words.
+
+        Raises:
+            AgentError: it does not learn the way to the pods of these nodes and those before.
+        """
+        for host in hosts:
+            # The router's is written for the nodes that come with it, and names none of them.
+            nodes = [node for node in hosts if node != "router"]
+            self.lab.start_bgp(host, self._bgp_config(host, nodes), stay=self._stay)
+        self._announcing += (host for host in hosts if host != "router")
+        prefixes = [self._in_family(POD_CIDRS[node]) for node in self._announcing]
+        learnt = self.lab.learnt_routes("router", prefixes)
+        return [f"the router has learnt {prefix} via {via}" for prefix, via in learnt.items()]
+
+    def _bgp_config(self, host: str, nodes: Sequence[str]) -> str:
+        """Return what the agent writes for a host: of the API's nodes, or of those it is given."""
+        peer = f"--peer={self._in_family(ENDPOINTS['router'][1])}={_ROUTER_AS}"
+        words = ["routes", "--bgp", "--format=frr", f"--asn={_NODES_AS}", peer]
+        if host == "router":
+            words += ["--router", *map(self._as_flag, nodes)]
+        else:
+            words += [f"--node-name={host}"]
+        if host in {node.name for node in SECOND_CLUSTER}:
+            words += [self._as_flag(host)]  # whose API the lab does not have
+        node = FIRST_CLUSTER[0].name if host == "router" else host
+        return self.lab.run(node, self._command(node, *words))
+
+    def _as_flag(self, node: str) -> str:
+        address, pods = self._in_family(ENDPOINTS[node][1]), self._in_family(POD_CIDRS[node])
+        return f"--node={node}={address},{pods}"
 
     def _deliver(self, scene: Scene, failures: list[str]) -> str | None:
         """Give the nodes their documents, and return what an agent says against them."""
@@ -217,6 +267,7 @@ def built(
     *,
     ipv6: bool,
     stay: bool,
+    routing: str = "static",
 ) -> Iterator[Story]:
     """Build a lab, and take it down at the end unless it is to stay.
 
@@ -228,11 +279,12 @@ def built(
         progress: is told what is being done.
         ipv6: tell the story in IPv6.
         stay: leave it standing.
+        routing: how the router learns its way back to the pods, one of ``ROUTINGS``.
     """
     tools.check("the lab", needed)
     lab = Lab(name)
     with lab.claimed(stay=stay):
-        story = Story(lab, agent, backend, ipv6=ipv6)
+        story = Story(lab, agent, backend, ipv6=ipv6, routing=routing)
         story.prepare(progress, stay=stay)
         yield story
 

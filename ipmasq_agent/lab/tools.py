@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from ipmasq_agent.errors import MissingTool, NotPermitted
 from ipmasq_agent.host import commands
+from ipmasq_agent.lab import frr
 from ipmasq_agent.lab.emptying import emptying
 
 PACKAGES = {
@@ -19,16 +20,18 @@ PACKAGES = {
 _OF_A_LAB = ("ip", "setpriv", "sysctl", "ping", "curl", "tcpdump")
 
 
-def of_lab(backend: str, programs: Iterable[str]) -> dict[str, str]:
+def of_lab(backend: str, programs: Iterable[str], routing: str = "static") -> dict[str, str]:
     """Return what a lab needs, each program with its Debian package.
 
     Args:
         backend: the data plane of its agents, whose rules the story empties by hand.
         programs: that the data plane needs.
+        routing: how its router learns the way to the pods.
     """
     by_hand = (argv[0] for argv in emptying(backend, ipv6=False))
     needed = (*_OF_A_LAB, *programs, *by_hand)
-    return {tool: PACKAGES.get(tool, tool) for tool in needed}
+    bgp = frr.PROGRAMS if routing == "bgp" else {}
+    return {tool: PACKAGES.get(tool, tool) for tool in needed} | dict(bgp)
 
 
 def check(who: str, tools: Mapping[str, str]) -> None:

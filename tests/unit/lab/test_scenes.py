@@ -8,8 +8,10 @@ import yaml
 from ipmasq_agent.lab.emptying import emptying
 from ipmasq_agent.lab.mirror import mirrored
 from ipmasq_agent.lab.scene import Scene, shown
-from ipmasq_agent.lab.scenes import SCENES
-from ipmasq_agent.lab.topology import ENDPOINTS, HOSTS, NODES, RETURN_ROUTES
+from ipmasq_agent.lab.scenes import ROUTINGS, told
+from ipmasq_agent.lab.topology import ENDPOINTS, HOSTS, NODES, POD_CIDRS, RETURN_ROUTES
+
+SCENES = {scene.title: scene for routing in ROUTINGS for scene in told(routing)}.values()
 
 
 def test_places_are_hosts_with_these_addresses() -> None:
@@ -22,6 +24,7 @@ def test_places_are_hosts_with_these_addresses() -> None:
 def test_a_scene_speaks_of_what_there_is(scene: Scene) -> None:
     nodes = {node.name for node in NODES}
     assert {scene.joins} <= nodes | {None}
+    assert set(scene.bgp) <= nodes | {"router"}
     assert set(scene.nodes) <= nodes
     for expectation in scene.expect:
         assert {expectation.sender, expectation.to, expectation.seen_as} <= set(ENDPOINTS)
@@ -53,6 +56,22 @@ def test_the_router_learns_the_way_to_every_pod_network() -> None:
         "172.20.1.0/24 via 192.168.10.101",
         "172.30.0.0/24 via 192.168.10.130",
     )
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_the_router_learns_its_way_back_after_replies_were_lost(routing: str) -> None:
+    scenes = told(routing)
+    lost = [n for n, scene in enumerate(scenes) if not all(e.reply for e in scene.expect)]
+    learning = [n for n, scene in enumerate(scenes) if scene.bgp or scene.return_routes]
+    assert lost[0] == learning[0] - 1
+    assert lost[-1] < learning[-1]
+    assert [scene.title for scene in scenes if scene.return_routes and scene.bgp] == []
+
+
+def test_the_router_speaks_bgp_first_and_every_node_in_the_end() -> None:
+    router, *nodes = [host for scene in told("bgp") for host in scene.bgp]
+    assert router == "router"
+    assert sorted(nodes) == sorted(POD_CIDRS)
 
 
 def test_several_documents_are_shown_with_their_names() -> None:

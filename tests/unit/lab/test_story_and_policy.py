@@ -18,7 +18,7 @@ from ipmasq_agent.config.model import Flags
 from ipmasq_agent.errors import ConfigError
 from ipmasq_agent.lab.mirror import mirrored
 from ipmasq_agent.lab.scene import Expectation, Scene
-from ipmasq_agent.lab.scenes import ALONE, SCENES
+from ipmasq_agent.lab.scenes import ALONE, ROUTINGS, SCENES, told
 from ipmasq_agent.lab.topology import (
     ENDPOINTS,
     FIRST_CLUSTER,
@@ -125,11 +125,12 @@ def as_said(scene: Scene, documents: Documents, second: Documents, family: Famil
     )
 
 
+@pytest.mark.parametrize("routing", ROUTINGS)
 @pytest.mark.parametrize("family", Family)
-def test_every_scene_expects_what_its_documents_mean(family: Family) -> None:
+def test_every_scene_expects_what_its_documents_mean(family: Family, routing: str) -> None:
     documents: Documents = {}
     second: Documents = ALONE
-    for scene in SCENES:
+    for scene in told(routing):
         second = scene.second or second
         if scene.document is not None and not scene.refused:
             documents = scene.document
