@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 
 from ipmasq_agent.lab import netns
+from ipmasq_agent.lab.children import own
 from ipmasq_agent.lab.cluster import STATE, Lab
+from ipmasq_agent.lab.mirror import mirrored
 from ipmasq_agent.lab.scenes import SCENES
 from ipmasq_agent.lab.story import Story
+from ipmasq_agent.lab.topology import NODES, POD_CIDRS
 from ipmasq_agent.planes.registry import PLANES
 from tests.kernel.running import HEARING
 from tests.waiting import wait_until
@@ -372,3 +375,57 @@ def test_a_lab_says_what_its_backend_needs_before_it_makes_anything(
     told = done.stderr.partition("not installed: ")[2].splitlines()[0].split()
     assert set(told) & {"iptables", "ipset", "nftables"} == needed
     assert "iproute2" in told
+
+
+@pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
+def test_replies_return_by_routes_that_nodes_announce(name: str, ipv6: bool) -> None:
+    before = root_namespace()
+    one = Lab(name)
+    with one.claimed(stay=False):
+        story = Story(one, own("ipmasq_agent"), "iptables-nft", ipv6=ipv6, routing="bgp")
+        story.prepare(lambda _: None)
+        steps = list(itertools.islice(story.play(lambda _: None), 4))
+        argv = ["ip", "-json", "-6" if ipv6 else "-4", "route", "show"]
+        routes = {r["dst"]: r["protocol"] for r in json.loads(one.run("router", argv))}
+        typed = (one.state / "router.frr" / "bgpd.conf").read_text()
+    assert [step.failures for step in steps] == [()] * 4
+    assert [check for step in steps for check in step.checks if not check.ok] == []
+    # Whether replies came back to the pods that loop1 saw by their own addresses.
+    assert [
+        {c.sender: c.reply for c in step.checks if c.to == "loop1" and c.seen == c.source}
+        for step in steps
+    ] == [
+        {},
+        {"curl-pod": False, "w1-pod": False},
+        {"curl-pod": True, "w1-pod": False},
+        {"curl-pod": True, "w1-pod": True},
+    ]
+    pods = [mirrored(cidr) if ipv6 else cidr for cidr in POD_CIDRS.values()]
+    assert {cidr: routes.get(cidr) for cidr in pods} == dict.fromkeys(pods, "bgp")
+    # Nothing was typed on the router, before or after, that is of one node.
+    assert [text for text in (*pods, *(node.name for node in NODES)) if text in typed] == []
+    assert traces(name) == []
+    assert root_namespace() == before
+
+
+def test_bgp_ends_with_a_run_that_is_killed(name: str) -> None:
+    argv = [*AGENT, "lab", "run", "--routing", "bgp", "--name", name]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            if b"step 4" in line:
+                break
+        assert [words for words in processes(name) if words.startswith("/usr/lib/frr/bgpd")]
+        run.kill()
+    wait_until(lambda: not processes(name), "FRR's daemons die with the lab's maker", 60)
+    lab("down", "--name", name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("flags", [(), ("--ipv6",)], ids=["ipv4", "ipv6"])
+def test_the_story_with_bgp_comes_true(name: str, flags: tuple[str, ...]) -> None:
+    done = lab("run", "--routing", "bgp", "--name", name, "-o", "json", *flags, check=False)
+    assert done.stdout, done.stderr
+    told = json.loads(done.stdout)
+    assert wrong(told) == []
+    assert len(told["steps"]) == len(SCENES) + 1
