@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable
+from typing import NamedTuple
 
 from ipmasq_agent.agent.reconcile import Outcomes, clean
 from ipmasq_agent.errors import AgentError, NotPermitted
@@ -88,17 +89,33 @@ class Moves:
         return False
 
 
-def deciding(others: Iterable[AnyPlane]) -> tuple[str, ...]:
-    """Return which backends beside the one in use hold rules of ours that are in force.
+class Beside(NamedTuple):
+    """What is ours beside the backend that is asked about.
 
-    A line for each; one that cannot be read may.
+    Attributes:
+        holding: names of the backends that hold rules of ours which are in force.
+        unread: why others, which may, cannot be looked into.
     """
-    lines: dict[str, None] = {}
+
+    holding: tuple[str, ...]
+    unread: tuple[str, ...]
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """One for each of them."""
+        holding = (f"{name} holds rules of ours that decide too" for name in self.holding)
+        return (*holding, *self.unread)
+
+
+def deciding(others: Iterable[AnyPlane]) -> Beside:
+    """Return which backends hold rules of ours that are in force."""
+    holding: dict[str, None] = {}
+    unread: dict[str, None] = {}
     for other in others:
         for family in Family:
             try:
                 if other.dialect.describe(other.read(family)):
-                    lines[f"{other.name} holds rules of ours that decide too"] = None
+                    holding[other.name] = None
             except AgentError as error:
-                lines[f"{other.name} cannot be looked into: {error}"] = None
-    return tuple(lines)
+                unread[f"{other.name} cannot be looked into: {error}"] = None
+    return Beside(tuple(holding), tuple(unread))

@@ -27,7 +27,6 @@ def command(output: str, **options: Any) -> int:
 
     Exit status: 0 when nothing would change, 1 when something would, 2 on an error.
     """
-    from ipmasq_agent.answers.differences import FamilyDiff
     from ipmasq_agent.cli.questions import family_diff, left_diff
     from ipmasq_agent.cli.wiring import backend_choice, read_intent, warn_of_replies
     from ipmasq_agent.policy.addresses import Family
@@ -38,9 +37,8 @@ def command(output: str, **options: Any) -> int:
     choice = backend_choice(settings)
     try:
         backend, left_behind = choice.current(large=intent.is_large)
-        diffs = {family: FamilyDiff(family) for family in Family}
+        diffs = {family: family_diff(backend, family, intent, left_behind) for family in Family}
         for family in intent.config.families:
-            diffs[family] = family_diff(backend, family, intent)
             advice = backend.dialect.advice(intent.desired(backend, family))
             if advice:
                 click.echo(f"warning: {family.value}: {advice}", err=True)
@@ -72,7 +70,7 @@ def command(output: str, **options: Any) -> int:
                 if len(diff.decisions) > _SHOWN:
                     more = len(diff.decisions) - _SHOWN
                     lines.append(f"  ... and {more} more ranges; -o json shows them all")
-            elif diff.changed:
+            elif diff.changed or (cleaned and family in intent.config.families):
                 lines.append(f"no decision changes ({family.value})")
         for name, removed in cleaned.items():
             lines.append(f"the agent moves to {backend.name}; it would remove from {name}:")

@@ -30,6 +30,7 @@ def command(destination: str, src: str | None, output: str, **options: Any) -> N
     """
     from ipmasq_agent.agent.moves import deciding
     from ipmasq_agent.answers.explain import EgressPath, explain
+    from ipmasq_agent.cli.questions import ours_now
     from ipmasq_agent.cli.wiring import backend_choice, read_intent
     from ipmasq_agent.errors import AgentError, UsageError
     from ipmasq_agent.host.routes import look_up
@@ -60,14 +61,18 @@ def command(destination: str, src: str | None, output: str, **options: Any) -> N
         backend, left_behind = choice.current(large=intent is not None and intent.is_large)
         # One address is asked about: a set of a hundred thousand is not read for it.
         from_ = source[1] if source else None
-        kernel = backend.dialect.interpret(backend.read_at(family, address), from_)
+        held = backend.read_at(family, address)
+        now, held = ours_now(
+            family, backend, held, left_behind, lambda p: p.read_at(family, address)
+        )
+        kernel = now.dialect.interpret(held, from_)
         # The question names the one device of the route, so which ones lead out is not asked.
-        hook = read_hook(family, backend.our_base(family), egress=())
+        hook = read_hook(family, now.our_base(family), egress=())
         others = neighbours(hook, question(from_, route.device))
         wanted = None
         if intent is not None and family in intent.config.families:
             wanted = intent.policy(backend, family)
-        beside = choice.unseen + deciding(left_behind)
+        beside = choice.unseen + deciding(left_behind).lines
     finally:
         choice.close()
     for line in beside:

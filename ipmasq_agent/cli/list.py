@@ -31,6 +31,7 @@ def command(output: str, **options: Any) -> None:
     from ipmasq_agent.cli.wiring import backend_choice
     from ipmasq_agent.host.devices import egress_devices
     from ipmasq_agent.planes.hook.read import read_hook
+    from ipmasq_agent.planes.interpretation import Decider
     from ipmasq_agent.policy.addresses import Family
 
     settings = settings_of(options)
@@ -39,7 +40,11 @@ def command(output: str, **options: Any) -> None:
     notes: list[str] = []
     asked = overridden = False
     try:
-        backend, left_behind = choice.current()
+        chosen, others = choice.current()
+        # Where no backend was named, that of an agent which was told to use it counts.
+        named = others if settings.backend == "auto" else []
+        backend = next((each for each in (chosen, *named) if deciding([each]).holding), chosen)
+        beside = deciding(each for each in (chosen, *others) if each is not backend)
         egress = egress_devices()
         for family in Family:
             state = backend.read(family)
@@ -48,11 +53,12 @@ def command(output: str, **options: Any) -> None:
             own = backend.dialect.interpret(state)
             hook = read_hook(family, backend.our_base(family), egress)
             kernels.append(in_force(own, hook))
-            asked |= own.policy.masquerades
+            reasons = (entry.reason for entry in own.policy.decisions.ranges)
+            asked |= own.policy.masquerades or any(isinstance(r, Decider) for r in reasons)
             found = shadow(own.policy, hook).overridden
             overridden |= bool(found)
             notes += (f"somebody else's rule decides: {item}" for item in found)
-        notes += choice.unseen + deciding(left_behind)
+        notes += choice.unseen + (beside.lines if asked else beside.unread)
     finally:
         choice.close()
     cidrs = cidrs_in_force(kernels, whole=not overridden)
@@ -61,15 +67,20 @@ def command(output: str, **options: Any) -> None:
             "backend": backend.name,
             "nonMasqueradeCIDRs": cidrs,
             "inForce": asked and not overridden,
+            "inForceElsewhere": list(beside.holding),
         },
         output,
         lambda: "\n".join(["IP PREFIX/ADDRESS", *cidrs]),
     )
-    if not any(kernel.policy.masquerades for kernel in kernels):
+    if not asked and beside.holding:
         notes.append(
-            f"nothing is masqueraded by us: {backend.name} has no chain "
-            f"{settings.placement.chain} in force"
+            f"{backend.name} holds no rules of ours; in force are those of "
+            f"{' and '.join(beside.holding)}: `ipmasq-agent list --backend {beside.holding[0]}`"
         )
+    elif not asked:
+        notes.append(f"nothing is masqueraded by us: {backend.name} holds no rules of ours")
+    elif not any(kernel.policy.masquerades for kernel in kernels):
+        notes.append(f"nothing is masqueraded by us: {backend.name} keeps every destination")
     for kernel in kernels:
         notes += (f"for some packets {exception}" for exception in kernel.exceptions)
     for note in notes:

@@ -2,40 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from typing import Any
+
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.answers.differences import FamilyDiff, decision_changes
 from ipmasq_agent.answers.in_force import usual
+from ipmasq_agent.errors import AgentError
 from ipmasq_agent.host.devices import egress_devices
 from ipmasq_agent.planes.hook.read import read_hook
-from ipmasq_agent.planes.plane import Desired, Plan, Plane, State
+from ipmasq_agent.planes.plane import AnyPlane, Desired, Plan, Plane, State
 from ipmasq_agent.planes.rules.neighbours import joined, neighbours
 from ipmasq_agent.policy.addresses import Family
 
 
-def family_diff(plane: Plane[State, Desired, Plan], family: Family, intent: Intent) -> FamilyDiff:
-    """Return what bringing one family to ``intent`` would change."""
+def ours_now(
+    family: Family,
+    plane: AnyPlane,
+    state: Any,
+    others: Collection[AnyPlane],
+    read: Callable[[AnyPlane], Any],
+) -> tuple[AnyPlane, Any]:
+    """Return the data plane whose rules decide now, and its state.
+
+    Of several, those at the hook count as what stands there; programs have their turn last.
+
+    Args:
+        family: of the rules.
+        plane: the one asked about, which stands for all where none holds anything.
+        state: what it holds.
+        others: those that the agent would leave for it, and that may hold rules of ours.
+        read: returns what one of them holds. One that cannot be read is passed over, as
+            ``deciding`` tells of it.
+    """
+    held = [(plane, state)] if plane.dialect.describe(state) else []
+    for other in others:
+        try:
+            its_state = read(other)
+        except AgentError:
+            continue
+        if other.dialect.describe(its_state):
+            held.append((other, its_state))
+    return min(held, key=lambda one: one[0].our_base(family) is not None, default=(plane, state))
+
+
+def family_diff(
+    plane: Plane[State, Desired, Plan],
+    family: Family,
+    intent: Intent,
+    others: Collection[AnyPlane] = (),
+) -> FamilyDiff:
+    """Return what bringing one family to ``intent`` would change.
+
+    Args:
+        plane: where.
+        family: of the rules.
+        intent: what is meant.
+        others: the data planes that would be left for it.
+    """
     dialect, actual = plane.dialect, plane.read(family)
-    change = dialect.plan(actual, intent.desired(plane, family))
-    if not change:
+    managed = family in intent.config.families
+    change = dialect.plan(actual, intent.desired(plane, family)) if managed else None
+    if not change and not others:
         return FamilyDiff(family)
-    then: State = change.result
-    before, later = dialect.interpret(actual), dialect.interpret(then)
-    hook = read_hook(family, plane.our_base(family), egress_devices())
-    others = neighbours(hook, usual(later.policy.guards, hook))
-    decisions = decision_changes(
-        joined(before, others).policy.decisions, joined(later, others).policy.decisions
-    )
+    then: State = change.result if change else actual
+    later = dialect.interpret(then)
+    now, held = ours_now(family, plane, actual, others, lambda other: other.read(family))
+    egress = egress_devices()
+    hook = around = read_hook(family, plane.our_base(family), egress)
+    if now is not plane:
+        around = read_hook(family, now.our_base(family), egress)
+    asked = usual(later.policy.guards, hook)
+    gone = [base for other in others if (base := other.our_base(family)) is not None]
+    before = joined(now.dialect.interpret(held), neighbours(around, asked))
+    after = joined(later, neighbours(hook.without(gone), asked))
     return FamilyDiff(
         family,
         before=tuple(dialect.describe(actual)),
         after=tuple(dialect.describe(then)),
-        added=tuple(change.added),
-        removed=tuple(change.removed),
-        decisions=tuple(decisions),
+        added=tuple(change.added) if change else (),
+        removed=tuple(change.removed) if change else (),
+        decisions=tuple(decision_changes(before.policy.decisions, after.policy.decisions)),
     )
 
 
-def left_diff(plane: Plane[State, Desired, Plan]) -> list[str]:
+def left_diff(plane: AnyPlane) -> list[str]:
     """Return the lines that leaving ``plane`` would remove, of both families."""
     removed: list[str] = []
     for family in Family:

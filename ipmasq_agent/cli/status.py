@@ -110,7 +110,7 @@ def _of_kernel(
                 partial += found.partial
             except AgentError as error:
                 errors[family] = str(error)
-        left = choice.unseen + deciding(others)
+        left = choice.unseen + deciding(others).lines
         if isinstance(plane, Translator) and not errors:
             status = replace(status, counters=plane.counters(), usage=plane.usage())
     finally:

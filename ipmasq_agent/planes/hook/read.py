@@ -143,7 +143,7 @@ class _Reader:
         suffix = "" if own is not None else f" of table {path}"
         unsure = chain.priority == _TRACKED_AT
         found = Table(self._family, chains, known)
-        return BaseChain(found, chain.name, chain.priority, suffix, own, unsure)
+        return BaseChain(found, chain.name, chain.priority, suffix, path, own, unsure)
 
     def _chain(
         self, protocol: Family | int, table: str, name: str, sets: dict[str, Held]
@@ -198,9 +198,10 @@ class _Reader:
         except AgentError as error:
             rule = Rule(f"(it cannot be read: {error})", (), readable=False)
             found = Table(family, {chain: Chain(chain, None, (rule,))})
-        own = self._own(f"{LEGACY} {table}", chain)
+        path = f"{LEGACY} {table}"
+        own = self._own(path, chain)
         suffix = "" if own is not None else f" of {LEGACY}'s {table}"
-        yield BaseChain(found, chain, priority, suffix, own)
+        yield BaseChain(found, chain, priority, suffix, path, own)
 
 
 def _references(rules: Iterable[Sequence[Expression]]) -> tuple[set[str], set[str]]:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from ipmasq_agent.planes.interpretation import Decider, Interpretation, Partial, telling
+from ipmasq_agent.planes.placement import OurBase
 from ipmasq_agent.planes.rules.matching import Question
 from ipmasq_agent.planes.rules.rule import Option, Rule
 from ipmasq_agent.planes.rules.table import Chain, Table
@@ -41,6 +42,7 @@ class BaseChain:
         name: its name.
         priority: lowest first.
         suffix: what follows the name of a chain to tell it from those of other tables.
+        path: of the table, as ``OurBase`` has it.
         own: the chain of ours that its rules lead to, or itself; None where nothing is ours.
         unsure: it may come too late to count.
     """
@@ -49,6 +51,7 @@ class BaseChain:
     name: str
     priority: int
     suffix: str = ""
+    path: str = ""
     own: str | None = None
     unsure: bool = False
 
@@ -76,6 +79,12 @@ class PostroutingHook:
     def around_ours(self) -> PostroutingHook:
         """Return it without the chains that have nothing of ours."""
         return replace(self, nat=tuple(base for base in self.nat if base.own), tracking=())
+
+    def without(self, gone: Iterable[OurBase]) -> PostroutingHook:
+        """Return it as it will be when what is ours in other data planes has been removed."""
+        own = {(place.table, place.chain): place.own for place in gone}
+        nat = (_emptied(base, own.get((base.path, base.name))) for base in self.nat)
+        return replace(self, nat=tuple(nat))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +181,13 @@ def _decided(
         found.ours.append(_PROGRAMS)
     entries = [*untracked, *translated, *left]
     return DecisionMap(family, entries, _KEEP, _NOBODY), found
+
+
+def _emptied(base: BaseChain, chain: str | None) -> BaseChain:
+    if chain is None:
+        return base
+    chains = {**base.table.chains, chain: Chain(chain, None, ())}
+    return replace(base, table=replace(base.table, chains=chains))
 
 
 def _untracked(base: BaseChain, asked: Question, found: _Found) -> Iterator[Entry[Verdict]]:

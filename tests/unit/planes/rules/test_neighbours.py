@@ -29,7 +29,7 @@ POLICY = FamilyPolicy(DecisionMap(V4, [entry_of_prefix(TENS, KEEP, Stated("10.0.
 def base(*rules: str, own: str | None = None, place: str = "", priority: int = 100) -> BaseChain:
     parsed = tuple(parse_rule(rule, V4) for rule in rules)
     table = Table(V4, {"POSTROUTING": Chain("POSTROUTING", "ACCEPT", parsed)})
-    return BaseChain(table, "POSTROUTING", priority, place, own)
+    return BaseChain(table, "POSTROUTING", priority, place, own=own)
 
 
 OURS = base("-j IP-MASQ", own="IP-MASQ")
