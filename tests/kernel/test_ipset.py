@@ -175,6 +175,28 @@ def test_a_set_of_our_name_and_another_type_is_an_error_and_left_alone(subject: 
     assert not [rule for rule in subject.rules() if "IP-MASQ" in rule]
 
 
+def test_a_set_of_our_name_and_another_type_does_not_stop_a_chain_that_needs_none(
+    subject: Subject,
+) -> None:
+    for name in (subject.set, f"{subject.set}-new"):
+        subject.ipset("create", name, "hash:ip")
+    before = subject.ipset("save")
+    plain = detect.make(f"iptables-{subject.variant}", Placement())
+    try:
+        for wanted in (policy(subject.family, [1]), policy(subject.family, [1, 2]), None):
+            assert reconcile_family(plain, subject.family, wanted)
+            held = plain.dialect.interpret(plain.read_at(subject.family, 0)).policy
+            assert held == wanted if wanted else not held.masquerades
+    finally:
+        plain.close()
+    assert subject.ipset("save") == before
+    # The name under which a set is filled may be another's as well.
+    subject.ipset("destroy", subject.set)
+    with pytest.raises(KernelReadError, match="hash:ip, not our hash:net"):
+        subject.write(policy(subject.family, [1]))
+    assert subject.sets() == [f"{subject.set}-new"]
+
+
 def test_a_set_that_cannot_be_filled_leaves_everything_as_it_was(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:

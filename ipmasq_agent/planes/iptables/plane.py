@@ -48,7 +48,7 @@ class IptablesPlane(Plane[Table, DesiredChain, ChainPlan]):
         self._with_set = with_set
         # Both variants share the kernel's sets, and have sets of their own there.
         legacy = "-legacy" if self.variant == "legacy" else ""
-        self._sets = Sets(f"{placement.chain}{legacy}")
+        self._sets = Sets(f"{placement.chain}{legacy}", needed=with_set)
         self.dialect = iptables_dialect(placement, self._sets.name if with_set else None)
         # Families in which no set of ours is left, as far as we have looked.
         self._without_sets: set[Family] = set()

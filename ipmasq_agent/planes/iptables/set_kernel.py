@@ -31,10 +31,15 @@ class Sets:
     """The sets that belong to one chain, two for each family: the set, and one being filled.
 
     What was read or written is remembered, for ``recall``.
+
+    Args:
+        stem: what their names begin with.
+        needed: a set of that name which is another's is in the way; else it is left alone.
     """
 
-    def __init__(self, stem: str) -> None:
+    def __init__(self, stem: str, *, needed: bool) -> None:
         self._stem = stem
+        self._needed = needed
         self._known: dict[Family, AddressSet] = {}
 
     def name(self, family: Family) -> str:
@@ -59,6 +64,9 @@ class Sets:
         name, _ = set_names(self._stem, family)
         found: dict[str, AddressSet] = {}
         for existing in self.names(family):
+            # The set itself tells what it is where all of it is read.
+            if not (self._needed and existing == name) and self._header(existing, family) is None:
+                continue
             # What was being filled when an agent was killed goes, whatever is in it.
             found[existing] = (
                 parse_saved(run(["ipset", "save", name], timeout=_MANY_SECONDS).stdout, family)
@@ -90,7 +98,7 @@ class Sets:
         return {name: AddressSet(name, family, found)}
 
     def _header(self, name: str, family: Family) -> Header | None:
-        """Return what the kernel tells of a set in short; None where there is none."""
+        """Return what the kernel tells of a set in short; None where there is none of ours."""
         try:
             listed = run(["ipset", "list", "-t", name], check=False)
         except MissingTool:
@@ -98,9 +106,11 @@ class Sets:
         if listed.status:
             return None
         header = parse_header(listed.stdout)
-        if (header.kind, header.family) != (TYPE, family):
+        if (header.kind, header.family) == (TYPE, family):
+            return header
+        if self._needed:
             raise foreign(name, header.kind, family)
-        return header
+        return None
 
     def prepare(self, family: Family, change: IpsetChange) -> None:
         """Make our set what it is to be, before rules refer to it.
