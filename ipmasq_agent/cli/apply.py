@@ -52,16 +52,20 @@ def command(output: str, beside_agent: bool, **options: Any) -> int:
         backend, left_behind = choice.current(large=intent.is_large)
         outcomes = reconcile(backend, intent)
         failed = {f: outcome.error for f, outcome in outcomes.items() if outcome.error}
-        if not failed:
-            for other in left_behind:
-                for family, outcome in clean(other, Family).items():
-                    if outcome.error:
-                        failed[family] = outcome.error
+        cleaned = {} if failed else {other.name: clean(other, Family) for other in left_behind}
     finally:
         choice.close()
+    errors = [*choice.unseen, *(f"{family.value}: {error}" for family, error in failed.items())]
+    leaves: dict[str, list[str]] = {}
+    for name, gone in cleaned.items():
+        for family, outcome in gone.items():
+            if outcome.error:
+                errors.append(f"{name} {family.value}: {outcome.error}")
+            elif outcome.change:
+                leaves.setdefault(name, []).extend(outcome.change.removed)
     answer = {
         "backend": backend.name,
-        "changed": any(outcome.changed for outcome in outcomes.values()),
+        "changed": any(outcome.changed for outcome in outcomes.values()) or bool(leaves),
         "families": {
             family.value: {
                 "added": list(outcome.change.added) if outcome.change else [],
@@ -70,6 +74,7 @@ def command(output: str, beside_agent: bool, **options: Any) -> int:
             }
             for family, outcome in outcomes.items()
         },
+        "leaves": leaves,
     }
 
     def as_text() -> str:
@@ -80,10 +85,11 @@ def command(output: str, beside_agent: bool, **options: Any) -> int:
                 counts = f"{added} added, {removed} removed"
                 done = counts if outcome.changed else "nothing to change"
                 lines.append(f"{family.value} ({backend.name}): {done}")
+        for name, gone_lines in leaves.items():
+            lines.append(f"{name}: {len(gone_lines)} removed, as {backend.name} decides now")
         return "\n".join(lines)
 
     emit(answer, output, as_text)
-    errors = [*choice.unseen, *(f"{family.value}: {error}" for family, error in failed.items())]
     for error in errors:
         click.echo(f"error: {error}", err=True)
     return 2 if errors else 0

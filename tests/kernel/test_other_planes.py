@@ -72,8 +72,10 @@ def test_a_move_changes_those_decisions_that_its_document_changes(
             {"cidr": "fd00:21::/64", "from": take, "to": keep},
         ],
     }
-    # What comes true.
-    assert verb("apply", new, f"--backend={after}", "--enable-ipv6")[0] == 0
+    # What comes true, and is told.
+    promised = json.loads(verb("diff", new, f"--backend={after}", "--enable-ipv6", "-o", "json")[1])
+    status, out, _ = verb("apply", new, f"--backend={after}", "--enable-ipv6", "-o", "json")
+    assert (status, json.loads(out)["leaves"]) == (0, promised["leaves"])
     kept = {"source": None, "verdict": keep}
     found = json.loads(verb("explain", "10.1.1.2", f"--backend={after}", new, "-o", "json")[1])
     assert kept.items() <= found.items()
