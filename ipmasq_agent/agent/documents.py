@@ -87,6 +87,10 @@ class Documents:
             document: its newest state.
             failing: the source says in the same breath that it may miss the next one.
         """
+        if document.caveat != self.status.caveat:
+            news = document.caveat or f"{document.name} is watched again"
+            event(logging.WARNING if document.caveat else logging.INFO, news)
+            self._set(caveat=document.caveat)
         if self._seen is None or self._seen.parts != document.parts:
             fresh = self._understand(document)
             self._seen = document  # not before: one that could not be taken in is heard again
@@ -126,9 +130,11 @@ class Documents:
         self.config, self.changed = understood.config, document.noticed
         self.status = accepted(self._name, document, understood)
         self._metrics.documents.inc(1, "accepted")
+        gone = self._seen is not None and self._seen.parts
+        absent = "the document is gone, using defaults" if gone else "no document, using defaults"
         event(
             logging.INFO if document.parts else logging.WARNING,
-            "document accepted" if document.parts else "no document, using defaults",
+            "document accepted" if document.parts else absent,
             source=document.name,
             revision=document.revision,
             cidrs=listed(understood.config),

@@ -29,6 +29,7 @@ class ConfigStatus:
         accepted: the newest document is in force.
         error: why it is not, or why the source cannot be read at the moment.
         warnings: what its author may want to know.
+        caveat: what there is to know of the source, whatever it says.
         native_routing: destinations that the newest good document says can be reached with
             pod addresses.
         kept: the document in force is the one of before this process; its source has not
@@ -41,19 +42,27 @@ class ConfigStatus:
     accepted: bool = False
     error: str | None = None
     warnings: tuple[str, ...] = ()
+    caveat: str | None = None
     native_routing: tuple[str, ...] = ()
     kept: bool = False
     age: float | None = None
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """All that somebody may want to know of it."""
+        return (*self.warnings, self.caveat) if self.caveat else self.warnings
+
 
 def accepted(source: str, document: Document, understood: Understood) -> ConfigStatus:
     """Return what there is to say of a document that can be used."""
-    lacking = (f"{name} does not exist, its entries are missed" for name in document.lacking)
+    effect = "its entries are missed" if document.parts else "the defaults are in force"
+    lacking = (f"{clause}: {effect}" for clause in document.absent)
     return ConfigStatus(
         source,
         document.revision,
         accepted=True,
         warnings=(*understood.warnings, *lacking),
+        caveat=document.caveat,
         native_routing=tuple(str(prefix) for prefix, _ in understood.config[NATIVE_ROUTING_CIDRS]),
     )
 
@@ -247,7 +256,7 @@ class Status:
                 "revision": self.config.revision,
                 "accepted": self.config.accepted,
                 "error": self.config.error,
-                "warnings": list(self.config.warnings),
+                "warnings": list(self.config.notices),
                 "kept": self.config.kept,
                 "secondsSinceHeard": self.config.age,
             },
@@ -323,6 +332,6 @@ class Status:
         lines += (f"Waiting:      {line.removeprefix('waiting for ')}" for line in self.waiting)
         lines += (
             f"Warning:      {warning}"
-            for warning in (*config.warnings, *self.advice, *self.usage.warnings, *self.unknown)
+            for warning in (*config.notices, *self.advice, *self.usage.warnings, *self.unknown)
         )
         return "\n".join(lines)

@@ -59,7 +59,9 @@ def validate(files: tuple[str, ...], strict: bool, output: str, **options: Any) 
 
     def as_text() -> str:
         return "\n".join(
-            f"{a['name']} {'is valid' if a['exists'] else 'does not exist: the defaults hold'}"
+            f"{a['name']} is valid"
+            if a["exists"]
+            else f"{'; '.join(a['absent'])}: the defaults hold"
             for a in answers
             if a["valid"]
         )
@@ -86,12 +88,13 @@ def _checked(settings: Settings, strict: bool) -> dict[str, Any]:
     from ipmasq_agent.errors import AgentError, ConfigError
 
     name, exists = settings.source().name, False
+    absent: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     try:
         document = document_of(settings)
-        name, exists = document.name, bool(document.parts)
+        name, exists, absent = document.name, bool(document.parts), document.absent
         understood = understand(document, settings)
         warnings = understood.warnings + tuple(oversize(document.parts))
         notes = understood.notes
@@ -102,6 +105,7 @@ def _checked(settings: Settings, strict: bool) -> dict[str, Any]:
     return {
         "name": name,
         "exists": exists,
+        "absent": list(absent),
         "valid": not problems and not (strict and warnings),
         "problems": list(problems),
         "warnings": list(warnings),

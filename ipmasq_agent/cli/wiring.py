@@ -88,10 +88,9 @@ def document_of(settings: Settings) -> Document:
             must not put the defaults in place of a policy.
     """
     document = settings.source().read()
-    absent = document.lacking or (() if document.parts else (document.name,))
-    if settings.named and absent:
+    if settings.named and document.absent:
         raise UsageError(
-            f"{absent[0]} does not exist",
+            document.absent[0],
             remedy="correct its name, or leave it out for that of the agent; where the defaults "
             "are meant, pipe them in: `ipmasq-agent config defaults | ... --config -`",
         )
@@ -117,10 +116,9 @@ def read_document(settings: Settings) -> Config:
         ConfigError: it cannot be used.
     """
     document = document_of(settings)
-    for name in document.lacking if document.parts else ():
-        click.echo(f"warning: {name} does not exist, its entries are missed", err=True)
-    if not document.parts:
-        click.echo(f"warning: {document.name} does not exist: the defaults stand for it", err=True)
+    effect = "its entries are missed" if document.parts else "the defaults stand for it"
+    for clause in document.absent:
+        click.echo(f"warning: {clause}: {effect}", err=True)
     understood = understand(document, settings)
     for note in understood.notes:
         click.echo(f"note: {note}", err=True)

@@ -33,7 +33,9 @@ class Document(NamedTuple):
         parts: the documents that are merged into it, in order; none where it does not exist.
         revision: changes whenever a part may have; for people and logs, opaque to us.
         noticed: ``time.monotonic()`` when the source learnt of this state.
-        lacking: of several that are merged, the names of those that do not exist.
+        lacking: why it has no parts, or some of those that are merged have none: a clause for
+            each, where there is more to say than that it does not exist.
+        caveat: what whoever relies on the source has to know; None for nothing.
     """
 
     name: str
@@ -41,6 +43,12 @@ class Document(NamedTuple):
     revision: str
     noticed: float
     lacking: tuple[str, ...] = ()
+    caveat: str | None = None
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """What is not there of it, a clause each; empty where all is."""
+        return self.lacking or (() if self.parts else (f"{self.name} does not exist",))
 
 
 def revision_of(parts: Sequence[Part]) -> str:

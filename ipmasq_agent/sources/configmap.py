@@ -120,7 +120,8 @@ class ConfigMapSource:
         keys = self._choose(sorted(values))
         parts = tuple(Part(self._name_with(key), values[key]) for key in keys)
         name = parts[0].name if len(parts) == 1 else self.name
-        return Document(name, parts, revision, found.noticed)
+        lacking = () if parts else (f"{self._name_with(None)} exists and has no data",)
+        return Document(name, parts, revision, found.noticed, lacking)
 
     def _choose(self, keys: list[str]) -> list[str]:
         """Return those of the keys, sorted, that are meant."""

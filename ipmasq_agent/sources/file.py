@@ -27,6 +27,8 @@ GRACE = 0.1
 STUCK = 5.0
 # Seconds that `read` waits for writers.
 PATIENCE = 2.0
+# Seconds between looks at what cannot be watched.
+POLL = 5.0
 # The kernel reports a close before it takes the writer off its count (fs/file_table.c,
 # __fput), so the lease may be refused for a moment more: look again after this, and then
 # after twice as long each time, up to STUCK.
@@ -39,8 +41,8 @@ class FileSource:
     The path may not exist yet, be a symbolic link at any place, or name a directory; which
     of its files are meant then, ``locate`` says.
 
-    Where inotify's limits keep changes from being seen, each document is followed by a
-    ``SourceFailed`` that says so; ``refresh`` then reads the file and tries to watch again.
+    Where inotify's limits keep changes from being seen, the file is read again every few
+    seconds, which each document's caveat says, until it can be watched.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -176,6 +178,8 @@ class FileSource:
             return
         self._due = None
         location = self._watch.follow()
+        if self._watch.error is not None:
+            self._look_later(POLL, time.monotonic() + POLL)
         if self._may_come_back(location, noticed):
             return
         try:
@@ -191,7 +195,7 @@ class FileSource:
             self._tell(None, error)
             return
         self._busy = None
-        self._tell(self._document(location, parts, noticed), self._watch.error)
+        self._tell(self._document(location, parts, noticed))
 
     def _parts(self, location: Location) -> tuple[Part, ...] | None:
         """Read what is at ``location``: each file as a whole, between two of its writers.
@@ -227,7 +231,19 @@ class FileSource:
         return tuple(parts)
 
     def _document(self, location: Location, parts: tuple[Part, ...], noticed: float) -> Document:
-        return Document(location.shown, parts, revision_of(parts), noticed)
+        empty = not parts and os.path.isdir(location.shown.removesuffix("/*"))
+        return Document(
+            location.shown,
+            parts,
+            revision_of(parts),
+            noticed,
+            (f"{location.shown} exists and holds no file",) if empty else (),
+            self._caveat(),
+        )
+
+    def _caveat(self) -> str | None:
+        blind = self._watch.error if self._watch is not None else None
+        return f"{self._path} is looked at every {POLL:g} s: {blind}" if blind else None
 
     def _may_come_back(self, location: Location, noticed: float) -> bool:
         """Wait a little before a file that was there counts as removed."""
@@ -256,12 +272,12 @@ class FileSource:
         if delay < STUCK:
             self._look_later(delay, noticed)
 
-    def _tell(self, document: Document | None, error: AgentError | None) -> None:
+    def _tell(self, document: Document | None, error: AgentError | None = None) -> None:
         """Deliver, unless the sink knows all of it and nobody has asked."""
         outcome = (
             document.name if document else None,
             document.parts if document else (),
-            str(error) if error else None,
+            str(error) if error else document and document.caveat,
         )
         if outcome == self._told and not self._refreshing:
             return

@@ -87,5 +87,5 @@ def _merged(documents: Sequence[Document]) -> Document:
         tuple(part for document in documents for part in document.parts),
         ", ".join(document.revision for document in documents),
         max(document.noticed for document in documents),
-        lacking=tuple(document.name for document in documents if not document.parts),
+        lacking=tuple(clause for document in documents for clause in document.absent),
     )

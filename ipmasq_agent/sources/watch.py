@@ -173,6 +173,4 @@ def _unwatchable(path: str, cause: OSError) -> SourceError:
         case _:
             reason = str(cause)
             remedy = "put the document on a file system that has inotify"
-    return SourceError(
-        f"changes of {path} go unnoticed until the next resync: {reason}", remedy=remedy
-    )
+    return SourceError(f"the kernel tells of none of its changes, as {reason}", remedy=remedy)

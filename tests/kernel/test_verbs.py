@@ -119,10 +119,10 @@ def test_a_document_that_was_named_and_is_not_there_is_an_error_and_not_the_defa
 ) -> None:
     nowhere, empty = tmp_path / "nope.yaml", tmp_path / "empty"
     empty.mkdir()
-    for path in (nowhere, empty):
+    for path, why in ((nowhere, "does not exist"), (empty, "exists and holds no file")):
         status, out, err = verb(*words, "--config", str(path))
         assert (status, out) == (2, "")
-        assert f"{path} does not exist" in err
+        assert f"{path} {why}" in err
         assert "config defaults" in err
     assert oracle.read_chain("nft", "ipv4", "IP-MASQ") is None
 

@@ -771,6 +771,10 @@ def test_a_config_map_that_was_named_and_is_not_there_is_an_error_to_a_verb(
         status, out, err = view()
     assert (status, "10.0.0.0/8" in out) == (0, True)
     assert "does not exist: the defaults stand for it" in err
+    cluster.put({})
+    status, out, err = view(named)
+    assert (status, out) == (2, "")
+    assert f"ConfigMap {NAMESPACE}/{NAME} exists and has no data" in err
     cluster.put({"config": "nonMasqueradeCIDRs: [172.20.0.0/16]"})
     status, out, _ = view(named)
     assert (status, "172.20.0.0/16" in out) == (0, True)

@@ -57,13 +57,46 @@ def test_the_log_warns_of_a_document_that_is_not_there(heard: pytest.LogCaptureF
     assert record.levelno == logging.WARNING
 
 
+def test_a_document_that_is_gone_is_told_in_log_and_status(heard: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    bench.document(ONE)
+    assert not bench.agent.status.config.notices
+    bench.document(None, "absent")
+    assert bench.agent.status.ready
+    assert bench.agent.status.config.notices == (
+        "the document does not exist: the defaults are in force",
+    )
+    (record,) = (r for r in heard.records if r.message.startswith("the document is gone"))
+    assert record.levelno == logging.WARNING
+    bench.document(ONE)
+    assert not bench.agent.status.config.notices
+
+
+def test_what_there_is_to_know_of_a_source_is_told_beside_a_document_that_is_in_force(
+    heard: pytest.LogCaptureFixture,
+) -> None:
+    bench = Bench()
+    parts = (Part("a", ONE.encode()),)
+    for caveat in (None, "it is looked at now and then", "it is looked at now and then", None):
+        bench.agent.events.put(Document("a", parts, "1", time.monotonic(), caveat=caveat))
+        assert bench.agent.turn()
+        status = bench.agent.status
+        assert status.ready
+        assert status.as_data()["config"]["warnings"] == ([caveat] if caveat else [])
+        assert ("Warning:" in status.as_text()) is bool(caveat)
+    told = [record.levelname for record in heard.records if "looked at" in record.message]
+    assert told == ["WARNING"]
+
+
 def test_one_of_several_documents_that_is_not_there_is_told() -> None:
     bench = Bench()
     parts = (Part("a", ONE.encode()),)
-    bench.agent.events.put(Document("a, b", parts, "1", time.monotonic(), lacking=("b",)))
+    bench.agent.events.put(
+        Document("a, b", parts, "1", time.monotonic(), lacking=("b does not exist",))
+    )
     assert bench.agent.turn()
     assert bench.chain() == [LINK_LOCAL, "172.20.0.0/16"]
-    assert bench.agent.status.config.warnings == ("b does not exist, its entries are missed",)
+    assert bench.agent.status.config.warnings == ("b does not exist: its entries are missed",)
 
 
 def test_the_longest_interval_that_there_is_can_be_waited_for() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ipmasq_agent.errors import SourceError
-from ipmasq_agent.sources import settled
+from ipmasq_agent.sources import Document, SourceFailed, file, settled
 from ipmasq_agent.sources.file import FileSource
 from tests.unit.sources.heard import Heard
 
@@ -25,23 +25,26 @@ NOBODY = 65534
 def limit(name: str, path: Path) -> None:
     """The limit is in the way at first, and is raised later."""
     (LIMITS / name).write_text("1" if "watches" in name else "0")
+    file.POLL = 0.02
     source, heard = FileSource(path), Heard()
     source.start(heard)
-    assert heard.contents[0] == b"first", heard.contents
-    told = str(heard.failure("go unnoticed").error)
-    assert f"fs.inotify.{name.replace('inotify', 'user')}" in told, told
-
-    path.write_bytes(b"second")
-    source.refresh()
-    heard.failure("go unnoticed")
-    assert heard.contents[2] == b"second", heard.contents
-
-    (LIMITS / name).write_text("1000")
-    source.refresh()
-    heard.content(b"second")
+    for content in (b"first", b"second"):
+        path.write_bytes(content)
+        told = str(heard.content(content).caveat)
+        assert f"fs.inotify.{name.replace('inotify', 'user')}" in told, told
+    # It is there, or not, whether anybody can watch it or not.
+    path.unlink()
+    assert heard.content(None).caveat
     path.write_bytes(b"third")
     heard.content(b"third")
+
+    (LIMITS / name).write_text("1000")
+    heard.wait(lambda events: isinstance(events[-1], Document) and events[-1].caveat is None)
+    file.POLL = 3600
+    path.write_bytes(b"fourth")
+    heard.content(b"fourth")
     source.stop()
+    assert not any(isinstance(event, SourceFailed) for event in heard.events), heard.events
 
 
 def stranger(path: Path) -> None:

@@ -37,7 +37,7 @@ def run(case: str, path: Path, prefix: Sequence[str] = ()) -> None:
 
 
 @pytest.mark.parametrize("limit", ["max_inotify_watches", "max_inotify_instances"])
-def test_exhausted_inotify_limits_are_told_and_refresh_reads_until_they_are_raised(
+def test_where_inotify_s_limits_are_reached_the_file_is_read_again_and_again_until_they_are_raised(
     path: Path, limit: str
 ) -> None:
     run(limit, path, ["unshare", "--user", "--map-root-user"])

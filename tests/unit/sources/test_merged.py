@@ -54,7 +54,7 @@ def test_what_does_not_exist_is_named(source: MergedSource, paths: tuple[Path, P
     assert source.read().lacking == ()
     paths[1].unlink()
     document = source.read()
-    assert document.lacking == (str(paths[1]),)
+    assert document.lacking == (f"{paths[1]} does not exist",)
     assert [part.content for part in document.parts] == [b"1"]
 
 
