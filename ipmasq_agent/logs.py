@@ -50,17 +50,19 @@ def configure(
     logging.raiseExceptions = False  # a log that takes no more lines is no reason to print others
 
 
-def _timestamp(record: logging.LogRecord) -> str:
-    """Return RFC 3339 in UTC, to the microsecond."""
-    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-    return f"{seconds}.{int(record.created % 1 * 1e6):06d}Z"
+def rfc3339(moment: float) -> str:
+    """Return seconds since 1970 as RFC 3339 has them, in UTC, to the microsecond."""
+    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment))
+    return f"{seconds}.{int(moment % 1 * 1e6):06d}Z"
 
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = getattr(record, "fields", {})
         shown = "".join(f" {key}={_shown(value)}" for key, value in fields.items())
-        line = f"{_timestamp(record)} {record.levelname.lower():7} {record.getMessage()}{shown}"
+        line = (
+            f"{rfc3339(record.created)} {record.levelname.lower():7} {record.getMessage()}{shown}"
+        )
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -68,7 +70,7 @@ class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = getattr(record, "fields", {})
         line = {
-            "time": _timestamp(record),
+            "time": rfc3339(record.created),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
             **fields,

@@ -104,6 +104,7 @@ class Agent:
         self._sweeper = Sweeper(choice)
         self.status = Status(self._documents.status)
         self._retries = 0
+        self._news = False  # something else was asked for since a pass went well
         self._unstarted: list[Callable[[], None]] = [
             lambda: self.fact_source.start(self.events.put),
             self._recall,
@@ -235,7 +236,8 @@ class Agent:
         in_sync = self.status.in_sync and not fresh
         self.status = replace(self.status, in_sync=in_sync, config=self._documents.status)
         facts = [each for each in self._batch if isinstance(each, Learnt | NotLearnt)]
-        needed = self._knowledge.learn(facts) | fresh | due
+        self._news |= self._knowledge.learn(facts) | fresh
+        needed = self._news or due
         for each in facts:
             if self._kept and isinstance(each, Learnt):
                 self._kept.note(each.fact, each.value)
@@ -266,7 +268,11 @@ class Agent:
 
     def _pass(self, intent: Intent, *, thorough: bool, at_once: bool) -> None:
         found = self._passes.bring(
-            intent, self._documents.changed, thorough=thorough, at_once=at_once
+            intent,
+            self._documents.changed,
+            thorough=thorough,
+            at_once=at_once,
+            healing=not self._news,
         )
         self._sweeper.provide()
         config = self._documents.config
@@ -275,6 +281,7 @@ class Agent:
         status = self.status
         self._schedule(failed=bool(status.errors or status.left_behind or status.failure))
         if not status.errors:
+            self._news = False
             self._documents.applied(time.monotonic())
         # Rules are in the kernel and said to be; what others make of them can wait for that.
         if isinstance(found, Look) and (others := self._passes.shadows(intent, found)):

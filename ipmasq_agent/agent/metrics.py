@@ -62,6 +62,7 @@ class Metrics:
         self.seconds.observe(seconds)
         for family, outcome in outcomes.items():
             result = "error" if outcome.error else "changed" if outcome.changed else "unchanged"
+            result = "healed" if outcome.healed else result
             self.passes.inc(1, family.value, result)
 
     def text(self, status: Status) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ipmasq_agent.agent.choice import PlaneChoice
@@ -15,13 +16,17 @@ from ipmasq_agent.agent.reconcile import Outcome, Outcomes, reconcile
 from ipmasq_agent.agent.rivals import Rivals
 from ipmasq_agent.agent.shadows import Shadows
 from ipmasq_agent.agent.snat import Replies, replies, tell
-from ipmasq_agent.agent.status import Look
+from ipmasq_agent.agent.status import Healed, Look
+from ipmasq_agent.agent.war import replaced
 from ipmasq_agent.config.assemble import follows
 from ipmasq_agent.errors import foreseen
-from ipmasq_agent.logs import event, failure
+from ipmasq_agent.logs import event, failure, rfc3339
 from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.facts import Fact
+
+_SHOWN = 4  # rules in a line of the log
+_WRITTEN = 256  # rules of a change that are remembered
 
 
 class Passes:
@@ -57,9 +62,16 @@ class Passes:
         self._devices: tuple[str, ...] = ()
         self._replies = Replies()
         self._since: float | None = None
+        self._last: AnyPlane | None = None  # where a pass went well
 
     def bring(
-        self, intent: Intent, since: float | None, *, thorough: bool, at_once: bool
+        self,
+        intent: Intent,
+        since: float | None,
+        *,
+        thorough: bool,
+        at_once: bool,
+        healing: bool = False,
     ) -> Look | dict[Family, str]:
         """Bring the kernel to what is meant.
 
@@ -68,6 +80,7 @@ class Passes:
             since: when it was learnt that it is to be so; None where it is healed only.
             thorough: take nothing for granted of what the kernel held before.
             at_once: write also where somebody undoes it.
+            healing: nothing else is asked for than when a pass went well.
 
         Returns:
             What the kernel holds now, or why it was not even looked at.
@@ -75,7 +88,9 @@ class Passes:
         started, self._since = time.monotonic(), since
         result: Look | dict[Family, str]
         try:
-            outcomes, result = self._bring(intent, started, thorough=thorough, at_once=at_once)
+            outcomes, result = self._bring(
+                intent, started, thorough=thorough, at_once=at_once, healing=healing
+            )
         except Exception as error:
             told = foreseen(error, "the pass")
             failure("pass failed", told)
@@ -87,18 +102,23 @@ class Passes:
         return result
 
     def _bring(
-        self, intent: Intent, started: float, *, thorough: bool, at_once: bool
+        self, intent: Intent, started: float, *, thorough: bool, at_once: bool, healing: bool
     ) -> tuple[Outcomes, Look]:
+        before = self._choice.in_use
         plane, left_behind = self._choice.current(large=intent.is_large, look=thorough)
+        self._tell_of_move(before, plane, left_behind)
         self._follow(plane.needs | follows(intent.config))
         self._moves.announce(left_behind)
         alone = {} if at_once else self._rivals.left_alone(plane, intent, started)
         # A backend that we come to for the first time has nothing to remember.
         outcomes = reconcile(plane, intent, thorough=thorough, rivals=alone)
+        if healing and plane is self._last:
+            outcomes = {f: _healing(plane, f, outcome) for f, outcome in outcomes.items()}
         written = {family: o for family, o in outcomes.items() if family not in alone}
         self._rivals.watch(plane, intent, written, time.monotonic())
         failed = {f: str(outcome.error) for f, outcome in outcomes.items() if outcome.error}
         left = self._choice.unseen
+        self._last = plane if not failed else self._last
         if not failed:
             # The backend in use decides now; only then may the one before it go.
             left += self._moves.complete(left_behind, self._left)
@@ -112,6 +132,7 @@ class Passes:
             intent.config.families,
             errors=failed,
             changed=any(outcome.changed for outcome in outcomes.values()),
+            healed=tuple(outcome.healed for outcome in outcomes.values() if outcome.healed),
             left_behind=left,
             unanswered=self._replies.unanswered,
             doubtful=self._replies.doubtful,
@@ -136,15 +157,31 @@ class Passes:
             if outcome.error is not None:
                 failure("pass failed", outcome.error, backend=plane, family=family.value)
             elif outcome.change:
+                healed = outcome.healed
                 event(
-                    logging.INFO,
-                    f"rules {verb}",
+                    logging.WARNING if healed else logging.INFO,
+                    "rules healed" if healed else f"rules {verb}",
                     backend=plane,
                     family=family.value,
                     added=outcome.change.counts[0],
                     removed=outcome.change.counts[1],
                     ms=None if self._since is None else _ms(time.monotonic() - self._since),
+                    missing=_shown(healed.missing) if healed else None,
+                    unexpected=_shown(healed.unexpected) if healed else None,
                 )
+
+    def _tell_of_move(
+        self, before: AnyPlane | None, plane: AnyPlane, left: Sequence[AnyPlane]
+    ) -> None:
+        if plane is not before:
+            names = [before] if before else left
+            event(
+                logging.INFO,
+                "data plane changes" if before else "data plane chosen",
+                **{"from": ", ".join(other.name for other in names) or None},
+                to=plane.name,
+                why=self._choice.reason,
+            )
 
     def _left(self, other: AnyPlane, outcomes: Outcomes) -> None:
         self.report(outcomes, other.name, "left")
@@ -159,6 +196,20 @@ class Passes:
             told = foreseen(error, "the list of devices")
             event(logging.WARNING, "devices cannot be listed", error=str(told))
         return self._devices
+
+
+def _healing(plane: AnyPlane, family: Family, outcome: Outcome) -> Outcome:
+    """Return it with what a change has undone; of very many lines none is written down."""
+    change = outcome.change
+    if not change:
+        return outcome
+    few = sum(change.counts) <= _WRITTEN
+    lines = (tuple(each) for each in (replaced(change) if few else ((), ())))
+    return replace(outcome, healed=Healed(rfc3339(time.time()), plane.name, family, *lines))
+
+
+def _shown(lines: Sequence[str]) -> str | None:
+    return "; ".join(lines[:_SHOWN]) or None
 
 
 def _ms(seconds: float) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ipmasq_agent.agent.intent import Intent
+from ipmasq_agent.agent.status import Healed
 from ipmasq_agent.errors import AgentError, KernelWriteError, NotPermitted, foreseen
 from ipmasq_agent.planes.plane import Change, Desired, Plan, Plane, State, Translator
 from ipmasq_agent.policy.addresses import Family
@@ -19,10 +20,15 @@ from ipmasq_agent.policy.model import FamilyPolicy
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a pass did for one family: a change (false where there was none), or an error."""
+    """What a pass did for one family: a change (false where there was none), or an error.
+
+    Attributes:
+        healed: what others had done, where the change undid that and nothing else was asked for.
+    """
 
     change: Change[Any] | None = None
     error: AgentError | None = None
+    healed: Healed | None = None
 
     @property
     def changed(self) -> bool:

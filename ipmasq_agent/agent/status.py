@@ -5,7 +5,7 @@ The agent and the verb ``status`` build it here, of what they have seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from ipmasq_agent.planes.usage import Usage
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.sources import Document
 
-_SHOWN = 8  # rules of others
+_SHOWN = 8  # rules in the text
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,42 @@ def accepted(source: str, document: Document, understood: Understood) -> ConfigS
 
 
 @dataclass(frozen=True, slots=True)
+class Healed:
+    """What others had done to our rules, and a pass undid.
+
+    Attributes:
+        at: when, as RFC 3339 has it.
+        backend: where.
+        family: whose rules.
+        unexpected: lines that were there, and that we never write.
+        missing: lines that were not there. Neither where rules had been moved, or where there
+            are very many.
+    """
+
+    at: str
+    backend: str
+    family: Family
+    unexpected: Sequence[str]
+    missing: Sequence[str]
+
+    def as_data(self) -> dict[str, Any]:
+        """Return it as ``status -o json`` has it."""
+        return {
+            "at": self.at,
+            "backend": self.backend,
+            "family": self.family.value,
+            "missing": list(self.missing),
+            "unexpected": list(self.unexpected),
+        }
+
+    def __str__(self) -> str:
+        kinds = (("missing", self.missing), ("unexpected", self.unexpected))
+        told = [f"{word}: {'; '.join(lines[:_SHOWN])}" for word, lines in kinds if lines]
+        where = f"{self.at} {self.family.value} ({self.backend})"
+        return ", ".join((where, *told))
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """What the kernel was found to hold, by a pass or by somebody who only looks.
 
@@ -79,6 +115,7 @@ class Look:
         in_step: the kernel holds what is asked for, wherever it can be read.
         errors: family → why it cannot be read, or written.
         changed: it was written to.
+        healed: see ``Healed``; what else was written was asked for.
         left_behind: see ``Status``.
         unanswered: see ``Status``.
         doubtful: source addresses to which replies may not come back.
@@ -94,6 +131,7 @@ class Look:
     in_step: bool = True
     errors: Mapping[Family, str] = field(default_factory=dict)
     changed: bool = False
+    healed: tuple[Healed, ...] = ()
     left_behind: tuple[str, ...] = ()
     unanswered: tuple[str, ...] = ()
     doubtful: tuple[str, ...] = ()
@@ -124,6 +162,8 @@ class Status:
         advice: what the backend has to say about the size of what it holds.
         contested: who undoes what we write, again and again; None while nobody does.
         passes: how many there were, and how many of them changed the kernel.
+        heals: how many of those undid what others had done.
+        healed: the latest of it.
         overridden: what others decide about otherwise than the policy, which the kernel holds.
         partial: rules of others that do so for some packets, in words.
         unknown: why it cannot be told what others decide.
@@ -141,6 +181,8 @@ class Status:
     errors: Mapping[Family, str] = field(default_factory=dict)
     passes: int = 0
     changes: int = 0
+    heals: int = 0
+    healed: tuple[Healed, ...] = ()
     failure: str | None = None
     waiting: tuple[str, ...] = ()
     facts: Mapping[str, str | None] = field(default_factory=dict)
@@ -177,10 +219,16 @@ class Status:
     def passed(self, found: Look | Mapping[Family, str]) -> Status:
         """Return what there is to say after a pass: what it found, or why it found nothing."""
         if isinstance(found, Look):
-            after, changed = self.looked(found), found.changed
+            after, changed, healed = self.looked(found), found.changed, found.healed
         else:
-            after, changed = replace(self, in_sync=False, errors=found), False
-        return replace(after, passes=self.passes + 1, changes=self.changes + changed)
+            after, changed, healed = replace(self, in_sync=False, errors=found), False, ()
+        return replace(
+            after,
+            passes=self.passes + 1,
+            changes=self.changes + changed,
+            heals=self.heals + bool(healed),
+            healed=healed or self.healed,
+        )
 
     def beside(
         self,
@@ -276,6 +324,8 @@ class Status:
             "contested": self.contested,
             "passes": self.passes,
             "changes": self.changes,
+            "heals": self.heals,
+            "healed": [one.as_data() for one in self.healed],
             "counters": {
                 f.value: {name: n for (of, name), n in self.counters.items() if of is f}
                 for f in Family
@@ -329,6 +379,7 @@ class Status:
         if len(self.overridden) > _SHOWN:
             lines.append(f"Overridden:   by {len(self.overridden) - _SHOWN} more rules")
         lines += (f"Some packets: {line}" for line in self.partial[:_SHOWN])
+        lines += (f"Healed:       {one}" for one in self.healed)
         lines += (f"Waiting:      {line.removeprefix('waiting for ')}" for line in self.waiting)
         lines += (
             f"Warning:      {warning}"

@@ -65,7 +65,7 @@ class War:
             another: an agent of ours is known to keep the same place.
         """
         # What was changed for something new was never undone.
-        removed, added = _replaced(change) if change and what == self._what else ((), ())
+        removed, added = replaced(change) if change and what == self._what else ((), ())
         self._what = what
         if removed:
             self._count += 1
@@ -81,7 +81,7 @@ class War:
 Lines = Sequence[str]
 
 
-def _replaced(change: Change[Any]) -> tuple[Lines, Lines]:
+def replaced(change: Change[Any]) -> tuple[Lines, Lines]:
     """Return what was there that we never write, and what was missing for it.
 
     A line that comes and goes was moved: others inserted rules before it.

@@ -59,7 +59,7 @@ class Running:
         lines = [json.loads(line) for line in self.log.read_text().splitlines()]
         times: dict[str, list[float]] = {}
         for line in lines:
-            if line["message"] == "rules applied":
+            if line["message"] in ("rules applied", "rules healed"):
                 moment = datetime.fromisoformat(line["time"]).timestamp()
                 times.setdefault(line["family"], []).append(moment)
         return {f: [b - a for a, b in itertools.pairwise(t)] for f, t in times.items()}

@@ -206,6 +206,64 @@ def test_a_pass_with_nothing_to_change_writes_nothing_and_is_silent_at_info(
     assert [r for r in heard.records if r.levelno >= logging.INFO] == []
 
 
+def test_what_others_did_and_we_undo_is_told_apart_from_what_was_asked_for(
+    heard: pytest.LogCaptureFixture,
+) -> None:
+    def told() -> list[tuple[str, str, str | None]]:
+        found = [
+            (record.levelname, record.message, getattr(record, "fields", {}).get("missing"))
+            for record in heard.records
+            if record.message.startswith("rules")
+        ]
+        heard.clear()
+        return found
+
+    bench = Bench()
+    bench.backend.broken = {Family.IPV4}
+    bench.document(ONE)
+    bench.backend.broken = set()
+    bench.resync()  # the first pass that goes well
+    assert told() == [("INFO", "rules applied", None)]
+    bench.flush()
+    bench.resync()
+    ((level, message, missing),) = told()
+    assert (level, message) == ("WARNING", "rules healed")
+    assert missing is not None
+    assert "-d 172.20.0.0/16" in missing
+    bench.document(ONE.replace("172.20", "172.21"), "2")
+    assert told() == [("INFO", "rules applied", None)]
+    status = bench.agent.status
+    assert (status.changes, status.heals) == (3, 1)
+    (healed,) = status.as_data()["healed"]
+    assert (healed["family"], healed["backend"], healed["unexpected"]) == ("ipv4", "memory", [])
+    assert any("-d 172.20.0.0/16" in line for line in healed["missing"])
+    assert "Healed:" in status.as_text()
+    text = bench.agent.metrics.text(status).decode()
+    assert 'ipmasq_agent_passes_total{family="ipv4",result="healed"} 1.0' in text
+    assert 'ipmasq_agent_passes_total{family="ipv4",result="changed"} 2.0' in text
+
+
+def test_a_move_to_another_data_plane_is_told_with_its_reason_and_is_no_healing(
+    heard: pytest.LogCaptureFixture,
+) -> None:
+    bench = Bench()
+    bench.held = ["other"]
+    bench.document(ONE)
+    bench.detected = "other"
+    bench.resync()
+    moves = [
+        (record.message, getattr(record, "fields", None))
+        for record in heard.records
+        if record.message.startswith("data plane")
+    ]
+    why = "the test says so"
+    assert moves == [
+        ("data plane chosen", {"from": "other", "to": "memory", "why": why}),
+        ("data plane changes", {"from": "memory", "to": "other", "why": why}),
+    ]
+    assert (bench.agent.status.changes, bench.agent.status.heals) == (2, 0)
+
+
 def test_a_source_that_never_stops_talking_delays_no_healing() -> None:
     bench = Bench()
     bench.document(ONE)
