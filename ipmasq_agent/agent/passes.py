@@ -106,7 +106,9 @@ class Passes:
     ) -> tuple[Outcomes, Look]:
         before = self._choice.in_use
         plane, left_behind = self._choice.current(large=intent.is_large, look=thorough)
-        self._tell_of_move(before, plane, left_behind)
+        if before is not None and plane is not before:
+            places = {"from": before.name, "to": plane.name}
+            event(logging.INFO, "data plane changes", **places, why=self._choice.reason)
         self._follow(plane.needs | follows(intent.config))
         self._moves.announce(left_behind)
         alone = {} if at_once else self._rivals.left_alone(plane, intent, started)
@@ -169,19 +171,6 @@ class Passes:
                     missing=_shown(healed.missing) if healed else None,
                     unexpected=_shown(healed.unexpected) if healed else None,
                 )
-
-    def _tell_of_move(
-        self, before: AnyPlane | None, plane: AnyPlane, left: Sequence[AnyPlane]
-    ) -> None:
-        if plane is not before:
-            names = [before] if before else left
-            event(
-                logging.INFO,
-                "data plane changes" if before else "data plane chosen",
-                **{"from": ", ".join(other.name for other in names) or None},
-                to=plane.name,
-                why=self._choice.reason,
-            )
 
     def _left(self, other: AnyPlane, outcomes: Outcomes) -> None:
         self.report(outcomes, other.name, "left")

@@ -1,19 +1,21 @@
-"""Would a packet to this destination be masqueraded, and who says so?"""
+"""Would packets to these destinations be masqueraded, and who says so?"""
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any
 
 from ipmasq_agent.planes.interpretation import Decider, Interpretation
 from ipmasq_agent.planes.rules.neighbours import Neighbours, joined
-from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
+from ipmasq_agent.policy.addresses import Family, Prefix, parse_address, range_text
 from ipmasq_agent.policy.decisions import Origin, Reason, Stated, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy
 
+_NO_DOCUMENT = "no document to compare with"
 _SHOWN = 5  # sources or devices in one sentence
 
 
@@ -34,9 +36,11 @@ class EgressPath:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The answer; see ``as_data`` for its shape as JSON."""
+    """The answer for a range of destinations, ends included; see ``as_data`` for its shape."""
 
-    destination: str
+    family: Family
+    first: int
+    last: int
     asked_source: str | None
     verdict: Verdict
     rule: Reason
@@ -46,6 +50,18 @@ class Explanation:
     exceptions: tuple[str, ...] = ()
     translated_to: str | None = None
     overridden: bool = False
+    unmeant: str = _NO_DOCUMENT
+
+    @property
+    def destination(self) -> str:
+        """The address, or the range of those that it is the answer for."""
+        return range_text(self.family, self.first, self.last)
+
+    @property
+    def said(self) -> tuple[object, ...]:
+        """The answer without the destinations."""
+        told = self.verdict, self.rule, self.reason, self.source, self.route.device
+        return (*told, self.exceptions, self.overridden)
 
     @property
     def source(self) -> str | None:
@@ -58,7 +74,7 @@ class Explanation:
     def reason(self) -> str:
         """Why: the user's own entry with its line, or what stands in for it."""
         if self.entry is None:
-            return "no document to compare with"
+            return self.unmeant
         if self.overridden and self.expected is not self.verdict:
             return (
                 f"somebody else's rule decides; the document says {self.expected} "
@@ -91,9 +107,12 @@ class Explanation:
         """Return the answer for people."""
         seen = self.source or "the pod's own address"
         if self.verdict is Verdict.MASQUERADE and self.translated_to is None:
-            seen = "unknown: the node has no route to it"
-            if self.overridden and self.route.device is not None:
+            if self.route.device is None:
+                seen = "unknown: the node has no route to it"
+            elif self.overridden and self.route.address is not None:
                 seen = "unknown: that rule has several addresses to choose from"
+            else:
+                seen = "unknown: the node has no address that it could get"
         through = f" (through {self.route.device})" if self.route.device else ""
         lines = [
             f"{self.destination}: {self.verdict}",
@@ -101,57 +120,117 @@ class Explanation:
             f"  decided by    {self.rule}",
         ]
         if self.reason != str(self.rule):
-            lines.append(f"  because of    {self.reason}")
+            word = "because of" if self.reason == str(self.entry) else "because"
+            lines.append(f"  {word:12}  {self.reason}")
         lines += (f"  except where  {exception}" for exception in self.exceptions)
         return "\n".join(lines)
 
 
-def explain(
-    family: Family,
-    destination: int,
-    asked_source: str | None,
-    kernel: Interpretation,
-    others: Neighbours,
-    wanted: FamilyPolicy | None,
-    route: EgressPath,
-) -> Explanation:
-    """Return the answer for one destination.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What answers a question about destinations that the node sends one way.
 
-    Args:
-        family: of the destination.
-        destination: its address.
-        asked_source: the source that the question is about, as text, or None for any.
+    Attributes:
+        family: of the destinations.
+        source: the source that the question is about, as text, or None for any.
         kernel: what our rules in the kernel decide for that source.
         others: what all others at the hook decide, for that source and the route's device.
         wanted: the policy of the document, or None where there is none to compare with.
-        route: where the node would send the packet.
+        route: where the node sends the packets.
+        unmeant: why there is no policy of the document.
     """
-    source = parse_address(asked_source)[1] if asked_source is not None else None
-    in_force = joined(kernel, others)
-    ours = kernel if others.asleep is None else in_force
-    verdict, rule = _decide(ours.policy, destination, source, route)
-    elsewhere = None if route.local else others.decide(verdict, destination)
-    if elsewhere is not None:
-        verdict, rule = elsewhere.verdict, elsewhere.reason
-    expected, entry = _decide(wanted, destination, source, route) if wanted else (None, None)
-    exceptions = [str(e) for e in in_force.exceptions if e.concerns(destination)]
-    guarding = kernel.policy.guards.sources
-    if elsewhere is None and verdict is Verdict.MASQUERADE and guarding and source is None:
-        exceptions.append(f"it does not come from {_shown(guarding)}")
-    return Explanation(
-        destination=family.show(destination),
-        asked_source=asked_source,
-        verdict=verdict,
-        rule=rule,
-        entry=entry,
-        expected=expected,
-        route=route,
-        exceptions=tuple(exceptions),
-        translated_to=_translated(
-            kernel.policy if elsewhere is None else None, others, rule, destination, route
-        ),
-        overridden=elsewhere is not None or others.asleep is not None,
-    )
+
+    family: Family
+    source: str | None
+    kernel: Interpretation
+    others: Neighbours
+    wanted: FamilyPolicy | None
+    route: EgressPath
+    unmeant: str = _NO_DOCUMENT
+
+    def explain(self, first: int, last: int) -> Iterator[Explanation]:
+        """Yield the answers for the destinations from ``first`` to ``last``, in order."""
+        in_force = joined(self.kernel, self.others)
+        edges = sorted({first, *self._edges(first, last, in_force)})
+        ends = [edge - 1 for edge in edges[1:]]
+        yield from merged(map(self._explanation, edges, (*ends, last), repeat(in_force)))
+
+    def _edges(self, first: int, last: int, in_force: Interpretation) -> Iterator[int]:
+        """Yield the addresses within a range at which the answer may become another."""
+        if first == last:
+            return
+        policies = (self.kernel.policy, *((self.wanted,) if self.wanted else ()))
+        for decisions in (
+            *(p.decisions for p in policies),
+            self.others.instead,
+            self.others.beside,
+        ):
+            yield from (e.first for e in decisions.between(first, last) if e.first > first)
+        spans = [span for exception in in_force.exceptions for span in exception.ranges]
+        spans += [(one.first, one.last) for one in self.kernel.policy.action.fixed]
+        for start, end in spans:
+            yield from (edge for edge in (start, end + 1) if first < edge <= last)
+
+    def _explanation(self, first: int, last: int, in_force: Interpretation) -> Explanation:
+        source = parse_address(self.source)[1] if self.source is not None else None
+        kernel, others, route = self.kernel, self.others, self.route
+        ours = kernel if others.asleep is None else in_force
+        verdict, rule = _decide(ours.policy, first, source, route)
+        elsewhere = None if route.local else others.decide(verdict, first)
+        if elsewhere is not None:
+            verdict, rule = elsewhere.verdict, elsewhere.reason
+        wanted = self.wanted
+        expected, entry = _decide(wanted, first, source, route) if wanted else (None, None)
+        exceptions = [str(e) for e in in_force.exceptions if e.concerns(first)]
+        guarding = kernel.policy.guards.sources
+        if elsewhere is None and verdict is Verdict.MASQUERADE and guarding and source is None:
+            exceptions.append(f"it does not come from {_shown(guarding)}")
+        return Explanation(
+            family=self.family,
+            first=first,
+            last=last,
+            asked_source=self.source,
+            verdict=verdict,
+            rule=rule,
+            entry=entry,
+            expected=expected,
+            route=route,
+            exceptions=tuple(exceptions),
+            translated_to=_translated(
+                kernel.policy if elsewhere is None else None, others, rule, first, route
+            ),
+            overridden=elsewhere is not None or others.asleep is not None,
+            unmeant=self.unmeant,
+        )
+
+
+def merged(answers: Iterable[Explanation]) -> Iterator[Explanation]:
+    """Yield the answers, in order, with those of neighbours that say the same made into one."""
+    before: Explanation | None = None
+    for answer in answers:
+        if before is None:
+            before = answer
+        elif before.last + 1 == answer.first and before.said == answer.said:
+            before = replace(before, last=answer.last)
+        else:
+            yield before
+            before = answer
+    if before is not None:
+        yield before
+
+
+def together(asked: str, answers: Sequence[Explanation]) -> dict[str, Any]:
+    """Return several answers to one question as data: what they share, and each of them.
+
+    The verdict is ``differs`` where it is not the same for all.
+    """
+    each = [answer.as_data() for answer in answers]
+    shared = {
+        key: each[0][key] if all(one[key] == each[0][key] for one in each) else None
+        for key in ("source", "verdict", "reason", "rule")
+    }
+    shared["verdict"] = shared["verdict"] or "differs"
+    return {"destination": asked, **shared, "answers": each}
 
 
 def _translated(

@@ -1,13 +1,25 @@
-"""``explain``: would this destination be masqueraded, and why?"""
+"""``explain``: would packets to this destination be masqueraded, and why?"""
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ipmasq_agent.cli.options import agent_options, settings_of
 from ipmasq_agent.cli.output import emit, output_option
+
+if TYPE_CHECKING:
+    from ipmasq_agent.agent.intent import Intent
+    from ipmasq_agent.answers.explain import Explanation
+    from ipmasq_agent.planes.plane import AnyPlane
+    from ipmasq_agent.policy.addresses import Family
+
+_SHOWN = 50  # answers in the text
+_MOST = 4096  # answers at all
+_SOON = 2.0  # seconds after which a wait for a name server is told
 
 
 @click.command(
@@ -16,6 +28,8 @@ from ipmasq_agent.cli.output import emit, output_option
 Examples:
   ipmasq-agent explain 10.10.1.200
   ipmasq-agent explain 8.8.8.8 --src 172.20.0.5 -o json
+  ipmasq-agent explain 10.0.0.0/8
+  ipmasq-agent explain localhost
 """,
 )
 @click.argument("destination", metavar="DST")
@@ -25,30 +39,19 @@ Examples:
 def command(destination: str, src: str | None, output: str, **options: Any) -> None:
     """Say what happens to the source of a packet to DST, by the kernel's own rules.
 
-    Names the rule that decides, the line of the document it comes from, and the address
-    that the receiver sees.
+    DST is an address; a prefix, of which parts with other answers are told by themselves; or a
+    name, with an answer for each address that it has here. Each names the rule that decides,
+    the line of the document it comes from, and the address that the receiver sees.
     """
+    from itertools import islice
+
     from ipmasq_agent.agent.moves import deciding
-    from ipmasq_agent.answers.explain import EgressPath, explain
-    from ipmasq_agent.cli.questions import ours_now
+    from ipmasq_agent.answers.explain import merged, together
     from ipmasq_agent.cli.wiring import backend_choice, read_intent
     from ipmasq_agent.errors import AgentError, UsageError
-    from ipmasq_agent.host.routes import look_up
-    from ipmasq_agent.planes.hook.read import read_hook
-    from ipmasq_agent.planes.rules.matching import question
-    from ipmasq_agent.planes.rules.neighbours import neighbours
-    from ipmasq_agent.policy.addresses import parse_address
 
     settings = settings_of(options)
-    try:
-        family, address = parse_address(destination)
-        source = parse_address(src) if src is not None else None
-    except ValueError as cause:
-        raise UsageError(f"{cause}", remedy="give an address, like 10.10.1.200") from cause
-    if source is not None and source[0] is not family:
-        raise UsageError(f"{destination} and {src} are of two address families")
-
-    route = EgressPath(*look_up(family, family.show(address), src))
+    asked = _asked(destination, src)
     intent = None
     try:
         intent = read_intent(settings)
@@ -58,24 +61,146 @@ def command(destination: str, src: str | None, output: str, **options: Any) -> N
         click.echo(f"warning: no document to compare with: {error}", err=True)
     choice = backend_choice(settings)
     try:
-        backend, left_behind = choice.current(large=intent is not None and intent.is_large)
-        # One address is asked about: a set of a hundred thousand is not read for it.
-        from_ = source[1] if source else None
-        held = backend.read_at(family, address)
-        now, held = ours_now(
-            family, backend, held, left_behind, lambda p: p.read_at(family, address)
+        plane, others = choice.current(large=intent is not None and intent.is_large)
+        found = (
+            answer
+            for family, first, last in asked
+            for answer in merged(_answers(plane, others, family, first, last, src, intent))
         )
-        kernel = now.dialect.interpret(held, from_)
-        # The question names the one device of the route, so which ones lead out is not asked.
-        hook = read_hook(family, now.our_base(family), egress=())
-        others = neighbours(hook, question(from_, route.device))
-        wanted = None
-        if intent is not None and family in intent.config.families:
-            wanted = intent.policy(backend, family)
-        beside = choice.unseen + deciding(left_behind).lines
+        answers = list(islice(found, _MOST + 1))
+        beside = choice.unseen + deciding(others).lines
     finally:
         choice.close()
+    if len(answers) > _MOST:
+        raise UsageError(
+            f"{destination} has more than {_MOST} parts with answers of their own",
+            remedy="ask about a longer prefix; `list` and `compare` show whole policies",
+        )
     for line in beside:
         click.echo(f"warning: {line}", err=True)
-    answer = explain(family, address, src, kernel, others, wanted, route)
-    emit(answer.as_data(), output, answer.as_text)
+    if _is_address(destination):
+        emit(answers[0].as_data(), output, answers[0].as_text)
+    else:
+        emit(together(destination, answers), output, lambda: _text(destination, answers))
+
+
+def _text(asked: str, answers: Sequence[Explanation]) -> str:
+    lines = [answer.as_text() for answer in answers[:_SHOWN]]
+    if [answer.destination for answer in answers] != [asked]:
+        verdicts = " or ".join(dict.fromkeys(str(answer.verdict) for answer in answers))
+        lines.insert(0, f"{asked}: {verdicts}")
+    if len(answers) > _SHOWN:
+        lines.append(f"... and {len(answers) - _SHOWN} more; -o json shows them all")
+    return "\n".join(lines)
+
+
+def _is_address(text: str) -> bool:
+    """Whether it is meant as one; no name is of digits and dots alone, or has a colon."""
+    return re.fullmatch(r"[0-9.]*|[^/]*[:%][^/]*", text) is not None
+
+
+def _asked(text: str, src: str | None) -> list[tuple[Family, int, int]]:
+    """Return the ranges of destinations that are asked about.
+
+    Raises:
+        UsageError: there are none.
+    """
+    from ipmasq_agent.errors import UsageError
+    from ipmasq_agent.policy.addresses import parse_address
+    from ipmasq_agent.policy.cidrs import UnalignedError, parse_cidr
+
+    remedy = "give an address, like 10.10.1.200, a prefix, like 10.10.0.0/16, or a name"
+    try:
+        of = parse_address(src)[0] if src is not None else None
+        if _is_address(text):
+            family, address = parse_address(text)
+            spans = [(family, address, address)]
+        elif "/" in text:
+            prefix = parse_cidr(text)
+            spans = [(prefix.family, prefix.first, prefix.last)]
+        else:
+            addresses = map(parse_address, _resolved(text))
+            spans = [(family, address, address) for family, address in addresses]
+    except UnalignedError as cause:
+        raise UsageError(f"{text} {cause}", remedy=remedy) from cause
+    except ValueError as cause:
+        raise UsageError(f"{cause}", remedy=remedy) from cause
+    meant = [span for span in spans if of in (None, span[0])]
+    if not meant:
+        raise UsageError(f"{text} and {src} are of two address families")
+    return meant
+
+
+def _resolved(name: str) -> list[str]:
+    """Return the addresses of a name, as programs on this host see them.
+
+    Raises:
+        UsageError: it has none.
+    """
+    import socket
+    import threading
+
+    from ipmasq_agent.errors import UsageError
+
+    waiting = threading.Timer(_SOON, click.echo, [f"resolving {name} ..."], {"err": True})
+    waiting.daemon = True
+    waiting.start()
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as cause:
+        why = cause.strerror if isinstance(cause, OSError) else "it cannot be a name"
+        raise UsageError(
+            f"{name!r} is no address, and cannot be resolved: {why}",
+            remedy="give an address, like 10.10.1.200, a prefix, like 10.10.0.0/16, or a name "
+            "that resolves on this node",
+        ) from cause
+    finally:
+        waiting.cancel()
+    return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
+
+
+def _answers(
+    plane: AnyPlane,
+    others: Sequence[AnyPlane],
+    family: Family,
+    first: int,
+    last: int,
+    src: str | None,
+    intent: Intent | None,
+) -> Iterator[Explanation]:
+    """Yield the answers for a range of destinations, those of each stretch of a route apart."""
+    from ipmasq_agent.answers.explain import Asked, EgressPath
+    from ipmasq_agent.cli.questions import ours_now
+    from ipmasq_agent.errors import UsageError
+    from ipmasq_agent.host.routes import look_up, turns
+    from ipmasq_agent.planes.hook.read import read_hook
+    from ipmasq_agent.planes.rules.matching import question
+    from ipmasq_agent.planes.rules.neighbours import Neighbours, neighbours
+    from ipmasq_agent.policy.addresses import parse_address
+
+    def read(each: AnyPlane) -> Any:
+        # One address is asked about: a set of a hundred thousand is not read for it.
+        return each.read_at(family, first) if first == last else each.read(family)
+
+    starts = [first, *(turns(family, first, last) if first != last else ())]
+    if len(starts) > _MOST:
+        raise UsageError(
+            f"the node has {len(starts)} routes there", remedy="ask about a longer prefix"
+        )
+    source = parse_address(src)[1] if src is not None else None
+    now, held = ours_now(family, plane, read(plane), others, read)
+    kernel = now.dialect.interpret(held, source)
+    # The question names the one device of the route, so which ones lead out is not asked.
+    hook = read_hook(family, now.our_base(family), egress=())
+    wanted, why = None, {}
+    if intent is not None and family in intent.config.families:
+        wanted = intent.policy(plane, family)
+    elif intent is not None:
+        why = {"unmeant": f"{family.value} is not managed without --enable-ipv6"}
+    beside: dict[str | None, Neighbours] = {}
+    for start, following in zip(starts, (*starts[1:], last + 1), strict=True):
+        route = EgressPath(*look_up(family, family.show(start), src))
+        if route.device not in beside:
+            beside[route.device] = neighbours(hook, question(source, route.device))
+        asked = Asked(family, src, kernel, beside[route.device], wanted, route, **why)
+        yield from asked.explain(start, following - 1)

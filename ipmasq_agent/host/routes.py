@@ -70,6 +70,22 @@ def _route(family: Family, destination: int, source: int | None) -> rt.Lookup | 
     return forwarded or rt.look_up(family, destination)
 
 
+def turns(family: Family, first: int, last: int) -> list[int]:
+    """Return where, from ``first`` to ``last``, another route may begin to lead.
+
+    Ascending, and without ``first``: no route of any table begins or ends between two of them.
+    The address of zeros is routed as the node's own (ip_route_output_key_hash_rcu).
+
+    Raises:
+        KernelReadError: the routes cannot be listed.
+    """
+    edges = {1} if first == 0 else set()
+    for route in list_routes(family, kinds=None):
+        length = 1 << family.bits - route.length
+        edges |= {edge for edge in (route.first, route.first + length) if first < edge <= last}
+    return sorted(edges)
+
+
 # -- which source address routes prefer -------------------------------------------------
 
 PreferredSources = tuple[tuple[Prefix, int | None], ...]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from enum import IntEnum
 from types import TracebackType
 from typing import NamedTuple
@@ -223,8 +223,13 @@ def list_addresses() -> list[Address]:
     return found
 
 
-def list_routes(family: Family, *, longest: int | None = None) -> Iterator[Route]:
-    """Yield the unicast routes of every table.
+def list_routes(
+    family: Family,
+    *,
+    longest: int | None = None,
+    kinds: Container[int] | None = frozenset({RouteKind.UNICAST}),
+) -> Iterator[Route]:
+    """Yield the routes of every table.
 
     Left out are cached routes, routes whose next hop is dead, and those for some sources
     (IPv6 subtrees) or some values of TOS only.
@@ -232,6 +237,7 @@ def list_routes(family: Family, *, longest: int | None = None) -> Iterator[Route
     Args:
         family: of the destinations.
         longest: leave out longer prefixes; 0 for default routes alone.
+        kinds: those that are meant; None for all.
     """
     request = _ROUTE.pack(_NUMBERS[family], 0, 0, 0, 0, 0, 0, 0, 0)
     for body in dump(_GET_ROUTE, request, f"its {family.value} routes"):
@@ -239,7 +245,7 @@ def list_routes(family: Family, *, longest: int | None = None) -> Iterator[Route
         # A kernel without the family lists the routes of others (rtnl_dump_all).
         if (
             _FAMILIES.get(protocol) is not family
-            or kind != RouteKind.UNICAST
+            or (kinds is not None and kind not in kinds)
             or source_length
             or tos
         ):

@@ -188,6 +188,42 @@ def test_explain_says_each_thing_once(verb: Verb, document: Path, config: str) -
         assert not any(a != b and b and b in a for a in told for b in told), lines
 
 
+def test_explain_answers_for_the_parts_of_a_prefix_and_the_addresses_of_a_name(
+    verb: Verb, document: Path, node: Namespace, tmp_path: Path
+) -> None:
+    flags = ("--config", str(document), "-o", "json")
+    verb("apply", *flags[:2])
+    node.run(["ip", "route", "add", "blackhole", "10.7.0.0/16"])
+    whole = data(verb("explain", "172.20.0.0/14", *flags)[1])
+    assert (whole["destination"], whole["verdict"], whole["reason"]) == (
+        *("172.20.0.0/14", "differs"),
+        None,
+    )
+    told = [(part["destination"], part["verdict"], part["source"]) for part in whole["answers"]]
+    assert told == [
+        ("172.20.0.0/16", "non-masquerade", None),
+        ("172.21.0.0-172.23.255.255", "masquerade", "192.168.10.100"),
+    ]
+    # The same rule decides, and only the routes differ.
+    routed = data(verb("explain", "10.6.0.0/15", *flags)[1])
+    assert (routed["verdict"], routed["source"]) == ("masquerade", None)
+    assert [part["device"] for part in routed["answers"]] == ["eth1", None]
+    text = verb("explain", "172.20.4.0/24", *flags[:2])[1]
+    assert text.splitlines()[0] == "172.20.4.0/24: non-masquerade"
+    everything = data(verb("explain", "0.0.0.0/0", *flags)[1])["answers"]
+    assert everything[0]["destination"] == "0.0.0.0"  # which the kernel takes for its own
+    assert everything[1]["verdict"] == "masquerade"
+    hosts = tmp_path / "hosts"
+    hosts.write_text("172.20.0.5 shop.example\n8.8.8.8 shop.example\n2001:db8::5 shop.example\n")
+    named = f"{sys.executable} -m ipmasq_agent explain shop.example {shlex.join(flags)}"
+    for src, count in (("", 3), (" --src 172.20.0.9", 2)):
+        out = node.run(["sh", "-c", f"mount --bind {hosts} /etc/hosts && {named}{src}"]).stdout
+        answer = data(out)
+        assert (answer["destination"], answer["verdict"]) == ("shop.example", "differs")
+        assert len(answer["answers"]) == count
+    assert answer["answers"][0] == data(verb("explain", "172.20.0.5", *flags, *src.split())[1])
+
+
 def test_explain_speaks_ipv6_and_knows_the_nodes_own_addresses(
     verb: Verb, document: Path, node: Namespace
 ) -> None:
@@ -288,6 +324,10 @@ def test_yaml_and_json_say_the_same(verb: Verb, document: Path) -> None:
     ("words", "complaint"),
     [
         (("explain", "not-an-address"), "give an address"),
+        (("explain", "not-an-address"), "cannot be resolved"),
+        (("explain", "10.0.0.300"), "give an address"),
+        (("explain", "10.0.0.1/8"), "did you mean 10.0.0.0/8?"),
+        (("explain", "10.0.0.0/8", "--src", "fd00::1"), "two address families"),
         (("explain", "10.0.0.1", "--src", "fd00::1"), "two address families"),
         (("apply", "--masq-chain", "POSTROUTING"), "taken by iptables"),
         (("apply", "--config", "a", "--configmap", "b/c"), "two documents"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ipmasq_agent.answers.explain import EgressPath, Explanation, explain
+from ipmasq_agent.answers.explain import Asked, EgressPath, Explanation, together
 from ipmasq_agent.planes.interpretation import Interpretation
 from ipmasq_agent.planes.rules.matching import ANY
 from ipmasq_agent.planes.rules.neighbours import PostroutingHook, neighbours
@@ -29,7 +29,9 @@ def asked(
     policy = FamilyPolicy(DecisionMap(V4, [TEN]), guards or Guards(), Action(fixed=fixed))
     address = parse_address(destination)[1]
     alone = neighbours(PostroutingHook(V4, programs=True), ANY)
-    return explain(V4, address, source, Interpretation(policy), alone, policy, route)
+    question = Asked(V4, source, Interpretation(policy), alone, policy, route)
+    (answer,) = question.explain(address, address)
+    return answer
 
 
 def test_the_entry_of_the_document_is_the_reason() -> None:
@@ -78,3 +80,27 @@ def test_a_fixed_source_is_the_address_that_is_seen() -> None:
     fixed = (FixedSource(8 << 24, (9 << 24) - 1, address),)
     assert asked(fixed=fixed).source == "192.0.2.77"
     assert asked("9.9.9.9", fixed=fixed).source == "192.0.2.1"
+
+
+def test_a_range_has_an_answer_for_each_part_that_has_one_of_its_own() -> None:
+    fixed = (FixedSource(11 << 24, (11 << 24) + 9, parse_address("192.0.2.77")[1]),)
+    policy = FamilyPolicy(DecisionMap(V4, [TEN]), action=Action(fixed=fixed))
+    alone = neighbours(PostroutingHook(V4, programs=True), ANY)
+    question = Asked(V4, None, Interpretation(policy), alone, policy, OUT)
+    answers = list(question.explain(9 << 24, (12 << 24) - 1))
+    assert [(answer.destination, answer.verdict, answer.source) for answer in answers] == [
+        ("9.0.0.0/8", MASQ, "192.0.2.1"),
+        ("10.0.0.0/8", KEEP, None),
+        ("11.0.0.0-11.0.0.9", MASQ, "192.0.2.77"),
+        ("11.0.0.10-11.255.255.255", MASQ, "192.0.2.1"),
+    ]
+    data = together("9.0.0.0/6", answers)
+    assert (data["destination"], data["verdict"], data["source"]) == ("9.0.0.0/6", "differs", None)
+    assert data["answers"] == [answer.as_data() for answer in answers]
+    assert together("10.0.0.0/8", answers[1:2])["verdict"] is KEEP
+
+
+def test_where_the_node_has_a_route_and_no_address_that_is_what_is_told() -> None:
+    assert "the node has no route to it" in asked(route=EgressPath()).as_text()
+    told = asked(route=EgressPath("eth0")).as_text()
+    assert "unknown: the node has no address that it could get (through eth0)" in told
