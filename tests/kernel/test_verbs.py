@@ -258,6 +258,23 @@ def test_explain_names_the_rules_of_others_only_where_they_decide_otherwise(
     assert data(of_a_pod)["exceptions"] == []
 
 
+def test_explain_knows_by_which_device_a_packet_leaves_where_rules_of_others_ask(
+    verb: Verb, document: Path, node: Namespace
+) -> None:
+    rules = "*nat\n:AWS-SNAT-CHAIN-0 - [0:0]\n"
+    rules += "-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE\n"
+    rules += "-A POSTROUTING -s 172.18.0.0/16 -j AWS-SNAT-CHAIN-0\n"
+    rules += "-A AWS-SNAT-CHAIN-0 ! -o vlan+ -m addrtype ! --dst-type LOCAL "
+    rules += "-j SNAT --to-source 192.168.10.77 --random-fully\nCOMMIT\n"
+    node.run(["iptables-nft-restore", "--noflush"], stdin=rules)
+    flags = ("--config", str(document), "-o", "json")
+    verb("apply", *flags)
+    for src, seen in (("172.17.0.5", "192.168.10.100"), ("172.18.0.5", "192.168.10.77")):
+        found = data(verb("explain", "172.20.3.4", "--src", src, *flags)[1])
+        assert (found["verdict"], found["source"]) == ("masquerade", seen)
+        assert (found["overridden"], found["exceptions"]) == (True, [])
+
+
 def test_status_tells_sync_and_the_line_that_operators_know(
     verb: Verb, document: Path, node: Namespace
 ) -> None:
