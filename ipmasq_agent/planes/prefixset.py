@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
+from ipmasq_agent.policy.columns import common_ends
 from ipmasq_agent.policy.decisions import DecisionMap, Verdict
 
 IN_PLACE = 256
@@ -230,23 +231,9 @@ def _holds_lengths(codes: Iterable[int], lengths: set[int]) -> bool:
 
 def difference(old: Sequence[int], new: Sequence[int]) -> tuple[set[int], set[int]]:
     """Return the elements that go and those that come; fast where few of many differ."""
-    head = _alike(old, new)
-    left, right = old[head:], new[head:]
-    tail = _alike(left[::-1], right[::-1])
-    left, right = left[: len(left) - tail], right[: len(right) - tail]
+    head, tail = common_ends(old, new)
+    left, right = old[head : len(old) - tail], new[head : len(new) - tail]
     return set(left).difference(right), set(right).difference(left)
-
-
-def _alike(old: Sequence[int], new: Sequence[int]) -> int:
-    """Return how many elements the two begin with alike, by comparing slices."""
-    low, high = 0, min(len(old), len(new))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if old[low:middle] == new[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def shown(code: int, family: Family) -> str:

@@ -34,15 +34,24 @@ def indices(numbers: Iterable[int]) -> Sequence[int]:
 
 
 def common_ends(left: Sequence[object], right: Sequence[object]) -> tuple[int, int]:
-    """Return how many items at the beginning and at the end are the same in both."""
-    shorter = min(len(left), len(right))
-    head = 0
-    while head < shorter and left[head] == right[head]:
-        head += 1
-    tail = 0
-    while tail < shorter - head and left[-1 - tail] == right[-1 - tail]:
-        tail += 1
-    return head, tail
+    """Return how many items at the beginning and at the end are the same in both.
+
+    Both are of one type, as slices are compared, which is done in C.
+    """
+    head = _alike(left, right)
+    return head, _alike(left[head:][::-1], right[head:][::-1])
+
+
+def _alike(left: Sequence[object], right: Sequence[object]) -> int:
+    """Return with how many items the two begin alike."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if left[low:middle] == right[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 class Lazy(Sequence[T]):

@@ -17,8 +17,8 @@ from operator import eq
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.columns import Chained, Lazy, column, indices
-from ipmasq_agent.policy.ranges import NOBODY, agreeing, are_apart, check_ranges, sweep
+from ipmasq_agent.policy.columns import Chained, Lazy, column, common_ends, indices
+from ipmasq_agent.policy.ranges import NOBODY, are_apart, check_ranges, sweep
 
 
 class Verdict(enum.StrEnum):
@@ -302,20 +302,17 @@ class DecisionMap:
             raise ValueError("maps of two families have nothing to compare")
         end = self.family.last_address
         (starts, marks), (others, its_marks) = self._shape(), other._shape()
-        i, j, first = 0, 0, 0
-        while True:
-            if starts[i] == others[j] and marks[i] == its_marks[j]:
-                # Skip what is alike, but for its last range: that may end differently.
-                alike = agreeing((starts, marks), (others, its_marks), (i, j)) - 1
-                i, j = i + alike, j + alike
-                first = starts[i]
+        ends = common_ends(starts, others), common_ends(marks, its_marks)
+        head, tail = map(min, zip(*ends, strict=True))
+        # The last range of those that begin alike may end differently.
+        i = j = max(head - 1, 0)
+        first = starts[i]
+        while i < len(starts) - tail:
             left_last = starts[i + 1] - 1 if i + 1 < len(starts) else end
             right_last = others[j + 1] - 1 if j + 1 < len(others) else end
             last = min(left_last, right_last)
             if marks[i] != its_marks[j]:
                 yield first, last, _VERDICTS[marks[i]], _VERDICTS[its_marks[j]]
-            if last == end:
-                return
             first = last + 1
             i += left_last == last
             j += right_last == last

@@ -105,35 +105,6 @@ def _nested(
     return starts, deciders
 
 
-def agreeing(
-    left: tuple[Sequence[int], bytes], right: tuple[Sequence[int], bytes], at: tuple[int, int]
-) -> int:
-    """Return how many ranges begin alike and are marked alike, from two positions on.
-
-    Args:
-        left: the first address of each range, and a mark for each.
-        right: the same of the other side.
-        at: the position on either side from which to compare.
-    """
-    (firsts, marks), (other_firsts, other_marks) = left, right
-    mine, theirs = at
-    limit = min(len(firsts) - mine, len(other_firsts) - theirs)
-    # Slices of growing size are compared in C; from the first that differs on, of halves.
-    run, size, growing = 0, 8, True
-    while size:
-        stop = min(run + size, limit)
-        if (
-            run < stop
-            and marks[mine + run : mine + stop] == other_marks[theirs + run : theirs + stop]
-            and firsts[mine + run : mine + stop] == other_firsts[theirs + run : theirs + stop]
-        ):
-            run = stop
-        else:
-            growing = False
-        size = min(size * 2, 4096) if growing else size // 2
-    return run
-
-
 _NONE = (0, -1)  # an empty range: the list has ended
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import NamedTuple
 
 from ipmasq_agent.errors import KernelReadError
@@ -258,46 +257,15 @@ def _set_changes(name: str, actual: NftSet, desired: NftSet) -> Iterator[Element
 
 
 def _ranges_changed(actual: NftSet, desired: NftSet) -> tuple[list[int], list[int]]:
-    """Walk both in step, a run of equal ranges at a time."""
-    removed: list[int] = []
-    added: list[int] = []
-    mine, theirs = actual.firsts, desired.firsts
-    i = j = 0
-    while i < len(mine) and j < len(theirs):
-        run = _equal_run(actual, desired, i, j)
-        i, j = i + run, j + run
-        if i >= len(mine) or j >= len(theirs):
-            break
-        if mine[i] < theirs[j]:
-            removed.append(i)
-            i += 1
-        elif mine[i] > theirs[j]:
-            added.append(j)
-            j += 1
-        else:
-            removed.append(i)
-            added.append(j)
-            i, j = i + 1, j + 1
-    return list(chain(removed, range(i, len(mine)))), list(chain(added, range(j, len(theirs))))
-
-
-def _equal_run(actual: NftSet, desired: NftSet, i: int, j: int) -> int:
-    """Return how many ranges from two positions on are the same.
-
-    Slices are compared in C, of a growing size while they agree, then of halves.
-    """
-    limit = min(len(actual.firsts) - i, len(desired.firsts) - j)
-    run, size, growing = 0, 1, True
-    while size:
-        stop = min(run + size, limit)
-        if (
-            run < stop
-            and actual.firsts[i + run : i + stop] == desired.firsts[j + run : j + stop]
-            and actual.lasts[i + run : i + stop] == desired.lasts[j + run : j + stop]
-            and actual.values[i + run : i + stop] == desired.values[j + run : j + stop]
-        ):
-            run = stop
-        else:
-            growing = False
-        size = min(size * 2, 4096) if growing else size // 2
-    return run
+    """Return the positions of the ranges that go, and of those that come."""
+    columns: list[tuple[Sequence[int | str], Sequence[int | str]]]
+    columns = [(actual.firsts, desired.firsts), (actual.lasts, desired.lasts)]
+    columns += [(actual.values, desired.values)] * bool(desired.values)
+    head, tail = map(min, zip(*(common_ends(*both) for both in columns), strict=True))
+    old, new = (
+        list(zip(*(column[head : len(column) - tail] for column in side), strict=True))
+        for side in zip(*columns, strict=True)
+    )
+    kept = set(old).intersection(new)
+    removed = [position for position, item in enumerate(old, head) if item not in kept]
+    return removed, [position for position, item in enumerate(new, head) if item not in kept]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.columns import Chained, Mapped, column, indices
+from ipmasq_agent.policy.columns import Chained, Mapped, column, common_ends, indices
 from tests.unit.strategies import FAMILIES, addresses
 
 PARTS = st.lists(st.lists(st.integers(), max_size=4), max_size=5)
@@ -44,3 +44,16 @@ def test_a_column_holds_any_address_of_its_family(case: tuple[Family, list[int]]
 
 def test_indices_reach_from_nobody_to_two_thousand_million() -> None:
     assert list(indices([-1, 0, (1 << 31) - 1])) == [-1, 0, (1 << 31) - 1]
+
+
+@given(st.lists(st.integers(0, 2), max_size=30), st.lists(st.integers(0, 2), max_size=30))
+def test_ends_are_common_up_to_the_first_item_that_differs(mine: list[int], his: list[int]) -> None:
+    for shared in ([], [1] * 500):
+        left, right = shared + mine, shared + his
+        head, tail = common_ends(left, right)
+        assert left[:head] == right[:head]
+        assert left[head : head + 1] != right[head : head + 1] or left == right
+        rest, others = left[head:], right[head:]
+        assert rest[len(rest) - tail :] == others[len(others) - tail :]
+        if tail < min(len(rest), len(others)):
+            assert rest[-1 - tail] != others[-1 - tail]

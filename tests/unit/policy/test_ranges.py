@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipmasq_agent.policy.ranges import NOBODY, agreeing, check_ranges, intersections, sweep
+from ipmasq_agent.policy.ranges import NOBODY, check_ranges, intersections, sweep
 
 END = 40
 PAIRS = st.tuples(st.integers(0, END), st.integers(0, END)).map(lambda p: (min(p), max(p)))
@@ -53,23 +53,6 @@ def test_ranges_that_do_not_overlap_decide_for_themselves_in_any_order(
 ) -> None:
     check_sweep(ranges)
     check_sweep(ranges[::-1])
-
-
-@given(st.lists(st.integers(0, 2), max_size=60), st.lists(st.integers(0, 2), max_size=60))
-def test_agreement_is_counted_up_to_the_first_that_differs(mine: list[int], his: list[int]) -> None:
-    for shared in ([], [1] * 5_000):
-        left, right = shared + mine, shared + his
-        expected = 0
-        while left[expected : expected + 1] == right[expected : expected + 1] != []:
-            expected += 1
-        marks = bytes(max(len(left), len(right)))
-        same = agreeing((left, marks[: len(left)]), (right, marks[: len(right)]), (0, 0))
-        assert same == expected
-        numbers = list(range(len(marks)))
-        marked = agreeing(
-            (numbers[: len(left)], bytes(left)), (numbers[: len(right)], bytes(right)), (0, 0)
-        )
-        assert marked == expected
 
 
 @given(disjoint(), disjoint())
