@@ -150,7 +150,7 @@ class Agent:
     def send(self, signal: Signal) -> None:
         """Ask for something. Safe in a signal handler: the queue is reentrant.
 
-        To stop ends at once whatever a pass waits for: a program, a lock, a worker.
+        To stop ends at once whatever a pass waits for: a program, a lock.
         """
         if signal is Signal.STOP:
             self._told_to_stop = time.monotonic()
@@ -161,11 +161,11 @@ class Agent:
 
     def turn(self) -> bool:
         """Wait for events or for the next pass, and act; false when it is time to stop."""
-        timeout = max(0.0, self._next_pass - time.monotonic())
+        # Python acts on a signal between two instructions: one that comes when the wait is as
+        # good as begun would be late by as long as that takes.
+        timeout = min(max(0.0, self._next_pass - time.monotonic()), GLANCE)
         if self._unstarted and not self.status.failure:
             timeout = 0.0
-        if isinstance(self.choice.in_use, Watchable):
-            timeout = min(timeout, GLANCE)
         try:
             with contextlib.suppress(queue.Empty):
                 self._batch.append(self.events.get(timeout=timeout))
