@@ -6,12 +6,11 @@
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS builder
-# python-iptables is published as source with a small C part; all else comes as wheels. The
-# eBPF programs are compiled here, with the headers of libbpf; nodes need its library only.
+# The eBPF programs are compiled here, with the headers of libbpf; nodes need its library only.
 # Package versions are Debian stable's own: a pin would only keep security fixes out.
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends clang gcc libbpf-dev libc6-dev \
+ && apt-get install --yes --no-install-recommends clang libbpf-dev libc6-dev \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY constraints.txt pyproject.toml setup.py README.md LICENSE ./
@@ -44,7 +43,7 @@ ENV PATH=/opt/ipmasq-agent/bin:$PATH \
     PYTHONUNBUFFERED=1
 # A library or a program that is missing fails the build, not a node.
 RUN ipmasq-agent --version \
- && python -c "import ctypes, iptc, kubernetes, prometheus_client; ctypes.CDLL('libbpf.so.1')" \
+ && python -c "import ctypes, kubernetes, prometheus_client; ctypes.CDLL('libbpf.so.1')" \
  && iptables-legacy-restore --version \
  && iptables-nft-restore --version \
  && ipset --version \

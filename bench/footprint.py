@@ -3,7 +3,7 @@
     .venv/bin/python -m bench.footprint [--source file] [--backend iptables-nft] [--idle 60]
 
 Sixty resyncs are what an hour brings; here they come every second. CPU counts the
-programs that the agent starts (they are its children) and its workers. With --idle N the
+programs that the agent starts (they are its children). With --idle N the
 agent then sleeps at the default interval for N seconds, and that is measured as well.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import time
 import urllib.request
 from pathlib import Path
@@ -24,30 +23,21 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 def cpu(pid: int) -> float:
-    """Return the CPU time of a process, its workers and its ended children in ms.
+    """Return the CPU time of a process and its ended children in ms.
 
     /proc/PID/schedstat counts nanoseconds for the living; a child's time comes in ticks
     once it has ended, which over many resyncs evens out.
     """
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     ended = (int(fields[13]) + int(fields[14])) / _TICK * 1000
-    living = 0.0
-    for process in (pid, *workers(pid)):
-        for task in Path(f"/proc/{process}/task").iterdir():
-            living += int((task / "schedstat").read_text().split()[0]) / 1e6
-    return living + ended
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return ended + sum(int((task / "schedstat").read_text().split()[0]) / 1e6 for task in tasks)
 
 
 def passes() -> int:
     """Return how many passes the agent has made."""
     with urllib.request.urlopen("http://127.0.0.1:9797/status", timeout=5) as answer:
         return int(json.load(answer)["passes"])
-
-
-def workers(pid: int) -> list[int]:
-    """Return the living children of the agent."""
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
-    return [int(child) for child in found.stdout.split()]
 
 
 def main() -> None:
@@ -73,8 +63,6 @@ def main() -> None:
             used = cpu(process.pid) - before
             after = f"resident after {resyncs} resyncs"
             print(f"{after:40}{resident(process.pid, 'VmRSS'):8.1f} MB")
-            for worker in workers(process.pid):
-                print(f"{'resident, legacy worker':40}{resident(worker, 'VmRSS'):8.1f} MB")
             print(f"{'CPU for each resync, children included':40}{used / resyncs:8.1f} ms")
             if options.idle:
                 here.write(adjacent(64, resyncInterval="60s"))

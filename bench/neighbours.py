@@ -6,7 +6,7 @@ The rules are those of kube-proxy, loaded once into a network namespace. In it a
 with the code of each tree (a checkout; this one unless given) makes passes of an agent with
 64 CIDRs: the first, one after a commit of somebody else's, quiet ones, one that changes our
 rules. Time is the median of the rounds. Memory is the peak of the agent's process and of
-the largest program or worker that it starts, measured in a run of its own.
+the largest program that it starts, measured in a run of its own.
 """
 
 from __future__ import annotations
@@ -78,12 +78,9 @@ if hasattr(made[f"iptables-{variant}"], "disturbed"):
     started = time.perf_counter()
     backend.disturbed()
     found["a look after a commit of theirs"] = (time.perf_counter() - started) * 1e3
-children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-workers = max([peak(pid) for pid in children], default=0.0)
 programs = [float(line) / 1024 for line in os.environ.get("PEAKS") and
             Path(os.environ["PEAKS"]).read_text().split() or ()]
-memory = {"agent, MB": peak(os.getpid()), "largest program, MB": max(programs, default=0.0),
-          "worker, MB": workers}
+memory = {"agent, MB": peak(os.getpid()), "largest program, MB": max(programs, default=0.0)}
 for family in Family:
     clean(made[f"iptables-{variant}"], [family])
 made[f"iptables-{variant}"].close()

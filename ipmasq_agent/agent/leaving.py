@@ -24,7 +24,7 @@ def leave(
 
     Args:
         choice: of the backends.
-        deadline: when the last wait for a program, a lock or a worker ends.
+        deadline: when the last wait for a program or a lock ends.
         report: logs what was removed from a plane.
         cleanup: remove the rules first.
     """

@@ -114,7 +114,7 @@ def reconcile_family(
     Raises:
         KernelReadError: what the kernel holds cannot be read; nothing was written.
         KernelWriteError: the transaction went through, and the kernel holds something else.
-        HostError: a program, a lock or a worker failed; nothing was written.
+        HostError: a program or a lock failed; nothing was written.
     """
     desired = plane.dialect.absent(family) if policy is None else plane.dialect.compile(policy)
     change = _bring(plane, family, desired, thorough=True)

@@ -1,7 +1,4 @@
-"""The programs that verbs and the agent run to their end, shown whole when they fail.
-
-The worker that lives on for legacy iptables is ``planes.iptables.legacy``'s own.
-"""
+"""The programs that verbs and the agent run to their end, shown whole when they fail."""
 
 from __future__ import annotations
 
@@ -11,8 +8,8 @@ import os
 import select
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import NamedTuple
+from contextlib import ExitStack
+from typing import IO, Any, NamedTuple
 
 from ipmasq_agent.errors import CommandFailed, HostError, MissingTool
 from ipmasq_agent.host.patience import Patience
@@ -25,9 +22,11 @@ PACKAGES: Mapping[str, str] = {
     "curl": "curl",
     "ip": "iproute2",
     "ipset": "ipset",
+    "ip6tables-legacy-restore": "iptables",
     "ip6tables-legacy-save": "iptables",
     "ip6tables-nft-restore": "iptables",
     "ip6tables-nft-save": "iptables",
+    "iptables-legacy-restore": "iptables",
     "iptables-legacy-save": "iptables",
     "ip6tables-nft": "iptables",
     "iptables-nft": "iptables",
@@ -68,6 +67,8 @@ def run(
     check: bool = True,
     timeout: float = 60.0,
     keep: Callable[[str], bool] | None = None,
+    inherited: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Completed:
     """Run a program to its end and return what it wrote.
 
@@ -78,6 +79,8 @@ def run(
         timeout: seconds until the program is killed.
         keep: asked of each line of its output, without the newline, as it comes. Those that
             it does not want are dropped at once, and count for no limit.
+        inherited: descriptors that it gets, under the same numbers.
+        environment: what it gets beside our own.
 
     Raises:
         MissingTool: the program is not installed.
@@ -88,7 +91,8 @@ def run(
     shown = " ".join(argv)
     stdout, stderr = _Output(keep), _Output()
     try:
-        status = _run(argv, stdin or "", stdout, stderr, Patience(timeout))
+        how = {"pass_fds": inherited, "env": {**os.environ, **(environment or {})}}
+        status = _run(argv, how, stdin or "", stdout, stderr, Patience(timeout))
     except FileNotFoundError as cause:
         package = PACKAGES.get(argv[0], argv[0])
         raise MissingTool(
@@ -158,33 +162,32 @@ class _Output:
 
 
 def _run(
-    argv: Sequence[str], text: str, stdout: _Output, stderr: _Output, patience: Patience
+    argv: Sequence[str],
+    how: Mapping[str, Any],
+    text: str,
+    stdout: _Output,
+    stderr: _Output,
+    patience: Patience,
 ) -> int:
     """Run the program and return its exit status, as ``Popen`` has it."""
     patience.left()  # who was told to stop starts nothing
-    rest = memoryview(text.encode(errors="surrogateescape"))
-    with _Pipes() as pipes:
-        its_in, feed = pipes.make() if rest else (subprocess.DEVNULL, None)
-        out, its_out = pipes.make()
-        err, its_err = pipes.make()
-        process = subprocess.Popen(argv, stdin=its_in, stdout=its_out, stderr=its_err)
+    with ExitStack() as files:
+        # In memory, so that nobody waits for a program that reads nothing.
+        feed = files.enter_context(os.fdopen(os.memfd_create("stdin"), "w+b"))
+        feed.write(text.encode(errors="surrogateescape"))
+        feed.seek(0)
+        (out, its_out), (err, its_err) = _pipe(files), _pipe(files)
+        process = subprocess.Popen(argv, stdin=feed, stdout=its_out, stderr=its_err, **how)
         try:
-            pipes.shut(its_in, its_out, its_err)
+            its_out.close()
+            its_err.close()
             poll = select.poll()
-            outputs = {out: stdout, err: stderr}
+            outputs = {out.fileno(): stdout, err.fileno(): stderr}
             for descriptor in outputs:
                 poll.register(descriptor, select.POLLIN)
-            if feed is not None:
-                os.set_blocking(feed, False)
-                poll.register(feed, select.POLLOUT)
             while outputs:
                 for descriptor, _ in poll.poll(_wait(patience) * 1000):
-                    if descriptor == feed:
-                        rest = _fed(feed, rest)
-                        if not rest:
-                            poll.unregister(feed)
-                            pipes.shut(feed)
-                    elif not outputs[descriptor].take(os.read(descriptor, _CHUNK)):
+                    if not outputs[descriptor].take(os.read(descriptor, _CHUNK)):
                         poll.unregister(descriptor)
                         del outputs[descriptor]
             while process.poll() is None:
@@ -197,6 +200,17 @@ def _run(
                 # the next program takes it off the list of processes (subprocess._cleanup).
                 logger.warning("the killed process %d does not end", process.pid)
             raise
+
+
+def _pipe(files: ExitStack) -> tuple[IO[bytes], IO[bytes]]:
+    """Return the end to read from and the one to write to, closed with ``files`` at the latest.
+
+    ``Popen`` itself leaves open what it has of three pipes when there is no third, so each
+    program that cannot be started would leave less for the next.
+    """
+    ends = zip(os.pipe(), ("rb", "wb"), strict=True)
+    reading, writing = (files.enter_context(os.fdopen(end, mode)) for end, mode in ends)
+    return reading, writing
 
 
 def _wait(patience: Patience) -> float:
@@ -212,45 +226,3 @@ def _wait_for(process: subprocess.Popen[bytes], seconds: float) -> bool:
     except subprocess.TimeoutExpired:
         return False
     return True
-
-
-def _fed(descriptor: int, rest: memoryview) -> memoryview:
-    """Write what the pipe takes and return what is left: nothing where nobody listens."""
-    try:
-        return rest[os.write(descriptor, rest) :]
-    except BrokenPipeError:
-        return rest[:0]
-
-
-class _Pipes:
-    """Pipes that are closed at the end, also where the system has only some of them.
-
-    ``Popen`` itself leaves open what it has of three pipes when there is no third, so each
-    program that cannot be started would leave less for the next.
-    """
-
-    def __init__(self) -> None:
-        self._open: set[int] = set()
-
-    def __enter__(self) -> _Pipes:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.shut(*self._open)
-
-    def make(self) -> tuple[int, int]:
-        """Return the end to read from, and the one to write to."""
-        ends = os.pipe()
-        self._open.update(ends)
-        return ends
-
-    def shut(self, *descriptors: int) -> None:
-        """Close those of ours that are open."""
-        for descriptor in self._open.intersection(descriptors):
-            self._open.discard(descriptor)
-            os.close(descriptor)

@@ -1,7 +1,7 @@
 """How long to wait: up to some seconds, and not past the end of the process.
 
-Whoever is told to stop while it waits for a program, a lock or a worker has to be out of
-there soon, and what it does on its way out has to end in time too. So all waiting here is
+Whoever is told to stop while it waits for a program or a lock has to be out of there
+soon, and what it does on its way out has to end in time too. So all waiting here is
 done in slices, and each asks whether it may go on.
 """
 

@@ -76,7 +76,7 @@ def load_theirs(kernel: InKernel) -> None:
 def theirs(kernel: InKernel) -> list[str]:
     """Return what is not ours, without the counters of policies.
 
-    libiptc sets those to 0 at each commit, whoever makes it: iptables-legacy does the same.
+    iptables-legacy sets those to 0 at each commit, whoever makes it.
     """
     lines = (line for line in kernel.shown() if "IP-MASQ" not in line or "--string" in line)
     return [line.partition(" [")[0] if line[0] == ":" else line for line in lines]

@@ -91,8 +91,7 @@ def contained(
     """
     pairs = " ".join(f"{source}:{target}" for source, target in mounts.items())
     variables = [f"{name}={value}" for name, value in (environment or {}).items()]
-    # No compiler on the PATH, as in the image: ctypes would ask it for the libraries of
-    # libiptc, by way of a temporary file. The pins are where the mounts have them.
+    # The pins are where the mounts have them.
     program = ["env", "-u", "IPMASQ_BPF_PINS", "PATH=/usr/sbin", *variables, *argv]
     inner = confined(capabilities, program, seccomp=True)
     return ["unshare", "--mount", "sh", "-c", _MOUNTS, "sh", str(stage), pairs, *inner]

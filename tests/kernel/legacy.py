@@ -1,4 +1,4 @@
-"""A legacy backend as tests see into it: its workers, and the lock that it holds."""
+"""A legacy backend as tests see into it, and the lock that it holds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from ipmasq_agent.agent.reconcile import reconcile_family
 from ipmasq_agent.planes.iptables.legacy import IptablesLegacyPlane
 from ipmasq_agent.planes.placement import Placement
@@ -16,12 +18,10 @@ from ipmasq_agent.planes.rules.table import Table
 from ipmasq_agent.policy.addresses import Family
 from tests.contract.policies import policy
 
-WORKER = b"ipmasq_agent.planes.iptables.legacy_worker"
-
 
 @contextmanager
 def legacy_backend() -> Iterator[IptablesLegacyPlane]:
-    """Make a backend, and end its workers whatever happens."""
+    """Make a backend, and close it whatever happens."""
     backend = IptablesLegacyPlane(Placement())
     try:
         yield backend
@@ -37,35 +37,12 @@ def write(
     return change
 
 
-def workers_of(agent: int) -> list[int]:
-    """Return the pids of an agent's legacy workers, oldest first."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            # The name in parentheses may hold spaces; the parent is the second field after it.
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # ended while we looked
-        if WORKER in words and parent == agent:
-            found.append(int(entry.name))
-    return sorted(found)
-
-
-def only_worker() -> int:
-    """Return the pid of this process's one worker."""
-    (pid,) = workers_of(os.getpid())
-    return pid
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and waits to be reaped does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+def impostor(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
+    """Have a shell script run in the place of the program that writes the IPv4 table."""
+    program = folder / "iptables-legacy-restore"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
 def is_locked(path: str) -> bool:

@@ -45,8 +45,6 @@ def agent(capabilities: frozenset[str], *words: str) -> list[str]:
 
     Read-only for it alone: the mounts are those of a mount namespace that ends with it.
     """
-    # No compiler on the PATH, as in the image: ctypes would ask it for the libraries of
-    # libiptc, by way of a temporary file.
     program = ["env", "PATH=/usr/sbin", sys.executable, "-m", "ipmasq_agent", *words]
     read_only = """\
 set -eu

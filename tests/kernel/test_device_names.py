@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,21 +122,3 @@ def test_egress_through_every_device_converges_whatever_their_names_are(
     assert status_of("list", f"--backend={backend}") == 0
     assert status_of("cleanup") == 0
     assert status_of("diff", *words) == 1
-
-
-def test_one_device_of_ipv6_is_not_another_of_its_parity_in_the_legacy_table(
-    in_ns: Namespace,
-) -> None:
-    backend = detect.make("iptables-legacy", Placement())
-    try:
-        reconcile_family(backend, Family.IPV6, _policy(Family.IPV6, "eth1"))
-    finally:
-        backend.close()
-    # The mask of the name, as libiptc shows it to those who ask for the raw entry.
-    script = (
-        "import iptc\n"
-        "rule = iptc.Chain(iptc.Table6('nat'), 'POSTROUTING').rules[-1]\n"
-        "print(bytes(rule.entry.ipv6.outiface_mask[:5]).hex())\n"
-    )
-    done = in_ns.run([sys.executable, "-c", script])
-    assert done.stdout.strip() == "ff" * 5

@@ -23,94 +23,68 @@ TIMEOUT = 30.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.001, 0.05
 
 
-class XtablesLock:
-    """One open file for the life of its owner.
+@contextmanager
+def xtables_lock(timeout: float = TIMEOUT) -> Iterator[int]:
+    """Hold the lock, after waiting up to ``timeout`` seconds for it.
 
-    A flock belongs to the open file and not to a process: a child that inherits ``fileno``
-    keeps the lock until it ends too, so a lock outlives its owner for as long as a worker
-    of the owner may still be writing.
+    The file is ``$XTABLES_LOCKFILE`` where that is set, and is made where it is missing. A
+    flock belongs to the open file and not to a process: a child that inherits the descriptor
+    keeps the lock until it ends too.
+
+    Raises:
+        LockTimeout: somebody else holds it; says who, where the kernel tells.
+        Stopped: the agent is told to stop.
+        HostError: the file cannot be opened, or the kernel has no lock to give.
     """
-
-    def __init__(self, path: str | None = None) -> None:
-        """Open the file (``$XTABLES_LOCKFILE`` where set), making it where it is missing.
-
-        Raises:
-            HostError: it cannot be opened.
-        """
-        self.path = path or os.environ.get("XTABLES_LOCKFILE") or DEFAULT_PATH
-        try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as cause:
-            raise HostError(
-                f"cannot open the xtables lock {self.path}: {cause.strerror}",
-                remedy="mount it into the container, as deploy/ does",
-            ) from cause
-
-    def fileno(self) -> int:
-        """Return the descriptor, for a worker to inherit."""
-        return self._file
-
-    @contextmanager
-    def held(self, timeout: float = TIMEOUT) -> Iterator[None]:
-        """Hold the lock, after waiting up to ``timeout`` seconds for it.
-
-        Raises:
-            LockTimeout: somebody else holds it; says who, where the kernel tells.
-            Stopped: the agent is told to stop.
-            HostError: the kernel has no lock to give.
-        """
+    path = os.environ.get("XTABLES_LOCKFILE") or DEFAULT_PATH
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as cause:
+        raise HostError(
+            f"cannot open the xtables lock {path}: {cause.strerror}",
+            remedy="mount it into the container, as deploy/ does",
+        ) from cause
+    try:
         patience = Patience(timeout)
         wait = _FIRST_WAIT
-        while not self._try():
+        while not _taken(file, path):
             left = patience.left()
             if not left:
                 raise LockTimeout(
-                    f"{self.path} is held by {self._holder()} for more than {timeout:g} s",
+                    f"{path} is held by {_holder(file)} for more than {timeout:g} s",
                     remedy="wait for that program, or end it",
                 )
             time.sleep(min(wait, left))
             wait = min(wait * 2, _LONGEST_WAIT)
-        try:
-            yield
-        finally:
-            self._let_go()
+        yield file
+    finally:
+        os.close(file)
 
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
 
-    def _try(self) -> bool:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as cause:
-            raise HostError(
-                f"cannot lock {self.path}: {cause.strerror}",
-                remedy="put it on a file system that has locks, as /run is",
-            ) from cause
-        return True
+def _taken(file: int, path: str) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as cause:
+        raise HostError(
+            f"cannot lock {path}: {cause.strerror}",
+            remedy="put it on a file system that has locks, as /run is",
+        ) from cause
+    return True
 
-    def _let_go(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
-        except OSError as cause:
-            raise HostError(
-                f"cannot unlock {self.path}: {cause.strerror}",
-                remedy="it is unlocked with the end of the agent's workers, if they are ended",
-            ) from cause
 
-    def _holder(self) -> str:
-        """Return who holds the lock, from /proc/locks (proc_locks(5))."""
-        holder = "a process that cannot be seen from here"
-        with contextlib.suppress(OSError):
-            status = os.fstat(self._file)
-            place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-            for line in Path("/proc/locks").read_text().splitlines():
-                words = line.split()
-                if "FLOCK" in words and place in words and "->" not in words:
-                    pid = words[words.index(place) - 1]
-                    holder = f"process {pid}"
-                    holder = f"{Path(f'/proc/{pid}/comm').read_text().strip()} (process {pid})"
-                    break
-        return holder
+def _holder(file: int) -> str:
+    """Return who holds the lock, from /proc/locks (proc_locks(5))."""
+    holder = "a process that cannot be seen from here"
+    with contextlib.suppress(OSError):
+        status = os.fstat(file)
+        place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+        for line in Path("/proc/locks").read_text().splitlines():
+            words = line.split()
+            if "FLOCK" in words and place in words and "->" not in words:
+                pid = words[words.index(place) - 1]
+                holder = f"process {pid}"
+                holder = f"{Path(f'/proc/{pid}/comm').read_text().strip()} (process {pid})"
+                break
+    return holder

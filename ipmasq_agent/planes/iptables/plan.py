@@ -204,17 +204,25 @@ def _changed_stretch(
     )
 
 
-def restore_text(change: ChainPlan) -> str:
+def restore_text(change: ChainPlan, *, locked: bool = False) -> str:
     """Return ``change`` as input for ``iptables-restore --noflush``: one transaction.
 
     A ``:CHAIN`` line makes the chain, or empties it where it exists; without one the
-    chain is edited by position. Jumps are deleted by what they say, never by position:
-    between our read and this write others may have moved them.
+    chain is edited by position. Jumps are deleted by what they say: between our read and
+    this write others may have moved them.
+
+    Args:
+        change: what is to be written.
+        locked: they have not, so that jumps are deleted by position, whatever they say.
     """
     lines = ["*nat"]
     if change.create or change.rewrite is not None or change.delete:
         lines.append(f":{change.chain} - [0:0]")
-    lines += (f"-D {POSTROUTING} {jump.rule.text}" for jump in change.jumps_removed)
+    hook = enumerate(change.actual.rules(POSTROUTING), start=1)
+    positions = [position for position, rule in hook if rule.target == change.chain]
+    for jump in reversed(change.jumps_removed):
+        which = positions[jump.number] if locked else jump.rule.text
+        lines.append(f"-D {POSTROUTING} {which}")
     if change.delete:
         lines.append(f"-X {change.chain}")
     elif change.rewrite is not None:
