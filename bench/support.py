@@ -93,8 +93,8 @@ class Site:
     @contextlib.contextmanager
     def agent(self, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
         """Run the agent until it is ready, and end it afterwards."""
-        state = f"--state-dir={self.directory}/state"
-        argv = [*AGENT, "run", "--log-format=json", state, *flags, *self.flags]
+        own = f"--state-dir={self.directory}/state", f"--socket={self.directory}/agent.sock"
+        argv = [*AGENT, "run", "--log-format=json", *own, *flags, *self.flags]
         with self.log.open("wb") as out:
             process = subprocess.Popen(argv, stdout=out, stderr=out)
         try:

@@ -20,6 +20,12 @@ settings.load_profile("shared-machine")
 
 
 @pytest.fixture(autouse=True)
+def nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test asks an agent of this machine; where agents run they have sockets of their own."""
+    monkeypatch.setenv("IPMASQ_SOCKET", "/nonexistent/agent.sock")
+
+
+@pytest.fixture(autouse=True)
 def log_as_it_was() -> Iterator[None]:
     """No test leaves its handlers, or a log that pytest no longer hears, to the next one."""
     before = logs.logger.handlers[:], logs.logger.level, logs.logger.propagate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ from ipmasq_agent.agent.events import Event, newest
 from ipmasq_agent.agent.kept import Kept
 from ipmasq_agent.agent.knowledge import Knowledge
 from ipmasq_agent.agent.metrics import Metrics
-from ipmasq_agent.agent.status import ConfigStatus, accepted
+from ipmasq_agent.agent.status import ConfigStatus, accepted, seen
 from ipmasq_agent.config.document import parse_documents
 from ipmasq_agent.config.keys import listed
 from ipmasq_agent.config.model import Config, Flags
@@ -27,6 +28,7 @@ class Documents:
         status: of the newest document.
         config: the newest one that can be used; None before the first.
         changed: ``time.monotonic()`` when that was noticed; None once the kernel holds it.
+        in_force: the one that the kernel holds, or held when it was last looked at.
     """
 
     def __init__(
@@ -35,10 +37,12 @@ class Documents:
         self.status = ConfigStatus(name)
         self.config: Config | None = None
         self.changed: float | None = None
+        self.in_force: Document | None = None
         self._name, self._flags = name, flags
         self._knowledge, self._kept, self._metrics = knowledge, kept, metrics
         self._seen: Document | None = None  # the newest one
         self._refused: str | None = None  # why that one cannot be used
+        self._accepted: Document | None = None  # the newest one that can
         self._unkept: Document | None = None  # in force, and not yet what is kept
 
     def recall(self) -> bool:
@@ -67,11 +71,22 @@ class Documents:
             self._failed(failing)
         return fresh
 
-    def applied(self, now: float) -> None:
-        """The kernel holds what the newest one asks for."""
+    def applied(self, config: Config) -> None:
+        """The kernel holds what a document asks for; the newest one may wait for facts yet."""
+        if config is not self.config or self._accepted is None:
+            return
         if self.changed is not None:
-            self._metrics.lag.observe(now - self.changed)
-        self.changed = None
+            self._metrics.lag.observe(time.monotonic() - self.changed)
+            self.changed = None
+        self._hold(self._accepted)
+
+    def _hold(self, document: Document) -> None:
+        """Say that a document is in force: since before, if only its revision is another."""
+        before, held = self.status.in_force, seen(document, time.time())
+        if before is not None and before.digest == held.digest:
+            held = held._replace(since=before.since)
+        self.in_force = document
+        self._set(in_force=held)
 
     def keep(self) -> None:
         """Keep on this node what is in force, where it is the API that told it."""
@@ -103,7 +118,13 @@ class Documents:
             event(logging.INFO, "source confirms the document that was kept", source=document.name)
         if document.revision != self.status.revision and not self._refused:
             self._unkept = document
-        self._set(revision=document.revision, kept=False)
+        if self._refused is None:
+            if self.in_force is self._accepted:
+                self._hold(document)
+            self._accepted = document
+        if document.revision != self.status.revision:
+            self._set(newest=seen(document, time.time()))
+        self._set(kept=False)
         return False
 
     def _understand(self, document: Document) -> bool:
@@ -122,13 +143,17 @@ class Documents:
                 error=str(error),
                 in_force=kept,
             )
-            self._set(revision=document.revision, accepted=False, error=str(error), kept=False)
+            newest = seen(document, time.time())
+            self._set(newest=newest, accepted=False, error=str(error), kept=False)
             self._metrics.documents.inc(1, "refused")
             return False
         self._knowledge.require(understood.config)
         self._refused, self._unkept = None, document
         self.config, self.changed = understood.config, document.noticed
-        self.status = accepted(self._name, document, understood)
+        self._accepted = document
+        held = self.status.in_force
+        told = accepted(self._name, document, understood, time.time())
+        self.status = replace(told, in_force=held)
         self._metrics.documents.inc(1, "accepted")
         gone = self._seen is not None and self._seen.parts
         absent = "the document is gone, using defaults" if gone else "no document, using defaults"

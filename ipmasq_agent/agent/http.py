@@ -1,4 +1,4 @@
-"""Health, readiness, status and metrics over HTTP.
+"""Health, readiness, status and metrics over HTTP, on a port and on a local socket.
 
 One thread serves all connections, and each has a few seconds: whoever is slow, or many, or
 sends nonsense, takes no thread, no descriptor for long, and no probe's turn. The standard
@@ -13,8 +13,9 @@ import logging
 import select
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
+from typing import NamedTuple
 
 from ipmasq_agent.errors import HostError, UsageError, foreseen
 from ipmasq_agent.host.threads import Guarded
@@ -34,48 +35,65 @@ MOST_CONNECTIONS = 64
 _PAUSE = 1.0
 
 
+Answers = Mapping[str, Callable[[], Answer]]
+"""Path → how to answer who asks for it."""
+
+
+class Door(NamedTuple):
+    """A socket that listens, and what is answered to who comes in there."""
+
+    listener: socket.socket
+    answers: Answers
+
+
+def listen(address: str) -> socket.socket:
+    """Return a socket that listens on ``HOST:PORT`` (IPv6 hosts in brackets).
+
+    Raises:
+        UsageError: the address cannot be read.
+        HostError: it cannot be bound.
+    """
+    host, port = split_address(address)
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(MOST_CONNECTIONS)
+    except OSError as cause:
+        listener.close()
+        raise HostError(
+            f"cannot listen on {address}: {cause.strerror or cause}",
+            remedy="choose another --http-address, or an empty one for none",
+        ) from cause
+    return listener
+
+
 class HttpServer:
-    """Answers GET and HEAD requests from a table of paths, in a thread of its own."""
+    """Answers GET and HEAD requests from tables of paths, in a thread of its own."""
 
-    def __init__(self, address: str, answers: Mapping[str, Callable[[], Answer]]) -> None:
-        """Listen on ``HOST:PORT`` (IPv6 hosts in brackets).
-
-        Raises:
-            UsageError: the address cannot be read.
-            HostError: it cannot be bound.
-        """
-        host, port = split_address(address)
-        self._answers = answers
+    def __init__(self, doors: Iterable[Door]) -> None:
+        self._doors = {door.listener.fileno(): door for door in doors}
         self._closing = False
         self._connections: dict[int, _Connection] = {}
-        self._listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        try:
-            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._listener.bind((host, port))
-            self._listener.listen(MOST_CONNECTIONS)
-            self._listener.setblocking(False)
-        except OSError as cause:
-            self._listener.close()
-            raise HostError(
-                f"cannot listen on {address}: {cause.strerror or cause}",
-                remedy="choose another --http-address, or an empty one for none",
-            ) from cause
-        self.port: int = self._listener.getsockname()[1]
+        for door in self._doors.values():
+            door.listener.setblocking(False)
         self._thread = Guarded(self._serve, "http", lambda error: None)
         self._thread.start()
 
     def close(self) -> None:
         """Stop answering."""
         self._closing = True
-        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread up
+        for door in self._doors.values():
+            door.listener.shutdown(socket.SHUT_RDWR)  # wakes the thread up
         self._thread.stop(1)
-        self._listener.close()
+        for door in self._doors.values():
+            door.listener.close()
 
     # In the thread
 
     def _serve(self) -> None:
         poll = select.poll()
-        poll.register(self._listener, select.POLLIN)
+        self._open(poll)
         again: float | None = None  # when to let people in again
         try:
             while not self._closing:
@@ -86,12 +104,17 @@ class HttpServer:
                     connection = self._connections.get(descriptor)
                     if connection is not None:
                         self._advance(poll, connection)
-                    elif not self._closing and not self._let_in(poll):
-                        poll.unregister(self._listener)
+                    elif (
+                        again is None
+                        and not self._closing
+                        and not self._let_in(poll, self._doors[descriptor])
+                    ):
+                        for each in self._doors:
+                            poll.unregister(each)
                         again = time.monotonic() + _PAUSE
                 now = time.monotonic()
                 if again is not None and again <= now:
-                    poll.register(self._listener, select.POLLIN)
+                    self._open(poll)
                     again = None
                 for connection in list(self._connections.values()):
                     if connection.deadline <= now:
@@ -100,10 +123,14 @@ class HttpServer:
             while self._connections:
                 self._connections.popitem()[1].close()
 
-    def _let_in(self, poll: select.poll) -> bool:
+    def _open(self, poll: select.poll) -> None:
+        for descriptor in self._doors:
+            poll.register(descriptor, select.POLLIN)
+
+    def _let_in(self, poll: select.poll, door: Door) -> bool:
         """Accept a connection; false where the system has no room for it."""
         try:
-            accepted, _ = self._listener.accept()
+            accepted, _ = door.listener.accept()
         except (BlockingIOError, ConnectionError):
             return True  # it went away again
         except OSError as error:
@@ -112,14 +139,14 @@ class HttpServer:
             return False
         if len(self._connections) >= MOST_CONNECTIONS:
             self._drop_oldest(poll)
-        connection = _Connection(accepted)
+        connection = _Connection(accepted, door.answers)
         self._connections[connection.number] = connection
         poll.register(connection.number, select.POLLIN)
         return True
 
     def _advance(self, poll: select.poll, connection: _Connection) -> None:
         try:
-            events = connection.advance(self._answer)
+            events = connection.advance()
         except BlockingIOError:
             return
         except OSError:
@@ -139,22 +166,23 @@ class HttpServer:
         del self._connections[connection.number]
         connection.close()
 
-    def _answer(self, head: bytes) -> bytes:
-        words = head.partition(b"\n")[0].decode("latin-1").split()
-        if len(words) < 2:
-            return _packed((400, _TEXT, b"not a request\n"))
-        if len(head) > _MOST_BYTES:
-            return _packed((431, _TEXT, b"too long a request\n"))
-        if words[0] not in ("GET", "HEAD"):
-            return _packed((405, _TEXT, b"only GET and HEAD\n"))
-        page = self._answers.get(words[1].partition("?")[0])
-        try:
-            answer = page() if page else (404, _TEXT, b"not found\n")
-        except Exception as error:
-            told = foreseen(error, f"the answer to {words[1]}")
-            failure("no answer", told)
-            answer = text(500, str(told))
-        return _packed(answer, without_body=words[0] == "HEAD")
+
+def _answer(answers: Answers, head: bytes) -> bytes:
+    words = head.partition(b"\n")[0].decode("latin-1").split()
+    if len(words) < 2:
+        return _packed((400, _TEXT, b"not a request\n"))
+    if len(head) > _MOST_BYTES:
+        return _packed((431, _TEXT, b"too long a request\n"))
+    if words[0] not in ("GET", "HEAD"):
+        return _packed((405, _TEXT, b"only GET and HEAD\n"))
+    page = answers.get(words[1].partition("?")[0])
+    try:
+        answer = page() if page else (404, _TEXT, b"not found\n")
+    except Exception as error:
+        told = foreseen(error, f"the answer to {words[1]}")
+        failure("no answer", told)
+        answer = text(500, str(told))
+    return _packed(answer, without_body=words[0] == "HEAD")
 
 
 class _Connection:
@@ -163,8 +191,9 @@ class _Connection:
     Who closes with something unread resets the connection, and the answer may be lost.
     """
 
-    def __init__(self, accepted: socket.socket) -> None:
+    def __init__(self, accepted: socket.socket, answers: Answers) -> None:
         self._socket = accepted
+        self._answers = answers
         self._socket.setblocking(False)
         self._head = b""
         self._rest = memoryview(b"")
@@ -172,7 +201,7 @@ class _Connection:
         self.number = accepted.fileno()
         self.deadline = time.monotonic() + _ASKING
 
-    def advance(self, answer: Callable[[bytes], bytes]) -> int:
+    def advance(self) -> int:
         """Go on as far as it goes without waiting; return what to wait for, 0 at the end.
 
         Raises:
@@ -196,7 +225,7 @@ class _Connection:
         ended = b"\n\r\n" in self._head or b"\n\n" in self._head
         if not ended and len(self._head) <= _MOST_BYTES:
             return select.POLLIN
-        self._rest = memoryview(answer(self._head))
+        self._rest = memoryview(_answer(self._answers, self._head))
         self.deadline = time.monotonic() + _TAKING
         return select.POLLOUT
 

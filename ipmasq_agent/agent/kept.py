@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from ipmasq_agent.errors import SourceError
 from ipmasq_agent.logs import event
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.facts import NODE_ADDRESSES, OWN_POD_CIDRS, Fact
+from ipmasq_agent.policy.facts import NODE_ADDRESSES, OWN_POD_CIDRS, Fact, Facts
 from ipmasq_agent.sources import Document, Part
 from ipmasq_agent.sources.state_dir import StateDir
 
@@ -67,9 +67,8 @@ class Kept:
         """Keep a document that is in force; false where it is worth another try."""
         if not self._documents:
             return True
-        parts = [(part.name, base64.b64encode(part.content).decode()) for part in document.parts]
-        value = {"name": document.name, "revision": document.revision, "parts": parts}
-        return self._write("document", value | {"time": time.strftime("%FT%TZ", time.gmtime())})
+        since = {"time": time.strftime("%FT%TZ", time.gmtime())}
+        return self._write("document", pack_document(document) | since)
 
     def note(self, fact: Fact[Value], value: Value) -> None:
         """Have what was learnt kept by ``keep_facts``, where it is the API that tells it."""
@@ -132,6 +131,37 @@ class Kept:
 
 
 def _document(kept: Any) -> tuple[Document, str]:
-    parts = tuple(Part(str(name), base64.b64decode(text)) for name, text in kept["parts"])
-    document = Document(str(kept["name"]), parts, str(kept["revision"]), time.monotonic())
-    return document, str(kept["time"])
+    return unpack_document(kept), str(kept["time"])
+
+
+def pack_document(document: Document) -> dict[str, Any]:
+    """Return a document for JSON."""
+    parts = [(part.name, base64.b64encode(part.content).decode()) for part in document.parts]
+    lacking = {"lacking": document.lacking} if document.lacking else {}
+    return {"name": document.name, "revision": document.revision, "parts": parts, **lacking}
+
+
+def unpack_document(data: Any) -> Document:
+    """Return the document that was packed.
+
+    Raises:
+        ValueError, KeyError, TypeError: it was not.
+    """
+    parts = tuple(Part(str(name), base64.b64decode(text)) for name, text in data["parts"])
+    name, revision = str(data["name"]), str(data["revision"])
+    return Document(name, parts, revision, time.monotonic(), tuple(data.get("lacking", ())))
+
+
+def pack_facts(facts: Facts) -> dict[str, Any]:
+    """Return for JSON what the API told."""
+    known = ((kind, into, facts.get(fact)) for fact, kind, into, _ in _FORMS)
+    return {kind: into(value) for kind, into, value in known if value is not None}
+
+
+def unpack_facts(data: Any) -> dict[Fact[Any], Any]:
+    """Return the facts that were packed.
+
+    Raises:
+        ValueError, KeyError, TypeError: they were not.
+    """
+    return {fact: back(data[kind]) for fact, kind, _, back in _FORMS if kind in data}

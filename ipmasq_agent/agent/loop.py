@@ -37,12 +37,14 @@ from ipmasq_agent.host import patience
 from ipmasq_agent.host.threads import Guarded, caught, revive
 from ipmasq_agent.logs import event
 from ipmasq_agent.planes.plane import Translator, Watchable
-from ipmasq_agent.policy.facts import Fact
-from ipmasq_agent.sources import FactSource, Learnt, NotLearnt, Source
+from ipmasq_agent.policy.facts import Fact, Facts
+from ipmasq_agent.sources import Document, FactSource, Learnt, NotLearnt, Source
 
 # Seconds until a failed pass is tried again: doubled each time, up to the second figure.
 _FIRST_RETRY, _LAST_RETRY = 0.5, 30.0
 DRAIN_TIMEOUT = 3600.0
+# Seconds between looks whether another agent is still there.
+_STANDING_BY = 0.5
 # Seconds after the word to stop in which rules may still be removed, and in which sources
 # may end; an agent that is told to stop has left after five.
 _CLEANING, _PARTING = 3.5, 1.0
@@ -115,6 +117,24 @@ class Agent:
         # Also before the first document: a file that cannot be read now is looked at again.
         self._next_pass = time.monotonic() + RESYNC_INTERVAL.absent / UNITS["s"]
 
+    def stand_by(self, keeper: Callable[[], str | None]) -> bool:
+        """Wait until nobody else keeps what is ours to keep; false where told to stop first.
+
+        Args:
+            keeper: tells who does, or None.
+        """
+        while (who := keeper()) is not None:
+            if who != self.status.standing_by:
+                event(logging.WARNING, "standing by until another agent goes", which=who)
+            self.status = replace(self.status, standing_by=who)
+            with contextlib.suppress(queue.Empty):
+                if self.events.get(timeout=_STANDING_BY) is Signal.STOP:
+                    return False
+        if self.status.standing_by:
+            event(logging.INFO, "taking over", which=self.status.standing_by)
+            self.status = replace(self.status, standing_by=None)
+        return True
+
     def run(self) -> None:
         """Watch and reconcile until ``Signal.STOP`` arrives; whatever else happens is told."""
         while self.turn():
@@ -131,6 +151,12 @@ class Agent:
         self._sweeper.stop(_PARTING)
         self.source.stop()
         self.fact_source.stop()
+
+    @property
+    def in_force(self) -> tuple[Document | None, Facts | None]:
+        """The document that the kernel holds, and the facts that it is made with."""
+        intent = self._knowledge.intent
+        return self._documents.in_force, intent.facts if intent else None
 
     def status_now(self) -> Status:
         """Return the status with what is known only when it is asked for; in any thread."""
@@ -282,7 +308,8 @@ class Agent:
         self._schedule(failed=bool(status.errors or status.left_behind or status.failure))
         if not status.errors:
             self._news = False
-            self._documents.applied(time.monotonic())
+            self._documents.applied(intent.config)
+            self.status = replace(status, config=self._documents.status)
         # Rules are in the kernel and said to be; what others make of them can wait for that.
         if isinstance(found, Look) and (others := self._passes.shadows(intent, found)):
             self.status = self.status.beside(others.overridden, others.partial, others.unknown)

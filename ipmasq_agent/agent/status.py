@@ -7,27 +7,53 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 from ipmasq_agent.answers.overrides import Overridden
 from ipmasq_agent.config.document import Understood
 from ipmasq_agent.config.keys import NATIVE_ROUTING_CIDRS
 from ipmasq_agent.planes.usage import Usage
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.sources import Document
+from ipmasq_agent.sources import Document, revision_of
 
 _SHOWN = 8  # rules in the text
 
 
+class Sighting(NamedTuple):
+    """A state of the document, and when it came.
+
+    Attributes:
+        revision: as its source counts.
+        digest: of its content.
+        since: when it was first seen, or was in force, in seconds of Unix time.
+    """
+
+    revision: str
+    digest: str
+    since: float
+
+    @property
+    def time(self) -> str:
+        """When, as people and programs read it."""
+        return f"{datetime.fromtimestamp(self.since, UTC):%FT%TZ}"
+
+    def as_data(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {"revision": self.revision, "hash": self.digest, "since": self.time}
+
+
 @dataclass(frozen=True, slots=True)
 class ConfigStatus:
-    """The newest document that was seen, and whether it is the one in force.
+    """The newest document that was seen, and the one in force.
 
     Attributes:
         source: the path or ConfigMap it comes from.
-        revision: of the newest document seen; None before the first.
-        accepted: the newest document is in force.
-        error: why it is not, or why the source cannot be read at the moment.
+        newest: that was seen; None before the first.
+        in_force: what the kernel holds, or held when it was last looked at; None before the
+            first.
+        accepted: the newest document can be used.
+        error: why it cannot, or why the source cannot be read at the moment.
         warnings: what its author may want to know.
         caveat: what there is to know of the source, whatever it says.
         native_routing: destinations that the newest good document says can be reached with
@@ -38,7 +64,8 @@ class ConfigStatus:
     """
 
     source: str
-    revision: str | None = None
+    newest: Sighting | None = None
+    in_force: Sighting | None = None
     accepted: bool = False
     error: str | None = None
     warnings: tuple[str, ...] = ()
@@ -52,14 +79,45 @@ class ConfigStatus:
         """All that somebody may want to know of it."""
         return (*self.warnings, self.caveat) if self.caveat else self.warnings
 
+    @property
+    def revision(self) -> str | None:
+        """The newest document's."""
+        return self.newest.revision if self.newest else None
 
-def accepted(source: str, document: Document, understood: Understood) -> ConfigStatus:
+    def as_data(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {
+            "source": self.source,
+            "revision": self.revision,
+            "accepted": self.accepted,
+            "error": self.error,
+            "warnings": list(self.notices),
+            "kept": self.kept,
+            "secondsSinceHeard": self.age,
+            "newest": self.newest and self.newest.as_data(),
+            "inForce": self.in_force and self.in_force.as_data(),
+        }
+
+
+def _seen(data: Mapping[str, Any] | None) -> Sighting | None:
+    if data is None:
+        return None
+    since = datetime.fromisoformat(data["since"]).timestamp()
+    return Sighting(data["revision"], data["hash"], since)
+
+
+def seen(document: Document, since: float) -> Sighting:
+    """Return what there is to say of any document."""
+    return Sighting(document.revision, revision_of(document.parts), since)
+
+
+def accepted(source: str, document: Document, understood: Understood, since: float) -> ConfigStatus:
     """Return what there is to say of a document that can be used."""
     effect = "its entries are missed" if document.parts else "the defaults are in force"
     lacking = (f"{clause}: {effect}" for clause in document.absent)
     return ConfigStatus(
         source,
-        document.revision,
+        seen(document, since),
         accepted=True,
         warnings=(*understood.warnings, *lacking),
         caveat=document.caveat,
@@ -160,6 +218,8 @@ class Status:
             or cannot be seen: it may decide by an older policy.
         unanswered: source addresses that the document gives and that nothing comes back to.
         advice: what the backend has to say about the size of what it holds.
+        standing_by: who keeps on this node what this agent would keep, which waits for its end.
+        agent: who was asked, where this is not its own status.
         contested: who undoes what we write, again and again; None while nobody does.
         passes: how many there were, and how many of them changed the kernel.
         heals: how many of those undid what others had done.
@@ -189,12 +249,52 @@ class Status:
     left_behind: tuple[str, ...] = ()
     unanswered: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
+    standing_by: str | None = None
+    agent: str | None = None
     contested: str | None = None
     overridden: tuple[Overridden, ...] = ()
     partial: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     counters: Mapping[tuple[Family, str], int] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
+
+    @classmethod
+    def told(cls, agent: str, data: Mapping[str, Any]) -> Status:
+        """Return what an agent says of itself by ``as_data``, but for what the kernel holds."""
+        of = data["config"]
+        config = ConfigStatus(
+            of["source"],
+            _seen(of["newest"]),
+            _seen(of["inForce"]),
+            accepted=of["accepted"],
+            error=of["error"],
+            warnings=tuple(of["warnings"]),
+            native_routing=tuple(filter(None, (data["nativeRoutingCIDR"] or "").split(", "))),
+            kept=of["kept"],
+            age=of["secondsSinceHeard"],
+        )
+        return cls(
+            config,
+            passes=data["passes"],
+            changes=data["changes"],
+            heals=data["heals"],
+            healed=tuple(
+                Healed(
+                    one["at"],
+                    one["backend"],
+                    Family(one["family"]),
+                    one["unexpected"],
+                    one["missing"],
+                )
+                for one in data["healed"]
+            ),
+            failure=data["failure"],
+            waiting=tuple(data["waiting"]),
+            facts={fact["name"]: fact["error"] for fact in data["facts"]},
+            standing_by=data["standingBy"],
+            agent=agent,
+            contested=data["contested"],
+        )
 
     def looked(self, look: Look) -> Status:
         """Return what there is to say after a look at the kernel."""
@@ -252,8 +352,11 @@ class Status:
     def ready(self) -> bool:
         """Whether document and facts are in force and replies come back.
 
-        Nor may a data plane that was left decide too.
+        Nor may a data plane that was left decide too. Who stands by is ready to take over: a
+        rollout that starts the new agent first would never end the old one otherwise.
         """
+        if self.standing_by:
+            return True
         sources = (self.failure, self.config.error, *self.facts.values())
         if self.config.kept or any(sources) or self.left_behind or self.unanswered:
             return False
@@ -299,15 +402,7 @@ class Status:
             "mode": self.mode,
             "devices": list(self.devices),
             "inSync": self.in_sync,
-            "config": {
-                "source": self.config.source,
-                "revision": self.config.revision,
-                "accepted": self.config.accepted,
-                "error": self.config.error,
-                "warnings": list(self.config.notices),
-                "kept": self.config.kept,
-                "secondsSinceHeard": self.config.age,
-            },
+            "config": self.config.as_data(),
             **{family.value: self._family(family) for family in Family},
             "ready": self.ready,
             "modeReason": self.mode_reason,
@@ -322,6 +417,8 @@ class Status:
             "overrides": [item.as_data() for item in self.overridden],
             "exceptions": list(self.partial),
             "contested": self.contested,
+            "standingBy": self.standing_by,
+            "agent": self.agent,
             "passes": self.passes,
             "changes": self.changes,
             "heals": self.heals,
@@ -351,6 +448,10 @@ class Status:
         lines += (f"No port free: {one}" for one in self.usage.exhausted)
         return lines
 
+    def _in_force_since(self) -> str:
+        held = self.config.in_force
+        return f", revision {held.revision} (hash {held.digest}) since {held.time}" if held else ""
+
     def as_text(self) -> str:
         """Return the line that operators know, then sync, config and backend."""
         switches = ", ".join(
@@ -358,19 +459,21 @@ class Status:
             for family, label in ((Family.IPV4, "IPv4"), (Family.IPV6, "IPv6"))
         )
         config = self.config
-        state = "accepted" if config.accepted else "not in force"
+        state = "accepted" if config.accepted else "refused" if config.newest else "not read"
         if config.kept:
             state = "kept on this node, not confirmed"
         native = ", ".join(config.native_routing) or "-"
         lines = [
             f"Masquerading: {self.mode} [{', '.join(self.devices)}] {native} [{switches}]",
             f"In sync:      {'yes' if self.in_sync else 'no'}",
-            f"In force:     {'yes' if self.in_force else 'no'}",
+            f"In force:     {'yes' if self.in_force else 'no'}{self._in_force_since()}",
             f"Config:       {config.source} (revision {config.revision}, {state})",
             f"Backend:      {self.mode} ({self.mode_reason})",
         ]
+        lines += [f"Agent:        {self.agent}"] if self.agent else []
         lines += self._counted()
         errors = f"{self.failure or ''}\n{config.error or ''}"
+        lines += [f"Standing by:  {self.standing_by}"] if self.standing_by else []
         lines += (f"Error:        {error}" for error in errors.splitlines() if error)
         lines += (f"Error:        {f.value}: {error}" for f, error in self.errors.items())
         lines += (f"Error:        {line}" for line in self._lost())

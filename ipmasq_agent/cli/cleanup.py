@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from ipmasq_agent.cli.options import by_flag, kernel_options, settings_of
+from ipmasq_agent.cli.asking import by_command_line
+from ipmasq_agent.cli.options import place_options, settings_of
 
 
 @click.command(
@@ -17,7 +18,7 @@ Examples:
   ipmasq-agent cleanup --masq-chain IP-MASQ-AGENT   (what upstream's agent left)
 """,
 )
-@kernel_options
+@place_options
 @click.option(
     "--beside-agent",
     is_flag=True,
@@ -42,7 +43,7 @@ def command(beside_agent: bool, **options: Any) -> int:
         refuse_beside_agent([placement.chain])
     # Programs have no chain's name: those of an agent with another chain stay.
     theirs = [] if beside_agent else seat.kept(registry.claims(placement))
-    named = by_flag("backend") and settings.backend not in registry.ASK_THE_NODE
+    named = by_command_line("backend") and settings.backend not in registry.ASK_THE_NODE
     failed = 0
     for name in [detect.choose(settings.backend)[0]] if named else detect.holders(placement):
         claim = registry.row(name).claim(placement)

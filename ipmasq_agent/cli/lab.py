@@ -199,6 +199,25 @@ def execute(name: str, host: str, argv: tuple[str, ...]) -> None:
 @command.command(
     epilog="""\b
 Examples (after `ipmasq-agent lab up`):
+  ipmasq-agent lab logs k8s-ctr
+  ipmasq-agent lab logs k8s-ctr --follow
+"""
+)
+@name_option
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
+@click.argument("host")
+def logs(name: str, follow: bool, host: str) -> None:
+    """Show what a host of the lab has logged: of a node its agent."""
+    from ipmasq_agent.lab.cluster import standing
+
+    path = standing(name).log(host)
+    sys.stdout.flush()
+    os.execvp("tail", ["tail", *(["--follow"] if follow else []), "--lines=+1", str(path)])
+
+
+@command.command(
+    epilog="""\b
+Examples (after `ipmasq-agent lab up`):
   ipmasq-agent config defaults > new.yaml && ipmasq-agent lab config new.yaml
 """
 )

@@ -8,18 +8,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from click.core import ParameterSource
 
+from ipmasq_agent.cli.asking import by_command_line, completed, resident
 from ipmasq_agent.cli.goflags import GoBool
 from ipmasq_agent.config.model import DEFAULT_CIDR_LIMIT, Flags
 from ipmasq_agent.errors import UsageError
+from ipmasq_agent.host.local_socket import DEFAULT_PATH
 from ipmasq_agent.planes import registry
 from ipmasq_agent.planes.iptables.ownership import owner_of_name
 from ipmasq_agent.planes.placement import DEFAULT_CHAIN, DEFAULT_PINS, Placement
 from ipmasq_agent.policy.model import parse_port_ranges
 
 if TYPE_CHECKING:
-    from ipmasq_agent.sources import Source
+    from ipmasq_agent.agent.introduction import Introduction
+    from ipmasq_agent.sources import Document, Source
 
 DEFAULT_CONFIG = "/etc/config/ip-masq-agent"
 # XT_EXTENSION_MAXNAMELEN less the terminating zero: what a chain's name may hold.
@@ -36,6 +38,7 @@ class Settings:
     Attributes:
         named: somebody wrote the document's name on this command line, and so expects that
             it is there.
+        agent: the one of this node that was asked for what the command line leaves open.
     """
 
     config: str = DEFAULT_CONFIG
@@ -46,6 +49,12 @@ class Settings:
     backend: str = "auto"
     placement: Placement = field(default_factory=Placement)
     flags: Flags = field(default_factory=Flags)
+    agent: Introduction | None = None
+
+    @property
+    def in_force(self) -> Document | None:
+        """The agent's document, where it tells one and the command line names no other."""
+        return self.agent.document if self.agent is not None and not self.named else None
 
     def source(self) -> Source:
         """Return the source that the flags name; the API's library is loaded only for it.
@@ -187,6 +196,16 @@ _RULES = (
 )
 
 
+SOCKET = setting(
+    "--socket",
+    metavar="PATH",
+    default=DEFAULT_PATH,
+    show_default=True,
+    help="Where the running agent listens, which tells the verbs what is not given here; empty "
+    "to ask nobody.",
+)
+
+
 def _stacked(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         for option in reversed(options):
@@ -205,20 +224,31 @@ meant_option = setting(
     "document sets cidrLimit.  [default: iptables]",
 )
 """Whose limit of entries a document is held to."""
-kernel_options: Callable[[F], F] = _stacked(_BACKEND + _RULES)
+_ALL = _SOURCE + _API + _BACKEND + _RULES + _MEANING
+place_options: Callable[[F], F] = _stacked(_BACKEND + _RULES)
 """Which data plane, and where in it our rules are."""
-operand_options: Callable[[F], F] = _stacked(_API + _RULES + _MEANING)
+kernel_options: Callable[[F], F] = _stacked((*_BACKEND, *_RULES, SOCKET))
+"""The same, where the running agent may tell it."""
+operand_options: Callable[[F], F] = _stacked((*_API, *_RULES, *_MEANING, SOCKET))
 """The rest, for a verb whose operands name documents and data planes."""
-agent_options: Callable[[F], F] = _stacked(_SOURCE + _API + _BACKEND + _RULES + _MEANING)
-"""All that `run`, `apply` and the verbs that compare a document with a kernel share."""
+own_options: Callable[[F], F] = _stacked(_ALL)
+"""All, for a verb that brings the kernel to a document."""
+agent_options: Callable[[F], F] = _stacked((*_ALL, SOCKET))
+"""All, for a verb with a question about document and kernel, which the agent may tell."""
 
 
 def settings_of(options: dict[str, Any]) -> Settings:
     """Return what the values of shared options add up to.
 
+    Where ``--socket`` is among them, the agent that listens there tells what is not on the
+    command line.
+
     Raises:
         UsageError: they contradict each other, or one cannot be read.
     """
+    agent = resident(options["socket"]) if options.get("socket") else None
+    if agent is not None:
+        options = completed(options, agent)
     config, configmaps = _one_source(options)
     for text in configmaps:
         split_configmap(text)
@@ -230,7 +260,8 @@ def settings_of(options: dict[str, Any]) -> Settings:
     return Settings(
         config=config or DEFAULT_CONFIG,
         configmaps=configmaps,
-        named=by_flag("configmap") if configmaps else config is not None and by_flag("config"),
+        named=bool(config or configmaps)
+        and by_command_line("configmap" if configmaps else "config"),
         kubeconfig=options.get("kubeconfig"),
         node_name=options.get("node_name"),
         backend=options.get("backend") or "auto",
@@ -249,6 +280,7 @@ def settings_of(options: dict[str, Any]) -> Settings:
             # Plain iptables keeps upstream's limit; the others take what they can hold.
             cidr_limit=None if registry.takes_any_size(meant) else DEFAULT_CIDR_LIMIT,
         ),
+        agent=agent,
     )
 
 
@@ -258,7 +290,7 @@ def _one_source(options: dict[str, Any]) -> tuple[str | None, tuple[str, ...]]:
     configmaps: tuple[str, ...] = options.get("configmap") or ()
     if config is None or not configmaps:
         return config, configmaps
-    from_flag = [by_flag("config"), by_flag("configmap")]
+    from_flag = [by_command_line("config"), by_command_line("configmap")]
     if from_flag == [True, False]:
         return config, ()
     if from_flag == [False, True]:
@@ -267,12 +299,6 @@ def _one_source(options: dict[str, Any]) -> tuple[str | None, tuple[str, ...]]:
         "--config and --configmap name two documents",
         remedy="give one of them; $IPMASQ_CONFIG and $IPMASQ_CONFIGMAP count as well",
     )
-
-
-def by_flag(name: str) -> bool:
-    """Whether a value that is set comes from the command line, and not the environment."""
-    context = click.get_current_context(silent=True)
-    return context is None or context.get_parameter_source(name) is not ParameterSource.ENVIRONMENT
 
 
 def split_configmap(text: str) -> tuple[str, str, str | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import time
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +12,12 @@ import click
 from ipmasq_agent import __version__
 from ipmasq_agent.cli.goflags import GoBool
 from ipmasq_agent.cli.klog import configure, klog_options
-from ipmasq_agent.cli.options import Settings, agent_options, setting, settings_of
+from ipmasq_agent.cli.options import SOCKET, Settings, own_options, setting, settings_of
 from ipmasq_agent.config.durations import UNITS, parse_duration
-from ipmasq_agent.errors import UsageError
+from ipmasq_agent.errors import HostError, UsageError
 
 if TYPE_CHECKING:
     from ipmasq_agent.agent.loop import LoopSettings
-
-# A pass that takes longer than this is stuck, and a restart is the better agent.
-_STUCK = 300.0
 
 
 @click.command(
@@ -34,7 +30,7 @@ Examples:
   ipmasq-agent --masq-chain=IP-MASQ --nomasq-all-reserved-ranges   (as upstream's arguments)
 """,
 )
-@agent_options
+@own_options
 @setting(
     "--http-address",
     metavar="HOST:PORT",
@@ -64,6 +60,7 @@ Examples:
     help="Where the last good document of the API is kept, to go on with after a restart while "
     "the API is away; empty for nowhere.",
 )
+@SOCKET
 @setting("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @setting(
     "--log-level",
@@ -78,6 +75,7 @@ def command(
     cleanup_on_exit: bool,
     drain_timeout: str,
     state_dir: str,
+    socket: str,
     log_format: str,
     log_level: str,
     **options: Any,
@@ -96,7 +94,7 @@ def command(
         # Said here: in the loop it would be a source that fails now and may come back.
         raise UsageError("`run` cannot watch standard input", remedy="give it a file")
     loop = LoopSettings(settings.flags, cleanup_on_exit, _seconds(drain_timeout))
-    return _run(settings, http_address, loop, state_dir)
+    return _run(settings, options, http_address, socket, loop, state_dir)
 
 
 def _seconds(duration: str) -> float:
@@ -111,10 +109,18 @@ def _seconds(duration: str) -> float:
     return seconds
 
 
-def _run(settings: Settings, http_address: str, loop: LoopSettings, state_dir: str) -> int:
+def _run(
+    settings: Settings,
+    raw: dict[str, Any],
+    http_address: str,
+    socket_path: str,
+    loop: LoopSettings,
+    state_dir: str,
+) -> int:
     from ipmasq_agent.agent.events import Signal
-    from ipmasq_agent.agent.http import HttpServer
+    from ipmasq_agent.agent.introduction import Introducer
     from ipmasq_agent.agent.loop import Agent
+    from ipmasq_agent.agent.reception import Reception
     from ipmasq_agent.agent.shadows import Shadows
     from ipmasq_agent.cli.wiring import backend_choice, fact_source, kept_in
     from ipmasq_agent.host.devices import egress_devices
@@ -150,43 +156,41 @@ def _run(settings: Settings, http_address: str, loop: LoopSettings, state_dir: s
         chain=settings.placement.chain,
         ipv6=settings.flags.enable_ipv6,
         http=http_address or "off",
+        socket=socket_path or "off",
     )
-    for place in seat.take():
-        event(logging.WARNING, "another agent keeps this as well", place=place)
-    server = HttpServer(http_address, _answers(agent)) if http_address else None
+    # One document or the other, as a flag silences what the environment says.
+    document = {
+        "config": None if settings.configmaps else settings.config,
+        "configmap": settings.configmaps,
+    }
+    reception = Reception(agent, http_address, socket_path, Introducer(agent, raw | document))
+    ours = set(registry.claims(settings.placement, settings.backend))
+
+    def keeper() -> str | None:
+        kept = [place for place in seat.take() if place in ours]
+        return f"{_name(socket_path)} keeps {' and '.join(kept)} on this node" if kept else None
+
     try:
-        agent.run()
+        if keeper() is not None:
+            reception.open_beside()
+        if agent.stand_by(keeper):
+            for place in seat.take():
+                event(logging.WARNING, "another agent keeps this as well", place=place)
+            reception.open()
+            agent.run()
     finally:
+        # First the ports, then the seat: who takes over finds them free.
+        reception.close()
         seat.close()
-        if server:
-            server.close()
     return 0
 
 
-def _answers(agent: Any) -> dict[str, Any]:
-    from ipmasq_agent.agent.http import Answer, data, text
-    from ipmasq_agent.host.threads import dead
+def _name(socket_path: str) -> str:
+    """Return how to speak of the agent that listens at a path, which may be another one."""
+    from ipmasq_agent.cli.asking import ask
 
-    def healthy() -> Answer:
-        since = agent.busy_since
-        if since is not None and time.monotonic() - since > _STUCK:
-            return text(503, f"a pass takes longer than {_STUCK:g} s")
-        return (
-            text(503, f"not running: {', '.join(ended)}") if (ended := dead()) else text(200, "ok")
-        )
-
-    def ready() -> Answer:
-        status = agent.status
-        return text(200, "ok") if status.ready else text(503, status.why_not_ready())
-
-    def exposition() -> Answer:
-        from ipmasq_agent.agent.exposition import CONTENT_TYPE
-
-        return 200, CONTENT_TYPE, agent.metrics.text(agent.status_now())
-
-    return {
-        "/healthz": healthy,
-        "/readyz": ready,
-        "/status": lambda: data(agent.status_now().as_data()),
-        "/metrics": exposition,
-    }
+    try:
+        found = ask(socket_path) if socket_path else None
+    except HostError:
+        found = None
+    return found.name if found else "another agent"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,10 @@ Examples:
 def command(output: str, **options: Any) -> int:
     """Say which data plane masquerades here, and whether it is in step with the document.
 
-    Reads the document and the kernel itself, so it works with or without an agent running.
+    Reads the kernel itself. What is said of the document is what the running agent says, if
+    there is one: which revision is in force and since when, and what became of the newest.
+    Without one, or with --config or --configmap, the document is read here.
+
     In sync is not in force: rules of others may come before ours. Which they are, and for
     which destinations they decide, is told as well.
 
@@ -50,27 +54,27 @@ def command(output: str, **options: Any) -> int:
 def _of_document(settings: Settings) -> tuple[Status, Intent | None]:
     """Return what there is to say of the document, and what it means if that is known."""
     from ipmasq_agent.agent.intent import Intent
-    from ipmasq_agent.agent.status import ConfigStatus, Status, accepted
+    from ipmasq_agent.agent.status import ConfigStatus, Status, accepted, seen
     from ipmasq_agent.cli.wiring import document_of, gather, understand
     from ipmasq_agent.errors import AgentError, UsageError
 
-    name = settings.source().name
-    config = ConfigStatus(name)
+    name, now = settings.source().name, time.time()
+    status = Status(ConfigStatus(name))
     try:
         document = document_of(settings)
-        config = ConfigStatus(name, document.revision)
+        status = Status(ConfigStatus(name, seen(document, now)))
         understood = understand(document, settings)
-        config = accepted(name, document, understood)
+        status = Status(accepted(name, document, understood, now))
+        if document is settings.in_force:
+            assert settings.agent is not None
+            status = Status.told(settings.agent.described, settings.agent.status)
+        return status, Intent(understood.config, gather(settings, understood.config))
     except UsageError:
         raise
     except AgentError as error:
-        return Status(ConfigStatus(name, config.revision, error=str(error))), None
-    try:
-        return Status(config), Intent(understood.config, gather(settings, understood.config))
-    except UsageError:
-        raise
-    except AgentError as error:
-        return Status(config, waiting=(str(error),)), None
+        if status.config.accepted:
+            return replace(status, waiting=(*status.waiting, str(error))), None
+        return Status(replace(status.config, error=str(error))), None
 
 
 def _of_kernel(
@@ -127,6 +131,7 @@ def _of_kernel(
         unanswered=answered.unanswered,
         doubtful=answered.doubtful,
         advice=advice,
+        contested=status.contested,
     )
     status = status.looked(look)
     return status.beside(tuple(overridden), tuple(partial), ()), differing

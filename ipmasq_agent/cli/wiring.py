@@ -54,12 +54,16 @@ def kept_in(state_dir: str, source: Source, settings: Settings) -> Kept:
 
 
 def gather(settings: Settings, config: Config) -> Facts:
-    """Return the facts that a configuration needs, asked for once.
+    """Return the facts that a configuration needs, of the agent that was asked where it can.
 
     Raises:
         SourceError: one of them cannot be had.
     """
-    return fact_source(settings).gather(needs(config))
+    wanted = needs(config)
+    known = Facts(settings.agent.facts if settings.agent is not None else {}).only(wanted)
+    for fact, value in fact_source(settings).gather(frozenset(known.missing(wanted))):
+        known = known.with_(fact, value)
+    return known
 
 
 def refuse_beside_agent(places: Iterable[str]) -> None:
@@ -77,7 +81,7 @@ def refuse_beside_agent(places: Iterable[str]) -> None:
 
 
 def document_of(settings: Settings) -> Document:
-    """Read the document once.
+    """Read the document once: of an agent that was asked, the one in force.
 
     Where nobody named one, or the environment that an agent shares with us did, a document
     that is not there means the defaults, as it does to the agent.
@@ -87,6 +91,8 @@ def document_of(settings: Settings) -> Document:
         UsageError: it was named on the command line, and is not there: a slip of the pen
             must not put the defaults in place of a policy.
     """
+    if settings.in_force is not None:
+        return settings.in_force
     document = settings.source().read()
     if settings.named and document.absent:
         raise UsageError(
@@ -116,6 +122,8 @@ def read_document(settings: Settings) -> Config:
         ConfigError: it cannot be used.
     """
     document = document_of(settings)
+    if document is settings.in_force:
+        _warn_of_refused(settings)
     effect = "its entries are missed" if document.parts else "the defaults stand for it"
     for clause in document.absent:
         click.echo(f"warning: {clause}: {effect}", err=True)
@@ -125,6 +133,17 @@ def read_document(settings: Settings) -> Config:
     for warning in understood.warnings:
         click.echo(f"warning: {warning}", err=True)
     return understood.config
+
+
+def _warn_of_refused(settings: Settings) -> None:
+    assert settings.agent is not None
+    config = settings.agent.status["config"]
+    if config["newest"] and not config["accepted"]:
+        click.echo(
+            f"warning: revision {config['newest']['revision']} is refused, and the one before it "
+            f"is in force: {config['error']}",
+            err=True,
+        )
 
 
 def read_intent(settings: Settings) -> Intent:

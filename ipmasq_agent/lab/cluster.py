@@ -23,6 +23,7 @@ from typing import IO, Any, TypeVar
 
 from ipmasq_agent.errors import LabError
 from ipmasq_agent.host.commands import run
+from ipmasq_agent.host.local_socket import get
 from ipmasq_agent.lab import frr, netns
 from ipmasq_agent.lab.api import kubeconfig
 from ipmasq_agent.lab.children import own, tied, without_settings
@@ -40,7 +41,6 @@ _MOUNT_MARK = STATE / ".netns-mount"
 _PATIENCE = 60.0
 T = TypeVar("T")
 Condition = Callable[[dict[str, Any]], bool]
-STATUS_URL = "http://127.0.0.1:9797/status"
 
 
 def labs() -> list[str]:
@@ -197,11 +197,7 @@ class Lab:
         Raises:
             LabError: there is no such host.
         """
-        if host not in self.namespaces:
-            raise LabError(
-                f"there is no host {host!r} in the lab",
-                remedy="the hosts are " + ", ".join(h.name for h in HOSTS),
-            )
+        self._known(host)
         # A lock of the host's own: on a real node too it is shared by that node's programs
         # only, and the machine's is neither made nor held. `env` gives a shell's exit status
         # where there is no such program.
@@ -210,9 +206,17 @@ class Lab:
         api = [f"KUBECONFIG={self.kubeconfig}", "NO_PROXY=*", "no_proxy=*"]
         # Programs and maps of a host's own; there is one bpf file system for all hosts.
         pins = f"IPMASQ_BPF_PINS={self._pins / host}"
-        set_here = [lock, pins, *api, f"NODE_NAME={host}"]
+        local = f"IPMASQ_SOCKET={self.socket(host)}"
+        set_here = [lock, pins, local, *api, f"NODE_NAME={host}"]
         env = ["env", *without_settings(), *set_here]
         return ["ip", "netns", "exec", self.namespaces[host], *env, *argv]
+
+    def _known(self, host: str) -> None:
+        if host not in self.namespaces:
+            raise LabError(
+                f"there is no host {host!r} in the lab",
+                remedy="the hosts are " + ", ".join(h.name for h in HOSTS),
+            )
 
     def run(self, host: str, argv: Sequence[str]) -> str:
         """Run a program in a host and return what it printed."""
@@ -301,7 +305,7 @@ class Lab:
         self, host: str, argv: Sequence[str], *, stay: bool, talk: bool = False
     ) -> subprocess.Popen[Any]:
         inside = self.argv(host, argv)
-        with (self.state / f"{host}.log").open("ab") as log:
+        with self.log(host).open("ab") as log:
             process = subprocess.Popen(
                 inside if stay else tied(inside),
                 stdin=subprocess.PIPE if talk else subprocess.DEVNULL,
@@ -322,13 +326,24 @@ class Lab:
 
     def status(self, node: str) -> dict[str, Any] | None:
         """Return what the agent of a node says of itself; None while it does not answer."""
-        argv = self.argv(node, ["curl", "-s", "--max-time", "2", STATUS_URL])
-        done = run(argv, check=False)
-        try:
-            answer: dict[str, Any] = json.loads(done.stdout)
-        except json.JSONDecodeError:
+        told = get(str(self.socket(node)), "/status")
+        if told is None:
             return None
+        answer: dict[str, Any] = json.loads(told)
         return answer
+
+    def socket(self, node: str) -> Path:
+        """Return where the agent of a node listens, and its verbs ask."""
+        return self.state / f"{node}.sock"
+
+    def log(self, host: str) -> Path:
+        """Return the log of what runs in a host: of a node its agent.
+
+        Raises:
+            LabError: there is no such host.
+        """
+        self._known(host)
+        return self.state / f"{host}.log"
 
     def deliver(self, documents: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]]:
         """Give nodes documents, and return what each agent says once it has taken them in.
@@ -378,7 +393,7 @@ class Lab:
             if seen:
                 return seen
             time.sleep(0.02)
-        log = (self.state / f"{host}.log").read_text(errors="replace")
+        log = self.log(host).read_text(errors="replace")
         raise LabError(
             f"{host}: not within {_PATIENCE:g} s: {what}; its log ends with:\n{log[-2000:]}"
         )

@@ -207,9 +207,13 @@ def homes() -> list[PlaneRow]:
     return [each for each in PLANES if each.form_of is None]
 
 
-def claims(placement: Placement) -> list[str]:
-    """Return what one agent alone can keep in step, of all planes."""
-    return list(dict.fromkeys(each.claim(placement) for each in PLANES))
+def claims(placement: Placement, backend: str | None = None) -> list[str]:
+    """Return what one agent alone can keep in step, of all planes or of what ``--backend`` takes.
+
+    What ``auto`` takes is one of those that go by a chain's name.
+    """
+    rows = PLANES if backend is None else rows_of(backend) or rows_of("iptables-nft")
+    return list(dict.fromkeys(each.claim(placement) for each in rows))
 
 
 def choices() -> tuple[str, ...]:

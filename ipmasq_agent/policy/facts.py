@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
@@ -69,6 +69,10 @@ class Facts:
     def get(self, fact: Fact[T]) -> T | None:
         """Return a fact as it was learnt."""
         return cast("T | None", self._known.get(fact))
+
+    def __iter__(self) -> Iterator[tuple[Fact[Any], Any]]:
+        """Yield each fact that was learnt, with its value."""
+        return iter(self._known.items())
 
     def with_(self, fact: Fact[T], value: T) -> Facts:
         """Return the facts with one of them learnt."""

@@ -142,6 +142,7 @@ class Daemon:
             f"--config={self._document}",
             f"--backend={self.plane.backend}",
             f"--state-dir={place / 'state'}",
+            f"--socket={place / 'agent.sock'}",
         )
         self._right: dict[int, list[str]] = {}
         try:

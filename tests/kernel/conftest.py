@@ -31,11 +31,15 @@ def _swept() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_pins(tmp_path: Path) -> Iterator[None]:
-    """Pin eBPF maps and programs on a file system that goes with the test, as its state does."""
+    """Pin eBPF maps and programs on a file system that goes with the test.
+
+    So do what agents keep, and where they listen.
+    """
     # Not the test's own patch: what that changes is undone before other fixtures end.
     with bpf_file_system() as place, pytest.MonkeyPatch.context() as patch:
         patch.setenv(PINS, str(place / "pins"))
         patch.setenv("IPMASQ_STATE_DIR", str(tmp_path / "state"))
+        patch.setenv("IPMASQ_SOCKET", str(tmp_path / "agent.sock"))
         yield
 
 

@@ -299,11 +299,11 @@ def test_a_configmap_is_followed_and_an_unreachable_api_is_not_a_missing_one(
     assert agent.stop() == 0
 
 
-def test_two_agents_cannot_listen_on_one_address(
+def test_two_agents_of_two_chains_cannot_listen_on_one_address(
     run: Callable[..., Running], document: Path
 ) -> None:
     run("run", f"--config={document}").wait_ready()
-    second = run("run", f"--config={document}")
+    second = run("run", f"--config={document}", "--masq-chain=ANOTHER")
     assert second.process.wait(DEADLINE) == 2
     assert "--http-address" in second.log.read_text()
 

@@ -120,19 +120,6 @@ def test_cleanup_of_another_chain_leaves_a_running_agents_programs(
     assert status_of("diff", "--backend=bpf", f"--config={document}") == 0
 
 
-def test_a_second_agent_of_a_chain_says_so_until_the_first_has_gone(
-    run: Callable[..., Running], document: Path
-) -> None:
-    first = run("run", f"--config={document}")
-    first.wait_ready()
-    second = run("run", f"--config={document}", "--http-address=127.0.0.1:9798")
-    wait_until(lambda: "another agent keeps this" in second.log.read_text(), "the warning")
-    second.address = "127.0.0.1:9798"
-    wait_until(lambda: "stop one of the two" in str(second.status().get("advice")), "the advice")
-    first.stop()
-    wait_until(lambda: second.status()["advice"] == [], "its end")
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_two_agents_with_two_documents_are_told_and_one_of_them_gives_way(
     run: Callable[..., Running], document: Path, theirs: Path, variant: oracle.Variant

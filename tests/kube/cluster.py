@@ -26,7 +26,7 @@ from tests.unit.sources.heard import Heard
 NAMESPACE = "kube-system"
 NAME = "ip-masq-agent"
 PATH = f"/api/v1/namespaces/{NAMESPACE}/configmaps"
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 T = TypeVar("T")
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from ipmasq_agent import logs
-from ipmasq_agent.agent.http import HttpServer
+from ipmasq_agent.agent.http import Door, HttpServer, data, listen
+from ipmasq_agent.agent.introduction import PAGE, Introducer
 from ipmasq_agent.agent.metrics import Metrics
-from ipmasq_agent.cli.run import _answers
+from ipmasq_agent.agent.reception import answers
 from ipmasq_agent.sources.configmap import ConfigMapSource
 from ipmasq_agent.sources.kube_words import bare, said, why
 from tests.kernel.agent import status_of
@@ -145,17 +146,21 @@ def log_at_debug() -> Iterator[io.StringIO]:
 
 
 def everything_it_says(bench: Bench) -> str:
-    server = HttpServer("127.0.0.1:0", _answers(bench.agent))
+    listener = listen("127.0.0.1:0")
+    port = listener.getsockname()[1]
+    introduction = Introducer(bench.agent, {})
+    pages = {**answers(bench.agent), PAGE: lambda: data(introduction.as_data())}
+    server = HttpServer([Door(listener, pages)])
     try:
-        pages = []
-        for path in ("/readyz", "/status", "/metrics", "/healthz"):
-            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=DEADLINE)
+        said = []
+        for path in pages:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
             connection.request("GET", path)
-            pages.append(connection.getresponse().read().decode())
+            said.append(connection.getresponse().read().decode())
             connection.close()
     finally:
         server.close()
-    return "\n".join([*pages, bench.agent.status.as_text(), repr(bench.agent.status)])
+    return "\n".join([*said, bench.agent.status.as_text(), repr(bench.agent.status)])
 
 
 def test_no_failure_shows_a_secret_in_log_status_or_metrics(

@@ -29,7 +29,7 @@ from ipmasq_agent.sources import (
 )
 from tests.memory import MemoryPlane
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 # No wish of the benches' needs it, so nobody takes note of it.
 _NOTHING = NotLearnt(ROUTES, SourceUnavailable("nobody asks"))
 

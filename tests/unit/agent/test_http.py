@@ -18,8 +18,26 @@ from collections.abc import Iterator
 import pytest
 
 from ipmasq_agent.agent import http as door
-from ipmasq_agent.agent.http import MOST_CONNECTIONS, HttpServer, data, split_address, text
+from ipmasq_agent.agent.http import (
+    MOST_CONNECTIONS,
+    Answers,
+    Door,
+    HttpServer,
+    data,
+    listen,
+    split_address,
+    text,
+)
 from ipmasq_agent.errors import HostError, UsageError
+
+
+class Server(HttpServer):
+    """One door, on a port."""
+
+    def __init__(self, address: str, answers: Answers) -> None:
+        listener = listen(address)
+        self.port: int = listener.getsockname()[1]
+        super().__init__([Door(listener, answers)])
 
 
 def get(port: int, path: str) -> tuple[int, bytes]:
@@ -32,7 +50,7 @@ def get(port: int, path: str) -> tuple[int, bytes]:
 
 
 def test_answers_from_its_table_and_says_not_found_to_the_rest() -> None:
-    server = HttpServer(
+    server = Server(
         "127.0.0.1:0", {"/readyz": lambda: text(503, "waiting"), "/status": lambda: data({"a": 1})}
     )
     try:
@@ -45,16 +63,16 @@ def test_answers_from_its_table_and_says_not_found_to_the_rest() -> None:
 
 
 def test_closing_frees_the_port() -> None:
-    server = HttpServer("127.0.0.1:0", {})
+    server = Server("127.0.0.1:0", {})
     server.close()
-    HttpServer(f"127.0.0.1:{server.port}", {}).close()
+    Server(f"127.0.0.1:{server.port}", {}).close()
 
 
 def test_a_port_in_use_is_an_error_that_names_the_flag() -> None:
-    server = HttpServer("127.0.0.1:0", {})
+    server = Server("127.0.0.1:0", {})
     try:
         with pytest.raises(HostError, match="--http-address"):
-            HttpServer(f"127.0.0.1:{server.port}", {})
+            Server(f"127.0.0.1:{server.port}", {})
     finally:
         server.close()
 
@@ -83,11 +101,11 @@ def test_nobody_is_asked_for_the_name_of_the_host(monkeypatch: pytest.MonkeyPatc
     for asking in ("getaddrinfo", "gethostbyaddr", "getfqdn", "gethostbyname", "getnameinfo"):
         monkeypatch.setattr(socket, asking, refuse)
     for address in ("127.0.0.1:0", "0.0.0.0:0", "[::1]:0", "[::]:0"):
-        HttpServer(address, {}).close()
+        Server(address, {}).close()
 
 
 @pytest.fixture
-def server(caplog: pytest.LogCaptureFixture) -> Iterator[HttpServer]:
+def server(caplog: pytest.LogCaptureFixture) -> Iterator[Server]:
     big = "x" * 20_000_000
 
     def broken() -> door.Answer:
@@ -98,20 +116,20 @@ def server(caplog: pytest.LogCaptureFixture) -> Iterator[HttpServer]:
         "/big": lambda: text(200, big),
         "/broken": broken,
     }
-    made = HttpServer("127.0.0.1:0", table)
+    made = Server("127.0.0.1:0", table)
     yield made
     made.close()
     unasked = [record for record in caplog.records if record.getMessage() != "no answer"]
     assert unasked == []
 
 
-def connected(server: HttpServer, words: bytes = b"") -> socket.socket:
+def connected(server: Server, words: bytes = b"") -> socket.socket:
     made = socket.create_connection(("127.0.0.1", server.port), timeout=20)
     made.sendall(words)
     return made
 
 
-def test_head_is_answered_without_a_body(server: HttpServer) -> None:
+def test_head_is_answered_without_a_body(server: Server) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
     with contextlib.closing(connection):
         connection.request("HEAD", "/healthz")
@@ -119,7 +137,7 @@ def test_head_is_answered_without_a_body(server: HttpServer) -> None:
         assert (answer.status, answer.getheader("Content-Length"), answer.read()) == (200, "3", b"")
 
 
-def test_other_methods_are_refused_and_their_bodies_not_waited_for(server: HttpServer) -> None:
+def test_other_methods_are_refused_and_their_bodies_not_waited_for(server: Server) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
     with contextlib.closing(connection):
         connection.request("POST", "/healthz", body=b"x" * 100_000)
@@ -138,7 +156,7 @@ def test_other_methods_are_refused_and_their_bodies_not_waited_for(server: HttpS
         (b"GET /broken HTTP/1.1\r\n\r\n", 500),
     ],
 )
-def test_each_request_has_an_answer(server: HttpServer, words: bytes, status: int) -> None:
+def test_each_request_has_an_answer(server: Server, words: bytes, status: int) -> None:
     with connected(server, words) as client:
         answer = b"".join(iter(lambda: client.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 %d " % status)
@@ -146,7 +164,7 @@ def test_each_request_has_an_answer(server: HttpServer, words: bytes, status: in
     assert get(server.port, "/healthz") == (200, b"ok\n")
 
 
-def test_a_request_may_come_in_pieces(server: HttpServer) -> None:
+def test_a_request_may_come_in_pieces(server: Server) -> None:
     with connected(server) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n":
@@ -155,14 +173,14 @@ def test_a_request_may_come_in_pieces(server: HttpServer) -> None:
     assert answer.endswith(b"\r\n\r\nok\n")
 
 
-def test_a_large_answer_comes_whole_though_its_reader_is_slow(server: HttpServer) -> None:
+def test_a_large_answer_comes_whole_though_its_reader_is_slow(server: Server) -> None:
     with connected(server, b"GET /big HTTP/1.1\r\n\r\n") as client:
         assert get(server.port, "/healthz") == (200, b"ok\n")
         answer = b"".join(iter(lambda: client.recv(1 << 20), b""))
     assert len(answer.partition(b"\r\n\r\n")[2]) == 20_000_001
 
 
-def test_probes_are_answered_while_any_number_of_clients_dawdles(server: HttpServer) -> None:
+def test_probes_are_answered_while_any_number_of_clients_dawdles(server: Server) -> None:
     with contextlib.ExitStack() as opened:
         for number in range(3 * MOST_CONNECTIONS):
             words = (b"", b"GET /heal", b"GET /big HTTP/1.1\r\n\r\n")[number % 3]
@@ -172,14 +190,14 @@ def test_probes_are_answered_while_any_number_of_clients_dawdles(server: HttpSer
         assert len(server._connections) <= MOST_CONNECTIONS
 
 
-def test_who_dawdles_is_sent_away(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_dawdles_is_sent_away(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "_ASKING", 0.2)
     with connected(server, b"GET /heal") as client:
         assert client.recv(1) == b""  # and not the client's own time-out
 
 
 def test_broken_connections_leave_no_trace(
-    server: HttpServer, capfd: pytest.CaptureFixture[str]
+    server: Server, capfd: pytest.CaptureFixture[str]
 ) -> None:
     reset = struct.pack("ii", 1, 0)
     for words in (b"", b"GET /heal", b"GET /big HTTP/1.1\r\n\r\n"):
@@ -191,13 +209,13 @@ def test_broken_connections_leave_no_trace(
 
 
 def test_without_descriptors_the_thread_sleeps_and_answers_later(
-    server: HttpServer, monkeypatch: pytest.MonkeyPatch
+    server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = []
     let_in = server._let_in
 
-    def counted(poll: select.poll) -> bool:
-        tries.append(let_in(poll))
+    def counted(poll: select.poll, at: Door) -> bool:
+        tries.append(let_in(poll, at))
         return tries[-1]
 
     monkeypatch.setattr(server, "_let_in", counted)

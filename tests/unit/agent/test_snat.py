@@ -9,7 +9,7 @@ import pytest
 
 from ipmasq_agent.agent import snat
 from ipmasq_agent.agent.snat import Replies, replies, tell
-from ipmasq_agent.agent.status import ConfigStatus, Status
+from ipmasq_agent.agent.status import ConfigStatus, Sighting, Status
 from ipmasq_agent.config.assemble import follows
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.keys import SNAT_ADDRESS
@@ -68,7 +68,7 @@ def test_addresses_are_followed_for_named_ones_only() -> None:
 
 
 def test_what_nothing_comes_back_to_is_not_ready() -> None:
-    status = Status(ConfigStatus("cm", "1", accepted=True), in_sync=True)
+    status = Status(ConfigStatus("cm", Sighting("1", "d1", 0), accepted=True), in_sync=True)
     assert status.ready
     lost = replace(status, unanswered=("nobody answers",))
     assert not lost.ready

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from ipmasq_agent.agent.status import ConfigStatus, Status
+from ipmasq_agent.agent.status import ConfigStatus, Sighting, Status
 from ipmasq_agent.planes.usage import Exhausted, FlowTable, Usage
 from ipmasq_agent.policy.addresses import Family
 
-ACCEPTED = ConfigStatus("/etc/config/ip-masq-agent", "abc", accepted=True)
+ACCEPTED = ConfigStatus("/etc/config/ip-masq-agent", Sighting("abc", "d", 0), accepted=True)
 
 
 def test_the_first_line_is_the_one_that_operators_know() -> None:
@@ -34,8 +34,10 @@ def test_json_has_the_keys_of_the_contract() -> None:
 def test_ready_needs_the_newest_document_in_force_and_the_kernel_in_step() -> None:
     assert Status(ACCEPTED, in_sync=True).ready
     assert not Status(ACCEPTED, in_sync=False).ready
-    assert not Status(ConfigStatus("x", "2", accepted=False, error="bad"), in_sync=True).ready
-    gone = ConfigStatus("x", "2", accepted=True, error="the API is unreachable")
+    assert not Status(
+        ConfigStatus("x", Sighting("2", "d2", 0), accepted=False, error="bad"), in_sync=True
+    ).ready
+    gone = ConfigStatus("x", Sighting("2", "d2", 0), accepted=True, error="the API is unreachable")
     assert not Status(gone, in_sync=True).ready
 
 
@@ -46,7 +48,7 @@ def test_why_not_ready_names_what_is_waited_for() -> None:
 
 
 def test_a_policy_is_not_in_force_beside_a_plane_that_was_left() -> None:
-    status = Status(ConfigStatus("x", "1", accepted=True), in_sync=True)
+    status = Status(ConfigStatus("x", Sighting("1", "d1", 0), accepted=True), in_sync=True)
     assert (status.in_force, status.ready) == (True, True)
     left = replace(status, left_behind=("bpf holds rules of ours that decide too",))
     assert (left.in_force, left.ready) == (False, False)

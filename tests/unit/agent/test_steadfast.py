@@ -18,7 +18,7 @@ import pytest
 from ipmasq_agent import logs
 from ipmasq_agent.agent import documents
 from ipmasq_agent.agent.events import Signal
-from ipmasq_agent.cli.run import _answers
+from ipmasq_agent.agent.reception import answers
 from ipmasq_agent.config.document import parse_documents
 from ipmasq_agent.host import patience
 from ipmasq_agent.host.threads import Guarded
@@ -239,7 +239,7 @@ def test_a_thread_that_ought_to_run_and_does_not_is_no_health(
 
     thread = Guarded(work, "worker", lambda error: None)
     thread.start()
-    healthy = _answers(bench.agent)["/healthz"]
+    healthy = answers(bench.agent)["/healthz"]
     assert healthy() == (503, "text/plain; charset=utf-8", b"not running: worker\n")
     failing.clear()
     bench.resync()  # each turn starts what ought to run

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ipmasq_agent.sources import Document, SourceEvent, SourceFailed
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 class Heard:

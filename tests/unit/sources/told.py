@@ -10,7 +10,7 @@ from ipmasq_agent.errors import AgentError
 from ipmasq_agent.policy.facts import Fact
 from ipmasq_agent.sources import FactEvent, Learnt, NotLearnt
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 class Told:

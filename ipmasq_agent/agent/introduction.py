@@ -1,0 +1,112 @@
+"""What a running agent tells the programs of its node, and how these read it.
+
+How to read the kernel, and what is meant to be there; never what is in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ipmasq_agent import __version__
+from ipmasq_agent.agent.kept import pack_document, pack_facts, unpack_document, unpack_facts
+from ipmasq_agent.policy.facts import NO_FACTS, Fact
+from ipmasq_agent.sources import Document
+
+if TYPE_CHECKING:
+    from ipmasq_agent.agent.loop import Agent
+
+PAGE = "/agent"
+"""Where it is told, on the local socket."""
+
+
+class Introduction(NamedTuple):
+    """An agent at work.
+
+    Attributes:
+        pid: in its own PID namespace.
+        version: of the package.
+        since: when it started, as text.
+        namespace: which network namespace it keeps.
+        settings: by name of the flag's parameter, as its command line and environment say.
+        document: in force; None before the first.
+        facts: of the cluster, as it knows them.
+        status: its own, for JSON.
+    """
+
+    pid: int
+    version: str
+    since: str
+    namespace: str
+    settings: Mapping[str, Any]
+    document: Document | None
+    facts: Mapping[Fact[Any], Any]
+    status: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """How to speak of it."""
+        return f"the agent ({self.described})"
+
+    @property
+    def described(self) -> str:
+        """Which one it is."""
+        return f"pid {self.pid}, since {self.since}"
+
+
+def network_namespace() -> str:
+    """Return what tells this process's network namespace from all others of the machine."""
+    found = os.stat("/proc/self/ns/net")
+    return f"{found.st_dev}:{found.st_ino}"
+
+
+class Introducer:
+    """Tells of an agent.
+
+    Args:
+        agent: whom.
+        settings: see ``Introduction``.
+    """
+
+    def __init__(self, agent: Agent, settings: Mapping[str, Any]) -> None:
+        self._agent = agent
+        self._always = {
+            "pid": os.getpid(),
+            "version": __version__,
+            "since": time.strftime("%FT%TZ", time.gmtime()),
+            "namespace": network_namespace(),
+            "settings": dict(settings),
+        }
+
+    def as_data(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        document, facts = self._agent.in_force
+        return {
+            **self._always,
+            "document": document and pack_document(document),
+            "facts": pack_facts(facts or NO_FACTS),
+            "status": self._agent.status_now().as_data(),
+        }
+
+
+def read(told: bytes) -> Introduction:
+    """Return what an agent told.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is in another form.
+    """
+    data = json.loads(told)
+    held = data["document"]
+    return Introduction(
+        int(data["pid"]),
+        str(data["version"]),
+        str(data["since"]),
+        str(data["namespace"]),
+        dict(data["settings"]),
+        None if held is None else unpack_document(held),
+        unpack_facts(data["facts"]),
+        dict(data["status"]),
+    )
