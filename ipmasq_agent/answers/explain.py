@@ -7,7 +7,7 @@ import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 from ipmasq_agent.planes.interpretation import Decider, Interpretation
 from ipmasq_agent.planes.rules.neighbours import Neighbours, joined
@@ -174,16 +174,12 @@ class Asked:
     def _explanation(self, first: int, last: int, in_force: Interpretation) -> Explanation:
         source = parse_address(self.source)[1] if self.source is not None else None
         kernel, others, route = self.kernel, self.others, self.route
-        ours = kernel if others.asleep is None else in_force
-        verdict, rule = _decide(ours.policy, first, source, route)
-        elsewhere = None if route.local else others.decide(verdict, first)
-        if elsewhere is not None:
-            verdict, rule = elsewhere.verdict, elsewhere.reason
+        verdict, rule, translated_to, elsewhere = fate(kernel.policy, others, first, source, route)
         wanted = self.wanted
         expected, entry = _decide(wanted, first, source, route) if wanted else (None, None)
         exceptions = [str(e) for e in in_force.exceptions if e.concerns(first)]
         guarding = kernel.policy.guards.sources
-        if elsewhere is None and verdict is Verdict.MASQUERADE and guarding and source is None:
+        if not elsewhere and verdict is Verdict.MASQUERADE and guarding and source is None:
             exceptions.append(f"it does not come from {_shown(guarding)}")
         return Explanation(
             family=self.family,
@@ -196,10 +192,8 @@ class Asked:
             expected=expected,
             route=route,
             exceptions=tuple(exceptions),
-            translated_to=_translated(
-                kernel.policy if elsewhere is None else None, others, rule, first, route
-            ),
-            overridden=elsewhere is not None or others.asleep is not None,
+            translated_to=translated_to,
+            overridden=elsewhere or others.asleep is not None,
             unmeant=self.unmeant,
         )
 
@@ -231,6 +225,42 @@ def together(asked: str, answers: Sequence[Explanation]) -> dict[str, Any]:
     }
     shared["verdict"] = shared["verdict"] or "differs"
     return {"destination": asked, **shared, "answers": each}
+
+
+class Fate(NamedTuple):
+    """What becomes of a packet's source.
+
+    Attributes:
+        verdict: whether it is translated.
+        rule: what decides.
+        translated_to: the address, as text, that masqueraded packets get; None where it
+            cannot be told.
+        elsewhere: somebody else decides.
+    """
+
+    verdict: Verdict
+    rule: Reason
+    translated_to: str | None
+    elsewhere: bool
+
+
+def fate(
+    policy: FamilyPolicy,
+    others: Neighbours,
+    destination: int,
+    source: int | None,
+    route: EgressPath,
+) -> Fate:
+    """Return what becomes of a packet; ``policy`` is our own."""
+    if others.asleep is not None:
+        policy = joined(Interpretation(policy), others).policy
+    verdict, rule = _decide(policy, destination, source, route)
+    elsewhere = None if route.local else others.decide(verdict, destination)
+    if elsewhere is not None:
+        verdict, rule = elsewhere.verdict, elsewhere.reason
+    ours = policy if elsewhere is None else None
+    address = _translated(ours, others, rule, destination, route)
+    return Fate(verdict, rule, address, elsewhere is not None)
 
 
 def _translated(

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ipmasq_agent.cli.options import agent_options, settings_of
 from ipmasq_agent.cli.output import colour, emit, output_option
+
+if TYPE_CHECKING:
+    from ipmasq_agent.agent.intent import Intent
+    from ipmasq_agent.answers.impact import Impact
+    from ipmasq_agent.planes.plane import AnyPlane
+    from ipmasq_agent.policy.addresses import Family
 
 _SHOWN = 50  # ranges; a screen's worth of what may be a hundred thousand
 
@@ -18,19 +26,33 @@ _SHOWN = 50  # ranges; a screen's worth of what may be a hundred thousand
 Examples:
   ipmasq-agent diff --config config.yaml
   ipmasq-agent diff --configmap kube-system/ip-masq-agent -o json
+  ipmasq-agent diff --config config.yaml --live
 """,
+)
+@click.option("--live", is_flag=True, help="Count the connections that would leave otherwise.")
+@click.option(
+    "--flows",
+    metavar="FILE",
+    help="The same of recorded ones: lines of `observe -o json` or `conntrack -L`, or a capture; "
+    "- for a pipe.",
 )
 @agent_options
 @output_option
-def command(output: str, **options: Any) -> int:
+def command(live: bool, flows: str | None, output: str, **options: Any) -> int:
     """Show what apply would change in the kernel, in rules and in decisions; change nothing.
+
+    With --live or --flows also which connections that concerns: those whose next one would leave
+    with another source address. What is open goes on as it began.
 
     Exit status: 0 when nothing would change, 1 when something would, 2 on an error.
     """
     from ipmasq_agent.cli.questions import family_diff, left_diff
     from ipmasq_agent.cli.wiring import backend_choice, read_intent, warn_of_replies
+    from ipmasq_agent.errors import UsageError
     from ipmasq_agent.policy.addresses import Family
 
+    if live and flows is not None:
+        raise UsageError("--live and --flows ask about two sets of connections; give one of them")
     settings = settings_of(options)
     intent = read_intent(settings)
     warn_of_replies(intent.config)
@@ -43,16 +65,21 @@ def command(output: str, **options: Any) -> int:
             if advice:
                 click.echo(f"warning: {family.value}: {advice}", err=True)
         cleaned = {other.name: left_diff(other) for other in left_behind}
+        touched = None
+        if live or flows is not None:
+            touched = _impact(flows, backend, left_behind, intent)
     finally:
         choice.close()
     cleaned = {name: removed for name, removed in cleaned.items() if removed}
     changed = any(diff.changed for diff in diffs.values()) or bool(cleaned)
-    answer = {
+    answer: dict[str, Any] = {
         "backend": backend.name,
         "changed": changed,
         "families": {family.value: diff.as_data() for family, diff in diffs.items()},
         "leaves": cleaned,
     }
+    if touched is not None:
+        answer["impact"] = touched.as_data()
 
     def as_text() -> str:
         lines: list[str] = []
@@ -75,7 +102,10 @@ def command(output: str, **options: Any) -> int:
         for name, removed in cleaned.items():
             lines.append(f"the agent moves to {backend.name}; it would remove from {name}:")
             lines += (colour(f"-{line}") for line in removed)
-        return "\n".join(lines) or f"nothing would change ({backend.name})"
+        lines = lines or [f"nothing would change ({backend.name})"]
+        if touched is not None:
+            lines += touched.as_lines("live connections" if live else "recorded connections")
+        return "\n".join(lines)
 
     emit(answer, output, as_text)
     for line in choice.unseen:
@@ -83,3 +113,28 @@ def command(output: str, **options: Any) -> int:
     if choice.unseen:
         return 2
     return 1 if changed else 0
+
+
+def _impact(
+    recorded: str | None, backend: AnyPlane, left_behind: Sequence[AnyPlane], intent: Intent
+) -> Impact:
+    """Return what becomes of live connections, or of those in a file."""
+    from ipmasq_agent.answers.explain import EgressPath
+    from ipmasq_agent.answers.impact import impact, once
+    from ipmasq_agent.cli.flow_files import flows_of
+    from ipmasq_agent.cli.questions import rulings
+    from ipmasq_agent.host.routes import WaysOut
+    from ipmasq_agent.planes.live import live_flows
+    from ipmasq_agent.planes.plane import Translator
+
+    ways = WaysOut()
+
+    @functools.cache
+    def route_of(family: Family, destination: int, source: int) -> EgressPath:
+        return EgressPath(*ways.look_up(family, destination, source))
+
+    both = {f: rulings(backend, f, intent, left_behind) for f in intent.config.families}
+    # The families may be decided in two places; one that translates by itself knows of both.
+    now = max((now for now, _ in both.values()), key=lambda one: isinstance(one, Translator))
+    flows = once(live_flows(now)) if recorded is None else flows_of(recorded)
+    return impact(flows, {family: ruled for family, (_, ruled) in both.items()}, route_of)

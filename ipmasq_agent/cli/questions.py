@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.answers.differences import FamilyDiff, decision_changes
+from ipmasq_agent.answers.impact import Ruling
 from ipmasq_agent.answers.in_force import usual
 from ipmasq_agent.errors import AgentError
 from ipmasq_agent.host.devices import egress_devices
 from ipmasq_agent.planes.hook.read import read_hook
 from ipmasq_agent.planes.plane import AnyPlane, Desired, Plan, Plane, State
-from ipmasq_agent.planes.rules.neighbours import joined, neighbours
+from ipmasq_agent.planes.rules.neighbours import PostroutingHook, joined, neighbours
 from ipmasq_agent.policy.addresses import Family
 
 
@@ -46,6 +48,35 @@ def ours_now(
     return min(held, key=lambda one: one[0].our_base(family) is not None, default=(plane, state))
 
 
+class Standing(NamedTuple):
+    """Where our rules of a family are, before and after a change.
+
+    Attributes:
+        now: the data plane that decides now.
+        held: what it holds.
+        around: what stands at the hook now.
+        then: what will, where what is left has gone.
+    """
+
+    now: AnyPlane
+    held: Any
+    around: PostroutingHook
+    then: PostroutingHook
+
+
+def standing(
+    plane: AnyPlane, family: Family, actual: Any, others: Collection[AnyPlane]
+) -> Standing:
+    """Return what decides where ``plane``, which holds ``actual``, replaces ``others``."""
+    now, held = ours_now(family, plane, actual, others, lambda other: other.read(family))
+    egress = egress_devices()
+    hook = around = read_hook(family, plane.our_base(family), egress)
+    if now is not plane:
+        around = read_hook(family, now.our_base(family), egress)
+    gone = [base for other in others if (base := other.our_base(family)) is not None]
+    return Standing(now, held, around, hook.without(gone))
+
+
 def family_diff(
     plane: Plane[State, Desired, Plan],
     family: Family,
@@ -67,15 +98,10 @@ def family_diff(
         return FamilyDiff(family)
     then: State = change.result if change else actual
     later = dialect.interpret(then)
-    now, held = ours_now(family, plane, actual, others, lambda other: other.read(family))
-    egress = egress_devices()
-    hook = around = read_hook(family, plane.our_base(family), egress)
-    if now is not plane:
-        around = read_hook(family, now.our_base(family), egress)
+    now, held, around, hook = standing(plane, family, actual, others)
     asked = usual(later.policy.guards, hook)
-    gone = [base for other in others if (base := other.our_base(family)) is not None]
     before = joined(now.dialect.interpret(held), neighbours(around, asked))
-    after = joined(later, neighbours(hook.without(gone), asked))
+    after = joined(later, neighbours(hook, asked))
     return FamilyDiff(
         family,
         before=tuple(dialect.describe(actual)),
@@ -84,6 +110,20 @@ def family_diff(
         removed=tuple(change.removed) if change else (),
         decisions=tuple(decision_changes(before.policy.decisions, after.policy.decisions)),
     )
+
+
+def rulings(
+    plane: AnyPlane, family: Family, intent: Intent, others: Collection[AnyPlane]
+) -> tuple[AnyPlane, tuple[Ruling, Ruling]]:
+    """Return which data plane decides about connections now, how, and how it will be decided.
+
+    The arguments are as for ``family_diff``.
+    """
+    actual = plane.read(family)
+    then = plane.dialect.plan(actual, intent.desired(plane, family)).result
+    now, held, around, hook = standing(plane, family, actual, others)
+    before = Ruling(partial(now.dialect.interpret, held), around)
+    return now, (before, Ruling(partial(plane.dialect.interpret, then), hook))
 
 
 def left_diff(plane: AnyPlane) -> list[str]:

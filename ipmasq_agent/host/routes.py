@@ -30,35 +30,51 @@ class WayOut(NamedTuple):
     local: bool = False
 
 
-def look_up(family: Family, destination: str, source: str | None) -> WayOut:
-    """Return where a packet to ``destination`` would leave; an empty WayOut where nowhere.
+class WaysOut:
+    """Where packets leave the node as it is now: its devices and addresses are asked for once."""
 
-    The look-up is that of a forwarded packet where ``source`` is an address behind this
-    node. The address is the one that MASQUERADE takes, which is not the route's preferred
-    source: for IPv4 that of ``masquerading_source``, for IPv6 what source address selection
-    gives for the device.
+    def __init__(self) -> None:
+        self._names = {link.number: link.name for link in list_links()}
+        self._addresses = list_addresses()
+
+    def look_up(self, family: Family, to: int, source: int | None) -> WayOut:
+        """Return where a packet to an address would leave; an empty WayOut where nowhere.
+
+        The look-up is that of a forwarded packet where ``source`` is an address behind this
+        node. The address is the one that MASQUERADE takes, which is not the route's preferred
+        source: for IPv4 that of ``masquerading_source``, for IPv6 what source address selection
+        gives for the device.
+
+        Raises:
+            KernelReadError: the routing table cannot be asked.
+        """
+        route = _route(family, to, source)
+        if route is None or not route.device:
+            return WayOut()
+        device = self._names.get(route.device)
+        if route.kind == RouteKind.LOCAL:
+            return WayOut(device, family.show(to), True)
+        if family is Family.IPV6:
+            plain = rt.look_up(family, to)
+            address = plain.source if plain else None
+        else:
+            found = masquerading_source(
+                (one for one in self._addresses if one.family is family),
+                route.device,
+                to if route.gateway is None else route.gateway,
+            )
+            address = None if found is None else found.address
+        return WayOut(device, None if address is None else family.show(address))
+
+
+def look_up(family: Family, destination: str, source: str | None) -> WayOut:
+    """Return where one packet would leave; see ``WaysOut.look_up``.
 
     Raises:
         KernelReadError: the routing table cannot be asked.
     """
-    _, to = parse_address(destination)
-    route = _route(family, to, None if source is None else parse_address(source)[1])
-    if route is None or not route.device:
-        return WayOut()
-    device = next((link.name for link in list_links() if link.number == route.device), None)
-    if route.kind == RouteKind.LOCAL:
-        return WayOut(device, destination, True)
-    if family is Family.IPV6:
-        plain = rt.look_up(family, to)
-        address = plain.source if plain else None
-    else:
-        found = masquerading_source(
-            (one for one in list_addresses() if one.family is family),
-            route.device,
-            to if route.gateway is None else route.gateway,
-        )
-        address = None if found is None else found.address
-    return WayOut(device, None if address is None else family.show(address))
+    to = parse_address(destination)[1]
+    return WaysOut().look_up(family, to, None if source is None else parse_address(source)[1])
 
 
 def _route(family: Family, destination: int, source: int | None) -> rt.Lookup | None:

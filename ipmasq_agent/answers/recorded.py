@@ -1,0 +1,118 @@
+"""Connections that somebody wrote down, read back: as JSON lines, by conntrack, or captured."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ipmasq_agent.answers import pcap
+from ipmasq_agent.errors import UsageError
+from ipmasq_agent.policy.addresses import Family, parse_address
+from ipmasq_agent.policy.flows import PROTOCOLS, End, Flow
+
+_NUMBERS = {name: number for number, name in PROTOCOLS.items()} | {"icmpv4": 1}
+# A line of `conntrack -L` or of its events, also with -o extended, timestamp or id.
+_TRACKED = re.compile(r"(?:\[.*?\]\s*)*(?:ipv[46]\s+\d+\s+)?\S+\s+(?P<protocol>\d+)\s.*?(?=\bsrc=)")
+_FIELD = re.compile(r"\b(src|dst|sport|dport|id)=(\S+)")
+_REMARK = re.compile(r"conntrack v\S+ .*shown\.?$")
+_WITH_IDENTIFIER = (1, 58)  # ICMP and ICMPv6
+_ABOUT_FLOWS = frozenset({"lost_events", "node_status"})  # what Hubble says beside them
+_REMEDY = (
+    "what can be read are the lines of `observe -o json` or of Hubble, those of `conntrack -L`, "
+    "and captures (pcap, pcapng)"
+)
+
+
+def recorded(file: io.BufferedReader, name: str) -> Iterator[Flow]:
+    """Yield each connection of a record once.
+
+    Args:
+        file: the record.
+        name: what it is called in errors.
+
+    Raises:
+        UsageError: it is of no form that is known; says where.
+    """
+    if file.peek(4)[:4] in pcap.MAGICS:
+        try:
+            yield from pcap.connections(file)
+        except pcap.NotACapture as cause:
+            raise UsageError(f"{name}: {cause}", remedy=_REMEDY) from cause
+        return
+    found: dict[tuple[Family, int, End, End], Flow] = {}
+    for number, line in enumerate(file, start=1):
+        text = line.decode(errors="replace").strip()
+        if not text or _REMARK.match(text):
+            continue
+        try:
+            flow = _of_json(json.loads(text)) if text.startswith("{") else _tracked(text)
+        except (ValueError, KeyError, TypeError, AttributeError) as cause:
+            raise UsageError(
+                f"{name}:{number}: {text[:60]!r} is no connection", remedy=_REMEDY
+            ) from cause
+        if flow is not None:
+            key = flow.family, flow.protocol, flow.source, flow.destination
+            known = found.get(key)
+            if known is None or flow.established:
+                found[key] = flow
+    yield from found.values()
+
+
+def _tracked(text: str) -> Flow:
+    """Return the connection of a line of conntrack's.
+
+    Raises:
+        ValueError, KeyError: it is none.
+    """
+    head = _TRACKED.match(text)
+    if head is None:
+        raise ValueError("no protocol before its addresses")
+    protocol = int(head["protocol"])
+    first, *answers = text[head.end() + len("src=") :].split("src=")
+    family, source, destination = _ends(protocol, first)
+    left_as, reached = source, destination
+    if answers:
+        _, reached, left_as = _ends(protocol, answers[0])
+        if protocol in _WITH_IDENTIFIER:
+            reached, left_as = reached._replace(port=0), left_as._replace(port=reached.port)
+    established = "[UNREPLIED]" not in text
+    return Flow(family, protocol, source, destination, left_as, reached, established)
+
+
+def _ends(protocol: int, text: str) -> tuple[Family, End, End]:
+    """Return both ends of one direction, from behind its ``src=``."""
+    found: dict[str, str] = dict(reversed(_FIELD.findall(f"src={text}")))  # first ones count
+    family, source = parse_address(found["src"])
+    its, destination = parse_address(found["dst"])
+    if its is not family:
+        raise ValueError("of two families")
+    port = found["id"] if protocol in _WITH_IDENTIFIER else found.get("sport", "0")
+    return family, End(source, int(port)), End(destination, int(found.get("dport", "0")))
+
+
+def _of_json(data: Mapping[str, Any]) -> Flow | None:
+    """Return the connection of an object as ``observe`` and Hubble write them.
+
+    Returns:
+        None where it is one that answers, or speaks of something else.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is of no form that is known.
+    """
+    data = data.get("flow", data)
+    if data.get("is_reply") or not _ABOUT_FLOWS.isdisjoint(data):
+        return None
+    ip = data["IP"]
+    l4: dict[str, dict[str, Any]] = data.get("l4") or {"": {}}
+    ((name, ports),) = l4.items()
+    protocol = _NUMBERS.get(name.lower(), 0)
+    family, source = parse_address(ip["source"])
+    _, destination = parse_address(ip["destination"])
+    ends = (
+        End(source, ports.get("source_port", 0)),
+        End(destination, ports.get("destination_port", 0)),
+    )
+    return Flow(family, protocol, *ends, *ends)
