@@ -26,6 +26,7 @@ from ipmasq_agent.agent.knowledge import Knowledge
 from ipmasq_agent.agent.leaving import leave
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.passes import Passes
+from ipmasq_agent.agent.ports import PortWatch
 from ipmasq_agent.agent.shadows import Shadows
 from ipmasq_agent.agent.status import Look, Status
 from ipmasq_agent.agent.sweeper import Sweeper
@@ -81,6 +82,7 @@ class Agent:
         kept_by_others: Callable[[], Sequence[str]] = tuple,
         kept: Kept | None = None,
         shadows: Shadows | None = None,
+        ports: PortWatch | None = None,
     ) -> None:
         self.source = source
         self.fact_source = fact_source
@@ -104,6 +106,7 @@ class Agent:
             self.metrics,
         )
         self._sweeper = Sweeper(choice)
+        self._ports = ports
         self.status = Status(self._documents.status)
         self._retries = 0
         self._news = False  # something else was asked for since a pass went well
@@ -148,6 +151,8 @@ class Agent:
         halting.stop(_PARTING)
 
     def _halt(self) -> None:
+        if self._ports:
+            self._ports.stop(0.0)
         self._sweeper.stop(_PARTING)
         self.source.stop()
         self.fact_source.stop()
@@ -161,6 +166,8 @@ class Agent:
     def status_now(self) -> Status:
         """Return the status with what is known only when it is asked for; in any thread."""
         status, heard = self.status, self.source.heard
+        if self._ports:
+            status = replace(status, ports=self._ports.look)
         if heard is not None:
             age = round(time.monotonic() - heard, 1)
             status = replace(status, config=replace(status.config, age=age))
@@ -301,6 +308,8 @@ class Agent:
             healing=not self._news,
         )
         self._sweeper.provide()
+        if self._ports:
+            self._ports.provide()
         config = self._documents.config
         self.metrics.cidrs.set(listed(config) if config else 0)
         self.status = self.status.passed(found)

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from ipmasq_agent.agent.numbers import Histogram, Numbers
 from ipmasq_agent.agent.reconcile import Outcomes
 from ipmasq_agent.agent.status import Status
+from ipmasq_agent.answers.ports import PortLook
 from ipmasq_agent.host import threads
 from ipmasq_agent.planes.usage import FlowTable
 from ipmasq_agent.policy.addresses import Family
 
+_FULLEST, _NOTABLE = 5, 0.05  # destinations, and the part of their ports from which they count
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
@@ -78,7 +80,7 @@ class Metrics:
             self.backend.set(1, status.mode)
         from ipmasq_agent.agent.exposition import exposed
 
-        counted = (*_counted(status.counters), *_in_use(status.usage.tables))
+        counted = (*_counted(status.counters), *_in_use(status.usage.tables), *_ports(status.ports))
         return exposed([*vars(self).values(), _of_threads(), *counted])
 
 
@@ -132,3 +134,24 @@ def _in_use(tables: Sequence[FlowTable]) -> list[Numbers]:
         for family, count in table.held.items():
             held.set(count, table.name, family.value)
     return [held, capacity] if tables else []
+
+
+def _ports(look: PortLook) -> list[Numbers]:
+    """Return how many source ports are in use toward the few fullest destinations.
+
+    Destinations come and go: those of which hardly a port is in use are none of a dashboard's.
+    """
+    labels = ("destination", "protocol", "address", "ports")
+    used = _gauge(
+        "ports_used", "Source ports in use toward one of the fullest destinations.", *labels
+    )
+    size = _gauge("ports_available", "How many there are, of those of ports_used.", *labels)
+    fill = _gauge(
+        "ports_used_ratio", "Which part is in use of them where it is the largest, 0 to 1."
+    )
+    fill.set(max((row.fill for row in look.rows), default=0.0))
+    for row in look.rows[:_FULLEST]:
+        if row.fill >= _NOTABLE:
+            used.set(row.used, *row.labels)
+            size.set(row.of, *row.labels)
+    return [used, size, fill]

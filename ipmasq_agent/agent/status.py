@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from ipmasq_agent.answers.overrides import Overridden
+from ipmasq_agent.answers.ports import PortLook
 from ipmasq_agent.config.document import Understood
 from ipmasq_agent.config.keys import NATIVE_ROUTING_CIDRS
 from ipmasq_agent.planes.usage import Usage
@@ -230,6 +231,7 @@ class Status:
         counters: family and outcome → packets and flows, where the data plane counts by
             itself.
         usage: how full the data plane's own tables are, and where its ports ran out.
+        ports: how many source ports are in use.
     """
 
     config: ConfigStatus
@@ -257,6 +259,7 @@ class Status:
     unknown: tuple[str, ...] = ()
     counters: Mapping[tuple[Family, str], int] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
+    ports: PortLook = field(default_factory=PortLook)
 
     @classmethod
     def told(cls, agent: str, data: Mapping[str, Any]) -> Status:
@@ -412,7 +415,7 @@ class Status:
             "facts": [{"name": name, "error": error} for name, error in self.facts.items()],
             "leftBehind": list(self.left_behind),
             "unanswered": list(self.unanswered),
-            "advice": [*self.advice, *self.usage.warnings, *self.unknown],
+            "advice": [*self.advice, *self.usage.warnings, *self.ports.warnings, *self.unknown],
             "inForce": self.in_force,
             "overrides": [item.as_data() for item in self.overridden],
             "exceptions": list(self.partial),
@@ -428,6 +431,7 @@ class Status:
                 for f in Family
             },
             "tables": [table.as_data() for table in self.usage.tables],
+            "ports": [row.as_data() for row in self.ports.rows[:_SHOWN]],
             "exhausted": [one.as_data() for one in self.usage.exhausted],
         }
 
@@ -486,6 +490,9 @@ class Status:
         lines += (f"Waiting:      {line.removeprefix('waiting for ')}" for line in self.waiting)
         lines += (
             f"Warning:      {warning}"
-            for warning in (*config.notices, *self.advice, *self.usage.warnings, *self.unknown)
+            for warning in (
+                *(*config.notices, *self.advice, *self.usage.warnings),
+                *(*self.ports.warnings, *self.unknown),
+            )
         )
         return "\n".join(lines)

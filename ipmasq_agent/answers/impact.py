@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ipmasq_agent.answers.explain import EgressPath, fate
+from ipmasq_agent.answers.table import aligned
 from ipmasq_agent.planes.interpretation import Interpretation, RuleException
 from ipmasq_agent.planes.rules.matching import question
 from ipmasq_agent.planes.rules.neighbours import Neighbours, PostroutingHook, neighbours
@@ -163,8 +164,7 @@ class Impact:
                 break
             ends = family.show(source), family.show(destination)
             table.append((*ends, now, then, str(count)))
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+        lines = [f"  {line}" for line in aligned(table)]
         if len(self.changed) >= len(table):
             lines.append(f"  ... and {len(self.changed) - _SHOWN} more; -o json shows them all")
         open_ = sum(self.established.values())

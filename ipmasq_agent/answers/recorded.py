@@ -11,14 +11,13 @@ from typing import Any
 from ipmasq_agent.answers import pcap
 from ipmasq_agent.errors import UsageError
 from ipmasq_agent.policy.addresses import Family, parse_address
-from ipmasq_agent.policy.flows import PROTOCOLS, End, Flow
+from ipmasq_agent.policy.flows import ICMP, PROTOCOLS, End, Flow
 
 _NUMBERS = {name: number for number, name in PROTOCOLS.items()} | {"icmpv4": 1}
 # A line of `conntrack -L` or of its events, also with -o extended, timestamp or id.
 _TRACKED = re.compile(r"(?:\[.*?\]\s*)*(?:ipv[46]\s+\d+\s+)?\S+\s+(?P<protocol>\d+)\s.*?(?=\bsrc=)")
 _FIELD = re.compile(r"\b(src|dst|sport|dport|id)=(\S+)")
 _REMARK = re.compile(r"conntrack v\S+ .*shown\.?$")
-_WITH_IDENTIFIER = (1, 58)  # ICMP and ICMPv6
 _ABOUT_FLOWS = frozenset({"lost_events", "node_status"})  # what Hubble says beside them
 _REMEDY = (
     "what can be read are the lines of `observe -o json` or of Hubble, those of `conntrack -L`, "
@@ -76,7 +75,7 @@ def _tracked(text: str) -> Flow:
     left_as, reached = source, destination
     if answers:
         _, reached, left_as = _ends(protocol, answers[0])
-        if protocol in _WITH_IDENTIFIER:
+        if protocol in ICMP:
             reached, left_as = reached._replace(port=0), left_as._replace(port=reached.port)
     established = "[UNREPLIED]" not in text
     return Flow(family, protocol, source, destination, left_as, reached, established)
@@ -89,7 +88,7 @@ def _ends(protocol: int, text: str) -> tuple[Family, End, End]:
     its, destination = parse_address(found["dst"])
     if its is not family:
         raise ValueError("of two families")
-    port = found["id"] if protocol in _WITH_IDENTIFIER else found.get("sport", "0")
+    port = found["id"] if protocol in ICMP else found.get("sport", "0")
     return family, End(source, int(port)), End(destination, int(found.get("dport", "0")))
 
 

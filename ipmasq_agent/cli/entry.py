@@ -28,6 +28,7 @@ VERBS: Mapping[str, str] = {
     "compare": "Where two policies differ: documents, kernels, Cilium.",
     "explain": "Would this destination be masqueraded, and why?",
     "routes": "What the network outside needs, so that replies to pod addresses come back.",
+    "ports": "The source ports that translated connections use, and what is left.",
     "config": "Check a document, show it as understood, show the defaults.",
     "cleanup": "Remove every trace of the agent, and nothing of anyone else's.",
     "lab": "A node, pods, a worker and a router in network namespaces, to see it work.",
@@ -35,7 +36,7 @@ VERBS: Mapping[str, str] = {
 }
 
 _SHORT_LIVED = frozenset(
-    {"apply", "diff", "list", "status", "explain", "compare", "config", "routes"}
+    {"apply", "diff", "list", "status", "explain", "compare", "ports", "config", "routes"}
 )
 
 

@@ -206,6 +206,13 @@ SOCKET = setting(
 )
 
 
+def state_option(about: str) -> Callable[[F], F]:
+    """Return the option of where something is kept on the node; ``about`` says what."""
+    return setting(
+        "--state-dir", metavar="DIR", default="/run/ipmasq-agent", show_default=True, help=about
+    )
+
+
 def _stacked(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         for option in reversed(options):

@@ -16,6 +16,7 @@ from ipmasq_agent.planes.hook.read import read_hook
 from ipmasq_agent.planes.plane import AnyPlane, Desired, Plan, Plane, State
 from ipmasq_agent.planes.rules.neighbours import PostroutingHook, joined, neighbours
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.model import PortRange
 
 
 def ours_now(
@@ -124,6 +125,15 @@ def rulings(
     now, held, around, hook = standing(plane, family, actual, others)
     before = Ruling(partial(now.dialect.interpret, held), around)
     return now, (before, Ruling(partial(plane.dialect.interpret, then), hook))
+
+
+def ports_in_force(plane: AnyPlane) -> tuple[PortRange, ...]:
+    """Return the port ranges that our rules in the kernel give, to one of the families or both."""
+    for family in Family:
+        ports = plane.dialect.interpret(plane.read_at(family, 0)).policy.action.ports
+        if ports:
+            return ports
+    return ()
 
 
 def left_diff(plane: AnyPlane) -> list[str]:

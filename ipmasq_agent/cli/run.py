@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,21 @@ import click
 from ipmasq_agent import __version__
 from ipmasq_agent.cli.goflags import GoBool
 from ipmasq_agent.cli.klog import configure, klog_options
-from ipmasq_agent.cli.options import SOCKET, Settings, own_options, setting, settings_of
+from ipmasq_agent.cli.options import (
+    SOCKET,
+    Settings,
+    own_options,
+    setting,
+    settings_of,
+    state_option,
+)
 from ipmasq_agent.config.durations import UNITS, parse_duration
 from ipmasq_agent.errors import HostError, UsageError
 
 if TYPE_CHECKING:
     from ipmasq_agent.agent.loop import LoopSettings
+
+_DESTINATIONS = 8  # of whose ports status and metrics tell
 
 
 @click.command(
@@ -52,13 +62,9 @@ Examples:
     show_default=True,
     help="After a move away from bpf, how long the flows that it translates may go on.",
 )
-@setting(
-    "--state-dir",
-    metavar="DIR",
-    default="/run/ipmasq-agent",
-    show_default=True,
-    help="Where the last good document of the API is kept, to go on with after a restart while "
-    "the API is away; empty for nowhere.",
+@state_option(
+    "Where the last good document of the API is kept, to go on with after a restart while "
+    "the API is away; empty for nowhere."
 )
 @SOCKET
 @setting("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -120,6 +126,7 @@ def _run(
     from ipmasq_agent.agent.events import Signal
     from ipmasq_agent.agent.introduction import Introducer
     from ipmasq_agent.agent.loop import Agent
+    from ipmasq_agent.agent.ports import PortWatch
     from ipmasq_agent.agent.reception import Reception
     from ipmasq_agent.agent.shadows import Shadows
     from ipmasq_agent.cli.wiring import backend_choice, fact_source, kept_in
@@ -128,18 +135,22 @@ def _run(
     from ipmasq_agent.logs import event
     from ipmasq_agent.planes import registry
     from ipmasq_agent.planes.hook.read import hook_generation, read_hook
+    from ipmasq_agent.planes.live import ports_taken
 
     seat = Seat(registry.claims(settings.placement))
     source = settings.source()
+    choice = backend_choice(settings)
+    count = partial(ports_taken, ranges=settings.flags.to_ports, most=_DESTINATIONS)
     agent = Agent(
         source,
-        backend_choice(settings),
+        choice,
         loop,
         egress_devices,
         fact_source(settings),
         seat.take,
         kept_in(state_dir, source, settings) if state_dir else None,
         Shadows(read_hook, hook_generation),
+        PortWatch(choice, count),
     )
 
     def on_signal(number: int, frame: FrameType | None) -> None:

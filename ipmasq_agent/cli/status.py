@@ -85,10 +85,12 @@ def _of_kernel(
     from ipmasq_agent.agent.snat import Replies, replies
     from ipmasq_agent.agent.status import Look
     from ipmasq_agent.answers.overrides import Overridden, shadow
+    from ipmasq_agent.answers.ports import looked
     from ipmasq_agent.cli.wiring import backend_choice
     from ipmasq_agent.errors import AgentError
     from ipmasq_agent.host.devices import egress_devices
     from ipmasq_agent.planes.hook.read import read_hook
+    from ipmasq_agent.planes.live import ports_taken
     from ipmasq_agent.planes.plane import Translator
     from ipmasq_agent.policy.addresses import Family
 
@@ -115,6 +117,7 @@ def _of_kernel(
             except AgentError as error:
                 errors[family] = str(error)
         left = choice.unseen + deciding(others).lines
+        status = replace(status, ports=looked(ports_taken(plane, settings.flags.to_ports)))
         if isinstance(plane, Translator) and not errors:
             status = replace(status, counters=plane.counters(), usage=plane.usage())
     finally:

@@ -7,16 +7,19 @@ nf_conntrack_common.h.
 from __future__ import annotations
 
 import errno
-import socket
 import struct
+from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.netlink import core as netlink
 from ipmasq_agent.netlink.attributes import attribute, attributes, nested, number
 from ipmasq_agent.netlink.nf import NETLINK_NETFILTER, prefix
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.flows import End, Flow
+from ipmasq_agent.policy.flows import ICMP, End, Flow
+from ipmasq_agent.policy.ports import IDENTIFIERS, PortPools, PortUse
+from ipmasq_agent.policy.tally import Tally, tally
 
 CONNECTIONS = 1 << 8
 """NFNL_SUBSYS_CTNETLINK: kinds of messages begin there."""
@@ -30,7 +33,6 @@ _SEEN_REPLY = 1 << 1  # IPS_SEEN_REPLY
 _ADDRESSES, _PROTOCOL = 1, 2  # CTA_TUPLE_IP, CTA_TUPLE_PROTO
 _V4_SOURCE, _V4_DESTINATION, _V6_SOURCE, _V6_DESTINATION = 1, 2, 3, 4  # CTA_IP_...
 _NUMBER, _SOURCE_PORT, _DESTINATION_PORT, _ICMP_ID, _ICMPV6_ID = 1, 2, 3, 4, 7  # CTA_PROTO_...
-_ICMP = frozenset({socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6})
 # What a kernel without nfnetlink, or without its part for connections, answers.
 _NO_TRACKING = frozenset({errno.EPROTONOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP})
 
@@ -66,11 +68,13 @@ def tracked() -> Iterator[Flow]:
     Raises:
         KernelReadError: the kernel refuses.
     """
+    return filter(None, map(flow_of, _listed()))
+
+
+def _listed(filtered: bytes = b"") -> Iterator[bytes]:
+    """Yield what the kernel tells of each connection; see ``tracked``."""
     try:
-        for body in netlink.stream(NETLINK_NETFILTER, _GET, prefix(_ANY_FAMILY)):
-            flow = flow_of(body)
-            if flow is not None:
-                yield flow
+        yield from netlink.stream(NETLINK_NETFILTER, _GET, prefix(_ANY_FAMILY) + filtered)
     except OSError as cause:
         if cause.errno in _NO_TRACKING:
             return
@@ -88,27 +92,35 @@ def flow_of(message: bytes, at: int = 0) -> Flow | None:
         at: where its body begins.
     """
     at += _ATTRIBUTES
+    found = _usual(message, at)
+    if found is None:
+        return _flow_of_any(message, at)
+    family, parts = found
+    source, destination, protocol, *ports = parts[1:10:2]
+    reached, left_as, _, *others = parts[11::2]
+    if family is Family.IPV6:
+        source, destination, reached, left_as = map(
+            int.from_bytes, (source, destination, reached, left_as)
+        )
+    return Flow(
+        family,
+        protocol,
+        End(source, ports[0]),
+        End(destination, ports[1]),
+        End(left_as, others[1]),
+        End(reached, others[0]),
+        _answered(message, at + _SHAPES[family][0].size),
+    )
+
+
+def _usual(message: bytes, at: int) -> tuple[Family, tuple[Any, ...]] | None:
+    """Return family and parts of a message that is laid out as usual (see ``_shape``)."""
     for family, (shape, heads) in _SHAPES.items():
-        if len(message) - at < shape.size:
-            continue
-        parts = shape.unpack_from(message, at)
-        if parts[::2] == heads:
-            source, destination, protocol, *ports = parts[1:10:2]
-            reached, left_as, _, *others = parts[11::2]
-            if family is Family.IPV6:
-                source, destination, reached, left_as = map(
-                    int.from_bytes, (source, destination, reached, left_as)
-                )
-            return Flow(
-                family,
-                protocol,
-                End(source, ports[0]),
-                End(destination, ports[1]),
-                End(left_as, others[1]),
-                End(reached, others[0]),
-                _answered(message, at + shape.size),
-            )
-    return _flow_of_any(message, at)
+        if len(message) - at >= shape.size:
+            parts = shape.unpack_from(message, at)
+            if parts[::2] == heads:
+                return family, parts
+    return None
 
 
 def _answered(message: bytes, at: int) -> bool:
@@ -131,7 +143,7 @@ def _flow_of_any(message: bytes, at: int) -> Flow | None:
         return None
     family, protocol, source, destination = first
     _, _, reached, left_as = answer
-    if protocol in _ICMP:  # the identifier is of the end that asks, in both directions
+    if protocol in ICMP:  # the identifier is of the end that asks, in both directions
         left_as, reached = End(left_as.address, reached.port), End(reached.address, 0)
     seen = bool(number(status) & _SEEN_REPLY)
     return Flow(family, protocol, source, destination, left_as, reached, seen)
@@ -160,3 +172,50 @@ def _ends(data: bytes) -> tuple[Family, int, End, End] | None:
         return None
     source, destination = map(int.from_bytes, ends)
     return family, protocol, End(source, source_port), End(destination, destination_port)
+
+
+# -- which ports are in use ----------------------------------------------------------------
+
+# Those whose source is translated (IPS_SRC_NAT) are asked for alone: Linux leaves the others out
+# since 5.18.
+_TRANSLATED = attribute(_STATUS, struct.pack(">I", 1 << 4))
+
+
+def ports_taken(pools: PortPools, most: int) -> Tally[PortUse]:
+    """Count translated connections by what shares ports.
+
+    Args:
+        pools: from which the ports were chosen.
+        most: how many to return, most first.
+
+    Raises:
+        KernelReadError: the kernel refuses.
+    """
+    found = tally(_shared(pools.of_port), most)
+    counts = {}
+    for (family, protocol, address, to, port, place), count in found.counts.items():
+        pool = IDENTIFIERS if protocol in ICMP else pools.pools[place]
+        if family is Family.IPV6:
+            address, to = map(int.from_bytes, (address, to))
+        counts[PortUse(family, protocol, address, End(to, port), pool)] = count
+    return Tally(Counter(counts), found.missed)
+
+
+def _shared(of_port: bytes) -> Iterator[tuple[Family, int, Any, Any, int, int]]:
+    """Yield the fields of a ``PortUse`` for each translated connection; addresses of IPv6 as bytes.
+
+    No ``Flow`` is made of them: that takes twice as long.
+    """
+    for body in _listed(_TRANSLATED):
+        found = _usual(body, _ATTRIBUTES)
+        if found is not None:
+            family, parts = found
+            if parts[1] != parts[13] or parts[7] != parts[19]:  # source and port, and those back
+                yield family, parts[15], parts[13], parts[11], parts[17], of_port[parts[19]]
+            continue
+        flow = _flow_of_any(body, _ATTRIBUTES)
+        if flow is not None and flow.translated and flow.protocol in ICMP:
+            ends: tuple[Any, Any] = flow.left_as.address, flow.reached.address
+            if flow.family is Family.IPV6:
+                ends = ends[0].to_bytes(16), ends[1].to_bytes(16)
+            yield flow.family, flow.protocol, *ends, 0, 0

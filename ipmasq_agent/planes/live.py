@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
+from ipmasq_agent.netlink import ct_read
 from ipmasq_agent.netlink.ct_events import NewConnections
 from ipmasq_agent.netlink.ct_read import tracked
 from ipmasq_agent.planes.plane import AnyPlane, Beginnings, Translator
 from ipmasq_agent.policy.flows import End, Flow
+from ipmasq_agent.policy.model import PortRange
+from ipmasq_agent.policy.ports import PortUse, kernel_pools
+from ipmasq_agent.policy.tally import Tally
 
 
 def live_flows(plane: AnyPlane) -> Iterator[Flow]:
@@ -42,3 +47,23 @@ def beginnings(plane: AnyPlane) -> Beginnings:
         AgentError: nothing would tell of them.
     """
     return plane.beginnings() if isinstance(plane, Translator) else NewConnections()
+
+
+def ports_taken(plane: AnyPlane, ranges: Sequence[PortRange], most: int = 256) -> Tally[PortUse]:
+    """Count the translated connections of both families by what shares ports.
+
+    Args:
+        plane: which decides on the node.
+        ranges: from which it lets connection tracking choose.
+        most: how many to return, most first.
+
+    Raises:
+        AgentError: they cannot be read.
+    """
+    translates = isinstance(plane, Translator)
+    found = ct_read.ports_taken(kernel_pools(() if translates else ranges), most)
+    if not isinstance(plane, Translator):
+        return found
+    own = plane.ports_taken(most)
+    both = Counter(dict((found.counts + own.counts).most_common(most)))
+    return Tally(both, found.missed + own.missed)

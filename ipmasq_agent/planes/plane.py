@@ -21,6 +21,8 @@ from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.facts import Fact
 from ipmasq_agent.policy.flows import Flow
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
+from ipmasq_agent.policy.ports import PortUse
+from ipmasq_agent.policy.tally import Tally
 
 State = TypeVar("State")
 StateIn = TypeVar("StateIn", contravariant=True)
@@ -221,6 +223,14 @@ class Translator(abc.ABC):
 
         Raises:
             AgentError: nothing would tell of them.
+        """
+
+    @abc.abstractmethod
+    def ports_taken(self, most: int) -> Tally[PortUse]:
+        """Count the translated flows by what shares ports; return those with most.
+
+        Raises:
+            AgentError: they cannot be read.
         """
 
     @abc.abstractmethod

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.flows import PROTOCOLS, End
 
 NEARLY_FULL = 0.8
 """From this part of a table on it is worth a warning."""
-_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 
 
 class FlowTable(NamedTuple):
@@ -58,17 +58,12 @@ class Exhausted(NamedTuple):
     @property
     def destination(self) -> str:
         """Address and port as people write them."""
-        address = self.family.show(self.address)
-        if not self.port:
-            return address
-        return (
-            f"[{address}]:{self.port}" if self.family is Family.IPV6 else f"{address}:{self.port}"
-        )
+        return End(self.address, self.port).shown(self.family)
 
     @property
     def protocol_name(self) -> str:
         """The protocol in words, or its number."""
-        return _PROTOCOLS.get(self.protocol, str(self.protocol))
+        return PROTOCOLS.get(self.protocol, str(self.protocol))
 
     def as_data(self) -> dict[str, Any]:
         """Return it for JSON."""

@@ -8,6 +8,8 @@ from ipmasq_agent.policy.addresses import Family
 
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 """IANA's numbers, with the names that connection tracking gives them."""
+ICMP = frozenset({1, 58})
+"""Whose questions have an identifier in the place of ports."""
 
 
 class End(NamedTuple):

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from ipmasq_agent.planes.usage import Exhausted
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.flows import End, Flow
+from ipmasq_agent.policy.flows import ICMP, End, Flow
 from ipmasq_agent.policy.model import PortRange
+from ipmasq_agent.policy.ports import IDENTIFIERS, PortPool, PortUse
 
 FAMILIES = (Family.IPV4, Family.IPV6)
 GENERATIONS = 2
@@ -384,6 +385,27 @@ def translated(keys: bytes, values: bytes, now: int) -> int:
         life & 0xFFFFFFFF > now and (local, local_port) != (owner, port)
         for (_, local, _, local_port, *_), (owner, port, _, life) in entries
     )
+
+
+SharedPorts = tuple[bytes, bytes, bytes, int, int]
+"""Remote and local address, remote port, protocol and family of a flow, as its key has them."""
+
+
+def shared_ports(keys: bytes, values: bytes, now: int) -> Iterator[SharedPorts]:
+    """Yield for each flow that ``translated`` counts what others have whose port is another."""
+    entries = zip(_FLOW_KEY.iter_unpack(keys), _FLOW.iter_unpack(values), strict=True)
+    for (remote, local, port, local_port, protocol, family), (owner, its, _, life) in entries:
+        if life & 0xFFFFFFFF > now and (local, local_port) != (owner, its):
+            yield remote, local, port, protocol, family
+
+
+def unpack_shared(shared: SharedPorts, pools: Sequence[PortPool]) -> PortUse:
+    """Return what shares a port; ``pools`` has the ports of each family."""
+    remote, local, port, protocol, number = shared
+    family = FAMILIES[number & 1]
+    reached = End(unpack_address(family, remote), int.from_bytes(port))
+    pool = IDENTIFIERS if protocol in ICMP else pools[number & 1]
+    return PortUse(family, protocol, unpack_address(family, local), reached, pool)
 
 
 def of_families(wanted: Collection[Family], keys: bytes) -> list[bytes]:

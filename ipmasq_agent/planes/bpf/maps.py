@@ -20,6 +20,7 @@ from ipmasq_agent.planes.prefixset import AddressSet
 from ipmasq_agent.planes.usage import Exhausted, FlowTable
 from ipmasq_agent.policy.addresses import Family, collapsed
 from ipmasq_agent.policy.model import FixedSource, joined
+from ipmasq_agent.policy.ports import PortPool, own_pool
 
 _MOST_MARK = 0xFFFE  # its complement is a mark too, and 0 is none
 _NEVER_NONE = 1 << 31
@@ -262,6 +263,16 @@ class PinnedMaps:
         """Return how many flows have not expired that get another address or port."""
         now = int(time.clock_gettime(time.CLOCK_MONOTONIC))
         return sum(layout.translated(*columns, now) for columns in self["flows"].columns())
+
+    def ports_taken(self) -> Iterator[layout.SharedPorts]:
+        """Yield for each translated flow that has not expired what shares its port."""
+        now = int(time.clock_gettime(time.CLOCK_MONOTONIC))
+        for columns in self["flows"].columns():
+            yield from layout.shared_ports(*columns, now)
+
+    def pool(self, family: Family) -> PortPool:
+        """Return the ports that the policy in force gives."""
+        return own_pool(self.settings(layout.slot(family, self.generation(family))).ports)
 
     def exhausted(self) -> tuple[Exhausted, ...]:
         """Return some of the destinations to which no port was free, most often first."""

@@ -9,6 +9,7 @@ import logging
 import secrets
 import socket
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -50,6 +51,8 @@ from ipmasq_agent.planes.usage import FlowTable, Usage
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.facts import HOOKS, LINKS
 from ipmasq_agent.policy.flows import Flow
+from ipmasq_agent.policy.ports import PortUse
+from ipmasq_agent.policy.tally import Tally, tally
 
 _BOTH = (1 << layout.GENERATIONS) - 1
 # Tries of more prefixes are given back at once when another policy is in force; smaller
@@ -390,6 +393,16 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
         except BaseException:
             maps.__exit__()
             raise
+
+    def ports_taken(self, most: int) -> Tally[PortUse]:
+        """Count the translated flows by what shares ports; return those with most."""
+        with self._maps() as maps:
+            if maps is None or not maps.have(*layout.TABLES):
+                return Tally(Counter())
+            found = tally(maps.ports_taken(), most)
+            pools = [maps.pool(family) for family in layout.FAMILIES]
+        uses = {layout.unpack_shared(key, pools): n for key, n in found.counts.items()}
+        return Tally(Counter(uses), found.missed)
 
     def counters(self) -> dict[tuple[Family, str], int]:
         """Return how many packets and flows met each outcome, since the maps were made."""

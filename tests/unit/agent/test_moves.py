@@ -17,6 +17,8 @@ from ipmasq_agent.planes.rules.table import Table
 from ipmasq_agent.planes.usage import Usage
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.flows import Flow
+from ipmasq_agent.policy.ports import PortUse
+from ipmasq_agent.policy.tally import Tally
 from tests.memory import MemoryPlane
 
 
@@ -51,6 +53,9 @@ class Translating(MemoryPlane, Translator):
         raise AssertionError("nobody asks")
 
     def flows(self) -> Iterator[Flow]:
+        raise AssertionError("nobody asks")
+
+    def ports_taken(self, most: int) -> Tally[PortUse]:
         raise AssertionError("nobody asks")
 
     def counters(self) -> dict[tuple[Family, str], int]:

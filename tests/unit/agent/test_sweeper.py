@@ -16,6 +16,8 @@ from ipmasq_agent.planes.plane import Beginnings, Translator
 from ipmasq_agent.planes.usage import Usage
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.flows import Flow
+from ipmasq_agent.policy.ports import PortUse
+from ipmasq_agent.policy.tally import Tally
 from tests.unit.agent.support import Bench, FailingPlane
 from tests.waiting import wait_until
 
@@ -53,6 +55,9 @@ class SweptPlane(FailingPlane, Translator):
         raise AssertionError("nobody asks")
 
     def flows(self) -> Iterator[Flow]:
+        raise AssertionError("nobody asks")
+
+    def ports_taken(self, most: int) -> Tally[PortUse]:
         raise AssertionError("nobody asks")
 
     def counters(self) -> dict[tuple[Family, str], int]:
