@@ -114,13 +114,11 @@ def seen(document: Document, since: float) -> Sighting:
 
 def accepted(source: str, document: Document, understood: Understood, since: float) -> ConfigStatus:
     """Return what there is to say of a document that can be used."""
-    effect = "its entries are missed" if document.parts else "the defaults are in force"
-    lacking = (f"{clause}: {effect}" for clause in document.absent)
     return ConfigStatus(
         source,
         seen(document, since),
         accepted=True,
-        warnings=(*understood.warnings, *lacking),
+        warnings=(*understood.warnings, *document.warnings),
         caveat=document.caveat,
         native_routing=tuple(str(prefix) for prefix, _ in understood.config[NATIVE_ROUTING_CIDRS]),
     )

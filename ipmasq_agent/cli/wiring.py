@@ -124,13 +124,10 @@ def read_document(settings: Settings) -> Config:
     document = document_of(settings)
     if document is settings.in_force:
         _warn_of_refused(settings)
-    effect = "its entries are missed" if document.parts else "the defaults stand for it"
-    for clause in document.absent:
-        click.echo(f"warning: {clause}: {effect}", err=True)
     understood = understand(document, settings)
     for note in understood.notes:
         click.echo(f"note: {note}", err=True)
-    for warning in understood.warnings:
+    for warning in (*document.warnings, *understood.warnings):
         click.echo(f"warning: {warning}", err=True)
     return understood.config
 

@@ -50,6 +50,12 @@ class Document(NamedTuple):
         """What is not there of it, a clause each; empty where all is."""
         return self.lacking or (() if self.parts else (f"{self.name} does not exist",))
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is not there, and what that means."""
+        effect = "its entries are missed" if self.parts else "the defaults stand for it"
+        return tuple(f"{clause}: {effect}" for clause in self.absent)
+
 
 def revision_of(parts: Sequence[Part]) -> str:
     """Return a revision for documents whose source has none: twelve digits of a digest."""

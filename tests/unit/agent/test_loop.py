@@ -64,7 +64,7 @@ def test_a_document_that_is_gone_is_told_in_log_and_status(heard: pytest.LogCapt
     bench.document(None, "absent")
     assert bench.agent.status.ready
     assert bench.agent.status.config.notices == (
-        "the document does not exist: the defaults are in force",
+        "the document does not exist: the defaults stand for it",
     )
     (record,) = (r for r in heard.records if r.message.startswith("the document is gone"))
     assert record.levelno == logging.WARNING
