@@ -56,7 +56,7 @@ def _variant() -> tuple[str, str]:
                 failures.append(error)  # a mark in another table still counts
                 continue
             if mark is not None:
-                return name, f"{mark} is in its mangle table ({family.value})"
+                return name, f"{mark} is in the mangle table of {name} ({family.value})"
     if failures:
         raise failures[0]
     return "iptables-nft", "nothing tells; the default"

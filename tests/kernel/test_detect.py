@@ -47,14 +47,17 @@ def test_either_mark_of_either_family_tells(
     mark(variant, name, family)
     assert choose(requested) == (
         f"iptables-{variant}",
-        f"{name} is in its mangle table ({family})",
+        f"{name} is in the mangle table of iptables-{variant} ({family})",
     )
 
 
 def test_where_both_have_marks_it_is_nft(in_ns: Namespace) -> None:
     mark("legacy")
     mark("nft", OLD_MARK, "ipv6")
-    assert choose("auto") == ("iptables-nft", f"{OLD_MARK} is in its mangle table (ipv6)")
+    assert choose("auto") == (
+        "iptables-nft",
+        f"{OLD_MARK} is in the mangle table of iptables-nft (ipv6)",
+    )
 
 
 def test_where_nothing_tells_it_is_nft_and_looking_makes_nothing(in_ns: Namespace) -> None:

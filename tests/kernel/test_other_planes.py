@@ -128,6 +128,6 @@ def test_list_tells_no_rules_from_rules_that_masquerade_everything_and_nothing(
     subprocess.run(["iptables-nft", "-t", "nat", "-F", "POSTROUTING"], check=True)
     assert listed()[1] is False
     verb("apply", document(tmp_path, "0.0.0.0/0"))
-    _, in_force, said = listed()
-    assert in_force
+    cidrs, in_force, said = listed()
+    assert (cidrs, in_force) == (["169.254.0.0/16", "0.0.0.0/0"], True)
     assert "nothing is masqueraded by us: iptables-nft keeps every destination" in said

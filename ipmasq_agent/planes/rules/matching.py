@@ -204,8 +204,10 @@ def destinations(rule: Rule, table: Table) -> Ranges | None:
 
 
 def destination_of(rule: Rule, family: Family) -> Prefix | None:
-    """Return the prefix that a rule names as its destination; None where it names none."""
+    """Return the prefix of destinations that a rule speaks of; None where it is not one."""
     option = rule.option("destination")
+    if option is None and _ABOUT_DESTINATIONS.isdisjoint(each.name for each in rule.meaning):
+        return Prefix(family, 0, 0)
     if option is None or option.negated:
         return None
     return read_prefix(" ".join(option.values), family)
