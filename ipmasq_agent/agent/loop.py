@@ -27,6 +27,7 @@ from ipmasq_agent.agent.leaving import leave
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.passes import Passes
 from ipmasq_agent.agent.ports import PortWatch
+from ipmasq_agent.agent.recorder import Recorder
 from ipmasq_agent.agent.shadows import Shadows
 from ipmasq_agent.agent.status import Look, Status
 from ipmasq_agent.agent.sweeper import Sweeper
@@ -83,6 +84,7 @@ class Agent:
         kept: Kept | None = None,
         shadows: Shadows | None = None,
         ports: PortWatch | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.source = source
         self.fact_source = fact_source
@@ -107,6 +109,7 @@ class Agent:
         )
         self._sweeper = Sweeper(choice)
         self._ports = ports
+        self._recorder = recorder
         self.status = Status(self._documents.status)
         self._retries = 0
         self._news = False  # something else was asked for since a pass went well
@@ -154,6 +157,8 @@ class Agent:
         if self._ports:
             self._ports.stop(0.0)
         self._sweeper.stop(_PARTING)
+        if self._recorder:
+            self._recorder.stop(_PARTING)
         self.source.stop()
         self.fact_source.stop()
 
@@ -171,6 +176,8 @@ class Agent:
         if heard is not None:
             age = round(time.monotonic() - heard, 1)
             status = replace(status, config=replace(status.config, age=age))
+        if self._recorder:
+            status = replace(status, advice=(*status.advice, *self._recorder.trouble))
         plane = self.choice.in_use
         if isinstance(plane, Translator):
             try:
@@ -310,6 +317,8 @@ class Agent:
         self._sweeper.provide()
         if self._ports:
             self._ports.provide()
+        if self._recorder:
+            self._recorder.provide()
         config = self._documents.config
         self.metrics.cidrs.set(listed(config) if config else 0)
         self.status = self.status.passed(found)

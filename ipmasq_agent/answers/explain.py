@@ -176,7 +176,7 @@ class Asked:
         kernel, others, route = self.kernel, self.others, self.route
         verdict, rule, translated_to, elsewhere = fate(kernel.policy, others, first, source, route)
         wanted = self.wanted
-        expected, entry = _decide(wanted, first, source, route) if wanted else (None, None)
+        expected, entry = decide(wanted, first, source, route) if wanted else (None, None)
         exceptions = [str(e) for e in in_force.exceptions if e.concerns(first)]
         guarding = kernel.policy.guards.sources
         if not elsewhere and verdict is Verdict.MASQUERADE and guarding and source is None:
@@ -254,7 +254,7 @@ def fate(
     """Return what becomes of a packet; ``policy`` is our own."""
     if others.asleep is not None:
         policy = joined(Interpretation(policy), others).policy
-    verdict, rule = _decide(policy, destination, source, route)
+    verdict, rule = decide(policy, destination, source, route)
     elsewhere = None if route.local else others.decide(verdict, destination)
     if elsewhere is not None:
         verdict, rule = elsewhere.verdict, elsewhere.reason
@@ -284,10 +284,17 @@ def _translated(
     return None
 
 
-def _decide(
+def decide(
     policy: FamilyPolicy, destination: int, source: int | None, route: EgressPath
 ) -> tuple[Verdict, Reason]:
-    """Return what a policy decides and why, its guards included."""
+    """Return what a policy decides and why, its guards included.
+
+    Args:
+        policy: the policy.
+        destination: of the packet.
+        source: of the packet; None for any.
+        route: where the node sends it; without a device it is not asked which one.
+    """
     decided, guards = policy.decisions.decide(destination), policy.guards
     if decided.verdict is not Verdict.NON_MASQUERADE:
         left_alone = None

@@ -48,10 +48,15 @@ class Ring:
             self._theirs = mmap.mmap(self.fd, page + 2 * size, prot=mmap.PROT_READ, offset=page)
         self._data = page
 
-    def read(self) -> bytes:
-        """Return the records that are complete, each behind its header; and make room there."""
+    def read(self, most: int) -> bytes:
+        """Return records that are complete, each behind its header; and make room there.
+
+        Args:
+            most: how many at once.
+        """
         (begin,) = _PLACE.unpack_from(self._mine)
         (end,) = _PLACE.unpack_from(self._theirs)
+        end = min(end, begin + most * self.step)
         start = self._data + (begin & self._size - 1)
         heads = memoryview(self._theirs[start : start + end - begin]).cast("I")
         # Those before the first that is still being written. They are copied once more after

@@ -29,6 +29,7 @@ VERBS: Mapping[str, str] = {
     "explain": "Would this destination be masqueraded, and why?",
     "routes": "What the network outside needs, so that replies to pod addresses come back.",
     "ports": "The source ports that translated connections use, and what is left.",
+    "observe": "Connections as they are made; which pod had an address and port.",
     "config": "Check a document, show it as understood, show the defaults.",
     "cleanup": "Remove every trace of the agent, and nothing of anyone else's.",
     "lab": "A node, pods, a worker and a router in network namespaces, to see it work.",

@@ -44,6 +44,7 @@ class Settings:
     config: str = DEFAULT_CONFIG
     configmaps: tuple[str, ...] = ()
     named: bool = False
+    record: str | None = None
     kubeconfig: str | None = None
     node_name: str | None = None
     backend: str = "auto"
@@ -222,6 +223,11 @@ def _stacked(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
     return decorate
 
 
+record_option = setting(
+    "--record",
+    metavar="FILE",
+    help="The record of translations: which pod had which address and port of the node, and when.",
+)
 document_options: Callable[[F], F] = _stacked(_SOURCE + _API + _MEANING)
 """Where the document is, and the flags that bear on what it means."""
 meant_option = setting(
@@ -238,6 +244,8 @@ kernel_options: Callable[[F], F] = _stacked((*_BACKEND, *_RULES, SOCKET))
 """The same, where the running agent may tell it."""
 operand_options: Callable[[F], F] = _stacked((*_API, *_RULES, *_MEANING, SOCKET))
 """The rest, for a verb whose operands name documents and data planes."""
+node_options: Callable[[F], F] = _stacked((*_API, *_BACKEND, *_RULES, SOCKET))
+"""For a verb that asks about this node, and about no document."""
 own_options: Callable[[F], F] = _stacked(_ALL)
 """All, for a verb that brings the kernel to a document."""
 agent_options: Callable[[F], F] = _stacked((*_ALL, SOCKET))
@@ -269,6 +277,7 @@ def settings_of(options: dict[str, Any]) -> Settings:
         configmaps=configmaps,
         named=bool(config or configmaps)
         and by_command_line("configmap" if configmaps else "config"),
+        record=options.get("record"),
         kubeconfig=options.get("kubeconfig"),
         node_name=options.get("node_name"),
         backend=options.get("backend") or "auto",

@@ -17,6 +17,7 @@ from ipmasq_agent.cli.options import (
     SOCKET,
     Settings,
     own_options,
+    record_option,
     setting,
     settings_of,
     state_option,
@@ -26,7 +27,9 @@ from ipmasq_agent.errors import HostError, UsageError
 
 if TYPE_CHECKING:
     from ipmasq_agent.agent.loop import LoopSettings
+    from ipmasq_agent.agent.record import RecordFile
 
+_FILES = 4  # that a record is made of
 _DESTINATIONS = 8  # of whose ports status and metrics tell
 
 
@@ -67,6 +70,15 @@ Examples:
     "the API is away; empty for nowhere."
 )
 @SOCKET
+@record_option
+@setting(
+    "--record-size",
+    type=click.IntRange(1),
+    metavar="MEGABYTES",
+    default=64,
+    show_default=True,
+    help="What the record may take, in four files; a translation takes some 80 bytes.",
+)
 @setting("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @setting(
     "--log-level",
@@ -82,6 +94,7 @@ def command(
     drain_timeout: str,
     state_dir: str,
     socket: str,
+    record_size: int,
     log_format: str,
     log_level: str,
     **options: Any,
@@ -93,6 +106,7 @@ def command(
     the document and the kernel again; SIGTERM stops and leaves the rules in place.
     """
     from ipmasq_agent.agent.loop import LoopSettings
+    from ipmasq_agent.agent.record import RecordFile
 
     configure(log_format, log_level, options)
     settings = settings_of(options)
@@ -100,7 +114,9 @@ def command(
         # Said here: in the loop it would be a source that fails now and may come back.
         raise UsageError("`run` cannot watch standard input", remedy="give it a file")
     loop = LoopSettings(settings.flags, cleanup_on_exit, _seconds(drain_timeout))
-    return _run(settings, options, http_address, socket, loop, state_dir)
+    size = (record_size << 20) // _FILES
+    record = RecordFile(settings.record, size, _FILES) if settings.record else None
+    return _run(settings, options, http_address, socket, loop, state_dir, record)
 
 
 def _seconds(duration: str) -> float:
@@ -122,12 +138,14 @@ def _run(
     socket_path: str,
     loop: LoopSettings,
     state_dir: str,
+    record: RecordFile | None,
 ) -> int:
     from ipmasq_agent.agent.events import Signal
     from ipmasq_agent.agent.introduction import Introducer
     from ipmasq_agent.agent.loop import Agent
     from ipmasq_agent.agent.ports import PortWatch
     from ipmasq_agent.agent.reception import Reception
+    from ipmasq_agent.agent.recorder import Recorder
     from ipmasq_agent.agent.shadows import Shadows
     from ipmasq_agent.cli.wiring import backend_choice, fact_source, kept_in
     from ipmasq_agent.host.devices import egress_devices
@@ -150,7 +168,8 @@ def _run(
         seat.take,
         kept_in(state_dir, source, settings) if state_dir else None,
         Shadows(read_hook, hook_generation),
-        PortWatch(choice, count),
+        ports=PortWatch(choice, count),
+        recorder=Recorder(choice, record) if record else None,
     )
 
     def on_signal(number: int, frame: FrameType | None) -> None:

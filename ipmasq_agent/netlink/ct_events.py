@@ -22,14 +22,15 @@ from ipmasq_agent.netlink.ct_read import CONNECTIONS, flow_of
 from ipmasq_agent.netlink.nf import NETLINK_NETFILTER
 from ipmasq_agent.policy.flows import Flow
 
-_NEW = 1  # NF_NETLINK_CONNTRACK_NEW
+_NEW, _GROUP = 1, 1  # NF_NETLINK_CONNTRACK_NEW, a bit; NFNLGRP_CONNTRACK_NEW
 _KIND_AT, _BODY_AT = 4, 16  # in a message: struct nlmsghdr
 _ROOM = 32 << 20  # bytes that may wait: some 25,000 connections
 _AT_ONCE = 1024
 _RECEIVE_BUFFER_FORCED, _MEMORY = 33, 55  # SO_RCVBUFFORCE, SO_MEMINFO
 _MEMORY_INFO = struct.Struct("=9I")
 _DROPS = 8  # SK_MEMINFO_DROPS
-_NETLINK, _NO_ENOBUFS = 270, 5  # SOL_NETLINK, NETLINK_NO_ENOBUFS
+# SOL_NETLINK, NETLINK_DROP_MEMBERSHIP, NETLINK_NO_ENOBUFS
+_NETLINK, _DROP_MEMBERSHIP, _NO_ENOBUFS = 270, 2, 5
 _EVENTS = Path("/proc/sys/net/netfilter/nf_conntrack_events")
 
 
@@ -93,6 +94,10 @@ class NewConnections:
                 found.append((now, flow))
         return found
 
+    def stop(self) -> None:
+        """Listen to no more; see ``Beginnings``."""
+        self._socket.setsockopt(_NETLINK, _DROP_MEMBERSHIP, _GROUP)
+
     @property
     def missed(self) -> int:
         """How many connections found no room in the buffer."""
@@ -100,7 +105,7 @@ class NewConnections:
         return int(_MEMORY_INFO.unpack(memory)[_DROPS])
 
     def close(self) -> None:
-        """Listen no more."""
+        """Hold nothing any more."""
         self._socket.close()
 
 

@@ -187,12 +187,15 @@ class Beginnings(Protocol):
             AgentError: there is nothing to read any more.
         """
 
+    def stop(self) -> None:
+        """Listen to no more; those that were made before are still to be read."""
+
     @property
     def missed(self) -> int:
         """How many were made beside those that are read, since this was opened."""
 
     def close(self) -> None:
-        """Listen no more."""
+        """Hold nothing any more."""
 
 
 class Translator(abc.ABC):

@@ -26,6 +26,12 @@ class _Watcher(Protocol):
     def stop(self) -> None: ...
 
 
+def node_name(said: str | None) -> str:
+    """Return the name of this node's Node: what was said, else $NODE_NAME, else the host's."""
+    # kubelet's own default (pkg/util/node, GetHostname).
+    return said or os.environ.get("NODE_NAME") or socket.gethostname().strip().lower()
+
+
 class HostAndCluster:
     """Implements ``FactSource``: watches what is required, and nothing else.
 
@@ -39,8 +45,7 @@ class HostAndCluster:
 
     def __init__(self, *, kubeconfig: str | None = None, node: str | None = None) -> None:
         self._kubeconfig = kubeconfig
-        # kubelet's own default (pkg/util/node, GetHostname).
-        self._node = node or os.environ.get("NODE_NAME") or socket.gethostname().strip().lower()
+        self._node = node_name(node)
         self._lock = threading.Lock()
         self._sink: Callable[[FactEvent], None] | None = None
         self._watchers: dict[frozenset[Fact[Any]], _Watcher] = {}

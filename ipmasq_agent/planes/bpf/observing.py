@@ -18,7 +18,8 @@ from ipmasq_agent.planes.bpf.maps import PinnedMaps
 from ipmasq_agent.planes.plane import Beginnings
 from ipmasq_agent.policy.flows import Flow
 
-_SIZE = 1 << 20  # 13,000 flows: half a second of 26,000 a second
+_SIZE = 2 << 20  # 26,000 flows: a second of so many
+_AT_ONCE = 1024
 # Nobody wakes us: to be woken up for each flow would cost more than all else.
 _PAUSE = 0.05
 
@@ -39,7 +40,7 @@ class BegunFlows(Beginnings):
         self._observers, self._untold = maps[layout.OBSERVERS], maps[layout.UNTOLD]
         self._pin = pins / layout.OBSERVERS
         self._seat, self._key = _place(pins)
-        self._forget()  # whoever had the place and was killed
+        self.stop()  # for whoever had the place and was killed
         self._missed_before = self._all_missed()
         self._ring = Ring("begun", _SIZE, layout.BEGUN_SIZE)
         self._observers.update(self._key, NUMBER.pack(self._ring.fd))
@@ -50,7 +51,7 @@ class BegunFlows(Beginnings):
         """Return flows that began; see ``Beginnings``."""
         until = time.monotonic() + seconds
         while True:
-            records = self._ring.read()
+            records = self._ring.read(_AT_ONCE)
             now = time.monotonic()
             if records or now >= until:
                 break
@@ -78,12 +79,13 @@ class BegunFlows(Beginnings):
     def _all_missed(self) -> int:
         return layout.summed(self._untold.per_cpu(self._key))
 
-    def _forget(self) -> None:
+    def stop(self) -> None:
+        """Listen to no more; see ``Beginnings``."""
         self._observers.delete(self._key)
 
     def close(self) -> None:
         """Leave the place."""
-        self._forget()
+        self.stop()
         self._ring.close()
         self._maps.__exit__()
         self._seat.close()
