@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from ipmasq_agent.errors import HostError, UsageError
@@ -61,6 +60,9 @@ def get(path: str, page: str) -> bytes | None:
     Raises:
         HostError: somebody does, and does not answer as an agent.
     """
+    # With it comes TLS, for which the agent would pay some megabytes.
+    from http.client import HTTPException, HTTPResponse
+
     try:
         with socket.socket(socket.AF_UNIX) as asking:
             asking.settimeout(_PATIENCE)

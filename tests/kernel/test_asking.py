@@ -70,11 +70,10 @@ def test_what_the_command_line_says_wins(agent: Running, verb: Verb, tmp_path: P
     found = json.loads(out)
     assert (status, found["backend"]) == (1, "iptables-legacy")
     assert any("10.0.0.0/8" in line for line in found["families"]["ipv4"]["rules"]["add"])
-    _, out, err = verb("list", "--masq-chain=NOBODYS", "-o", "json")
+    _, out, _ = verb("list", "--masq-chain=NOBODYS", "-o", "json")
     assert json.loads(out)["inForce"] is False
-    assert "NOBODYS" in err
     # Who asks nobody has the defaults: another chain, which is not there.
-    status, _, err = verb("list", "--socket=")
+    _, _, err = verb("list", "--socket=")
     assert "as the agent" not in err
 
 
