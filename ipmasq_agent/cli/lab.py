@@ -7,11 +7,12 @@ import shutil
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from ipmasq_agent.cli.output import emit, output_option
+from ipmasq_agent.errors import UsageError
 from ipmasq_agent.host.extras import require
 from ipmasq_agent.planes import registry
 
@@ -47,6 +48,7 @@ Examples:
   ipmasq-agent lab run
   ipmasq-agent lab up
   ipmasq-agent lab exec curl-pod curl -s 10.10.1.200
+  ipmasq-agent lab capture k8s-ctr -w node.pcap
   ipmasq-agent lab down
 """,
 )
@@ -189,6 +191,11 @@ def execute(name: str, host: str, argv: tuple[str, ...]) -> None:
     from ipmasq_agent.lab.cluster import standing
 
     words = standing(name).argv(host, argv)
+    _become(words)
+
+
+def _become(words: list[str]) -> NoReturn:
+    """Run a program in our place."""
     # So that `ipmasq-agent` is found in a host as it was here.
     directory = str(Path(sys.executable).parent)
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}:{directory}"
@@ -213,6 +220,61 @@ def logs(name: str, follow: bool, host: str) -> None:
     path = standing(name).log(host)
     sys.stdout.flush()
     os.execvp("tail", ["tail", *(["--follow"] if follow else []), "--lines=+1", str(path)])
+
+
+@command.command(
+    epilog="""\b
+Examples (after `ipmasq-agent lab up`):
+  ipmasq-agent lab capture k8s-ctr -w node.pcap
+  ipmasq-agent lab capture router icmp or icmp6 | wireshark -k -i -
+  ipmasq-agent lab capture k8s-ctr | ipmasq-agent lab exec k8s-ctr tcpdump -l -n -r -
+  ipmasq-agent lab capture k8s-ctr --interface eth1 --seconds 10 -w out.pcap net 172.20.0.0/16
+""",
+)
+@name_option
+@click.option("--interface", default="any", show_default=True, help="The device to listen at.")
+@click.option("-w", "file", type=click.Path(dir_okay=False), help="Where to.  [default: stdout]")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="End after so many.")
+@click.argument("host")
+@click.argument("words", nargs=-1, metavar="[FILTER]...")
+def capture(
+    name: str,
+    interface: str,
+    file: str | None,
+    seconds: float | None,
+    host: str,
+    words: tuple[str, ...],
+) -> None:
+    """Write the packets of a host as a pcap, until Ctrl-C.
+
+    FILTER is what tcpdump takes (pcap-filter(7)), whose exit status this has. At `any` interface a
+    packet is there once for each device that it passes: one that a node masquerades has the pod's
+    address first, then the node's.
+    """
+    from ipmasq_agent.lab.cluster import standing
+
+    # Each packet is written when it comes: whoever reads at the other end sees it at once.
+    argv = ["tcpdump", "-n", "-U", "--immediate-mode", "-i", interface, "-w", "-", *words]
+    if seconds is not None:
+        argv = ["timeout", "--foreground", "--preserve-status", "--signal=INT", f"{seconds}", *argv]
+    inside = standing(name).argv(host, argv)
+    if file is not None:
+        # Not by tcpdump, which may have given up its rights by then.
+        os.dup2(_created(file), sys.stdout.fileno())
+    elif sys.stdout.isatty():
+        raise UsageError(
+            "a capture is not for a terminal",
+            remedy="-w FILE, or | wireshark -k -i -, or | tcpdump -l -n -r -",
+        )
+    _become(inside)
+
+
+def _created(file: str) -> int:
+    """Return the descriptor of a file that is made anew."""
+    try:
+        return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    except OSError as cause:
+        raise UsageError(f"cannot write to {file}: {cause.strerror}") from cause
 
 
 @command.command(

@@ -330,6 +330,58 @@ def test_two_labs_stand_at_once_and_can_be_played_in(name: str) -> None:
     assert traces(other) == []
 
 
+def capturing(name: str, *words: str) -> subprocess.Popen[bytes]:
+    """A capture that listens, and ends at Ctrl-C."""
+    argv = [*AGENT, "lab", "capture", "--name", name, *words]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if b"listening on" in line:
+            return process
+    raise AssertionError(f"tcpdump ended with {process.wait()}")
+
+
+def lines(file: Path) -> list[str]:
+    argv = ["tcpdump", "-n", "-t", "-r", str(file)]
+    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout.splitlines()
+
+
+def test_a_capture_shows_packets_before_and_after_their_masquerading(
+    name: str, tmp_path: Path
+) -> None:
+    lab("up", "--name", name)
+    file = tmp_path / "node.pcap"
+    with capturing(name, "k8s-ctr", "-w", str(file), "icmp", "or", "icmp6") as process:
+        lab("exec", "--name", name, "curl-pod", "curl", "-s", "10.10.1.200")
+        lab("exec", "--name", name, "curl-pod", "ping", "-c", "1", "10.10.1.200")
+        # Nobody masquerades it here, and so there is no way back either.
+        far = ("ping", "-c", "1", "-W", "0.1", "fd00:10:10:1::200")
+        lab("exec", "--name", name, "curl-pod", *far, check=False)
+
+        def sent() -> set[str]:
+            return {line.split(" IP")[1] for line in lines(file) if "echo request" in line}
+
+        def has(*ends: str) -> bool:
+            return any(all(end in packet for end in ends) for packet in sent())
+
+        wait_until(lambda: has("6 fd00:172:20::10 > fd00:10:10:1::200"), "the last is written")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(DEADLINE) == 0
+    assert has(" 172.20.0.10 > 10.10.1.200")
+    assert has(" 192.168.10.100 > 10.10.1.200")
+    assert not [line for line in lines(file) if "ICMP" not in line]
+    with capturing(name, "router", "--interface", "eth1", "--seconds", "0.1") as process:
+        assert process.stdout is not None
+        magic = b"\xa1\xb2\xc3\xd4"
+        assert process.stdout.read()[:4] in (magic, magic[::-1])
+        assert process.wait(DEADLINE) == 0
+    refused = lab(
+        "capture", "--name", name, "router", "-w", str(tmp_path / "no" / "a"), check=False
+    )
+    assert (refused.returncode, "cannot write to" in refused.stderr) == (2, True)
+    lab("down", "--name", name)
+
+
 def test_another_document_can_be_given_to_a_lab_that_stands(name: str, tmp_path: Path) -> None:
     lab("up", "--name", name)
     new = tmp_path / "new.yaml"
