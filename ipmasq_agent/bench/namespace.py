@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import socket
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,14 +14,12 @@ from typing import IO, Any
 
 from ipmasq_agent.errors import BenchError
 from ipmasq_agent.host.commands import run
+from ipmasq_agent.lab import netns
 from ipmasq_agent.lab.children import tied, without_settings
 from ipmasq_agent.policy.addresses import Family
 
-_CLONE_NEWNET = 0x40000000
 _PATIENCE = 10.0
 _KIND = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 Popen = subprocess.Popen[bytes]
 
@@ -104,28 +100,13 @@ class HeldNamespace:
         Raises:
             BenchError: the kernel refuses.
         """
-        made: list[socket.socket | OSError] = []
-
-        def make() -> None:
-            # A thread has a namespace of its own; it ends with this one socket.
-            try:
-                descriptor = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
-                        code = ctypes.get_errno()
-                        raise OSError(code, os.strerror(code))
-                finally:
-                    os.close(descriptor)
-                made.append(socket.socket(_KIND[family], kind, protocol))
-            except OSError as error:
-                made.append(error)
-
-        thread = threading.Thread(target=make)
-        thread.start()
-        thread.join()
-        if isinstance(made[0], OSError):
-            raise BenchError(f"{self.name}: no socket can be had: {made[0]}") from made[0]
-        return made[0]
+        try:
+            return netns.made_inside(
+                Path(f"/proc/{self.pid}/ns/net"),
+                lambda: socket.socket(_KIND[family], kind, protocol),
+            )
+        except OSError as cause:
+            raise BenchError(f"{self.name}: no socket can be had: {cause}") from cause
 
     def statistic(self, name: str) -> int:
         """Return one of the counters of TCP and IP that netstat(8) shows: ``RetransSegs``."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from ipmasq_agent import __version__
 from ipmasq_agent.cli.output import emit, output_option
 from ipmasq_agent.errors import UsageError
 from ipmasq_agent.host.extras import require
@@ -68,6 +69,7 @@ Examples:
   ipmasq-agent lab run
   ipmasq-agent lab run --backend iptables-legacy --ipv6
   ipmasq-agent lab run --routing bgp
+  ipmasq-agent lab run --html story.html
   ipmasq-agent lab run -o json
   ipmasq-agent lab run --name told --keep && ipmasq-agent lab down --name told
 """,
@@ -77,9 +79,21 @@ Examples:
 @routing_option
 @click.option("--name", default=None, help="Of the lab.  [default: one of its own]")
 @click.option("--keep", is_flag=True, help="Leave the lab standing, as it is at the end.")
+@click.option(
+    "--html",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Leave a page too: packets captured at each hop, drawn, with the rules beside.",
+)
 @output_option
 def run_story(
-    backend: str, ipv6: bool, routing: str, name: str | None, keep: bool, output: str
+    backend: str,
+    ipv6: bool,
+    routing: str,
+    name: str | None,
+    keep: bool,
+    file: Path | None,
+    output: str,
 ) -> int:
     """Build a lab, tell the story step by step, take it down.
 
@@ -88,8 +102,12 @@ def run_story(
     """
     if output == "text":
         require("lab", "rich")
+    if file is not None and not file.parent.is_dir():  # better before the story than after it
+        raise UsageError(f"there is no folder {file.parent} for {file.name}")
     steps: list[PlayedScene] = []
-    with _built(name or f"run-{os.getpid()}", backend, routing, ipv6=ipv6, stay=keep) as story:
+    name = name or f"run-{os.getpid()}"
+    how = {"ipv6": ipv6, "stay": keep, "captured": file is not None}
+    with _built(name, backend, routing, **how) as story:
         if output == "text":
             from ipmasq_agent.lab.text import Shown
 
@@ -101,16 +119,33 @@ def run_story(
     ok = all(step.ok for step in steps)
     if keep:
         _progress(f"the lab stays; `{_program()} lab down --name {story.lab.name}` takes it down")
+    if file is not None:
+        _write_page(file, steps, story, ipv6=ipv6)
     if output == "text":
         shown.closing()
+        hint = f"the page: {file}" if file else "--html FILE leaves this as a page, hop by hop"
+        click.echo(hint)
     else:
         told = [step.as_data() for step in steps]
         emit({"backend": story.backend, "ok": ok, "ipv6": ipv6, "steps": told}, output, str)
     return 0 if ok else 1
 
 
+def _write_page(file: Path, steps: list[PlayedScene], story: Story, *, ipv6: bool) -> None:
+    from datetime import datetime
+
+    from ipmasq_agent.lab.page import page
+
+    told = [story.backend, "IPv6" if ipv6 else "IPv4", f"Linux {os.uname().release}"]
+    told += [f"ipmasq-agent {__version__}", f"{datetime.now():%Y-%m-%d %H:%M}"]
+    try:
+        file.write_text(page(steps, " · ".join(told), ipv6=ipv6), encoding="utf-8")
+    except OSError as cause:
+        raise UsageError(f"cannot write to {file}: {cause.strerror}") from cause
+
+
 def _built(
-    name: str, backend: str, routing: str, *, ipv6: bool, stay: bool
+    name: str, backend: str, routing: str, *, ipv6: bool, stay: bool, captured: bool = False
 ) -> AbstractContextManager[Story]:
     """Build a lab with agents at work in it, where this machine has all that takes."""
     from ipmasq_agent.lab.children import own
@@ -120,8 +155,8 @@ def _built(
     # The lab's nodes are marked by nobody, and so are taken for ones of iptables-nft.
     plane = (registry.rows_of(backend) or registry.rows_of("iptables-nft"))[0]
     tools = of_lab(plane.backend, plane.programs, routing)
-    agent = own("ipmasq_agent")
-    return built(name, agent, backend, tools, _progress, ipv6=ipv6, stay=stay, routing=routing)
+    agent, how = own("ipmasq_agent"), {"ipv6": ipv6, "stay": stay, "captured": captured}
+    return built(name, agent, backend, tools, _progress, routing=routing, **how)
 
 
 def _progress(text: str) -> None:

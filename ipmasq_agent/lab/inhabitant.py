@@ -25,30 +25,17 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any, NamedTuple
 
 from ipmasq_agent.lab.api import Server
+from ipmasq_agent.lab.packets import ECHO_REQUEST, HTTP_PORT, UDP_PORT, Packet, parse
 
-HTTP_PORT, UDP_PORT = 80, 9000
 _ETH_P_ALL, _ETH_P_IP, _ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
 _PACKET_OUTGOING = 4
-_TCP, _UDP = 6, 17
 # Source ports and identifiers of probes. None comes twice: to whoever tracks flows, a probe
 # like one of two minutes ago is of that flow. They lie below those that kernels pick.
 _NUMBERS = itertools.count(10_000 + secrets.randbelow(10_000))
 _ICMP = {socket.AF_INET: 1, socket.AF_INET6: 58}
-_ECHO_REQUEST = {1: 8, 58: 128}
 # Seconds. A round trip within the machine takes a thousandth of the shorter one; the longer
 # one is for what must come, on a machine that is busy with other things.
 IMPATIENT, PATIENT = 0.5, 5.0
-
-
-class Seen(NamedTuple):
-    """A packet that arrived for this host."""
-
-    number: int
-    protocol: str
-    source: str
-    destination: str
-    opening: bool
-    payload: bytes
 
 
 class Probe(NamedTuple):
@@ -83,7 +70,7 @@ class Observer(threading.Thread):
     def __init__(self, addresses: set[str]) -> None:
         super().__init__(daemon=True)
         self._addresses = addresses
-        self._seen: list[Seen] = []
+        self._seen: list[tuple[int, Packet]] = []  # each with its number
         self._count = 0
         self._changed = threading.Condition()
         self._stopped = False
@@ -100,15 +87,15 @@ class Observer(threading.Thread):
                 self._read()
 
     def _read(self) -> None:
-        packet, (_, ethertype, kind, *_) = self._socket.recvfrom(65536)
+        data, (_, ethertype, kind, *_) = self._socket.recvfrom(65536)
         if kind == _PACKET_OUTGOING or ethertype not in (_ETH_P_IP, _ETH_P_IPV6):
             return
-        parsed = parse(packet)
-        if parsed is None or parsed[2] not in self._addresses:
+        packet = parse(data)
+        if packet is None or not packet.asks or packet.destination not in self._addresses:
             return
         with self._changed:
             self._count += 1
-            self._seen.append(Seen(self._count, *parsed))
+            self._seen.append((self._count, packet))
             del self._seen[:-1000]
             self._changed.notify_all()
 
@@ -125,12 +112,12 @@ class Observer(threading.Thread):
         """
 
         def found(probe: Probe) -> str | None:
-            for packet in self._seen:
+            for number, packet in self._seen:
                 if (
-                    packet.number > after
+                    number > after
                     and packet.protocol == probe.protocol
                     and packet.destination == probe.address
-                    and (packet.opening if probe.by_opening else probe.token in packet.payload)
+                    and (packet.opens if probe.by_opening else probe.token in packet.payload)
                 ):
                     return packet.source
             return None
@@ -138,29 +125,6 @@ class Observer(threading.Thread):
         with self._changed:
             self._changed.wait_for(lambda: all(map(found, probes)), PATIENT)
             return [found(probe) for probe in probes]
-
-
-def parse(packet: bytes) -> tuple[str, str, str, bool, bytes] | None:
-    """Return protocol, source, destination, whether it opens a connection, and payload."""
-    version = packet[0] >> 4
-    if version == 4:
-        header, number = (packet[0] & 15) * 4, packet[9]
-        source, destination = packet[12:16], packet[16:20]
-    else:
-        header, number = 40, packet[6]
-        source, destination = packet[8:24], packet[24:40]
-    family = socket.AF_INET if version == 4 else socket.AF_INET6
-    body = packet[header:]
-    ends = socket.inet_ntop(family, source), socket.inet_ntop(family, destination)
-    if number == _TCP:
-        # SYN without ACK, to our server: others may have servers of their own here.
-        opening = body[13] & 0x12 == 0x02 and body[2:4] == HTTP_PORT.to_bytes(2, "big")
-        return "tcp", *ends, opening, body[(body[12] >> 4) * 4 :]
-    if number == _UDP:
-        return "udp", *ends, True, body[8:]
-    if number == _ICMP[family] and body[0] == _ECHO_REQUEST[number]:
-        return "icmp", *ends, True, body[8:]
-    return None
 
 
 class Sender:
@@ -243,7 +207,7 @@ def _icmp(probe: Probe, patience: float) -> bool:
     family = _family(probe.address)
     number = _ICMP[family]
     # The kernel fills in the checksum of ICMPv6; that of ICMP is ours.
-    message = struct.pack("!BBHHH", _ECHO_REQUEST[number], 0, 0, next(_NUMBERS), 1)
+    message = struct.pack("!BBHHH", ECHO_REQUEST[number], 0, 0, next(_NUMBERS), 1)
     checksum = struct.pack("!H", internet_checksum(message + probe.token))
     message = message[:2] + checksum + message[4:] + probe.token
     with socket.socket(family, socket.SOCK_RAW, number) as raw:

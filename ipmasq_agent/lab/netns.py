@@ -12,11 +12,15 @@ import os
 import select
 import signal
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 RUN_NETNS = Path("/run/netns")
+_CLONE_NEWNET = 0x40000000
+T = TypeVar("T")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -35,6 +39,31 @@ def inode(name: str) -> int | None:
         return os.stat(RUN_NETNS / name).st_ino
     except FileNotFoundError:
         return None
+
+
+def made_inside(namespace: Path, make: Callable[[], T]) -> T:
+    """Return what ``make`` makes in a namespace, such as a socket, which stays of it.
+
+    Args:
+        namespace: the file that stands for it.
+        make: is called in a thread that ends with it, as a thread has a namespace of its own.
+
+    Raises:
+        OSError: of entering it, or of ``make``.
+    """
+
+    def inside() -> T:
+        descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
+                code = ctypes.get_errno()
+                raise OSError(code, os.strerror(code))
+        finally:
+            os.close(descriptor)
+        return make()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(inside).result()
 
 
 def mounted() -> bool:

@@ -7,14 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ipmasq_agent.lab.capture import Capture
 from ipmasq_agent.lab.scene import PROTOCOLS, Expectation
 from ipmasq_agent.lab.talk import Talk
 from ipmasq_agent.lab.topology import ENDPOINTS
+from ipmasq_agent.lab.trace import Trace, follow
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One probe and what became of it; ``seen`` comes from the receiving end."""
+    """One probe and what became of it; ``seen`` comes from the receiving end.
+
+    Attributes:
+        trace: its packets on their way, where they were captured.
+    """
 
     sender: str
     to: str
@@ -26,6 +32,7 @@ class Check:
     reply: bool
     expected_reply: bool
     kept: bool
+    trace: Trace | None = None
 
     @property
     def verdict(self) -> str:
@@ -79,11 +86,18 @@ class Prober:
     Args:
         talks: host → who lives there.
         in_family: the address of the story's family that stands for an IPv4 one.
+        capture: follows the packets on their way, where that is wanted.
     """
 
-    def __init__(self, talks: Mapping[str, Talk], in_family: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        talks: Mapping[str, Talk],
+        in_family: Callable[[str], str],
+        capture: Capture | None = None,
+    ) -> None:
         self._talks = talks
         self._in_family = in_family
+        self._capture = capture
         self._patient = True
 
     def check(self, expectations: Sequence[Expectation]) -> tuple[Check, ...]:
@@ -134,11 +148,14 @@ class Prober:
 
     def _send(self, probes: Sequence[_Probe]) -> list[Check]:
         """Send all these probes at once."""
+        if self._capture:
+            self._capture.fetch()  # what was before
         marks = {p.receiver: self._talks[p.receiver].ask(do="mark")["mark"] for p in probes}
         replies = self._asked(probes, [p.sender for p in probes], "replies", {"do": "send"})
         seen = self._asked(
             probes, [p.receiver for p in probes], "sources", {"do": "seen"}, after=marks
         )
+        traces = self._followed(probes)
         checks = [
             Check(
                 sender=probe.expectation.sender,
@@ -151,12 +168,30 @@ class Prober:
                 reply=reply,
                 expected_reply=probe.expectation.reply,
                 kept=probe.expectation.kept,
+                trace=trace,
             )
-            for probe, reply, source in zip(probes, replies, seen, strict=True)
+            for probe, reply, source, trace in zip(probes, replies, seen, traces, strict=True)
         ]
         if any(check.expected_reply and not check.reply for check in checks):
             self._patient = False
         return checks
+
+    def _followed(self, probes: Sequence[_Probe]) -> list[Trace | None]:
+        """Return the ways of the packets of these probes, which have arrived or are lost."""
+        if self._capture is None:
+            return [None for _ in probes]
+        captured, lost = self._capture.fetch()
+        return [
+            follow(
+                captured,
+                protocol=probe.order["protocol"],
+                destination=probe.order["address"],
+                token=probe.order["token"].encode(),
+                by_opening=probe.order["protocol"] == "tcp" and not probe.order["kept"],
+                lost=lost,
+            )
+            for probe in probes
+        ]
 
     def _asked(
         self,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 from ipmasq_agent.errors import AgentError, LabError
 from ipmasq_agent.lab import tools
+from ipmasq_agent.lab.by_hand import emptying, looking
+from ipmasq_agent.lab.capture import Capture
 from ipmasq_agent.lab.cluster import Condition, Lab
-from ipmasq_agent.lab.emptying import emptying
 from ipmasq_agent.lab.mirror import mirrored
 from ipmasq_agent.lab.probes import Check, Prober
 from ipmasq_agent.lab.scene import Expectation, Scene, in_ipv6, shown
@@ -19,8 +22,10 @@ from ipmasq_agent.lab.scenes import ALONE, FIRST, told
 from ipmasq_agent.lab.topology import (
     ENDPOINTS,
     FIRST_CLUSTER,
+    HOSTS,
     NODES,
     POD_CIDRS,
+    PODS,
     RETURN_ROUTES,
     SECOND_CLUSTER,
     route_commands,
@@ -42,6 +47,7 @@ class PlayedScene:
         explained: what the agent says of destinations, where it was asked, and which routes
             the router has learnt.
         failures: what else went otherwise than the story says.
+        rules: node → the rules in force, as commands show them, where packets were captured.
     """
 
     scene: Scene
@@ -50,6 +56,7 @@ class PlayedScene:
     error: str | None
     explained: tuple[str, ...]
     failures: tuple[str, ...]
+    rules: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -75,7 +82,14 @@ class Story:
     """The story of one lab, in one address family."""
 
     def __init__(
-        self, lab: Lab, agent: Sequence[str], backend: str, *, ipv6: bool, routing: str = "static"
+        self,
+        lab: Lab,
+        agent: Sequence[str],
+        backend: str,
+        *,
+        ipv6: bool,
+        routing: str = "static",
+        capture: Capture | None = None,
     ) -> None:
         """Take the parts.
 
@@ -85,6 +99,7 @@ class Story:
             backend: handed to the agent as it is.
             ipv6: tell it in IPv6.
             routing: how the router learns its way back to the pods, one of ``ROUTINGS``.
+            capture: captures the packets of the checks, where that is wanted.
         """
         self.lab = lab
         self.backend = backend
@@ -95,7 +110,8 @@ class Story:
         self._scenes = tuple(scene.mirrored() for scene in scenes) if ipv6 else scenes
         self._stay = False
         self._announcing: list[str] = []
-        self._prober = Prober(lab.talks, self._in_family)
+        self._capture = capture
+        self._prober = Prober(lab.talks, self._in_family, capture)
 
     def _in_family(self, text: str) -> str:
         return mirrored(text) if self._ipv6 else text
@@ -105,6 +121,9 @@ class Story:
         self._stay = stay
         progress("building three nodes of two clusters, their pods and a router")
         self.lab.build()
+        if self._capture:
+            inhabited = [host.name for host in HOSTS if host.inhabited]
+            self._capture.listen({host: self.lab.namespaces[host] for host in inhabited})
         if self._asked_backend == "bpf":
             self.lab.mount_pins()
         self.lab.inhabit(stay=stay)
@@ -158,13 +177,14 @@ class Story:
             self._join(scene.joins, failures)
         if scene.flush:
             self._empty_and_heal(failures)
-        checks = self._prober.check(scene.expect)
+        with self._looking(scene) as rules:
+            checks = self._prober.check(scene.expect)
         if scene.open_connections:
             replies = self._prober.open(Expectation("curl-pod", "loop1", "curl-pod"))
             if not all(replies):
                 failures.append("a connection to loop1 that was to be kept was not answered")
         explained = learnt + [self._explain(*each, failures) for each in scene.explains.items()]
-        return PlayedScene(scene, config, checks, error, tuple(explained), tuple(failures))
+        return PlayedScene(scene, config, checks, error, tuple(explained), tuple(failures), rules)
 
     def start_bgp(self, hosts: Sequence[str]) -> list[str]:
         """Run FRR in hosts, the router first, and return what the router has learnt, in words.
@@ -242,6 +262,34 @@ class Story:
         except AgentError as error:
             failures.append(str(error))
 
+    @contextlib.contextmanager
+    def _looking(self, scene: Scene) -> Iterator[dict[str, str]]:
+        """Look at the rules of the nodes that decide, while the block does something else."""
+        rules: dict[str, str] = {}
+        if self._capture is None:
+            yield rules
+            return
+        ends = {ENDPOINTS[end][0] for each in scene.expect for end in (each.sender, each.to)}
+        nodes = [
+            node.name
+            for node in NODES
+            if ends & {node.name, *(pod.name for pod in PODS[node.name])}
+        ]
+        with ThreadPoolExecutor() as pool:
+            found = pool.map(self._rules, nodes)
+            yield rules
+            rules.update(zip(nodes, found, strict=True))
+
+    def _rules(self, node: str) -> str:
+        commands = {shlex.join(argv): argv for argv in looking(self.backend, ipv6=self._ipv6)}
+        if not commands:
+            words = ["list", f"--backend={self.backend}"]
+            commands = {shlex.join(["ipmasq-agent", *words]): [*self._agent, *words]}
+        try:
+            return "".join(f"$ {name}\n{self.lab.run(node, commands[name])}" for name in commands)
+        except AgentError as error:
+            return str(error)
+
     def _explain(self, endpoint: str, key: str, failures: list[str]) -> str:
         """Ask the agent of the first node about an endpoint: it must name the document."""
         node, address = FIRST_CLUSTER[0].name, self._in_family(ENDPOINTS[endpoint][1])
@@ -268,6 +316,7 @@ def built(
     ipv6: bool,
     stay: bool,
     routing: str = "static",
+    captured: bool = False,
 ) -> Iterator[Story]:
     """Build a lab, and take it down at the end unless it is to stay.
 
@@ -280,11 +329,13 @@ def built(
         ipv6: tell the story in IPv6.
         stay: leave it standing.
         routing: how the router learns its way back to the pods, one of ``ROUTINGS``.
+        captured: capture the packets of the checks at each device that they pass.
     """
     tools.check("the lab", needed)
     lab = Lab(name)
-    with lab.claimed(stay=stay):
-        story = Story(lab, agent, backend, ipv6=ipv6, routing=routing)
+    with lab.claimed(stay=stay), Capture() as capture:
+        listener = capture if captured else None
+        story = Story(lab, agent, backend, ipv6=ipv6, routing=routing, capture=listener)
         story.prepare(progress, stay=stay)
         yield story
 

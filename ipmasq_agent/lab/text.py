@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
 
@@ -11,8 +10,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ipmasq_agent.lab import telling
 from ipmasq_agent.lab.probes import Check
-from ipmasq_agent.lab.scene import PROTOCOLS, shown
+from ipmasq_agent.lab.scene import shown
 from ipmasq_agent.lab.story import PlayedScene
 
 _PICTURE = """\
@@ -25,8 +25,6 @@ _PICTURE = """\
                         loop1 10.10.1.200, loop2 10.10.2.200, internet 203.0.113.200
   eth0 of the nodes: 10.0.2.15, .16 and .45. egress-ip: 192.168.10.150, second on k8s-ctr"""
 _WIDTH = 132
-# Share of lines that two documents must have in common for their difference to tell more.
-_MUCH_THE_SAME = 0.7
 
 
 class Shown:
@@ -52,7 +50,12 @@ class Shown:
         before = self._steps[-1].config if self._steps else ""
         self._steps.append(step)
         out.print(f"\n{len(self._steps)}. {step.scene.title}", style="bold")
-        for line in _changed_lines(before, step.config):
+        lines = telling.compared(before, step.config)
+        if any(line[0] in "+-" for line in lines):
+            lines = [line for line in lines if line[0] in "+-"]
+        elif before == step.config:
+            lines = ["  (the document stays)"]
+        for line in lines:
             out.print(f"     {line}", style={"+": "green", "-": "red"}.get(line[0], ""))
         if len(step.scene.nodes) == 1:
             out.print(f"     on {step.scene.nodes[0]} alone")
@@ -61,7 +64,7 @@ class Shown:
             for line in shown(step.scene.second).splitlines():
                 out.print(f"       {line}")
         if step.error:
-            said = f"the agent says: {_after_path(step.error)}"
+            said = f"the agent says: {telling.after_path(step.error)}"
             out.print(Padding(said, (0, 0, 0, 3)), style="yellow")
         out.print(_checks(step.checks))
         for line in step.explained:
@@ -77,18 +80,15 @@ class Shown:
         table.add_column("from → to", no_wrap=True)
         for number in range(1, len(steps) + 1):
             table.add_column(f"{number}", no_wrap=True)
-        pairs = dict.fromkeys((c.sender, c.to) for s in steps for c in s.checks if not c.kept)
-        for sender, to in pairs:
-            table.add_row(f"{sender} → {to}", *(_cell(step, sender, to) for step in steps))
-        out.print("\nWhose address did destinations see, step by step?", style="bold")
-        out.print("o the sender's own, n one of its node, † no reply returned")
+        for (sender, to), cells in telling.overview([step.checks for step in steps]).items():
+            table.add_row(f"{sender} → {to}", *cells)
+        out.print(f"\n{telling.QUESTION}", style="bold")
+        out.print(telling.MARKS)
         out.print(table)
         checks = [check for step in steps for check in step.checks]
-        wrong = sum(not check.ok for check in checks)
-        if wrong or any(step.failures for step in steps):
-            out.print(f"{wrong} of {len(checks)} checks are wrong", style="bold red")
-        else:
-            out.print(f"all {len(checks)} checks are as they should be", style="bold green")
+        failures = sum(len(step.failures) for step in steps)
+        ok = all(step.ok for step in steps)
+        out.print(telling.verdict(checks, failures), style="bold green" if ok else "bold red")
 
 
 def _checks(checks: Sequence[Check]) -> Table:
@@ -96,48 +96,15 @@ def _checks(checks: Sequence[Check]) -> Table:
     table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0))
     for column in ("   from", "to", "protocols", "source seen", "that is", "reply", ""):
         table.add_column(column, no_wrap=True, style="" if column else "bold")
-    rows: dict[tuple[object, ...], list[Check]] = {}
-    for check in checks:
-        key = (check.sender, check.to, check.kept, check.seen, check.reply, check.ok)
-        rows.setdefault(key, []).append(check)
-    for same in rows.values():
-        check = same[0]
-        protocols = [p for p in PROTOCOLS if p in {c.protocol for c in same}]
+    for row in telling.rows(checks):
+        check = row[0]
         table.add_row(
             f"   {check.sender}",
             check.to,
-            " ".join(protocols) + (" (opened before)" if check.kept else ""),
+            telling.protocols(row) + (" (opened before)" if check.kept else ""),
             check.seen or "nothing arrived",
-            _owner(check),
+            telling.owner(check),
             "yes" if check.reply else "none",
             Text("ok", "green") if check.ok else Text(f"expected {check.expected}", "red"),
         )
     return table
-
-
-def _owner(check: Check) -> str:
-    if check.verdict == "non-masquerade":
-        return "the pod's own" if check.sender.endswith("pod") else "the sender's own"
-    return "masqueraded" if check.seen else ""
-
-
-def _cell(step: PlayedScene, sender: str, to: str) -> str:
-    found = [c for c in step.checks if (c.sender, c.to, c.kept) == (sender, to, False)]
-    marks = {"non-masquerade": "o", "masquerade": "n", "lost": "-"}
-    seen = dict.fromkeys(marks[check.verdict] for check in found)
-    return "/".join(seen) + ("" if all(check.reply for check in found) else "†")
-
-
-def _changed_lines(before: str, after: str) -> list[str]:
-    """Return what is new in a document; all of it where little of the one before is left."""
-    old, new = before.splitlines(), after.splitlines()
-    if difflib.SequenceMatcher(None, old, new).ratio() < _MUCH_THE_SAME:
-        return [f"  {line}" for line in new]
-    lines = difflib.ndiff(old, new)
-    return [line for line in lines if line[0] in "+-"] or ["  (the document stays)"]
-
-
-def _after_path(error: str) -> str:
-    """Return an error without the lab's path in front: ``config:2:5: …``."""
-    path, mark, rest = error.partition("/config:")
-    return f"config:{rest}" if mark and "\n" not in path else error

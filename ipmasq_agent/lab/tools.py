@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from ipmasq_agent.errors import MissingTool, NotPermitted
 from ipmasq_agent.host import commands
 from ipmasq_agent.lab import frr
-from ipmasq_agent.lab.emptying import emptying
+from ipmasq_agent.lab.by_hand import emptying
 
 PACKAGES = {
     **commands.PACKAGES,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -20,9 +22,10 @@ from ipmasq_agent.lab.cluster import STATE, Lab
 from ipmasq_agent.lab.mirror import mirrored
 from ipmasq_agent.lab.scenes import SCENES
 from ipmasq_agent.lab.story import Story
-from ipmasq_agent.lab.topology import NODES, POD_CIDRS
+from ipmasq_agent.lab.topology import ENDPOINTS, NODES, POD_CIDRS
 from ipmasq_agent.planes.registry import PLANES
 from tests.kernel.running import HEARING
+from tests.pages import asks_for_nothing, figures, words
 from tests.waiting import wait_until
 
 AGENT = [*HEARING, sys.executable, "-m", "ipmasq_agent"]
@@ -115,9 +118,13 @@ def wrong(told: dict[str, Any]) -> list[Any]:
         for ipv6 in (False, True)
     ],
 )
-def test_the_story_comes_true(name: str, backend: str, ipv6: bool) -> None:
+def test_the_story_comes_true(name: str, backend: str, ipv6: bool, tmp_path: Path) -> None:
     before = root_namespace()
     flags = ["--ipv6"] if ipv6 else []
+    # Each way to look at the rules once, and both families.
+    looked_at = backend == "iptables-nft" or (backend == "bpf" and not ipv6)
+    page = tmp_path / "story.html" if looked_at else None
+    flags += ["--html", str(page)] if page else []
     done = lab("run", "--name", name, "--backend", backend, "-o", "json", *flags, check=False)
     assert done.stdout, done.stderr
     told = json.loads(done.stdout)
@@ -138,6 +145,62 @@ def test_the_story_comes_true(name: str, backend: str, ipv6: bool) -> None:
         ("udp", "non-masquerade"),
     ]
     assert root_namespace() == before
+    if page:
+        the_page_tells_the_same(page.read_text(), told)
+
+
+def the_page_tells_the_same(text: str, told: dict[str, Any]) -> None:
+    """Check what a page has of captures against what the ends of the same story say."""
+    asks_for_nothing(text)
+    assert len(text.encode()) < 2 << 20
+    assert "The capture lost packets" not in text
+    rules = re.findall(r"<h3>In force on .*?</h3><pre>(.*?)</pre>", text)
+    assert len(rules) >= len(told["steps"])
+    assert "172.20." in rules[0] or "172:20:" in rules[0]
+    assert "exited with" not in "".join(rules)
+    found = figures(text)
+    for number, step in enumerate(told["steps"], start=1):
+        here = [figure for place, figure in found.items() if place.startswith(f"s{number}-")]
+        for check in step["checks"]:
+            kept = check["connection"] == "kept"
+            title = f"{check['from']} → {check['to']}"
+            (figure,) = (
+                figure
+                for figure in here
+                if words(figure).startswith(f"{title} ")
+                and check["protocol"] in ways(figure)
+                and ("opened before" in words(figure)) is kept
+            )
+            request, *replies = ways(figure)[check["protocol"]]
+            sender, receiver = (ENDPOINTS[check[end]][0] for end in ("from", "to"))
+            assert (request[0][1], request[-1][1]) == (sender, receiver), title
+            assert ends(request[0]) == (check["source"], check["destination"]), title
+            assert ends(request[-1]) == (check["seen"], check["destination"]), title
+            assert len(replies) == check["reply"], title
+            for reply in replies:
+                assert [row[1] for row in reply[:: len(reply) - 1]] == [receiver, sender]
+                assert ends(reply[0]) == (check["destination"], check["seen"]), title
+                assert ends(reply[-1]) == (check["destination"], check["source"]), title
+            assert f"expected: {check['expected']}; " in words(figure)
+    assert sum(len(ways(figure)) for figure in found.values()) == sum(
+        len(step["checks"]) for step in told["steps"]
+    )
+
+
+def ways(figure: ElementTree.Element) -> dict[str, list[list[list[str]]]]:
+    """Protocol → the tables of its packets, request first, each with its rows of cells."""
+    found: dict[str, list[list[list[str]]]] = {}
+    titles = [words(title).partition(":")[0] for title in figure.iter("h3")]
+    for protocol, table in zip(titles, figure.iter("tbody"), strict=True):
+        rows = [[words(cell) for cell in row] for row in table]
+        found.setdefault(protocol, []).append(rows)
+    return found
+
+
+def ends(row: list[str]) -> tuple[str, str]:
+    """The addresses of a row's last two cells, without their ports."""
+    source, destination = (cell.rpartition(":")[0].strip("[]") for cell in row[-2:])
+    return source, destination
 
 
 def test_an_agent_that_does_nothing_is_found_out_in_every_step(name: str) -> None:
@@ -396,6 +459,12 @@ def test_another_document_can_be_given_to_a_lab_that_stands(name: str, tmp_path:
     assert refused.returncode == 1
     assert "did you mean 10.10.1.0/24?" in refused.stdout
     lab("down", "--name", name)
+
+
+def test_a_page_in_no_folder_is_refused_before_the_story(tmp_path: Path) -> None:
+    done = lab("run", "--html", str(tmp_path / "no" / "story.html"), check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there is no folder" in done.stderr
 
 
 def test_a_name_that_cannot_be_is_refused() -> None:

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 import base64
-import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 from ipmasq_agent.bench.page import page as rendered
 from ipmasq_agent.bench.report import report
 from ipmasq_agent.bench.results import Results
+from tests.pages import Seen, asks_for_nothing
 from tests.unit.bench.made import FLOWS, LATENCY, made, without
-
-_VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
 def page(results: Results) -> str:
@@ -19,48 +16,12 @@ def page(results: Results) -> str:
     return rendered(said, {chart.name: chart.name.encode() for chart in said.charts})
 
 
-class Seen(HTMLParser):
-    """What a page is made of; elements that are not closed in order fail."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: dict[str, list[str]] = {}
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in _VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open:
-            self.text.setdefault(self.open[-1], []).append(data)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attrs for name, attrs in self.tags if name == tag]
-
-
 def seen(results: Results) -> Seen:
     return Seen(page(results))
 
 
 def test_the_page_asks_for_nothing_from_elsewhere() -> None:
-    text = page(made(measures=[FLOWS]))
-    found = Seen(text)
-    assert not re.search(r"https?://|url\(|@import", text)
-    for tag, attrs in found.tags:
-        assert tag not in ("script", "link", "iframe")
-        assert "href" not in attrs
-        assert (attrs.get("src") or "data:").startswith("data:")
-    policy = [attrs for attrs in found.all("meta") if "http-equiv" in attrs]
-    assert "default-src 'none'" in (policy[0]["content"] or "")
+    asks_for_nothing(page(made(measures=[FLOWS])))
 
 
 def test_pictures_are_inside_and_told_in_words() -> None:

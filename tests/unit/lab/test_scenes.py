@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from ipmasq_agent.lab.emptying import emptying
+from ipmasq_agent.lab.by_hand import emptying
 from ipmasq_agent.lab.mirror import mirrored
 from ipmasq_agent.lab.scene import Scene, shown
 from ipmasq_agent.lab.scenes import ROUTINGS, told
