@@ -62,13 +62,14 @@ def command(destination: str, src: str | None, output: str, **options: Any) -> N
     choice = backend_choice(settings)
     try:
         plane, others = choice.current(large=intent is not None and intent.is_large)
+        beside = deciding(others)
+        others = [each for each in others if each.name in beside.holding]
         found = (
             answer
             for family, first, last in asked
             for answer in merged(_answers(plane, others, family, first, last, src, intent))
         )
         answers = list(islice(found, _MOST + 1))
-        beside = choice.unseen + deciding(others).lines
     finally:
         choice.close()
     if len(answers) > _MOST:
@@ -76,7 +77,7 @@ def command(destination: str, src: str | None, output: str, **options: Any) -> N
             f"{destination} has more than {_MOST} parts with answers of their own",
             remedy="ask about a longer prefix; `list` and `compare` show whole policies",
         )
-    for line in beside:
+    for line in (*choice.unseen, *beside.lines):
         click.echo(f"warning: {line}", err=True)
     if _is_address(destination):
         emit(answers[0].as_data(), output, answers[0].as_text)
