@@ -25,6 +25,7 @@ VERBS: Mapping[str, str] = {
     "diff": "Dry run: what apply would change, in rules and in decisions.",
     "list": "The non-masquerade CIDRs in force in the kernel.",
     "status": "Whether the kernel holds what the document asks for.",
+    "doctor": "What on this node will bite, why, and how to mend it.",
     "compare": "Where two policies differ: documents, kernels, Cilium.",
     "explain": "Would this destination be masqueraded, and why?",
     "routes": "What the network outside needs, so that replies to pod addresses come back.",
@@ -37,7 +38,7 @@ VERBS: Mapping[str, str] = {
 }
 
 _SHORT_LIVED = frozenset(
-    {"apply", "diff", "list", "status", "explain", "compare", "ports", "config", "routes"}
+    {"apply", "diff", "list", "status", "explain", "compare", "ports", "config", "routes", "doctor"}
 )
 
 

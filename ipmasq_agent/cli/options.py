@@ -15,8 +15,8 @@ from ipmasq_agent.config.model import DEFAULT_CIDR_LIMIT, Flags
 from ipmasq_agent.errors import UsageError
 from ipmasq_agent.host.local_socket import DEFAULT_PATH
 from ipmasq_agent.planes import registry
-from ipmasq_agent.planes.iptables.ownership import owner_of_name
 from ipmasq_agent.planes.placement import DEFAULT_CHAIN, DEFAULT_PINS, Placement
+from ipmasq_agent.planes.rules.owners import owner_of_name
 from ipmasq_agent.policy.model import parse_port_ranges
 
 if TYPE_CHECKING:

@@ -54,3 +54,8 @@ def colour(line: str) -> str:
     if line.startswith("+"):
         return click.style(line, fg="green")
     return click.style(line, fg="red") if line.startswith("-") else line
+
+
+def styled(text: str, shade: str) -> str:
+    """Return a word in a colour; click drops it off a terminal."""
+    return text if "NO_COLOR" in os.environ else click.style(text, fg=shade)

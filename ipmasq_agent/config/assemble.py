@@ -57,6 +57,8 @@ LINK_LOCAL = {
     Family.IPV4: Prefix(Family.IPV4, 0xA9FE0000, 16),  # 169.254.0.0/16, RFC 3927
     Family.IPV6: Prefix(Family.IPV6, 0xFE80 << 112, 10),  # fe80::/10, RFC 4291
 }
+NO_SOURCE = Stated("podCIDRs names no source of this family")
+NO_DEVICE = Stated("no device of this node is one of egressInterfaces")
 
 
 def needs(config: Config) -> frozenset[Fact[Any]]:
@@ -191,9 +193,9 @@ def _admits_nobody(
     sources: tuple[Prefix, ...] | None, devices: tuple[str, ...] | None
 ) -> Reason | None:
     if sources == ():
-        return Stated("podCIDRs names no source of this family")
+        return NO_SOURCE
     if devices == ():
-        return Stated("no device of this node is one of egressInterfaces")
+        return NO_DEVICE
     return None
 
 

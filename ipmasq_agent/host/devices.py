@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from ipmasq_agent.netlink.rt import (
@@ -15,8 +15,8 @@ from ipmasq_agent.netlink.rt import (
     list_links,
     list_routes,
 )
-from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.facts import Links
+from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.facts import Links, PodNetwork
 
 # include/uapi/linux/if_arp.h: Ethernet and what looks like it. Tunnels, PPP and devices
 # without addresses of their own begin their packets with the IP header.
@@ -29,10 +29,8 @@ _PAIRS = frozenset({"veth", "netkit"})
 # By these alone the kernel does not tell pods from a network outside: tunnels lead to pods
 # of other nodes or to a partner, and a pair whose end here has a subnet of its own to one
 # pod or, where the node is a container itself, to its network.
-_INWARD = (
-    *("flannel*", "vxlan*", "genev*", "tunl*", "cilium*"),
-    *("cali*", "lxc*", "veth*"),
-)
+_OVERLAYS = ("flannel*", "vxlan*", "genev*", "tunl*", "cilium*")
+_INWARD = (*_OVERLAYS, "cali*", "lxc*", "veth*")
 
 
 def read_links() -> Links:
@@ -88,9 +86,54 @@ def _leads_inward(link: Link, in_subnet: bool) -> bool:
             has the address of the pod's gateway alone (CNI's ptp), which any number of
             such ends may share; the pod's is told by a route of its own.
     """
-    if link.kind in _INWARD_KINDS or (link.kind in _PAIRS and link.leads_away and not in_subnet):
+    if link.kind in _INWARD_KINDS or (leads_to_pods(link) and not in_subnet):
         return True
     return any(fnmatch.fnmatch(link.name, pattern) for pattern in _INWARD)
+
+
+def pod_networks(links: Iterable[Link], is_others: Callable[[str], bool]) -> list[PodNetwork]:
+    """Return where pods are: behind pairs and bridges of them, or behind an overlay.
+
+    Routes of the main table tell, so pods of other nodes that the network outside routes are
+    not seen.
+
+    Args:
+        links: the devices of this network namespace.
+        is_others: whether a bridge of that name is for something else than pods.
+
+    Raises:
+        KernelReadError: addresses or routes cannot be listed.
+    """
+    leading_out = set(_leading_out(links, list_addresses()))
+    bridged = {link.master for link in links if leads_to_pods(link)}
+    near: set[int] = set()
+    far: set[int] = set()
+    for link in links:
+        if link.name in leading_out or is_others(link.name):
+            continue
+        if any(fnmatch.fnmatch(link.name, pattern) for pattern in _OVERLAYS):
+            far.add(link.number)
+        elif link.number in bridged or leads_to_pods(link):
+            near.add(link.number)
+    names = {link.number: link.name for link in links}
+    found = [
+        PodNetwork(Prefix(family, route.first, route.length), names[number], number in near)
+        for family in Family
+        for route in list_routes(family)
+        if route.table == MAIN_TABLE and route.length
+        for number in route.devices
+        if number in near | far
+    ]
+    return [one for one in found if not _is_link_local(one.prefix)]
+
+
+def leads_to_pods(link: Link) -> bool:
+    """Whether a device is this end of a pair whose other end is in another namespace."""
+    return link.kind in _PAIRS and link.leads_away
+
+
+def _is_link_local(prefix: Prefix) -> bool:
+    return prefix.family is Family.IPV6 and prefix.first >> 118 == 0xFE80 >> 6
 
 
 class EgressDevice(NamedTuple):

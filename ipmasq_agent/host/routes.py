@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,6 +100,39 @@ def turns(family: Family, first: int, last: int) -> list[int]:
         length = 1 << family.bits - route.length
         edges |= {edge for edge in (route.first, route.first + length) if first < edge <= last}
     return sorted(edges)
+
+
+def dropped_replies(pod: int, inward: int, destinations: Iterable[int]) -> Iterator[WayOut]:
+    """Yield the ways out by which replies to a pod would come in and be dropped, in IPv4.
+
+    A reply is taken to come back through the device that the packet left by, and to have no
+    mark. The kernel is asked whether its strict reverse path filter lets it in; each device is
+    told once, with the destination for which it does not.
+
+    Args:
+        pod: an address behind this node.
+        inward: the number of the device that the pod is behind.
+        destinations: that see the pod's own address.
+
+    Raises:
+        KernelReadError: the routing table cannot be asked.
+    """
+    names = {link.number: link.name for link in list_links()}
+    strict = {
+        number
+        for number, name in names.items()
+        if max(_setting("all", "rp_filter"), _setting(name, "rp_filter")) == 1
+    }
+    told: set[int] = set()
+    marks = sorted({0, *rt.routing_marks(Family.IPV4)})
+    for destination in destinations if strict else ():
+        for mark in marks:
+            way = rt.look_up(Family.IPV4, destination, pod, inward, mark)
+            if way is None or way.kind != RouteKind.UNICAST or way.device not in strict - told:
+                continue
+            if rt.refuses(Family.IPV4, pod, destination, way.device):
+                told.add(way.device)
+                yield WayOut(names[way.device], Family.IPV4.show(destination))
 
 
 # -- which source address routes prefer -------------------------------------------------
@@ -211,11 +244,11 @@ def _answers(family: Family, address: int) -> bool:
     if family is Family.IPV6:
         return False
     names = {link.name for link in list_links() if link.number in near}
-    return not any(map(_ignores, ("all", *names)))
+    return not any(_setting(name, "arp_ignore") for name in ("all", *names))
 
 
-def _ignores(name: str) -> bool:
+def _setting(device: str, name: str) -> int:
     try:
-        return Path(f"/proc/sys/net/ipv4/conf/{name}/arp_ignore").read_text().strip() != "0"
+        return int(Path(f"/proc/sys/net/ipv4/conf/{device}/{name}").read_text())
     except OSError:  # the device has gone, or settings are hidden from us
-        return False
+        return 0

@@ -31,7 +31,15 @@ from ipmasq_agent.lab.interruption import Interruption
 from ipmasq_agent.lab.mirror import mirrored
 from ipmasq_agent.lab.mounted import mount, mounted
 from ipmasq_agent.lab.talk import Talk
-from ipmasq_agent.lab.topology import HOSTS, POD_CIDRS, SYSCTLS, Host, link_commands
+from ipmasq_agent.lab.topology import (
+    HOSTS,
+    NODES,
+    POD_CIDRS,
+    PODS,
+    SYSCTLS,
+    Host,
+    link_commands,
+)
 
 STATE = Path("/run/ipmasq-lab")
 _PREFIX = "ipmasq-"
@@ -147,6 +155,11 @@ class Lab:
         # One program for each stretch of lines of a host: order matters across hosts.
         for host, lines in groupby(link_commands(self.namespaces), key=itemgetter(0)):
             self.ip(host, (line for _, line in lines))
+        for node in NODES:
+            # As CNI plugins do, so that a pod can reach itself through a service.
+            ports = (f"link set dev veth-{pod.name} hairpin on\n" for pod in PODS[node.name])
+            argv = ["bridge", "-n", self.namespaces[node.name], "-batch", "-"]
+            run(argv, stdin="".join(ports))
 
     def ip(self, host: str, lines: Iterable[str]) -> None:
         """Run lines of ``ip`` in a host; each tells its family by its addresses."""

@@ -14,10 +14,11 @@ from ipmasq_agent.lab.by_hand import emptying
 PACKAGES = {
     **commands.PACKAGES,
     "iptables-legacy": "iptables",
+    "bridge": "iproute2",
     "setpriv": "util-linux",
     "taskset": "util-linux",
 }
-_OF_A_LAB = ("ip", "setpriv", "sysctl", "ping", "curl", "tcpdump")
+_OF_A_LAB = ("ip", "bridge", "setpriv", "sysctl", "ping", "curl", "tcpdump")
 
 
 def of_lab(backend: str, programs: Iterable[str], routing: str = "static") -> dict[str, str]:

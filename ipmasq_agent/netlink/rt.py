@@ -35,7 +35,7 @@ TRAFFIC_CONTROL = range(36, 48)
 # Multicast groups, as bits of nl_groups: devices; filters; addresses and routes of either
 # family.
 _GROUPS = 0x1 | 0x8 | 0x10 | 0x40 | 0x100 | 0x400
-_GET_LINK, _GET_ADDRESS, _GET_ROUTE, _GET_NEIGHBOUR = 18, 22, 26, 30
+_GET_LINK, _GET_ADDRESS, _GET_ROUTE, _GET_NEIGHBOUR, _GET_RULE = 18, 22, 26, 30, 34
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
@@ -44,8 +44,11 @@ _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg
 _PROXY, _NEIGHBOUR_ADDRESS = 0x08, 1  # NTF_PROXY, NDA_DST
 # Leave the counters out: they are most of what the kernel has to say about a device.
 _WITHOUT_COUNTERS = struct.pack("=HHI", 8, 29, 1 << 3)  # IFLA_EXT_MASK, ..._SKIP_STATS
-_LINK_ADDRESS, _LINK_NAME, _LINK_INFO, _INFO_KIND = 1, 3, 18, 1
+_LINK_ADDRESS, _LINK_NAME, _LINK_MTU, _LINK_MASTER, _LINK_INFO = 1, 3, 4, 10, 18
+_INFO_KIND, _INFO_DATA, _INFO_SLAVE = 1, 2, 5
 _LINK_NETNSID = 37  # only where it is another one (rtnl_fill_link_netnsid)
+_PORT_HAIRPIN = 4  # IFLA_BRPORT_MODE
+_VXLAN_REMOTES, _VXLAN_LOWER = {2: Family.IPV4, 16: Family.IPV6}, 3  # IFLA_VXLAN_GROUP..., _LINK
 _ADDRESS_ADDRESS, _ADDRESS_LOCAL, _ADDRESS_FLAGS = 1, 2, 8
 _OF_ADDRESS = frozenset({_ADDRESS_ADDRESS, _ADDRESS_LOCAL, _ADDRESS_FLAGS})
 # IFA_F_...: what IPv6 calls temporary is a second one of its subnet in IPv4.
@@ -53,7 +56,10 @@ _SECONDARY = _TEMPORARY = 0x01
 _OPTIMISTIC, _DEPRECATED, _TENTATIVE = 0x04, 0x20, 0x40
 _ROUTE_DESTINATION, _ROUTE_FROM, _ROUTE_INWARD, _ROUTE_DEVICE, _ROUTE_GATEWAY = 1, 2, 3, 4, 5
 _ROUTE_METRIC, _ROUTE_SOURCE, _ROUTE_MULTIPATH, _ROUTE_TABLE, _ROUTE_VIA = 6, 7, 9, 15, 18
-_OF_LINK = frozenset({_LINK_ADDRESS, _LINK_NAME, _LINK_INFO, _LINK_NETNSID})
+_ROUTE_MARK, _RULE_MARK = 16, 10  # RTA_MARK, FRA_FWMARK
+_OF_LINK = frozenset(
+    {_LINK_ADDRESS, _LINK_NAME, _LINK_INFO, _LINK_NETNSID, _LINK_MTU, _LINK_MASTER}
+)
 _OF_ROUTE = frozenset(
     {_ROUTE_DESTINATION, _ROUTE_DEVICE, _ROUTE_GATEWAY, _ROUTE_METRIC, _ROUTE_SOURCE}
     | {_ROUTE_MULTIPATH, _ROUTE_TABLE}
@@ -96,6 +102,11 @@ class Link(NamedTuple):
         leads_away: what it is tied to (the other end of a veth) is in another network
             namespace.
         mac: its address of the link, as long as such are; b"" where it has none.
+        mtu: the largest packet that it takes, in bytes.
+        master: the number of the bridge that it is a port of; 0 for none.
+        hairpin: as a port, it sends frames back to where they came from.
+        lower: of a VXLAN, the number of the device that it is bound to; 0 for none.
+        remote: of a VXLAN, its one other end, or its multicast group.
     """
 
     number: int
@@ -104,6 +115,11 @@ class Link(NamedTuple):
     hardware: int = 1
     leads_away: bool = False
     mac: bytes = b""
+    mtu: int = 0
+    master: int = 0
+    hairpin: bool = False
+    lower: int = 0
+    remote: tuple[Family, int] | None = None
 
 
 class Address(NamedTuple):
@@ -200,11 +216,39 @@ def list_links() -> list[Link]:
     for body in dump(_GET_LINK, _LINK.pack(0, 0, 0, 0, 0) + _WITHOUT_COUNTERS, "its devices"):
         _, hardware, index, _, _ = _LINK.unpack_from(body)
         found = fields(body, _LINK.size, _OF_LINK)
-        kind = fields(found.get(_LINK_INFO, b"")).get(_INFO_KIND)
-        name = text(found.get(_LINK_NAME))
-        mac = found.get(_LINK_ADDRESS, b"")
-        links.append(Link(index, name, text(kind), hardware, _LINK_NETNSID in found, mac))
+        info = fields(found.get(_LINK_INFO, b""))
+        kind = text(info.get(_INFO_KIND))
+        link = Link(
+            index,
+            text(found.get(_LINK_NAME)),
+            kind,
+            hardware,
+            _LINK_NETNSID in found,
+            found.get(_LINK_ADDRESS, b""),
+            host_number(found.get(_LINK_MTU)),
+            host_number(found.get(_LINK_MASTER)),
+        )
+        if _INFO_SLAVE in info:
+            hairpin = fields(info[_INFO_SLAVE]).get(_PORT_HAIRPIN, b"")
+            link = link._replace(hairpin=any(hairpin))
+        if kind == "vxlan":
+            data = fields(info.get(_INFO_DATA, b""))
+            remote = next(
+                ((f, int.from_bytes(data[a])) for a, f in _VXLAN_REMOTES.items() if a in data), None
+            )
+            link = link._replace(lower=host_number(data.get(_VXLAN_LOWER)), remote=remote)
+        links.append(link)
     return links
+
+
+def tunnel_ends() -> set[tuple[Family, int]]:
+    """Return the addresses to which forwarding tables of VXLAN devices send frames."""
+    ends: set[tuple[Family, int]] = set()
+    request = _NEIGHBOUR.pack(socket.AF_BRIDGE, 0, 0, 0, 0)
+    for body in dump(_GET_NEIGHBOUR, request, "its forwarding tables"):
+        packed = fields(body, _NEIGHBOUR.size).get(_NEIGHBOUR_ADDRESS, b"")
+        ends |= {(f, int.from_bytes(packed)) for f in Family if len(packed) * 8 == f.bits}
+    return ends
 
 
 def list_addresses() -> list[Address]:
@@ -284,7 +328,11 @@ class Lookup(NamedTuple):
 
 
 def look_up(
-    family: Family, address: int, source: int | None = None, inward: int | None = None
+    family: Family,
+    address: int,
+    source: int | None = None,
+    inward: int | None = None,
+    mark: int = 0,
 ) -> Lookup | None:
     """Return the route to an address, by all rules and tables; None where there is none.
 
@@ -293,16 +341,10 @@ def look_up(
         address: of the destination.
         source: of the packet; None for what the node itself sends.
         inward: the device through which the packet comes in.
+        mark: of the packet.
     """
-    size, source_length = family.bits // 8, 0 if source is None else family.bits
-    request = _ROUTE.pack(_NUMBERS[family], family.bits, source_length, 0, 0, 0, 0, 0, 0)
-    request += attribute(_ROUTE_DESTINATION, address.to_bytes(size))
-    if source is not None:
-        request += attribute(_ROUTE_FROM, source.to_bytes(size))
-    if inward is not None:
-        request += attribute(_ROUTE_INWARD, struct.pack("=I", inward))
     try:
-        body = netlink.ask(socket.NETLINK_ROUTE, _GET_ROUTE, request)
+        body = _ask_route(family, address, source, inward, mark)
     except OSError as cause:
         if cause.errno in _NO_ROUTE:
             return None
@@ -318,6 +360,41 @@ def look_up(
         bool(found.keys() & {_ROUTE_GATEWAY, _ROUTE_VIA}),
         None if own is None else int.from_bytes(own),
     )
+
+
+def refuses(family: Family, address: int, source: int, inward: int) -> bool:
+    """Whether the kernel would not forward what comes in for an address.
+
+    So it is where its reverse path filter is strict and the source is routed elsewhere.
+    """
+    try:
+        return _ask_route(family, address, source, inward) is None
+    except OSError as cause:
+        if cause.errno in _NO_ROUTE:
+            return True
+        raise _refused("for the way of a reply", cause) from cause
+
+
+def routing_marks(family: Family) -> set[int]:
+    """Return the marks of packets that rules of policy routing (``ip rule``) look for."""
+    bodies = dump(_GET_RULE, _ROUTE.pack(_NUMBERS[family], 0, 0, 0, 0, 0, 0, 0, 0), "its rules")
+    marks = {host_number(fields(body, _ROUTE.size).get(_RULE_MARK)) for body in bodies}
+    return marks - {0}
+
+
+def _ask_route(
+    family: Family, address: int, source: int | None, inward: int | None, mark: int = 0
+) -> bytes | None:
+    size, source_length = family.bits // 8, 0 if source is None else family.bits
+    request = _ROUTE.pack(_NUMBERS[family], family.bits, source_length, 0, 0, 0, 0, 0, 0)
+    request += attribute(_ROUTE_DESTINATION, address.to_bytes(size))
+    if source is not None:
+        request += attribute(_ROUTE_FROM, source.to_bytes(size))
+    if inward is not None:
+        request += attribute(_ROUTE_INWARD, struct.pack("=I", inward))
+    if mark:
+        request += attribute(_ROUTE_MARK, struct.pack("=I", mark))
+    return netlink.ask(socket.NETLINK_ROUTE, _GET_ROUTE, request)
 
 
 def proxies(family: Family, address: int) -> set[int]:

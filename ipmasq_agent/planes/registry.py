@@ -40,6 +40,7 @@ class PlaneRow:
         holds: tells by cheap signs that state of ours is here; never where there are none.
         form_of: the plane whose state in the kernel this one shares. Of such two, each
             replaces the other's state by its own in one change, and nothing is left to clean.
+        oldest: the first Linux that it works on, where that is not any that is still kept up.
         claim: returns what of the node one agent alone can keep in step, as users name it.
     """
 
@@ -52,6 +53,7 @@ class PlaneRow:
     may_hold: Callable[[Placement], bool]
     holds: Callable[[Placement], bool]
     form_of: str | None = None
+    oldest: tuple[int, int] = (0, 0)
     claim: Callable[[Placement], str] = lambda placement: placement.chain
 
 
@@ -178,6 +180,7 @@ PLANES: tuple[PlaneRow, ...] = (
         make=_bpf,
         may_hold=_has_programs,
         holds=_has_programs,
+        oldest=(6, 1),
         claim=lambda placement: placement.pins,
     ),
 )

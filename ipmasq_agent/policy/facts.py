@@ -38,6 +38,20 @@ class ClusterNode(NamedTuple):
     pod_cidrs: tuple[Prefix, ...]
 
 
+class PodNetwork(NamedTuple):
+    """Addresses of pods, as routes tell.
+
+    Attributes:
+        prefix: the addresses.
+        device: through which they are reached.
+        here: on this node.
+    """
+
+    prefix: Prefix
+    device: str
+    here: bool
+
+
 NODE_ADDRESSES: Fact[frozenset[tuple[Family, int]]] = Fact("the addresses of the cluster's nodes")
 """InternalIP and ExternalIP of every node."""
 

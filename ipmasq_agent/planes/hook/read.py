@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from ipmasq_agent.errors import AgentError
 from ipmasq_agent.netlink import nft_numbers as nft
@@ -40,6 +41,8 @@ _TRACKED_AT = -200
 _LEGACY_NAT, _LEGACY_RAW = 100, -300  # NF_IP_PRI_NAT_SRC, NF_IP_PRI_RAW
 _ADDRESS_TYPE = {Family.IPV4: nft.TYPE_IPADDR, Family.IPV6: nft.TYPE_IP6ADDR}
 _OF_IPTABLES = ("nat", "raw")
+_TABLES = ("nat", "raw", "mangle", "filter")
+_BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", POSTROUTING)
 _MOST_RULES, _MOST_ELEMENTS = 20_000, 65_536
 
 
@@ -69,6 +72,38 @@ def hook_generation() -> int | None:
     """
     legacy = any(legacy_table_exists(family, name) for family in Family for name in _OF_IPTABLES)
     return None if legacy else generation_if_any()
+
+
+def read_nat_chain(family: Family, name: str) -> tuple[Rule, ...]:
+    """Return the rules of a chain in the nat table of iptables, of whichever variant has it.
+
+    Raises:
+        KernelReadError: it cannot be read.
+    """
+    rules = _Reader(family, None, ()).chain(family, "nat", name, {})[0].rules
+    if not rules and legacy_table_exists(family, "nat"):
+        rules = read_chains(family, "nat", (name,)).rules(name)
+    return rules
+
+
+def populated(family: Family) -> dict[str, list[str]]:
+    """Return the tables of either iptables in whose built-in chains there are rules.
+
+    No table is made by looking.
+
+    Raises:
+        KernelReadError: one cannot be read.
+    """
+    tables: dict[str, list[str]] = {"iptables-nft": [], LEGACY: []}
+    for table, chain in base_chains(family):
+        known = tables["iptables-nft"]
+        if table in _TABLES and table not in known and list_chain(family, table, chain.name):
+            known.append(table)
+    for table in _TABLES:
+        if legacy_table_exists(family, table):
+            found = read_chains(family, table, _BUILT_IN).chains.values()
+            tables[LEGACY] += [table] if any(chain.rules for chain in found) else []
+    return tables
 
 
 class _Reader:
@@ -137,7 +172,7 @@ class _Reader:
         waiting = {chain.name}
         while waiting := {name for name in waiting if name != own and name not in chains}:
             name = waiting.pop()
-            chains[name], following = self._chain(protocol, table, name, sets)
+            chains[name], following = self.chain(protocol, table, name, sets)
             waiting |= following
         known = {name: held for name, held in sets.items() if isinstance(held, AddressSet)}
         suffix = "" if own is not None else f" of table {path}"
@@ -145,7 +180,7 @@ class _Reader:
         found = Table(self._family, chains, known)
         return BaseChain(found, chain.name, chain.priority, suffix, path, own, unsure)
 
-    def _chain(
+    def chain(
         self, protocol: Family | int, table: str, name: str, sets: dict[str, Held]
     ) -> tuple[Chain, set[str]]:
         """Return a chain and those that its rules lead to; add the sets that they ask."""
@@ -163,6 +198,8 @@ class _Reader:
         found = [told(rule, self._family, sets, _device) for rule in rules]
         if isinstance(protocol, Family) and table in _OF_IPTABLES:
             found = list(map(as_iptables, found))
+        pairs = zip(found, listed, strict=True)
+        found = [replace(rule, comment=of.comment) if of.comment else rule for rule, of in pairs]
         return Chain(name, None, tuple(found)), following
 
     def _set(self, protocol: Family | int, table: str, name: str) -> Held | None:

@@ -24,39 +24,6 @@ _TRANSLATING = frozenset(
 )
 _ON_JUMPS = frozenset({"source", "out-interface", "dst-type", "jump"})
 
-# Who makes chains whose names begin so.
-_OWNERS = {
-    "KUBE-": "kube-proxy or kubelet",
-    "DOCKER": "Docker",
-    "NETAVARK": "Podman",
-    "CNI-": "a CNI plugin",
-    "cali-": "Calico",
-    "CALI-": "Calico",
-    "felix-": "Calico",
-    "FLANNEL-": "flannel",
-    "CILIUM_": "Cilium",
-    "OLD_CILIUM_": "Cilium",
-    "ANTREA-": "Antrea",
-    "WEAVE": "Weave Net",
-    "OVN-": "OVN-Kubernetes",
-    "AWS-": "the AWS VPC CNI",
-    "AZURE": "Azure",
-    "ISTIO_": "Istio",
-    "PROXY_INIT_": "Linkerd",
-    "LIBVIRT_": "libvirt",
-    "ts-": "Tailscale",
-    "f2b-": "fail2ban",
-    "ufw-": "ufw",
-    "ufw6-": "ufw",
-    "POSTROUTING_": "firewalld",
-    "MINIUPNPD": "MiniUPnP",
-}
-
-
-def owner_of_name(chain: str) -> str | None:
-    """Return whose program makes chains of such a name; None where it is nobody we know."""
-    return next((owner for head, owner in _OWNERS.items() if chain.startswith(head)), None)
-
 
 def refuse_others(actual: Table, chain: str) -> None:
     """Make sure that a chain is ours to write, or not there.

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ipmasq_agent.netlink import nft_numbers as nft
+from ipmasq_agent.netlink.attributes import text
 from ipmasq_agent.netlink.expressions import (
     Bitwise,
     ByteOrder,
@@ -98,9 +99,12 @@ def told(
         device: the name of the device with a number.
     """
     program = _Program(family, sets, device)
+    comment = None
     for expression in expressions:
         program.step(expression)
-    return Rule(" ".join(program.words), tuple(sorted(program.options)))
+        if isinstance(expression, XtMatch) and expression.name == "comment":
+            comment = text(expression.info.partition(b"\0")[0])  # struct xt_comment_info
+    return Rule(" ".join(program.words), tuple(sorted(program.options)), comment)
 
 
 def as_iptables(rule: Rule) -> Rule:

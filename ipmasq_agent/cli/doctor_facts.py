@@ -1,0 +1,275 @@
+"""Gathers what ``doctor`` judges by. Nothing is changed by looking, and no table is made."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ipmasq_agent.agent.intent import Intent
+from ipmasq_agent.agent.moves import deciding
+from ipmasq_agent.agent.snat import Replies, replies
+from ipmasq_agent.answers.doctor.facts import Device, Node, Probing, Role
+from ipmasq_agent.bpf import bpffs
+from ipmasq_agent.cli.options import Settings
+from ipmasq_agent.cli.wiring import backend_choice, read_intent
+from ipmasq_agent.errors import AgentError, ConfigError, UsageError
+from ipmasq_agent.host import probe
+from ipmasq_agent.host.devices import egress_devices, leads_to_pods, pod_networks
+from ipmasq_agent.host.routes import dropped_replies
+from ipmasq_agent.netlink.rt import Link, list_addresses, list_links, list_routes, tunnel_ends
+from ipmasq_agent.planes import registry
+from ipmasq_agent.planes.cilium.decide import MAP_NAMES
+from ipmasq_agent.planes.cilium.maps import BELOW
+from ipmasq_agent.planes.hook.read import populated, read_hook, read_nat_chain
+from ipmasq_agent.planes.rules.owners import owner_of_bridge
+from ipmasq_agent.planes.rules.rule import Rule
+from ipmasq_agent.policy.addresses import Family, parse_address
+from ipmasq_agent.policy.decisions import Verdict
+from ipmasq_agent.policy.facts import PodNetwork
+from ipmasq_agent.policy.model import FamilyPolicy
+
+# Where Cilium's agent keeps what it was configured with, for who restores its endpoints.
+CILIUM_STATE = Path("/var/run/cilium/state/agent-runtime-config.json")
+_NET = Path("/proc/sys/net")
+_METADATA = parse_address("169.254.169.254")[1]
+_SAMPLES = 64  # destinations, of those that see pod addresses
+_PODS = 4  # networks of pods, of which a node may have one for each pod
+
+
+def gather_node(settings: Settings, probes: Sequence[str]) -> tuple[Node, list[str]]:
+    """Return what is known of this node, and why the rest is not known.
+
+    Raises:
+        UsageError: flags, the document's name or an address to probe cannot be used.
+    """
+    targets = [_target(text) for text in probes]
+    facts: dict[str, Any] = {"kernel": _kernel(), "conntrack": _conntrack()}
+    if settings.agent is not None:
+        facts["contested"] = settings.agent.status.get("contested")
+    unseen: list[str] = []
+
+    @contextmanager
+    def looking(at: str) -> Iterator[None]:
+        try:
+            yield
+        except UsageError:
+            raise
+        except AgentError as error:
+            unseen.append(f"{at}: {error}")
+
+    intent = None
+    try:
+        intent = read_intent(settings)
+    except UsageError:
+        raise
+    except AgentError as error:
+        words = "\n".join(error.problems) if isinstance(error, ConfigError) else error.message
+        facts["refused"] = words, error.remedy
+    ipv6 = settings.flags.enable_ipv6
+    families = (Family.IPV4, Family.IPV6) if ipv6 else (Family.IPV4,)
+    facts["families"] = families
+    facts["forwarding"] = {
+        Family.IPV4: _setting("ipv4/ip_forward") != 0,
+        Family.IPV6: _setting("ipv6/conf/all/forwarding") != 0,
+    }
+    with looking("devices and routes"):
+        facts |= _network(families)
+    with looking("the data plane"):
+        facts |= _rules(settings, intent, families)
+    with looking("iptables"):
+        facts["iptables"] = {family: populated(family) for family in families}
+        facts["services"] = {family: _service_rules(family) for family in families}
+    with looking("replies to snatAddress"):
+        answered = replies(intent.config) if intent is not None else Replies()
+        facts |= {"unanswered": answered.unanswered, "doubtful": answered.doubtful}
+    facts["cilium"] = tuple(_cilium())
+    node = Node(**facts)
+    policy = node.policies.get(Family.IPV4)
+    if policy is not None:
+        with looking("the way of replies"):
+            facts["dropped"] = _dropped(node, policy)
+    with looking("--probe"):
+        facts["probes"] = tuple(_probe(node, *target) for target in targets)
+    return Node(**facts), unseen
+
+
+def _kernel() -> tuple[int, int]:
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _setting(name: str) -> int | None:
+    """Return a number below /proc/sys/net; None where there is no such setting."""
+    try:
+        return int((_NET / name).read_text())
+    except (OSError, ValueError):  # of a device that has gone, or a module that is not loaded
+        return None
+
+
+def _conntrack() -> tuple[int, int] | None:
+    count, most = (_setting(f"netfilter/nf_conntrack_{name}") for name in ("count", "max"))
+    return None if count is None or most is None else (count, most)
+
+
+# -- rules ------------------------------------------------------------------------------
+
+
+def _rules(settings: Settings, intent: Intent | None, families: Sequence[Family]) -> dict[str, Any]:
+    """Return what stands at the hook, what of it is ours, and what the document asks for."""
+    choice = backend_choice(settings)
+    egress = egress_devices()
+    try:
+        plane, left = choice.current(large=intent is not None and intent.is_large)
+        return {
+            "backend": plane.name,
+            "oldest": max(row.oldest for row in registry.rows_of(plane.name)),
+            "place": settings.placement.chain,
+            "hooks": {f: read_hook(f, plane.our_base(f), egress) for f in families},
+            "policies": {f: intent.policy(plane, f) for f in families} if intent else {},
+            "own": {f: plane.dialect.describe(plane.read(f)) for f in families},
+            "left": choice.unseen + deciding(left).lines,
+        }
+    finally:
+        choice.close()
+
+
+def _service_rules(family: Family) -> Sequence[Rule]:
+    """Return kube-proxy's rules for the first of the services in its chain of all."""
+    for rule in read_nat_chain(family, "KUBE-SERVICES"):
+        if (rule.target or "").startswith("KUBE-SVC-"):
+            return read_nat_chain(family, rule.target or "")
+    return ()
+
+
+def _cilium() -> Iterator[str]:
+    """Yield what tells that Cilium's programs masquerade here."""
+    try:
+        state = json.loads(CILIUM_STATE.read_text())
+    except (OSError, ValueError):  # Cilium does not run here, or its state is not mounted
+        state = {}
+    if state and not state.get("EnableBPFMasquerade"):
+        return
+    for name in ("EnableIPv4Masquerade", "EnableIPv6Masquerade"):
+        if state.get(name):
+            yield f"{CILIUM_STATE}: EnableBPFMasquerade, {name}"
+    for root in bpffs.mounts():
+        for place in (root / BELOW, root):
+            yield from (str(p) for n in MAP_NAMES.values() if os.path.exists(p := place / n))
+
+
+# -- devices and routes -------------------------------------------------------------------
+
+
+def _network(families: Sequence[Family]) -> dict[str, Any]:
+    links, egress = list_links(), egress_devices()
+    pods = pod_networks(links, lambda name: owner_of_bridge(name) is not None)
+    return {
+        "devices": tuple(_device(link, links, egress, pods) for link in links),
+        "pods": tuple(one for one in pods if one.prefix.family in families),
+        "addresses": frozenset((one.family, one.address) for one in list_addresses()),
+        "tunnel_ends": frozenset(_ends(links)),
+        "metadata": tuple(_to_metadata(links)),
+    }
+
+
+def _ends(links: Iterable[Link]) -> Iterator[tuple[Family, int]]:
+    if any(link.kind == "vxlan" for link in links):
+        yield from tunnel_ends()
+    yield from (link.remote for link in links if link.remote is not None)
+
+
+def _device(
+    link: Link, links: Sequence[Link], egress: Sequence[str], pods: Sequence[PodNetwork]
+) -> Device:
+    here = {one.device: one.here for one in pods}
+    role, lower = Role.OTHER, tuple[str, ...]()
+    if link.name in egress:
+        role = Role.OUT
+    elif link.name in here:
+        role = Role.PODS if here[link.name] else Role.OVERLAY
+    if link.kind == "vxlan":
+        lower = tuple(one.name for one in links if one.number == link.lower) or tuple(egress)
+    ports = [one for one in links if one.master == link.number and leads_to_pods(one)]
+    # Only where rules are asked about bridged frames does the bridge itself send them back.
+    asked = any(_setting(f"bridge/bridge-nf-call-ip{six}tables") for six in ("", "6"))
+    stuck = [port.name for port in ports if asked and not port.hairpin]
+    forwards = _setting(f"ipv4/conf/{link.name}/forwarding") != 0
+    return Device(link.name, link.mtu, role, lower, tuple(stuck), forwards)
+
+
+def _to_metadata(links: Iterable[Link]) -> Iterator[str]:
+    """Yield routes that lead to the metadata service in particular."""
+    names = {link.number: link.name for link in links}
+    family = Family.IPV4
+    for route in list_routes(family):
+        if route.length >= 16 and (route.first ^ _METADATA) >> 32 - route.length == 0:
+            for device, gateway in route.hops.items():
+                via = f" via {family.show(gateway)}" if gateway is not None else ""
+                to = f"{family.show(route.first)}/{route.length}"
+                yield f"{to}{via} dev {names.get(device)}"
+
+
+def _dropped(node: Node, policy: FamilyPolicy) -> dict[str, str]:
+    """Return device → destination of which replies to a pod are dropped there."""
+    numbers = {link.name: link.number for link in list_links()}
+    spans = list(policy.decisions.stretches(Verdict.NON_MASQUERADE))[:_SAMPLES]
+    routes = [route.first + 1 for route in list_routes(Family.IPV4) if route.length][:_SAMPLES]
+    kept = [a for a in routes if policy.decisions.decide(a).verdict is Verdict.NON_MASQUERADE]
+    destinations = [min(first + 1, last) for first, last in spans] + kept
+    found: dict[str, str] = {}
+    here = [one for one in node.pods if one.here and one.prefix.family is Family.IPV4]
+    for one in here[:_PODS]:
+        pod = min(one.prefix.first + 2, one.prefix.last)
+        for way in dropped_replies(pod, numbers.get(one.device, 0), destinations):
+            if way.device and way.address:
+                found.setdefault(way.device, way.address)
+    return found
+
+
+# -- sending ------------------------------------------------------------------------------
+
+
+def _target(text: str) -> tuple[Family, int, int | None]:
+    """Return family, address and TCP port of ``ADDRESS``, ``ADDRESS:PORT``, ``[ADDRESS]:PORT``."""
+    found = re.fullmatch(r"\[(.+)\](?::(\d+))?|([^:]+):(\d+)", text)
+    address, port = (found[1] or found[3], found[2] or found[4]) if found else (text, None)
+    try:
+        family, number = parse_address(address)
+        if port is not None and not 0 < int(port) < 65536:
+            raise ValueError(f"{port} is no port")
+    except ValueError as cause:
+        raise UsageError(
+            f"--probe: {cause}", remedy="give an address, like 10.10.1.200 or 10.10.1.200:443"
+        ) from cause
+    return family, number, None if port is None else int(port)
+
+
+def _probe(node: Node, family: Family, address: int, port: int | None) -> Probing:
+    target = family.show(address) if port is None else f"{family.show(address)} port {port}"
+    here = node.pod_networks(family, here=True)
+    if not here:
+        raise UsageError(
+            f"--probe: no {family.value} pods are on this node, whose address could be taken",
+            remedy="start a pod here first, or ask on another node",
+        )
+    click.echo(f"sending to {target} ...", err=True)
+    inside = [a for f, a in node.addresses if f is family and any(_in(p, a) for p in here)]
+    pod = min(inside, default=min(here[0].first + 2, here[0].last))
+    own = probe.own_address(family, address)
+    sent, from_node = probe.ask(family, pod, address, port), probe.ask(family, own, address, port)
+    if not sent.kept:
+        click.echo(f"from {family.show(pod)}: masqueraded, so replies find the node", err=True)
+    return Probing(
+        target, sent.kept, family.show(pod), sent.answered, family.show(own), from_node.answered
+    )
+
+
+def _in(prefix: Any, address: int) -> bool:
+    return bool(prefix.first <= address <= prefix.last)
