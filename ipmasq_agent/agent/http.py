@@ -102,12 +102,14 @@ class HttpServer:
                 wait = None if soonest is None else max(0.0, soonest - time.monotonic()) * 1000
                 for descriptor, _ in poll.poll(wait):
                     connection = self._connections.get(descriptor)
+                    door = self._doors.get(descriptor)
                     if connection is not None:
                         self._advance(poll, connection)
                     elif (
-                        again is None
+                        door is not None  # else it had to go for one that was let in just now
+                        and again is None
                         and not self._closing
-                        and not self._let_in(poll, self._doors[descriptor])
+                        and not self._let_in(poll, door)
                     ):
                         for each in self._doors:
                             poll.unregister(each)

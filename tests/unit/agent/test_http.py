@@ -10,6 +10,7 @@ import resource
 import select
 import socket
 import struct
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -29,6 +30,7 @@ from ipmasq_agent.agent.http import (
     text,
 )
 from ipmasq_agent.errors import HostError, UsageError
+from tests.waiting import wait_until
 
 
 class Server(HttpServer):
@@ -188,6 +190,30 @@ def test_probes_are_answered_while_any_number_of_clients_dawdles(server: Server)
             if number % 20 == 0:
                 assert get(server.port, "/healthz") == (200, b"ok\n")
         assert len(server._connections) <= MOST_CONNECTIONS
+
+
+def test_who_speaks_while_another_is_let_in_for_it_is_let_go(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    def slow() -> door.Answer:
+        asked.set()
+        assert answered.wait(20)
+        return text(200, "ok")
+
+    server = Server("127.0.0.1:0", {"/slow": slow, "/healthz": lambda: text(200, "ok")})
+    with contextlib.closing(server), contextlib.ExitStack() as opened:
+        clients = [opened.enter_context(connected(server)) for _ in range(MOST_CONNECTIONS - 1)]
+        wait_until(lambda: len(server._connections) == len(clients), "all are let in")
+        opened.enter_context(connected(server, b"GET /slow HTTP/1.1\r\n\r\n"))
+        assert asked.wait(20)
+        # Both are found at once when the thread looks up again.
+        clients[0].sendall(b"GET /heal")
+        opened.enter_context(connected(server))
+        answered.set()
+        assert get(server.port, "/healthz") == (200, b"ok\n")
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_who_dawdles_is_sent_away(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
