@@ -40,18 +40,18 @@ $(VENV)/agent: pyproject.toml constraints.txt scripts/install-tools
 	@scripts/install-tools
 	@echo "installing the agent and its lab into $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(INSTALL) --editable '.[lab]'
+	@$(INSTALL) --config-settings editable_mode=compat --editable '.[lab]'
 	@touch $@
 
 $(VENV)/bench: $(VENV)/agent
 	@scripts/install-tools bench
-	@$(INSTALL) --editable '.[bench]'
+	@$(INSTALL) --config-settings editable_mode=compat --editable '.[bench]'
 	@touch $@
 
 $(VENV)/ready: $(VENV)/agent
 	@scripts/install-tools test
 	@echo "installing what the tests need into $(VENV) ..."
-	@$(INSTALL) --editable '.[test]'
+	@$(INSTALL) --config-settings editable_mode=compat --editable '.[test]'
 	@touch $@
 
 $(VENV)/long: $(VENV)/ready

@@ -7,9 +7,10 @@ from typing import Any
 import click
 
 from ipmasq_agent.cli.asking import by_command_line
-from ipmasq_agent.cli.options import place_options, settings_of
+from ipmasq_agent.cli.options import hiding, place_options, settings_of
 
 
+@hiding("jump_position", "random_fully", "to_ports", "bpf_flows")
 @click.command(
     "cleanup",
     epilog="""\b

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ipmasq_agent.cli.options import operand_options, settings_of
+from ipmasq_agent.cli.options import hiding, operand_options, settings_of
 from ipmasq_agent.cli.output import colour, emit, output_option
 
 HELP = """\
@@ -34,6 +34,7 @@ Exit status: 0 when both decide alike, 1 when they differ, 2 on an error.
 _SHOWN = 50  # ranges of a family; a screen's worth of what may be a hundred thousand
 
 
+@hiding("adopt", "jump_position", "bpf_flows")
 @click.command(
     "compare",
     help=HELP,

@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from ipmasq_agent.cli.options import Settings, document_options, meant_option, settings_of
+from ipmasq_agent.cli.options import (
+    Settings,
+    document_options,
+    hiding,
+    meant_option,
+    settings_of,
+)
 from ipmasq_agent.cli.output import emit, output_option, output_option_with
 
 
@@ -25,6 +31,7 @@ def command() -> None:
     """Check a document, show it as understood, show the defaults and the schema."""
 
 
+@hiding("node_name")
 @command.command(
     epilog="""\b
 Examples:
@@ -113,6 +120,7 @@ def _checked(settings: Settings, strict: bool) -> dict[str, Any]:
     }
 
 
+@hiding("node_name")
 @command.command(
     epilog="""\b
 Examples:
@@ -131,6 +139,7 @@ def view(output: str, **options: Any) -> None:
     _show(view_of(read_document(settings_of(options))), output)
 
 
+@hiding("config", "configmap", "kubeconfig", "node_name")
 @command.command(
     epilog="""\b
 Examples:

@@ -6,11 +6,17 @@ other verbs need.
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import errno
 import gc
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import TextIO
 
 import click
 
@@ -35,11 +41,19 @@ VERBS: Mapping[str, str] = {
     "cleanup": "Remove every trace of the agent, and nothing of anyone else's.",
     "lab": "A node, pods, a worker and a router in network namespaces, to see it work.",
     "bench": "Every data plane side by side, measured on this machine, with a report.",
+    "version": "The version of this program.",
+    "help": "What a verb does and takes.",
 }
 
 _SHORT_LIVED = frozenset(
     {"apply", "diff", "list", "status", "explain", "compare", "ports", "config", "routes", "doctor"}
 )
+_INTERRUPTED = 128 + signal.SIGINT
+_NOBODY_READS = 128 + signal.SIGPIPE
+# What write(2) says where there is no room, or no more than a limit allows.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_COMPLETE = "_IPMASQ_AGENT_COMPLETE"
+"""The variable by which a shell asks for completions, named as click names it."""
 
 
 class Verbs(click.Group):
@@ -57,6 +71,16 @@ class Verbs(click.Group):
         command = module.command
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb, or name those that are written alike."""
+        if args[0] not in VERBS and not ctx.resilient_parsing:
+            like = difflib.get_close_matches(args[0], VERBS)
+            meant = f" Did you mean {' or '.join(like)}?" if like else ""
+            ctx.fail(f"No such verb: {args[0]}.{meant}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs without importing them."""
@@ -90,35 +114,87 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit.
 
     Exit status: 0 as each verb's help says; 1 where a verb answers "differs" or "not in
-    sync"; 2 for any error, whose message goes to standard error with its remedy.
+    sync"; 2 for any error, whose message goes to standard error with its remedy; 130 after
+    Ctrl-C, and 141 where nobody reads the answer, as of programs that a signal ends.
     """
     # Where whoever started us ignores it, the kernel keeps no exit status of programs for us
     # (wait(2)), and all of them seem to have succeeded.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     arguments = normalise(list(sys.argv[1:] if argv is None else argv))
+    if _COMPLETE in os.environ:
+        cli.main(arguments, "ipmasq-agent")
     if arguments and arguments[0] in _SHORT_LIVED:
         # A policy of 100,000 entries is many objects and no cycles: going over all of them
         # again and again takes a third of the time.
         gc.disable()
+    before = signal.getsignal(signal.SIGINT)
     try:
-        status = cli.main(args=arguments, prog_name="ipmasq-agent", standalone_mode=False)
+        if before != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, _interrupt)
+        status = _answer(arguments)
+    except KeyboardInterrupt:
+        status = _INTERRUPTED
+        _tell("interrupted")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # a stream that is closed is None
+        _settle(stream)
+    sys.exit(status)
+
+
+def _answer(arguments: list[str]) -> int:
+    """Return the exit status of what is asked, having told what is wrong."""
+    try:
+        # Not cli.main(), which takes a reader that left for a 1.
+        with cli.make_context("ipmasq-agent", arguments) as context:
+            status = cli.invoke(context)
+    except click.exceptions.Exit as left:
+        return left.exit_code
     except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except click.Abort:
-        click.echo("interrupted", err=True)
-        sys.exit(130)
+        with contextlib.suppress(OSError):
+            error.show()
+        return 2
     except BrokenPipeError:
-        # The reader of our output left, as `| head` does: nobody is there to tell.
-        sys.stderr.close()
-        sys.exit(0)
+        return _NOBODY_READS
     except Exception as cause:
-        told = foreseen(cause, arguments[0] if arguments else "ipmasq-agent")
+        verb = arguments[0] if arguments else "ipmasq-agent"
+        if isinstance(cause, OSError) and cause.errno in _NO_ROOM and cause.filename is None:
+            _tell(f"error: {verb} cannot write its output: {os.strerror(cause.errno)}")
+            return 2
+        told = foreseen(cause, verb)
         for problem in told.problems if isinstance(told, ConfigError) else (told.message,):
-            click.echo(f"error: {problem}", err=True)
+            _tell(f"error: {problem}")
         if isinstance(told, UnexpectedError):
-            click.echo(f"  → for a report, where it failed:\n{told.trace}", err=True)
+            _tell(f"  → for a report, where it failed:\n{told.trace}")
         elif told.remedy:
-            click.echo(f"  → {told.remedy}", err=True)
-        sys.exit(2)
-    sys.exit(status if isinstance(status, int) else 0)
+            _tell(f"  → {told.remedy}")
+        return 2
+    return status if isinstance(status, int) else 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, or leave where it would be lost.
+
+    Python's import has callbacks in which an exception is printed and forgotten, and libraries
+    that are imported take one for something that they can do without.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            _tell("interrupted")
+            os._exit(_INTERRUPTED)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _tell(text: str) -> None:
+    """Write to standard error; where that fails too, the exit status says it all."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
+
+
+def _settle(stream: TextIO) -> None:
+    """Write out what a stream holds, or give it up: Python would try again and say so."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

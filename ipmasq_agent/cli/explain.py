@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ipmasq_agent.cli.options import agent_options, settings_of
+from ipmasq_agent.cli.options import agent_options, hiding, settings_of
 from ipmasq_agent.cli.output import emit, output_option
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ _MOST = 4096  # answers at all
 _SOON = 2.0  # seconds after which a wait for a name server is told
 
 
+@hiding("adopt", "jump_position", "bpf_flows")
 @click.command(
     "explain",
     epilog="""\b

@@ -67,6 +67,8 @@ def normalise(arguments: list[str]) -> list[str]:
     """Return ``arguments`` in the one form that the parser takes."""
     if arguments[:1] == ["lab"]:
         return arguments  # ours alone, and what follows `lab exec` is another program's
+    if arguments == ["-v"]:
+        return ["--version"]  # klog's takes a number
     if not arguments or arguments[0].startswith("-"):
         words = _as_upstream(arguments)
         if any(word in ("--version", "--version=true", "--version=raw") for word in words):
@@ -76,18 +78,23 @@ def normalise(arguments: list[str]) -> list[str]:
     for position, word in enumerate(arguments):
         if word == "--":
             return words + arguments[position:]
-        words.append(_one_form(word))
+        words.append(_one_form(word, of_run=arguments[0] == "run"))
     return words
 
 
-def _one_form(word: str) -> str:
-    """Return a flag with two dashes, klog's with its underscores, and a boolean with a value."""
+def _one_form(word: str, *, of_run: bool = True) -> str:
+    """Return a flag with two dashes, klog's with its underscores, and a boolean with a value.
+
+    Only `run` takes those of klog; elsewhere, and without a number, -v is shown as it was typed.
+    """
     dashes = len(word) - len(word.lstrip("-"))
     name, equals, value = word[dashes:].partition("=")
-    if dashes not in (1, 2):
+    if dashes not in (1, 2) or word == "-v":
         return word
     klog = name.replace("-", "_")
     if klog in KLOG_BOOLEANS | KLOG_VALUES:
+        if not of_run:
+            return word
         name = klog
     if dashes == 1 and name not in ONE_DASH:
         return word

@@ -34,7 +34,8 @@ def klog_options(function: F) -> F:
         function = click.option(f"--{name}", f"klog_{name}", type=GoBool(), hidden=True)(function)
     for name in sorted(KLOG_VALUES):
         kind = int if name in ("v", "log_file_max_size") else str
-        function = click.option(f"--{name}", f"klog_{name}", type=kind, hidden=True)(function)
+        flags = ("--v", "-v") if name == "v" else (f"--{name}",)
+        function = click.option(*flags, f"klog_{name}", type=kind, hidden=True)(function)
     return function
 
 

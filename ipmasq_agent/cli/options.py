@@ -252,6 +252,21 @@ agent_options: Callable[[F], F] = _stacked((*_ALL, SOCKET))
 """All, for a verb with a question about document and kernel, which the agent may tell."""
 
 
+def hiding(*names: str) -> Callable[[click.Command], click.Command]:
+    """Keep shared options out of a verb's help that change nothing about its answer.
+
+    They are taken all the same: an agent's flags may be pasted as they are.
+    """
+
+    def decorate(command: click.Command) -> click.Command:
+        for option in command.params:
+            if isinstance(option, click.Option) and option.name in names:
+                option.hidden = True
+        return command
+
+    return decorate
+
+
 def settings_of(options: dict[str, Any]) -> Settings:
     """Return what the values of shared options add up to.
 

@@ -24,6 +24,10 @@ from ipmasq_agent.cli.goflags import normalise
         (["-h"], ["-h"]),
         (["--version"], ["--version"]),
         (["-version"], ["--version"]),
+        (["-v"], ["--version"]),
+        (["-v", "4"], ["run", "-v", "4"]),
+        (["-v=4"], ["run", "--v=4"]),
+        (["list", "-v=4"], ["list", "-v=4"]),
         (["lab", "exec", "router", "tcpdump", "-v"], ["lab", "exec", "router", "tcpdump", "-v"]),
     ],
 )
