@@ -179,7 +179,7 @@ def _answer(answers: Answers, head: bytes) -> bytes:
         return _packed((405, _TEXT, b"only GET and HEAD\n"))
     page = answers.get(words[1].partition("?")[0])
     try:
-        answer = page() if page else (404, _TEXT, b"not found\n")
+        answer = page() if page else (404, _TEXT, b"not found; / lists what there is\n")
     except Exception as error:
         told = foreseen(error, f"the answer to {words[1]}")
         failure("no answer", told)

@@ -27,18 +27,16 @@ class Metrics:
             "config_accepted", "1 while the newest document seen is the one in force."
         )
         self.documents = _counter(
-            "documents", "Documents seen, by whether they could be used.", "result", dated=True
+            "documents", "Documents seen, by whether they could be used.", "result"
         )
         self.passes = _counter(
             "passes",
             "Passes over a family's rules, by what they led to.",
             *("family", "result"),
-            dated=True,
         )
         self.undone = _counter(
             "undone",
             "How often other rules were found in the place of what we had written.",
-            dated=True,
         )
         self.contested = _gauge(
             "contested", "1 while somebody undoes what we write, again and again."
@@ -58,6 +56,12 @@ class Metrics:
             "family",
         )
         self.cidrs = _gauge("non_masquerade_cidrs", "Entries of the document in force.")
+        # A counter that appears with its first event is no increase to Prometheus.
+        for result in ("accepted", "refused"):
+            self.documents.set(0, result)
+        for family in Family:
+            for result in ("changed", "unchanged", "healed", "error"):
+                self.passes.set(0, family.value, result)
 
     def passed(self, outcomes: Outcomes, seconds: float) -> None:
         """Count one pass."""
@@ -88,8 +92,8 @@ def _gauge(name: str, about: str, *labels: str) -> Numbers:
     return Numbers("gauge", f"ipmasq_agent_{name}", about, labels)
 
 
-def _counter(name: str, about: str, *labels: str, dated: bool = False) -> Numbers:
-    return Numbers("counter", f"ipmasq_agent_{name}", about, labels, dated=dated)
+def _counter(name: str, about: str, *labels: str) -> Numbers:
+    return Numbers("counter", f"ipmasq_agent_{name}", about, labels)
 
 
 def _of_threads() -> Numbers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -24,22 +23,17 @@ class Numbers:
         name: as Prometheus has it, without the ``_total`` of a counter.
         about: what is counted, in words.
         labels: their names; without any the number is 0 from the start.
-        dated: tell as well since when each number is counted.
     """
 
-    def __init__(
-        self, kind: str, name: str, about: str, labels: Sequence[str] = (), *, dated: bool = False
-    ) -> None:
+    def __init__(self, kind: str, name: str, about: str, labels: Sequence[str] = ()) -> None:
         self.kind, self.name, self.about = kind, name, about
-        self._labels, self._dated = labels, dated
+        self._labels = labels
         self._numbers: dict[Sequence[str], float] = {}
-        self._since: dict[Sequence[str], float] = {}
         if not labels:
             self.set(0.0)
 
     def set(self, number: float, *labels: str) -> None:
         """Let the number be another one."""
-        self._since.setdefault(labels, time.time())
         self._numbers[labels] = float(number)
 
     def inc(self, amount: float = 1.0, *labels: str) -> None:
@@ -54,10 +48,7 @@ class Numbers:
         """Yield what there is."""
         suffix = "_total" if self.kind == "counter" else ""
         for labels, number in list(self._numbers.items()):
-            named = dict(zip(self._labels, labels, strict=True))
-            yield LabelledNumber(suffix, named, number)
-            if self._dated:
-                yield LabelledNumber("_created", named, self._since[labels])
+            yield LabelledNumber(suffix, dict(zip(self._labels, labels, strict=True)), number)
 
 
 class Histogram:
@@ -69,7 +60,6 @@ class Histogram:
         self.name, self.about, self._bounds = name, about, bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
-        self._since = time.time()
 
     def observe(self, number: float) -> None:
         """Count an observation."""
@@ -84,4 +74,3 @@ class Histogram:
             yield LabelledNumber("_bucket", {"le": bound}, total)
         yield LabelledNumber("_count", {}, total)
         yield LabelledNumber("_sum", {}, self._sum)
-        yield LabelledNumber("_created", {}, self._since)

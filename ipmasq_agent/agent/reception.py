@@ -8,6 +8,7 @@ import socket
 import time
 from contextlib import suppress
 
+from ipmasq_agent import __version__
 from ipmasq_agent.agent.http import MOST_CONNECTIONS, Answer, Answers, Door, HttpServer, data, text
 from ipmasq_agent.agent.http import listen as listen_on_port
 from ipmasq_agent.agent.introduction import PAGE, Introducer
@@ -21,6 +22,12 @@ from ipmasq_agent.logs import event
 _STUCK = 300.0
 # Seconds in which the port of an agent that ends becomes free.
 _HANDING_OVER, _BREATH = 5.0, 0.05
+_INDEX = f"""\
+ipmasq-agent {__version__}
+/healthz  200 while the agent works
+/readyz   200 while the newest document is in force; else why not
+/status   what is in force, as JSON
+/metrics  for Prometheus"""
 
 
 class Reception:
@@ -106,6 +113,7 @@ def answers(agent: Agent) -> Answers:
         return 200, CONTENT_TYPE, agent.metrics.text(agent.status_now())
 
     return {
+        "/": lambda: text(200, _INDEX),
         "/healthz": healthy,
         "/readyz": ready,
         "/status": lambda: data(agent.status_now().as_data()),

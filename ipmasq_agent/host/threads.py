@@ -37,8 +37,8 @@ def caught(cause: Exception, what: str, thread: str) -> AgentError:
 
 
 def failures() -> Mapping[str, int]:
-    """Return the name of each thread whose work was interrupted → how often."""
-    return dict(_failures)
+    """Return the name of each thread that ought to run, or failed → how often it failed."""
+    return {guarded.name: 0 for guarded in tuple(_must_live)} | _failures
 
 
 class Guarded:

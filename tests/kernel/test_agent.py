@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -205,6 +206,9 @@ def test_metrics_and_probes(run: Callable[..., Running], document: Path) -> None
     # Metrics are shown at the end of a turn, a moment after readiness.
     wait_until(lambda: "ipmasq_agent_ready 1.0" in agent.get("/metrics")[1], "the gauge")
     assert agent.get("/metrics")[0] == 200
+    code, index = agent.get("/")
+    assert code == 200
+    assert re.findall(r"^/\w+", index, re.M) == ["/healthz", "/readyz", "/status", "/metrics"]
     counted = 'ipmasq_agent_passes_total{family="ipv4",result="changed"} 1.0'
     wait_until(lambda: counted in agent.get("/metrics")[1], "the pass is counted")
     assert agent.get("/nothing")[0] == 404

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -14,7 +15,7 @@ from ipmasq_agent.agent.numbers import Numbers
 from ipmasq_agent.agent.reconcile import Outcome
 from ipmasq_agent.agent.status import ConfigStatus, Status
 from ipmasq_agent.errors import HostError
-from ipmasq_agent.host.threads import caught
+from ipmasq_agent.host.threads import Guarded, caught
 from ipmasq_agent.planes.usage import FlowTable, Usage
 from ipmasq_agent.policy.addresses import Family
 
@@ -34,6 +35,23 @@ def samples(metrics: Metrics, status: Status = STATUS) -> Mapping[str, float]:
     return {" ".join((each.name, *sorted(each.labels.values()))): each.value for each in found}
 
 
+def wait(event: threading.Event) -> None:
+    event.wait()
+
+
+def test_what_has_not_happened_is_counted_as_none() -> None:
+    ending = threading.Event()
+    thread = Guarded(lambda: wait(ending), "idle")
+    thread.start()
+    found = samples(Metrics())
+    ending.set()
+    thread.stop()
+    assert found["ipmasq_agent_thread_failures_total idle"] == 0
+    assert found["ipmasq_agent_documents_total refused"] == 0
+    assert found["ipmasq_agent_passes_total error ipv6"] == 0
+    assert not [name for name in found if "_created" in name]
+
+
 def test_every_name_that_dashboards_may_use_is_there() -> None:
     metrics = Metrics()
     metrics.documents.inc(1, "accepted")
@@ -44,11 +62,10 @@ def test_every_name_that_dashboards_may_use_is_there() -> None:
         *("process_start_time_seconds", "process_cpu_seconds_total"),
         *("process_open_fds", "process_max_fds"),
         *("ipmasq_agent_ready", "ipmasq_agent_config_accepted", "ipmasq_agent_contested"),
-        *("ipmasq_agent_documents_total", "ipmasq_agent_documents_created"),
-        *("ipmasq_agent_passes_total", "ipmasq_agent_passes_created"),
-        *("ipmasq_agent_undone_total", "ipmasq_agent_undone_created"),
-        *(f"ipmasq_agent_pass_seconds_{of}" for of in ("bucket", "count", "sum", "created")),
-        *(f"ipmasq_agent_change_seconds_{of}" for of in ("bucket", "count", "sum", "created")),
+        *("ipmasq_agent_documents_total", "ipmasq_agent_passes_total"),
+        "ipmasq_agent_undone_total",
+        *(f"ipmasq_agent_pass_seconds_{of}" for of in ("bucket", "count", "sum")),
+        *(f"ipmasq_agent_change_seconds_{of}" for of in ("bucket", "count", "sum")),
         *("ipmasq_agent_backend", "ipmasq_agent_overridden_ranges"),
         "ipmasq_agent_non_masquerade_cidrs",
         *("ipmasq_agent_packets_total", "ipmasq_agent_flows_total"),
