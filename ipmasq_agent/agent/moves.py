@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable
+from math import ceil
 from typing import NamedTuple
 
 from ipmasq_agent.agent.reconcile import Outcomes, clean
@@ -82,9 +83,10 @@ class Moves:
         if not left:
             return True
         patience = self._patience - (time.monotonic() - began)
-        event(logging.INFO, "draining", backend=other.name, flows=left, seconds=int(patience))
         if patience <= 0:
+            event(logging.WARNING, "flows end", backend=other.name, flows=left, why="drain-timeout")
             return True
+        event(logging.INFO, "draining", backend=other.name, flows=left, seconds=ceil(patience))
         self.advice += (f"{other.name}: {left} flows go on there until they end",)
         return False
 

@@ -100,8 +100,9 @@ _SOURCE = (
         "--configmap",
         metavar="NAMESPACE/NAME[:KEY]",
         multiple=True,
-        help="Take the document from the Kubernetes API instead; KEY is `config` unless given, "
-        "and * for all keys. Given several times, the documents are merged by name.",
+        help="Take the document from the Kubernetes API instead. Without KEY it is the key "
+        "`config`, else `ip-masq-agent`, else all that there are; * is all keys. Given several "
+        "times, the documents are merged by name.",
     ),
 )
 _API = (

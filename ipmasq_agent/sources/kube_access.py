@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from ipmasq_agent.errors import AccessDenied, SourceError, SourceUnavailable
 from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
 
+PASSING = frozenset({401, 403})
+"""With which an API server refuses everybody for a moment when it starts."""
+_ACCOUNT = re.compile(r"system:serviceaccount:([^:\s\"]+):([^:\s\"]+)")
+
 
 @dataclass(frozen=True, slots=True)
 class Permission:
@@ -47,7 +51,7 @@ class Permission:
         Args:
             message: of the API, which says who was refused.
         """
-        account = re.search(r"system:serviceaccount:([^:\s\"]+):([^:\s\"]+)", message)
+        account = _ACCOUNT.search(message)
         who = f"--serviceaccount={account[1]}:{account[2]}" if account else "--user=USER"
         whom = f"ServiceAccount {account[1]}/{account[2]}" if account else "our user"
         kind = "Role" if self.namespace else "ClusterRole"
@@ -55,8 +59,13 @@ class Permission:
         role = f"{self.name}-reader" if self.name else f"ipmasq-agent-{self.resource}"
         only = f" --resource-name={self.name}" if self.name else ""
         resource = f"{self.resource}.{self.group}" if self.group else self.resource
+        unless = ""
+        if account:
+            what = f"{resource}/{self.name}" if self.name else resource
+            ask = f"kubectl auth can-i{scope} {self.verbs[-1]} {what} --as={account[0]}"
+            unless = f"unless `{ask}` says yes, "
         return (
-            f"give {whom} a {kind} {self.place} with the rule {self.rule}: "
+            f"{unless}give {whom} a {kind} {self.place} with the rule {self.rule}: "
             f"`kubectl{scope} create {kind.lower()} {role} --verb={','.join(self.verbs)} "
             f"--resource={resource}{only} && "
             f"kubectl{scope} create {kind.lower()}binding {role} --{kind.lower()}={role} {who}`"
@@ -73,11 +82,17 @@ def explained(refusal: ApiRefusal, api: KubeApi, what: str, permission: Permissi
         permission: what is needed to have it.
     """
     said = f"{refusal.message} ({refusal.status})"
+    if not refusal.by_api and refusal.status in PASSING:
+        proxied = api.without_proxy() if api.way else None
+        return SourceUnavailable(
+            f"what answers at {api.host}{api.way} is no Kubernetes API: {said}",
+            remedy=proxied or f"check the server's address in {api.credentials.address}",
+        )
     if refusal.status == 401:
         return AccessDenied(
-            f"the Kubernetes API at {api.host} does not accept {api.credentials}: {said}",
-            remedy=f"renew them; who they belong to needs the rule {permission.rule} "
-            f"{permission.place}",
+            f"the Kubernetes API at {api.host} does not accept {_whose(api)}: {said}",
+            remedy=f"{api.credentials.renewal}; who they belong to needs the rule "
+            f"{permission.rule} {permission.place}",
         )
     if refusal.status == 403:
         return AccessDenied(
@@ -87,6 +102,11 @@ def explained(refusal: ApiRefusal, api: KubeApi, what: str, permission: Permissi
     if refusal.status == 404:
         return SourceUnavailable(
             f"{api.host} knows no {permission.resource}: {said}",
-            remedy=f"check the server's address in {api.credentials}",
+            remedy=f"check the server's address in {api.credentials.address}",
         )
     return SourceUnavailable(f"the Kubernetes API at {api.host} cannot answer: {said}")
+
+
+def _whose(api: KubeApi) -> str:
+    account = _ACCOUNT.search(api.account)
+    return f"{api.credentials.name}" + (f" ({account[1]}/{account[2]})" if account else "")

@@ -20,7 +20,7 @@ from kubernetes.client.rest import RESTClientObject
 
 from ipmasq_agent.errors import SourceError, SourceUnavailable
 from ipmasq_agent.sources.kube_credentials import Credentials
-from ipmasq_agent.sources.kube_words import bare, said, why
+from ipmasq_agent.sources.kube_words import account_of, bare, said, untrusted, why
 
 CONNECT_TIMEOUT = 5.0
 # As much of an error's body as is worth reading: a Status object is far smaller.
@@ -50,13 +50,17 @@ class ApiRefusal(Exception):
         status: the HTTP status, or the code of a Status object in a watch.
         message: the server's own words, as ``KubeApi.said`` lets them through.
         retry_after: seconds that the server asks us to wait; 0 if it does not say.
+        by_api: whether it is an answer as Kubernetes gives it, and not one of something before it.
     """
 
-    def __init__(self, status: int, message: str, retry_after: float = 0.0) -> None:
+    def __init__(
+        self, status: int, message: str, retry_after: float = 0.0, *, by_api: bool = True
+    ) -> None:
         super().__init__(f"{status}: {message}")
         self.status = status
         self.message = message
         self.retry_after = retry_after
+        self.by_api = by_api
 
 
 class KubeApi:
@@ -80,9 +84,19 @@ class KubeApi:
         self.host = "the API server"
 
     @property
-    def credentials(self) -> str:
-        """Where they come from, in words."""
-        return self._loaded.name
+    def credentials(self) -> Credentials:
+        """Those of the latest request."""
+        return self._loaded
+
+    @property
+    def account(self) -> str:
+        """Who the server was told that we are, where the token says so."""
+        return account_of(self._sent)
+
+    @property
+    def way(self) -> str:
+        """What is between us and the server, in words after its address."""
+        return f" through the proxy {self._proxy}" if self._proxy else ""
 
     def said(self, text: str) -> str:
         """Return what the server says, without the credentials that we sent it."""
@@ -90,11 +104,23 @@ class KubeApi:
 
     def unreachable(self, cause: BaseException) -> SourceUnavailable:
         """Return what to tell a user about an API server that does not answer."""
-        way = f" through the proxy {self._proxy}" if self._proxy else ""
+        if self._proxy:
+            remedy = self.without_proxy()
+        elif untrusted(cause):
+            server = urllib3.util.parse_url(self.host)
+            shown = f"openssl s_client -showcerts -connect {server.host}:{server.port or 443}"
+            remedy = f"compare what `{shown}` shows with {self._loaded.authorities}"
+        else:
+            remedy = f"see whether `curl -k {self.host}/livez` answers from this node"
         return SourceUnavailable(
-            f"the Kubernetes API at {self.host} cannot be reached{way}: {why(cause)}",
-            remedy=f"see whether `curl -k {self.host}/livez` answers from this node",
+            f"the Kubernetes API at {self.host} cannot be reached{self.way}: {why(cause)}",
+            remedy=remedy,
         )
+
+    def without_proxy(self) -> str:
+        """Return what to do where a proxy is no way to the server."""
+        host = urllib3.util.parse_url(self.host).host
+        return f"correct {self._loaded.proxy}, or add {host} to $NO_PROXY to ask without it"
 
     def get(
         self, path: str, query: Mapping[str, str], *, read_timeout: float
@@ -173,14 +199,15 @@ class KubeApi:
     def _refusal(self, response: urllib3.BaseHTTPResponse) -> ApiRefusal:
         """Read an error response, whose body is a Status object if it comes from the API."""
         message = response.reason or "no reason given"
+        by_api = False
         with contextlib.suppress(*TRANSPORT_ERRORS):
             body = response.read(ERROR_BYTES)
             status = json.loads(body)
             if isinstance(status, dict) and status.get("message"):
-                message = str(status["message"])
+                message, by_api = str(status["message"]), True
         asked = response.headers.get("Retry-After", "")
         retry_after = float(asked) if asked.isdecimal() else 0.0
-        return ApiRefusal(response.status, self.said(message), retry_after)
+        return ApiRefusal(response.status, self.said(message), retry_after, by_api=by_api)
 
     def _connect(self) -> RESTClientObject:
         with self._lock:
@@ -203,7 +230,7 @@ class KubeApi:
 
             if configuration.proxy:
                 check_proxy(configuration.proxy)
-            raise SourceError(f"{self.credentials} cannot be used: {why(cause)}") from cause
+            raise SourceError(f"{self._loaded.name} cannot be used: {why(cause)}") from cause
         pools = client.pool_manager
         proxy = getattr(pools, "proxy_url", None) or (pools.proxy and pools.proxy.url)
         self._proxy = bare(proxy) if proxy else None

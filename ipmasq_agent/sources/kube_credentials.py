@@ -27,6 +27,11 @@ class Credentials:
 
     Attributes:
         name: where they come from, in words.
+        address: where the server's address comes from.
+        authorities: where the authorities are that its certificate has to be signed by.
+        renewal: what to do where they are not accepted.
+        check: what to do where they cannot be used.
+        proxy: whose a proxy's URL is.
 
     Args:
         kubeconfig: see ``KubeApi``.
@@ -37,7 +42,10 @@ class Credentials:
         self._kubeconfig = kubeconfig
         self._context = context
         self._plugin: str | None = None
-        self.name = "the credentials"
+        self.name = self.address = self.authorities = "the credentials"
+        self.renewal = "renew them"
+        self.check: str | None = None
+        self.proxy = ""
 
     def load(self) -> Configuration:
         """Read them anew.
@@ -52,9 +60,17 @@ class Credentials:
         home = Path("~/.kube/config").expanduser()
         if not kubeconfig and not self._context and in_cluster:
             self.name = "the ServiceAccount of this pod"
+            self.address = "$KUBERNETES_SERVICE_HOST and _PORT of this pod"
+            self.authorities = incluster_config.SERVICE_CERT_FILENAME
+            self.renewal = self.check = (
+                "restart the pod for a new token; it needs a serviceAccountName that exists, and "
+                "no automountServiceAccountToken: false"
+            )
         elif kubeconfig or home.exists():
             kubeconfig = kubeconfig or str(home)
-            self.name = f"the kubeconfig {kubeconfig}"
+            self.name = self.address = f"the kubeconfig {kubeconfig}"
+            self.authorities = f"the certificate-authority of {self.name}"
+            self.check = "check it with `kubectl config view`"
         else:
             raise SourceError(
                 "there are no credentials for the Kubernetes API: this is not a pod with a "
@@ -75,6 +91,9 @@ class Credentials:
                 )
             else:
                 load_incluster_config(client_configuration=configuration)
+        variables = (name for name, value in os.environ.items() if value == configuration.proxy)
+        named = (f"${name}" for name in variables if name.lower().endswith("_proxy"))
+        self.proxy = next(named, f"proxy-url of {self.name}")
         _authorise_proxy(configuration)
         return configuration
 
@@ -118,7 +137,7 @@ class Credentials:
             except Exception as cause:
                 raise SourceUnavailable(
                     f"{self.name} cannot be used: {why(cause)}",
-                    remedy="check it with `kubectl config view`" if self._kubeconfig else None,
+                    remedy=self.check,
                 ) from cause
         if messages and self._plugin is not None:
             raise SourceUnavailable(

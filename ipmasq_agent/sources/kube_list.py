@@ -161,7 +161,7 @@ def an_api(api: KubeApi) -> Iterator[None]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
         raise SourceUnavailable(
             f"{api.host} does not answer as a Kubernetes API does",
-            remedy=f"check the server's address in {api.credentials}",
+            remedy=f"check the server's address in {api.credentials.address}",
         ) from cause
 
 

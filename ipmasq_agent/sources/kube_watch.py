@@ -23,9 +23,10 @@ from typing import Generic
 
 import urllib3
 
-from ipmasq_agent.errors import AgentError, SourceError
+from ipmasq_agent.errors import AgentError, SourceError, SourceUnavailable
 from ipmasq_agent.host.patience import Backoff
 from ipmasq_agent.host.threads import Guarded
+from ipmasq_agent.sources.kube_access import PASSING
 from ipmasq_agent.sources.kube_api import TRANSPORT_ERRORS, ApiRefusal, KubeApi
 from ipmasq_agent.sources.kube_list import (
     GONE,
@@ -54,6 +55,10 @@ OVERTIME = 15.0
 SILENCE = 150.0
 # A watch that ends sooner, with nothing to tell, is not a working watch.
 SHORT = 1.0
+# Seconds in which a refusal may be that of an API server which has not read its rules yet, and
+# the longest pause between attempts meanwhile.
+PATIENCE = 10.0
+IMPATIENT = 2.0
 # Seconds that `stop` waits for a request that cannot be interrupted (TCP connect).
 STOP_TIMEOUT = 0.8
 
@@ -103,6 +108,7 @@ class Watch(Generic[Value]):
         # The newest version that was heard of; None: list first.
         self._version: str | None = None
         self._heard: tuple[float, str] | None = None
+        self._refused_since: float | None = None
         # Of the watching thread alone: whether the version comes from a list which no watch
         # has worked with yet, and how this attempt goes.
         self._untried = True
@@ -160,7 +166,9 @@ class Watch(Generic[Value]):
             before, version = self._latest, self._version
         outcome: Found[Value] | SourceError
         try:
-            outcome = self.read()
+            outcome = self._list()
+        except ApiRefusal as refusal:
+            outcome = self._told_of(refusal)
         except SourceError as error:
             outcome = error
         with self._lock:
@@ -173,7 +181,7 @@ class Watch(Generic[Value]):
                 self._tell(newer or outcome)
                 # The server answers: no reason to wait any longer.
                 self._wake.set()
-            else:
+            elif self._latest is before:
                 self._tell_again(outcome)
 
     def _run(self) -> None:
@@ -189,6 +197,7 @@ class Watch(Generic[Value]):
             except ApiRefusal as refusal:
                 delay = self._refused(refusal)
             except SourceError as error:
+                self._refused_since = None
                 self._tell_failure(error)
                 delay = self._backoff.next()
             except _Disconnected as disconnected:
@@ -237,10 +246,33 @@ class Watch(Generic[Value]):
             # Lists that are outdated as soon as they are made would keep us busy forever.
             return self._backoff.next() if self._untried else 0.0
         if self._opened is None:
-            self._tell_failure(self._explain(refusal))
+            self._tell_failure(self._told_of(refusal))
         if self._opened is not None or refusal.status not in TEMPORARY:
             self._version = None
-        return max(self._backoff.next(), min(refusal.retry_after, RETRY_AFTER_CAP))
+        delay = self._backoff.next()
+        if self._may_pass(refusal):
+            delay = min(delay, IMPATIENT)
+        return max(delay, min(refusal.retry_after, RETRY_AFTER_CAP))
+
+    def _told_of(self, refusal: ApiRefusal) -> SourceError:
+        """Return what to tell of a refusal, which may be one of an API server that starts."""
+        error = self._explain(refusal)
+        if not self._may_pass(refusal):
+            return error
+        return SourceUnavailable(
+            error.message,
+            remedy="an API server that starts refuses everybody for a moment, so it is asked for "
+            f"{PATIENCE:g} s before anything is taken to be missing",
+        )
+
+    def _may_pass(self, refusal: ApiRefusal) -> bool:
+        """Whether a refusal is one of the first, of a kind that passes."""
+        if refusal.status not in PASSING:
+            return False
+        with self._lock:
+            if self._refused_since is None:
+                self._refused_since = time.monotonic()
+            return time.monotonic() - self._refused_since < PATIENCE
 
     # Requests
 
@@ -295,6 +327,7 @@ class Watch(Generic[Value]):
     def _lives(self) -> None:
         now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         self._heard = time.monotonic(), now
+        self._refused_since = None
 
     def _hang_up(self) -> None:
         """End the watch that is open, with the lock held."""

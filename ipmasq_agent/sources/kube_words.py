@@ -91,6 +91,22 @@ def _word(cause: BaseException) -> str | None:
     return next((word for kind, word in _WORDS if isinstance(cause, kind)), None)
 
 
+def untrusted(cause: BaseException) -> bool:
+    """Whether a server's certificate is what is wrong."""
+    return any(isinstance(each, ssl.SSLCertVerificationError) for each in _chain(cause))
+
+
+def account_of(authorization: str | None) -> str:
+    """Return whose a token is, like system:serviceaccount:NAMESPACE:NAME; empty if it is not told.
+
+    A ServiceAccount's token is a JSON Web Token (RFC 7519), which names its subject.
+    """
+    with contextlib.suppress(ValueError, IndexError, TypeError, KeyError):
+        payload = (authorization or "").split(".")[1]
+        return str(json.loads(base64.urlsafe_b64decode(payload + "=="))["sub"])
+    return ""
+
+
 def bare(url: str) -> str:
     """Return a URL without user, password, query and fragment."""
     scheme, _, rest = url.rpartition("://")

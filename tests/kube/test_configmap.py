@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -467,10 +468,47 @@ def test_forbidden_names_the_missing_rule_and_ends_when_it_is_granted(
     ) in error.remedy
     assert "ServiceAccount kube-system/masq" in error.remedy
     assert "--serviceaccount=kube-system:masq" in error.remedy
+    assert (
+        "`kubectl auth can-i -n kube-system watch configmaps/ip-masq-agent "
+        "--as=system:serviceaccount:kube-system:masq`"
+    ) in error.remedy
     cluster.wait(lambda calls: len(calls) >= 3)
     assert len(heard.events) == 1, "the same refusal again is no news"
     cluster.refusals.clear()
     heard.content(b"first")
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_server_that_starts_and_refuses_everybody_needs_no_role(
+    cluster: Cluster, watching: Watching, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(kube_watch, "PATIENCE", 1000.0)
+    cluster.put({"config": "first"})
+    cluster.refusals["list"] = (status, FORBIDDEN)
+    source, heard = watching()
+    error = heard.failure(str(status)).error
+    cluster.wait(lambda calls: len(calls) >= 3)
+    source.refresh()
+    heard.failure("starts refuses everybody")
+    assert isinstance(error, SourceUnavailable)
+    assert not re.search("role|renew", str(error))
+    cluster.refusals.clear()
+    heard.content(b"first")
+    # Nor does it the next time.
+    established(cluster, heard)
+    cluster.refusals["list"] = (status, FORBIDDEN)
+    cluster.break_watches()
+    assert isinstance(heard.failure(str(status)).error, SourceUnavailable)
+
+
+def test_who_is_refused_for_long_is_told_what_is_missing(
+    cluster: Cluster, watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kube_watch, "PATIENCE", 0.2)
+    cluster.refusals["list"] = (403, FORBIDDEN)
+    _, heard = watching()
+    assert "kubectl -n kube-system create role" in str(heard.failure("create role").error)
+    assert len(heard.events) <= 2
 
 
 def test_a_watch_that_is_forbidden_is_a_failure_though_lists_are_allowed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ssl
 import threading
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from kubernetes.config import incluster_config
 
-from ipmasq_agent.errors import SourceUnavailable
+from ipmasq_agent.errors import AccessDenied, SourceUnavailable
 from ipmasq_agent.host import commands
 from ipmasq_agent.sources import kube_watch
 from ipmasq_agent.sources.configmap import ConfigMapSource
@@ -100,8 +101,28 @@ def test_a_server_that_another_authority_has_certified_is_not_trusted(
     cluster: Cluster, source: ConfigMapSource, tmp_path: Path
 ) -> None:
     certify(tmp_path)
-    with pytest.raises(SourceUnavailable, match="certificate"):
+    with pytest.raises(SourceUnavailable, match="certificate") as refused:
         source.read()
+    assert refused.value.remedy == (
+        f"compare what `openssl s_client -showcerts -connect 127.0.0.1:{cluster.port}` shows with "
+        f"{tmp_path / 'ca.crt'}"
+    )
+
+
+def test_a_token_that_is_not_accepted_is_told_with_the_account_that_it_names(
+    cluster: Cluster, source: ConfigMapSource, tmp_path: Path
+) -> None:
+    payload = base64.urlsafe_b64encode(b'{"sub": "system:serviceaccount:kube-system:masq"}')
+    (tmp_path / "token").write_text(f"head.{payload.decode().rstrip('=')}.signature")
+    heard = Heard()
+    source.start(heard)
+    error = heard.failure("401").error
+    assert isinstance(error, AccessDenied)
+    assert "the ServiceAccount of this pod (kube-system/masq)" in error.message
+    assert "restart the pod for a new token" in str(error.remedy)
+    assert "kubeconfig" not in str(error)
+    (tmp_path / "token").write_text("first")
+    heard.content(None)
 
 
 def test_a_token_that_has_vanished_is_a_failure_with_its_reason(
@@ -110,6 +131,7 @@ def test_a_token_that_has_vanished_is_a_failure_with_its_reason(
     (tmp_path / "token").unlink()
     heard = Heard()
     source.start(heard)
-    heard.failure("token file does not exist")
+    error = heard.failure("token file does not exist").error
+    assert "automountServiceAccountToken" in str(error.remedy)
     (tmp_path / "token").write_text("first")
     heard.content(None)

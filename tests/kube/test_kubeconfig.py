@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
 import re
 import sys
+import threading
 from pathlib import Path
 from typing import Protocol
 
@@ -214,6 +216,35 @@ def test_without_its_package_a_socks_proxy_is_refused_and_the_package_named(
     assert "secret" not in str(refused.value)
 
 
+class Forbidding(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(403, "Forbidden by policy")
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_proxy_that_refuses_is_not_taken_for_the_api(
+    cluster: Cluster, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_text(good(cluster))
+    with http.server.HTTPServer(("127.0.0.1", 0), Forbidding) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever, args=(0.05,))
+        thread.start()
+        url = f"http://127.0.0.1:{proxy.server_port}"
+        monkeypatch.setenv("HTTP_PROXY", url)
+        try:
+            with pytest.raises(SourceError) as refused:
+                ConfigMapSource(NAMESPACE, NAME, kubeconfig=str(path)).read()
+        finally:
+            proxy.shutdown()
+            thread.join()
+    told = str(refused.value)
+    assert f"through the proxy {url} is no Kubernetes API: Forbidden by policy (403)" in told
+    assert "correct $HTTP_PROXY, or add 127.0.0.1 to $NO_PROXY" in told
+    assert "Role" not in told
+
+
 def test_a_proxy_that_does_not_know_us_or_is_away_is_named(cluster: Cluster, path: Path) -> None:
     with socks_proxy("right") as proxy:
         path.write_text(good(cluster, f"socks5://user:wrong@127.0.0.1:{proxy.port}"))
@@ -222,5 +253,9 @@ def test_a_proxy_that_does_not_know_us_or_is_away_is_named(cluster: Cluster, pat
         with pytest.raises(SourceError, match=way) as refused:
             source.read()
         assert "wrong" not in str(refused.value)
-    with pytest.raises(SourceError, match=f"{way}Connection refused"):
+    with pytest.raises(SourceError, match=f"{way}Connection refused") as refused:
         source.read()
+    assert refused.value.remedy == (
+        f"correct proxy-url of the kubeconfig {path}, or add 127.0.0.1 to $NO_PROXY to ask "
+        "without it"
+    )

@@ -105,10 +105,13 @@ def test_a_backend_that_was_come_back_to_is_left_anew() -> None:
     assert other.announced == 2
 
 
-def test_patience_ends() -> None:
+def test_patience_ends(caplog: pytest.LogCaptureFixture) -> None:
     moves, other = Moves(0), Translating(2)
     moves.announce([other])
-    assert left(moves, other) == (True, ())
+    with caplog.at_level(logging.INFO):
+        assert left(moves, other) == (True, ())
+    # Told as an end, and not as so many seconds that are left.
+    assert [record.message for record in caplog.records] == ["flows end"]
 
 
 def test_a_move_goes_on_where_flows_cannot_be_announced(caplog: pytest.LogCaptureFixture) -> None:
