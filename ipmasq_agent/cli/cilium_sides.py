@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -30,6 +30,10 @@ class CiliumSides:
         cidrs: the native-routing CIDRs as the user gives them; empty to ask the API.
         config: NAMESPACE/NAME of Cilium's ConfigMap; None for the usual one, which need not
             be there.
+        routing: ``native`` or ``tunnel``, as the user gives it; None to ask the API.
+
+    Attributes:
+        supposed: how it routes where nobody says so, by the profile of a document.
     """
 
     def __init__(
@@ -38,11 +42,14 @@ class CiliumSides:
         bpffs: str | None = None,
         cidrs: Iterable[str] = (),
         config: str | None = None,
+        routing: str | None = None,
     ) -> None:
         self.settings = settings
         self.bpffs = bpffs
         self.cidrs = tuple(cidrs)
         self.config = config
+        self.routing = routing
+        self.supposed: str | None = None
 
     def maps(self) -> Side:
         """Return what the pinned maps of this node decide.
@@ -102,9 +109,26 @@ class CiliumSides:
         settings = self._cilium_config(notes) if asked else {}
         routable = tuple(_given(self.cidrs)) if self.cidrs else self._routable(settings, notes)
         nodes: frozenset[tuple[Family, int]] = frozenset()
-        if not cilium.masquerades_to_nodes(settings):
+        tunnelled: tuple[Prefix, ...] = ()
+        if self._tunnels(settings, notes):
+            tunnelled = self._read(cilium.pools, settings)
+            if not tunnelled:
+                notes.append("packets to pods of other nodes go through its tunnel, not compared")
+        elif not cilium.masquerades_to_nodes(settings):
             nodes = self._nodes(notes)
-        return cilium.Exempt(routable, nodes), settings, notes
+        return cilium.Exempt(routable, nodes, tunnelled), settings, notes
+
+    def _tunnels(self, settings: Mapping[str, str], notes: list[str]) -> bool:
+        """Whether it routes through a tunnel; ``notes`` get how that is known."""
+        routing = self.routing
+        if routing is None and settings:
+            routing = "tunnel" if cilium.tunnels(settings) else "native"
+            notes.append(f"routing-mode in {self.config or CILIUM_CONFIG}: {routing}")
+        elif routing is None:
+            routable = any(text != NO_CIDR for text in self.cidrs)
+            routing = self.supposed or ("native" if routable else "tunnel")
+            notes.append(f"its routing-mode is taken for {routing}; give it with --routing-mode")
+        return routing == "tunnel"
 
     def _cilium_config(self, notes: list[str]) -> dict[str, str]:
         from ipmasq_agent.sources.configmap import read_data
@@ -124,15 +148,21 @@ class CiliumSides:
     def _routable(self, settings: dict[str, str], notes: list[str]) -> tuple[Prefix, ...]:
         if not settings:
             return ()
+        routable = self._read(cilium.native_routing, settings)
+        shown = ", ".join(map(str, routable)) or NO_CIDR
+        notes.append(f"native-routing CIDRs in {self.config or CILIUM_CONFIG}: {shown}")
+        return routable
+
+    @staticmethod
+    def _read(
+        reader: Callable[[Mapping[str, str]], list[Prefix]], settings: Mapping[str, str]
+    ) -> tuple[Prefix, ...]:
         try:
-            routable = tuple(cilium.native_routing(settings))
+            return tuple(reader(settings))
         except ConfigError as error:
             raise SourceError(
                 f"cilium-config: {error.message}", remedy="give it with --native-routing-cidr"
             ) from error
-        shown = ", ".join(map(str, routable)) or NO_CIDR
-        notes.append(f"native-routing CIDRs in {self.config or CILIUM_CONFIG}: {shown}")
-        return routable
 
     def _nodes(self, notes: list[str]) -> frozenset[tuple[Family, int]]:
         known, why = None, ""

@@ -46,6 +46,7 @@ Examples:
   ipmasq-agent compare /etc/config/ip-masq-agent cilium
   kubectl -n kube-system exec ds/cilium -- cilium-dbg bpf ipmasq list > list.txt
   ipmasq-agent compare config.yaml cilium:list.txt --native-routing-cidr 10.0.0.0/8
+  ipmasq-agent compare config.yaml cilium:list.txt --routing-mode tunnel
 """,
 )
 @click.argument("left", metavar="A")
@@ -64,6 +65,12 @@ Examples:
     help="Cilium's ConfigMap.  [default: kube-system/cilium-config, where the API lets us]",
 )
 @click.option(
+    "--routing-mode",
+    type=click.Choice(["native", "tunnel"]),
+    help="How Cilium routes.  [default: what its ConfigMap says, else the profile of a document, "
+    "else native where --native-routing-cidr gives one]",
+)
+@click.option(
     "--bpffs",
     metavar="DIR",
     envvar="IPMASQ_BPFFS",
@@ -77,6 +84,7 @@ def command(
     right: str,
     cidrs: tuple[str, ...],
     cilium_config: str | None,
+    routing_mode: str | None,
     bpffs: str | None,
     output: str,
     **options: Any,
@@ -92,8 +100,8 @@ def command(
     if cilium_config is not None and cilium_config.count("/") != 1:
         raise UsageError(f"--cilium-config: {cilium_config!r} is not NAMESPACE/NAME")
     settings = settings_of(options)
-    operands = Operands(settings, CiliumSides(settings, bpffs, cidrs, cilium_config))
-    answer = compare(operands.read(left), operands.read(right))
+    sides = CiliumSides(settings, bpffs, cidrs, cilium_config, routing_mode)
+    answer = compare(*Operands(settings, sides).both(left, right))
 
     def as_text() -> str:
         return "\n".join(colour(line) if not answer.equal else line for line in lines)

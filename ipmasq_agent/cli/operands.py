@@ -7,22 +7,32 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from ipmasq_agent.answers.compare import Side
 from ipmasq_agent.answers.in_force import in_force
+from ipmasq_agent.cli import wiring
 from ipmasq_agent.cli.cilium_sides import CiliumSides
 from ipmasq_agent.cli.options import Settings, split_configmap
-from ipmasq_agent.cli.wiring import read_intent
 from ipmasq_agent.config.assemble import assemble_family
-from ipmasq_agent.errors import AgentError, UsageError
+from ipmasq_agent.config.keys import (
+    EGRESS_INTERFACES,
+    EXEMPT_NODE_IPS,
+    POD_CIDRS,
+    PROFILE,
+    TUNNELLED,
+)
+from ipmasq_agent.config.model import AUTO, Config, Key
+from ipmasq_agent.errors import AgentError, SourceError, UsageError
 from ipmasq_agent.host.devices import egress_devices
 from ipmasq_agent.planes import detect, registry
 from ipmasq_agent.planes.hook.read import read_hook
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import Verdict
+from ipmasq_agent.policy.facts import NODE_ADDRESSES
 from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
 
 FORMS = "a document, kernel[:BACKEND], configmap:NAMESPACE/NAME[:KEY], cilium or cilium:FILE"
@@ -40,6 +50,23 @@ class Operands:
         # How many entries a data plane can hold does not matter here.
         self.settings = replace(settings, flags=replace(settings.flags, cidr_limit=None))
         self.cilium = cilium
+        self.beside_map = False
+
+    def both(self, left: str, right: str) -> tuple[Side, Side]:
+        """Return the sides that two operands name.
+
+        A document that is compared with Cilium's map needs no facts that only bear on what is
+        not in the map, and its profile tells how Cilium routes where nothing else does.
+
+        Raises:
+            UsageError: one names nothing that can be compared.
+            AgentError: what one names cannot be read.
+        """
+        maps = [text for text in (left, right) if text.partition(":")[0] == "cilium"]
+        self.beside_map = bool(maps)
+        documents_first = sorted({left, right}, key=lambda text: (text in maps, text != left))
+        sides = {text: self.read(text) for text in documents_first}
+        return sides[left], sides[right]
 
     def read(self, text: str) -> Side:
         """Return the side that an operand names.
@@ -62,20 +89,38 @@ class Operands:
             # slip of the pen, and the answer would not look like one.
             raise UsageError(f"{text!r} does not exist", remedy=f"name {FORMS}")
         label = "standard input" if text == "-" else text
-        return _document(label, replace(self.settings, config=text))
+        return self._document(label, replace(self.settings, config=text))
 
     def _configmap(self, text: str, rest: str) -> Side:
         split_configmap(rest)
-        return _document(text, replace(self.settings, configmaps=(rest,), named=True))
+        return self._document(text, replace(self.settings, configmaps=(rest,), named=True))
+
+    def _document(self, label: str, settings: Settings) -> Side:
+        config = wiring.read_document(settings)
+        notes: tuple[str, ...] = ()
+        if self.beside_map:
+            if config[PROFILE] is not None:
+                self.cilium.supposed = "tunnel" if config[PROFILE] == TUNNELLED else "native"
+            own: tuple[Key[Any], ...] = (POD_CIDRS, EGRESS_INTERFACES)
+            config = _with(config, {key: None for key in own if config[key] is AUTO})
+        try:
+            facts = wiring.gather(settings, config)
+        except SourceError as error:
+            if not (self.beside_map and config[EXEMPT_NODE_IPS]):
+                raise
+            kept = f"packets to {NODE_ADDRESSES.what} are kept, and not compared"
+            notes = (f"{kept} ({error.message})",)
+            config = _with(config, {EXEMPT_NODE_IPS: False})
+            facts = wiring.gather(settings, config)
+        policies = {
+            family: assemble_family(config, family, Capabilities(), facts)
+            for family in config.families
+        }
+        return Side(label, policies, notes=notes)
 
 
-def _document(label: str, settings: Settings) -> Side:
-    intent = read_intent(settings)
-    policies = {
-        family: assemble_family(intent.config, family, Capabilities(), intent.facts)
-        for family in intent.config.families
-    }
-    return Side(label, policies)
+def _with(config: Config, values: Mapping[Key[Any], Any]) -> Config:
+    return replace(config, written={**config.written, **values})
 
 
 def _kernel(text: str, requested: str, settings: Settings) -> Side:

@@ -12,7 +12,7 @@ from typing import Any
 from ipmasq_agent.config.durations import UNITS
 from ipmasq_agent.config.lists import Cidrs, Devices, Snat, Sources
 from ipmasq_agent.config.model import AUTO, DEFAULT_CIDR_LIMIT, Auto, Config, Key
-from ipmasq_agent.config.scalars import Interval, Number, Switch, Word
+from ipmasq_agent.config.scalars import Interval, Number, Switch, Variant, Word
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.cidrs import parse_cidr
 from ipmasq_agent.policy.decisions import Stated, Verdict
@@ -32,7 +32,9 @@ RESERVED = (
     "240.0.0.0/4",  # RFC 1112, class E
 )
 CILIUM = "cilium"
-"""The one profile: what Cilium's eBPF masquerading does."""
+"""The one profile: what Cilium's eBPF masquerading does, with native routing."""
+TUNNELLED = "cilium tunnel"
+"""The same where the pods of other nodes are reached through a tunnel."""
 
 
 def _ranges(texts: Iterable[str]) -> Listed:
@@ -44,7 +46,7 @@ def _not_masqueraded(config: Config) -> Listed:
 
     What is there by default yields to what the user says of the same prefix.
     """
-    cilium = config[PROFILE] == CILIUM
+    cilium = config[PROFILE] is not None
     if config[DEFAULT_ACTION] is Verdict.NON_MASQUERADE:
         return Listed.empty()  # to keep is the rule already
     if cilium and any(key.upstream for key in config.mentioned):
@@ -56,7 +58,7 @@ def _not_masqueraded(config: Config) -> Listed:
 
 
 def _auto_to_cilium(config: Config) -> Auto | None:
-    return AUTO if config[PROFILE] == CILIUM else None
+    return AUTO if config[PROFILE] is not None else None
 
 
 NON_MASQUERADE_CIDRS = Key(
@@ -155,9 +157,10 @@ SNAT_ADDRESS = Key(
 )
 PROFILE: Key[str | None] = Key(
     "profile",
-    Word({CILIUM: CILIUM}),
+    Variant({CILIUM: CILIUM}, {CILIUM: {"native": CILIUM, "tunnel": TUNNELLED}}),
     None,
-    "`cilium`: all of the document means what it means to Cilium's eBPF masquerading",
+    "`cilium`: all of the document means what it means to Cilium's eBPF masquerading; "
+    "`{cilium: tunnel}` where that routes through a tunnel",
 )
 
 KEYS: tuple[Key[Any], ...] = (

@@ -56,7 +56,7 @@ class Cidrs(Kind[Listed]):
         if not isinstance(node, yaml.SequenceNode):
             reading.problem(node, f"{key}: {shown(node)} is not a list; write [10.0.0.0/8]")
             return Listed.empty()
-        masked = self._masked_by is not None and reading.profile == self._masked_by
+        masked = self._masked_by is not None and reading.profile is not None
         return _cidrs(reading, node, key, masked=masked)
 
     def joined(self, documents: Sequence[Sequence[Listed]]) -> Listed:

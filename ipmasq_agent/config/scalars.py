@@ -149,3 +149,51 @@ class Word(Kind[T]):
     def shown(self, value: T) -> str | None:
         """Return the word; None where it is none of them."""
         return next((word for word, meant in self._words.items() if meant == value), None)
+
+
+class Variant(Word[T]):
+    """One of a few words, or a mapping of one of them to what distinguishes it further."""
+
+    def __init__(self, words: Mapping[str, T], variants: Mapping[str, Mapping[str, T]]) -> None:
+        """Take these words, and for a word these ones more."""
+        super().__init__(words)
+        self._variants = variants
+        mappings = [
+            {
+                "type": "object",
+                "properties": {word: {"enum": [*further]}},
+                "required": [word],
+                "additionalProperties": False,
+            }
+            for word, further in variants.items()
+        ]
+        self.schema = {"anyOf": [self.schema, *mappings]}
+
+    def read(self, reading: Reading, node: yaml.Node, key: str) -> T | None:
+        """Return what the word, or the word in the mapping, means; null is none."""
+        if not isinstance(node, yaml.MappingNode):
+            return super().read(reading, node, key)
+        pairs = [(name.value, value) for name, value in node.value if is_word(name)]
+        if len(node.value) != 1 or not pairs or pairs[0][0] not in self._variants:
+            known = " or ".join(f"{{{word}: ...}}" for word in self._variants)
+            reading.problem(node, f"{key}: the mapping is not {known}")
+            return None
+        (word, value) = pairs[0]
+        further = self._variants[word]
+        if not is_word(value) or value.value not in further:
+            reading.problem(value, f"{key}: {word}: {shown(value)} is not {' or '.join(further)}")
+            return None
+        return further[value.value]
+
+    def shown(self, value: T) -> Any:
+        """Return the word, or the mapping where it takes one."""
+        for word, further in self._variants.items():
+            for name, meant in further.items():
+                if meant == value and value not in self._words.values():
+                    return {word: name}
+        return super().shown(value)
+
+
+def is_word(node: yaml.Node) -> bool:
+    """Whether a node is a text, of whatever kind."""
+    return isinstance(node, yaml.ScalarNode) and not is_null(node)

@@ -94,6 +94,17 @@ def test_the_native_routing_cidr_comes_from_cilium_config(
     assert difference["cidr"] == "172.16.0.0/12"
 
 
+def test_how_it_routes_comes_from_cilium_config(cluster: WithCilium, compare: Compare) -> None:
+    pool = {"cluster-pool-ipv4-cidr": "172.16.0.0/13 172.24.0.0/13"}
+    cluster.settings = {"routing-mode": "tunnel", **pool}
+    assert compare().status == 0
+    assert "routing-mode in kube-system/cilium-config: tunnel" in compare.err
+    cluster.settings = {"routing-mode": "native", **pool}
+    assert compare("-o", "json").status == 1
+    (difference,) = json.loads(compare.out)["differences"]
+    assert difference["cidr"] == "172.16.0.0/12"
+
+
 def test_it_is_asked_for_once_however_many_operands_need_it(
     cluster: WithCilium, compare: Compare
 ) -> None:

@@ -1,10 +1,13 @@
 """What Cilium's eBPF masquerading decides, in its ip-masq-agent mode.
 
 Its program looks a packet's destination up in a map of prefixes: one that is found keeps
-the pod's address, as does one in the native-routing CIDR or at another node of the
-cluster; all else is masqueraded (snat_v4_needs_masquerade, bpf/lib/nat.h). Link-local
-prefixes are entries of the map like any other. Which pods, devices and ports it does that
-for is not in the map: ``Guards`` and ``Action`` of a policy made here say nothing.
+the pod's address, as does one in the native-routing CIDR and, with native routing, one at
+another node of the cluster; all else is masqueraded (snat_v4_needs_masquerade, bpf/lib/nat.h).
+With routing through a tunnel, its default, packets to other nodes are masqueraded, as those
+do not go through the tunnel; packets to their pods do, from a device where nothing is
+masqueraded. Link-local prefixes are entries of the map like any other. Which pods, devices and
+ports it does that for is not in the map: ``Guards`` and ``Action`` of a policy made here say
+nothing.
 
 Only read, never written: the map is Cilium's.
 """
@@ -14,7 +17,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +53,12 @@ class Exempt:
     Attributes:
         native_routing: destinations that are taken as routable with a pod's address.
         nodes: addresses of the cluster's nodes.
+        tunnelled: where the pods of other nodes are that are reached through a tunnel.
     """
 
     native_routing: tuple[Prefix, ...] = ()
     nodes: frozenset[tuple[Family, int]] = frozenset()
+    tunnelled: tuple[Prefix, ...] = ()
 
 
 NOTHING = Exempt()
@@ -75,6 +80,10 @@ def policy_of(
         if prefix.family is family:
             key = Stated(f"{native_routing_key(family)}: {prefix}")
             entries.append(entry_of_prefix(prefix, Verdict.NON_MASQUERADE, key))
+    for prefix in exempt.tunnelled:
+        if prefix.family is family:
+            pods = Stated(f"pods of the cluster, through the tunnel: {pool_key(family)}")
+            entries.append(entry_of_prefix(prefix, Verdict.NON_MASQUERADE, pods))
     # The longest match is what a look-up in the map finds.
     for prefix in sorted(prefixes, key=lambda p: -p.length):
         if prefix.family is family:
@@ -102,15 +111,42 @@ def native_routing(settings: Mapping[str, str]) -> list[Prefix]:
     Raises:
         ConfigError: one of them cannot be read.
     """
+    return _prefixes(settings, native_routing_key)
+
+
+def pool_key(family: Family) -> str:
+    """Return the key of cilium-config that holds what the pod CIDRs of all nodes are taken from."""
+    return f"cluster-pool-{family.value}-cidr"
+
+
+def pools(settings: Mapping[str, str]) -> list[Prefix]:
+    """Return what the pod CIDRs of all nodes are taken from, where Cilium itself gives them out.
+
+    Raises:
+        ConfigError: one of them cannot be read.
+    """
+    return _prefixes(settings, pool_key)
+
+
+def _prefixes(settings: Mapping[str, str], key_of: Callable[[Family], str]) -> list[Prefix]:
     prefixes = []
     for family in Family:
-        text = settings.get(native_routing_key(family), "").strip()
-        if text:
+        # Helm writes a list with commas or spaces, as viper splits it.
+        for text in settings.get(key_of(family), "").replace(",", " ").split():
             try:
                 prefixes.append(parse_listed(text))
             except ValueError as cause:
-                raise ConfigError([f"{native_routing_key(family)}: {text!r} {cause}"]) from cause
+                raise ConfigError([f"{key_of(family)}: {text!r} {cause}"]) from cause
     return prefixes
+
+
+def tunnels(settings: Mapping[str, str]) -> bool:
+    """Whether cilium-config routes through a tunnel, as it does by default.
+
+    ``routing-mode`` has said so since Cilium 1.13, and ``tunnel: disabled`` otherwise before.
+    """
+    before = "native" if settings.get("tunnel", "").strip() == "disabled" else "tunnel"
+    return settings.get("routing-mode", before).strip() != "native"
 
 
 def masquerades_to_nodes(settings: Mapping[str, str]) -> bool:

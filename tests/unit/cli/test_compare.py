@@ -19,6 +19,11 @@ from ipmasq_agent.policy.facts import NO_FACTS, NODE_ADDRESSES, Fact, Facts
 
 Compare = Callable[..., tuple[int, str, str]]
 NONE = ("--native-routing-cidr", "none")
+NATIVE = (*NONE, "--routing-mode", "native")
+CILIUMS_OWN = (
+    "10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 192.0.0.0/24 192.0.2.0/24 "
+    "192.88.99.0/24 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 240.0.0.0/4 169.254.0.0/16"
+)
 
 
 @pytest.fixture
@@ -194,11 +199,43 @@ def test_cilium_and_a_document_that_exempts_nodes_decide_alike(
     one = write("one", "10.0.0.0/8")
     two = write("two", "10.0.0.0/8", more="exemptNodeIPs: true")
     Path("list.txt").write_text("10.0.0.0/8\n169.254.0.0/16\n")
-    assert compare(two, "cilium:list.txt", *NONE)[0] == 0
-    status, out, _ = compare(one, "cilium:list.txt", *NONE, "-o", "json")
+    assert compare(two, "cilium:list.txt", *NATIVE)[0] == 0
+    status, out, _ = compare(one, "cilium:list.txt", *NATIVE, "-o", "json")
     assert status == 1
     assert [each["cidr"] for each in differences(out)] == ["203.0.113.1/32", "203.0.113.2/32"]
     assert differences(out)[0]["rightEntry"] == "address of a node of the cluster"
+
+
+def test_with_routing_through_a_tunnel_cilium_masquerades_packets_to_nodes(
+    compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wiring, "fact_source", lambda settings: Nodes())
+    Path("list.txt").write_text("10.0.0.0/8\n169.254.0.0/16\n")
+    tunnelled = write("tunnelled", "10.0.0.0/8", more="profile: {cilium: tunnel}")
+    assert compare(tunnelled, "cilium:list.txt", *NONE)[0] == 0
+    assert compare("cilium:list.txt", tunnelled, *NONE)[0] == 0
+    native = write("native", "10.0.0.0/8", more="profile: cilium")
+    assert compare(native, "cilium:list.txt", *NONE)[0] == 0
+    status, out, _ = compare(native, "cilium:list.txt", "--routing-mode", "tunnel", "-o", "json")
+    assert status == 1
+    assert [each["cidr"] for each in differences(out)] == ["203.0.113.1/32", "203.0.113.2/32"]
+
+
+@pytest.mark.parametrize("profile", ["cilium", "{cilium: native}", "{cilium: tunnel}"])
+def test_a_document_of_ciliums_meaning_is_compared_without_a_cluster(
+    compare: Compare, monkeypatch: pytest.MonkeyPatch, profile: str
+) -> None:
+    for variable in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    Path("doc").write_text(f"profile: {profile}")
+    Path("list.txt").write_text("\n".join(CILIUMS_OWN.split()))
+    status, out, err = compare("doc", "cilium:list.txt", *NONE)
+    assert (status, out) == (0, "doc and cilium:list.txt decide alike about ipv4\n")
+    mode = "tunnel" if "tunnel" in profile else "native"
+    assert f"its routing-mode is taken for {mode}" in err
+    assert ("are kept, and not compared (there are no credentials" in err) is (mode == "native")
+    assert ("go through its tunnel, not compared" in err) is (mode == "tunnel")
 
 
 def test_without_the_nodes_cilium_is_compared_and_it_is_said(
@@ -206,7 +243,7 @@ def test_without_the_nodes_cilium_is_compared_and_it_is_said(
 ) -> None:
     monkeypatch.setattr(wiring, "fact_source", lambda settings: NoNodes())
     Path("list.txt").write_text("10.0.0.0/8\n169.254.0.0/16\n")
-    status, _, err = compare(write("one", "10.0.0.0/8"), "cilium:list.txt", *NONE)
+    status, _, err = compare(write("one", "10.0.0.0/8"), "cilium:list.txt", *NATIVE)
     assert status == 0
     assert "never masquerades packets to the addresses of the cluster's nodes" in err
     assert "(nobody knows)" in err

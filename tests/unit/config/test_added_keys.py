@@ -184,6 +184,9 @@ def test_where_no_device_matches_nothing_is_masqueraded_and_the_reason_is_said()
         ("snatAddress: [1.2.3.4]", "is not an address, auto-route or a mapping"),
         ("exemptNodeIPs: maybe", "is not a boolean"),
         ("profile: calico", '"calico" is not cilium'),
+        ("profile: {cilium: vxlan}", 'cilium: "vxlan" is not native or tunnel'),
+        ("profile: {calico: native}", "the mapping is not {cilium: ...}"),
+        ("profile: {}", "the mapping is not {cilium: ...}"),
         ("masqueradeCIDRs: 10.0.0.0/8", "is not a list; write [10.0.0.0/8]"),
         ("nativeRoutingCIDRs: [10.0.0.0]", "did you mean 10.0.0.0/32?"),
     ],
@@ -302,6 +305,15 @@ def test_the_profile_has_ciliums_defaults_and_restrictions() -> None:
     assert stated[EGRESS_INTERFACES] == ("eth0",)
     assert stated[EXEMPT_NODE_IPS] is False
     assert read("profile: cilium\nmasqLinkLocal: true")[NON_MASQUERADE_CIDRS] == ()
+
+
+def test_with_a_tunnel_the_profile_masquerades_packets_to_nodes() -> None:
+    tunnelled = read("profile: {cilium: tunnel}")
+    assert tunnelled[EXEMPT_NODE_IPS] is False
+    assert tunnelled[POD_CIDRS] is AUTO
+    assert len(tunnelled[NON_MASQUERADE_CIDRS]) == 11
+    assert view(tunnelled)["profile"] == {"cilium": "tunnel"}
+    assert view(read("profile: {cilium: native}")) == view(read("profile: cilium"))
 
 
 def test_the_profile_masks_what_is_not_aligned_and_says_so() -> None:

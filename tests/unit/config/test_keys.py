@@ -137,6 +137,8 @@ BOTH_TAKE = [
     "snatAddress: {IPv4: 192.0.2.1, ipv6: auto-route}",
     "exemptNodeIPs: on\nprofile: cilium\nunknown: [1, 2]",
     "profile: cilium\nnonMasqueradeCIDRs: [10.1.2.3/8]",
+    "profile: {cilium: tunnel}\nnonMasqueradeCIDRs: [10.1.2.3/8]",
+    "profile: {cilium: native}",
     "mas\N{KELVIN SIGN}: 1\nmasqLin\N{KELVIN SIGN}Local: true",
 ]
 BOTH_REFUSE = [
@@ -164,6 +166,7 @@ BOTH_REFUSE = [
     "exemptNodeIPs: 'yes'",
     "profile: calico",
     "PROFILE: calico",
+    *(f"profile: {v}" for v in ("{cilium: vxlan}", "{cilium: null}", "{}", "[cilium]")),
 ]
 # What one value cannot tell: the schema's description says that they are for the reader.
 READER_REFUSES = [

@@ -152,3 +152,21 @@ def test_a_cilium_that_does_not_use_its_map_is_odd() -> None:
     off = {"enable-ip-masq-agent": "false", "enable-ipv6-masquerade": "false"}
     assert len(list(cilium.oddities(off, list(Family)))) == 2
     assert len(list(cilium.oddities(off, [Family.IPV4]))) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "tunnels"),
+    [
+        ({}, True),
+        ({"routing-mode": "tunnel"}, True),
+        ({"routing-mode": "native"}, False),
+        ({"tunnel": "vxlan"}, True),
+        ({"tunnel": "disabled"}, False),
+        ({"tunnel": "disabled", "routing-mode": "tunnel"}, True),
+    ],
+    ids=str,
+)
+def test_it_routes_through_a_tunnel_unless_it_is_told_otherwise(
+    settings: dict[str, str], tunnels: bool
+) -> None:
+    assert cilium.tunnels(settings) is tunnels
