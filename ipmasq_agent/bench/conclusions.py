@@ -25,6 +25,11 @@ def notices(statistics: Statistics) -> Iterator[str]:
             yield f"{mode} decides otherwise than its document says: it was not measured."
     if results.stopped:
         yield f"Stopped early ({results.stopped}): the figures are of what was measured until then."
+    if results.disturbed:
+        yield (
+            f"Other work was in the way, which can make ties and orders: "
+            f"{'; '.join(results.disturbed)}."
+        )
     failed = sum(run.problem is not None for run in results.runs)
     if failed:
         yield f"{failed} of {len(results.runs)} runs failed; such a run gives no figure."

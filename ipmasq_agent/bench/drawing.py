@@ -43,11 +43,12 @@ _NO_NAT = {True: ("#444444", "."), False: ("#888888", ".")}  # with and without 
 # Letters: in a plot of bars they stand on white, as lines run behind them.
 _PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
 _ON_PAPER: dict[str, Any] = {"color": _INK, "bbox": _PAPER}
-_DASHED: dict[str, Any] = {"color": _INK, "linewidth": 1, "linestyle": (0, (4, 2)), "zorder": 0}
+# Not dashed, as the lines of what does without connection tracking are.
+_DOTTED: dict[str, Any] = {"color": _INK, "linewidth": 1, "linestyle": (0, (1, 2)), "zorder": 0}
 
 _ROW, _BAR = 0.52, 0.4  # inches; share of a row
 _CAP = 0.11  # half the height of the end of an interval, in rows
-_LEGEND = 0.4  # rows, to say what the dashed line is
+_LEGEND = 0.4  # rows, to say what the dotted line is
 _LETTERS = 44  # of a reason
 
 _HEIGHT = 3.3  # inches, of a plot of lines
@@ -121,7 +122,7 @@ def _draw_bars(axes: Axes, chart: Chart, legend: float) -> None:
     ends = [bar.found.high for bar in shown if bar.found]
     axes.set_xlim(0, 1.03 * max([*ends, 1.0] if to else ends, default=1.0))
     if to:
-        axes.axvline(1, **_DASHED)
+        axes.axvline(1, **_DOTTED)
         axes.text(1, -0.5 - legend, NO_NAT[to], ha="center", size=_SMALL, **_ON_PAPER)
     best = shown[0] if shown else None
     if best and best.found and best.note in ("first", "tie for first"):
@@ -173,8 +174,8 @@ def _draw_lines(axes: Axes, chart: Chart, height: float) -> None:
         for mode, line in chart.lines.items()
     }
     if chart.scale.to:
-        axes.axhline(1, **_DASHED)
-        ends[NO_NAT[chart.scale.to]] = (max(chart.sizes), 1.0, _FAINT)
+        axes.axhline(1, **_DOTTED)
+        ends[chart.scale.to] = (max(chart.sizes), 1.0, _FAINT)
     _name(axes, ends)
 
 

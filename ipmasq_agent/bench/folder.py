@@ -10,7 +10,21 @@ from ipmasq_agent.bench.markdown import markdown
 from ipmasq_agent.bench.page import page
 from ipmasq_agent.bench.report import report
 from ipmasq_agent.bench.results import Results
-from ipmasq_agent.errors import BenchError
+from ipmasq_agent.errors import BenchError, UsageError
+
+
+def check_unused(directory: Path) -> None:
+    """Make sure that a folder has no report yet: to measure is to lose that one.
+
+    Raises:
+        UsageError: it has one.
+    """
+    there = directory / "results.json"
+    if there.exists():
+        raise UsageError(
+            f"{directory} has the report of an earlier benchmark",
+            remedy=f"name another --folder, or remove it; `--results {there}` tells it again",
+        )
 
 
 def write_folder(results: Results, directory: Path) -> list[Path]:

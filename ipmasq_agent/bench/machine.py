@@ -121,14 +121,25 @@ def busy_seconds() -> float:
     return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
 
-def settle() -> None:
-    """Wait until the machine has nothing else to do, such as to take the last rig down."""
+def stolen_seconds() -> float:
+    """Return how long CPUs would have worked and were given to other guests, since the start."""
+    words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    return int(words[8]) / os.sysconf("SC_CLK_TCK")
+
+
+def settle() -> bool:
+    """Wait until the machine has nothing else to do, such as to take the last rig down.
+
+    Returns:
+        whether it became quiet in time.
+    """
     deadline = time.monotonic() + QUIETENING
     while time.monotonic() < deadline:
         busy = busy_seconds()
         time.sleep(_LOOK)
         if busy_seconds() - busy <= _QUIET * _LOOK:
-            return
+            return True
+    return False
 
 
 def calm_memory() -> int:

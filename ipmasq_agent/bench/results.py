@@ -111,6 +111,7 @@ class Results:
         machine: what it ran on, for people: ``kernel`` → ``Linux 6.18`` and so on.
         modes: in the order in which they take turns.
         skipped: what was not measured and why, in sentences.
+        disturbed: what else kept the machine busy, in parts of a sentence.
     """
 
     began: str
@@ -125,6 +126,7 @@ class Results:
     equality: Sequence[Equality]
     runs: Sequence[Sample]
     skipped: Sequence[str] = field(default=())
+    disturbed: Sequence[str] = field(default=())
 
     @property
     def failed(self) -> bool:

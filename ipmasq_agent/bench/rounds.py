@@ -7,6 +7,7 @@ gets no figures. Then the rounds, each turn in a rig of its own.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import tempfile
 import time
@@ -31,6 +32,8 @@ Progress = Callable[[str, float], None]
 """Told what happens next, and which share of all the work is done."""
 # How long a part takes, measured in turns of flows and connections alone.
 _WEIGHT_OF_EQUALITY, _WEIGHT_OF_EVERYTHING = 0.4, 3.0
+# Shares of the CPUs from which on what others do is in the figures.
+_LOADED, _STOLEN = 0.5, 0.02
 
 
 @dataclass
@@ -54,6 +57,8 @@ class Benchmark:
     _equality: list[Equality] = field(default_factory=list)
     _skipped: list[str] = field(default_factory=list)
     _offloads: dict[str, str] = field(default_factory=dict)
+    _turns: int = 0
+    _unquiet: int = 0  # of them, those before which something else was at work all the time
     _state: str = ""  # a directory for all rigs
     _kept: dict[str, float] = field(default_factory=dict)  # of workloads, for all turns
 
@@ -74,6 +79,7 @@ class Benchmark:
     def _measure(self, quick: bool) -> Results:
         began, started = datetime.now().astimezone(), time.monotonic()
         described = machine.describe()  # its load is that from before
+        load, stolen = os.getloadavg()[0], machine.stolen_seconds()
         turns = list(modes.turns(self.modes, self.effort))
         self._skipped += modes.skipped(self.modes, self.effort)
         stopped, done, work = None, 0.0, _work(turns, self.effort.rounds)
@@ -110,7 +116,21 @@ class Benchmark:
             equality=self._equality,
             runs=self._runs,
             skipped=self._skipped,
+            disturbed=self._disturbed(load, stolen, time.monotonic() - started),
         )
+
+    def _disturbed(self, load: float, stolen: float, seconds: float) -> list[str]:
+        """Return what else kept the machine busy, from what there was when it began."""
+        count = os.cpu_count() or 1
+        share = (machine.stolen_seconds() - stolen) / (seconds * count)
+        told = {
+            f"the load was {load:.1f} on {count} CPUs when it began": load > _LOADED * count,
+            f"before {self._unquiet} of {self._turns} turns the machine did not become quiet": (
+                self._unquiet > 0
+            ),
+            f"other guests of its host took {100 * share:.0f} % of the CPUs": share > _STOLEN,
+        }
+        return [words for words, is_so in told.items() if is_so]
 
     def _compare(self, turn: Turn) -> None:
         """See whether a mode decides as it should, and that it is to be had here at all."""
@@ -136,7 +156,8 @@ class Benchmark:
             except AgentError as error:
                 yield from failed((name for workload in due for name in workload.names), error)
                 return
-            machine.settle()
+            self._turns += 1
+            self._unquiet += not machine.settle()
             for workload in due:
                 try:
                     for one in workload.results(stage):

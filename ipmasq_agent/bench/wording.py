@@ -13,7 +13,7 @@ _PREFIXES = {-9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T"}
 _SHORT = {"s": "s", "bit/s": "bit/s", "bytes": "B"}
 """Units that are written with a prefix; others count something, and are written out."""
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-NO_NAT = {REFERENCE: "no NAT", LIMIT: "no NAT, no conntrack"}
+NO_NAT = {REFERENCE: "no NAT with conntrack", LIMIT: "no NAT, no conntrack"}
 """What a ratio is to, in a few words; by mode."""
 _WITHOUT_NAT = {
     REFERENCE: "a node without NAT",

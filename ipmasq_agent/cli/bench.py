@@ -97,12 +97,15 @@ def command(
 
     from ipmasq_agent.bench import results as files
     from ipmasq_agent.bench.against import compare, describe
-    from ipmasq_agent.bench.folder import write_folder
+    from ipmasq_agent.bench.folder import check_unused, write_folder
     from ipmasq_agent.bench.modes import FULL, QUICK, chosen
     from ipmasq_agent.bench.report import report
     from ipmasq_agent.lab.interruption import Interruption
 
     family = Family.IPV6 if ipv6 else Family.IPV4
+    folder = folder or (None if stored else Path(f"ipmasq-bench-{datetime.now():%Y%m%d-%H%M%S}"))
+    if folder and (stored is None or folder.resolve() != stored.resolve().parent):
+        check_unused(folder)
     earlier = files.read(against) if against else None
     # The report is kept whatever becomes of the comparison, and of another Ctrl-C.
     with Interruption():
@@ -114,7 +117,6 @@ def command(
             effort = QUICK if quick else FULL
             effort = replace(effort, rounds=rounds) if rounds else effort
             found = _measure(chosen(names), effort, family, quick=quick)
-            folder = folder or Path(f"ipmasq-bench-{datetime.now():%Y%m%d-%H%M%S}")
         written = write_folder(found, folder) if folder else []
     comparison = compare(earlier, found) if earlier else None
 

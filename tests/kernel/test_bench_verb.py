@@ -77,6 +77,23 @@ def test_it_leaves_a_folder_with_report_plots_and_every_run(measured: Path) -> N
     assert "nftables" in (measured / "report.md").read_text()
 
 
+def test_a_folder_with_a_report_is_not_measured_into(measured: Path) -> None:
+    before = {entry.name: entry.read_bytes() for entry in measured.iterdir()}
+    done = call("--quick", "--folder", str(measured))
+    assert done.returncode == 2
+    assert f"{measured} has the report of an earlier benchmark" in done.stderr
+    assert {entry.name: entry.read_bytes() for entry in measured.iterdir()} == before
+    # To write it again from its own results loses nothing.
+    again = call("--results", f"{measured}/results.json", "--folder", str(measured))
+    assert again.returncode == 0, again.stderr
+
+
+def test_what_the_machine_did_beside_it_is_in_the_headline(measured: Path) -> None:
+    # It was told not to wait for a quiet machine.
+    assert "before 2 of 2 turns the machine did not become quiet" in results(measured)["disturbed"]
+    assert "the machine did not become quiet" in (measured / "report.md").read_text()
+
+
 def test_ctrl_c_keeps_what_was_measured_and_leaves_nothing_running(tmp_path: Path) -> None:
     folder = tmp_path / "report"
     with subprocess.Popen(

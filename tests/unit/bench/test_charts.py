@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from ipmasq_agent.bench import drawing
 from ipmasq_agent.bench.charts import Bar, Chart, bars, charts, points
 from ipmasq_agent.bench.drawing import colour, draw, spread
 from ipmasq_agent.bench.modes import MODES
 from ipmasq_agent.bench.statistics import Statistics
-from ipmasq_agent.bench.wording import Scale
+from ipmasq_agent.bench.wording import NO_NAT, Scale
 from ipmasq_agent.errors import MissingTool
 from tests.unit.bench.made import FLOWS, LATENCY, LOAD, MEMORY, made, usual, without
 
@@ -109,11 +110,18 @@ def test_plots_are_narrow_pictures_in_the_colours_of_their_modes(drawn: dict[str
             assert tuple(bytes.fromhex(wanted)) in colours, f"{mode} is not in {name}"
 
 
+def test_what_is_held_against_looks_otherwise_than_what_is_without_conntrack() -> None:
+    assert len(set(NO_NAT.values())) == len(NO_NAT)
+    # On, off: dots, where the lines of what does without connection tracking have dashes.
+    on, off = drawing._DOTTED["linestyle"][1]
+    assert on < off
+
+
 def test_what_a_picture_shows_is_told_in_words_too(drawn: dict[str, Chart]) -> None:
     alt = drawn["flows-64"].alt
     assert "nftables: 87.1 % (86.2 to 89.3 %), tie with ipset" in alt
-    assert "64 CIDRs; share of no NAT; longer is better" in alt
-    assert "times that of no NAT; shorter is better" in drawn["latency-p99-64"].alt
+    assert "64 CIDRs; share of no NAT with conntrack; longer is better" in alt
+    assert "times that of no NAT with conntrack; shorter is better" in drawn["latency-p99-64"].alt
     assert "iptables-nft: 7.24 % with 1,000 CIDRs" in drawn["flows-by-cidrs"].alt
 
 

@@ -127,6 +127,15 @@ def test_an_interruption_failures_and_wrong_decisions_come_before_any_figure() -
     assert "Round 1, ipset with 64 CIDRs, flows: 12 packets were lost" in text
 
 
+def test_what_else_kept_the_machine_busy_comes_before_any_tie() -> None:
+    results = replace(made(), disturbed=["the load was 14.0 on 2 CPUs when it began"])
+    assert conclusions(results)[0] == (
+        "Other work was in the way, which can make ties and orders: the load was 14.0 on 2 CPUs "
+        "when it began."
+    )
+    assert conclusions(results)[1:] == conclusions(made())
+
+
 def test_nothing_measured_says_so() -> None:
     assert conclusions(made(rounds=0)) == ["Nothing was measured."]
     assert "Nothing was measured" in markdown(made(rounds=0))
@@ -168,7 +177,8 @@ def test_the_report_describes_machine_modes_method_limits_and_what_was_skipped()
     results = replace(made(measures=[FLOWS]), skipped=["ipset: it cannot be loaded here"])
     text = markdown(results, plots=True)
     for part in (
-        "![New UDP flows. 64 CIDRs; share of no NAT; longer is better. bpf+ct: 95.5 %",
+        "![New UDP flows. 64 CIDRs; share of no NAT with conntrack; longer is better. bpf+ct: "
+        "95.5 %",
         "](flows-64.png)",
         "- ipset: it cannot be loaded here",
         "| kernel | Linux 6.18.5 (x86\\_64) |",
