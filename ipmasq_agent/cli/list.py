@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from ipmasq_agent.cli.options import hiding, kernel_options, settings_of
+from ipmasq_agent.cli.options import ONLY_WRITTEN, hiding, kernel_options, settings_of
 from ipmasq_agent.cli.output import emit, output_option
 
 
-@hiding("adopt", "jump_position", "random_fully", "to_ports", "bpf_flows")
+@hiding(*ONLY_WRITTEN)
 @click.command(
     "list",
     epilog="""\b

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ipmasq_agent.cli.options import node_options, record_option, settings_of
+from ipmasq_agent.cli.options import ONLY_WRITTEN, hiding, node_options, record_option, settings_of
 from ipmasq_agent.errors import AgentError, SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ _MOST_ANSWERS = 20
 Show = Callable[["Sight"], None]
 
 
+@hiding(*ONLY_WRITTEN)
 @click.command(
     "observe",
     epilog="""\b

@@ -253,6 +253,10 @@ agent_options: Callable[[F], F] = _stacked((*_ALL, SOCKET))
 """All, for a verb with a question about document and kernel, which the agent may tell."""
 
 
+ONLY_WRITTEN = ("adopt", "jump_position", "random_fully", "to_ports", "bpf_flows")
+"""Options that bear on what is written, and on no question to the kernel."""
+
+
 def hiding(*names: str) -> Callable[[click.Command], click.Command]:
     """Keep shared options out of a verb's help that change nothing about its answer.
 

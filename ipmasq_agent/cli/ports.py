@@ -10,12 +10,13 @@ import click
 
 from ipmasq_agent.answers.ports import PortLook, looked
 from ipmasq_agent.answers.table import aligned
-from ipmasq_agent.cli.options import kernel_options, settings_of, state_option
+from ipmasq_agent.cli.options import ONLY_WRITTEN, hiding, kernel_options, settings_of, state_option
 from ipmasq_agent.cli.output import emit, output_option
 
 _KEPT = "ports"
 
 
+@hiding(*ONLY_WRITTEN)
 @click.command(
     "ports",
     epilog="""\b
