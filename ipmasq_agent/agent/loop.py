@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ipmasq_agent.agent.choice import PlaneChoice
 from ipmasq_agent.agent.documents import Documents
@@ -27,7 +27,6 @@ from ipmasq_agent.agent.leaving import leave
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.passes import Passes
 from ipmasq_agent.agent.ports import PortWatch
-from ipmasq_agent.agent.recorder import Recorder
 from ipmasq_agent.agent.shadows import Shadows
 from ipmasq_agent.agent.status import Look, Status
 from ipmasq_agent.agent.sweeper import Sweeper
@@ -41,6 +40,9 @@ from ipmasq_agent.logs import event
 from ipmasq_agent.planes.plane import Translator, Watchable
 from ipmasq_agent.policy.facts import Fact, Facts
 from ipmasq_agent.sources import Document, FactSource, Learnt, NotLearnt, Source
+
+if TYPE_CHECKING:  # who keeps no record pays for none
+    from ipmasq_agent.agent.recorder import Recorder
 
 # Seconds until a failed pass is tried again: doubled each time, up to the second figure.
 _FIRST_RETRY, _LAST_RETRY = 0.5, 30.0

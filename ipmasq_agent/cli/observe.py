@@ -341,7 +341,7 @@ def _was(
         ) from cause
     found: list[Sight] = []
     if at is None:
-        for flow in live_flows(plane):
+        for flow in live_flows(plane, end.port):
             if flow.left_as == end and flow.family is family:
                 seen = about.seen(None, flow)
                 if seen is not None:

@@ -33,6 +33,8 @@ _SEEN_REPLY = 1 << 1  # IPS_SEEN_REPLY
 _ADDRESSES, _PROTOCOL = 1, 2  # CTA_TUPLE_IP, CTA_TUPLE_PROTO
 _V4_SOURCE, _V4_DESTINATION, _V6_SOURCE, _V6_DESTINATION = 1, 2, 3, 4  # CTA_IP_...
 _NUMBER, _SOURCE_PORT, _DESTINATION_PORT, _ICMP_ID, _ICMPV6_ID = 1, 2, 3, 4, 7  # CTA_PROTO_...
+# As one of these a message has the port with which its packets leave.
+_OF_PORT = (_DESTINATION_PORT, _ICMP_ID, _ICMPV6_ID)
 # What a kernel without nfnetlink, or without its part for connections, answers.
 _NO_TRACKING = frozenset({errno.EPROTONOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP})
 
@@ -60,15 +62,22 @@ def _shape(size: int) -> tuple[struct.Struct, tuple[bytes, ...]]:
 _SHAPES = {Family.IPV4: _shape(4), Family.IPV6: _shape(16)}
 
 
-def tracked() -> Iterator[Flow]:
+def tracked(port: int | None = None) -> Iterator[Flow]:
     """Yield the connections of both families; none where the kernel tracks none.
 
     The list is of no one moment: what begins or ends while it is read may be in it or not.
 
+    Args:
+        port: with which they leave; most others are then passed over without a look.
+
     Raises:
         KernelReadError: the kernel refuses.
     """
-    return filter(None, map(flow_of, _listed()))
+    if port is None:
+        return filter(None, map(flow_of, _listed()))
+    named = [attribute(kind, port.to_bytes(2)) for kind in _OF_PORT]
+    bodies = (body for body in _listed() if any(each in body for each in named))
+    return (flow for flow in map(flow_of, bodies) if flow and flow.left_as.port == port)
 
 
 def _listed(filtered: bytes = b"") -> Iterator[bytes]:

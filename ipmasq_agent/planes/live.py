@@ -15,7 +15,7 @@ from ipmasq_agent.policy.ports import PortUse, kernel_pools
 from ipmasq_agent.policy.tally import Tally
 
 
-def live_flows(plane: AnyPlane) -> Iterator[Flow]:
+def live_flows(plane: AnyPlane, port: int | None = None) -> Iterator[Flow]:
     """Yield connections of both families as they are read, each once.
 
     A plane that translates by itself tells of what leaves the node. Where connections are
@@ -23,19 +23,24 @@ def live_flows(plane: AnyPlane) -> Iterator[Flow]:
     connection to a Service, that is the destination. Others know of what connection tracking
     knows: also what comes to the node, and what stays there.
 
+    Args:
+        plane: in use.
+        port: with which they leave, where only those are meant: that is much faster. Of a
+            Service that was asked a plane that translates by itself then does not tell.
+
     Raises:
         AgentError: they cannot be read.
     """
     if not isinstance(plane, Translator):
-        yield from tracked()
+        yield from tracked(port)
         return
     services: dict[tuple[int, End, End], End] = {}
-    for flow in tracked():
+    for flow in tracked(port):
         if flow.translated:
             yield flow
         elif flow.destination != flow.reached:
             services[flow.protocol, flow.source, flow.reached] = flow.destination
-    for flow in plane.flows():
+    for flow in plane.flows(port):
         asked = services.get((flow.protocol, flow.source, flow.reached))
         yield flow if asked is None else flow._replace(destination=asked)
 

@@ -213,8 +213,11 @@ class Translator(abc.ABC):
         """
 
     @abc.abstractmethod
-    def flows(self) -> Iterator[Flow]:
+    def flows(self, port: int | None = None) -> Iterator[Flow]:
         """Yield the flows that leave the node, of both families.
+
+        Args:
+            port: with which they leave; None for any.
 
         Raises:
             AgentError: they cannot be read.

@@ -33,7 +33,10 @@ class _PodsOfNode:
         return _names(objects)
 
     def changed(self, before: Names, kind: str, subject: JsonObject) -> Names:
-        raise NotImplementedError("pods are listed, and not watched")
+        of_it = _names([subject])
+        if kind == "DELETED":
+            return {address: name for address, name in before.items() if address not in of_it}
+        return before | of_it
 
 
 def pods_of_node(node: str, kubeconfig: str | None = None) -> Names:
@@ -66,7 +69,7 @@ def pods_of_file(path: str) -> Names:
             return _names(json.loads(text)["items"])
         lines = (line.partition("#")[0].split() for line in text.splitlines())
         return {parse_address(words[0]): words[1] for words in lines if words}
-    except (OSError, ValueError, LookupError, TypeError) as cause:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as cause:
         raise SourceError(
             f"the pods of {path} cannot be read: {cause}",
             remedy="give it what `kubectl get pods -A -o json` prints, or lines like "

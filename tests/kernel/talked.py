@@ -64,8 +64,12 @@ def in_force(where: Site, name: str, text: str = SPLIT) -> Iterator[AnyPlane]:
 
 
 @contextlib.contextmanager
-def talking(where: Site, family: Family, each: int) -> Iterator[set[Said]]:
+def talking(
+    where: Site, family: Family, each: int, echoes: int | None = None
+) -> Iterator[set[Said]]:
     """Have pods ask two servers by TCP, UDP and ICMP, each so often; yield what was said.
+
+    By ICMP, which needs no socket that stays open, ``echoes`` times, if given.
 
     The connections stay open meanwhile.
     """
@@ -84,7 +88,7 @@ def talking(where: Site, family: Family, each: int) -> Iterator[set[Said]]:
                 ((host, port, number),) = server.seen[one.name]
                 source = one.socket.getsockname()[:2]
                 said.add(Said(protocol, source, (there[number], PORT), (host, port)))
-        said.update(_echoes(where, family, there, each))
+        said.update(_echoes(where, family, there, each if echoes is None else echoes))
         yield said
 
 

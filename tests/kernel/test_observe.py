@@ -133,7 +133,7 @@ def was(
 
 
 @pytest.mark.long
-@PLANES
+@pytest.mark.parametrize("plane", ["iptables-legacy", "iptables-nft", "nftables", "bpf"])
 @FAMILIES
 def test_who_had_any_of_ten_thousand(
     plane: str, family: Family, capsys: pytest.CaptureFixture[str]
@@ -141,7 +141,7 @@ def test_who_had_any_of_ten_thousand(
     with (
         site(PODS, 2) as where,
         in_force(where, plane) as at_work,
-        talking(where, family, 3400) as said,
+        talking(where, family, 2500, echoes=5000) as said,
     ):
         translated = {one for one in said if one.heard[0] != one.source[0]}
         assert len(translated) >= 10_000
@@ -244,6 +244,30 @@ def test_the_agent_records_and_the_verb_reads_it_when_all_has_ended(
             for at, expected in (("2999-01-01", (0, then)), ("2000-01-01", (1, set()))):
                 words = ("--record", str(record), "--at", at)
                 assert was(plane, each, capsys, *words) == expected
+
+
+def test_a_record_that_cannot_be_written_harms_nothing_and_is_told(tmp_path: Path) -> None:
+    document = tmp_path / "config"
+    document.write_text("nonMasqueradeCIDRs: [192.0.2.3/32]")
+    with site(PODS, 2) as where, where.node.entered():
+        agent = Running(
+            tmp_path / "log",
+            *("run", "--config", str(document), "--backend", "nftables", "--record", "/dev/full"),
+        )
+        try:
+            agent.wait_ready()
+            wait_until(lambda: listens(agent.process.pid, "nftables"), "it listens")
+            with talking(where, Family.IPV4, 1):
+                wait_until(lambda: agent.status()["advice"], "it tells")
+            assert agent.status()["advice"] == [
+                "translations are not recorded: No space left on device"
+            ]
+            assert agent.ready()
+            assert agent.stop() == 0
+        finally:
+            agent.process.kill()
+            agent.process.wait()
+        assert (tmp_path / "log").read_text().count("translations are not recorded") == 1
 
 
 def count(record: Path) -> int:

@@ -56,7 +56,7 @@ _FLOW = struct.Struct("=16s2s2xIQ")
 _KEPT = struct.Struct("=Q")
 _BEGUN = struct.Struct("=8x40s16s2sH4xQ")  # behind the header of a ring
 BEGUN_SIZE = _BEGUN.size - 8
-_FAMILY_AT = 37  # of a flow's key
+_PORTS_AT, _FAMILY_AT = 32, 37  # of a flow's key
 TABLES = {"flows": _FLOW.size, "kept": _KEPT.size}
 """The tables of flows: those with an address of the node and the others; the size of values."""
 _EXHAUSTED = struct.Struct("=16s2sBB")
@@ -356,6 +356,12 @@ def unpack_begun(records: bytes) -> Iterator[tuple[int, Flow]]:
     """
     for key, owner, port, from_outside, moment in _BEGUN.iter_unpack(records):
         yield moment, _flow(key, owner, port, FlowState(from_outside))
+
+
+def has_port(key: bytes, port: int) -> bool:
+    """Whether one end of a flow has a port, as its packets leave or come in."""
+    packed = port.to_bytes(2)
+    return packed in (key[_PORTS_AT : _PORTS_AT + 2], key[_PORTS_AT + 2 : _PORTS_AT + 4])
 
 
 def families(keys: bytes) -> bytes:

@@ -279,13 +279,15 @@ class PinnedMaps:
         found = [layout.unpack_exhausted(*entry) for entry in self["exhausted"].entries()]
         return tuple(sorted(found, key=lambda one: one.times, reverse=True)[:_MOST_EXHAUSTED])
 
-    def flows(self) -> Iterator[layout.TrackedFlow]:
-        """Yield the flows that have not expired."""
+    def flows(self, port: int | None = None) -> Iterator[layout.TrackedFlow]:
+        """Yield the flows that have not expired; those alone that leave with a port, if given."""
         now = int(time.clock_gettime(time.CLOCK_MONOTONIC))
         for table, unpack in (("flows", layout.unpack_flow), ("kept", layout.unpack_kept)):
             for entry in self[table].entries():
+                if port is not None and not layout.has_port(entry[0], port):
+                    continue
                 flow = unpack(*entry, now)
-                if flow.seconds > 0:
+                if flow.seconds > 0 and (port is None or flow.flow.left_as.port == port):
                     yield flow
 
     def counted(self, family: Family) -> Mapping[str, int]:

@@ -373,11 +373,11 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
             maps.sweep(self._programs.collect)
             return maps.translated()
 
-    def flows(self) -> Iterator[Flow]:
+    def flows(self, port: int | None = None) -> Iterator[Flow]:
         """Yield the flows that have not expired."""
         with self._maps() as maps:
             if maps is not None and maps.have(*layout.TABLES):
-                yield from (each.flow for each in maps.flows())
+                yield from (each.flow for each in maps.flows(port))
 
     def beginnings(self) -> BegunFlows:
         """Listen to flows as they begin."""

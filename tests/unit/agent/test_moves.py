@@ -52,7 +52,7 @@ class Translating(MemoryPlane, Translator):
     def beginnings(self) -> Beginnings:
         raise AssertionError("nobody asks")
 
-    def flows(self) -> Iterator[Flow]:
+    def flows(self, port: int | None = None) -> Iterator[Flow]:
         raise AssertionError("nobody asks")
 
     def ports_taken(self, most: int) -> Tally[PortUse]:

@@ -54,7 +54,7 @@ class SweptPlane(FailingPlane, Translator):
     def beginnings(self) -> Beginnings:
         raise AssertionError("nobody asks")
 
-    def flows(self) -> Iterator[Flow]:
+    def flows(self, port: int | None = None) -> Iterator[Flow]:
         raise AssertionError("nobody asks")
 
     def ports_taken(self, most: int) -> Tally[PortUse]:
