@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import socketserver
 import sys
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 PATH = next(word for word in sys.argv if word.startswith("--config=")).partition("=")[2]
@@ -34,4 +36,4 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-HTTPServer(("127.0.0.1", 9797), Handler).serve_forever()
+socketserver.UnixStreamServer(os.environ["IPMASQ_SOCKET"], Handler).serve_forever()
