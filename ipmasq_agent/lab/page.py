@@ -105,10 +105,10 @@ _HOW = (
 
 def _wrong(steps: Sequence[PlayedScene]) -> Iterator[str]:
     """Say in which steps something is wrong, and where packets went past the capture."""
-    for number, step in enumerate(steps, start=1):
-        if not step.ok:
-            link = f'<a href="#s{number}">step {number}</a>'
-            yield f'<p class="notice" role="note">Not as it should be: {link}.</p>'
+    wrong = (number for number, step in enumerate(steps, start=1) if not step.ok)
+    links = ", ".join(f'<a href="#s{number}">step {number}</a>' for number in wrong)
+    if links:
+        yield f'<p class="notice" role="note">Not as it should be: {links}.</p>'
     lost = {host for step in steps for c in step.checks if c.trace for host in c.trace.lost}
     if lost:
         said = f"The capture lost packets at {', '.join(sorted(lost))}: some hops may be missing."

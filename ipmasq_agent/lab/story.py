@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ipmasq_agent.errors import AgentError, LabError
+from ipmasq_agent.host.commands import run
 from ipmasq_agent.lab import tools
 from ipmasq_agent.lab.by_hand import emptying, looking
 from ipmasq_agent.lab.capture import Capture
@@ -285,10 +286,14 @@ class Story:
         if not commands:
             words = ["list", f"--backend={self.backend}"]
             commands = {shlex.join(["ipmasq-agent", *words]): [*self._agent, *words]}
-        try:
-            return "".join(f"$ {name}\n{self.lab.run(node, commands[name])}" for name in commands)
-        except AgentError as error:
-            return str(error)
+        said = []
+        for name, argv in commands.items():
+            try:
+                done = run(self.lab.argv(node, argv), check=False)
+                said.append(f"$ {name}\n{done.stdout}{done.stderr if done.status else ''}")
+            except AgentError as error:
+                said.append(f"$ {name}\n{error}\n")
+        return "".join(said)
 
     def _explain(self, endpoint: str, key: str, failures: list[str]) -> str:
         """Ask the agent of the first node about an endpoint: it must name the document."""
