@@ -231,6 +231,8 @@ record_option = setting(
 )
 document_options: Callable[[F], F] = _stacked(_SOURCE + _API + _MEANING)
 """Where the document is, and the flags that bear on what it means."""
+question_options: Callable[[F], F] = _stacked((*_SOURCE, *_API, *_MEANING, SOCKET))
+"""The same, where the running agent may tell it."""
 meant_option = setting(
     "--backend",
     type=click.Choice(registry.choices()),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ipmasq_agent.cli.options import Settings, document_options, meant_option, settings_of
+from ipmasq_agent.cli.options import Settings, meant_option, question_options, settings_of
 from ipmasq_agent.cli.output import emit, output_option
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ Examples:
     help="What nodes may announce parts of, those to come too.  [default: what holds each pod "
     "CIDR and is 8 bits shorter]",
 )
-@document_options
+@question_options
 @meant_option
 @output_option
 def command(

@@ -1,4 +1,4 @@
-"""A Kubernetes API of one collection, Nodes: as much of it as an agent asks for.
+"""A Kubernetes API of Nodes and their Pods: as much of it as an agent and its verbs ask for.
 
     python -m ipmasq_agent.lab.api
 
@@ -22,6 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 
 PORT = 6443
 PATH = "/api/v1/nodes"
+PODS_PATH = "/api/v1/pods"
 _BOOKMARK = 10.0
 _PAGE = 500
 
@@ -32,12 +33,20 @@ class Nodes:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._nodes: dict[str, dict[str, Any]] = {}
+        self._pods: dict[str, dict[str, list[str]]] = {}
         self._history: list[tuple[int, str, dict[str, Any]]] = []
         self._version = 1
 
-    def put(self, name: str, addresses: list[str], pod_cidrs: list[str]) -> None:
-        """Add a node, or replace the one of that name."""
+    def put(
+        self,
+        name: str,
+        addresses: list[str],
+        pod_cidrs: list[str],
+        pods: dict[str, list[str]] | None = None,
+    ) -> None:
+        """Add a node with its pods and their addresses, or replace the one of that name."""
         with self._changed:
+            self._pods[name] = pods or {}
             self._version += 1
             kind = "MODIFIED" if name in self._nodes else "ADDED"
             node = node_object(name, addresses, pod_cidrs, self._version)
@@ -58,6 +67,25 @@ class Nodes:
                 "apiVersion": "v1",
                 "metadata": metadata,
                 "items": [self._nodes[name] for name in page],
+            }
+
+    def pods(self, only: str) -> dict[str, Any]:
+        """Return the pods of a node, or of all, as a PodList."""
+        with self._changed:
+            return {
+                "kind": "PodList",
+                "apiVersion": "v1",
+                "metadata": {"resourceVersion": str(self._version)},
+                "items": [
+                    {
+                        "metadata": {"namespace": "default", "name": pod},
+                        "spec": {"nodeName": node},
+                        "status": {"phase": "Running", "podIPs": [{"ip": ip} for ip in addresses]},
+                    }
+                    for node, pods in sorted(self._pods.items())
+                    for pod, addresses in pods.items()
+                    if only in ("", node)
+                ],
             }
 
     def changes(self, after: int, timeout: float) -> tuple[int, list[tuple[str, dict[str, Any]]]]:
@@ -94,14 +122,16 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = {key: values[-1] for key, values in parse_qs(url.query).items()}
         field, _, only = query.get("fieldSelector", "").partition("=")
-        if field not in ("", "metadata.name"):
+        if url.path == PODS_PATH and field in ("", "spec.nodeName"):
+            self._answer(200, self.nodes.pods(only))
+        elif field not in ("", "metadata.name"):
             self._answer(400, _status(400, f"field label not supported: {field}"))
         elif url.path.startswith(f"{PATH}/"):
             found = self.nodes.page(1, "", url.path.removeprefix(f"{PATH}/"))["items"]
             missing = _status(404, "the node was not found")
             self._answer(200 if found else 404, found[0] if found else missing)
         elif url.path != PATH:
-            self._answer(404, _status(404, f"there is only {PATH} here"))
+            self._answer(404, _status(404, f"there are only {PATH} and {PODS_PATH} here"))
         elif query.get("watch") in ("1", "true"):
             self._watch(query, only or None)
         else:

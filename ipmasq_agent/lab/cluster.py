@@ -280,6 +280,7 @@ class Lab:
             name=node.name,
             addresses=[internal, mirrored(internal)],
             pod_cidrs=[pods, mirrored(pods)],
+            pods={pod.name: list(pod.addresses) for pod in PODS.get(node.name, ())},
         )
 
     def start_agent(self, node: str, argv: Sequence[str], *, stay: bool) -> None:

@@ -58,7 +58,7 @@ def test_one_node_can_be_asked_for(client: http.client.HTTPConnection) -> None:
     assert names(get(client, "/api/v1/nodes?fieldSelector=metadata.name%3Dn2")[1]) == ["n2"]
     assert get(client, "/api/v1/nodes/n2")[1]["metadata"]["name"] == "n2"
     assert get(client, "/api/v1/nodes/n9")[0] == 404
-    assert get(client, "/api/v1/pods")[1]["code"] == 404
+    assert get(client, "/api/v1/services")[1]["code"] == 404
     assert get(client, "/api/v1/nodes?fieldSelector=spec.x%3D1")[0] == 400
 
 
@@ -94,3 +94,12 @@ def test_a_kubeconfig_leads_to_the_api() -> None:
         config = yaml.safe_load(kubeconfig(address))
         assert config["clusters"][0]["cluster"]["server"] == url
         assert config["current-context"] == config["contexts"][0]["name"]
+
+
+def test_pods_are_told_by_their_node(nodes: Nodes, client: http.client.HTTPConnection) -> None:
+    nodes.put("n1", ["192.0.2.1"], ["10.1.0.0/24"], {"client": ["10.1.0.5", "fd00::5"]})
+    nodes.put("n2", ["192.0.2.2"], ["10.2.0.0/24"], {"server": ["10.2.0.5"]})
+    _, found = get(client, "/api/v1/pods?fieldSelector=spec.nodeName%3Dn1")
+    assert (found["kind"], names(found)) == ("PodList", ["client"])
+    assert found["items"][0]["status"]["podIPs"] == [{"ip": "10.1.0.5"}, {"ip": "fd00::5"}]
+    assert names(get(client, "/api/v1/pods")[1]) == ["client", "server"]
