@@ -225,7 +225,7 @@ class Status:
         healed: the latest of it.
         overridden: what others decide about otherwise than the policy, which the kernel holds.
         partial: rules of others that do so for some packets, in words.
-        unknown: why it cannot be told what others decide.
+        unknown: why it cannot be told what others decide, or how many ports are in use.
         counters: family and outcome → packets and flows, where the data plane counts by
             itself.
         usage: how full the data plane's own tables are, and where its ports ran out.

@@ -107,11 +107,15 @@ def _of_json(data: Mapping[str, Any]) -> Flow | None:
     ip = data["IP"]
     l4: dict[str, dict[str, Any]] = data.get("l4") or {"": {}}
     ((name, ports),) = l4.items()
-    protocol = _NUMBERS.get(name.lower(), 0)
     family, source = parse_address(ip["source"])
     _, destination = parse_address(ip["destination"])
-    ends = (
-        End(source, ports.get("source_port", 0)),
-        End(destination, ports.get("destination_port", 0)),
-    )
-    return Flow(family, protocol, *ends, *ends)
+    first = End(source, ports.get("source_port", ports.get("id", 0)))
+    there = End(destination, ports.get("destination_port", 0))
+    left_as, reached = _told(data, "left_as", first), _told(data, "reached", there)
+    return Flow(family, _NUMBERS.get(name.lower(), 0), first, there, left_as, reached)
+
+
+def _told(data: Mapping[str, Any], key: str, otherwise: End) -> End:
+    """Return the end that ``observe`` tells beside what Hubble does."""
+    end = data.get(key)
+    return End(parse_address(end["address"])[1], end["port"]) if end else otherwise

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from ipmasq_agent.answers.impact import Impact
     from ipmasq_agent.planes.plane import AnyPlane
     from ipmasq_agent.policy.addresses import Family
+    from ipmasq_agent.policy.flows import Flow
 
 _SHOWN = 50  # ranges; a screen's worth of what may be a hundred thousand
+_SILENT, _OFTEN = 2.0, 1024  # seconds without a word, and connections between looks at the clock
 
 
 @click.command(
@@ -137,4 +140,14 @@ def _impact(
     # The families may be decided in two places; one that translates by itself knows of both.
     now = max((now for now, _ in both.values()), key=lambda one: isinstance(one, Translator))
     flows = once(live_flows(now)) if recorded is None else flows_of(recorded)
-    return impact(flows, {family: ruled for family, (_, ruled) in both.items()}, route_of)
+    return impact(_told(flows), {family: ruled for family, (_, ruled) in both.items()}, route_of)
+
+
+def _told(flows: Iterable[Flow]) -> Iterator[Flow]:
+    """Yield connections, and say on standard error how far it is where that takes its time."""
+    told = time.monotonic()
+    for number, flow in enumerate(flows):
+        if number % _OFTEN == 0 and time.monotonic() - told > _SILENT:
+            told = time.monotonic()
+            click.echo(f"{number} connections so far ...", err=True)
+        yield flow

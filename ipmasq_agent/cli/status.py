@@ -100,6 +100,7 @@ def _of_kernel(
     advice: dict[Family, str | None] = {}
     overridden: list[Overridden] = []
     partial: list[str] = []
+    unknown: list[str] = []
     devices = egress_devices()
     try:
         plane, others = choice.current(large=intent is not None and intent.is_large)
@@ -117,7 +118,10 @@ def _of_kernel(
             except AgentError as error:
                 errors[family] = str(error)
         left = choice.unseen + deciding(others).lines
-        status = replace(status, ports=looked(ports_taken(plane, settings.flags.to_ports)))
+        try:
+            status = replace(status, ports=looked(ports_taken(plane, settings.flags.to_ports)))
+        except AgentError as error:
+            unknown.append(str(error))
         if isinstance(plane, Translator) and not errors:
             status = replace(status, counters=plane.counters(), usage=plane.usage())
     finally:
@@ -137,4 +141,4 @@ def _of_kernel(
         contested=status.contested,
     )
     status = status.looked(look)
-    return status.beside(tuple(overridden), tuple(partial), ()), differing
+    return status.beside(tuple(overridden), tuple(partial), tuple(unknown)), differing

@@ -70,6 +70,7 @@ def test_every_name_that_dashboards_may_use_is_there() -> None:
         "ipmasq_agent_non_masquerade_cidrs",
         *("ipmasq_agent_packets_total", "ipmasq_agent_flows_total"),
         *("ipmasq_agent_table_flows", "ipmasq_agent_table_capacity"),
+        "ipmasq_agent_ports_used_ratio",
     }
 
 

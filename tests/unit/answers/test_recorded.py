@@ -205,6 +205,23 @@ def test_lines_of_hubble_are_read_and_those_of_answers_are_not_connections() -> 
     assert told(found).startswith("tcp 172.20.0.10:40000 10.10.1.200:443 ")
 
 
+def test_lines_of_observe_tell_what_was_reached_behind_a_service() -> None:
+    line = {
+        "time": None,
+        "verdict": "masquerade",
+        "IP": {"source": "172.20.0.5", "destination": "10.96.0.1", "ipVersion": "IPv4"},
+        "l4": {"UDP": {"source_port": 40254, "destination_port": 53}},
+        "left_as": {"address": "192.168.10.100", "port": 40255},
+        "reached": {"address": "10.10.1.200", "port": 5353},
+    }
+    ping = {**line, "l4": {"ICMPv4": {"id": 7}}, "left_as": None, "reached": None}
+    one, other = read("\n".join(map(json.dumps, (line, ping))))
+    assert told(one) == (
+        "udp 172.20.0.5:40254 10.96.0.1:53 192.168.10.100:40255 10.10.1.200:5353 asked"
+    )
+    assert told(other) == "icmp 172.20.0.5:7 10.96.0.1 172.20.0.5:7 10.96.0.1 asked"
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
