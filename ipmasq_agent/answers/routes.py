@@ -136,24 +136,30 @@ def needed(
     own = [prefix for node in nodes for prefix in node.pod_cidrs]
     addresses = [Prefix(f, a, f.bits) for node in nodes for f, a in node.addresses]
     inside = [*own, *addresses, *pod_networks, *_UNROUTED]
-    found: dict[tuple[Family, tuple[Range, ...]], list[PodRoute]] = {}
+    needs: list[Need] = []
     missing: list[str] = []
     for family in Family:
         policy = policies.get(family)
         everything = ((0, family.last_address),)
         kept = everything if policy is None else _toward(policy.decisions, inside)
-        sources = policy.guards.sources if policy is not None else ()
+        sources = policy.guards.sources if policy is not None else None
+        routes: dict[bool, list[PodRoute]] = {}
         for node in nodes:
             via = next((a for its_family, a in node.addresses if its_family is family), None)
             for prefix in (p for p in node.pod_cidrs if p.family is family):
                 guarded = sources is None or any(_covers(s, prefix) for s in sources)
-                toward = kept if guarded else everything
-                if via is not None and toward:
-                    found.setdefault((family, toward), []).append(PodRoute(prefix, via, node.name))
-                elif toward:
+                if guarded and not kept:
+                    continue
+                if via is None:
                     missing.append(f"{node.name} has no address by which {prefix} is reached")
+                    continue
+                routes.setdefault(guarded, []).append(PodRoute(prefix, via, node.name))
+        needs += (
+            Need(family, kept if guarded else everything, tuple(own))
+            for guarded, own in routes.items()
+        )
     missing += (f"{node.name} has no pod CIDRs" for node in nodes if not node.pod_cidrs)
-    return [Need(*key, tuple(routes)) for key, routes in found.items()], missing
+    return needs, missing
 
 
 def _toward(decisions: DecisionMap, inside: Iterable[Prefix]) -> tuple[Range, ...]:
@@ -182,9 +188,10 @@ def speakers(needs: Sequence[Need], asn: int, peers: Sequence[Peer]) -> Iterator
         asn: the number of the nodes' autonomous system.
         peers: the routers to talk to.
     """
-    routes = list(chain.from_iterable(need.routes for need in needs))
-    for name in dict.fromkeys(route.node for route in routes):
-        own = [route for route in routes if route.node == name]
+    by_node: dict[str, list[PodRoute]] = {}
+    for route in chain.from_iterable(need.routes for need in needs):
+        by_node.setdefault(route.node, []).append(route)
+    for name, own in by_node.items():
         announces = tuple(dict.fromkeys(route.prefix for route in own))
         families = {prefix.family for prefix in announces}
         yield NodeSpeaker(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -12,7 +12,7 @@ from ipmasq_agent.cli.output import emit, output_option
 
 if TYPE_CHECKING:
     from ipmasq_agent.answers.route_formats import Format
-    from ipmasq_agent.answers.routes import Need, NodeSpeaker, RouterSpeaker
+    from ipmasq_agent.answers.routes import Need
     from ipmasq_agent.policy.addresses import Family
     from ipmasq_agent.policy.facts import ClusterNode
     from ipmasq_agent.policy.model import FamilyPolicy
@@ -131,22 +131,20 @@ def command(
     for family in {need.family for need in needs} - {peer.family for peer in talks}:
         click.echo(f"warning: nobody is told of {family.value}, as no --peer is of it", err=True)
     its_node: str | None = options["node_name"]
-    of_nodes = [
-        node
-        for node in speakers(needs, asn or 0, talks)
-        if not router and its_node in (None, node.name)
-    ]
-    if needs and its_node and not router and not of_nodes:
-        names = ", ".join(node.name for node in nodes)
-        raise UsageError(f"{its_node} has nothing to announce", remedy=f"name one of {names}")
-    of_routers = (
-        list(routers(needs, asn or 0, talks, listens, pod_networks))
-        if router or its_node is None
-        else []
-    )
-    parts = dict(_configurations(of_nodes, of_routers, language))
-    if not parts and needs:
-        raise UsageError(f"a node speaks no {form}", remedy="take frr, bird or gobgp for nodes")
+    parts: dict[str, str] = {}
+    assert language.router is not None
+    if language.node is not None and not router:
+        for node in speakers(needs, asn or 0, talks):
+            if its_node in (None, node.name):
+                parts[f"node {node.name}"] = "\n".join([*language.node(node), ""])
+    if router or its_node is None:
+        for one in routers(needs, asn or 0, talks, listens, pod_networks):
+            parts[f"router of AS {one.asn}"] = "\n".join([*language.router(one), ""])
+    if needs and not parts:
+        raise UsageError(
+            f"there is no configuration of {its_node} in {form or 'frr'}",
+            remedy="name a node with pod CIDRs; nodes speak frr, bird and gobgp",
+        )
     answer["bgp"] = parts
 
     def as_text() -> str:
@@ -270,15 +268,3 @@ def _static(needs: Sequence[Need], language: Format) -> Iterator[str]:
     for need in needs:
         yield from (f"{language.comment} {line}" for line in _said([need]))
         yield from language.static(need.routes)
-
-
-def _configurations(
-    nodes: Iterable[NodeSpeaker], routers: Iterable[RouterSpeaker], language: Format
-) -> Iterator[tuple[str, str]]:
-    """Yield whose configuration it is, and its text."""
-    if language.node is not None:
-        for node in nodes:
-            yield f"node {node.name}", "\n".join(language.node(node)) + "\n"
-    if language.router is not None:
-        for router in routers:
-            yield f"router of AS {router.asn}", "\n".join(language.router(router)) + "\n"

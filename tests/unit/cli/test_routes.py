@@ -150,8 +150,8 @@ def test_configurations_are_all_written_unless_one_is_picked(routes: Routes) -> 
 def test_who_speaks_no_bgp_is_told_who_does(routes: Routes) -> None:
     for words, said in (
         (("--format", "iproute2"), "iproute2 does no BGP"),
-        (("--format", "junos", "--node-name", "k8s-w1"), "a node speaks no junos"),
-        (("--node-name", "k8s-w9"), "k8s-w9 has nothing to announce"),
+        (("--format", "junos", "--node-name", "k8s-w1"), "no configuration of k8s-w1 in junos"),
+        (("--node-name", "k8s-w9"), "no configuration of k8s-w9 in frr"),
     ):
         status, told, error = routes(*FLAGS, *BGP, *words)
         assert (status, told) == (2, "")
