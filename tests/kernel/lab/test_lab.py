@@ -22,7 +22,7 @@ from ipmasq_agent.lab.cluster import STATE, Lab
 from ipmasq_agent.lab.mirror import mirrored
 from ipmasq_agent.lab.scenes import SCENES
 from ipmasq_agent.lab.story import Story
-from ipmasq_agent.lab.topology import ENDPOINTS, NODES, POD_CIDRS
+from ipmasq_agent.lab.topology import ENDPOINTS, FIRST_CLUSTER, NODES, POD_CIDRS
 from ipmasq_agent.planes.registry import PLANES
 from tests.kernel.running import HEARING
 from tests.pages import asks_for_nothing, figures, words
@@ -511,6 +511,8 @@ def test_replies_return_by_routes_that_nodes_announce(name: str, ipv6: bool) -> 
         argv = ["ip", "-json", "-6" if ipv6 else "-4", "route", "show"]
         routes = {r["dst"]: r["protocol"] for r in json.loads(one.run("router", argv))}
         typed = (one.state / "router.frr" / "bgpd.conf").read_text()
+        # By the agent's own document and the API's nodes: nothing is said.
+        said = json.loads(one.run("k8s-w1", [*own("ipmasq_agent"), "routes", "--output=json"]))
     assert [step.failures for step in steps] == [()] * 4
     assert [check for step in steps for check in step.checks if not check.ok] == []
     # Whether replies came back to the pods that loop1 saw by their own addresses.
@@ -525,6 +527,12 @@ def test_replies_return_by_routes_that_nodes_announce(name: str, ipv6: bool) -> 
     ]
     pods = [mirrored(cidr) if ipv6 else cidr for cidr in POD_CIDRS.values()]
     assert {cidr: routes.get(cidr) for cidr in pods} == dict.fromkeys(pods, "bgp")
+    assert {
+        route["prefix"]: route["node"]
+        for need in said["needs"]
+        if need["family"] == ("ipv6" if ipv6 else "ipv4")
+        for route in need["routes"]
+    } == {cidr: node.name for cidr, node in zip(pods, FIRST_CLUSTER, strict=False)}
     # Nothing was typed on the router, before or after, that is of one node.
     assert [text for text in (*pods, *(node.name for node in NODES)) if text in typed] == []
     assert traces(name) == []
