@@ -51,7 +51,7 @@ def _line(kind: str, *points: tuple[float, float]) -> str:
 # -- who is there -----------------------------------------------------------------------------
 
 _LAN, _MGMT = 8, 18  # where the two segments run down
-_BOX, _BOX_WIDTH = 34, 170
+_BOX, _BOX_WIDTH = 30, 177
 _LEAF, _LEAF_WIDTH, _LEAF_HEIGHT, _APART = 219, 117, 34, 6
 _NAMES = {address: name for name, (_, address) in ENDPOINTS.items()}
 
@@ -107,7 +107,7 @@ def _box(
     parts = [_rect(_BOX, top, _BOX_WIDTH, own), _text(_BOX + 7, top + 15, host.name, "n")]
     for row, (name, address) in enumerate(lines):
         y = top + 30 + 14 * row
-        parts.append(_text(_BOX + 7, y, name, "f"))
+        parts.append(_text(_BOX + 5, y, name, "f"))
         parts.append(_address(_BOX + _BOX_WIDTH - 5, y, in_family(address), 'text-anchor="end"'))
     trunk = (_BOX + _BOX_WIDTH + _LEAF) / 2
     for row, (name, address) in enumerate(leaves):

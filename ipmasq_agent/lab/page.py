@@ -53,6 +53,7 @@ ins { text-decoration: none; font-weight: 700; color: var(--good); }
 del { color: var(--bad); }
 .steps li { margin: .15rem 0; }
 .overview td, .overview th + th { text-align: center; padding: .3rem .35rem; }
+.overview tbody th { position: sticky; left: 0; background: var(--paper); }
 .overview td a { display: block; min-width: 1.2rem; }
 """
 
