@@ -218,11 +218,17 @@ def test_nodes_may_be_read_only_where_that_was_asked_for() -> None:
     assert binding["subjects"] == one(API, "RoleBinding")["subjects"]
 
 
-def test_the_component_goes_with_the_file_overlay_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("component", "permission"),
+    [("nodes", Permission("nodes")), ("pods", Permission("pods", verbs=("list",)))],
+)
+def test_a_component_goes_with_the_file_overlay_too(
+    tmp_path: Path, component: str, permission: Permission
+) -> None:
     (tmp_path / "deploy").symlink_to(DEPLOY)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/kustomization.yaml").write_text(
-        "resources: [../deploy/overlays/file]\ncomponents: [../deploy/components/nodes]\n"
+        f"resources: [../deploy/overlays/file]\ncomponents: [../deploy/components/{component}]\n"
     )
     both = objects(str(tmp_path / "mine"))
     assert {item["kind"] for item in both} == {
@@ -230,6 +236,9 @@ def test_the_component_goes_with_the_file_overlay_too(tmp_path: Path) -> None:
     }
     (daemonset,) = [item for item in both if item["kind"] == "DaemonSet"]
     assert daemonset["spec"]["template"]["spec"]["automountServiceAccountToken"] is True
+    (role,) = [item for item in both if item["kind"] == "ClusterRole"]
+    assert role["rules"] == [yaml.safe_load(permission.rule)]
+    assert f"create clusterrole {role['metadata']['name']} " in permission.grant("")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
