@@ -123,7 +123,7 @@ def _elements_apart(decisions: DecisionMap) -> list[int] | None:
     """
     if decisions.default is not Verdict.MASQUERADE:
         return None
-    columns = decisions.apart(Verdict.NON_MASQUERADE)
+    columns = decisions.entries.apart(Verdict.NON_MASQUERADE)
     if columns is None:
         return None
     bits, whole = decisions.family.bits, decisions.family.last_address
@@ -158,7 +158,7 @@ def _items(decisions: DecisionMap) -> Iterator[tuple[int, int, int, bool]]:
     """Yield (first, length, position, keeps) of each prefix that the entries are made of."""
     family = decisions.family
     position = -1
-    for position, (first, last, verdict) in enumerate(decisions.spans()):
+    for position, (first, last, verdict) in enumerate(decisions.entries.spans()):
         if verdict is Verdict.UNKNOWN:
             reason = decisions.entries[position].reason
             raise ValueError(f"no set can carry out what is unknown: {reason}")

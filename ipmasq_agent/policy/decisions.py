@@ -143,7 +143,7 @@ class Entries(Lazy[Entry[Verdict]]):
         return _VERDICTS[self._marks[position]], self._reasons[position]
 
     def spans(self) -> Iterator[tuple[int, int, Verdict]]:
-        """Yield first, last and verdict of each entry."""
+        """Yield first, last and verdict of each entry; reasons are what takes time to make."""
         verdicts = map(_VERDICTS.__getitem__, self._marks)
         return zip(self._firsts, self._lasts, verdicts, strict=True)
 
@@ -222,7 +222,7 @@ class DecisionMap:
     """
 
     __slots__ = (
-        *("_columns", "_marks", "_merged", "_rest", "_starts"),
+        *("_marks", "_merged", "_rest", "_starts"),
         *("default", "entries", "family", "ranges"),
     )
 
@@ -245,8 +245,7 @@ class DecisionMap:
             ValueError: an entry reaches outside the family's address space.
         """
         self.family = family
-        self._columns = columns = Entries.of(family, entries)
-        self.entries: Sequence[Entry[Verdict]] = columns
+        self.entries = columns = Entries.of(family, entries)
         self.default = default
         self._rest = default_reason
         starts, deciders = columns.swept()
@@ -261,20 +260,6 @@ class DecisionMap:
         """The verdicts that some address has."""
         return frozenset(_VERDICTS[mark] for mark in set(self._marks))
 
-    def spans(self) -> Iterator[tuple[int, int, Verdict]]:
-        """Yield first, last and verdict of each entry in evaluation order.
-
-        Without the reasons, which are what takes time to make.
-        """
-        return self._columns.spans()
-
-    def apart(self, verdict: Verdict) -> tuple[Sequence[int], Sequence[int]] | None:
-        """Return first and last addresses of the entries, ascending, if they are simple.
-
-        That is: all of them have this verdict, and no two overlap. Else None.
-        """
-        return self._columns.apart(verdict)
-
     def decide(self, address: int) -> Entry[Verdict]:
         """Return the range that ``address`` falls into, in O(log n)."""
         if not 0 <= address <= self.family.last_address:
@@ -284,7 +269,7 @@ class DecisionMap:
     def overlaid(self, entries: Iterable[Entry[Verdict]]) -> DecisionMap:
         """Return the map in which ``entries`` decide before those of this one."""
         over = Entries.of(self.family, entries)
-        return DecisionMap(self.family, over.before(self._columns), self.default, self._rest)
+        return DecisionMap(self.family, over.before(self.entries), self.default, self._rest)
 
     def between(self, first: int, last: int) -> Iterator[Entry[Verdict]]:
         """Yield the ranges that overlap ``first`` to ``last``, in order."""

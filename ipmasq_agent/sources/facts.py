@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ipmasq_agent.policy.facts import NO_FACTS, OWN_POD_CIDRS, Fact, Facts
 from ipmasq_agent.sources import FactEvent
-from ipmasq_agent.sources.network import HOST, NetworkWatch, read_network
+from ipmasq_agent.sources.network import HOST, READERS, NetworkWatch
 
 if TYPE_CHECKING:
     from ipmasq_agent.sources.nodes import NodeAddresses, OwnPodCidrs
@@ -103,7 +103,7 @@ class HostAndCluster:
         return self._of_nodes(fact, sink)
 
     def _read(self, fact: Fact[Any]) -> Any:
-        return read_network(fact) if fact in HOST else self._of_nodes(fact, _nowhere).read()
+        return READERS[fact]() if fact in HOST else self._of_nodes(fact, _nowhere).read()
 
     def _of_nodes(
         self, fact: Fact[Any], sink: Callable[[FactEvent], None]

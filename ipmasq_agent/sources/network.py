@@ -7,7 +7,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any
 
 from ipmasq_agent.errors import AgentError, KernelReadError
 from ipmasq_agent.host.devices import list_devices, read_links
@@ -27,36 +27,16 @@ from ipmasq_agent.policy.facts import ADDRESSES, HOOKS, LINKS, ROUTES, Fact
 from ipmasq_agent.sources import FactEvent, Learnt, NotLearnt
 from ipmasq_agent.sources.pace import Pace
 
-T = TypeVar("T")
-
-
-class HostFact(NamedTuple, Generic[T]):
-    """A fact of this network namespace, and how the kernel is asked for it."""
-
-    fact: Fact[T]
-    read: Callable[[], T]
-
-
-HOST_FACTS: tuple[HostFact[Any], ...] = (
-    HostFact(LINKS, read_links),
-    HostFact(ROUTES, preferred_sources),
-    HostFact(HOOKS, list_devices),
-    HostFact(ADDRESSES, lambda: frozenset(a for a in list_addresses() if a.reaches_out)),
-)
-READERS: Mapping[Fact[Any], Callable[[], Any]] = dict(HOST_FACTS)
+READERS: Mapping[Fact[Any], Callable[[], Any]] = {
+    LINKS: read_links,
+    ROUTES: preferred_sources,
+    HOOKS: list_devices,
+    ADDRESSES: lambda: frozenset(a for a in list_addresses() if a.reaches_out),
+}
+"""Facts of this network namespace → how the kernel is asked for them (``KernelReadError``)."""
 HOST = frozenset(READERS)
 # A pod that comes makes a dozen messages within some 50 ms; a node may get 200 at once.
 QUIET, LATE = 0.1, 1.0
-
-
-def read_network(fact: Fact[T]) -> T:
-    """Return devices or routes as they are now.
-
-    Raises:
-        KernelReadError: the kernel does not list them.
-    """
-    value: T = READERS[fact]()
-    return value
 
 
 class NetworkWatch:

@@ -150,7 +150,7 @@ def borders(*policies: DecisionMap) -> list[int]:
     """Addresses on both sides of all that decides, as far as they can be asked about."""
     found = {1 << 24}
     for one in policies:
-        for first, last, _ in one.spans():
+        for first, last, _ in one.entries.spans():
             found |= {first - 1, first, last, last + 1}
     return sorted(address for address in found if 0 <= address < FIRST_OF_A_LINK)
 

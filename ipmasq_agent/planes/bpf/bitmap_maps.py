@@ -6,15 +6,19 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ipmasq_agent.bpf.maps import create_hash
 from ipmasq_agent.bpf.objects import closing, get_pinned, run_program
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.planes.bpf import bitmap, layout
 from ipmasq_agent.planes.bpf.bitmap import ASK_TRIE, BLOCK_SIZE, PARTS, Rewriting
-from ipmasq_agent.planes.bpf.inner import InnerMaps, OpenMaps
+from ipmasq_agent.planes.bpf.inner import InnerMaps
 from ipmasq_agent.planes.bpf.layout import DETAILS, NUMBER, OUTLINE, WRITE
 from ipmasq_agent.policy.addresses import Family
+
+if TYPE_CHECKING:
+    from ipmasq_agent.planes.bpf.maps import PinnedMaps
 
 _SPARE = 1024  # blocks that editing may add; then a part is left to the trie
 
@@ -28,7 +32,7 @@ class BitmapMaps:
         inner: the maps of the slots.
     """
 
-    def __init__(self, pins: Path, maps: OpenMaps, inner: InnerMaps) -> None:
+    def __init__(self, pins: Path, maps: PinnedMaps, inner: InnerMaps) -> None:
         self._pins = pins
         self._maps = maps
         self._inner = inner

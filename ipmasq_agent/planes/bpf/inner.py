@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ipmasq_agent.bpf.maps import BpfMap, open_pinned
 from ipmasq_agent.bpf.objects import open_number, pin
@@ -15,14 +15,8 @@ from ipmasq_agent.planes.bpf.layout import GENERATIONS, INNER, NUMBER, slot
 from ipmasq_agent.planes.bpf.state import DECISIONS
 from ipmasq_agent.policy.addresses import Family
 
-
-class OpenMaps(Protocol):
-    """The maps that have names."""
-
-    def find(self, name: str) -> BpfMap | None:
-        """Open one; None where it is not there."""
-
-    def __getitem__(self, name: str) -> BpfMap: ...
+if TYPE_CHECKING:
+    from ipmasq_agent.planes.bpf.maps import PinnedMaps
 
 
 class InnerMaps:
@@ -36,7 +30,7 @@ class InnerMaps:
         outer: opens the maps of maps.
     """
 
-    def __init__(self, pins: Path, outer: OpenMaps) -> None:
+    def __init__(self, pins: Path, outer: PinnedMaps) -> None:
         self._pins = pins
         self._outer = outer
 

@@ -62,7 +62,7 @@ class PinDirectory:
         """
         self._refuse_others()
         bpffs.provide(self.root)
-        with self.usable():
+        with self._told():
             self.objects.mkdir(parents=True, exist_ok=True)
 
     def missing(self) -> list[str]:
@@ -72,12 +72,12 @@ class PinDirectory:
 
     def names(self) -> set[str]:
         """Return what is there of this layout."""
-        with self.usable():
+        with self._told():
             return {path.name for path in _listed(self.objects)}
 
     def links(self) -> list[Path]:
         """Return the links that are there."""
-        with self.usable():
+        with self._told():
             return [path for path in _listed(self.root) if self.is_link(path)]
 
     def is_link(self, path: Path) -> bool:
@@ -90,12 +90,12 @@ class PinDirectory:
 
     def loaded(self, digest: str) -> bool:
         """Whether the programs that were loaded last are these."""
-        with self.usable():
+        with self._told():
             return (self.root / f"{_LOADED}{digest}").exists()
 
     def note_loaded(self, digest: str) -> None:
         """Remember which programs were loaded."""
-        with self.usable():
+        with self._told():
             (self.root / f"{_LOADED}{digest}").mkdir(exist_ok=True)
             for path in _listed(self.root):
                 if path.name.startswith(_LOADED) and path.name != f"{_LOADED}{digest}":
@@ -103,7 +103,7 @@ class PinDirectory:
 
     def of_other_layouts(self) -> list[Path]:
         """Return what agents with another layout have left."""
-        with self.usable():
+        with self._told():
             return [
                 path
                 for path in _listed(self.root)
@@ -113,7 +113,7 @@ class PinDirectory:
     def remove_other_layouts(self) -> None:
         """Remove what agents with another layout have left."""
         for path in self.of_other_layouts():
-            with self._removing():
+            with self._told("removed"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def remove(self) -> None:
@@ -123,13 +123,13 @@ class PinDirectory:
             HostError: it is another program's, or cannot be removed.
         """
         self._refuse_others()
-        with self._removing():
+        with self._told("removed"):
             if self.root.exists():
                 shutil.rmtree(self.root)
 
     def _refuse_others(self) -> None:
         """Make sure that the directory is ours, or nobody's: all in it goes when we leave."""
-        with self.usable():
+        with self._told():
             names = sorted(path.name for path in _listed(self.root))
         if not names or any(name.startswith(_OURS) for name in names) or {*names} <= _FIRST_LAYOUT:
             return
@@ -139,7 +139,7 @@ class PinDirectory:
         )
 
     @contextmanager
-    def usable(self) -> Iterator[None]:
+    def _told(self, to_be: str = "used") -> Iterator[None]:
         """Tell what the file system of the pins refuses.
 
         Raises:
@@ -149,18 +149,8 @@ class PinDirectory:
             yield
         except OSError as cause:
             raise HostError(
-                f"{self.root} cannot be used: {cause.strerror}",
+                f"{self.root} cannot be {to_be}: {cause.strerror}",
                 remedy="run as root, with a bpf file system there that can be written to",
-            ) from cause
-
-    @contextmanager
-    def _removing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as cause:
-            raise HostError(
-                f"{self.root} cannot be removed: {cause.strerror}",
-                remedy="mount it so that it can be written to",
             ) from cause
 
 

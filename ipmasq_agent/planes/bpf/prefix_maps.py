@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ipmasq_agent.bpf import lpm
 from ipmasq_agent.bpf.maps import create_trie
@@ -11,10 +12,13 @@ from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.planes.bpf import layout
 from ipmasq_agent.planes.bpf.bitmap import rewriting
 from ipmasq_agent.planes.bpf.bitmap_maps import BitmapMaps
-from ipmasq_agent.planes.bpf.inner import InnerMaps, OpenMaps
+from ipmasq_agent.planes.bpf.inner import InnerMaps
 from ipmasq_agent.planes.bpf.state import DECISIONS, BpfRules
 from ipmasq_agent.planes.prefixset import LENGTHS, SHIFT, AddressSet, Step, element, parts
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
+
+if TYPE_CHECKING:
+    from ipmasq_agent.planes.bpf.maps import PinnedMaps
 
 CAPACITY = 1 << 20
 """How many prefixes a trie may hold; more where a policy has more."""
@@ -29,7 +33,7 @@ class PrefixMaps:
         inner: the maps of the slots.
     """
 
-    def __init__(self, pins: Path, maps: OpenMaps, inner: InnerMaps) -> None:
+    def __init__(self, pins: Path, maps: PinnedMaps, inner: InnerMaps) -> None:
         self._inner = inner
         self._bitmaps = BitmapMaps(pins, maps, inner)
 

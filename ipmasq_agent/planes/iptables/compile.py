@@ -105,7 +105,7 @@ def _prefix(name: str, prefix: Prefix) -> Options:
 def _chain(policy: FamilyPolicy) -> Iterator[Rule]:
     """Yield the rules for the user's entries in the user's order, then for the rest."""
     family, decisions = policy.family, policy.decisions
-    for position, (first, last, verdict) in enumerate(decisions.spans()):
+    for position, (first, last, verdict) in enumerate(decisions.entries.spans()):
         if verdict is Verdict.UNKNOWN:
             reason = decisions.entries[position].reason
             raise ValueError(f"no rule can carry out what is unknown: {reason}")

@@ -18,18 +18,16 @@ _FAMILY_NAMES = {Family.IPV4: "inet", Family.IPV6: "inet6"}
 _CREATE = re.compile(r"create (\S+) (\S+) (.*)")
 
 
-def create_line(made: AddressSet) -> str:
-    """Return the line that makes a set, with room for its elements and as many again."""
+def fill_text(made: AddressSet) -> str:
+    """Return what makes a set and fills it, as input for ``ipset restore``.
+
+    There is room for its elements and as many again.
+    """
     buckets = max(_LEAST_BUCKETS, 1 << (len(made.elements) // 4).bit_length())
-    return (
+    lines = [
         f"create {made.name} {TYPE} family {_FAMILY_NAMES[made.family]} "
         f"hashsize {buckets} maxelem {made.capacity}"
-    )
-
-
-def fill_text(made: AddressSet) -> str:
-    """Return what makes a set and fills it, as input for ``ipset restore``."""
-    lines = [create_line(made)]
+    ]
     lines += (f"add {made.name} {shown(code, made.family)}" for code in made.elements)
     return "\n".join([*lines, ""])
 

@@ -9,7 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ipmasq_agent.planes.interpretation import Decider, Interpretation, RuleException
+from ipmasq_agent.planes.interpretation import (
+    Decider,
+    Interpretation,
+    Partial,
+    RuleException,
+    telling,
+)
 from ipmasq_agent.planes.nftables.compile import DEVICES, FIXED, POSTROUTING, SOURCES, translating
 from ipmasq_agent.planes.nftables.rules import (
     Dispatch,
@@ -63,7 +69,7 @@ def interpret(table: NftTable, source: int | None = None) -> Interpretation:
     reading = _Reading(table, source, guarding, whole=whole)
     reading.walk(POSTROUTING, _everything(table.family), ())
     decisions = DecisionMap(table.family, reading.entries(), Verdict.NON_MASQUERADE, nobody)
-    exceptions = tuple(reading.telling(decisions))
+    exceptions = tuple(telling(reading.partial(), decisions))
     return Interpretation(FamilyPolicy(decisions, guards, action), exceptions)
 
 
@@ -104,21 +110,14 @@ class _Reading:
             Chained(_deciders(family, item) for item in decided),
         )
 
-    def telling(self, decisions: DecisionMap) -> Iterator[RuleException]:
-        """Yield the rules that decide otherwise for some packets, with the ranges where."""
+    def partial(self) -> Iterator[Partial]:
+        """Yield the rules that decide for some packets, with the ranges that come to them."""
         for exception, ranges, count in self._partial:
-            family = self.table.family
             before = [entry._replace(verdict=_TAKEN) for entry in self.entries(count)]
-            reached = DecisionMap(family, before, _FREE).stretches(_FREE)
+            reached = DecisionMap(self.table.family, before, _FREE).stretches(_FREE)
             asked = zip(ranges.firsts, ranges.lasts, strict=True)
-            differing = tuple(
-                (max(first, entry.first), min(last, entry.last))
-                for first, last, _, _ in intersections(asked, reached)
-                for entry in decisions.between(first, last)
-                if entry.verdict is not exception.verdict
-            )
-            if differing:
-                yield replace(exception, ranges=differing)
+            for first, last, _, _ in intersections(asked, reached):
+                yield Partial(exception, first, last)
 
     def walk(self, name: str, within: NftSet, callers: tuple[str, ...]) -> None:
         """Read a chain for packets to the destinations ``within``."""

@@ -53,11 +53,11 @@ def _joined(ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 def check_map(decisions: DecisionMap, others: Sequence[int]) -> None:
     expected = 0
     assert list(decisions.ranges) == [decisions.ranges[n] for n in range(len(decisions.ranges))]
-    assert list(decisions.spans()) == [entry[:3] for entry in decisions.entries]
+    assert list(decisions.entries.spans()) == [entry[:3] for entry in decisions.entries]
     ends = sorted((entry.first, entry.last) for entry in decisions.entries)
     overlap = any(before[1] >= after[0] for before, after in itertools.pairwise(ends))
     for verdict in Verdict:
-        apart = decisions.apart(verdict)
+        apart = decisions.entries.apart(verdict)
         if overlap or any(entry.verdict is not verdict for entry in decisions.entries):
             assert apart is None
         else:

@@ -55,7 +55,7 @@ def borders(*policies: DecisionMap) -> list[int]:
     """Addresses on both sides of everything that decides."""
     found = {0, V4.last_address}
     for policy in policies:
-        for first, last, _ in policy.spans():
+        for first, last, _ in policy.entries.spans():
             found |= {first - 1, first, last, last + 1}
     return sorted(address for address in found if 0 <= address <= V4.last_address)
 
