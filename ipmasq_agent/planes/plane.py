@@ -225,7 +225,7 @@ class Translator(abc.ABC):
 
     @abc.abstractmethod
     def beginnings(self) -> Beginnings:
-        """Listen to flows that leave the node, or come to it, as they begin.
+        """Listen to flows that leave the node, as they begin.
 
         Raises:
             AgentError: nothing would tell of them.

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,21 @@ def test_a_prefix_comes_and_goes_beside_others_of_its_block(net: Net) -> None:
         net.verb("apply")
         assert exchange(net, Family.IPV4, "udp", ours) == seen[Family.IPV4]
         net.verb("explain", ours)  # it would fail where what decides said otherwise
+
+
+def test_flows_are_told_as_they_begin(net: Net) -> None:
+    plane = BpfPlane(Path(os.environ[PINS]))
+    with net.node.entered(), closing(plane.beginnings()) as news:
+        for family in Family:
+            for destination in (MASQUERADED[family], KEPT[family]):
+                seen = exchange(net, family, "udp", destination)
+                ((_, flow),) = news.read(PATIENCE)
+                assert flow.family is family
+                ends = flow.source, flow.destination, flow.left_as
+                addresses = [family.show(end.address) for end in ends]
+                assert addresses == [POD[family], destination, seen]
+                assert flow.destination.port == PORT
+        assert news.missed == 0
 
 
 def test_flows_that_have_expired_are_collected(net: Net) -> None:

@@ -54,7 +54,7 @@ MOST_COLLECTED = 80
 _FLOW_KEY = struct.Struct("=16s16s2s2sBB2x")  # its remote end, then its local one
 _FLOW = struct.Struct("=16s2s2xIQ")
 _KEPT = struct.Struct("=Q")
-_BEGUN = struct.Struct("=8x40s16s2sH4xQ")  # behind the header of a ring
+_BEGUN = struct.Struct("=8x40s16s2s6xQ")  # behind the header of a ring
 BEGUN_SIZE = _BEGUN.size - 8
 _PORTS_AT, _FAMILY_AT = 32, 37  # of a flow's key
 TABLES = {"flows": _FLOW.size, "kept": _KEPT.size}
@@ -348,14 +348,17 @@ def _flow(key: bytes, owner: bytes, owner_port: bytes, state: FlowState) -> Flow
     return Flow(family, protocol, pod, far, left_as, far, both_ways)
 
 
+_NEW = FlowState(0)
+
+
 def unpack_begun(records: bytes) -> Iterator[tuple[int, Flow]]:
     """Yield the flows that began, each with the moment, in ns of CLOCK_MONOTONIC.
 
     Args:
         records: as they are read from a ring.
     """
-    for key, owner, port, from_outside, moment in _BEGUN.iter_unpack(records):
-        yield moment, _flow(key, owner, port, FlowState(from_outside))
+    for key, owner, port, moment in _BEGUN.iter_unpack(records):
+        yield moment, _flow(key, owner, port, _NEW)
 
 
 def has_port(key: bytes, port: int) -> bool:

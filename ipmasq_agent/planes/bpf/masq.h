@@ -180,8 +180,7 @@ struct begun {
 	struct flow_key key;
 	struct address owner; /* what its packets come from; of a kept flow its local end */
 	__be16 owner_port;
-	__u16 from_outside;
-	__u32 pad;
+	__u16 pad[3];
 	__u64 moment; /* ns of CLOCK_MONOTONIC */
 };
 

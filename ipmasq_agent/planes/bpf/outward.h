@@ -78,7 +78,9 @@ __noinline int record_kept(const struct packet *p, __u32 state, bool outward, __
 	error = bpf_map_update_elem(&kept, &key, &fresh, BPF_NOEXIST);
 	if (!error) {
 		count(p->family, state & FROM_OUTSIDE ? FLOWS_FROM_OUTSIDE : FLOWS_KEPT);
-		tell(&key, NULL, state & FROM_OUTSIDE);
+		/* What comes in through a device of ours, and leaves by another, is told of there. */
+		if (!(state & FROM_OUTSIDE))
+			tell(&key, NULL);
 		return 0;
 	}
 	count_entry(OF_KEPT, &key, -1);
@@ -282,7 +284,7 @@ __noinline int begin(struct __sk_buff *skb, const struct packet *p, const struct
 			return dropped(p, OUT_DROPPED_TABLE);
 	}
 	count(family, own ? FLOWS_OWN : FLOWS_TRANSLATED);
-	tell(&claiming.key, (const struct place *)&claiming.flow, false);
+	tell(&claiming.key, (const struct place *)&claiming.flow);
 	if (!d.masquerade && claiming.key.local_port == p->source_port) {
 		mark(skb, true);
 		return passed(p, d.kept);

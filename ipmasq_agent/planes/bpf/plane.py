@@ -374,13 +374,19 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
             return maps.translated()
 
     def flows(self, port: int | None = None) -> Iterator[Flow]:
-        """Yield the flows that have not expired."""
+        """Yield the flows that have not expired.
+
+        Not those that came from outside: what comes in through one device with the programs and
+        leaves by another is known as both.
+        """
         with self._maps() as maps:
             if maps is not None and maps.have(*layout.TABLES):
-                yield from (each.flow for each in maps.flows(port))
+                for flow, state, _ in maps.flows(port):
+                    if not state & FlowState.FROM_OUTSIDE:
+                        yield flow
 
     def beginnings(self) -> BegunFlows:
-        """Listen to flows as they begin."""
+        """Listen to flows that leave the node as they begin."""
         maps = PinnedMaps(self._programs.pins.objects, self._programs.find_map)
         if not maps.have(layout.OBSERVERS, layout.UNTOLD):
             maps.__exit__()

@@ -23,8 +23,7 @@ static __always_inline int dropped(const struct packet *p, enum outcome why)
 }
 
 /* Tell one of those who observe that a flow has begun; NULL for one that keeps its source. */
-__noinline int tell_nth(__u32 n, const struct flow_key *key, const struct place *owner,
-		       __u32 from_outside)
+__noinline int tell_nth(__u32 n, const struct flow_key *key, const struct place *owner)
 {
 	if (!key)
 		return 0;
@@ -45,18 +44,16 @@ __noinline int tell_nth(__u32 n, const struct flow_key *key, const struct place 
 	begun->key = *key;
 	begun->owner = owner ? owner->address : key->local;
 	begun->owner_port = owner ? owner->port : key->local_port;
-	begun->pad = 0;
-	begun->from_outside = !!from_outside;
+	begun->pad[0] = begun->pad[1] = begun->pad[2] = 0;
 	begun->moment = bpf_ktime_get_ns();
 	bpf_ringbuf_submit(begun, BPF_RB_NO_WAKEUP); /* they look by themselves */
 	return 0;
 }
 
-static __always_inline void tell(const struct flow_key *key, const struct place *owner,
-				 __u32 from_outside)
+static __always_inline void tell(const struct flow_key *key, const struct place *owner)
 {
 	for (__u32 n = 0; n < OBSERVERS; n++)
-		tell_nth(n, key, owner, from_outside);
+		tell_nth(n, key, owner);
 }
 
 /*
