@@ -62,13 +62,15 @@ def command(output: str, document: str | None, probes: tuple[str, ...], **option
     findings = examine(node)
     for line in unseen:
         click.echo(f"error: {line}", err=True)
-    emit([one.as_data() for one in findings], output, lambda: _as_text(findings))
+    emit(
+        [one.as_data() for one in findings], output, lambda: _as_text(findings, complete=not unseen)
+    )
     if unseen:
         return 2
     return int(any(one.found.severity is not Severity.INFO for one in findings))
 
 
-def _as_text(findings: Sequence[Diagnosis]) -> str:
+def _as_text(findings: Sequence[Diagnosis], *, complete: bool) -> str:
     from ipmasq_agent.cli.output import styled
 
     lines: list[str] = []
@@ -83,6 +85,6 @@ def _as_text(findings: Sequence[Diagnosis]) -> str:
             "",
         ]
     if not findings:
-        return "nothing found"
+        return "nothing found" if complete else "nothing found in what could be looked at"
     counts = {kind: sum(one.found.severity.value == kind for one in findings) for kind in _COLOURS}
     return "\n".join([*lines, ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)])

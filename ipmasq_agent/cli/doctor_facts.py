@@ -264,10 +264,15 @@ def _probe(node: Node, family: Family, address: int, port: int | None) -> Probin
     pod = min(inside, default=min(here[0].first + 2, here[0].last))
     own = probe.own_address(family, address)
     sent, from_node = probe.ask(family, pod, address, port), probe.ask(family, own, address, port)
-    if not sent.kept:
+    if sent.translated:
         click.echo(f"from {family.show(pod)}: masqueraded, so replies find the node", err=True)
     return Probing(
-        target, sent.kept, family.show(pod), sent.answered, family.show(own), from_node.answered
+        target,
+        sent.translated,
+        family.show(pod),
+        sent.answered,
+        family.show(own),
+        from_node.answered,
     )
 
 

@@ -44,11 +44,11 @@ class Crossed(NamedTuple):
     """What became of a packet.
 
     Attributes:
-        kept: it left the node with the address that it was sent from.
+        translated: it left the node with another address than it was sent from.
         answered: something came in from where it went, for that address.
     """
 
-    kept: bool
+    translated: bool
     answered: bool
 
 
@@ -67,17 +67,17 @@ def ask(family: Family, source: int, target: int, port: int | None = None) -> Cr
         HostError: nothing can be sent.
         NotPermitted: a capability is missing.
     """
-    kept = False
+    translated = False
     try:
         with socket.socket(
             socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_EVERYTHING)
         ) as listener:
             for _ in range(_TRIES):
                 with _sent(family, source, target, port):
-                    left, answered = _watched(listener, family, source, target)
-                    kept |= left
-                if answered:
-                    return Crossed(kept, True)
+                    seen = _watched(listener, family, source, target)
+                if seen.answered:
+                    return seen
+                translated |= seen.translated
     except PermissionError as cause:
         raise NotPermitted(
             f"nothing can be sent from {family.show(source)}: {cause.strerror}",
@@ -88,7 +88,7 @@ def ask(family: Family, source: int, target: int, port: int | None = None) -> Cr
             f"nothing can be sent from {family.show(source)} to {family.show(target)}: "
             f"{cause.strerror}"
         ) from cause
-    return Crossed(kept, False)
+    return Crossed(translated, False)
 
 
 def _sent(family: Family, source: int, target: int, port: int | None) -> socket.socket:
@@ -128,17 +128,18 @@ def _watched(listener: socket.socket, family: Family, source: int, target: int) 
     """Wait for a reply to come in through any device, and look at what leaves meanwhile."""
     size, offset = family.bits // 8, _ADDRESSES[family]
     one, other = source.to_bytes(size), target.to_bytes(size)
-    kept = False
+    sources: set[bytes] = set()
+    answered = False
     deadline = time.monotonic() + _PATIENCE
-    while (left := deadline - time.monotonic()) > 0:
+    while not answered and (left := deadline - time.monotonic()) > 0:
         if not select.select([listener], [], [], left)[0]:
             break
         data, (_, ethertype, direction, _, _) = listener.recvfrom(256)
         if ethertype != _ETHERTYPE[family]:
             continue
-        ends = data[offset : offset + 2 * size]
-        if direction == _OUTGOING:
-            kept |= ends == one + other
-        elif ends == other + one:
-            return Crossed(kept, True)
-    return Crossed(kept, False)
+        from_, to = data[offset : offset + size], data[offset + size : offset + 2 * size]
+        if direction == _OUTGOING and to == other:
+            sources.add(from_)
+        answered = direction != _OUTGOING and (from_, to) == (other, one)
+    # Others of this node may speak to the target meanwhile.
+    return Crossed(bool(sources) and one not in sources, answered)

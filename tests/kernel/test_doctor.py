@@ -529,3 +529,26 @@ def test_a_probe_tells_whether_a_reply_finds_pods(
     (tmp_path / "applied").write_text(json.dumps(KEPT))
     assert status_of("apply", "--enable-ipv6", "--config", str(tmp_path / "applied")) == 0
     assert doctor(KEPT, *probe) == []
+
+
+def test_a_probe_that_nobody_answers_tells_nothing(doctor: Doctor) -> None:
+    kept = {"nonMasqueradeCIDRs": [*LIST, "10.10.1.0/24"]}
+    # One is lost beyond the router, the other never leaves: no neighbour has the address.
+    [found, other] = doctor(kept, "--probe", "10.10.1.201", "--probe", "192.168.10.99")
+    assert [found["id"], other["id"]] == ["probe-unanswered"] * 2
+
+
+def test_a_probe_that_finds_its_way_back_is_no_finding(
+    node: Namespace, beyond: Namespace, doctor: Doctor
+) -> None:
+    beyond.run(["ip", "route", "add", "172.20.0.0/24", "via", "192.168.10.100"])
+    assert doctor({"nonMasqueradeCIDRs": [*LIST, "10.10.1.0/24"]}, "--probe", "10.10.1.200") == []
+
+
+def test_what_may_not_be_looked_at_is_an_error_and_no_clean_node(node: Namespace) -> None:
+    words = [sys.executable, "-m", "ipmasq_agent", "doctor", "-o", "json"]
+    argv = ["setpriv", "--bounding-set=-net_admin", *words]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "error: the data plane: " in done.stderr
+    assert isinstance(json.loads(done.stdout), list)

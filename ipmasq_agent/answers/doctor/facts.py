@@ -103,7 +103,7 @@ class Probing(NamedTuple):
 
     Attributes:
         target: where to.
-        kept: they left with the pod's address.
+        translated: they left with another address than the pod's.
         pod: from this address of a pod's network.
         pod_answered: a reply came to it.
         node: from this address of the node.
@@ -111,7 +111,7 @@ class Probing(NamedTuple):
     """
 
     target: str
-    kept: bool
+    translated: bool
     pod: str
     pod_answered: bool
     node: str

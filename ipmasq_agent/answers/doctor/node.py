@@ -131,7 +131,7 @@ def kernel_too_old(node: Node) -> Iterator[Symptom]:
 def no_way_back(node: Node) -> Iterator[Symptom]:
     """A destination that sees pod addresses answers the node, and not a pod."""
     for probe in node.probes:
-        if probe.kept and probe.node_answered and not probe.pod_answered:
+        if not probe.translated and probe.node_answered and not probe.pod_answered:
             yield Symptom(
                 Severity.ERROR,
                 f"{probe.target} has no way back to pods",
@@ -145,7 +145,7 @@ def no_way_back(node: Node) -> Iterator[Symptom]:
 def probe_unanswered(node: Node) -> Iterator[Symptom]:
     """A destination answers neither a pod nor the node."""
     for probe in node.probes:
-        if probe.kept and not probe.node_answered and not probe.pod_answered:
+        if not (probe.translated or probe.node_answered or probe.pod_answered):
             yield Symptom(
                 Severity.INFO,
                 f"{probe.target} answers nobody",
