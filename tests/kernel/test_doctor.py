@@ -352,6 +352,16 @@ DOCKER = """*nat
 -A LIBVIRT_PRT -s 192.168.122.0/24 ! -d 192.168.122.0/24 -p tcp -j MASQUERADE --to-ports 1024-65535
 -A LIBVIRT_PRT -s 192.168.122.0/24 ! -d 192.168.122.0/24 -j MASQUERADE
 COMMIT"""
+K3S = """*nat
+:FLANNEL-POSTRTG - [0:0]
+-A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG
+-A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" -j RETURN
+-A FLANNEL-POSTRTG -s 172.20.0.0/24 -d 172.20.0.0/16 -j RETURN
+-A FLANNEL-POSTRTG -s 172.20.0.0/16 -d 172.20.0.0/24 -j RETURN
+-A FLANNEL-POSTRTG ! -s 172.20.0.0/16 -d 172.20.0.0/24 -j RETURN
+-A FLANNEL-POSTRTG -s 172.20.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE --random-fully
+-A FLANNEL-POSTRTG ! -s 172.20.0.0/16 -d 172.20.0.0/16 -j MASQUERADE --random-fully
+COMMIT"""
 KIND = """*nat
 :DOCKER_POSTROUTING - [0:0]
 -A POSTROUTING -d 192.168.10.1/32 -j DOCKER_POSTROUTING
@@ -391,6 +401,18 @@ def test_an_ordinary_node_has_nothing(
     # Of these documents each says less about whose packets are meant.
     assert doctor({**KEPT, "podCIDRs": ["172.20.0.0/16", "fd00:172:20::/48"]}) == []
     assert [one["id"] for one in doctor({})] == ["pod-cidr-masqueraded"]
+
+
+def test_a_neighbour_of_another_mind_about_link_local_alone_is_no_failure(
+    node: Namespace, doctor: Doctor
+) -> None:
+    # As k3s has it: flannel masquerades what leaves the cluster, as the document does.
+    sh(node, restore("nft", K3S))
+    sh(node, "ip link delete flannel.1")
+    [found] = doctor(listed(but="192.168."))
+    assert (found["id"], found["severity"]) == ("foreign-nat", "info")
+    assert "169.254.0.0/16" in found["evidence"][0]
+    assert "flannel" in found["title"]
 
 
 @pytest.mark.parametrize("backend", ["iptables-nft", "iptables-legacy", "ipset", "nftables", "bpf"])

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ipmasq_agent.answers.doctor.facts import Node, Severity, Symptom
 from ipmasq_agent.answers.in_force import in_force, usual
 from ipmasq_agent.answers.overrides import shadow
+from ipmasq_agent.config.assemble import LINK_LOCAL
 from ipmasq_agent.planes.interpretation import Decider, Interpretation
 from ipmasq_agent.planes.iptables.ownership import SIGNATURE, UPSTREAM
 from ipmasq_agent.planes.placement import LEGACY
@@ -145,8 +146,12 @@ def _of_nat(node: Node, *, native: bool) -> Iterator[Symptom]:
             if one.verdict is _MASQUERADE
             else "leaves alone what the document masquerades"
         )
+        severity = Severity.WARNING if one.some else Severity.ERROR
+        link = LINK_LOCAL[one.family]
+        if all(link.first <= first <= last <= link.last for first, last in one.ranges):
+            severity = Severity.INFO  # of a default that most others do not have
         yield Symptom(
-            Severity.WARNING if one.some else Severity.ERROR,
+            severity,
             f"{one.whose} {does} ({one.family.value})",
             "Of the nat chains at the postrouting hook the first that translates a connection "
             "decides about it, and the packet never meets our rules.",
