@@ -27,7 +27,7 @@ from ipmasq_agent.netlink.rt import Link, list_addresses, list_links, list_route
 from ipmasq_agent.planes import registry
 from ipmasq_agent.planes.cilium.decide import MAP_NAMES
 from ipmasq_agent.planes.cilium.maps import BELOW
-from ipmasq_agent.planes.hook.read import populated, read_hook, read_nat_chain
+from ipmasq_agent.planes.hook.read import first_of_nat_chain, populated, read_hook
 from ipmasq_agent.planes.rules.owners import owner_of_bridge
 from ipmasq_agent.planes.rules.rule import Rule
 from ipmasq_agent.policy.addresses import Family, parse_address
@@ -142,9 +142,9 @@ def _rules(settings: Settings, intent: Intent | None, families: Sequence[Family]
 
 def _service_rules(family: Family) -> Sequence[Rule]:
     """Return kube-proxy's rules for the first of the services in its chain of all."""
-    for rule in read_nat_chain(family, "KUBE-SERVICES"):
+    for rule in first_of_nat_chain(family, "KUBE-SERVICES"):
         if (rule.target or "").startswith("KUBE-SVC-"):
-            return read_nat_chain(family, rule.target or "")
+            return first_of_nat_chain(family, rule.target or "")
     return ()
 
 

@@ -74,15 +74,16 @@ def hook_generation() -> int | None:
     return None if legacy else generation_if_any()
 
 
-def read_nat_chain(family: Family, name: str) -> tuple[Rule, ...]:
-    """Return the rules of a chain in the nat table of iptables, of whichever variant has it.
+def first_of_nat_chain(family: Family, name: str, most: int = 64) -> list[Rule]:
+    """Return the first rules of a chain in the nat table of iptables, of whichever variant has it.
 
     Raises:
         KernelReadError: it cannot be read.
     """
-    rules = _Reader(family, None, ()).chain(family, "nat", name, {})[0].rules
+    listed = list_chain(family, "nat", name)[:most]
+    rules = [as_iptables(told(rule.expressions, family, {}, _device)) for rule in listed]
     if not rules and legacy_table_exists(family, "nat"):
-        rules = read_chains(family, "nat", (name,)).rules(name)
+        rules += read_chains(family, "nat", (name,)).rules(name)[:most]
     return rules
 
 
@@ -172,7 +173,7 @@ class _Reader:
         waiting = {chain.name}
         while waiting := {name for name in waiting if name != own and name not in chains}:
             name = waiting.pop()
-            chains[name], following = self.chain(protocol, table, name, sets)
+            chains[name], following = self._chain(protocol, table, name, sets)
             waiting |= following
         known = {name: held for name, held in sets.items() if isinstance(held, AddressSet)}
         suffix = "" if own is not None else f" of table {path}"
@@ -180,7 +181,7 @@ class _Reader:
         found = Table(self._family, chains, known)
         return BaseChain(found, chain.name, chain.priority, suffix, path, own, unsure)
 
-    def chain(
+    def _chain(
         self, protocol: Family | int, table: str, name: str, sets: dict[str, Held]
     ) -> tuple[Chain, set[str]]:
         """Return a chain and those that its rules lead to; add the sets that they ask."""
