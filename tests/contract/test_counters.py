@@ -12,7 +12,7 @@ from ipmasq_agent.policy.decisions import Entry, Stated, Verdict, entry_of_prefi
 from tests.contract.policies import MANY, PORTS, policy, walk
 from tests.contract.subjects import InKernel
 
-# What other programs write, in matches that neither we nor python-iptables know to build.
+# What other programs write, in matches that we never write.
 COMMENT = 'it\'s \\"theirs\\" -j RETURN COMMIT ' + "x" * 200
 ODD = (
     f'-m comment --comment "{COMMENT}" -m mark --mark 0x7 -j THEIRS',
