@@ -176,20 +176,6 @@ class Impact:
         ]
 
 
-def once(flows: Iterable[Flow]) -> Iterator[Flow]:
-    """Yield the first of those that are told twice.
-
-    A translating plane also tells of what came in through one of its devices, though it left
-    through another. Hashes are remembered, as there may be half a million.
-    """
-    seen: set[int] = set()
-    for flow in flows:
-        key = hash((flow.protocol, flow.source, flow.reached))
-        if key not in seen:
-            seen.add(key)
-            yield flow
-
-
 def impact(
     flows: Iterable[Flow], sides: Mapping[Family, tuple[Ruling, Ruling]], route_of: RouteOf
 ) -> Impact:

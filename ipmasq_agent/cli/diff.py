@@ -123,7 +123,7 @@ def _impact(
 ) -> Impact:
     """Return what becomes of live connections, or of those in a file."""
     from ipmasq_agent.answers.explain import EgressPath
-    from ipmasq_agent.answers.impact import impact, once
+    from ipmasq_agent.answers.impact import impact
     from ipmasq_agent.cli.flow_files import flows_of
     from ipmasq_agent.cli.questions import rulings
     from ipmasq_agent.host.routes import WaysOut
@@ -139,7 +139,7 @@ def _impact(
     both = {f: rulings(backend, f, intent, left_behind) for f in intent.config.families}
     # The families may be decided in two places; one that translates by itself knows of both.
     now = max((now for now, _ in both.values()), key=lambda one: isinstance(one, Translator))
-    flows = once(live_flows(now)) if recorded is None else flows_of(recorded)
+    flows = live_flows(now) if recorded is None else flows_of(recorded)
     return impact(_told(flows), {family: ruled for family, (_, ruled) in both.items()}, route_of)
 
 
