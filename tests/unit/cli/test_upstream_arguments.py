@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -246,6 +247,7 @@ def test_the_program_itself_starts_with_gkes_arguments(tmp_path: Path) -> None:
     """Up to the address that nobody can listen on, and all of its log on standard output."""
     argv = [sys.executable, "-P", "-m", "ipmasq_agent", *GKE.split(), "--log-format=json"]
     argv += ["--http-address=192.0.2.1:1", f"--config={tmp_path}/none"]
+    argv += [f"--masq-chain=NOBODYS-{os.getpid()}"]  # or it would wait for an agent of this machine
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "cannot listen" in done.stderr
