@@ -20,9 +20,12 @@ settings.load_profile("shared-machine")
 
 
 @pytest.fixture(autouse=True)
-def nobody_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+def nobody_to_ask() -> Iterator[None]:
     """No test asks an agent of this machine; where agents run they have sockets of their own."""
-    monkeypatch.setenv("IPMASQ_SOCKET", "/nonexistent/agent.sock")
+    # Not the test's own patch: what that changes is undone before other fixtures end.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IPMASQ_SOCKET", "/nonexistent/agent.sock")
+        yield
 
 
 @pytest.fixture(autouse=True)

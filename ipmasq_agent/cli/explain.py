@@ -174,6 +174,7 @@ def _answers(
     from ipmasq_agent.answers.explain import Asked, EgressPath
     from ipmasq_agent.cli.questions import ours_now
     from ipmasq_agent.errors import UsageError
+    from ipmasq_agent.host.devices import egress_devices
     from ipmasq_agent.host.routes import look_up, turns
     from ipmasq_agent.planes.hook.read import read_hook
     from ipmasq_agent.planes.rules.matching import question
@@ -194,6 +195,8 @@ def _answers(
     kernel = now.dialect.interpret(held, source)
     # The question names the one device of the route, so which ones lead out is not asked.
     hook = read_hook(family, now.our_base(family), egress=())
+    if hook.programs:
+        kernel = kernel.by_programs(egress_devices())
     wanted, why = None, {}
     if intent is not None and family in intent.config.families:
         wanted = intent.policy(plane, family)

@@ -78,6 +78,13 @@ class Interpretation:
     policy: FamilyPolicy
     exceptions: tuple[RuleException, ...] = ()
 
+    def by_programs(self, devices: tuple[str, ...]) -> Interpretation:
+        """Return it as programs decide that are on these devices, where it names none itself."""
+        guards = self.policy.guards
+        if guards.devices is not None:
+            return self
+        return replace(self, policy=replace(self.policy, guards=replace(guards, devices=devices)))
+
 
 def telling(partial: Iterable[Partial], decisions: DecisionMap) -> Iterator[RuleException]:
     """Yield the exceptions that really decide otherwise, each with the ranges where it does."""

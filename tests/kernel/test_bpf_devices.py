@@ -23,7 +23,7 @@ from ipmasq_agent.planes.bpf.plane import BpfPlane
 from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.policy.addresses import Family, parse_address
 from tests.bpf.packets import udp
-from tests.kernel.agent import status_of
+from tests.kernel.agent import Verb, status_of
 from tests.kernel.crossing import PLANS, PORT, Crossing, arrivals, crossing
 from tests.kernel.pins import placement
 from tests.kernel.running import Running
@@ -198,8 +198,10 @@ def test_devices_for_replies_are_told_from_those_of_the_policy(
     assert status_of("cleanup", "--backend=bpf") == 0
 
 
-def test_host_ends_of_pods_pairs_that_have_an_address_get_no_programs(in_ns: Namespace) -> None:
-    """As ptp makes them, also where they are called gke0123."""
+def test_host_ends_of_pods_pairs_that_have_an_address_get_no_programs(
+    in_ns: Namespace, verb: Verb
+) -> None:
+    """As ptp makes them, also where they are called gke0123; explain knows of it."""
     in_ns.run(["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "far0"])
     in_ns.run(["ip", "link", "set", "eth0", "up"])
     in_ns.address("eth0", "192.0.2.1/24", "2001:db8::1/64")
@@ -210,6 +212,12 @@ def test_host_ends_of_pods_pairs_that_have_an_address_get_no_programs(in_ns: Nam
             with in_force("bpf", document), pinned() as maps:
                 assert set(maps.devices()) == {socket.if_nametoindex("eth0")}
                 assert {"10.244.0.1", "fd00:244::1"} < own()
+        # Not in the list, and yet left alone: no program is on their way.
+        with in_force("bpf", "nonMasqueradeCIDRs: [192.0.2.0/24]"):
+            for pod in ("10.244.0.2", "fd00:244::2"):
+                answer = json.loads(verb("explain", pod, "--backend=bpf", "-o", "json")[1])
+                assert answer["verdict"] == "non-masquerade"
+                assert "what leaves through eth0" in answer["rule"]
 
 
 def test_what_a_killed_agent_began_for_flows_to_be_found_ends_with_the_next_change(
