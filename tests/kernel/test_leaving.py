@@ -160,7 +160,7 @@ def test_questions_name_a_plane_that_was_left_until_it_is_cleaned(
     assert status_of("explain", "8.8.8.8", *words[1:]) == 0
     assert named in capsys.readouterr().err
     assert status_of("list", "--backend=iptables-nft") == 0
-    assert named in capsys.readouterr().err
+    assert "in force are those of bpf: `ipmasq-agent list --backend bpf`" in capsys.readouterr().err
     assert apply(left, SHOWN_TO_LEAVE, sees_pins=True) == (0, "")
     assert status_of(*words) == 0
     assert "bpf" not in capsys.readouterr().out
