@@ -174,7 +174,6 @@ def _answers(
     from ipmasq_agent.answers.explain import Asked, EgressPath
     from ipmasq_agent.cli.questions import ours_now
     from ipmasq_agent.errors import UsageError
-    from ipmasq_agent.host.devices import egress_devices
     from ipmasq_agent.host.routes import look_up, turns
     from ipmasq_agent.planes.hook.read import read_hook
     from ipmasq_agent.planes.rules.matching import question
@@ -192,11 +191,9 @@ def _answers(
         )
     source = parse_address(src)[1] if src is not None else None
     now, held = ours_now(family, plane, read(plane), others, read)
-    kernel = now.dialect.interpret(held, source)
+    kernel = now.dialect.interpret(held, source).located
     # The question names the one device of the route, so which ones lead out is not asked.
     hook = read_hook(family, now.our_base(family), egress=())
-    if hook.programs:
-        kernel = kernel.by_programs(egress_devices())
     wanted, why = None, {}
     if intent is not None and family in intent.config.families:
         wanted = intent.policy(plane, family)

@@ -73,17 +73,21 @@ class Interpretation:
     Attributes:
         policy: the decisions, with guards and action.
         exceptions: rules for some packets only.
+        programs: the devices with the programs that decide; none where rules do.
     """
 
     policy: FamilyPolicy
     exceptions: tuple[RuleException, ...] = ()
+    programs: tuple[str, ...] = ()
 
-    def by_programs(self, devices: tuple[str, ...]) -> Interpretation:
-        """Return it as programs decide that are on these devices, where it names none itself."""
+    @property
+    def located(self) -> Interpretation:
+        """It with the devices of its programs as a guard, where the user names none."""
         guards = self.policy.guards
-        if guards.devices is not None:
+        if not self.programs or guards.devices is not None:
             return self
-        return replace(self, policy=replace(self.policy, guards=replace(guards, devices=devices)))
+        guards = replace(guards, devices=self.programs)
+        return replace(self, policy=replace(self.policy, guards=guards))
 
 
 def telling(partial: Iterable[Partial], decisions: DecisionMap) -> Iterator[RuleException]:

@@ -46,6 +46,7 @@ def flags(backend: str, document: Path) -> tuple[str, ...]:
 
 
 def data(answer: tuple[int, str, str]) -> Any:
+    assert answer[1], answer
     return json.loads(answer[1])
 
 
@@ -114,7 +115,7 @@ def test_an_explanation_is_the_same_whatever_decides(
     verb: Verb,
     document: Path,
 ) -> None:
-    verb("apply", *flags(backend, document))
+    assert verb("apply", *flags(backend, document))[0] == 0
     answer = data(verb("explain", destination, "--src", source, *flags(backend, document)))
     assert answer["verdict"] == verdict
     assert entry in answer["reason"]

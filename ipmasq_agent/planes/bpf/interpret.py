@@ -33,7 +33,8 @@ def interpret(state: BpfState, source: int | None = None) -> Interpretation:
     devices = rules.devices if state.wanted(rules).keys() <= set(working) else working
     guards = Guards(rules.local_destinations, rules.sources, devices)
     action = Action(rules.ports, rules.random_fully, joined(rules.fixed))
-    return Interpretation(FamilyPolicy(_decisions(rules.keep), guards, action))
+    policy = FamilyPolicy(_decisions(rules.keep), guards, action)
+    return Interpretation(policy, programs=working)
 
 
 def _nothing(family: Family, why: str) -> Interpretation:
