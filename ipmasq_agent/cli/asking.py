@@ -72,7 +72,8 @@ def completed(options: Mapping[str, Any], agent: Introduction) -> dict[str, Any]
     words += [f"chain {taken['masq_chain']}"] if "masq_chain" in taken else []
     if agent.document is not None and "config" in taken:
         words.append(f"{agent.document.name} (revision {agent.document.revision})")
-    click.echo(f"note: as {agent.name} is set: {', '.join(words)}", err=True)
+    if words:
+        click.echo(f"note: as {agent.name} is set: {', '.join(words)}", err=True)
     return {**options, **taken}
 
 

@@ -124,6 +124,8 @@ def test_an_agent_that_hangs_is_told_and_done_without(
 ) -> None:
     monkeypatch.setattr(local_socket, "_PATIENCE", 0.2)
     agent.process.send_signal(signal.SIGSTOP)
+    # Not before each of its threads has stopped: one might answer yet.
+    os.waitid(os.P_PID, agent.process.pid, os.WSTOPPED | os.WNOWAIT)
     flags = ("--backend=iptables-legacy", CHAIN, "--enable-ipv6", f"--config={document}")
     status, _, err = verb("status", *flags)
     assert status == 0
