@@ -19,8 +19,12 @@ from ipmasq_agent.sources import Document
 if TYPE_CHECKING:
     from ipmasq_agent.agent.loop import Agent
 
-PAGE = "/agent"
-"""Where it is told, on the local socket."""
+PAGE, NAME_PAGE = "/agent", "/agent/name"
+"""Where it is told, on the local socket; and who tells it, without what that weighs."""
+
+
+def _named(pid: int, since: str) -> str:
+    return f"the agent (pid {pid}, since {since})"
 
 
 class Introduction(NamedTuple):
@@ -49,12 +53,7 @@ class Introduction(NamedTuple):
     @property
     def name(self) -> str:
         """How to speak of it."""
-        return f"the agent ({self.described})"
-
-    @property
-    def described(self) -> str:
-        """Which one it is."""
-        return f"pid {self.pid}, since {self.since}"
+        return _named(self.pid, self.since)
 
 
 def network_namespace() -> str:
@@ -73,13 +72,19 @@ class Introducer:
 
     def __init__(self, agent: Agent, settings: Mapping[str, Any]) -> None:
         self._agent = agent
+        self._pid, self._since = os.getpid(), time.strftime("%FT%TZ", time.gmtime())
         self._always = {
-            "pid": os.getpid(),
+            "pid": self._pid,
             "version": __version__,
-            "since": time.strftime("%FT%TZ", time.gmtime()),
+            "since": self._since,
             "namespace": network_namespace(),
             "settings": dict(settings),
         }
+
+    @property
+    def name(self) -> str:
+        """How to speak of the agent."""
+        return _named(self._pid, self._since)
 
     def as_data(self) -> dict[str, Any]:
         """Return it for JSON."""

@@ -1,19 +1,18 @@
 """Looks now and then at the source ports in use, to warn before new connections fail.
 
-Beside the agent's loop, as the sweeper. A look reads all that connection tracking knows, so the
+A look reads all that connection tracking knows, so the
 longer it takes the later the next one comes.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 
+from ipmasq_agent.agent.beside import Beside
 from ipmasq_agent.agent.choice import PlaneChoice
 from ipmasq_agent.answers.ports import PortLook, looked
-from ipmasq_agent.host.threads import Guarded
 from ipmasq_agent.logs import event
 from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.policy.ports import PortUse
@@ -23,8 +22,8 @@ _SOONEST = 30.0  # seconds between looks
 _SHARE = 200  # of the time of one CPU, one part for looking
 
 
-class PortWatch:
-    """A thread that begins with the first data plane.
+class PortWatch(Beside):
+    """Looks at the ports in use.
 
     Args:
         choice: of the data plane.
@@ -34,29 +33,15 @@ class PortWatch:
         look: the latest; empty before the first.
     """
 
+    name = "ports"
+
     def __init__(self, choice: PlaneChoice, count: Callable[[AnyPlane], Tally[PortUse]]) -> None:
+        super().__init__(choice)
         self.look = PortLook()
-        self._choice = choice
         self._count = count
-        self._stopping = threading.Event()
-        self._thread: Guarded | None = None
         self._told: set[tuple[str, ...]] = set()
 
-    def provide(self) -> None:
-        """Have ports looked at from now on."""
-        if self._thread is None and self._choice.in_use is not None:
-            self._thread = Guarded(self._watch, "ports")
-            self._thread.start()
-
-    def stop(self, timeout: float) -> None:
-        """Look no more; wait so many seconds for a look that goes on."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.stop(timeout)
-
-    # In the thread
-
-    def _watch(self) -> None:
+    def _work(self) -> None:
         pause = 0.0
         while not self._stopping.wait(pause):
             began = time.thread_time()

@@ -11,7 +11,7 @@ from contextlib import suppress
 from ipmasq_agent import __version__
 from ipmasq_agent.agent.http import MOST_CONNECTIONS, Answer, Answers, Door, HttpServer, data, text
 from ipmasq_agent.agent.http import listen as listen_on_port
-from ipmasq_agent.agent.introduction import PAGE, Introducer
+from ipmasq_agent.agent.introduction import NAME_PAGE, PAGE, Introducer
 from ipmasq_agent.agent.loop import Agent
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.host.local_socket import listen
@@ -43,7 +43,11 @@ class Reception:
     def __init__(self, agent: Agent, address: str, path: str, introducer: Introducer) -> None:
         self._answers = answers(agent)
         self._address, self._path = address, path
-        self._local = {**self._answers, PAGE: lambda: data(introducer.as_data())}
+        self._local = {
+            **self._answers,
+            PAGE: lambda: data(introducer.as_data()),
+            NAME_PAGE: lambda: text(200, introducer.name),
+        }
         self._server: HttpServer | None = None
         self._listens = self._stood_by = False
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from contextlib import closing
 
+from ipmasq_agent.agent.beside import Beside
 from ipmasq_agent.agent.choice import PlaneChoice
 from ipmasq_agent.agent.record import RecordFile, lines, missed_line
-from ipmasq_agent.host.threads import Guarded
 from ipmasq_agent.logs import event
 from ipmasq_agent.planes.live import beginnings
 from ipmasq_agent.planes.plane import Beginnings, Translator
@@ -18,33 +17,21 @@ _TURN = 0.5
 """Seconds after which the thread looks whether it is to end, or to listen elsewhere."""
 
 
-class Recorder:
-    """A thread that begins with the first data plane in use.
+class Recorder(Beside):
+    """Records translations of the data plane in use.
 
     Args:
         choice: knows it.
         file: where translations are written.
     """
 
+    name = "record"
+
     def __init__(self, choice: PlaneChoice, file: RecordFile) -> None:
-        self._choice = choice
+        super().__init__(choice)
         self._file = file
-        self._stopping = threading.Event()
-        self._thread: Guarded | None = None
         self._lost = 0  # no line of the record says so yet
         self._failure: str | None = None
-
-    def provide(self) -> None:
-        """Have translations recorded from now on."""
-        if self._thread is None and self._choice.in_use is not None:
-            self._thread = Guarded(self._work, "record", lambda error: self._failed(str(error)))
-            self._thread.start()
-
-    def stop(self, timeout: float) -> None:
-        """Record no more; wait so many seconds for what is being written."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.stop(timeout)
 
     @property
     def trouble(self) -> tuple[str, ...]:
@@ -55,8 +42,6 @@ class Recorder:
         if why != self._failure:
             event(logging.ERROR, "translations are not recorded", error=why)
         self._failure = why
-
-    # In the thread
 
     def _work(self) -> None:
         while not self._stopping.is_set() and (plane := self._choice.in_use) is not None:

@@ -218,7 +218,7 @@ class Status:
         unanswered: source addresses that the document gives and that nothing comes back to.
         advice: what the backend has to say about the size of what it holds.
         standing_by: who keeps on this node what this agent would keep, which waits for its end.
-        agent: who was asked, where this is not its own status.
+        agent: who was asked, where this is not its own status, in words.
         contested: who undoes what we write, again and again; None while nobody does.
         passes: how many there were, and how many of them changed the kernel.
         heals: how many of those undid what others had done.
@@ -472,7 +472,7 @@ class Status:
             f"Config:       {config.source} (revision {config.revision}, {state})",
             f"Backend:      {self.mode} ({self.mode_reason})",
         ]
-        lines += [f"Agent:        {self.agent}"] if self.agent else []
+        lines += [f"Asked:        {self.agent}"] if self.agent else []
         lines += self._counted()
         errors = f"{self.failure or ''}\n{config.error or ''}"
         lines += [f"Standing by:  {self.standing_by}"] if self.standing_by else []

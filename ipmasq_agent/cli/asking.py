@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from ipmasq_agent import __version__
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.host.local_socket import get
 
@@ -29,12 +30,16 @@ def ask(path: str) -> Introduction | None:
     if told is None:
         return None
     try:
-        return introduction.read(told)
-    except (ValueError, KeyError, TypeError) as cause:
+        found = introduction.read(told)
+    except (ValueError, KeyError, TypeError):
+        found = None
+    # What the settings and the status of another version are called is not for us to guess.
+    if found is None or found.version != __version__:
         raise HostError(
-            f"what the agent at {path} tells is of another version",
-            remedy="use its own program: `kubectl exec` into its pod",
-        ) from cause
+            f"the agent at {path} is of another version than this program, {__version__}",
+            remedy="use the program of its own image: `kubectl exec` into its pod",
+        )
+    return found
 
 
 def resident(path: str) -> Introduction | None:

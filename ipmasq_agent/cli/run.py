@@ -217,10 +217,11 @@ def _run(
 
 def _name(socket_path: str) -> str:
     """Return how to speak of the agent that listens at a path, which may be another one."""
-    from ipmasq_agent.cli.asking import ask
+    from ipmasq_agent.agent.introduction import NAME_PAGE
+    from ipmasq_agent.host.local_socket import get
 
     try:
-        found = ask(socket_path) if socket_path else None
+        told = get(socket_path, NAME_PAGE) if socket_path else None
     except HostError:
-        found = None
-    return found.name if found else "another agent"
+        told = None
+    return told.decode().strip() if told else "another agent"

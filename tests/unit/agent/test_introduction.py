@@ -9,10 +9,11 @@ from typing import Any, cast
 import pytest
 
 from ipmasq_agent.agent.introduction import Introducer, network_namespace, read
-from ipmasq_agent.cli import wiring
+from ipmasq_agent.cli import asking, wiring
 from ipmasq_agent.cli.options import Settings
 from ipmasq_agent.config.document import parse_documents
 from ipmasq_agent.config.model import Flags
+from ipmasq_agent.errors import HostError
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.facts import HOOKS, NODE_ADDRESSES, OWN_POD_CIDRS, Facts
 from ipmasq_agent.sources import Document, Part
@@ -62,3 +63,11 @@ def test_facts_that_the_agent_knows_are_not_asked_for_again(
     facts = wiring.gather(Settings(agent=agent), config)
     assert facts.get(NODE_ADDRESSES) == FACTS[NODE_ADDRESSES]
     assert asked == [frozenset()]
+
+
+def test_an_agent_of_another_version_is_not_guessed_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {**json.loads(told(DOCUMENT, None)), "version": "0.0.9"}
+    monkeypatch.setattr(asking, "get", lambda *_: json.dumps(other).encode())
+    with pytest.raises(HostError, match="of another version") as refused:
+        asking.ask("/run/x")
+    assert "kubectl exec" in str(refused.value.remedy)
