@@ -78,7 +78,8 @@ class Documents:
         if self.changed is not None:
             self._metrics.lag.observe(time.monotonic() - self.changed)
             self.changed = None
-        self._hold(self._accepted)
+        if self.in_force is not self._accepted:
+            self._hold(self._accepted)
 
     def _hold(self, document: Document) -> None:
         """Say that a document is in force: since before, if only its revision is another."""
@@ -106,7 +107,7 @@ class Documents:
             news = document.caveat or f"{document.name} is watched again"
             event(logging.WARNING if document.caveat else logging.INFO, news)
             self._set(caveat=document.caveat)
-        if self._seen is None or self._seen.parts != document.parts:
+        if self._seen is None or self._seen.says != document.says:
             fresh = self._understand(document)
             self._seen = document  # not before: one that could not be taken in is heard again
             return fresh
@@ -164,7 +165,8 @@ class Documents:
             revision=document.revision,
             cidrs=listed(understood.config),
         )
-        for warning in self.status.warnings:
+        # What is not there at all was just told.
+        for warning in self.status.warnings if document.parts else understood.warnings:
             event(logging.WARNING, warning)
         return True
 

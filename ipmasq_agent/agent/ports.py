@@ -10,8 +10,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from ipmasq_agent.agent.beside import Beside
 from ipmasq_agent.agent.choice import PlaneChoice
+from ipmasq_agent.agent.side_thread import SideThread
 from ipmasq_agent.answers.ports import PortLook, looked
 from ipmasq_agent.logs import event
 from ipmasq_agent.planes.plane import AnyPlane
@@ -22,7 +22,7 @@ _SOONEST = 30.0  # seconds between looks
 _SHARE = 200  # of the time of one CPU, one part for looking
 
 
-class PortWatch(Beside):
+class PortWatch(SideThread):
     """Looks at the ports in use.
 
     Args:

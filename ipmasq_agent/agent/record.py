@@ -21,9 +21,8 @@ from pathlib import Path
 from ipmasq_agent.answers.observed import utc
 from ipmasq_agent.errors import SourceError
 from ipmasq_agent.policy.addresses import Family, parse_address
-from ipmasq_agent.policy.flows import PROTOCOLS, End, Flow
+from ipmasq_agent.policy.flows import End, Flow, protocol_number
 
-_NUMBERS = {name: number for number, name in PROTOCOLS.items()}
 _MISSED = "missed"
 
 
@@ -179,7 +178,7 @@ def _read(line: str) -> Iterator[tuple[float, Flow | int]]:
             yield moment, int(words[2])
             return
         (family, source), (_, reached), (_, left_as) = map(parse_end, words[2:5])
-        number = _NUMBERS.get(words[1]) or int(words[1])
+        number = protocol_number(words[1])
         yield moment, Flow(family, number, source, reached, left_as, reached)
 
 

@@ -6,9 +6,9 @@ import logging
 import time
 from contextlib import closing
 
-from ipmasq_agent.agent.beside import Beside
 from ipmasq_agent.agent.choice import PlaneChoice
 from ipmasq_agent.agent.record import RecordFile, lines, missed_line
+from ipmasq_agent.agent.side_thread import SideThread
 from ipmasq_agent.logs import event
 from ipmasq_agent.planes.live import beginnings
 from ipmasq_agent.planes.plane import Beginnings, Translator
@@ -17,7 +17,7 @@ _TURN = 0.5
 """Seconds after which the thread looks whether it is to end, or to listen elsewhere."""
 
 
-class Recorder(Beside):
+class Recorder(SideThread):
     """Records translations of the data plane in use.
 
     Args:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ipmasq_agent.agent.beside import Beside
+from ipmasq_agent.agent.side_thread import SideThread
 from ipmasq_agent.planes.plane import AnyPlane, Translator
 
 _NOTHING_TO_SWEEP = 60.0
 
 
-class Sweeper(Beside):
+class Sweeper(SideThread):
     """Sweeps the data plane in use, if it is one of those."""
 
     name = "sweep"

@@ -38,7 +38,7 @@ class Ruling:
     ) -> None:
         self._interpret = interpret
         self._hook = hook
-        self._whole = interpret(None)
+        self._whole = interpret(None).located
         self._of_sources: dict[int, FamilyPolicy] = {}
         self._others: dict[tuple[int, str | None], Neighbours] = {}
 
@@ -62,7 +62,7 @@ class Ruling:
         """Return the source address with which a new connection like ``flow`` would leave."""
         source, destination = flow.source.address, flow.reached.address
         own = flow.family.show(source)
-        if route.local or self._has_no_programs(route.device):
+        if route.local:
             return own
         key = source, route.device
         if key not in self._others:
@@ -90,13 +90,8 @@ class Ruling:
         if not self._whole.exceptions:
             return self._whole.policy
         if source not in self._of_sources:
-            self._of_sources[source] = self._interpret(source).policy
+            self._of_sources[source] = self._interpret(source).located.policy
         return self._of_sources[source]
-
-    def _has_no_programs(self, device: str | None) -> bool:
-        """Whether we decide by programs, and these are not where packets leave."""
-        guarding = self._whole.policy.guards.devices or self._hook.egress
-        return self._hook.programs and device is not None and device not in guarding
 
 
 class Diverted(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ipmasq_agent.policy.ports import PortUse
+from ipmasq_agent.policy.ports import MOST, PortUse
 from ipmasq_agent.policy.tally import Tally
 
 NEARLY_USED = 0.8
@@ -96,10 +96,13 @@ class PortLook(NamedTuple):
 
     def since(self, before: Mapping[str, int], seconds: float) -> PortLook:
         """Return it beside what an earlier look, so long ago, ``counted``."""
-        earlier = [before.get(" ".join(row.labels), 0) for row in self.rows]
-        pairs = zip(self.rows, earlier, strict=True)
-        rows = tuple(row._replace(grown=row.used - count) for row, count in pairs)
-        return self._replace(rows=rows, seconds=seconds)
+        # What was not among the fullest then had some ports, or none: nobody knows.
+        unknown = 0 if len(before) < MOST else None
+        rows = []
+        for row in self.rows:
+            count = before.get(" ".join(row.labels), unknown)
+            rows.append(row if count is None else row._replace(grown=row.used - count))
+        return self._replace(rows=tuple(rows), seconds=seconds)
 
     def counted(self) -> dict[str, int]:
         """Return what the next look compares with."""

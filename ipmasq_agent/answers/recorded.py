@@ -5,20 +5,22 @@ from __future__ import annotations
 import io
 import json
 import re
+import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ipmasq_agent.answers import pcap
 from ipmasq_agent.errors import UsageError
 from ipmasq_agent.policy.addresses import Family, parse_address
-from ipmasq_agent.policy.flows import ICMP, PROTOCOLS, End, Flow
+from ipmasq_agent.policy.flows import ICMP, End, Flow, protocol_number
 
-_NUMBERS = {name: number for number, name in PROTOCOLS.items()} | {"icmpv4": 1}
 # A line of `conntrack -L` or of its events, also with -o extended, timestamp or id.
 _TRACKED = re.compile(r"(?:\[.*?\]\s*)*(?:ipv[46]\s+\d+\s+)?\S+\s+(?P<protocol>\d+)\s.*?(?=\bsrc=)")
 _FIELD = re.compile(r"\b(src|dst|sport|dport|id)=(\S+)")
 _REMARK = re.compile(r"conntrack v\S+ .*shown\.?$")
-_ABOUT_FLOWS = frozenset({"lost_events", "node_status"})  # what Hubble says beside them
+# What Hubble says beside flows, and what tells a flow of it that is not of IP.
+_ABOUT_FLOWS = frozenset({"lost_events", "node_status", "agent_event", "debug_event"})
+_OF_HUBBLE = frozenset({"verdict", "Type", "event_type"})
 _REMEDY = (
     "what can be read are the lines of `observe -o json` or of Hubble, those of `conntrack -L`, "
     "and captures (pcap, pcapng)"
@@ -38,7 +40,7 @@ def recorded(file: io.BufferedReader, name: str) -> Iterator[Flow]:
     if file.peek(4)[:4] in pcap.MAGICS:
         try:
             yield from pcap.connections(file)
-        except pcap.NotACapture as cause:
+        except (pcap.NotACapture, struct.error) as cause:
             raise UsageError(f"{name}: {cause}", remedy=_REMEDY) from cause
         return
     found: dict[tuple[Family, int, End, End], Flow] = {}
@@ -104,15 +106,20 @@ def _of_json(data: Mapping[str, Any]) -> Flow | None:
     data = data.get("flow", data)
     if data.get("is_reply") or not _ABOUT_FLOWS.isdisjoint(data):
         return None
+    if "IP" not in data and not _OF_HUBBLE.isdisjoint(data):
+        return None
     ip = data["IP"]
-    l4: dict[str, dict[str, Any]] = data.get("l4") or {"": {}}
+    l4: dict[str, dict[str, Any]] = data.get("l4") or {"0": {}}
     ((name, ports),) = l4.items()
     family, source = parse_address(ip["source"])
-    _, destination = parse_address(ip["destination"])
-    first = End(source, ports.get("source_port", ports.get("id", 0)))
-    there = End(destination, ports.get("destination_port", 0))
+    its, destination = parse_address(ip["destination"])
+    if its is not family:
+        raise ValueError("of two families")
+    first = End(source, int(ports.get("source_port", ports.get("id", 0))))
+    there = End(destination, int(ports.get("destination_port", 0)))
     left_as, reached = _told(data, "left_as", first), _told(data, "reached", there)
-    return Flow(family, _NUMBERS.get(name.lower(), 0), first, there, left_as, reached)
+    protocol = protocol_number(name.lower().replace("icmpv4", "icmp"))
+    return Flow(family, protocol, first, there, left_as, reached)
 
 
 def _told(data: Mapping[str, Any], key: str, otherwise: End) -> End:

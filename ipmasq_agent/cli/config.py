@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import click
@@ -61,7 +60,7 @@ def validate(files: tuple[str, ...], strict: bool, output: str, **options: Any) 
         raise UsageError("the document is named twice", remedy="give FILE, or a flag")
     if files.count("-") > 1:
         raise UsageError("a pipe can be read once", remedy="give - once")
-    each = [replace(settings, config=name, configmaps=(), named=True) for name in files]
+    each = [settings.naming(name) for name in files]
     answers = [_checked(one, strict) for one in each or [settings]]
 
     def as_text() -> str:

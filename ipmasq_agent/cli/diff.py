@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ipmasq_agent.cli.options import agent_options, settings_of
+from ipmasq_agent.cli.options import agent_options, hiding, settings_of
 from ipmasq_agent.cli.output import colour, emit, output_option
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ _SHOWN = 50  # ranges; a screen's worth of what may be a hundred thousand
 _SILENT, _OFTEN = 2.0, 1024  # seconds without a word, and connections between looks at the clock
 
 
+@hiding("bpf_flows")
 @click.command(
     "diff",
     epilog="""\b

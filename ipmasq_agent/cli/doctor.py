@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ipmasq_agent.cli.options import agent_options, settings_of
+from ipmasq_agent.cli.options import agent_options, hiding, settings_of
 from ipmasq_agent.cli.output import emit, output_option
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
+@hiding("bpf_flows")
 @click.command(
     "doctor",
     epilog="""\b
@@ -57,7 +57,7 @@ def command(output: str, document: str | None, probes: tuple[str, ...], **option
 
     settings = settings_of(options)
     if document is not None:
-        settings = replace(settings, config=document, configmaps=(), named=True)
+        settings = settings.naming(document)
     node, unseen = gather_node(settings, probes)
     findings = examine(node)
     for line in unseen:

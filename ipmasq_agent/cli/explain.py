@@ -109,22 +109,25 @@ def _asked(text: str, src: str | None) -> list[tuple[Family, int, int]]:
     """
     from ipmasq_agent.errors import UsageError
     from ipmasq_agent.policy.addresses import parse_address
-    from ipmasq_agent.policy.cidrs import UnalignedError, parse_cidr
+    from ipmasq_agent.policy.cidrs import parse_cidr
 
     remedy = "give an address, like 10.10.1.200, a prefix, like 10.10.0.0/16, or a name"
     try:
         of = parse_address(src)[0] if src is not None else None
+        if "%" in text:
+            raise ValueError(f"{text!r} has a zone, and which device it is for the routes to say")
         if _is_address(text):
             family, address = parse_address(text)
             spans = [(family, address, address)]
         elif "/" in text:
-            prefix = parse_cidr(text)
+            try:
+                prefix = parse_cidr(text)
+            except ValueError as cause:  # it goes on from the text
+                raise ValueError(f"{text!r} {cause}") from cause
             spans = [(prefix.family, prefix.first, prefix.last)]
         else:
             addresses = map(parse_address, _resolved(text))
             spans = [(family, address, address) for family, address in addresses]
-    except UnalignedError as cause:
-        raise UsageError(f"{text} {cause}", remedy=remedy) from cause
     except ValueError as cause:
         raise UsageError(f"{cause}", remedy=remedy) from cause
     meant = [span for span in spans if of in (None, span[0])]
@@ -174,7 +177,7 @@ def _answers(
     from ipmasq_agent.answers.explain import Asked, EgressPath
     from ipmasq_agent.cli.questions import ours_now
     from ipmasq_agent.errors import UsageError
-    from ipmasq_agent.host.routes import look_up, turns
+    from ipmasq_agent.host.routes import WaysOut, turns
     from ipmasq_agent.planes.hook.read import read_hook
     from ipmasq_agent.planes.rules.matching import question
     from ipmasq_agent.planes.rules.neighbours import Neighbours, neighbours
@@ -199,9 +202,10 @@ def _answers(
         wanted = intent.policy(plane, family)
     elif intent is not None:
         why = {"unmeant": f"{family.value} is not managed without --enable-ipv6"}
+    ways = WaysOut()
     beside: dict[str | None, Neighbours] = {}
     for start, following in zip(starts, (*starts[1:], last + 1), strict=True):
-        route = EgressPath(*look_up(family, family.show(start), src))
+        route = EgressPath(*ways.look_up(family, start, source))
         if route.device not in beside:
             beside[route.device] = neighbours(hook, question(source, route.device))
         asked = Asked(family, src, kernel, beside[route.device], wanted, route, **why)

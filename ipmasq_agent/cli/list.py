@@ -29,6 +29,7 @@ def command(output: str, **options: Any) -> None:
     from ipmasq_agent.agent.moves import deciding
     from ipmasq_agent.answers.in_force import cidrs_in_force, in_force
     from ipmasq_agent.answers.overrides import shadow
+    from ipmasq_agent.cli.questions import at_work
     from ipmasq_agent.cli.wiring import backend_choice
     from ipmasq_agent.host.devices import egress_devices
     from ipmasq_agent.planes.hook.read import read_hook
@@ -41,11 +42,8 @@ def command(output: str, **options: Any) -> None:
     notes: list[str] = []
     asked = overridden = False
     try:
-        chosen, others = choice.current()
-        # Where no backend was named, that of an agent which was told to use it counts.
-        named = others if settings.backend == "auto" else []
-        backend = next((each for each in (chosen, *named) if deciding([each]).holding), chosen)
-        beside = deciding(each for each in (chosen, *others) if each is not backend)
+        backend, others = at_work(choice, settings)
+        beside = deciding(others)
         egress = egress_devices()
         for family in Family:
             state = backend.read(family)

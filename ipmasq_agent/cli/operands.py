@@ -89,11 +89,11 @@ class Operands:
             # slip of the pen, and the answer would not look like one.
             raise UsageError(f"{text!r} does not exist", remedy=f"name {FORMS}")
         label = "standard input" if text == "-" else text
-        return self._document(label, replace(self.settings, config=text))
+        return self._document(label, self.settings.naming(text))
 
     def _configmap(self, text: str, rest: str) -> Side:
         split_configmap(rest)
-        return self._document(text, replace(self.settings, configmaps=(rest,), named=True))
+        return self._document(text, self.settings.naming(configmap=rest))
 
     def _document(self, label: str, settings: Settings) -> Side:
         config = wiring.read_document(settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -56,6 +56,11 @@ class Settings:
     def in_force(self) -> Document | None:
         """The agent's document, where it tells one and the command line names no other."""
         return self.agent.document if self.agent is not None and not self.named else None
+
+    def naming(self, config: str = DEFAULT_CONFIG, configmap: str | None = None) -> Settings:
+        """Return the settings for a document that somebody names: a file's, or the API's."""
+        configmaps = () if configmap is None else (configmap,)
+        return replace(self, config=config, configmaps=configmaps, named=True)
 
     def source(self) -> Source:
         """Return the source that the flags name; the API's library is loaded only for it.

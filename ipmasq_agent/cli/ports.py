@@ -12,6 +12,7 @@ from ipmasq_agent.answers.ports import PortLook, looked
 from ipmasq_agent.answers.table import aligned
 from ipmasq_agent.cli.options import ONLY_WRITTEN, hiding, kernel_options, settings_of, state_option
 from ipmasq_agent.cli.output import emit, output_option
+from ipmasq_agent.policy.ports import MOST
 
 _KEPT = "ports"
 
@@ -27,7 +28,7 @@ Examples:
 )
 @click.option(
     "--top",
-    type=click.IntRange(1, 256),
+    type=click.IntRange(1, MOST),
     default=10,
     show_default=True,
     metavar="COUNT",
@@ -43,13 +44,14 @@ def command(top: int, state_dir: str, output: str, **options: Any) -> None:
     no two have the same port: once all are in use, new ones fail. Growth is since this was last
     asked.
     """
-    from ipmasq_agent.cli.questions import ports_in_force
+    from ipmasq_agent.cli.questions import at_work, ports_in_force
     from ipmasq_agent.cli.wiring import backend_choice
     from ipmasq_agent.planes.live import ports_taken
 
-    choice = backend_choice(settings_of(options))
+    settings = settings_of(options)
+    choice = backend_choice(settings)
     try:
-        plane, _ = choice.current()
+        plane, _ = at_work(choice, settings)
         found = ports_taken(plane, ports_in_force(plane))
     finally:
         choice.close()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ipmasq_agent.agent.choice import PlaneChoice
 from ipmasq_agent.agent.intent import Intent
+from ipmasq_agent.agent.moves import deciding
 from ipmasq_agent.answers.differences import FamilyDiff, decision_changes
 from ipmasq_agent.answers.impact import Ruling
 from ipmasq_agent.answers.in_force import usual
@@ -17,6 +19,9 @@ from ipmasq_agent.planes.plane import AnyPlane, Desired, Plan, Plane, State
 from ipmasq_agent.planes.rules.neighbours import PostroutingHook, joined, neighbours
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import PortRange
+
+if TYPE_CHECKING:
+    from ipmasq_agent.cli.options import Settings
 
 
 def ours_now(
@@ -47,6 +52,18 @@ def ours_now(
         if other.dialect.describe(its_state):
             held.append((other, its_state))
     return min(held, key=lambda one: one[0].our_base(family) is not None, default=(plane, state))
+
+
+def at_work(choice: PlaneChoice, settings: Settings) -> tuple[AnyPlane, list[AnyPlane]]:
+    """Return the data plane that a question without a document is about, and the others.
+
+    Where no backend was named, one that holds our rules counts before the one that an agent
+    would take.
+    """
+    chosen, others = choice.current()
+    candidates = [chosen, *(others if settings.backend == "auto" else [])]
+    plane = next((each for each in candidates if deciding([each]).holding), chosen)
+    return plane, [each for each in (chosen, *others) if each is not plane]
 
 
 class Standing(NamedTuple):

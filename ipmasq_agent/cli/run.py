@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from functools import partial
+from functools import lru_cache, partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -149,6 +149,7 @@ def _run(
     from ipmasq_agent.agent.shadows import Shadows
     from ipmasq_agent.cli.wiring import backend_choice, fact_source, kept_in
     from ipmasq_agent.host.devices import egress_devices
+    from ipmasq_agent.host.local_socket import identity
     from ipmasq_agent.host.seat import Seat
     from ipmasq_agent.logs import event
     from ipmasq_agent.planes import registry
@@ -196,9 +197,16 @@ def _run(
     reception = Reception(agent, http_address, socket_path, Introducer(agent, raw | document))
     ours = set(registry.claims(settings.placement, settings.backend))
 
+    @lru_cache(maxsize=1)
+    def name(socket: object) -> str:
+        return _name(socket_path)
+
     def keeper() -> str | None:
         kept = [place for place in seat.take() if place in ours]
-        return f"{_name(socket_path)} keeps {' and '.join(kept)} on this node" if kept else None
+        if not kept:
+            return None
+        # Asked again when another socket is there, and not each time: the other one may hang.
+        return f"{name(identity(socket_path))} keeps {' and '.join(kept)} on this node"
 
     try:
         if keeper() is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ipmasq_agent.cli.options import Settings, agent_options, settings_of
+from ipmasq_agent.cli.options import Settings, agent_options, hiding, settings_of
 from ipmasq_agent.cli.output import emit, output_option
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ipmasq_agent.policy.addresses import Family
 
 
+@hiding("bpf_flows")
 @click.command(
     "status",
     epilog="""\b
@@ -86,6 +87,7 @@ def _of_kernel(
     from ipmasq_agent.agent.status import Look
     from ipmasq_agent.answers.overrides import Overridden, shadow
     from ipmasq_agent.answers.ports import looked
+    from ipmasq_agent.cli.questions import ports_in_force
     from ipmasq_agent.cli.wiring import backend_choice
     from ipmasq_agent.errors import AgentError
     from ipmasq_agent.host.devices import egress_devices
@@ -119,7 +121,7 @@ def _of_kernel(
                 errors[family] = str(error)
         left = choice.unseen + deciding(others).lines
         try:
-            status = replace(status, ports=looked(ports_taken(plane, settings.flags.to_ports)))
+            status = replace(status, ports=looked(ports_taken(plane, ports_in_force(plane))))
         except AgentError as error:
             unknown.append(str(error))
         if isinstance(plane, Translator) and not errors:

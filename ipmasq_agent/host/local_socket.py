@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -60,27 +61,42 @@ def get(path: str, page: str) -> bytes | None:
     Raises:
         HostError: somebody does, and does not answer as an agent.
     """
-    # With it comes TLS, for which the agent would pay some megabytes.
-    from http.client import HTTPException, HTTPResponse
-
+    told = bytearray()
     try:
         with socket.socket(socket.AF_UNIX) as asking:
             asking.settimeout(_PATIENCE)
             asking.connect(path)
             asking.sendall(f"GET {page} HTTP/1.1\r\nHost: agent\r\n\r\n".encode())
-            answer = HTTPResponse(asking)
-            answer.begin()
-            body = answer.read()
+            while some := asking.recv(1 << 16):
+                told += some
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         return None
-    except (OSError, HTTPException) as cause:
-        raise HostError(
-            f"the agent at {path} does not answer: {cause or type(cause).__name__}",
-            remedy="give an empty --socket to ask nobody, and the agent's settings as flags",
-        ) from cause
-    if answer.status != 200:
-        raise HostError(f"the agent at {path} answers {answer.status}: {body.decode().strip()}")
+    except OSError as cause:
+        raise _unanswered(path, f"{cause}") from cause
+    # The agent's own server closes after an answer; a library for HTTP would bring TLS with it.
+    head, _, body = bytes(told).partition(b"\r\n\r\n")
+    found = re.match(rb"HTTP/1\.1 (\d+) .*\r\nContent-Length: (\d+)\r\n", head + b"\r\n", re.DOTALL)
+    if found is None or int(found[2]) != len(body):
+        raise _unanswered(path, "not as an agent does, or not in full")
+    if found[1] != b"200":
+        raise HostError(f"the agent at {path} answers {found[1].decode()}: {body.decode().strip()}")
     return body
+
+
+def identity(path: str) -> object:
+    """Return what tells the socket at a path from another one that takes its place."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns
+
+
+def _unanswered(path: str, why: str) -> HostError:
+    return HostError(
+        f"the agent at {path} does not answer: {why}",
+        remedy="give an empty --socket to ask nobody, and the agent's settings as flags",
+    )
 
 
 def _answered(path: str) -> bool:

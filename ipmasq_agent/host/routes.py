@@ -17,7 +17,7 @@ from ipmasq_agent.netlink.rt import (
     list_links,
     list_routes,
 )
-from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
+from ipmasq_agent.policy.addresses import Family, Prefix
 
 # -- where a packet leaves --------------------------------------------------------------
 
@@ -65,16 +65,6 @@ class WaysOut:
             )
             address = None if found is None else found.address
         return WayOut(device, None if address is None else family.show(address))
-
-
-def look_up(family: Family, destination: str, source: str | None) -> WayOut:
-    """Return where one packet would leave; see ``WaysOut.look_up``.
-
-    Raises:
-        KernelReadError: the routing table cannot be asked.
-    """
-    to = parse_address(destination)[1]
-    return WaysOut().look_up(family, to, None if source is None else parse_address(source)[1])
 
 
 def _route(family: Family, destination: int, source: int | None) -> rt.Lookup | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +17,7 @@ from ipmasq_agent.netlink.attributes import attribute, attributes, nested, numbe
 from ipmasq_agent.netlink.nf import NETLINK_NETFILTER, prefix
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.flows import ICMP, End, Flow
-from ipmasq_agent.policy.ports import IDENTIFIERS, PortPools, PortUse
+from ipmasq_agent.policy.ports import IDENTIFIERS, PortPools, PortUse, fullest
 from ipmasq_agent.policy.tally import Tally, tally
 
 CONNECTIONS = 1 << 8
@@ -195,19 +194,19 @@ def ports_taken(pools: PortPools, most: int) -> Tally[PortUse]:
 
     Args:
         pools: from which the ports were chosen.
-        most: how many to return, most first.
+        most: how many to return, the fullest first.
 
     Raises:
         KernelReadError: the kernel refuses.
     """
-    found = tally(_shared(pools.of_port), most)
+    found = tally(_shared(pools.of_port))
     counts = {}
     for (family, protocol, address, to, port, place), count in found.counts.items():
         pool = IDENTIFIERS if protocol in ICMP else pools.pools[place]
         if family is Family.IPV6:
             address, to = map(int.from_bytes, (address, to))
         counts[PortUse(family, protocol, address, End(to, port), pool)] = count
-    return Tally(Counter(counts), found.missed)
+    return Tally(fullest(counts, most), found.missed)
 
 
 def _shared(of_port: bytes) -> Iterator[tuple[Family, int, Any, Any, int, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from ipmasq_agent.netlink import ct_read
@@ -11,7 +10,7 @@ from ipmasq_agent.netlink.ct_read import tracked
 from ipmasq_agent.planes.plane import AnyPlane, Beginnings, Translator
 from ipmasq_agent.policy.flows import End, Flow
 from ipmasq_agent.policy.model import PortRange
-from ipmasq_agent.policy.ports import PortUse, kernel_pools
+from ipmasq_agent.policy.ports import MOST, PortUse, fullest, kernel_pools
 from ipmasq_agent.policy.tally import Tally
 
 
@@ -54,13 +53,13 @@ def beginnings(plane: AnyPlane) -> Beginnings:
     return plane.beginnings() if isinstance(plane, Translator) else NewConnections()
 
 
-def ports_taken(plane: AnyPlane, ranges: Sequence[PortRange], most: int = 256) -> Tally[PortUse]:
+def ports_taken(plane: AnyPlane, ranges: Sequence[PortRange], most: int = MOST) -> Tally[PortUse]:
     """Count the translated connections of both families by what shares ports.
 
     Args:
         plane: which decides on the node.
         ranges: from which it lets connection tracking choose.
-        most: how many to return, most first.
+        most: how many to return, the fullest first.
 
     Raises:
         AgentError: they cannot be read.
@@ -70,5 +69,4 @@ def ports_taken(plane: AnyPlane, ranges: Sequence[PortRange], most: int = 256) -
     if not isinstance(plane, Translator):
         return found
     own = plane.ports_taken(most)
-    both = Counter(dict((found.counts + own.counts).most_common(most)))
-    return Tally(both, found.missed + own.missed)
+    return Tally(fullest(found.counts + own.counts, most), found.missed + own.missed)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.flows import PROTOCOLS, End
+from ipmasq_agent.policy.flows import End, protocol_name
 
 NEARLY_FULL = 0.8
 """From this part of a table on it is worth a warning."""
@@ -63,7 +63,7 @@ class Exhausted(NamedTuple):
     @property
     def protocol_name(self) -> str:
         """The protocol in words, or its number."""
-        return PROTOCOLS.get(self.protocol, str(self.protocol))
+        return protocol_name(self.protocol)
 
     def as_data(self) -> dict[str, Any]:
         """Return it for JSON."""

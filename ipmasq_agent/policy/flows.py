@@ -8,8 +8,23 @@ from ipmasq_agent.policy.addresses import Family
 
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 """IANA's numbers, with the names that connection tracking gives them."""
+_NUMBERS = {name: number for number, name in PROTOCOLS.items()}
 ICMP = frozenset({1, 58})
 """Whose questions have an identifier in the place of ports."""
+
+
+def protocol_name(number: int) -> str:
+    """Return a protocol in words; its number where it has none here."""
+    return PROTOCOLS.get(number, str(number))
+
+
+def protocol_number(name: str) -> int:
+    """Return the number that ``protocol_name`` made a name of.
+
+    Raises:
+        ValueError: of none.
+    """
+    return _NUMBERS.get(name) or int(name)
 
 
 class End(NamedTuple):
@@ -60,9 +75,9 @@ class Flow(NamedTuple):
     @property
     def protocol_name(self) -> str:
         """The protocol in words."""
-        return PROTOCOLS.get(self.protocol, str(self.protocol))
+        return protocol_name(self.protocol)
 
     @property
     def has_ports(self) -> bool:
         """Whether its ends have ports, and not an identifier or nothing."""
-        return not self.protocol_name.startswith("icmp")
+        return self.protocol not in ICMP

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 from typing import NamedTuple
 
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.flows import PROTOCOLS, End
+from ipmasq_agent.policy.flows import End, protocol_name
 from ipmasq_agent.policy.model import PortRange
 
 
@@ -25,6 +27,8 @@ class PortPool(NamedTuple):
         return ",".join(map(str, self.ranges))
 
 
+MOST = 256
+"""Of how many at the most it is told what is in use of them."""
 IDENTIFIERS = PortPool((PortRange(0, 65535),))
 """Of ICMP."""
 _ANY = PortPool((PortRange(1024, 65535),))
@@ -85,4 +89,9 @@ class PortUse(NamedTuple):
     @property
     def protocol_name(self) -> str:
         """The protocol in words."""
-        return PROTOCOLS.get(self.protocol, str(self.protocol))
+        return protocol_name(self.protocol)
+
+
+def fullest(counts: Mapping[PortUse, int], most: int) -> Counter[PortUse]:
+    """Return those of which the largest part is in use, however few ports that is."""
+    return Counter(dict(nlargest(most, counts.items(), key=lambda one: one[1] / one[0].pool.size)))

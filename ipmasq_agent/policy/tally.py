@@ -17,7 +17,7 @@ class Tally(NamedTuple, Generic[K]):
     """How often things were met.
 
     Attributes:
-        counts: those that were met most often, with how often.
+        counts: how often each was met; of very many those that were met most often.
         missed: how often each may have been met beyond its count.
     """
 
@@ -25,15 +25,14 @@ class Tally(NamedTuple, Generic[K]):
     missed: int = 0
 
 
-def tally(things: Iterator[K], most: int, room: int = ROOM) -> Tally[K]:
-    """Count things; return those that are met most often.
+def tally(things: Iterator[K], room: int = ROOM) -> Tally[K]:
+    """Count things.
 
     What is met seldom is forgotten while counting, and may come again: Manku and Motwani,
     Approximate Frequency Counts over Data Streams (2002).
 
     Args:
         things: as they are met.
-        most: how many to return.
         room: how many different ones are remembered at least.
     """
     counts: Counter[K] = Counter()
@@ -45,4 +44,4 @@ def tally(things: Iterator[K], most: int, room: int = ROOM) -> Tally[K]:
             cut = sorted(counts.values())[-room]
             counts = Counter({thing: n for thing, n in counts.items() if n > cut})
             missed += cut
-    return Tally(Counter(dict(counts.most_common(most))), missed)
+    return Tally(counts, missed)

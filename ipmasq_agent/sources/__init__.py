@@ -46,6 +46,11 @@ class Document(NamedTuple):
     caveat: str | None = None
 
     @property
+    def says(self) -> tuple[tuple[Part, ...], tuple[str, ...]]:
+        """All by which one state differs from another for who reads it."""
+        return self.parts, self.absent
+
+    @property
     def absent(self) -> tuple[str, ...]:
         """What is not there of it, a clause each; empty where all is."""
         return self.lacking or (() if self.parts else (f"{self.name} does not exist",))

@@ -56,7 +56,7 @@ class FileSource:
         # When to look again without an event, and since when there is something to see.
         self._due: tuple[float, float] | None = None
         # What the sink was told last, to tell a change from a repetition.
-        self._told: tuple[str | None, tuple[Part, ...], str | None] | None = None
+        self._told: tuple[object, ...] | None = None
         self._present: frozenset[str] = frozenset()
         self._refreshing = False
         self._vanished: float | None = None
@@ -276,7 +276,7 @@ class FileSource:
         """Deliver, unless the sink knows all of it and nobody has asked."""
         outcome = (
             document.name if document else None,
-            document.parts if document else (),
+            document.says if document else None,
             str(error) if error else document and document.caveat,
         )
         if outcome == self._told and not self._refreshing:

@@ -77,6 +77,15 @@ def test_what_the_command_line_says_wins(agent: Running, verb: Verb, tmp_path: P
     assert "as the agent" not in err
 
 
+def test_compare_reads_what_it_is_given(agent: Running, verb: Verb, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text(OTHER)
+    mine = tmp_path / "config"
+    assert verb("compare", str(mine), str(other))[0] == 1
+    assert verb("compare", str(mine), "kernel:iptables-legacy", "--enable-ipv6")[0] == 0
+    assert verb("compare", str(other), "kernel:iptables-legacy", "--enable-ipv6")[0] == 1
+
+
 def test_a_refused_document_is_told_beside_the_one_in_force(
     agent: Running, verb: Verb, document: Path
 ) -> None:

@@ -13,10 +13,11 @@ from ipmasq_agent.config.assemble import assemble_family
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.host.devices import list_devices
-from ipmasq_agent.host.routes import WayOut, look_up
+from ipmasq_agent.host.routes import WayOut
 from ipmasq_agent.planes import detect
 from ipmasq_agent.policy.addresses import Family
 from tests.kernel.pins import placement
+from tests.kernel.ways import look_up
 from tests.netns import Namespace
 from tests.waiting import wait_until
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from ipmasq_agent.host.routes import WayOut, look_up
+from ipmasq_agent.host.routes import WayOut
 from ipmasq_agent.policy.addresses import Family
+from tests.kernel.ways import look_up
 from tests.netns import Namespace
 
 NOWHERE = WayOut()

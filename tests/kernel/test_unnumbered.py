@@ -17,11 +17,11 @@ from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.reconcile import clean, reconcile
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
-from ipmasq_agent.host.routes import look_up
 from ipmasq_agent.planes import detect
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.facts import NO_FACTS
 from tests.kernel.pins import placement
+from tests.kernel.ways import look_up
 from tests.netns import Namespace
 
 BACKENDS = ("iptables-nft", "nftables", "bpf")

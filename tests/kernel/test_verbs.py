@@ -224,6 +224,21 @@ def test_explain_answers_for_the_parts_of_a_prefix_and_the_addresses_of_a_name(
     assert answer["answers"][0] == data(verb("explain", "172.20.0.5", *flags, *src.split())[1])
 
 
+@pytest.mark.parametrize(
+    ("destination", "said"),
+    [
+        ("1.2.3.4/33", "'1.2.3.4/33' has a prefix length over 32"),
+        ("10.0.0.1/8", "'10.0.0.1/8' has host bits set"),
+        ("x/8", "'x/8' is not a CIDR"),
+        ("fe80::1%eth0", "'fe80::1%eth0' has a zone"),
+        ("10.0.0.256", "'10.0.0.256' does not appear"),
+    ],
+)
+def test_explain_says_what_is_wrong_with_what(verb: Verb, destination: str, said: str) -> None:
+    status, _, err = verb("explain", destination)
+    assert (status, said in err) == (2, True), err
+
+
 def test_explain_speaks_ipv6_and_knows_the_nodes_own_addresses(
     verb: Verb, document: Path, node: Namespace
 ) -> None:

@@ -51,7 +51,7 @@ from ipmasq_agent.planes.usage import FlowTable, Usage
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.facts import HOOKS, LINKS
 from ipmasq_agent.policy.flows import Flow
-from ipmasq_agent.policy.ports import PortUse
+from ipmasq_agent.policy.ports import PortUse, fullest
 from ipmasq_agent.policy.tally import Tally, tally
 
 _BOTH = (1 << layout.GENERATIONS) - 1
@@ -401,14 +401,14 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator)
             raise
 
     def ports_taken(self, most: int) -> Tally[PortUse]:
-        """Count the translated flows by what shares ports; return those with most."""
+        """Count the translated flows by what shares ports; return the fullest."""
         with self._maps() as maps:
             if maps is None or not maps.have(*layout.TABLES):
                 return Tally(Counter())
-            found = tally(maps.ports_taken(), most)
+            found = tally(maps.ports_taken())
             pools = [maps.pool(family) for family in layout.FAMILIES]
         uses = {layout.unpack_shared(key, pools): n for key, n in found.counts.items()}
-        return Tally(Counter(uses), found.missed)
+        return Tally(fullest(uses, most), found.missed)
 
     def counters(self) -> dict[tuple[Family, str], int]:
         """Return how many packets and flows met each outcome, since the maps were made."""

@@ -99,6 +99,14 @@ def test_one_of_several_documents_that_is_not_there_is_told() -> None:
     assert bench.agent.status.config.warnings == ("b does not exist: its entries are missed",)
 
 
+def test_a_document_that_comes_to_be_without_content_is_not_said_to_be_absent() -> None:
+    bench = Bench()
+    for number, lacking in enumerate(["x does not exist", "x exists and has no data"]):
+        bench.agent.events.put(Document("x", (), f"{number}", time.monotonic(), (lacking,)))
+        assert bench.agent.turn()
+        assert bench.agent.status.config.warnings == (f"{lacking}: the defaults stand for it",)
+
+
 def test_the_longest_interval_that_there_is_can_be_waited_for() -> None:
     bench = Bench()
     bench.document(f"{ONE}resyncInterval: 2562047h47m16.854775807s\n")

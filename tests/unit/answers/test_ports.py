@@ -13,15 +13,22 @@ from ipmasq_agent.answers.ports import looked
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.flows import End
 from ipmasq_agent.policy.model import PortRange, parse_port_ranges
-from ipmasq_agent.policy.ports import IDENTIFIERS, PortUse, kernel_pools, own_pool
+from ipmasq_agent.policy.ports import (
+    IDENTIFIERS,
+    PortPool,
+    PortUse,
+    fullest,
+    kernel_pools,
+    own_pool,
+)
 from ipmasq_agent.policy.tally import Tally, tally
 
 NODE = 0xC0A80A64
 ANY, LOW = kernel_pools(()).pools[2], kernel_pools(()).pools[1]
 
 
-def use(number: int, pool: object = ANY, protocol: int = 6) -> PortUse:
-    return PortUse(Family.IPV4, protocol, NODE, End(0x0A000000 + number, 443), pool)  # type: ignore[arg-type]
+def use(number: int, pool: PortPool = ANY, protocol: int = 6) -> PortUse:
+    return PortUse(Family.IPV4, protocol, NODE, End(0x0A000000 + number, 443), pool)
 
 
 @pytest.mark.parametrize(
@@ -51,12 +58,21 @@ def test_what_is_met_often_is_counted_whatever_else_is_met() -> None:
     random = Random(1)
     things = [f"often {n % 5}" for n in range(5000)] + [f"seldom {n}" for n in range(20_000)]
     random.shuffle(things)
-    found = tally(iter(things), 5, room=100)
-    assert set(found.counts) == {f"often {n}" for n in range(5)}
-    for count in found.counts.values():
-        assert count <= 1000 <= count + found.missed
-    assert tally(iter("aabc"), 2) == Tally(Counter("aab"), 0)
-    assert tally(iter(""), 2) == Tally(Counter(), 0)
+    found = tally(iter(things), room=100)
+    often = [f"often {n}" for n in range(5)]
+    assert {thing for thing, _ in found.counts.most_common(5)} == set(often)
+    for thing in often:
+        assert found.counts[thing] <= 1000 <= found.counts[thing] + found.missed
+    assert len(found.counts) <= 200
+    assert tally(iter("aabc")) == Tally(Counter("aabc"), 0)
+    assert tally(iter("")) == Tally(Counter(), 0)
+
+
+def test_a_small_pool_that_is_full_comes_before_large_ones_with_more_connections() -> None:
+    many = {use(n): 1000 + n for n in range(20)}
+    nearly = use(99, LOW)
+    assert next(iter(fullest({**many, nearly: 400}, 8))) == nearly
+    assert len(fullest({**many, nearly: 400}, 8)) == 8
 
 
 def test_the_fullest_come_first_each_with_what_is_left_and_how_it_grew() -> None:

@@ -148,6 +148,7 @@ def test_a_capture_that_breaks_off_is_read_as_far_as_it_goes() -> None:
         (classic(147, [b"x"]), "packet 1: link type 147"),
         (classic(1, [])[:24] + b"\xff" * 16, "claims"),
         (next_generation(1, [])[:8] + b"xxxx", "byte order"),
+        (next_generation(1, []) + block("<", 6, bytes(8)), "flows.log: "),
     ],
 )
 def test_what_is_no_capture_says_so(content: bytes, words: str) -> None:
@@ -200,7 +201,8 @@ def test_lines_of_hubble_are_read_and_those_of_answers_are_not_connections() -> 
         "l4": {"TCP": {"source_port": 40000, "destination_port": 443, "flags": {"SYN": True}}},
     }
     lines = [{"flow": flow}, {"flow": flow}, {"flow": {**flow, "is_reply": True}}]
-    lines.append({"lost_events": {"num_events_lost": 3}})
+    lines += [{"lost_events": {"num_events_lost": 3}}, {"agent_event": {"type": "STARTED"}}]
+    lines.append({"flow": {"verdict": "FORWARDED", "ethernet": {}}})  # of no IP
     (found,) = read("\n".join(map(json.dumps, lines)))
     assert told(found).startswith("tcp 172.20.0.10:40000 10.10.1.200:443 ")
 
@@ -215,7 +217,9 @@ def test_lines_of_observe_tell_what_was_reached_behind_a_service() -> None:
         "reached": {"address": "10.10.1.200", "port": 5353},
     }
     ping = {**line, "l4": {"ICMPv4": {"id": 7}}, "left_as": None, "reached": None}
-    one, other = read("\n".join(map(json.dumps, (line, ping))))
+    tunnels = [ping | {"l4": {number: dict[str, int]()}} for number in ("47", "50")]
+    one, other, *rest = read("\n".join(map(json.dumps, (line, ping, *tunnels))))
+    assert [flow.protocol for flow in rest] == [47, 50]
     assert told(one) == (
         "udp 172.20.0.5:40254 10.96.0.1:53 192.168.10.100:40255 10.10.1.200:5353 asked"
     )
@@ -231,6 +235,8 @@ def test_lines_of_observe_tell_what_was_reached_behind_a_service() -> None:
         "tcp 6 src=172.20.0.10 dst=fd00::1 sport=1 dport=2",
         "tcp 6 100 src=172.20.0.300 dst=10.0.0.1",
         '{"IP": {"source": "172.20.0.10"}}',
+        '{"IP": {"source": "172.20.0.10", "destination": "fd00::1"}}',
+        '{"IP": {"source": "::1", "destination": "::2"}, "l4": {"TCP": {"source_port": "x"}}}',
         "\x00\x01\x02",
     ],
 )

@@ -179,6 +179,9 @@ def test_a_verb_shows_the_options_that_concern_it_and_takes_those_of_the_agent(
     assert "--random-fully" not in shown
     assert "--config " not in said(["config", "defaults", "--help"], capsys)
     assert said(["config", "defaults", "--node-name", "n"], capsys)
+    for verb in ("list", "diff", "status", "explain", "doctor", "ports", "observe", "compare"):
+        assert "--bpf-flows" not in said([verb, "--help"], capsys), verb
+    assert "--bpf-flows" in said(["run", "--help"], capsys)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from ipmasq_agent.host.threads import Guarded
 from ipmasq_agent.planes.plane import AnyPlane
 
 
-class Beside(abc.ABC):
+class SideThread(abc.ABC):
     """A thread that begins with the first data plane that calls for it.
 
     What fails there is told, counted as a failure of the thread, and tried again.
