@@ -20,8 +20,8 @@ from pathlib import Path
 
 from ipmasq_agent.answers.observed import utc
 from ipmasq_agent.errors import SourceError
-from ipmasq_agent.policy.addresses import Family, parse_address
-from ipmasq_agent.policy.flows import End, Flow, protocol_number
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.flows import End, Flow, parse_end, protocol_number
 
 _MISSED = "missed"
 
@@ -180,21 +180,3 @@ def _read(line: str) -> Iterator[tuple[float, Flow | int]]:
         (family, source), (_, reached), (_, left_as) = map(parse_end, words[2:5])
         number = protocol_number(words[1])
         yield moment, Flow(family, number, source, reached, left_as, reached)
-
-
-def parse_end(text: str) -> tuple[Family, End]:
-    """Return the end that ``ADDRESS:PORT``, ``[ADDRESS]:PORT`` or ``ADDRESS`` names.
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    address, port = text, "0"
-    if text.startswith("["):
-        address, end, port = text[1:].partition("]:")
-        address, port = (address, port) if end else (text, port)
-    elif text.count(":") == 1:
-        address, _, port = text.partition(":")
-    family, number = parse_address(address)
-    if not (port.isascii() and port.isdecimal() and int(port) < 65536):
-        raise ValueError(f"{text!r} has no port from 0 to 65535")
-    return family, End(number, int(port))

@@ -33,6 +33,7 @@ from ipmasq_agent.planes.rules.rule import Rule
 from ipmasq_agent.policy.addresses import Family, parse_address
 from ipmasq_agent.policy.decisions import Verdict
 from ipmasq_agent.policy.facts import PodNetwork
+from ipmasq_agent.policy.flows import parse_end
 from ipmasq_agent.policy.model import FamilyPolicy
 
 # Where Cilium's agent keeps what it was configured with, for who restores its endpoints.
@@ -237,18 +238,14 @@ def _dropped(node: Node, policy: FamilyPolicy) -> dict[str, str]:
 
 
 def _target(text: str) -> tuple[Family, int, int | None]:
-    """Return family, address and TCP port of ``ADDRESS``, ``ADDRESS:PORT``, ``[ADDRESS]:PORT``."""
-    found = re.fullmatch(r"\[(.+)\](?::(\d+))?|([^:]+):(\d+)", text)
-    address, port = (found[1] or found[3], found[2] or found[4]) if found else (text, None)
+    """Return family, address and TCP port of an end."""
     try:
-        family, number = parse_address(address)
-        if port is not None and not 0 < int(port) < 65536:
-            raise ValueError(f"{port} is no port")
+        family, end = parse_end(text)
     except ValueError as cause:
         raise UsageError(
             f"--probe: {cause}", remedy="give an address, like 10.10.1.200 or 10.10.1.200:443"
         ) from cause
-    return family, number, None if port is None else int(port)
+    return family, end.address, end.port or None
 
 
 def _probe(node: Node, family: Family, address: int, port: int | None) -> Probing:

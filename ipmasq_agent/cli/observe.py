@@ -330,8 +330,8 @@ def _was(
     was: str, at: str | None, record: str | None, plane: AnyPlane, about: _About, show: Show
 ) -> int:
     """Show whose an address and port is now, or was at a time; 1 where it is nobody's."""
-    from ipmasq_agent.agent.record import parse_end
     from ipmasq_agent.planes.live import live_flows
+    from ipmasq_agent.policy.flows import parse_end
 
     try:
         family, end = parse_end(was)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.addresses import Family, parse_address
 
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 """IANA's numbers, with the names that connection tracking gives them."""
@@ -45,6 +45,24 @@ class End(NamedTuple):
         if not self.port:
             return text
         return f"[{text}]:{self.port}" if family is Family.IPV6 else f"{text}:{self.port}"
+
+
+def parse_end(text: str) -> tuple[Family, End]:
+    """Return the end that ``ADDRESS:PORT``, ``[ADDRESS]:PORT`` or ``ADDRESS`` names.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    address, port = text, "0"
+    if text.startswith("["):
+        address, end, port = text[1:].partition("]:")
+        address, port = (address, port) if end else (text, port)
+    elif text.count(":") == 1:
+        address, _, port = text.partition(":")
+    family, number = parse_address(address)
+    if not (port.isascii() and port.isdecimal() and int(port) < 65536):
+        raise ValueError(f"{text!r} has no port from 0 to 65535")
+    return family, End(number, int(port))
 
 
 class Flow(NamedTuple):

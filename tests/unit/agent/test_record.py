@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ipmasq_agent.agent.record import RecordFile, lines, missed_line, parse_end, recorded
+from ipmasq_agent.agent.record import RecordFile, lines, missed_line, recorded
 from ipmasq_agent.errors import SourceError
-from ipmasq_agent.policy.addresses import Family, parse_address
+from ipmasq_agent.policy.addresses import parse_address
 from ipmasq_agent.policy.flows import End, Flow
 
 MOMENT = 1795788191.125
@@ -105,28 +105,3 @@ def test_lines_that_somebody_spoilt_are_passed_over(tmp_path: Path) -> None:
     assert [what for _, what in recorded(str(path))] == [FOUR]
     with pytest.raises(SourceError, match="there is no record"):
         list(recorded(str(tmp_path / "none")))
-
-
-@pytest.mark.parametrize(
-    ("text", "end"),
-    [
-        ("192.0.2.1:80", ("192.0.2.1", 80)),
-        ("192.0.2.1", ("192.0.2.1", 0)),
-        ("[2001:db8::1]:80", ("2001:db8::1", 80)),
-        ("2001:db8::1", ("2001:db8::1", 0)),
-    ],
-)
-def test_ends_are_read_as_they_are_shown(text: str, end: tuple[str, int]) -> None:
-    family, found = parse_end(text)
-    assert (family.show(found.address), found.port) == end
-    assert parse_end(found.shown(family)) == (family, found)
-
-
-@pytest.mark.parametrize("text", ["", "a:1", "192.0.2.1:x", "192.0.2.1:65536", "[::1]:-1", "[::1"])
-def test_what_names_no_end_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"address|port"):
-        parse_end(text)
-
-
-def test_families_are_told_apart() -> None:
-    assert parse_end("[::1]:1")[0] is Family.IPV6
