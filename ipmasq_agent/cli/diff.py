@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,9 +13,8 @@ from ipmasq_agent.cli.options import agent_options, hiding, settings_of
 from ipmasq_agent.cli.output import colour, emit, output_option
 
 if TYPE_CHECKING:
-    from ipmasq_agent.agent.intent import Intent
     from ipmasq_agent.answers.impact import Impact
-    from ipmasq_agent.planes.plane import AnyPlane
+    from ipmasq_agent.cli.questions import FamilyChange
     from ipmasq_agent.policy.addresses import Family
     from ipmasq_agent.policy.flows import Flow
 
@@ -50,7 +49,7 @@ def command(live: bool, flows: str | None, output: str, **options: Any) -> int:
 
     Exit status: 0 when nothing would change, 1 when something would, 2 on an error.
     """
-    from ipmasq_agent.cli.questions import family_diff, left_diff
+    from ipmasq_agent.cli.questions import FamilyChange, left_diff
     from ipmasq_agent.cli.wiring import backend_choice, read_intent, warn_of_replies
     from ipmasq_agent.errors import UsageError
     from ipmasq_agent.policy.addresses import Family
@@ -63,7 +62,8 @@ def command(live: bool, flows: str | None, output: str, **options: Any) -> int:
     choice = backend_choice(settings)
     try:
         backend, left_behind = choice.current(large=intent.is_large)
-        diffs = {family: family_diff(backend, family, intent, left_behind) for family in Family}
+        changes = {f: FamilyChange(backend, f, intent, left_behind) for f in Family}
+        diffs = {family: change.diff() for family, change in changes.items()}
         for family in intent.config.families:
             advice = backend.dialect.advice(intent.desired(backend, family))
             if advice:
@@ -71,7 +71,7 @@ def command(live: bool, flows: str | None, output: str, **options: Any) -> int:
         cleaned = {other.name: left_diff(other) for other in left_behind}
         touched = None
         if live or flows is not None:
-            touched = _impact(flows, backend, left_behind, intent)
+            touched = _impact(flows, {f: changes[f] for f in intent.config.families})
     finally:
         choice.close()
     cleaned = {name: removed for name, removed in cleaned.items() if removed}
@@ -119,14 +119,11 @@ def command(live: bool, flows: str | None, output: str, **options: Any) -> int:
     return 1 if changed else 0
 
 
-def _impact(
-    recorded: str | None, backend: AnyPlane, left_behind: Sequence[AnyPlane], intent: Intent
-) -> Impact:
+def _impact(recorded: str | None, changes: Mapping[Family, FamilyChange]) -> Impact:
     """Return what becomes of live connections, or of those in a file."""
     from ipmasq_agent.answers.explain import EgressPath
     from ipmasq_agent.answers.impact import impact
     from ipmasq_agent.cli.flow_files import flows_of
-    from ipmasq_agent.cli.questions import rulings
     from ipmasq_agent.host.routes import WaysOut
     from ipmasq_agent.planes.live import live_flows
     from ipmasq_agent.planes.plane import Translator
@@ -137,7 +134,7 @@ def _impact(
     def route_of(family: Family, destination: int, source: int) -> EgressPath:
         return EgressPath(*ways.look_up(family, destination, source))
 
-    both = {f: rulings(backend, f, intent, left_behind) for f in intent.config.families}
+    both = {family: change.rulings() for family, change in changes.items()}
     # The families may be decided in two places; one that translates by itself knows of both.
     now = max((now for now, _ in both.values()), key=lambda one: isinstance(one, Translator))
     flows = live_flows(now) if recorded is None else flows_of(recorded)

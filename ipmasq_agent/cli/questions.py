@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ipmasq_agent.agent.choice import PlaneChoice
@@ -15,7 +15,7 @@ from ipmasq_agent.answers.in_force import usual
 from ipmasq_agent.errors import AgentError
 from ipmasq_agent.host.devices import egress_devices
 from ipmasq_agent.planes.hook.read import read_hook
-from ipmasq_agent.planes.plane import AnyPlane, Desired, Plan, Plane, State
+from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.planes.rules.neighbours import PostroutingHook, joined, neighbours
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import PortRange
@@ -82,26 +82,8 @@ class Standing(NamedTuple):
     then: PostroutingHook
 
 
-def standing(
-    plane: AnyPlane, family: Family, actual: Any, others: Collection[AnyPlane]
-) -> Standing:
-    """Return what decides where ``plane``, which holds ``actual``, replaces ``others``."""
-    now, held = ours_now(family, plane, actual, others, lambda other: other.read(family))
-    egress = egress_devices()
-    hook = around = read_hook(family, plane.our_base(family), egress)
-    if now is not plane:
-        around = read_hook(family, now.our_base(family), egress)
-    gone = [base for other in others if (base := other.our_base(family)) is not None]
-    return Standing(now, held, around, hook.without(gone))
-
-
-def family_diff(
-    plane: Plane[State, Desired, Plan],
-    family: Family,
-    intent: Intent,
-    others: Collection[AnyPlane] = (),
-) -> FamilyDiff:
-    """Return what bringing one family to ``intent`` would change.
+class FamilyChange:
+    """A family of a data plane as it is and as it is meant, each part of it read once.
 
     Args:
         plane: where.
@@ -109,39 +91,51 @@ def family_diff(
         intent: what is meant.
         others: the data planes that would be left for it.
     """
-    dialect, actual = plane.dialect, plane.read(family)
-    managed = family in intent.config.families
-    change = dialect.plan(actual, intent.desired(plane, family)) if managed else None
-    if not change and not others:
-        return FamilyDiff(family)
-    then: State = change.result if change else actual
-    later = dialect.interpret(then)
-    now, held, around, hook = standing(plane, family, actual, others)
-    asked = usual(later.policy.guards, hook)
-    before = joined(now.dialect.interpret(held), neighbours(around, asked))
-    after = joined(later, neighbours(hook, asked))
-    return FamilyDiff(
-        family,
-        before=tuple(dialect.describe(actual)),
-        after=tuple(dialect.describe(then)),
-        added=tuple(change.added) if change else (),
-        removed=tuple(change.removed) if change else (),
-        decisions=tuple(decision_changes(before.policy.decisions, after.policy.decisions)),
-    )
 
+    def __init__(
+        self, plane: AnyPlane, family: Family, intent: Intent, others: Collection[AnyPlane]
+    ) -> None:
+        self._plane, self._family, self._others = plane, family, others
+        self._actual = plane.read(family)
+        self._plan = None
+        if family in intent.config.families:
+            self._plan = plane.dialect.plan(self._actual, intent.desired(plane, family))
+        self._later = self._plan.result if self._plan else self._actual
 
-def rulings(
-    plane: AnyPlane, family: Family, intent: Intent, others: Collection[AnyPlane]
-) -> tuple[AnyPlane, tuple[Ruling, Ruling]]:
-    """Return which data plane decides about connections now, how, and how it will be decided.
+    @cached_property
+    def _standing(self) -> Standing:
+        plane, family, others = self._plane, self._family, self._others
+        now, held = ours_now(family, plane, self._actual, others, lambda each: each.read(family))
+        egress = egress_devices()
+        hook = around = read_hook(family, plane.our_base(family), egress)
+        if now is not plane:
+            around = read_hook(family, now.our_base(family), egress)
+        gone = [base for other in others if (base := other.our_base(family)) is not None]
+        return Standing(now, held, around, hook.without(gone))
 
-    The arguments are as for ``family_diff``.
-    """
-    actual = plane.read(family)
-    then = plane.dialect.plan(actual, intent.desired(plane, family)).result
-    now, held, around, hook = standing(plane, family, actual, others)
-    before = Ruling(partial(now.dialect.interpret, held), around)
-    return now, (before, Ruling(partial(plane.dialect.interpret, then), hook))
+    def diff(self) -> FamilyDiff:
+        """Return what would change, in rules and in decisions."""
+        if not self._plan and not self._others:
+            return FamilyDiff(self._family)
+        dialect, (now, held, around, hook) = self._plane.dialect, self._standing
+        later = dialect.interpret(self._later)
+        asked = usual(later.policy.guards, hook)
+        before = joined(now.dialect.interpret(held), neighbours(around, asked))
+        after = joined(later, neighbours(hook, asked))
+        return FamilyDiff(
+            self._family,
+            before=tuple(dialect.describe(self._actual)),
+            after=tuple(dialect.describe(self._later)),
+            added=tuple(self._plan.added) if self._plan else (),
+            removed=tuple(self._plan.removed) if self._plan else (),
+            decisions=tuple(decision_changes(before.policy.decisions, after.policy.decisions)),
+        )
+
+    def rulings(self) -> tuple[AnyPlane, tuple[Ruling, Ruling]]:
+        """Return which data plane decides about connections now, how, and how it will be."""
+        now, held, around, hook = self._standing
+        before = Ruling(partial(now.dialect.interpret, held), around)
+        return now, (before, Ruling(partial(self._plane.dialect.interpret, self._later), hook))
 
 
 def ports_in_force(plane: AnyPlane) -> tuple[PortRange, ...]:

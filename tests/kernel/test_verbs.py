@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ import pytest
 
 from tests import oracle
 from tests.kernel.agent import Verb
+from tests.kernel.running import HEARING
 from tests.netns import Namespace
+from tests.waiting import DEADLINE, wait_until
 
 
 @pytest.fixture
@@ -521,3 +524,42 @@ def test_a_name_of_kube_proxy_is_refused_by_every_verb(
         assert status == 2
         assert "a name of kube-proxy or kubelet" in said
     assert oracle.snapshot() == before
+
+
+QUESTIONS = ("list", "diff", "status", "explain 8.8.8.8", "ports", "doctor")
+
+
+@pytest.mark.parametrize("words", QUESTIONS)
+def test_a_question_whose_answer_finds_no_room_ends_with_one_line(
+    verb: Verb, document: Path, node: Namespace, words: str
+) -> None:
+    verb("apply", "--config", str(document))
+    with open("/dev/full", "w") as full:
+        argv = [sys.executable, "-m", "ipmasq_agent", *words.split()]
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True)
+    name = words.split()[0]
+    said = [line for line in done.stderr.splitlines() if not line.startswith(("note", "warning"))]
+    expected = [f"error: {name} cannot write its output: No space left on device"]
+    assert (done.returncode, said) == (2, expected)
+
+
+@pytest.mark.parametrize("words", ["list", "diff", "status"])
+def test_ctrl_c_while_a_question_waits_for_a_program_is_one_line(
+    verb: Verb, document: Path, node: Namespace, tmp_path: Path, words: str
+) -> None:
+    flags = ("--backend=iptables-nft", f"--config={document}")
+    verb("apply", *flags)
+    waits = tmp_path / "programs"
+    waits.mkdir()
+    program = waits / "iptables-nft"
+    program.write_text(f"#!/bin/sh\ntouch {waits}/begun\nexec sleep 1000\n")
+    program.chmod(0o755)
+    argv = [*HEARING, sys.executable, "-m", "ipmasq_agent", words, flags[0]]
+    argv += [] if words == "list" else [flags[1]]
+    env = {**os.environ, "PATH": f"{waits}:{os.environ['PATH']}"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, env=env, stdout=pipe, stderr=pipe, text=True) as process:
+        wait_until((waits / "begun").exists, "the program")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, out, err) == (130, "", "interrupted\n")
