@@ -142,6 +142,19 @@ class Namespace:
         _ip("-n", self.name, "link", "set", device, "up")
         _ip("-n", peer.name, "link", "set", peer_device, "up")
 
+    def lead_out(self) -> None:
+        """Add a device with addresses and routes out in both families, as a node has."""
+        for words in (
+            "link add eth1 type veth peer name far",
+            "addr add 192.168.10.100/24 dev eth1",
+            "addr add fd00:192:168:10::100/64 dev eth1 nodad",
+            "link set eth1 up",
+            "link set far up",
+            "route add default via 192.168.10.200",
+            "-6 route add default via fd00:192:168:10::200 dev eth1",
+        ):
+            self.run(["ip", *words.split()])
+
     def address(self, device: str, *prefixes: str) -> None:
         """Give ``device`` addresses, such as ``192.0.2.1/24``. IPv6 ones are usable at once."""
         for prefix in prefixes:

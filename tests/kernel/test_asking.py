@@ -208,11 +208,7 @@ def test_a_second_agent_stands_by_and_takes_over(
     backend: str,
     end: signal.Signals,
 ) -> None:
-    in_ns.run(["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "world"])
-    for device in ("eth0", "world"):
-        in_ns.run(["ip", "link", "set", device, "up"])
-    in_ns.address("eth0", "192.0.2.1/24")
-    in_ns.run(["ip", "route", "add", "default", "via", "192.0.2.2"])
+    in_ns.lead_out()
     mine, other = tmp_path / "mine", tmp_path / "other"
     mine.write_text(DOCUMENT)
     other.write_text(OTHER)

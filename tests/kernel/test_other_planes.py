@@ -25,16 +25,7 @@ MOVES = [
 
 @pytest.fixture
 def node(in_ns: Namespace) -> None:
-    for words in (
-        "link add eth1 type veth peer name far",
-        "addr add 192.168.10.100/24 dev eth1",
-        "addr add fd00:192:168:10::100/64 dev eth1 nodad",
-        "link set eth1 up",
-        "link set far up",
-        "route add default via 192.168.10.200",
-        "-6 route add default via fd00:192:168:10::200 dev eth1",
-    ):
-        in_ns.run(["ip", *words.split()])
+    in_ns.lead_out()
 
 
 def document(tmp_path: Path, *cidrs: str) -> str:

@@ -76,11 +76,7 @@ def test_verbs_without_a_flag_agree_with_the_agent_in_whose_container_they_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    in_ns.run(["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "world"])
-    for device in ("eth0", "world"):
-        in_ns.run(["ip", "link", "set", device, "up"])
-    in_ns.address("eth0", "192.0.2.1/24")
-    in_ns.run(["ip", "route", "add", "default", "via", "192.0.2.2"])
+    in_ns.lead_out()
     for setting in container(variant)["env"]:
         # The pins are where the test has its own file system of eBPF.
         if "value" in setting and setting["name"] not in ("IPMASQ_CONFIGMAP", PINS):

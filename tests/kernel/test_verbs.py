@@ -33,16 +33,7 @@ def document(tmp_path: Path) -> Path:
 @pytest.fixture
 def node(in_ns: Namespace) -> Namespace:
     """A namespace with a device, an address and a route out, as a node has."""
-    for words in (
-        "link add eth1 type veth peer name far",
-        "addr add 192.168.10.100/24 dev eth1",
-        "addr add fd00:192:168:10::100/64 dev eth1 nodad",
-        "link set eth1 up",
-        "link set far up",
-        "route add default via 192.168.10.200",
-        "-6 route add default via fd00:192:168:10::200 dev eth1",
-    ):
-        in_ns.run(["ip", *words.split()])
+    in_ns.lead_out()
     return in_ns
 
 
