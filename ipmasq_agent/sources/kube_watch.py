@@ -12,6 +12,7 @@ for version 0, which any API server may answer from a cache that is behind.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import random
@@ -331,8 +332,10 @@ class Watch(Generic[Value]):
 
     def _hang_up(self) -> None:
         """End the watch that is open, with the lock held."""
-        if self._response is not None:
-            self._response.shutdown()
+        # urllib3 refuses where all has been read, and its thread is about to say so: it ended.
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
+            if self._response is not None:
+                self._response.shutdown()
 
     def _works(self) -> None:
         self._working, self._untried = True, False

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+import urllib3
 
 from ipmasq_agent.errors import AccessDenied, SourceError, SourceUnavailable
 from ipmasq_agent.host.patience import Backoff
@@ -321,6 +322,32 @@ def test_watches_that_are_always_refused_are_not_begun_anew_in_a_busy_loop(
     cluster.wait_for_watch(10)
     assert asked.count("wait") >= 9
     assert "reset" not in asked
+
+
+def test_a_watch_that_ends_just_when_it_is_hung_up_is_no_failure(
+    cluster: Cluster, kubeconfig: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_read, hung_up = threading.Event(), threading.Event()
+    lines = kube_watch._lines
+
+    def lingering(response: urllib3.BaseHTTPResponse) -> Iterator[tuple[bytes, float]]:
+        yield from lines(response)
+        all_read.set()
+        assert hung_up.wait(DEADLINE)
+
+    monkeypatch.setattr(kube_watch, "_lines", lingering)
+    monkeypatch.setattr(kube_watch, "STOP_TIMEOUT", 0)
+    source = ConfigMapSource(NAMESPACE, NAME, None, kubeconfig=str(kubeconfig))
+    source.start(Heard())
+    try:
+        cluster.wait_for_watch()
+        cluster.end_watches()
+        assert all_read.wait(DEADLINE)
+        source.stop()
+    finally:
+        hung_up.set()
+        monkeypatch.undo()
+        source.stop()
 
 
 # Versions that go back, and servers that hang

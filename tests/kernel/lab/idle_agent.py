@@ -14,6 +14,8 @@ PATH = next(word for word in sys.argv if word.startswith("--config=")).partition
 
 
 class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
     def do_GET(self) -> None:
         text = "".join(file.read_text() for file in sorted(Path(PATH, "..data").iterdir()))
         bad = any(line.endswith("1/8") for line in text.splitlines())
@@ -28,9 +30,12 @@ class Handler(BaseHTTPRequestHandler):
                 "error": "refused" if bad else None,
             },
         }
+        body = json.dumps(status).encode()
         self.send_response(200)
+        self.send_header("Connection", "close")
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(json.dumps(status).encode())
+        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         pass
