@@ -26,8 +26,9 @@ from ipmasq_agent.config.durations import UNITS, parse_duration
 from ipmasq_agent.errors import HostError, UsageError
 
 if TYPE_CHECKING:
+    from ipmasq_agent.agent.choice import PlaneChoice
     from ipmasq_agent.agent.loop import LoopSettings
-    from ipmasq_agent.agent.record import RecordFile
+    from ipmasq_agent.agent.recorder import Recorder
 
 _FILES = 4  # that a record is made of
 _DESTINATIONS = 8  # of whose ports status and metrics tell
@@ -106,7 +107,6 @@ def command(
     the document and the kernel again; SIGTERM stops and leaves the rules in place.
     """
     from ipmasq_agent.agent.loop import LoopSettings
-    from ipmasq_agent.agent.record import RecordFile
 
     configure(log_format, log_level, options)
     settings = settings_of(options)
@@ -114,9 +114,7 @@ def command(
         # Said here: in the loop it would be a source that fails now and may come back.
         raise UsageError("`run` cannot watch standard input", remedy="give it a file")
     loop = LoopSettings(settings.flags, cleanup_on_exit, _seconds(drain_timeout))
-    size = (record_size << 20) // _FILES
-    record = RecordFile(settings.record, size, _FILES) if settings.record else None
-    return _run(settings, options, http_address, socket, loop, state_dir, record)
+    return _run(settings, options, http_address, socket, loop, state_dir, record_size)
 
 
 def _seconds(duration: str) -> float:
@@ -138,14 +136,13 @@ def _run(
     socket_path: str,
     loop: LoopSettings,
     state_dir: str,
-    record: RecordFile | None,
+    record_size: int,
 ) -> int:
     from ipmasq_agent.agent.events import Signal
     from ipmasq_agent.agent.introduction import Introducer
     from ipmasq_agent.agent.loop import Agent
     from ipmasq_agent.agent.ports import PortWatch
     from ipmasq_agent.agent.reception import Reception
-    from ipmasq_agent.agent.recorder import Recorder
     from ipmasq_agent.agent.shadows import Shadows
     from ipmasq_agent.cli.wiring import backend_choice, fact_source, kept_in
     from ipmasq_agent.host.devices import egress_devices
@@ -170,7 +167,7 @@ def _run(
         kept_in(state_dir, source, settings) if state_dir else None,
         Shadows(read_hook, hook_generation),
         ports=PortWatch(choice, count),
-        recorder=Recorder(choice, record) if record else None,
+        recorder=_recorder(choice, settings.record, record_size) if settings.record else None,
     )
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -221,6 +218,13 @@ def _run(
         reception.close()
         seat.close()
     return 0
+
+
+def _recorder(choice: PlaneChoice, path: str, megabytes: int) -> Recorder:
+    from ipmasq_agent.agent.record import RecordFile
+    from ipmasq_agent.agent.recorder import Recorder  # who keeps no record pays for none
+
+    return Recorder(choice, RecordFile(path, (megabytes << 20) // _FILES, _FILES))
 
 
 def _name(socket_path: str) -> str:

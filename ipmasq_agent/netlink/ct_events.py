@@ -19,10 +19,11 @@ from pathlib import Path
 from ipmasq_agent.errors import HostError, NotPermitted
 from ipmasq_agent.netlink import core as netlink
 from ipmasq_agent.netlink.ct_read import CONNECTIONS, flow_of
-from ipmasq_agent.netlink.nf import NETLINK_NETFILTER
+from ipmasq_agent.netlink.nf import NETLINK_NETFILTER, prefix
 from ipmasq_agent.policy.flows import Flow
 
 _NEW, _GROUP = 1, 1  # NF_NETLINK_CONNTRACK_NEW, a bit; NFNLGRP_CONNTRACK_NEW
+_GET_COUNT = CONNECTIONS | 5  # IPCTNL_MSG_CT_GET_STATS: how many there are, and no more
 _KIND_AT, _BODY_AT = 4, 16  # in a message: struct nlmsghdr
 _ROOM = 32 << 20  # bytes that may wait: some 25,000 connections
 _AT_ONCE = 1024
@@ -72,6 +73,8 @@ class NewConnections:
                 "connection tracking tells nobody of connections",
                 remedy="turn its events on: `sysctl -w net.netfilter.nf_conntrack_events=1`",
             )
+        # The group can be joined without the part of the kernel that tells it anything.
+        netlink.ask(NETLINK_NETFILTER, _GET_COUNT, prefix(0))
 
     def read(self, seconds: float) -> list[tuple[float, Flow]]:
         """Return connections that were made, each with the moment of time(2), in their order.

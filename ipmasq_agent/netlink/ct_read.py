@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ipmasq_agent.errors import KernelReadError
@@ -36,6 +37,7 @@ _NUMBER, _SOURCE_PORT, _DESTINATION_PORT, _ICMP_ID, _ICMPV6_ID = 1, 2, 3, 4, 7  
 _OF_PORT = (_DESTINATION_PORT, _ICMP_ID, _ICMPV6_ID)
 # What a kernel without nfnetlink, or without its part for connections, answers.
 _NO_TRACKING = frozenset({errno.EPROTONOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP})
+_COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")  # there where connections are tracked
 
 
 def _shape(size: int) -> tuple[struct.Struct, tuple[bytes, ...]]:
@@ -85,7 +87,12 @@ def _listed(filtered: bytes = b"") -> Iterator[bytes]:
         yield from netlink.stream(NETLINK_NETFILTER, _GET, prefix(_ANY_FAMILY) + filtered)
     except OSError as cause:
         if cause.errno in _NO_TRACKING:
-            return
+            if not _COUNT.exists():
+                return
+            raise KernelReadError(
+                f"connections are tracked, but their list cannot be had: {cause}",
+                remedy="load nf_conntrack_netlink",
+            ) from cause
         raise KernelReadError(
             f"connection tracking cannot be asked for its connections: {cause}",
             remedy="run as root, or with the capability NET_ADMIN",

@@ -32,12 +32,6 @@ class _PodsOfNode:
     def listed(self, objects: Iterator[JsonObject]) -> Names:
         return _names(objects)
 
-    def changed(self, before: Names, kind: str, subject: JsonObject) -> Names:
-        of_it = _names([subject])
-        if kind == "DELETED":
-            return {address: name for address, name in before.items() if address not in of_it}
-        return before | of_it
-
 
 def pods_of_node(node: str, kubeconfig: str | None = None) -> Names:
     """Return the names of the pods of a node, as the API has them now.

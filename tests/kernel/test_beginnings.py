@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from ipmasq_agent.errors import HostError
-from ipmasq_agent.netlink import ct_events
+from ipmasq_agent.errors import HostError, KernelReadError
+from ipmasq_agent.netlink import ct_events, ct_read
 from ipmasq_agent.netlink.ct_events import NewConnections
 from ipmasq_agent.planes.bpf import observing
 from ipmasq_agent.planes.live import beginnings
@@ -149,6 +149,24 @@ def test_what_comes_from_outside_leaves_no_node_and_is_not_told() -> None:
                 assert news.read(0) == []
         finally:
             news.close()
+
+
+NOBODY = 200 << 8  # a part of the kernel that there is not, as one whose module is not loaded
+
+
+def test_a_kernel_that_tracks_but_cannot_tell_of_it_is_not_taken_for_one_that_tracks_nothing(
+    in_ns: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(ct_read.tracked()) == []
+    monkeypatch.setattr(ct_read, "_GET", NOBODY | 1)
+    with pytest.raises(KernelReadError) as unread:
+        list(ct_read.tracked())
+    NewConnections().close()
+    monkeypatch.setattr(ct_events, "_GET_COUNT", NOBODY | 5)
+    with pytest.raises(HostError) as unheard:
+        NewConnections()
+    for told in (unread, unheard):
+        assert "load nf_conntrack_netlink" in (told.value.remedy or "")
 
 
 def test_without_events_it_is_said_how_to_turn_them_on(in_ns: Namespace) -> None:
