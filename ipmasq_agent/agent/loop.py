@@ -319,8 +319,6 @@ class Agent:
         self._sweeper.provide()
         if self._ports:
             self._ports.provide()
-        if self._recorder:
-            self._recorder.provide()
         config = self._documents.config
         self.metrics.cidrs.set(listed(config) if config else 0)
         self.status = self.status.passed(found)
@@ -328,6 +326,8 @@ class Agent:
         self._schedule(failed=bool(status.errors or status.left_behind or status.failure))
         if not status.errors:
             self._news = False
+            if self._recorder:
+                self._recorder.provide()
             self._documents.applied(intent.config)
             self.status = replace(status, config=self._documents.status)
         # Rules are in the kernel and said to be; what others make of them can wait for that.

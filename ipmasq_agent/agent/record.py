@@ -5,8 +5,9 @@ A line for each translated connection as it was made::
     2026-11-27T14:03:11.123Z udp 172.20.0.5:40254 8.8.8.8:53 192.168.10.100:40254
 
 The moment, the protocol, who it was, whom that reached, and as whom. Of ICMP the identifier is
-the port. ``... missed 12`` says that of so many before that moment there are no lines. Files are
-bounded, and so is their number: FILE is the newest, then FILE.1, FILE.2...
+the port. ``... missed 12`` says that of so many before that moment there are no lines, and
+``... listening`` that nobody listened just before it. Files are bounded, and so is their number:
+FILE is the newest, then FILE.1, FILE.2...
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from ipmasq_agent.errors import SourceError
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.flows import End, Flow, parse_end, protocol_number
 
-_MISSED = "missed"
+_MISSED, _LISTENING = "missed", "listening"
+_NOTES = b" missed ", b" listening\n"
 
 
 class RecordFile:
@@ -118,6 +120,11 @@ def missed_line(moment: float, count: int) -> str:
     return f"{utc(moment, 'milliseconds')} {_MISSED} {count}\n"
 
 
+def listening_line(moment: float) -> str:
+    """Return what says that connections are listened to from a moment on."""
+    return f"{utc(moment, 'milliseconds')} {_LISTENING}\n"
+
+
 @lru_cache(maxsize=4)
 def _second(moment: int) -> str:
     return utc(moment, "seconds").removesuffix("Z")
@@ -134,8 +141,19 @@ def _address(family: Family, address: int) -> str:
     return f"[{text}]" if family is Family.IPV6 else text
 
 
-def recorded(path: str, left_as: str | None = None) -> Iterator[tuple[float, Flow | int]]:
+def begins(path: str) -> float | None:
+    """Return the moment from which on a record tells; None where it is empty.
+
+    Raises:
+        SourceError: there is none that can be read.
+    """
+    return next((moment for moment, _ in recorded(path)), None)
+
+
+def recorded(path: str, left_as: str | None = None) -> Iterator[tuple[float, Flow | int | None]]:
     """Yield what a record holds, the oldest first: translations, and how many were missed.
+
+    None is where somebody began to listen.
 
     Args:
         path: of the newest file.
@@ -157,25 +175,29 @@ def recorded(path: str, left_as: str | None = None) -> Iterator[tuple[float, Flo
         try:
             with open(_older(path, number), "rb") as file:
                 for line in file:
-                    if end is None or line.endswith(end) or b" missed " in line:
+                    if end is None or line.endswith(end) or any(note in line for note in _NOTES):
                         yield from _read(line.decode(errors="replace"))
         except FileNotFoundError:
             if number == 0 and not numbers:
                 raise SourceError(
                     f"there is no record at {path}",
-                    remedy="have the agent write one: `run --record FILE`",
+                    remedy="have the agent write one: `run --record FILE`; an agent in a container "
+                    "has it there, so ask in there: `kubectl exec`",
                 ) from None
         except OSError as cause:
             raise SourceError(f"the record {path} cannot be read: {cause}") from cause
 
 
-def _read(line: str) -> Iterator[tuple[float, Flow | int]]:
+def _read(line: str) -> Iterator[tuple[float, Flow | int | None]]:
     """Yield what a line says; nothing where it is none, as somebody may have cut it off."""
     words = line.split()
     with contextlib.suppress(ValueError, KeyError, IndexError):
         moment = datetime.fromisoformat(words[0]).timestamp()
         if words[1] == _MISSED:
             yield moment, int(words[2])
+            return
+        if words[1] == _LISTENING:
+            yield moment, None
             return
         (family, source), (_, reached), (_, left_as) = map(parse_end, words[2:5])
         number = protocol_number(words[1])

@@ -49,15 +49,16 @@ class BegunFlows(Beginnings):
 
     def read(self, seconds: float) -> list[tuple[float, Flow]]:
         """Return flows that began; see ``Beginnings``."""
-        until = time.monotonic() + seconds
+        now = time.monotonic()
+        if now - self._looked > 1:
+            self._look(now)  # before what there is to read is taken
+        until = now + seconds
         while True:
             records = self._ring.read(_AT_ONCE)
             now = time.monotonic()
             if records or now >= until:
                 break
             time.sleep(min(_PAUSE, until - now))
-        if now - self._looked > 1:
-            self._look(now)
         since = self._since_boot
         return [(since + ns / 1e9, flow) for ns, flow in layout.unpack_begun(records)]
 
