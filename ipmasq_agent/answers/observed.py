@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ipmasq_agent.answers.explain import EgressPath, decide
+from ipmasq_agent.answers.explain import EgressPath, fate
+from ipmasq_agent.planes.interpretation import Decider, Interpretation
+from ipmasq_agent.planes.rules.matching import question
+from ipmasq_agent.planes.rules.neighbours import Neighbours, PostroutingHook, neighbours
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import Verdict
 from ipmasq_agent.policy.flows import End, Flow
-from ipmasq_agent.policy.model import FamilyPolicy
 
 MASQUERADE, KEEP = "masquerade", "keep"
+_SOURCES = 1024  # about which answers are remembered
+_NAMED = 3  # rules in one reason
 _L4 = {1: "ICMPv4", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 
 
@@ -143,23 +148,65 @@ class Wanted:
         return self.pod in (*names, *(flow.family.show(end.address) for end in ends))
 
 
-def reason(
-    policy: FamilyPolicy, source: int, reached: int, *, translated: bool, own: Collection[int]
-) -> str:
-    """Return what decides about a connection, by what is in force now.
+class Deciding:
+    """What decides about the connections of a family now: what is ours, and all others.
+
+    It remembers what it answered about some sources, so that very many connections can be asked.
 
     Args:
-        policy: that is in force, with what others decide.
-        source: the address of who began it.
-        reached: that of the other end.
-        translated: whether it left with another one.
+        interpret: what is ours decides, for any source or for one.
+        hook: what stands beside it.
         own: the addresses of the node.
     """
-    verdict, why = decide(policy, reached, source, EgressPath(local=reached in own))
-    if verdict is Verdict.UNKNOWN or (verdict is Verdict.MASQUERADE) == translated:
-        return str(why)
-    if translated:
-        return f"not what is in force now, which keeps it: {why}"
-    if source in own:
-        return "the node's own, which has its address already"
-    return f"it does not leave the node where it would be masqueraded: {why}"
+
+    def __init__(
+        self,
+        interpret: Callable[[int | None], Interpretation],
+        hook: PostroutingHook,
+        own: Collection[int],
+    ) -> None:
+        self._whole = interpret(None).located
+        self._of_source = lru_cache(_SOURCES)(lambda source: interpret(source).located)
+        self._others = lru_cache(_SOURCES)(lambda *way: neighbours(hook, question(*way)))
+        self._own = own
+        self._marked = list(_by_mark(hook))
+
+    def reason(self, source: int, reached: int, route: EgressPath, *, translated: bool) -> str:
+        """Return what decides about a connection, by what is in force now.
+
+        Args:
+            source: the address of who began it.
+            reached: that of the other end.
+            route: where the node sends what goes there.
+            translated: whether it left with another source.
+        """
+        ours = self._of_source(source) if self._whole.exceptions else self._whole
+        others: Neighbours = self._others(source, route.device)
+        verdict, rule, _, _ = fate(ours.policy, others, reached, source, route)
+        became = Verdict.MASQUERADE if translated else Verdict.NON_MASQUERADE
+        if verdict in (Verdict.UNKNOWN, became):
+            return str(rule)
+        if source in self._own and not translated:
+            return "the node's own, which has its address already"
+        does = "keeps it" if translated else "masquerades it"
+        some = [each for each in ours.exceptions if each.concerns(reached)]
+        partial = (*others.partial, *others.untracked)
+        some += [each for each, first, last in partial if first <= reached <= last]
+        named = [str(each) for each in some if each.verdict in (Verdict.UNKNOWN, became)]
+        # Where rules are read a packet has no mark.
+        if named := named or (self._marked if translated else []):
+            shown = " or ".join(list(dict.fromkeys(named))[:_NAMED])
+            return (
+                f"a rule that looks at more than addresses decided: {shown}; without it what is "
+                f"in force {does}: {rule}"
+            )
+        return f"not what is in force now, which {does}: {rule}"
+
+
+def _by_mark(hook: PostroutingHook) -> Iterator[str]:
+    """Yield the rules of others that look at a packet's mark, as kube-proxy's do."""
+    for base in hook.nat:
+        for chain in base.table.chains.values():
+            for position, rule in enumerate(chain.rules, start=1):
+                if rule.option("mark") is not None and chain.name != base.own:
+                    yield str(Decider(chain.name + base.suffix, position, rule.text))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
 from itertools import islice
+from operator import itemgetter
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +24,11 @@ from ipmasq_agent.cli.options import ONLY_WRITTEN, hiding, node_options, record_
 from ipmasq_agent.errors import AgentError, SourceError, UsageError
 
 if TYPE_CHECKING:
-    from ipmasq_agent.agent.choice import PlaneChoice
-    from ipmasq_agent.answers.observed import Sight, Wanted
+    from ipmasq_agent.answers.observed import Deciding, Sight, Wanted
     from ipmasq_agent.cli.options import Settings
     from ipmasq_agent.planes.plane import AnyPlane
     from ipmasq_agent.policy.addresses import Family, Prefix
     from ipmasq_agent.policy.flows import Flow
-    from ipmasq_agent.policy.model import FamilyPolicy
     from ipmasq_agent.sources.pods import Names
 
 _PROTOCOLS = ("tcp", "udp", "sctp", "icmp", "icmpv6")
@@ -37,6 +37,8 @@ _AGE_OF_RULES, _AGE_OF_NAMES = 5.0, 10.0  # seconds, after which they are read a
 _BETWEEN_NOTES = 1.0
 _MOST_ANSWERS = 20
 Show = Callable[["Sight"], None]
+Live = Callable[..., Iterator["Sight"]]
+"""Takes what is known of connections, and a port with which they leave."""
 
 
 @hiding(*ONLY_WRITTEN)
@@ -108,6 +110,7 @@ def command(
     --was ends with 1 where nobody has, or had, that address and port.
     """
     from ipmasq_agent.answers.observed import Wanted
+    from ipmasq_agent.cli.questions import at_work
     from ipmasq_agent.cli.wiring import backend_choice
 
     settings = settings_of(options)
@@ -121,13 +124,16 @@ def command(
     choice = backend_choice(settings)
     show = _as_json if output == "json" else _Columns().show
     try:
-        plane, _ = choice.current()
-        about = _About(choice, _Names(pods, settings), wanted)
+        plane, others = at_work(choice, settings)
+        about = _About(plane, _Names(pods, settings), wanted)
+        live = partial(_live, plane, others)
         if was is not None:
-            return _was(was, at, record, plane, about, show)
+            return _was(was, at, record, live, about, show)
+        # Of those that keep their source there is no record.
+        earlier = partial(_earlier, live, None if verdict == "keep" else record, last or 0)
         if last is None or follow:
-            return _follow(plane, partial(_earlier, plane, record, last or 0), about, show)
-        for seen in _earlier(plane, record, last, about):
+            return _follow(plane, earlier, about, show)
+        for seen in earlier(about):
             show(seen)
         return 0
     finally:
@@ -204,12 +210,11 @@ def _node(settings: Settings) -> str:
 class _About:
     """What is known of connections: names, and what decides, read again as it ages."""
 
-    def __init__(self, choice: PlaneChoice, names: _Names, wanted: Wanted) -> None:
-        self._choice = choice
+    def __init__(self, plane: AnyPlane, names: _Names, wanted: Wanted) -> None:
+        self._plane = plane
         self._names = names
         self._wanted = wanted
-        self._policies: dict[Family, FamilyPolicy | AgentError] = {}
-        self._own: dict[Family, frozenset[int]] = {}
+        self._deciding: dict[Family, Deciding | AgentError] = {}
         self._read_at = 0.0
         self._reason = lru_cache(maxsize=4096)(self._decided)
 
@@ -230,31 +235,36 @@ class _About:
         return found._replace(reason=self._reason(flow.family, *ends, flow.translated))
 
     def _read(self) -> None:
-        from ipmasq_agent.answers.in_force import in_force
+        from ipmasq_agent.answers.observed import Deciding
         from ipmasq_agent.host.devices import egress_devices, list_devices
+        from ipmasq_agent.host.routes import WaysOut
         from ipmasq_agent.planes.hook.read import read_hook
         from ipmasq_agent.policy.addresses import Family
 
         self._reason.cache_clear()
-        plane, _ = self._choice.current()
-        own = list_devices().own
+        plane, self._ways = self._plane, WaysOut()
+        own, egress = list_devices().own, egress_devices()
         for family in Family:
-            self._own[family] = frozenset(address for of, address in own if of is family)
+            of_family = frozenset(address for of, address in own if of is family)
             try:
-                ours = plane.dialect.interpret(plane.recall(family))
-                hook = read_hook(family, plane.our_base(family), egress_devices())
-                self._policies[family] = in_force(ours, hook).policy
+                interpret = partial(plane.dialect.interpret, plane.recall(family))
+                hook = read_hook(family, plane.our_base(family), egress)
+                self._deciding[family] = Deciding(interpret, hook, of_family)
             except AgentError as error:
-                self._policies[family] = error
+                self._deciding[family] = error
         self._read_at = time.monotonic()
 
     def _decided(self, family: Family, source: int, reached: int, translated: bool) -> str:
-        from ipmasq_agent.answers.observed import reason
+        from ipmasq_agent.answers.explain import EgressPath
 
-        policy = self._policies[family]
-        if isinstance(policy, AgentError):
-            return f"cannot be told: {policy.message}"
-        return reason(policy, source, reached, translated=translated, own=self._own[family])
+        deciding = self._deciding[family]
+        if isinstance(deciding, AgentError):
+            return f"cannot be told: {deciding.message}"
+        try:
+            route = EgressPath(*self._ways.look_up(family, reached, source))
+        except AgentError as error:
+            return f"cannot be told: {error.message}"
+        return deciding.reason(source, reached, route, translated=translated)
 
 
 # -- new ones ---------------------------------------------------------------------------------
@@ -308,17 +318,25 @@ def _follow(
 # -- earlier ones -----------------------------------------------------------------------------
 
 
-def _earlier(plane: AnyPlane, record: str | None, last: int, about: _About) -> Iterator[Sight]:
+def _live(
+    plane: AnyPlane, others: Collection[AnyPlane], about: _About, port: int | None = None
+) -> Iterator[Sight]:
+    """Yield those that there are, on planes that were left too."""
+    from ipmasq_agent.planes.live import live_flows
+
+    found = (about.seen(None, flow) for flow in live_flows(plane, port, others))
+    return (seen for seen in found if seen is not None)
+
+
+def _earlier(live: Live, record: str | None, last: int, about: _About) -> Iterator[Sight]:
     """Yield the last ones of the record, or some of those that there are."""
     from ipmasq_agent.agent.record import recorded
-    from ipmasq_agent.planes.live import live_flows
     from ipmasq_agent.policy.flows import Flow
 
     if not last:
         return iter(())
     if record is None:
-        live = (about.seen(None, flow) for flow in live_flows(plane))
-        return islice((seen for seen in live if seen is not None), last)
+        return islice(live(about), last)
     found: deque[Sight] = deque(maxlen=last)
     for moment, what in recorded(record):
         if isinstance(what, Flow) and (seen := about.seen(moment, what)) is not None:
@@ -327,10 +345,9 @@ def _earlier(plane: AnyPlane, record: str | None, last: int, about: _About) -> I
 
 
 def _was(
-    was: str, at: str | None, record: str | None, plane: AnyPlane, about: _About, show: Show
+    was: str, at: str | None, record: str | None, live: Live, about: _About, show: Show
 ) -> int:
     """Show whose an address and port is now, or was at a time; 1 where it is nobody's."""
-    from ipmasq_agent.planes.live import live_flows
     from ipmasq_agent.policy.flows import parse_end
 
     try:
@@ -341,19 +358,18 @@ def _was(
         ) from cause
     found: list[Sight] = []
     if at is None:
-        for flow in live_flows(plane, end.port):
-            if flow.left_as == end and flow.family is family:
-                seen = about.seen(None, flow)
-                if seen is not None:
-                    found.append(seen)
+        for seen in live(about, end.port):
+            if seen.flow.left_as == end and seen.flow.family is family:
+                found.append(seen)
     if record is not None and not found:
-        found = _then(record, end.shown(family), _moment(at) if at else time.time(), about)
+        meant = _meant(at) if at else (time.time(),) * 2
+        found = _then(record, end.shown(family), *meant, about)
     for seen in found[:_MOST_ANSWERS]:
         show(seen)
     if len(found) > _MOST_ANSWERS:
         click.echo(f"note: and {len(found) - _MOST_ANSWERS} more", err=True)
     if not found:
-        when = f"had it by {at}" if at else "leaves the node with it now"
+        when = f"is recorded with it by {at}" if at else "leaves the node with it now"
         click.echo(f"{was}: nobody {when}", err=True)
         if record is None:
             click.echo(
@@ -362,34 +378,52 @@ def _was(
     return 0 if found else 1
 
 
-def _then(record: str, end: str, moment: float, about: _About) -> list[Sight]:
-    """Return the latest of each protocol and destination by then, the newest first."""
-    from ipmasq_agent.agent.record import recorded
+def _then(record: str, end: str, first: float, last: float, about: _About) -> list[Sight]:
+    """Return who had an end from ``first`` on and before ``last``, the newest first.
 
-    latest: dict[tuple[int, Any], Sight] = {}
-    missed, begins = 0, None
+    Of each protocol and destination those are: the latest by ``first``, and all after it.
+    """
+    from ipmasq_agent.agent.record import begins, recorded
+
+    since = begins(record)
+    if since is None or last <= since:
+        told = "is empty" if since is None else f"begins at {_shown(since)}"
+        raise SourceError(f"who had it then is not known: the record {record} {told}")
+    had: dict[tuple[int, Any], list[Sight]] = {}
+    missed, anew = 0, since
     for when, what in recorded(record, end):
-        begins = when if begins is None else begins
-        if when > moment:
+        if when >= last:
             continue
-        if isinstance(what, int):
+        if what is None:
+            anew = when
+        elif isinstance(what, int):
             missed += what
         elif (seen := about.seen(when, what)) is not None:
-            key = what.protocol, what.reached
-            latest.pop(key, None)
-            latest[key] = seen._replace(reason="as recorded")
+            of_these = had.setdefault((what.protocol, what.reached), [])
+            if when <= first:
+                of_these.clear()
+            of_these.append(seen._replace(reason="as recorded"))
+    found = [(seen.moment or 0.0, seen) for of_these in had.values() for seen in of_these]
     if missed:
         click.echo(f"note: {missed} connections before that are not in the record", err=True)
-    return list(latest.values())[::-1]
+    if anew > min((moment for moment, _ in found), default=since):
+        text = f"note: up to {_shown(anew)} nobody recorded for a while: who had it then is missing"
+        click.echo(text, err=True)
+    return [seen for _, seen in sorted(found, key=itemgetter(0), reverse=True)]
 
 
-def _moment(text: str) -> float:
-    """Return the moment that a text means: a time of day is the latest one, by the local clock."""
+def _meant(text: str) -> tuple[float, float]:
+    """Return when what a text names begins and ends: a second, a minute or a day.
+
+    A time of day is the latest one, by the local clock.
+    """
     now = datetime.now().astimezone()
+    text = text.replace(" ", "T")
+    day, _, clock = text.rpartition("T")
     try:
         if "-" not in text.partition("T")[0]:
-            of_day = datetime.strptime(text, "%H:%M:%S" if text.count(":") == 2 else "%H:%M")
-            moment = datetime.combine(now.date(), of_day.time()).astimezone()
+            day, clock = now.date().isoformat(), text
+            moment = datetime.fromisoformat(f"{day}T{text}").astimezone()
             if moment > now:
                 moment -= timedelta(days=1)
         else:
@@ -399,7 +433,13 @@ def _moment(text: str) -> float:
             f"--at: {text!r} is no time",
             remedy="write it like 14:03:11 or 2026-11-27T14:03:11, with Z at its end for UTC",
         ) from cause
-    return moment.timestamp() + 1  # the second that it names is meant whole
+    colons = re.split("[Z+-]", clock)[0].count(":") if day else -1
+    whole = {-1: timedelta(days=1), 0: timedelta(hours=1), 1: timedelta(minutes=1)}
+    return moment.timestamp(), (moment + whole.get(colons, timedelta(seconds=1))).timestamp()
+
+
+def _shown(moment: float) -> str:
+    return datetime.fromtimestamp(moment).astimezone().isoformat(timespec="seconds")
 
 
 # -- how they are shown -----------------------------------------------------------------------

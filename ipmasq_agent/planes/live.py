@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ipmasq_agent.netlink import ct_read
 from ipmasq_agent.netlink.ct_events import NewConnections
@@ -14,7 +14,9 @@ from ipmasq_agent.policy.ports import MOST, PortUse, fullest, kernel_pools
 from ipmasq_agent.policy.tally import Tally
 
 
-def live_flows(plane: AnyPlane, port: int | None = None) -> Iterator[Flow]:
+def live_flows(
+    plane: AnyPlane, port: int | None = None, left: Iterable[AnyPlane] = ()
+) -> Iterator[Flow]:
     """Yield connections of both families as they are read, each once.
 
     A plane that translates by itself tells of what leaves the node. Where connections are
@@ -26,12 +28,13 @@ def live_flows(plane: AnyPlane, port: int | None = None) -> Iterator[Flow]:
         plane: in use.
         port: with which they leave, where only those are meant: that is much faster. Of a
             Service that was asked a plane that translates by itself then does not tell.
+        left: those that were in use before, whose flows may go on there.
 
     Raises:
         AgentError: they cannot be read.
     """
     if not isinstance(plane, Translator):
-        yield from tracked(port)
+        yield from _beside_left(port, [flow for each in left for flow in _translated(each, port)])
         return
     services: dict[tuple[int, End, End], End] = {}
     for flow in tracked(port):
@@ -42,6 +45,22 @@ def live_flows(plane: AnyPlane, port: int | None = None) -> Iterator[Flow]:
     for flow in plane.flows(port):
         asked = services.get((flow.protocol, flow.source, flow.reached))
         yield flow if asked is None else flow._replace(destination=asked)
+
+
+def _translated(left: AnyPlane, port: int | None) -> Iterator[Flow]:
+    flows = left.flows(port) if isinstance(left, Translator) else iter(())
+    return (flow for flow in flows if flow.translated)
+
+
+def _beside_left(port: int | None, left: Iterable[Flow]) -> Iterator[Flow]:
+    """Yield what is tracked, but for what it knows as it was before others translated it."""
+    there = {(flow.protocol, flow.source, flow.reached): flow for flow in left}
+    for flow in tracked(port):
+        own = (
+            None if flow.translated else there.pop((flow.protocol, flow.source, flow.reached), None)
+        )
+        yield flow if own is None else own._replace(destination=flow.destination)
+    yield from there.values()
 
 
 def beginnings(plane: AnyPlane) -> Beginnings:

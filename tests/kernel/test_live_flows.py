@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from ipmasq_agent.planes.live import live_flows
+from ipmasq_agent.planes.plane import Translator
 from ipmasq_agent.policy.addresses import Family, parse_address
 from tests.kernel.attacks.site import PLANS, site
 from tests.kernel.talked import PODS, as_said, in_force, talking
@@ -53,3 +54,28 @@ def test_a_connection_to_a_service_is_told_with_the_service_and_with_who_answers
     assert told.heard[0] == "192.0.2.1"
     assert flow.reached.shown(flow.family) == "192.0.2.2:7777"
     assert not flow.established
+
+
+@pytest.mark.parametrize("family", list(Family), ids=lambda family: family.value)
+def test_what_a_plane_that_was_left_still_translates_is_told_once(family: Family) -> None:
+    plan = PLANS[family]
+    with (
+        site(PODS, 2, tracked=True) as where,
+        in_force(where, "bpf") as left,
+        talking(where, family, 2) as said,
+        in_force(where, "nftables") as at_work,
+    ):
+        assert isinstance(left, Translator)
+        assert left.drain() > 0
+        with where.pod.entered(), socket.socket(plan.kind, socket.SOCK_DGRAM) as asking:
+            asking.bind((plan.pod(0), 5000))
+            asking.sendto(b"question", (plan.server(0), 53))
+        flows = [as_said(flow) for flow in live_flows(at_work, left=[left])]
+        translated = {one for one in said if one.heard != one.source}
+        port = min(one.heard[1] for one in translated)
+        of_port = [as_said(flow) for flow in live_flows(at_work, port, [left])]
+    assert sorted(flow for flow in flows if flow in said) == sorted(said)
+    assert not {one._replace(heard=one.source) for one in translated} & set(flows)
+    (new,) = [flow for flow in flows if flow.source == (plan.pod(0), 5000)]
+    assert new.heard[0] == plan.node
+    assert {one for one in of_port if one in said} == {one for one in said if one.heard[1] == port}

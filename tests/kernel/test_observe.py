@@ -21,6 +21,7 @@ from tests.kernel.agent import status_of
 from tests.kernel.attacks.site import PLANS, site
 from tests.kernel.running import Running
 from tests.kernel.talked import PODS, Said, as_said, in_force, talking
+from tests.netns import Namespace
 from tests.waiting import DEADLINE, wait_until
 
 PLANES = pytest.mark.parametrize("plane", ["iptables-nft", "nftables", "bpf"])
@@ -241,7 +242,7 @@ def test_the_agent_records_and_the_verb_reads_it_when_all_has_ended(
         where.node.run(["conntrack", "-F"], check=False)
         for each in sorted(translated)[::5]:
             then = {one for one in translated if one.heard == each.heard}
-            for at, expected in (("2999-01-01", (0, then)), ("2000-01-01", (1, set()))):
+            for at, expected in (("2999-01-01", (0, then)), ("2000-01-01", (2, set()))):
                 words = ("--record", str(record), "--at", at)
                 assert was(plane, each, capsys, *words) == expected
 
@@ -270,8 +271,56 @@ def test_a_record_that_cannot_be_written_harms_nothing_and_is_told(tmp_path: Pat
         assert (tmp_path / "log").read_text().count("translations are not recorded") == 1
 
 
+RECORD = """\
+2026-11-27T14:00:00.000Z listening
+2026-11-27T14:01:00.000Z udp 172.20.0.10:4000 192.0.2.2:53 192.0.2.1:4000
+2026-11-27T14:02:10.000Z udp 172.20.0.11:4000 192.0.2.2:53 192.0.2.1:4000
+2026-11-27T14:02:40.000Z udp 172.20.0.12:4000 192.0.2.2:53 192.0.2.1:4000
+2026-11-27T14:30:00.000Z listening
+2026-11-27T14:31:00.000Z tcp 172.20.0.13:4000 192.0.2.2:53 192.0.2.1:4000
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "at", "status", "pods", "said"),
+    [
+        ("192.0.2.1:4000", "2026-11-27T13:59Z", 2, [], "not known: the record"),
+        ("192.0.2.1:9", "2026-11-27T13:59Z", 2, [], "begins at"),
+        ("192.0.2.1:4000", "2026-11-27T14:00Z", 1, [], "nobody is recorded with it by"),
+        ("192.0.2.1:4000", "2026-11-27T14:02:20Z", 0, [11], ""),
+        ("192.0.2.1:4000", "2026-11-27T14:02Z", 0, [12, 11, 10], ""),  # whoever had it meanwhile
+        ("192.0.2.1:4000", "2026-11-27 14:02:41Z", 0, [12], ""),
+        ("192.0.2.1:4000", "2026-11-27T14:30:01Z", 0, [12], "nobody recorded for a while"),
+        ("192.0.2.1:9", "2026-11-27T14:30:01Z", 1, [], "nobody recorded for a while"),
+        ("192.0.2.1:4000", "2026-11-28", 0, [13, 12], "nobody recorded for a while"),
+    ],
+)
+def test_what_the_record_cannot_know_is_not_taken_for_nobody(
+    in_ns: Namespace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    end: str,
+    at: str,
+    status: int,
+    pods: list[int],
+    said: str,
+) -> None:
+    # The first lines were rotated away; who asks about one end is told by all.
+    newest, older = tmp_path / "record", tmp_path / "record.1"
+    lines = RECORD.splitlines(keepends=True)
+    older.write_text("".join(lines[:3]))
+    newest.write_text("".join(lines[3:]))
+    words = ("--was", end, "--record", str(newest), "--at", at, "-o", "json")
+    assert status_of("observe", "--backend", "nftables", *words) == status
+    out, err = capsys.readouterr()
+    objects = [json.loads(line) for line in out.splitlines()]
+    assert [data["IP"]["source"] for data in objects] == [f"172.20.0.{n}" for n in pods]
+    assert said in err if said else not err
+
+
 def count(record: Path) -> int:
-    return len(record.read_text().splitlines()) if record.exists() else 0
+    lines = record.read_text().splitlines() if record.exists() else []
+    return sum(not line.endswith(" listening") for line in lines)
 
 
 def listens(pid: int, plane: str) -> bool:

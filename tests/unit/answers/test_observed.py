@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from ipmasq_agent.answers.observed import Sight, Wanted, reason
+from ipmasq_agent.answers.explain import EgressPath
+from ipmasq_agent.answers.observed import Deciding, Sight, Wanted
+from ipmasq_agent.planes.interpretation import Interpretation
+from ipmasq_agent.planes.iptables.save import parse_saved
+from ipmasq_agent.planes.rules.neighbours import BaseChain, PostroutingHook
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.decisions import DecisionMap, Stated, Verdict
 from ipmasq_agent.policy.flows import End, Flow
@@ -74,18 +78,51 @@ def test_what_is_meant() -> None:
     assert not meant(Wanted(protocol="icmp"))
 
 
+POSTROUTING = "-A POSTROUTING -m comment --comment ours -j IP-MASQ"
+DOCKER = "-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"
+MARKED = "-A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE"
+OUT = EgressPath("eth0", "192.0.2.1")
+
+
+def deciding(policy: FamilyPolicy, *rules: str) -> Deciding:
+    """Return what decides where these rules stand at the hook."""
+    chains = (":POSTROUTING ACCEPT [0:0]", ":IP-MASQ - [0:0]")
+    text = "\n".join(["*nat", *chains, *rules, "COMMIT", ""])
+    table = parse_saved(text, Family.IPV4, writer="iptables")
+    base = BaseChain(table, "POSTROUTING", 100, own="IP-MASQ")
+    hook = PostroutingHook(Family.IPV4, (base,), egress=("eth0",))
+    return Deciding(lambda source: Interpretation(policy), hook, {NODE})
+
+
 def test_what_is_said_to_decide_is_what_did() -> None:
     pods = (Prefix(Family.IPV4, number("172.20.0.0"), 16),)
     everything = DecisionMap(Family.IPV4, (), Verdict.MASQUERADE, Stated("the default"))
-    policy = FamilyPolicy(everything, Guards(sources=pods))
+    found = deciding(FamilyPolicy(everything, Guards(sources=pods)), POSTROUTING)
 
-    def said(source: int, reached: int, *, translated: bool) -> str:
-        return reason(policy, source, reached, translated=translated, own={NODE})
+    def said(source: int, reached: int, *, translated: bool, route: EgressPath = OUT) -> str:
+        return found.reason(source, reached, route, translated=translated)
 
     assert said(POD, SERVER, translated=True) == "the default"
-    assert "which keeps it" in said(SERVER, POD, translated=True)
+    assert "in force now, which keeps it" in said(SERVER, POD, translated=True)
     assert "only what comes from 172.20.0.0/16" in said(SERVER, POD, translated=False)
-    assert "an address of this node" in said(POD, NODE, translated=False)
-    assert "does not leave the node where" in said(POD, SERVER, translated=False)
-    own = FamilyPolicy(everything)
-    assert "has its address already" in reason(own, NODE, SERVER, translated=False, own={NODE})
+    here = EgressPath("lo", None, local=True)
+    assert "an address of this node" in said(POD, NODE, translated=False, route=here)
+    assert "in force now, which masquerades it" in said(POD, SERVER, translated=False)
+    own = deciding(FamilyPolicy(everything), POSTROUTING)
+    assert "has its address already" in own.reason(NODE, SERVER, OUT, translated=False)
+
+
+def test_rules_of_others_are_named_where_they_decide() -> None:
+    kept = DecisionMap(Family.IPV4, (), Verdict.NON_MASQUERADE, Stated("our entry"))
+    found = deciding(FamilyPolicy(kept), POSTROUTING, DOCKER, MARKED)
+    container = number("172.17.0.2")
+    said = found.reason(container, SERVER, OUT, translated=True)
+    assert said == f"rule 2 of POSTROUTING: {DOCKER.removeprefix('-A POSTROUTING ')}"
+    # Through its own device, or from elsewhere, that rule says nothing.
+    for source, route in ((container, EgressPath("docker0")), (POD, OUT)):
+        assert found.reason(source, SERVER, route, translated=False) == "our entry"
+        assert found.reason(source, SERVER, route, translated=True) == (
+            "a rule that looks at more than addresses decided: rule 3 of POSTROUTING: "
+            "-m mark --mark 0x4000/0x4000 -j MASQUERADE; "
+            "without it what is in force keeps it: our entry"
+        )
