@@ -218,6 +218,31 @@ def test_nodes_may_be_read_only_where_that_was_asked_for() -> None:
     assert binding["subjects"] == one(API, "RoleBinding")["subjects"]
 
 
+def with_component(place: Path, component: str, resource: str) -> str:
+    """Return a folder with a kustomization of a user's own: a way to install, and a component."""
+    (place / "deploy").symlink_to(DEPLOY)
+    (place / "mine").mkdir()
+    (place / "mine/kustomization.yaml").write_text(
+        f"resources: [../deploy/{resource}]\ncomponents: [../deploy/components/{component}]\n"
+    )
+    return str(place / "mine")
+
+
+@pytest.mark.parametrize("resource", ["", "overlays/file", "overlays/bpf"])
+def test_the_record_lies_in_a_folder_of_the_node_where_verbs_look_too(
+    tmp_path: Path, resource: str
+) -> None:
+    mine = with_component(tmp_path, "record", resource)
+    (mount,) = [m for m in container(mine)["volumeMounts"] if m["name"] == "record"]
+    (volume,) = [v for v in pod(mine)["volumes"] if v["name"] == "record"]
+    assert volume["hostPath"] == {"path": mount["mountPath"], "type": "DirectoryOrCreate"}
+    for words in (container(mine)["args"], ["observe"]):
+        record = parameters(mine, *words)["settings"].record
+        assert record == f"{mount['mountPath']}/record"
+    for item in objects(mine):
+        kubernetes_validate.validate(item, KUBERNETES[-1], strict=True)
+
+
 @pytest.mark.parametrize(
     ("component", "permission"),
     [("nodes", Permission("nodes")), ("pods", Permission("pods", verbs=("list",)))],
@@ -225,12 +250,7 @@ def test_nodes_may_be_read_only_where_that_was_asked_for() -> None:
 def test_a_component_goes_with_the_file_overlay_too(
     tmp_path: Path, component: str, permission: Permission
 ) -> None:
-    (tmp_path / "deploy").symlink_to(DEPLOY)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/kustomization.yaml").write_text(
-        f"resources: [../deploy/overlays/file]\ncomponents: [../deploy/components/{component}]\n"
-    )
-    both = objects(str(tmp_path / "mine"))
+    both = objects(with_component(tmp_path, component, "overlays/file"))
     assert {item["kind"] for item in both} == {
         *("DaemonSet", "ServiceAccount", "ClusterRole", "ClusterRoleBinding")
     }
