@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
-from ipmasq_agent.answers.explain import EgressPath, fate
+from ipmasq_agent.answers.explain import EgressPath, Fate, fate
 from ipmasq_agent.answers.table import aligned
-from ipmasq_agent.planes.interpretation import Interpretation, RuleException
+from ipmasq_agent.planes.interpretation import Decider, Interpretation, RuleException
 from ipmasq_agent.planes.rules.matching import question
-from ipmasq_agent.planes.rules.neighbours import Neighbours, PostroutingHook, neighbours
+from ipmasq_agent.planes.rules.neighbours import PostroutingHook, counting, neighbours
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import Verdict
 from ipmasq_agent.policy.flows import Flow
-from ipmasq_agent.policy.model import FamilyPolicy
 
 UNKNOWN = "unknown"
 _KEPT = Verdict.NON_MASQUERADE
 _SHOWN = 20  # rows, a screen's worth
+_SOURCES = 4096  # whose answers are remembered
 
 RouteOf = Callable[[Family, int, int], EgressPath]
 """Tells where the node sends what goes to a destination, and comes from a source."""
@@ -27,6 +28,8 @@ RouteOf = Callable[[Family, int, int], EgressPath]
 
 class Ruling:
     """All that decides about the connections of a family, before the change or after it.
+
+    It remembers what decides about some sources, so that very many connections can be asked about.
 
     Args:
         interpret: what is ours decides, for any source or for one.
@@ -36,11 +39,10 @@ class Ruling:
     def __init__(
         self, interpret: Callable[[int | None], Interpretation], hook: PostroutingHook
     ) -> None:
-        self._interpret = interpret
         self._hook = hook
         self._whole = interpret(None).located
-        self._of_sources: dict[int, FamilyPolicy] = {}
-        self._others: dict[tuple[int, str | None], Neighbours] = {}
+        self._of_source = lru_cache(_SOURCES)(lambda source: interpret(source).located)
+        self._others = lru_cache(_SOURCES)(lambda *way: neighbours(hook, question(*way)))
 
     def like(self, other: Ruling) -> bool:
         """Whether both differ in destinations alone: those who agree about one agree of it."""
@@ -58,40 +60,46 @@ class Ruling:
         fixed = (f.address for f in policy.action.fixed if f.first <= destination <= f.last)
         return policy.decisions.decide(destination).verdict, next(fixed, None)
 
+    def fate(self, source: int, destination: int, route: EgressPath) -> Fate:
+        """Return what becomes of a new connection that is routed so, and what decides it."""
+        others = self._others(source, route.device)
+        return fate(self._ours(source).policy, others, destination, source, route)
+
     def leaves_as(self, flow: Flow, route: EgressPath) -> str:
         """Return the source address with which a new connection like ``flow`` would leave."""
-        source, destination = flow.source.address, flow.reached.address
+        source = flow.source.address
         own = flow.family.show(source)
         if route.local:
             return own
-        key = source, route.device
-        if key not in self._others:
-            self._others[key] = neighbours(self._hook, question(*key))
-        found = fate(self._policy(source), self._others[key], destination, source, route)
+        found = self.fate(source, flow.reached.address, route)
         if found.verdict is _KEPT:
             return own
         translated = found.translated_to if found.verdict is Verdict.MASQUERADE else None
         return translated or UNKNOWN
 
-    def doubts(self, flow: Flow, route: EgressPath) -> Iterator[RuleException]:
-        """Yield the rules of others that decide about such a connection if more of it fits.
-
-        The same arguments were asked about by ``leaves_as``.
-        """
-        others = self._others.get((flow.source.address, route.device))
-        if others is None:
+    def doubts(self, source: int, destination: int, route: EgressPath) -> Iterator[RuleException]:
+        """Yield the rules that decide about such a connection if more of it fits."""
+        if route.local:
             return
-        some = [one for one in others.partial if one.exception.verdict is not _KEPT]
-        for exception, first, last in (*some, *others.untracked):
-            if first <= flow.reached.address <= last:
+        yield from (e for e in self._ours(source).exceptions if e.concerns(destination))
+        for exception, first, last in counting(self._others(source, route.device)):
+            if first <= destination <= last:
                 yield exception
 
-    def _policy(self, source: int) -> FamilyPolicy:
-        if not self._whole.exceptions:
-            return self._whole.policy
-        if source not in self._of_sources:
-            self._of_sources[source] = self._interpret(source).located.policy
-        return self._of_sources[source]
+    @cached_property
+    def by_mark(self) -> tuple[Decider, ...]:
+        """The rules of others that look at a packet's mark, which is taken to have none."""
+        return tuple(
+            Decider(chain.name + base.suffix, position, rule.text)
+            for base in self._hook.nat
+            for chain in base.table.chains.values()
+            if chain.name != base.own
+            for position, rule in enumerate(chain.rules, start=1)
+            if rule.option("mark") is not None
+        )
+
+    def _ours(self, source: int) -> Interpretation:
+        return self._of_source(source) if self._whole.exceptions else self._whole
 
 
 class Diverted(NamedTuple):
@@ -201,5 +209,5 @@ def impact(
             changed[change] += 1
             established[change] += flow.established
             for side in (before, after):
-                doubts |= dict.fromkeys(side.doubts(flow, route))
+                doubts |= dict.fromkeys(side.doubts(flow.source.address, destination, route))
     return Impact(connections, dict(changed.most_common()), established, tuple(map(str, doubts)))

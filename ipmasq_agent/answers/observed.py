@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ipmasq_agent.answers.explain import EgressPath, fate
-from ipmasq_agent.planes.interpretation import Decider, Interpretation
-from ipmasq_agent.planes.rules.matching import question
-from ipmasq_agent.planes.rules.neighbours import Neighbours, PostroutingHook, neighbours
+from ipmasq_agent.answers.explain import EgressPath
+from ipmasq_agent.answers.impact import Ruling
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import Verdict
 from ipmasq_agent.policy.flows import End, Flow
 
 MASQUERADE, KEEP = "masquerade", "keep"
-_SOURCES = 1024  # about which answers are remembered
 _NAMED = 3  # rules in one reason
 _L4 = {1: "ICMPv4", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 
@@ -148,65 +143,30 @@ class Wanted:
         return self.pod in (*names, *(flow.family.show(end.address) for end in ends))
 
 
-class Deciding:
-    """What decides about the connections of a family now: what is ours, and all others.
-
-    It remembers what it answered about some sources, so that very many connections can be asked.
+def reason(
+    ruling: Ruling, source: int, reached: int, route: EgressPath, *, translated: bool, own: bool
+) -> str:
+    """Return what decides about a connection, by what is in force now.
 
     Args:
-        interpret: what is ours decides, for any source or for one.
-        hook: what stands beside it.
-        own: the addresses of the node.
+        ruling: what is in force.
+        source: the address of who began it.
+        reached: that of the other end.
+        route: where the node sends what goes there.
+        translated: whether it left with another source.
+        own: whether the node itself began it.
     """
-
-    def __init__(
-        self,
-        interpret: Callable[[int | None], Interpretation],
-        hook: PostroutingHook,
-        own: Collection[int],
-    ) -> None:
-        self._whole = interpret(None).located
-        self._of_source = lru_cache(_SOURCES)(lambda source: interpret(source).located)
-        self._others = lru_cache(_SOURCES)(lambda *way: neighbours(hook, question(*way)))
-        self._own = own
-        self._marked = list(_by_mark(hook))
-
-    def reason(self, source: int, reached: int, route: EgressPath, *, translated: bool) -> str:
-        """Return what decides about a connection, by what is in force now.
-
-        Args:
-            source: the address of who began it.
-            reached: that of the other end.
-            route: where the node sends what goes there.
-            translated: whether it left with another source.
-        """
-        ours = self._of_source(source) if self._whole.exceptions else self._whole
-        others: Neighbours = self._others(source, route.device)
-        verdict, rule, _, _ = fate(ours.policy, others, reached, source, route)
-        became = Verdict.MASQUERADE if translated else Verdict.NON_MASQUERADE
-        if verdict in (Verdict.UNKNOWN, became):
-            return str(rule)
-        if source in self._own and not translated:
-            return "the node's own, which has its address already"
-        does = "keeps it" if translated else "masquerades it"
-        some = [each for each in ours.exceptions if each.concerns(reached)]
-        partial = (*others.partial, *others.untracked)
-        some += [each for each, first, last in partial if first <= reached <= last]
-        named = [str(each) for each in some if each.verdict in (Verdict.UNKNOWN, became)]
-        # Where rules are read a packet has no mark.
-        if named := named or (self._marked if translated else []):
-            shown = " or ".join(list(dict.fromkeys(named))[:_NAMED])
-            return (
-                f"a rule that looks at more than addresses decided: {shown}; without it what is "
-                f"in force {does}: {rule}"
-            )
-        return f"not what is in force now, which {does}: {rule}"
-
-
-def _by_mark(hook: PostroutingHook) -> Iterator[str]:
-    """Yield the rules of others that look at a packet's mark, as kube-proxy's do."""
-    for base in hook.nat:
-        for chain in base.table.chains.values():
-            for position, rule in enumerate(chain.rules, start=1):
-                if rule.option("mark") is not None and chain.name != base.own:
-                    yield str(Decider(chain.name + base.suffix, position, rule.text))
+    verdict, rule, _, elsewhere = ruling.fate(source, reached, route)
+    became = Verdict.MASQUERADE if translated else Verdict.NON_MASQUERADE
+    if verdict in (Verdict.UNKNOWN, became):
+        return str(rule)
+    if own and not translated:
+        return "the node's own, which has its address already"
+    does = "keeps it" if translated else "masquerades it"
+    doubts = ruling.doubts(source, reached, route)
+    named = [each.rule for each in doubts if each.verdict in (Verdict.UNKNOWN, became)]
+    if named := named or (list(ruling.by_mark) if translated else []):
+        shown = " or ".join(map(str, dict.fromkeys(named[:_NAMED])))
+        whose = "another" if elsewhere else "ours"
+        return f"a rule that looks at more than addresses decided: {shown}; {whose} {does}: {rule}"
+    return f"not what is in force now, which {does}: {rule}"

@@ -24,7 +24,8 @@ from ipmasq_agent.cli.options import ONLY_WRITTEN, hiding, node_options, record_
 from ipmasq_agent.errors import AgentError, SourceError, UsageError
 
 if TYPE_CHECKING:
-    from ipmasq_agent.answers.observed import Deciding, Sight, Wanted
+    from ipmasq_agent.answers.impact import Ruling
+    from ipmasq_agent.answers.observed import Sight, Wanted
     from ipmasq_agent.cli.options import Settings
     from ipmasq_agent.planes.plane import AnyPlane
     from ipmasq_agent.policy.addresses import Family, Prefix
@@ -214,7 +215,7 @@ class _About:
         self._plane = plane
         self._names = names
         self._wanted = wanted
-        self._deciding: dict[Family, Deciding | AgentError] = {}
+        self._rulings: dict[Family, Ruling | AgentError] = {}
         self._read_at = 0.0
         self._reason = lru_cache(maxsize=4096)(self._decided)
 
@@ -235,36 +236,37 @@ class _About:
         return found._replace(reason=self._reason(flow.family, *ends, flow.translated))
 
     def _read(self) -> None:
-        from ipmasq_agent.answers.observed import Deciding
+        from ipmasq_agent.answers.impact import Ruling
         from ipmasq_agent.host.devices import egress_devices, list_devices
         from ipmasq_agent.host.routes import WaysOut
         from ipmasq_agent.planes.hook.read import read_hook
         from ipmasq_agent.policy.addresses import Family
 
         self._reason.cache_clear()
-        plane, self._ways = self._plane, WaysOut()
-        own, egress = list_devices().own, egress_devices()
+        plane, self._ways, self._own = self._plane, WaysOut(), list_devices().own
+        egress = egress_devices()
         for family in Family:
-            of_family = frozenset(address for of, address in own if of is family)
             try:
                 interpret = partial(plane.dialect.interpret, plane.recall(family))
                 hook = read_hook(family, plane.our_base(family), egress)
-                self._deciding[family] = Deciding(interpret, hook, of_family)
+                self._rulings[family] = Ruling(interpret, hook)
             except AgentError as error:
-                self._deciding[family] = error
+                self._rulings[family] = error
         self._read_at = time.monotonic()
 
     def _decided(self, family: Family, source: int, reached: int, translated: bool) -> str:
         from ipmasq_agent.answers.explain import EgressPath
+        from ipmasq_agent.answers.observed import reason
 
-        deciding = self._deciding[family]
-        if isinstance(deciding, AgentError):
-            return f"cannot be told: {deciding.message}"
+        ruling = self._rulings[family]
+        if isinstance(ruling, AgentError):
+            return f"cannot be told: {ruling.message}"
         try:
             route = EgressPath(*self._ways.look_up(family, reached, source))
         except AgentError as error:
             return f"cannot be told: {error.message}"
-        return deciding.reason(source, reached, route, translated=translated)
+        own = (family, source) in self._own
+        return reason(ruling, source, reached, route, translated=translated, own=own)
 
 
 # -- new ones ---------------------------------------------------------------------------------

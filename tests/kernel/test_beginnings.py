@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import time
+from contextlib import closing
 
 import pytest
 
@@ -133,6 +134,21 @@ def test_observers_have_places_of_their_own_and_leave_them() -> None:
         finally:
             for news in every:
                 news.close()
+
+
+def test_what_programs_told_can_be_read_after_they_have_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with site(2, 2) as where, where.node.entered():
+        silent(where)
+        with in_force(where, "bpf") as at_work:
+            news = beginnings(at_work)
+            send(where, Family.IPV4, 10)
+        with closing(news):
+            monkeypatch.setattr(news, "_looked", 0.0)  # as if the last look was long ago
+            news.stop()
+            assert len(news.read(0)) == 10
+            assert news.read(0) == []
 
 
 def test_what_comes_from_outside_leaves_no_node_and_is_not_told() -> None:

@@ -5,6 +5,7 @@ As long as nobody does there is no ring: a new flow then costs four looks at an 
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -83,6 +84,7 @@ class BegunFlows(Beginnings):
     def stop(self) -> None:
         """Listen to no more; see ``Beginnings``."""
         self._observers.delete(self._key)
+        self._looked = math.inf  # what is left to read may be of maps that have gone
 
     def close(self) -> None:
         """Leave the place."""

@@ -237,7 +237,7 @@ def joined(own: Interpretation, others: Neighbours) -> Interpretation:
     over = [entry for _, entry in overriding(decisions, others)]
     if over:
         decisions = decisions.overlaid(over)
-    told = telling(_counting(others, over), decisions)
+    told = telling(counting(others, over), decisions)
     return Interpretation(replace(policy, decisions=decisions), (*own.exceptions, *told))
 
 
@@ -250,8 +250,8 @@ def overriding(ours: DecisionMap, others: Neighbours) -> Iterator[tuple[Verdict,
             yield verdict, entries[position]._replace(first=first, last=last)
 
 
-def _counting(others: Neighbours, over: Iterable[Entry[Verdict]]) -> Iterator[Partial]:
-    """Yield the exceptions that can decide.
+def counting(others: Neighbours, over: Iterable[Entry[Verdict]] = ()) -> Iterator[Partial]:
+    """Yield the exceptions that can decide, where ``over`` overrides what is ours.
 
     To leave some packets alone counts in a chain that would decide otherwise, ours or one
     that overrides it. From any other chain they go on to the next anyway.

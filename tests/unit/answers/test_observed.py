@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ipmasq_agent.answers.explain import EgressPath
-from ipmasq_agent.answers.observed import Deciding, Sight, Wanted
+from ipmasq_agent.answers.impact import Ruling
+from ipmasq_agent.answers.observed import Sight, Wanted, reason
 from ipmasq_agent.planes.interpretation import Interpretation
 from ipmasq_agent.planes.iptables.save import parse_saved
 from ipmasq_agent.planes.rules.neighbours import BaseChain, PostroutingHook
@@ -84,23 +85,23 @@ MARKED = "-A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE"
 OUT = EgressPath("eth0", "192.0.2.1")
 
 
-def deciding(policy: FamilyPolicy, *rules: str) -> Deciding:
+def ruling(policy: FamilyPolicy, *rules: str) -> Ruling:
     """Return what decides where these rules stand at the hook."""
     chains = (":POSTROUTING ACCEPT [0:0]", ":IP-MASQ - [0:0]")
     text = "\n".join(["*nat", *chains, *rules, "COMMIT", ""])
     table = parse_saved(text, Family.IPV4, writer="iptables")
     base = BaseChain(table, "POSTROUTING", 100, own="IP-MASQ")
     hook = PostroutingHook(Family.IPV4, (base,), egress=("eth0",))
-    return Deciding(lambda source: Interpretation(policy), hook, {NODE})
+    return Ruling(lambda source: Interpretation(policy), hook)
 
 
 def test_what_is_said_to_decide_is_what_did() -> None:
     pods = (Prefix(Family.IPV4, number("172.20.0.0"), 16),)
     everything = DecisionMap(Family.IPV4, (), Verdict.MASQUERADE, Stated("the default"))
-    found = deciding(FamilyPolicy(everything, Guards(sources=pods)), POSTROUTING)
+    found = ruling(FamilyPolicy(everything, Guards(sources=pods)), POSTROUTING)
 
     def said(source: int, reached: int, *, translated: bool, route: EgressPath = OUT) -> str:
-        return found.reason(source, reached, route, translated=translated)
+        return reason(found, source, reached, route, translated=translated, own=False)
 
     assert said(POD, SERVER, translated=True) == "the default"
     assert "in force now, which keeps it" in said(SERVER, POD, translated=True)
@@ -108,21 +109,36 @@ def test_what_is_said_to_decide_is_what_did() -> None:
     here = EgressPath("lo", None, local=True)
     assert "an address of this node" in said(POD, NODE, translated=False, route=here)
     assert "in force now, which masquerades it" in said(POD, SERVER, translated=False)
-    own = deciding(FamilyPolicy(everything), POSTROUTING)
-    assert "has its address already" in own.reason(NODE, SERVER, OUT, translated=False)
+    own = ruling(FamilyPolicy(everything), POSTROUTING)
+    said_of_own = reason(own, NODE, SERVER, OUT, translated=False, own=True)
+    assert "has its address already" in said_of_own
 
 
 def test_rules_of_others_are_named_where_they_decide() -> None:
     kept = DecisionMap(Family.IPV4, (), Verdict.NON_MASQUERADE, Stated("our entry"))
-    found = deciding(FamilyPolicy(kept), POSTROUTING, DOCKER, MARKED)
+    found = ruling(FamilyPolicy(kept), POSTROUTING, DOCKER, MARKED)
+
+    def said(source: int, *, translated: bool, route: EgressPath = OUT) -> str:
+        return reason(found, source, SERVER, route, translated=translated, own=False)
+
     container = number("172.17.0.2")
-    said = found.reason(container, SERVER, OUT, translated=True)
-    assert said == f"rule 2 of POSTROUTING: {DOCKER.removeprefix('-A POSTROUTING ')}"
+    docker = f"rule 2 of POSTROUTING: {DOCKER.removeprefix('-A POSTROUTING ')}"
+    assert said(container, translated=True) == docker
     # Through its own device, or from elsewhere, that rule says nothing.
     for source, route in ((container, EgressPath("docker0")), (POD, OUT)):
-        assert found.reason(source, SERVER, route, translated=False) == "our entry"
-        assert found.reason(source, SERVER, route, translated=True) == (
+        assert said(source, translated=False, route=route) == "our entry"
+        assert said(source, translated=True, route=route) == (
             "a rule that looks at more than addresses decided: rule 3 of POSTROUTING: "
-            "-m mark --mark 0x4000/0x4000 -j MASQUERADE; "
-            "without it what is in force keeps it: our entry"
+            "-m mark --mark 0x4000/0x4000 -j MASQUERADE; ours keeps it: our entry"
         )
+
+
+def test_a_rule_for_some_ports_is_named_where_it_may_have_decided_otherwise() -> None:
+    everything = DecisionMap(Family.IPV4, (), Verdict.MASQUERADE, Stated("the default"))
+    accepted = "-A POSTROUTING -p udp --dport 53 -j ACCEPT"
+    found = ruling(FamilyPolicy(everything), accepted, POSTROUTING)
+    assert reason(found, POD, SERVER, OUT, translated=False, own=False) == (
+        "a rule that looks at more than addresses decided: rule 1 of POSTROUTING: "
+        "-p udp --dport 53 -j ACCEPT; ours masquerades it: the default"
+    )
+    assert reason(found, POD, SERVER, OUT, translated=True, own=False) == "the default"
