@@ -20,17 +20,21 @@ import time
 from pathlib import Path
 
 from bench.support import resident
+from ipmasq_agent.agent.record import recorded as record_of
 from ipmasq_agent.planes import registry
 from ipmasq_agent.planes.plane import AnyPlane, Translator
 from ipmasq_agent.planes.registry import PLANES
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.flows import Flow
 from tests.bpf.packets import udp
 from tests.kernel.attacks.flood import Flood, Varied, compile_flood
 from tests.kernel.attacks.site import PLANS, Site, site
-from tests.kernel.pins import PINS, bpf_file_system
+from tests.kernel.pins import PINS, bpf_file_system, placement
 from tests.kernel.talked import SPLIT, in_force
+from tests.waiting import wait_until
 
 _PORTS = 40_000
+_PATIENCE = 20  # seconds until an agent has written what it heard
 _VERB = [sys.executable, "-m", "ipmasq_agent"]
 _SILENCE = "table inet silence { chain heard { type filter hook prerouting priority raw; drop; }; }"
 
@@ -77,9 +81,8 @@ def observed(
         verb.wait()
         there = made(where, plane)
     seen, _, missed = map(int, re.findall(r"(\d+) (?:connections|shown|missed)", said))
-    right = "all" if seen + missed == there else f"NOT ALL: {there - seen - missed} unaccounted"
-    cpu = said.rpartition("with ")[2].removesuffix(" of CPU time")
-    return f"{rate:8.0f} {there:8} {seen:8} {missed:8} {cpu:>8} {right}"
+    spent = said.rpartition("with ")[2].removesuffix(" of CPU time")
+    return line(rate, there, seen, missed, spent)
 
 
 def recorded(
@@ -93,17 +96,36 @@ def recorded(
         words += ["--record", str(record), "--record-size", "256", "--cleanup-on-exit"]
         with Path(place, "log").open("w") as log:
             agent = subprocess.Popen([*_VERB, *words], stderr=log)
-        time.sleep(5)
+        wait_until(record.exists, "it listens")
         before = cpu(agent.pid)
         rate = send(program, where, family, options)
-        time.sleep(2)
+        plane = registry.row(name).make(placement())
+        there = made(where, plane)
+        plane.close()
+        for _ in range(_PATIENCE):
+            if sum(told(record)) >= there:
+                break
+            time.sleep(1)
         spent, memory = cpu(agent.pid) - before, resident(agent.pid)
         agent.terminate()
         agent.wait()
-        lines = [line for path in Path(place).glob("record*") for line in path.open()]
-        missed = sum(int(line.split()[2]) for line in lines if " missed " in line)
-        seen = sum(" missed " not in line for line in lines)
-    return f"{rate:8.0f} {'':8} {seen:8} {missed:8} {spent:6.1f} s {memory:6.1f} MB"
+        seen, missed = told(record)
+    return line(rate, there, seen, missed, f"{spent:.1f} s") + f" {memory:6.1f} MB"
+
+
+def told(record: Path) -> tuple[int, int]:
+    """Return how many connections a record has, and how many more it tells of."""
+    seen = missed = 0
+    for _, what in record_of(str(record)):
+        seen += isinstance(what, Flow)
+        missed += what if isinstance(what, int) else 0
+    return seen, missed
+
+
+def line(rate: float, there: int, seen: int, missed: int, cpu: str) -> str:
+    """Return figures as a line of the table."""
+    right = "all" if seen + missed == there else f"NOT ALL: {there - seen - missed} unaccounted"
+    return f"{rate:8.0f} {there:8} {seen:8} {missed:8} {cpu:>8} {right}"
 
 
 def cpu(pid: int) -> float:
@@ -121,7 +143,8 @@ def main() -> None:
     parser.add_argument("--plane", choices=[row.name for row in PLANES])
     options = parser.parse_args()
     family = Family.IPV6 if options.ipv6 else Family.IPV4
-    print(f"{'':16} {'a second':>8} {'made':>8} {'seen':>8} {'missed':>8} {'CPU':>8}")
+    heads = ["a second", "made", "seen", "missed", "CPU"]
+    print(" " * 16, *(f"{head:>8}" for head in heads), "   agent's RSS" if options.agent else "")
     with tempfile.TemporaryDirectory() as place:
         program = compile_flood(Path(place))
         for row in PLANES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +15,7 @@ from ipmasq_agent.cli.output import colour, emit, output_option
 if TYPE_CHECKING:
     from ipmasq_agent.answers.impact import Impact
     from ipmasq_agent.cli.questions import FamilyChange
+    from ipmasq_agent.planes.plane import AnyPlane
     from ipmasq_agent.policy.addresses import Family
     from ipmasq_agent.policy.flows import Flow
 
@@ -71,7 +72,7 @@ def command(live: bool, flows: str | None, output: str, **options: Any) -> int:
         cleaned = {other.name: left_diff(other) for other in left_behind}
         touched = None
         if live or flows is not None:
-            touched = _impact(flows, {f: changes[f] for f in intent.config.families})
+            touched = _impact(flows, {f: changes[f] for f in intent.config.families}, left_behind)
     finally:
         choice.close()
     cleaned = {name: removed for name, removed in cleaned.items() if removed}
@@ -119,7 +120,9 @@ def command(live: bool, flows: str | None, output: str, **options: Any) -> int:
     return 1 if changed else 0
 
 
-def _impact(recorded: str | None, changes: Mapping[Family, FamilyChange]) -> Impact:
+def _impact(
+    recorded: str | None, changes: Mapping[Family, FamilyChange], left: Collection[AnyPlane]
+) -> Impact:
     """Return what becomes of live connections, or of those in a file."""
     from ipmasq_agent.answers.explain import EgressPath
     from ipmasq_agent.answers.impact import impact
@@ -137,7 +140,7 @@ def _impact(recorded: str | None, changes: Mapping[Family, FamilyChange]) -> Imp
     both = {family: change.rulings() for family, change in changes.items()}
     # The families may be decided in two places; one that translates by itself knows of both.
     now = max((now for now, _ in both.values()), key=lambda one: isinstance(one, Translator))
-    flows = live_flows(now) if recorded is None else flows_of(recorded)
+    flows = live_flows(now, left=left) if recorded is None else flows_of(recorded)
     return impact(_told(flows), {family: ruled for family, (_, ruled) in both.items()}, route_of)
 
 
