@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
-from ipmasq_agent.policy.columns import common_ends
+from ipmasq_agent.policy.columns import differing
 from ipmasq_agent.policy.decisions import DecisionMap, Verdict
 
 IN_PLACE = 256
@@ -230,10 +230,9 @@ def _holds_lengths(codes: Iterable[int], lengths: set[int]) -> bool:
 
 
 def difference(old: Sequence[int], new: Sequence[int]) -> tuple[set[int], set[int]]:
-    """Return the elements that go and those that come; fast where few of many differ."""
-    head, tail = common_ends(old, new)
-    left, right = old[head : len(old) - tail], new[head : len(new) - tail]
-    return set(left).difference(right), set(right).difference(left)
+    """Return the elements that go and those that come, of two sets' ascending ones."""
+    going, coming = differing((old, new))
+    return {old[at] for at in going}, {new[at] for at in coming}
 
 
 def shown(code: int, family: Family) -> str:

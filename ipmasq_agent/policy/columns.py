@@ -17,6 +17,8 @@ from ipmasq_agent.policy.addresses import Family
 
 T = TypeVar("T", covariant=True)
 
+_LONGEST_SLICE = 4096
+
 
 def column(family: Family, addresses: Sequence[int]) -> Sequence[int]:
     """Return addresses of one family in the smallest form; two of a family compare fast.
@@ -33,25 +35,58 @@ def indices(numbers: Iterable[int]) -> Sequence[int]:
     return array("i", numbers)
 
 
+def differing(
+    keys: tuple[Sequence[int], Sequence[int]], *more: tuple[Sequence[object], Sequence[object]]
+) -> tuple[list[int], list[int]]:
+    """Return the positions of the rows that only the one has, and of those of the other alone.
+
+    Args:
+        keys: a column of each: it ascends, and holds no number twice.
+        more: further columns of the two, each pair of one type.
+    """
+    left, right = keys
+    gone: list[int] = []
+    come: list[int] = []
+    i = j = 0
+    while i < len(left) and j < len(right):
+        mine, its = left[i], right[j]
+        if mine == its and (run := alike(i, j, keys, *more)):
+            i, j = i + run, j + run
+            continue
+        if mine <= its:
+            gone.append(i)
+            i += 1
+        if its <= mine:
+            come.append(j)
+            j += 1
+    return [*gone, *range(i, len(left))], [*come, *range(j, len(right))]
+
+
+def alike(i: int, j: int, *columns: tuple[Sequence[object], Sequence[object]]) -> int:
+    """Return how many rows are the same in both, from one's row ``i`` and the other's ``j`` on.
+
+    Slices are compared, which is done in C: of a growing size while they are the same, then of
+    halves. What a slice copies is little, however long the two are.
+    """
+    limit = min(len(columns[0][0]) - i, len(columns[0][1]) - j)
+    run, size, growing = 0, 1, True
+    while size and run < limit:
+        stop = min(run + size, limit)
+        if all(a[i + run : i + stop] == b[j + run : j + stop] for a, b in columns):
+            run = stop
+        else:
+            growing = False
+        size = min(size * 2, _LONGEST_SLICE) if growing else size // 2
+    return run
+
+
 def common_ends(left: Sequence[object], right: Sequence[object]) -> tuple[int, int]:
     """Return how many items at the beginning and at the end are the same in both.
 
-    Both are of one type, as slices are compared, which is done in C.
+    Both are of one type.
     """
-    head = _alike(left, right)
-    return head, _alike(left[head:][::-1], right[head:][::-1])
-
-
-def _alike(left: Sequence[object], right: Sequence[object]) -> int:
-    """Return with how many items the two begin alike."""
-    low, high = 0, min(len(left), len(right))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if left[low:middle] == right[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    head = alike(0, 0, (left, right))
+    return head, alike(0, 0, (left[head:][::-1], right[head:][::-1]))
 
 
 class Lazy(Sequence[T]):

@@ -17,7 +17,7 @@ from operator import eq
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.columns import Chained, Lazy, column, common_ends, indices
+from ipmasq_agent.policy.columns import Chained, Lazy, alike, column, indices
 from ipmasq_agent.policy.ranges import NOBODY, are_apart, check_ranges, sweep
 
 
@@ -287,17 +287,20 @@ class DecisionMap:
             raise ValueError("maps of two families have nothing to compare")
         end = self.family.last_address
         (starts, marks), (others, its_marks) = self._shape(), other._shape()
-        ends = common_ends(starts, others), common_ends(marks, its_marks)
-        head, tail = map(min, zip(*ends, strict=True))
-        # The last range of those that begin alike may end differently.
-        i = j = max(head - 1, 0)
-        first = starts[i]
-        while i < len(starts) - tail:
+        i, j, first = 0, 0, 0
+        while True:
+            if starts[i] == others[j] and marks[i] == its_marks[j]:
+                # Skip what is alike, but for its last range: that may end differently.
+                run = alike(i, j, (starts, others), (marks, its_marks)) - 1
+                i, j = i + run, j + run
+                first = starts[i]
             left_last = starts[i + 1] - 1 if i + 1 < len(starts) else end
             right_last = others[j + 1] - 1 if j + 1 < len(others) else end
             last = min(left_last, right_last)
             if marks[i] != its_marks[j]:
                 yield first, last, _VERDICTS[marks[i]], _VERDICTS[its_marks[j]]
+            if last == end:
+                return
             first = last + 1
             i += left_last == last
             j += right_last == last

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.planes.nftables.rules import NftRule
 from ipmasq_agent.planes.nftables.state import BESIDE, NftSet, NftTable, SetKind
-from ipmasq_agent.policy.columns import common_ends
+from ipmasq_agent.policy.columns import common_ends, differing
 from ipmasq_agent.policy.ranges import intersections
 
 
@@ -249,23 +249,12 @@ def _set_changes(name: str, actual: NftSet, desired: NftSet) -> Iterator[Element
         removed = [n for n, device in enumerate(actual.names) if device not in desired.names]
         added = [n for n, device in enumerate(desired.names) if device not in actual.names]
     else:
-        removed, added = _ranges_changed(actual, desired)
+        removed, added = differing(
+            (actual.firsts, desired.firsts),
+            (actual.lasts, desired.lasts),
+            (actual.values, desired.values),
+        )
         going = ((actual.firsts[n], actual.lasts[n]) for n in removed)
         coming = ((desired.firsts[n], desired.lasts[n]) for n in added)
         in_place = next(intersections(going, coming), None) is None
     yield ElementChange(name, tuple(removed), tuple(added), in_place)
-
-
-def _ranges_changed(actual: NftSet, desired: NftSet) -> tuple[list[int], list[int]]:
-    """Return the positions of the ranges that go, and of those that come."""
-    columns: list[tuple[Sequence[int | str], Sequence[int | str]]]
-    columns = [(actual.firsts, desired.firsts), (actual.lasts, desired.lasts)]
-    columns += [(actual.values, desired.values)] * bool(desired.values)
-    head, tail = map(min, zip(*(common_ends(*both) for both in columns), strict=True))
-    old, new = (
-        list(zip(*(column[head : len(column) - tail] for column in side), strict=True))
-        for side in zip(*columns, strict=True)
-    )
-    kept = set(old).intersection(new)
-    removed = [position for position, item in enumerate(old, head) if item not in kept]
-    return removed, [position for position, item in enumerate(new, head) if item not in kept]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import SupportsIndex, overload
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.columns import Chained, Mapped, column, common_ends, indices
+from ipmasq_agent.policy.columns import Chained, Mapped, column, common_ends, differing, indices
 from tests.unit.strategies import FAMILIES, addresses
 
 PARTS = st.lists(st.lists(st.integers(), max_size=4), max_size=5)
@@ -57,3 +59,49 @@ def test_ends_are_common_up_to_the_first_item_that_differs(mine: list[int], his:
         assert rest[len(rest) - tail :] == others[len(others) - tail :]
         if tail < min(len(rest), len(others)):
             assert rest[-1 - tail] != others[-1 - tail]
+
+
+ROWS = st.dictionaries(st.integers(0, 40), st.integers(0, 1))
+
+
+@given(ROWS, ROWS, st.integers(0, 40))
+def test_rows_that_differ_are_those_that_only_one_side_has(
+    mine: dict[int, int], its: dict[int, int], where: int
+) -> None:
+    for shared in ({}, dict.fromkeys(range(100, 9_100), 2)):
+        # What both have lies among what differs.
+        left, right = (
+            sorted((key + 10_000 * (key < 100 and key > where), value) for key, value in side)
+            for side in ({**mine, **shared}.items(), {**its, **shared}.items())
+        )
+        keys, values = (tuple([row[n] for row in side] for side in (left, right)) for n in (0, 1))
+        gone, come = differing((keys[0], keys[1]), (values[0], values[1]))
+        assert [left[at] for at in gone] == sorted(set(left).difference(right))
+        assert [right[at] for at in come] == sorted(set(right).difference(left))
+
+
+class Watched(list[int]):
+    """A list that counts what is asked of it."""
+
+    items = 0
+    longest = 0
+
+    @overload
+    def __getitem__(self, asked: SupportsIndex) -> int: ...
+    @overload
+    def __getitem__(self, asked: slice) -> list[int]: ...
+    def __getitem__(self, asked: SupportsIndex | slice) -> int | list[int]:
+        if isinstance(asked, slice):
+            self.longest = max(self.longest, len(range(len(self))[asked]))
+            return super().__getitem__(asked)
+        self.items += 1
+        return super().__getitem__(asked)
+
+
+def test_what_lies_between_two_that_differ_is_compared_by_short_slices() -> None:
+    many = range(1, 100_001)
+    left, right = Watched(many), Watched([0, *many, 100_001])
+    assert differing((left, right)) == ([], [0, 100_001])
+    for side in (left, right):
+        assert side.items < 10
+        assert side.longest < 10_000
