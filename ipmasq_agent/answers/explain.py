@@ -313,7 +313,7 @@ def decide(
 
 
 def _within(address: int, prefixes: Sequence[Prefix]) -> bool:
-    return any(prefix.first <= address <= prefix.last for prefix in prefixes)
+    return any(prefix.holds(address) for prefix in prefixes)
 
 
 def _shown(items: Sequence[object]) -> str:

@@ -147,7 +147,7 @@ def needed(
         for node in nodes:
             via = next((a for its_family, a in node.addresses if its_family is family), None)
             for prefix in (p for p in node.pod_cidrs if p.family is family):
-                guarded = sources is None or any(_covers(s, prefix) for s in sources)
+                guarded = sources is None or any(s.covers(prefix) for s in sources)
                 if guarded and not kept:
                     continue
                 if via is None:
@@ -174,10 +174,6 @@ def _toward(decisions: DecisionMap, inside: Iterable[Prefix]) -> tuple[Range, ..
         return at < len(outside) and outside[at] <= last
 
     return tuple(each for each in decisions.stretches(Verdict.NON_MASQUERADE) if leads_out(*each))
-
-
-def _covers(outer: Prefix, inner: Prefix) -> bool:
-    return outer.first <= inner.first and inner.last <= outer.last
 
 
 def speakers(needs: Sequence[Need], asn: int, peers: Sequence[Peer]) -> Iterator[NodeSpeaker]:

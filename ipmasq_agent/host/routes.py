@@ -163,17 +163,13 @@ def _summarised(routes: Iterable[rt.Route]) -> PreferredSources:
     kept: list[tuple[Prefix, int | None]] = []
     around: list[tuple[Prefix, int | None]] = []
     for prefix in sorted(best, key=lambda p: (p.family.value, p.first, p.length)):
-        while around and not _covers(around[-1][0], prefix):
+        while around and not around[-1][0].covers(prefix):
             around.pop()
         source = best[prefix][2]
         if source != (around[-1][1] if around else None):
             around.append((prefix, source))
             kept.append((prefix, source))
     return tuple(kept)
-
-
-def _covers(outer: Prefix, inner: Prefix) -> bool:
-    return outer.family is inner.family and outer.first <= inner.first <= outer.last
 
 
 # -- whether what is sent to an address arrives here ------------------------------------

@@ -63,6 +63,15 @@ class Prefix(NamedTuple):
         """The highest address of the block."""
         return self.first | ((1 << (self.family.bits - self.length)) - 1)
 
+    def holds(self, address: int) -> bool:
+        """Whether an address of its family lies in it."""
+        return self.first <= address <= self.last
+
+    def covers(self, other: Prefix) -> bool:
+        """Whether all of another one lies in it."""
+        same = self.family is other.family and self.length <= other.length
+        return same and self.holds(other.first)
+
     def __str__(self) -> str:
         return f"{self.family.show(self.first)}/{self.length}"
 

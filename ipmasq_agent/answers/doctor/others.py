@@ -353,7 +353,7 @@ def services_masqueraded(node: Node) -> Iterator[Symptom]:
             caught = [
                 str(pods)
                 for pods in node.pod_networks(family, here=True)
-                if spared is None or not spared.first <= pods.first <= pods.last <= spared.last
+                if spared is None or not spared.covers(pods)
             ]
             if not caught:
                 continue

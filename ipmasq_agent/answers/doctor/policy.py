@@ -69,7 +69,7 @@ def pods_not_covered(node: Node) -> Iterator[Symptom]:
         left_out = [
             str(pods)
             for pods in collapsed(node.pod_networks(family, here=True))
-            if not any(one.first <= pods.first <= pods.last <= one.last for one in sources or ())
+            if not any(one.covers(pods) for one in sources or ())
         ]
         if left_out:
             yield Symptom(

@@ -46,7 +46,7 @@ def _nothing(family: Family, why: str) -> Interpretation:
 def _admits(rules: BpfRules, source: int) -> bool:
     if rules.sources is None:
         return True
-    return any(prefix.first <= source <= prefix.last for prefix in rules.sources)
+    return any(prefix.holds(source) for prefix in rules.sources)
 
 
 def _decisions(keep: AddressSet) -> DecisionMap:
