@@ -8,7 +8,7 @@ next hop is then the node's address.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ipmasq_agent.answers.routes import Accepted, NodeSpeaker, PodRoute, RouterSpeaker
@@ -215,10 +215,21 @@ def _gobgp_node(node: NodeSpeaker) -> Lines:
     for prefix in node.announces:
         yield f"# once it runs: gobgp global rib add -a {prefix.family.value} {prefix}"
     yield from _toml("[global.config]", **{"as": node.asn}, router_id=node.router_id)
+    # What one router says is not for another one to hear from a node.
+    yield from _toml(
+        "[global.apply-policy.config]",
+        import_policy_list=["pod-cidrs"],
+        export_policy_list=["pod-cidrs"],
+        default_import_policy="reject-route",
+        default_export_policy="reject-route",
+    )
     for peer in node.peers:
         yield "[[neighbors]]"
         yield from _toml("[neighbors.config]", neighbor_address=str(peer), peer_as=peer.asn)
         yield from _gobgp_family("neighbors", peer.family)
+    families = dict.fromkeys(prefix.family for prefix in node.announces)
+    own = {f: [Accepted(p, p.length, p.length) for p in _of(f, node.announces)] for f in families}
+    yield from _gobgp_pod_cidrs(own)
 
 
 def _gobgp_router(router: RouterSpeaker) -> Lines:
@@ -239,15 +250,21 @@ def _gobgp_router(router: RouterSpeaker) -> Lines:
         for network in router.of(family)[0]:
             yield "[[dynamic-neighbors]]"
             yield from _toml("[dynamic-neighbors.config]", prefix=str(network), peer_group=group)
+    yield from _gobgp_pod_cidrs({family: router.of(family)[1] for family in router.families})
+
+
+def _gobgp_pod_cidrs(accepted: Mapping[Family, Iterable[Accepted]]) -> Lines:
+    """Yield the policy of that name, which takes these and says nothing of the rest."""
+    for family, routes in accepted.items():
         yield from _toml("[[defined-sets.prefix-sets]]", prefix_set_name=f"pods-{family.value}")
-        for network, shortest, longest in router.of(family)[1]:
+        for network, shortest, longest in routes:
             yield from _toml(
                 "[[defined-sets.prefix-sets.prefix-list]]",
                 ip_prefix=str(network),
                 masklength_range=f"{shortest}..{longest}",
             )
     yield from _toml("[[policy-definitions]]", name="pod-cidrs")
-    for family in router.families:
+    for family in accepted:
         yield from _toml("[[policy-definitions.statements]]", name=f"pods-{family.value}")
         table = "policy-definitions.statements"
         yield from _toml(

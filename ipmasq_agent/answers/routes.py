@@ -114,8 +114,8 @@ class RouterSpeaker(NamedTuple):
 
     @property
     def families(self) -> list[Family]:
-        """Those in which nodes connect; a session carries its own family's routes."""
-        return [family for family in Family if self.of(family)[0]]
+        """Those in which nodes connect and have pods; a session carries its own family's routes."""
+        return [family for family in Family if all(self.of(family))]
 
 
 def needed(

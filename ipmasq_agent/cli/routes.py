@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ipmasq_agent.cli.asking import by_command_line
 from ipmasq_agent.cli.options import Settings, meant_option, question_options, settings_of
 from ipmasq_agent.cli.output import emit, output_option
 
@@ -130,7 +131,8 @@ def command(
         return
     for family in {need.family for need in needs} - {peer.family for peer in talks}:
         click.echo(f"warning: nobody is told of {family.value}, as no --peer is of it", err=True)
-    its_node: str | None = options["node_name"]
+    # In the agent's own pod the environment names a node, which nobody asked about.
+    its_node: str | None = options["node_name"] if by_command_line("node_name") else None
     parts: dict[str, str] = {}
     assert language.router is not None
     if language.node is not None and not router:

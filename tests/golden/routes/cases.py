@@ -9,7 +9,7 @@ from ipmasq_agent.answers.route_formats import FORMATS
 from ipmasq_agent.answers.routes import needed, parse_node, parse_peer, routers, speakers
 
 FOLDER = Path(__file__).parent
-GOLDEN = (".cisco", ".junos")
+GOLDEN = (".cisco", ".junos", ".gobgp")
 NODES = (
     "k8s-ctr=192.168.10.100,fd00:192:168:10::100,172.20.0.0/24,fd00:172:20::/64",
     "k8s-w1=192.168.10.101,fd00:192:168:10::101,172.20.1.0/24,172.20.128.0/25,fd00:172:20:1::/64",

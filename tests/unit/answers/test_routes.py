@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ipmasq_agent.answers.route_formats import FORMATS
 from ipmasq_agent.answers.routes import (
     Accepted,
     Need,
@@ -185,6 +186,19 @@ def test_the_router_names_no_node() -> None:
     )
     assert [*map(str, router.listens)] == ["192.168.8.0/21"]
     assert router.accepts == (Accepted(parse_cidr("172.16.0.0/12"), 24, 24),)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_family_without_pods_is_not_spoken_of(name: str) -> None:
+    peers = [parse_peer(text, 64512) for text in ("192.168.10.200", "fd00:192:168:10::200")]
+    speaks = FORMATS[name].router
+    if speaks is not None:
+        [router] = routers(kept(), 64512, peers, [parse_cidr("fd00:192:168:10::/64")])
+        text = "\n".join(speaks(router))
+        assert "172.20.0.0/16" in text
+        assert "v6" not in text
+        assert "inet6" not in text
+        assert "fd00:" not in text
 
 
 def test_nodes_of_ipv6_alone_have_identifiers_too() -> None:

@@ -147,6 +147,14 @@ def test_configurations_are_all_written_unless_one_is_picked(routes: Routes) -> 
         assert told.count("\nrouter bgp ") == 1
 
 
+def test_the_node_that_an_agents_environment_names_picks_nothing(
+    routes: Routes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = routes(*FLAGS, *BGP)
+    monkeypatch.setenv("IPMASQ_NODE_NAME", "k8s-w1")
+    assert routes(*FLAGS, *BGP) == every
+
+
 def test_who_speaks_no_bgp_is_told_who_does(routes: Routes) -> None:
     for words, said in (
         (("--format", "iproute2"), "iproute2 does no BGP"),
