@@ -103,10 +103,14 @@ class Beside(NamedTuple):
     unread: tuple[str, ...]
 
     @property
+    def told(self) -> tuple[str, ...]:
+        """A line for each that holds rules."""
+        return tuple(f"{name} holds rules of ours that decide too" for name in self.holding)
+
+    @property
     def lines(self) -> tuple[str, ...]:
         """One for each of them."""
-        holding = (f"{name} holds rules of ours that decide too" for name in self.holding)
-        return (*holding, *self.unread)
+        return self.told + self.unread
 
 
 def deciding(others: Iterable[AnyPlane]) -> Beside:

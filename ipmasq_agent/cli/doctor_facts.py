@@ -19,10 +19,11 @@ from ipmasq_agent.answers.doctor.facts import Device, Node, Probing, Role
 from ipmasq_agent.bpf import bpffs
 from ipmasq_agent.cli.options import Settings
 from ipmasq_agent.cli.wiring import backend_choice, read_intent
-from ipmasq_agent.errors import AgentError, ConfigError, UsageError
+from ipmasq_agent.errors import AgentError, ConfigError, HostError, UsageError
 from ipmasq_agent.host import probe
 from ipmasq_agent.host.devices import egress_devices, leads_to_pods, pod_networks
 from ipmasq_agent.host.routes import dropped_replies
+from ipmasq_agent.host.sysctl import setting
 from ipmasq_agent.netlink.rt import Link, list_addresses, list_links, list_routes, tunnel_ends
 from ipmasq_agent.planes import registry
 from ipmasq_agent.planes.cilium.decide import MAP_NAMES
@@ -32,13 +33,12 @@ from ipmasq_agent.planes.rules.owners import owner_of_bridge
 from ipmasq_agent.planes.rules.rule import Rule
 from ipmasq_agent.policy.addresses import Family, parse_address
 from ipmasq_agent.policy.decisions import Verdict
-from ipmasq_agent.policy.facts import PodNetwork
+from ipmasq_agent.policy.facts import DroppedReply, PodNetwork
 from ipmasq_agent.policy.flows import parse_end
 from ipmasq_agent.policy.model import FamilyPolicy
 
 # Where Cilium's agent keeps what it was configured with, for who restores its endpoints.
 CILIUM_STATE = Path("/var/run/cilium/state/agent-runtime-config.json")
-_NET = Path("/proc/sys/net")
 _METADATA = parse_address("169.254.169.254")[1]
 _SAMPLES = 64  # destinations, of those that see pod addresses
 _PODS = 4  # networks of pods, of which a node may have one for each pod
@@ -50,7 +50,7 @@ def gather_node(settings: Settings, probes: Sequence[str]) -> tuple[Node, list[s
     Raises:
         UsageError: flags, the document's name or an address to probe cannot be used.
     """
-    targets = [_target(text) for text in probes]
+    targets = {text: _target(text) for text in probes}
     facts: dict[str, Any] = {"kernel": _kernel(), "conntrack": _conntrack()}
     if settings.agent is not None:
         facts["contested"] = settings.agent.status.get("contested")
@@ -77,13 +77,15 @@ def gather_node(settings: Settings, probes: Sequence[str]) -> tuple[Node, list[s
     families = (Family.IPV4, Family.IPV6) if ipv6 else (Family.IPV4,)
     facts["families"] = families
     facts["forwarding"] = {
-        Family.IPV4: _setting("ipv4/ip_forward") != 0,
-        Family.IPV6: _setting("ipv6/conf/all/forwarding") != 0,
+        Family.IPV4: setting("ipv4/ip_forward") != 0,
+        Family.IPV6: setting("ipv6/conf/all/forwarding") != 0,
     }
     with looking("devices and routes"):
         facts |= _network(families)
     with looking("the data plane"):
-        facts |= _rules(settings, intent, families)
+        found, unread = _rules(settings, intent, families)
+        facts |= found
+        unseen += unread
     with looking("iptables"):
         facts["iptables"] = {family: populated(family) for family in families}
         facts["services"] = {family: _service_rules(family) for family in families}
@@ -95,9 +97,12 @@ def gather_node(settings: Settings, probes: Sequence[str]) -> tuple[Node, list[s
     policy = node.policies.get(Family.IPV4)
     if policy is not None:
         with looking("the way of replies"):
-            facts["dropped"] = _dropped(node, policy)
-    with looking("--probe"):
-        facts["probes"] = tuple(_probe(node, *target) for target in targets)
+            facts["dropped"] = tuple(_dropped(node, policy))
+    sent: list[Probing] = []
+    for text, target in targets.items():
+        with looking(f"--probe {text}"):
+            sent.append(_probe(node, *target))
+    facts["probes"] = tuple(sent)
     return Node(**facts), unseen
 
 
@@ -106,37 +111,33 @@ def _kernel() -> tuple[int, int]:
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
-def _setting(name: str) -> int | None:
-    """Return a number below /proc/sys/net; None where there is no such setting."""
-    try:
-        return int((_NET / name).read_text())
-    except (OSError, ValueError):  # of a device that has gone, or a module that is not loaded
-        return None
-
-
 def _conntrack() -> tuple[int, int] | None:
-    count, most = (_setting(f"netfilter/nf_conntrack_{name}") for name in ("count", "max"))
+    count, most = (setting(f"netfilter/nf_conntrack_{name}") for name in ("count", "max"))
     return None if count is None or most is None else (count, most)
 
 
 # -- rules ------------------------------------------------------------------------------
 
 
-def _rules(settings: Settings, intent: Intent | None, families: Sequence[Family]) -> dict[str, Any]:
-    """Return what stands at the hook, what of it is ours, and what the document asks for."""
+def _rules(
+    settings: Settings, intent: Intent | None, families: Sequence[Family]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return what stands at the hook, what is ours, what the document asks for; what is unread."""
     choice = backend_choice(settings)
     egress = egress_devices()
     try:
         plane, left = choice.current(large=intent is not None and intent.is_large)
-        return {
+        beside = deciding(left)
+        facts = {
             "backend": plane.name,
             "oldest": max(row.oldest for row in registry.rows_of(plane.name)),
             "place": settings.placement.chain,
             "hooks": {f: read_hook(f, plane.our_base(f), egress) for f in families},
             "policies": {f: intent.policy(plane, f) for f in families} if intent else {},
             "own": {f: plane.dialect.describe(plane.read(f)) for f in families},
-            "left": choice.unseen + deciding(left).lines,
+            "left": beside.told,
         }
+        return facts, choice.unseen + beside.unread
     finally:
         choice.close()
 
@@ -171,8 +172,10 @@ def _cilium() -> Iterator[str]:
 def _network(families: Sequence[Family]) -> dict[str, Any]:
     links, egress = list_links(), egress_devices()
     pods = pod_networks(links, lambda name: owner_of_bridge(name) is not None)
+    # Only where rules are asked about bridged frames does the bridge itself send them back.
+    asked = any(setting(f"bridge/bridge-nf-call-ip{six}tables") for six in ("", "6"))
     return {
-        "devices": tuple(_device(link, links, egress, pods) for link in links),
+        "devices": tuple(_device(link, links, egress, pods, asked=asked) for link in links),
         "pods": tuple(one for one in pods if one.prefix.family in families),
         "addresses": frozenset((one.family, one.address) for one in list_addresses()),
         "tunnel_ends": frozenset(_ends(links)),
@@ -187,21 +190,24 @@ def _ends(links: Iterable[Link]) -> Iterator[tuple[Family, int]]:
 
 
 def _device(
-    link: Link, links: Sequence[Link], egress: Sequence[str], pods: Sequence[PodNetwork]
+    link: Link,
+    links: Sequence[Link],
+    egress: Sequence[str],
+    pods: Sequence[PodNetwork],
+    *,
+    asked: bool,
 ) -> Device:
-    here = {one.device: one.here for one in pods}
+    here = {one.here for one in pods if one.device == link.name}
     role, lower = Role.OTHER, tuple[str, ...]()
     if link.name in egress:
         role = Role.OUT
-    elif link.name in here:
-        role = Role.PODS if here[link.name] else Role.OVERLAY
+    elif here:
+        role = Role.PODS if True in here else Role.OVERLAY
     if link.kind == "vxlan":
         lower = tuple(one.name for one in links if one.number == link.lower) or tuple(egress)
     ports = [one for one in links if one.master == link.number and leads_to_pods(one)]
-    # Only where rules are asked about bridged frames does the bridge itself send them back.
-    asked = any(_setting(f"bridge/bridge-nf-call-ip{six}tables") for six in ("", "6"))
     stuck = [port.name for port in ports if asked and not port.hairpin]
-    forwards = _setting(f"ipv4/conf/{link.name}/forwarding") != 0
+    forwards = setting(f"ipv4/conf/{link.name}/forwarding") != 0
     return Device(link.name, link.mtu, role, lower, tuple(stuck), forwards)
 
 
@@ -217,21 +223,19 @@ def _to_metadata(links: Iterable[Link]) -> Iterator[str]:
                 yield f"{to}{via} dev {names.get(device)}"
 
 
-def _dropped(node: Node, policy: FamilyPolicy) -> dict[str, str]:
-    """Return device → destination of which replies to a pod are dropped there."""
+def _dropped(node: Node, policy: FamilyPolicy) -> Iterator[DroppedReply]:
+    """Return what the reverse path filter drops of replies from destinations that see pods."""
     numbers = {link.name: link.number for link in list_links()}
     spans = list(policy.decisions.stretches(Verdict.NON_MASQUERADE))[:_SAMPLES]
     routes = [route.first + 1 for route in list_routes(Family.IPV4) if route.length][:_SAMPLES]
     kept = [a for a in routes if policy.decisions.decide(a).verdict is Verdict.NON_MASQUERADE]
     destinations = [min(first + 1, last) for first, last in spans] + kept
-    found: dict[str, str] = {}
     here = [one for one in node.pods if one.here and one.prefix.family is Family.IPV4]
-    for one in here[:_PODS]:
-        pod = min(one.prefix.first + 2, one.prefix.last)
-        for way in dropped_replies(pod, numbers.get(one.device, 0), destinations):
-            if way.device and way.address:
-                found.setdefault(way.device, way.address)
-    return found
+    pods = [
+        (min(one.prefix.first + 2, one.prefix.last), numbers.get(one.device, 0))
+        for one in here[:_PODS]
+    ]
+    return dropped_replies(pods, destinations)
 
 
 # -- sending ------------------------------------------------------------------------------
@@ -252,12 +256,12 @@ def _probe(node: Node, family: Family, address: int, port: int | None) -> Probin
     target = family.show(address) if port is None else f"{family.show(address)} port {port}"
     here = node.pod_networks(family, here=True)
     if not here:
-        raise UsageError(
-            f"--probe: no {family.value} pods are on this node, whose address could be taken",
+        raise HostError(
+            f"no {family.value} pods are on this node, whose address could be taken",
             remedy="start a pod here first, or ask on another node",
         )
     click.echo(f"sending to {target} ...", err=True)
-    inside = [a for f, a in node.addresses if f is family and any(_in(p, a) for p in here)]
+    inside = [a for f, a in node.addresses if f is family and any(p.holds(a) for p in here)]
     pod = min(inside, default=min(here[0].first + 2, here[0].last))
     own = probe.own_address(family, address)
     sent, from_node = probe.ask(family, pod, address, port), probe.ask(family, own, address, port)
@@ -271,7 +275,3 @@ def _probe(node: Node, family: Family, address: int, port: int | None) -> Probin
         family.show(own),
         from_node.answered,
     )
-
-
-def _in(prefix: Any, address: int) -> bool:
-    return bool(prefix.first <= address <= prefix.last)

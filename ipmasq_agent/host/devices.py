@@ -95,7 +95,8 @@ def pod_networks(links: Iterable[Link], is_others: Callable[[str], bool]) -> lis
     """Return where pods are: behind pairs and bridges of them, or behind an overlay.
 
     Routes of the main table tell, so pods of other nodes that the network outside routes are
-    not seen.
+    not seen. Where one device leads to both (Cilium's), the node's own network is the one that
+    holds an address of the device.
 
     Args:
         links: the devices of this network namespace.
@@ -104,7 +105,8 @@ def pod_networks(links: Iterable[Link], is_others: Callable[[str], bool]) -> lis
     Raises:
         KernelReadError: addresses or routes cannot be listed.
     """
-    leading_out = set(_leading_out(links, list_addresses()))
+    addresses = list_addresses()
+    leading_out = set(_leading_out(links, addresses))
     bridged = {link.master for link in links if leads_to_pods(link)}
     near: set[int] = set()
     far: set[int] = set()
@@ -116,15 +118,17 @@ def pod_networks(links: Iterable[Link], is_others: Callable[[str], bool]) -> lis
         elif link.number in bridged or leads_to_pods(link):
             near.add(link.number)
     names = {link.number: link.name for link in links}
-    found = [
-        PodNetwork(Prefix(family, route.first, route.length), names[number], number in near)
-        for family in Family
-        for route in list_routes(family)
-        if route.table == MAIN_TABLE and route.length
-        for number in route.devices
-        if number in near | far
-    ]
-    return [one for one in found if not _is_link_local(one.prefix)]
+    found: list[PodNetwork] = []
+    for family in Family:
+        held = [(one.device, one.address) for one in addresses if one.family is family]
+        for route in list_routes(family):
+            prefix = Prefix(family, route.first, route.length)
+            if route.table != MAIN_TABLE or not route.length or _is_link_local(prefix):
+                continue
+            for number in (one for one in route.devices if one in near | far):
+                own = any(device == number and prefix.holds(a) for device, a in held)
+                found.append(PodNetwork(prefix, names[number], number in near or own))
+    return found
 
 
 def leads_to_pods(link: Link) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from typing import NamedTuple
 
 from ipmasq_agent.host.devices import masquerading_source
+from ipmasq_agent.host.sysctl import setting
 from ipmasq_agent.netlink import rt
 from ipmasq_agent.netlink.rt import (
     DEFAULT_TABLE,
@@ -18,6 +19,7 @@ from ipmasq_agent.netlink.rt import (
     list_routes,
 )
 from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.facts import DroppedReply
 
 # -- where a packet leaves --------------------------------------------------------------
 
@@ -92,37 +94,43 @@ def turns(family: Family, first: int, last: int) -> list[int]:
     return sorted(edges)
 
 
-def dropped_replies(pod: int, inward: int, destinations: Iterable[int]) -> Iterator[WayOut]:
-    """Yield the ways out by which replies to a pod would come in and be dropped, in IPv4.
+def dropped_replies(
+    pods: Sequence[tuple[int, int]], destinations: Sequence[int]
+) -> Iterator[DroppedReply]:
+    """Yield replies to pods which would be dropped as they come in, in IPv4.
 
     A reply is taken to come back through the device that the packet left by, and to have no
-    mark. The kernel is asked whether its strict reverse path filter lets it in; each device is
-    told once, with the destination for which it does not.
+    mark itself. The kernel is asked whether its strict reverse path filter lets it in. Each
+    device is told once for packets without a mark, else once for each mark that rules of policy
+    routing look for: whether packets of pods have that is another question.
 
     Args:
-        pod: an address behind this node.
-        inward: the number of the device that the pod is behind.
-        destinations: that see the pod's own address.
+        pods: addresses behind this node, each with the number of the device that it is behind.
+        destinations: that see the pods' own addresses.
 
     Raises:
         KernelReadError: the routing table cannot be asked.
     """
     names = {link.number: link.name for link in list_links()}
+    most = setting("ipv4/conf/all/rp_filter") or 0
     strict = {
         number
         for number, name in names.items()
-        if max(_setting("all", "rp_filter"), _setting(name, "rp_filter")) == 1
+        if max(most, setting(f"ipv4/conf/{name}/rp_filter") or 0) == 1
     }
-    told: set[int] = set()
-    marks = sorted({0, *rt.routing_marks(Family.IPV4)})
-    for destination in destinations if strict else ():
-        for mark in marks:
-            way = rt.look_up(Family.IPV4, destination, pod, inward, mark)
-            if way is None or way.kind != RouteKind.UNICAST or way.device not in strict - told:
-                continue
-            if rt.refuses(Family.IPV4, pod, destination, way.device):
-                told.add(way.device)
-                yield WayOut(names[way.device], Family.IPV4.show(destination))
+    if not strict:
+        return
+    told: set[tuple[int, int]] = set()
+    marks = (0, *sorted(rt.routing_marks(Family.IPV4)))
+    for mark, (pod, inward), destination in product(marks, pods, destinations):
+        way = rt.look_up(Family.IPV4, destination, pod, inward, mark)
+        if way is None or way.kind != RouteKind.UNICAST or way.device not in strict:
+            continue
+        if told & {(way.device, 0), (way.device, mark)}:
+            continue
+        if rt.refuses(Family.IPV4, pod, destination, way.device):
+            told.add((way.device, mark))
+            yield DroppedReply(names[way.device], Family.IPV4.show(destination), mark)
 
 
 # -- which source address routes prefer -------------------------------------------------
@@ -230,11 +238,4 @@ def _answers(family: Family, address: int) -> bool:
     if family is Family.IPV6:
         return False
     names = {link.name for link in list_links() if link.number in near}
-    return not any(_setting(name, "arp_ignore") for name in ("all", *names))
-
-
-def _setting(device: str, name: str) -> int:
-    try:
-        return int(Path(f"/proc/sys/net/ipv4/conf/{device}/{name}").read_text())
-    except OSError:  # the device has gone, or settings are hidden from us
-        return 0
+    return not any(setting(f"ipv4/conf/{name}/arp_ignore") for name in ("all", *names))

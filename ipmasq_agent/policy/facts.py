@@ -52,6 +52,20 @@ class PodNetwork(NamedTuple):
     here: bool
 
 
+class DroppedReply(NamedTuple):
+    """A reply to a pod that the reverse path filter drops, in IPv4.
+
+    Attributes:
+        device: by which it comes in.
+        destination: that sends it.
+        mark: of the packet that it answers; 0 for none.
+    """
+
+    device: str
+    destination: str
+    mark: int
+
+
 NODE_ADDRESSES: Fact[frozenset[tuple[Family, int]]] = Fact("the addresses of the cluster's nodes")
 """InternalIP and ExternalIP of every node."""
 

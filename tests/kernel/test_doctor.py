@@ -18,8 +18,10 @@ from typing import Any
 
 import pytest
 
+from ipmasq_agent.agent import moves
 from ipmasq_agent.bpf import bpffs
 from ipmasq_agent.cli import doctor_facts
+from ipmasq_agent.host import sysctl
 from tests import oracle
 from tests.kernel.agent import status_of
 from tests.kernel.pins import PINS
@@ -117,6 +119,7 @@ class Scene:
         document: what it is judged by.
         flags: of the verb.
         says: what the first finding's title has in it.
+        severity: of the first finding.
     """
 
     found: str
@@ -124,6 +127,7 @@ class Scene:
     document: dict[str, Any] = field(default_factory=lambda: KEPT)
     flags: tuple[str, ...] = ()
     says: str = ""
+    severity: str = ""
 
 
 def listed(*more: str, but: str = "none") -> dict[str, Any]:
@@ -195,7 +199,7 @@ SCENES = {
     "source": Scene(
         "foreign-source",
         ("iptables-nft -t nat -A POSTROUTING -d 8.0.0.0/8 -j SNAT --to-source 192.0.2.9",),
-        says="192.0.2.9",
+        says="translates to 192.0.2.9, not to an address of this node",
     ),
     **{
         f"notrack-{variant}{six}": Scene("notrack", (iptables(variant, NOTRACK.format(pods), six),))
@@ -271,18 +275,20 @@ SCENES = {
     "snat6": Scene("snat-unanswered", document={**KEPT, "snatAddress": "fd00:192:168:10::99"}),
     "snat-far": Scene("snat-by-routers", document={**KEPT, "snatAddress": "203.0.113.5"}),
     "vxlan": Scene("vxlan-masqueraded", document=listed(but="192.168.10."), says="random"),
+    # Nobody gives packets that mark.
     "reverse-path": Scene(
         "reverse-path-filter",
         (
-            "ip link add eth1 type veth peer name eth1far",
-            "ip link set eth1 up; ip link set eth1far up",
-            "ip address add 198.51.100.1/24 dev eth1",
+            "ip link add eth1.7 type veth peer name eth1far",
+            "ip link set eth1.7 up; ip link set eth1far up",
+            "ip address add 198.51.100.1/24 dev eth1.7",
             "ip route add default via 198.51.100.254 table 100",
             "ip rule add fwmark 0x80 lookup 100 priority 100",
-            "sysctl -qw net.ipv4.conf.eth1.rp_filter=1",
+            "sysctl -qw net/ipv4/conf/eth1.7/rp_filter=1",
         ),
         document=listed("10.10.1.0/24"),
-        says="eth1",
+        says="eth1.7 drops replies to what has the mark 0x80",
+        severity="info",
     ),
 }
 
@@ -293,24 +299,74 @@ def test_what_is_made_true_is_found(node: Namespace, doctor: Doctor, scene: Scen
     found = doctor(scene.document, *scene.flags)
     assert [one["id"] for one in found] == scene.found.split(), found
     assert scene.says in found[0]["title"]
+    assert scene.severity in ("", found[0]["severity"])
     for one in found:
         assert set(one) == {"id", "severity", "title", "why", "remedy", "evidence", "page"}
         assert one["page"] == f"docs/doctor.md#{one['id']}"
         assert one["evidence"]
 
 
+@pytest.mark.parametrize("name", ["forwarding", "forwarding6", "reverse-path"])
+def test_what_the_remedy_says_to_type_mends_it(node: Namespace, doctor: Doctor, name: str) -> None:
+    scene = SCENES[name]
+    sh(node, *scene.lines)
+    [found] = doctor(scene.document)
+    sh(node, typed(found))
+    assert doctor(scene.document) == []
+
+
+def typed(found: dict[str, Any]) -> str:
+    """Return the first command of a remedy."""
+    command: str = found["remedy"].split("`")[1]
+    return command.replace("ipmasq-agent", f"{sys.executable} -m ipmasq_agent")
+
+
+def test_forwarding_of_one_device_is_mended_there(node: Namespace, doctor: Doctor) -> None:
+    sh(node, "ip link add eth0.7 type veth peer name far; ip link set eth0.7 up")
+    sh(node, "ip link set far up")
+    sh(node, "ip address add 192.168.7.100/24 dev eth0.7")
+    off = ("net/ipv4/conf/cni0/forwarding", "net/ipv4/conf/eth0.7/forwarding")
+    sh(node, f"sysctl -qw {' '.join(f'{name}=0' for name in off)}")
+    [found] = doctor(KEPT)
+    assert found["evidence"] == [f"{name} = 0" for name in off]
+    sh(node, typed(found))
+    assert doctor(KEPT) == []
+
+
+def test_what_upstream_left_goes_by_what_the_remedy_says(node: Namespace, doctor: Doctor) -> None:
+    sh(node, restore("nft", UPSTREAM.format("IP-MASQ-AGENT")))
+    [found] = doctor(KEPT)
+    sh(node, typed(found))
+    assert doctor(KEPT) == []
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The kernel's settings, among which those of a module may be put that is not loaded."""
+    folder = tmp_path / "net"
+    folder.mkdir()
+    for name in ("ipv4", "ipv6", "netfilter"):
+        (folder / name).symlink_to(sysctl.NET / name)
+    monkeypatch.setattr(sysctl, "NET", folder)
+    return folder
+
+
 def test_a_bridge_that_sends_nothing_back_is_found_where_it_matters(
-    node: Namespace, doctor: Doctor
+    node: Namespace, doctor: Doctor, settings: Path
 ) -> None:
-    asked = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
-    matters = asked.exists() and asked.read_text().strip() == "1"  # by a module, or built in
     sh(node, "bridge link set dev veth1 hairpin off")
-    found = [one["id"] for one in doctor(KEPT)]
-    assert found == (["hairpin-off"] if matters else [])
-    if matters:
-        names = (f"net.bridge.bridge-nf-call-{ip}tables=0" for ip in ("ip", "ip6"))
-        sh(node, f"sysctl -qw {' '.join(names)}")
+    assert doctor(KEPT) == []
+    (settings / "bridge").mkdir()
+    asked = [settings / "bridge" / f"bridge-nf-call-{ip}tables" for ip in ("ip", "ip6")]
+    for one in asked:
+        one.write_text("1\n")
+        [found] = doctor(KEPT)
+        assert (found["id"], found["evidence"]) == ("hairpin-off", ["hairpin off: veth1"])
+        one.write_text("0\n")
         assert doctor(KEPT) == []
+    asked[0].write_text("1\n")
+    sh(node, "bridge link set dev veth1 hairpin on")
+    assert doctor(KEPT) == []
 
 
 # What programs write on nodes that are fine, in IPv4. Where they masquerade, it is by a mark, or
@@ -434,7 +490,10 @@ def test_where_our_rules_are_there_is_nothing(
         assert [one["id"] for one in found] == ["own-leftover"]
     if backend == "nftables":
         sh(node, "nft 'add table ip ip-masq { flags dormant; }'")
-        assert [one["id"] for one in doctor(KEPT, *flags)] == ["table-dormant"]
+        [asleep] = doctor(KEPT, *flags)
+        assert asleep["id"] == "table-dormant"
+        sh(node, typed(asleep).replace("FAMILY NAME", "ip ip-masq"))
+        assert doctor(KEPT, *flags) == []
 
 
 def test_a_document_that_cannot_be_used_is_a_finding(doctor: Doctor, tmp_path: Path) -> None:
@@ -558,11 +617,78 @@ def test_a_probe_that_nobody_answers_tells_nothing(doctor: Doctor) -> None:
     assert [found["id"], other["id"]] == ["probe-unanswered"] * 2
 
 
+def test_what_cannot_be_probed_hides_no_other_answer(
+    node: Namespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sh(node, "ip -6 address flush dev cni0 scope global")
+    (tmp_path / "config").write_text(json.dumps(listed("10.10.1.0/24")))
+    probes = ("--probe=fd00:10:10::200", "--probe=203.0.113.9", "--probe=10.10.1.200")
+    sh(node, "ip route add prohibit 203.0.113.9")
+    words = ("--config", str(tmp_path / "config"), "--enable-ipv6", "-o", "json")
+    assert status_of("doctor", *words, *probes) == 2
+    captured = capsys.readouterr()
+    assert [one["id"] for one in json.loads(captured.out)] == ["no-way-back"]
+    assert "error: --probe fd00:10:10::200: no ipv6 pods are on this node" in captured.err
+    assert "error: --probe 203.0.113.9: " in captured.err
+
+
 def test_a_probe_that_finds_its_way_back_is_no_finding(
     node: Namespace, beyond: Namespace, doctor: Doctor
 ) -> None:
     beyond.run(["ip", "route", "add", "172.20.0.0/24", "via", "192.168.10.100"])
     assert doctor({"nonMasqueradeCIDRs": [*LIST, "10.10.1.0/24"]}, "--probe", "10.10.1.200") == []
+
+
+def test_programs_are_only_where_packets_lead_out(node: Namespace, doctor: Doctor) -> None:
+    assert doctor(listed(but="172."), "--backend", "bpf") == []
+    document = {**listed(but="172."), "egressInterfaces": ["eth0", "cni0"]}
+    [found] = doctor(document, "--backend", "bpf")
+    assert found["id"] == "pod-cidr-masqueraded"
+    assert found["title"].endswith("172.20.0.0/24")
+
+
+CILIUM = """
+address flush dev cni0
+link delete flannel.1
+link delete veth1
+link add cilium_host mtu 1500 type veth peer name cilium_net
+link set cilium_host up
+link set cilium_net up
+address add 172.20.0.77/32 dev cilium_host
+route add 172.20.0.0/24 via 172.20.0.77 dev cilium_host src 172.20.0.77
+route add 172.20.1.0/24 via 172.20.0.77 dev cilium_host src 172.20.0.77 mtu 1450
+link add lxc1 mtu 1500 type veth peer name pod netns {beyond}
+link set lxc1 up
+"""
+
+
+def test_pods_behind_ciliums_device_are_here_and_those_of_other_nodes_are_not(
+    node: Namespace, beyond: Namespace, doctor: Doctor
+) -> None:
+    batch(node, CILIUM.format(beyond=beyond.name))
+    assert doctor(KEPT) == []
+    [found] = doctor({**KEPT, "podCIDRs": ["10.244.0.0/16", "fd00:172:20::/48"]})
+    assert found["id"] == "pods-not-covered"
+    assert found["title"].endswith(": 172.20.0.0/24")
+    beyond.run(["ip", "route", "add", "172.20.0.0/24", "via", "192.168.10.100"])
+    assert doctor(listed("10.10.1.0/24"), "--probe", "10.10.1.200") == []
+
+
+def test_rules_elsewhere_that_cannot_be_read_are_no_finding(
+    node: Namespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    beside = moves.Beside(("nftables",), ("bpf cannot be looked into: not permitted",))
+    monkeypatch.setattr(doctor_facts, "deciding", lambda left: beside)
+    (tmp_path / "config").write_text(json.dumps(KEPT))
+    words = ("--config", str(tmp_path / "config"), "--enable-ipv6", "-o", "json")
+    assert status_of("doctor", *words) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "error: bpf cannot be looked into: not permitted\n"
+    [found] = json.loads(captured.out)
+    assert found["evidence"] == ["nftables holds rules of ours that decide too"]
 
 
 def test_what_may_not_be_looked_at_is_an_error_and_no_clean_node(node: Namespace) -> None:

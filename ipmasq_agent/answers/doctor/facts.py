@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ipmasq_agent.planes.rules.neighbours import PostroutingHook
 from ipmasq_agent.planes.rules.rule import Rule
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.facts import PodNetwork
+from ipmasq_agent.policy.facts import DroppedReply, PodNetwork
 from ipmasq_agent.policy.model import FamilyPolicy
 
 PAGE = "docs/doctor.md"
@@ -142,7 +142,7 @@ class Node:
         tunnel_ends: to which packets of overlays are sent.
         metadata: routes to the cloud's metadata service, in words.
         forwarding: whether packets are forwarded at all.
-        dropped: device → a destination whose replies the reverse path filter drops there.
+        dropped: what the reverse path filter drops.
         unanswered, doubtful: source addresses of the document to which no reply comes back, or
             of which that is not known.
         conntrack: connections that are tracked, and how many may be; None without tracking.
@@ -169,7 +169,7 @@ class Node:
     tunnel_ends: frozenset[tuple[Family, int]] = frozenset()
     metadata: tuple[str, ...] = ()
     forwarding: Mapping[Family, bool] = field(default_factory=dict)
-    dropped: Mapping[str, str] = field(default_factory=dict)
+    dropped: tuple[DroppedReply, ...] = ()
     unanswered: tuple[str, ...] = ()
     doubtful: tuple[str, ...] = ()
     conntrack: tuple[int, int] | None = None

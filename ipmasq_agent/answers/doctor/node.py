@@ -20,34 +20,42 @@ def forwarding_off(node: Node) -> Iterator[Symptom]:
     for family in node.families:
         if node.forwarding.get(family, True):
             off = [
-                f"net.ipv4.conf.{device.name}.forwarding = 0"
+                _of_device(device.name, "forwarding")
                 for device in node.devices
                 if family is Family.IPV4 and not device.forwarding and device.role is not Role.OTHER
             ]
         else:
-            off = [f"{_FORWARDING[family]} = 0"]
+            off = [_FORWARDING[family]]
         if off:
             yield Symptom(
                 Severity.ERROR,
                 f"packets are not forwarded ({family.value})",
                 "What pods send beyond this node, and what comes for them, is dropped.",
-                f"`sysctl -w {_FORWARDING[family]}=1`, and find out what turned it off: a file in "
-                "/etc/sysctl.d, or a firewall.",
-                tuple(off),
+                f"`sysctl -w {' '.join(f'{name}=1' for name in off)}`, and find out what turned it "
+                "off: a file in /etc/sysctl.d, or a firewall.",
+                tuple(f"{name} = 0" for name in off),
             )
+
+
+def _of_device(device: str, name: str) -> str:
+    """Return what a setting is called; with slashes, as names of devices may have dots."""
+    return f"net/ipv4/conf/{device}/{name}"
 
 
 def reverse_path_filter(node: Node) -> Iterator[Symptom]:
     """The strict reverse path filter drops replies to pod addresses."""
-    for device, destination in node.dropped.items():
+    for device, destination, mark in node.dropped:
+        setting = _of_device(device, "rp_filter")
+        whose = f"what has the mark {mark:#x}" if mark else "pods"
+        unknown = " Whether any packet of a pod has that mark is not seen." if mark else ""
+        marked = ", or have replies marked too, with src_valid_mark=1" if mark else ""
         yield Symptom(
-            Severity.ERROR,
-            f"{device} drops replies to pods: the reverse path filter is strict there",
+            Severity.INFO if mark else Severity.ERROR,
+            f"{device} drops replies to {whose}: the reverse path filter is strict there",
             f"What pods send to {destination} leaves through {device} by a rule of policy routing "
-            "that replies do not match: by the routes alone they should come elsewhere.",
-            f"`sysctl -w net.ipv4.conf.{device}.rp_filter=2` (loose); with rules by mark, "
-            "src_valid_mark=1.",
-            (f"net.ipv4.conf.{device}.rp_filter = 1", f"from {destination} to a pod"),
+            f"that replies do not match: by the routes alone they should come elsewhere.{unknown}",
+            f"`sysctl -w {setting}=2` (loose){marked}.",
+            (f"{setting}, or that of all devices = 1", f"from {destination} to a pod"),
         )
 
 

@@ -177,8 +177,9 @@ def foreign_source(node: Node) -> Iterator[Symptom]:
         policy = node.policies.get(family)
         if policy is None or not policy.masquerades:
             continue
-        fixed = {family.show(one.address) for one in policy.action.fixed}
-        mine = fixed or {family.show(a) for f, a in node.addresses if f is family}
+        fixed = sorted({family.show(one.address) for one in policy.action.fixed})
+        mine = fixed or [family.show(a) for f, a in node.addresses if f is family]
+        meant = " or ".join(fixed) or "an address of this node"
         asked = _asked(node, policy)
         found = neighbours(hook, usual(asked.guards, hook))
         for rule in dict.fromkeys(entry.reason for entry in found.others(_MASQUERADE)):
@@ -188,7 +189,7 @@ def foreign_source(node: Node) -> Iterator[Symptom]:
                 ruled = _Ruled(family, rule, base, tracking, _MASQUERADE, (), some=False)
                 yield Symptom(
                     Severity.WARNING,
-                    f"{ruled.whose} translates to {source}, not to {' or '.join(sorted(mine))}",
+                    f"{ruled.whose} translates to {source}, not to {meant}",
                     "It comes before ours, so receivers see an address that the document does not "
                     "ask for.",
                     "Remove it, or name its address as snatAddress.",
@@ -234,7 +235,7 @@ def table_dormant(node: Node) -> Iterator[Symptom]:
                 Severity.ERROR,
                 f"our rules are asleep ({family.value})",
                 "No packet meets a table with the flag dormant.",
-                "Find out who set it; `nft add table` without the flag wakes the table.",
+                "Find out who set it; `nft add table FAMILY NAME` without the flag wakes it.",
                 (hook.asleep,),
             )
 

@@ -32,6 +32,8 @@ def pod_cidr_masqueraded(node: Node) -> Iterator[Symptom]:
     """Pods of the cluster see each other with node addresses."""
     for family, policy in node.policies.items():
         devices = policy.guards.devices
+        if devices is None and node.backend == "bpf":
+            devices = tuple(device.name for device in node.of(Role.OUT))  # with the programs
         reached = collapsed(
             one.prefix
             for one in node.pods

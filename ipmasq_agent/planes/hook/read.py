@@ -44,6 +44,7 @@ _OF_IPTABLES = ("nat", "raw")
 _TABLES = ("nat", "raw", "mangle", "filter")
 _BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", POSTROUTING)
 _MOST_RULES, _MOST_ELEMENTS = 20_000, 65_536
+_FIRST = 64
 
 
 def read_hook(family: Family, ours: OurBase | None, egress: tuple[str, ...]) -> PostroutingHook:
@@ -74,16 +75,16 @@ def hook_generation() -> int | None:
     return None if legacy else generation_if_any()
 
 
-def first_of_nat_chain(family: Family, name: str, most: int = 64) -> list[Rule]:
+def first_of_nat_chain(family: Family, name: str) -> list[Rule]:
     """Return the first rules of a chain in the nat table of iptables, of whichever variant has it.
 
     Raises:
         KernelReadError: it cannot be read.
     """
-    listed = list_chain(family, "nat", name)[:most]
+    listed = list_chain(family, "nat", name)[:_FIRST]
     rules = [as_iptables(told(rule.expressions, family, {}, _device)) for rule in listed]
     if not rules and legacy_table_exists(family, "nat"):
-        rules += read_chains(family, "nat", (name,)).rules(name)[:most]
+        rules += read_chains(family, "nat", (name,)).rules(name)[:_FIRST]
     return rules
 
 

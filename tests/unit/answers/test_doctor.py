@@ -11,6 +11,7 @@ from ipmasq_agent.answers.doctor import CHECKS, examine, name
 from ipmasq_agent.answers.doctor.facts import Device, Node, Role, Severity
 from ipmasq_agent.planes.rules.owners import owner, owner_of_bridge
 from ipmasq_agent.planes.rules.rule import Option, Rule
+from ipmasq_agent.policy.facts import DroppedReply
 
 PAGE = Path(__file__).parents[3] / "docs" / "doctor.md"
 
@@ -40,6 +41,17 @@ def test_conntrack_is_told_before_it_is_full(count: int, severity: Severity | No
 def test_the_worst_comes_first() -> None:
     node = Node(conntrack=(80, 100), doubtful=("far",), unanswered=("near",))
     assert ids(node) == ["snat-unanswered", "conntrack-full", "snat-by-routers"]
+
+
+@pytest.mark.parametrize(("mark", "severity"), [(0, Severity.ERROR), (0x80, Severity.INFO)])
+def test_replies_to_what_only_a_mark_sends_elsewhere_are_no_failure(
+    mark: int, severity: Severity
+) -> None:
+    node = Node(dropped=(DroppedReply("eth1.7", "10.10.1.200", mark),))
+    [one] = examine(node)
+    assert (one.id, one.found.severity) == ("reverse-path-filter", severity)
+    assert "`sysctl -w net/ipv4/conf/eth1.7/rp_filter=2`" in one.found.remedy
+    assert ("0x80" in one.found.title) == bool(mark)
 
 
 @pytest.mark.parametrize(
