@@ -13,17 +13,21 @@ RUN apt-get update \
  && apt-get install --yes --no-install-recommends clang libbpf-dev libc6-dev \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-COPY constraints.txt pyproject.toml setup.py README.md LICENSE ./
-COPY ipmasq_agent ipmasq_agent
+COPY requirements requirements
 # An environment without pip, moved whole to the final stage, whose interpreter is at the
-# same path. Bytecode is made here and trusted as it is: nothing can write it later, on a
-# root that is read-only. The lab and the benchmark stay behind: a node runs neither, and
-# bench.Dockerfile adds them.
+# same path. Every package is checked against its hash.
 RUN python -m venv --without-pip /opt/ipmasq-agent \
  && python -m pip --python /opt/ipmasq-agent/bin/python install \
-        --no-cache-dir --no-compile --constraint constraints.txt . \
- && rm -r /opt/ipmasq-agent/lib/python3.11/site-packages/ipmasq_agent/bench \
-        /opt/ipmasq-agent/lib/python3.11/site-packages/ipmasq_agent/lab \
+        --no-cache-dir --no-compile --require-hashes --requirement requirements/agent.txt \
+ && python -m pip install \
+        --no-cache-dir --require-hashes --requirement requirements/build.txt
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
+COPY ipmasq_agent ipmasq_agent
+# Bytecode is made here and trusted as it is: nothing can write it later, on a root that is
+# read-only. The lab and the benchmark are not in a wheel; bench.Dockerfile adds them.
+RUN python -m hatchling build --directory /dist --target wheel \
+ && python -m pip --python /opt/ipmasq-agent/bin/python install \
+        --no-cache-dir --no-compile --no-index --no-deps /dist/*.whl \
  && python -m compileall -q --invalidation-mode unchecked-hash /opt/ipmasq-agent/lib
 
 FROM ${BASE}
@@ -36,7 +40,7 @@ LABEL org.opencontainers.image.title="ipmasq-agent" \
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends ipset iptables libbpf1 nftables \
- && rm -rf /var/lib/apt/lists/*
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt/* /var/log/dpkg.log
 COPY --from=builder /opt/ipmasq-agent /opt/ipmasq-agent
 ENV PATH=/opt/ipmasq-agent/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -10,7 +10,7 @@ BYTECODE := $(BPF)/masq.bpf.o
 # Tests wait for the kernel about as long as they compute: three fill two cores.
 WORKERS ?= $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
 
-.PHONY: demo bench test test-long lint tools clean
+.PHONY: demo bench test test-long lint dist lock clean
 .DEFAULT_GOAL := help
 
 help: ## this text
@@ -34,29 +34,40 @@ lint: $(VENV)/ready
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports --no-cache
 
-INSTALL := $(BIN)/pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
+# Nothing is installed but what requirements/ has the hash of.
+PIP := $(BIN)/pip install --quiet --quiet --disable-pip-version-check
+INSTALL := $(PIP) --require-hashes --requirement
 
-$(VENV)/agent: pyproject.toml constraints.txt scripts/install-tools
+$(VENV)/agent: pyproject.toml hatch_build.py requirements/agent.txt requirements/lab.txt \
+		requirements/build.txt scripts/install-tools
 	@scripts/install-tools
 	@echo "installing the agent and its lab into $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(INSTALL) --config-settings editable_mode=compat --editable '.[lab]'
+	@$(INSTALL) requirements/lab.txt --requirement requirements/build.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/bench: $(VENV)/agent
+$(VENV)/bench: $(VENV)/agent requirements/bench.txt
 	@scripts/install-tools bench
-	@$(INSTALL) --config-settings editable_mode=compat --editable '.[bench]'
+	@$(INSTALL) requirements/bench.txt
 	@touch $@
 
-$(VENV)/ready: $(VENV)/agent
+$(VENV)/ready: $(VENV)/agent requirements/bench.txt requirements/test.txt
 	@scripts/install-tools test
 	@echo "installing what the tests need into $(VENV) ..."
-	@$(INSTALL) --config-settings editable_mode=compat --editable '.[test]'
+	@$(INSTALL) requirements/test.txt
 	@touch $@
 
 $(VENV)/long: $(VENV)/ready
 	@scripts/install-tools long
 	@touch $@
+
+dist: $(VENV)/agent ## what a release is, in dist/: wheel, source, SBOM, SHA256SUMS; the same wherever it is built
+	@scripts/dist
+
+lock: $(VENV)/agent ## requirements/ anew, after a change of pyproject.toml; ARGS=--upgrade for the newest of all
+	@$(INSTALL) requirements/lock.txt
+	@scripts/lock $(ARGS)
 
 $(BYTECODE): $(VENV)/agent $(wildcard $(BPF)/*.c $(BPF)/*.h) $(BPF)/compile
 	@$(BPF)/compile

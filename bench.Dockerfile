@@ -13,10 +13,10 @@ RUN apt-get update \
 # What the image for nodes leaves out.
 COPY ipmasq_agent/bench /opt/ipmasq-agent/lib/python3.11/site-packages/ipmasq_agent/bench
 COPY ipmasq_agent/lab /opt/ipmasq-agent/lib/python3.11/site-packages/ipmasq_agent/lab
-COPY constraints.txt /tmp/
+COPY requirements /tmp/requirements
 RUN python -m pip --python /opt/ipmasq-agent/bin/python install \
-        --no-cache-dir --constraint /tmp/constraints.txt matplotlib \
- && rm /tmp/constraints.txt \
+        --no-cache-dir --require-hashes --requirement /tmp/requirements/bench.txt \
+ && rm -r /tmp/requirements \
  && /opt/ipmasq-agent/bin/python -c "import matplotlib" \
  && command -v iperf3 ip nginx setpriv sockperf sysctl taskset wrk
 CMD ["bench"]

@@ -1,4 +1,4 @@
-"""What an agent on a node does without: extras of the package, for its lab and its benchmark."""
+"""What an agent on a node does without: its lab and its benchmark, which work in a clone."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import importlib.util
 
 from ipmasq_agent.errors import MissingTool
 
+# By verb: what installs in a clone what it needs.
+_TARGETS = {"lab": "make demo", "bench": "make bench"}
 
-def require(extra: str, *modules: str) -> None:
-    """Fail where a module is missing that an extra of this package brings.
+
+def require(verb: str, *modules: str) -> None:
+    """Fail where a module is missing that the wheel of this package does not bring.
 
     Raises:
-        MissingTool: says which modules, and how to install them.
+        MissingTool: says which modules, and where they are.
     """
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise MissingTool(
-            f"{extra} needs {' and '.join(missing)}, which this installation does not have",
-            remedy=f"pip install 'ipmasq-agent[{extra}]'",
+            f"{verb} needs {' and '.join(missing)}, which this installation does not have",
+            remedy=f"`{_TARGETS[verb]}`, in a clone of the agent's repository, has all of it",
         )

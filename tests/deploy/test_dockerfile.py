@@ -7,9 +7,11 @@ import sysconfig
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from ipmasq_agent import __version__
 from ipmasq_agent.host.commands import PACKAGES
-from tests.deploy.dockerfile import pairs, parse
+from tests.deploy.dockerfile import Stage, pairs, parse
 from tests.deploy.manifests import ROOT
 
 STAGES = parse((ROOT / "Dockerfile").read_text())
@@ -54,7 +56,17 @@ def test_all_that_is_copied_exists_and_passes_the_ignore_file() -> None:
 def test_the_final_stage_installs_the_programs_that_the_agent_runs() -> None:
     installed = {word for run in FINAL.all("RUN") for word in run.words}
     assert {PACKAGES[program] for program in PROGRAMS} | {"ipset"} <= installed
-    assert not {"gcc", "make", "build-essential"} & installed
+    assert not {"clang", "gcc", "make", "build-essential"} & installed
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=["builder", "final"])
+def test_no_step_leaves_a_cache_of_packages(stage: Stage) -> None:
+    for step in stage.all("RUN"):
+        if "apt-get install" in step.text:
+            assert step.text.rpartition("&&")[2].startswith(" rm -rf /var/lib/apt/lists/*")
+        assert step.text.count("pip install") + step.text.count("python install") == (
+            step.text.count("--no-cache-dir")
+        )
 
 
 def test_the_entry_point_is_the_projects_program_and_its_command_is_run() -> None:
@@ -69,16 +81,3 @@ def test_the_labels_tell_this_version_and_licence() -> None:
     labels = pairs(label.text)
     assert labels["org.opencontainers.image.version"] == __version__
     assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
-
-
-def test_the_dependencies_are_those_that_the_constraints_pin() -> None:
-    (install,) = [run.text for run in BUILDER.all("RUN") if " pip " in run.text]
-    assert "--constraint constraints.txt" in install
-    assert "--no-cache-dir" in install
-    pinned = {
-        line.partition("==")[0].lower().replace("_", "-")
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-    }
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = {spec.partition(">=")[0].lower().replace("_", "-") for spec in project["dependencies"]}
-    assert wanted <= pinned

@@ -184,7 +184,7 @@ def _installed(packages: Iterable[str]) -> Iterator[Path]:
         try:
             package = distribution(name)
         except PackageNotFoundError as cause:
-            raise NoGuest(f"{name} is not installed: pip install --editable '.[test]'") from cause
+            raise NoGuest(f"{name} is not installed: `make .venv/ready`") from cause
         paths = (Path(str(path.locate())) for path in package.files or ())
         yield from (path for path in paths if path.exists())
         for requirement in map(Requirement, package.requires or ()):

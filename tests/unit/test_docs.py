@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
 TREES = ("ipmasq_agent", "tests", "bench", "deploy", "docs", "scripts")
 # A file of Python; what stands before its name is a folder here or in the package.
 MODULE = re.compile(r"(?<![\w./-])(?:\w+/)*\w+\.py\b")

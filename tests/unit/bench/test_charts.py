@@ -167,11 +167,12 @@ def test_whatever_there_is_can_be_drawn(results: Any) -> None:
         assert draw(chart).startswith(b"\x89PNG")
 
 
-def test_without_matplotlib_the_remedy_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_remedy_says_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingTool, match="bench needs matplotlib") as failed:
         draw(next(charts(Statistics(made(measures=[FLOWS])))))
-    assert failed.value.remedy == "pip install 'ipmasq-agent[bench]'"
+    assert failed.value.remedy is not None
+    assert failed.value.remedy.startswith("`make bench`, in a clone")
 
 
 def test_matplotlib_is_not_imported_until_something_is_drawn() -> None:
