@@ -87,12 +87,14 @@ class CommandFailed(HostError):
     status and what it wrote to standard error.
     """
 
-    def __init__(self, argv: Sequence[str], status: int, stderr: str) -> None:
+    def __init__(
+        self, argv: Sequence[str], status: int, stderr: str, *, remedy: str | None = None
+    ) -> None:
         self.argv = tuple(argv)
         self.status = status
         self.stderr = stderr.strip()[-_SHOWN:]
         detail = f": {self.stderr}" if self.stderr else ""
-        super().__init__(f"`{shlex.join(argv)}` exited with {status}{detail}")
+        super().__init__(f"`{shlex.join(argv)}` exited with {status}{detail}", remedy=remedy)
 
 
 class NotPermitted(HostError):

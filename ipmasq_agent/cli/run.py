@@ -80,6 +80,13 @@ Examples:
     show_default=True,
     help="What the record may take, in four files; a translation takes some 80 bytes.",
 )
+@setting(
+    "--drop-capabilities",
+    type=GoBool(),
+    default=False,
+    show_default=True,
+    help="Give up all capabilities that no work here needs, and any way to new ones.",
+)
 @setting("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @setting(
     "--log-level",
@@ -96,6 +103,7 @@ def command(
     state_dir: str,
     socket: str,
     record_size: int,
+    drop_capabilities: bool,
     log_format: str,
     log_level: str,
     **options: Any,
@@ -113,8 +121,35 @@ def command(
     if settings.config == "-" and not settings.configmaps:
         # Said here: in the loop it would be a source that fails now and may come back.
         raise UsageError("`run` cannot watch standard input", remedy="give it a file")
+    _limit_capabilities(settings.backend, drop=drop_capabilities)
     loop = LoopSettings(settings.flags, cleanup_on_exit, _seconds(drain_timeout))
     return _run(settings, options, http_address, socket, loop, state_dir, record_size)
+
+
+def _limit_capabilities(backend: str, *, drop: bool) -> None:
+    """Give up what is of no use here, or say so; and say what is missing.
+
+    Raises:
+        HostError: it cannot be given up.
+    """
+    from ipmasq_agent.host import capabilities
+    from ipmasq_agent.logs import event
+    from ipmasq_agent.planes import registry
+
+    needed = registry.capabilities(backend)
+    of_use = needed | registry.to_leave()
+    if drop:
+        capabilities.keep_only(of_use)
+    elif idle := sorted(capabilities.held() - of_use):
+        message = "holds capabilities that it does not need; --drop-capabilities gives them up"
+        event(logging.WARNING, message, idle=",".join(idle))
+    if missing := capabilities.lacking(needed):
+        event(
+            logging.WARNING,
+            "lacks capabilities that it may need",
+            missing=",".join(missing),
+            backend=backend,
+        )
 
 
 def _seconds(duration: str) -> float:

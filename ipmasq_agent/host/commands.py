@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import IO, Any, NamedTuple
 
 from ipmasq_agent.errors import CommandFailed, HostError, MissingTool
+from ipmasq_agent.host.capabilities import lacking
 from ipmasq_agent.host.patience import Patience
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ _REMEDIES: Mapping[int, str] = {
     errno.EPERM: "see which security profile forbids it",
     errno.ENOEXEC: "it is damaged or made for another kind of machine: install it anew",
 }
+# By what programs ask the kernel: netlink, and for ipsets and legacy tables a raw socket.
+_NEEDED = ("NET_ADMIN", "NET_RAW")
 LIMIT = 64 << 20
 """Bytes that a program may write and be listened to; 1,000,000 entries of a set are 30 MiB."""
 _CHUNK = 1 << 16
@@ -110,7 +113,10 @@ def run(
             f"`{shown}` cannot be run: {cause.strerror}", remedy=_REMEDIES.get(cause.errno or 0)
         ) from cause
     if check and status != 0:
-        raise CommandFailed(argv, status, stderr.text())
+        # Programs say "you must be root" to root, or "Can't open socket" and no more.
+        missing = " and ".join(lacking(_NEEDED))
+        remedy = f"it may need the capability {missing}, which this agent lacks"
+        raise CommandFailed(argv, status, stderr.text(), remedy=remedy if missing else None)
     return Completed(status, stdout.text(), stderr.text())
 
 

@@ -34,6 +34,7 @@ class PlaneRow:
             one name: which it is follows from the iptables that the node uses.
         title: what it is, for people.
         programs: what it runs on the node, beside the kernel itself.
+        capabilities: what it takes to read and to write it, without CAP_ in front.
         any_size: it decides by a look-up, and so takes any number of entries.
         make: returns the plane at work on this host.
         may_hold: tells by cheap signs whether state of ours may be here.
@@ -42,12 +43,14 @@ class PlaneRow:
             replaces the other's state by its own in one change, and nothing is left to clean.
         oldest: the first Linux that it works on, where that is not any that is still kept up.
         claim: returns what of the node one agent alone can keep in step, as users name it.
+        to_leave: what it takes to remove what was left there, where that is less.
     """
 
     name: str
     backend: str
     title: str
     programs: tuple[str, ...]
+    capabilities: frozenset[str]
     any_size: bool
     make: Callable[[Placement], AnyPlane]
     may_hold: Callable[[Placement], bool]
@@ -55,6 +58,7 @@ class PlaneRow:
     form_of: str | None = None
     oldest: tuple[int, int] = (0, 0)
     claim: Callable[[Placement], str] = lambda placement: placement.chain
+    to_leave: frozenset[str] | None = None
 
 
 def _legacy(placement: Placement, *, with_set: bool = False) -> AnyPlane:
@@ -118,12 +122,15 @@ def _has_programs(placement: Placement) -> bool:
     return has_programs(placement)
 
 
+_NET = frozenset({"NET_ADMIN"})
+
 PLANES: tuple[PlaneRow, ...] = (
     PlaneRow(
         name="iptables-legacy",
         backend="iptables-legacy",
         title="iptables-legacy, a rule a CIDR",
         programs=("iptables-legacy-save",),
+        capabilities=_NET | {"NET_RAW"},
         any_size=False,
         make=_legacy,
         may_hold=_has_legacy_table,
@@ -134,6 +141,7 @@ PLANES: tuple[PlaneRow, ...] = (
         backend="iptables-nft",
         title="iptables-nft, a rule a CIDR",
         programs=("iptables-nft",),
+        capabilities=_NET,
         any_size=False,
         make=_nft,
         may_hold=_has_nft_table,
@@ -144,6 +152,7 @@ PLANES: tuple[PlaneRow, ...] = (
         backend="ipset",
         title="iptables-nft with an ipset",
         programs=("iptables-nft", "ipset"),
+        capabilities=_NET | {"NET_RAW"},
         any_size=True,
         make=lambda placement: _nft(placement, with_set=True),
         may_hold=_has_nft_table,
@@ -155,6 +164,7 @@ PLANES: tuple[PlaneRow, ...] = (
         backend="ipset",
         title="iptables-legacy with an ipset",
         programs=("iptables-legacy-save", "ipset"),
+        capabilities=_NET | {"NET_RAW"},
         any_size=True,
         make=lambda placement: _legacy(placement, with_set=True),
         may_hold=_has_legacy_table,
@@ -166,6 +176,7 @@ PLANES: tuple[PlaneRow, ...] = (
         backend="nftables",
         title="nftables with a set",
         programs=(),
+        capabilities=_NET,
         any_size=True,
         make=_nftables,
         may_hold=_has_table,
@@ -176,12 +187,14 @@ PLANES: tuple[PlaneRow, ...] = (
         backend="bpf",
         title="eBPF",
         programs=(),
+        capabilities=_NET | {"BPF", "PERFMON"},
         any_size=True,
         make=_bpf,
         may_hold=_has_programs,
         holds=_has_programs,
         oldest=(6, 1),
         claim=lambda placement: placement.pins,
+        to_leave=_NET | {"BPF"},
     ),
 )
 
@@ -203,6 +216,17 @@ def home(name: str) -> str:
 def rows_of(backend: str) -> list[PlaneRow]:
     """Return the rows that ``--backend`` calls so: one, or one for each iptables."""
     return [each for each in PLANES if each.backend == backend]
+
+
+def capabilities(backend: str) -> frozenset[str]:
+    """Return what it takes to read and write whatever ``--backend`` may come to."""
+    rows = rows_of(backend) or [each for each in PLANES if each.programs]  # an iptables
+    return frozenset[str]().union(*(each.capabilities for each in rows))
+
+
+def to_leave() -> frozenset[str]:
+    """Return what it takes to remove what any plane left, and to take over from it."""
+    return frozenset[str]().union(*(each.to_leave or each.capabilities for each in homes()))
 
 
 def homes() -> list[PlaneRow]:

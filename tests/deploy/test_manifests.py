@@ -19,6 +19,7 @@ from ipmasq_agent.cli.options import DEFAULT_CONFIG, Settings, settings_of, spli
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.keys import view
 from ipmasq_agent.config.model import Flags
+from ipmasq_agent.planes import registry
 from ipmasq_agent.sources.kube_access import Permission
 from tests.deploy.manifests import (
     API,
@@ -35,7 +36,6 @@ from tests.deploy.manifests import (
     pod,
     render,
 )
-from tests.kernel.test_capabilities import SHOWN_FOR_BPF, SHOWN_TO_LEAVE
 
 # The oldest and the newest API whose schemas are at hand.
 KUBERNETES = ("1.25", "1.37")
@@ -334,12 +334,13 @@ def test_the_probes_ask_where_the_agent_answers(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_container_has_no_privilege_that_was_not_shown_to_be_needed(variant: str) -> None:
+def test_the_container_has_the_privileges_that_the_planes_declare_and_no_other(
+    variant: str,
+) -> None:
     context = container(variant)["securityContext"]
     assert context["capabilities"]["drop"] == ["ALL"]
-    assert set(context["capabilities"]["add"]) == (
-        SHOWN_FOR_BPF if variant == BPF else SHOWN_TO_LEAVE
-    )
+    declared = registry.capabilities(settings(variant).backend) | registry.to_leave()
+    assert sorted(context["capabilities"]["add"]) == sorted(declared)
     assert context["allowPrivilegeEscalation"] is False
     assert context["readOnlyRootFilesystem"] is True
     assert "privileged" not in context

@@ -24,6 +24,7 @@ ROW = PlaneRow(
     backend="fake",
     title="files that decide nothing",
     programs=(),
+    capabilities=frozenset(),
     any_size=True,
     make=_make,
     may_hold=_has_file,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -74,8 +74,8 @@ def run(in_ns: Namespace, tmp_path: Path) -> Iterator[Callable[..., Running]]:
     """Start agents in the namespace, each with a log of its own; they end with the test."""
     started: list[Running] = []
 
-    def start(*flags: str) -> Running:
-        started.append(Running(tmp_path / f"log{len(started)}", *flags))
+    def start(*flags: str, under: Sequence[str] = ()) -> Running:
+        started.append(Running(tmp_path / f"log{len(started)}", *flags, under=under))
         return started[-1]
 
     yield start

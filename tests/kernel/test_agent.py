@@ -190,6 +190,8 @@ def test_json_logs_tell_changes_and_stay_silent_about_the_rest(
     wait_until(lambda: agent.status()["passes"] >= 3, "three passes")
     agent.stop()
     lines = [json.loads(line) for line in agent.log.read_text().splitlines()]
+    if "idle" in lines[0]:  # with capabilities that root of a container has not
+        del lines[0]
     assert [line["message"] for line in lines] == [
         "starting",
         "document accepted",

@@ -1,34 +1,36 @@
-"""What the DaemonSet's capabilities are for: each is taken away, and the agent says no.
+"""What each data plane declares to need: it is enough, and without any of it the agent says no.
 
 The agent runs as the container does: root, no new privileges, a bounding set that holds
-only what the manifest adds, and no file system to write to but the xtables lock's.
-tests/deploy compares ``SHOWN`` with the manifests.
+only what it is given, and no file system to write to but the xtables lock's. tests/deploy
+compares the same rows of the registry with the manifests.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from ipmasq_agent.planes import registry
+from ipmasq_agent.planes.registry import PlaneRow
 from tests import oracle
+from tests.faults.injector import HELD
+from tests.faults.injector import PLANES as BY_HAND
 from tests.kernel.container import confined
 from tests.kernel.pins import PINS
+from tests.kernel.running import Running
 from tests.netns import Namespace
 from tests.waiting import wait_until
 
-SHOWN = frozenset({"NET_ADMIN", "NET_RAW"})
-"""The capabilities that the tests below show to be needed, and to be enough."""
-SHOWN_TO_LEAVE = SHOWN | {"BPF"}
-"""Those to take over from the eBPF data plane; test_leaving.py shows what the last is for."""
-SHOWN_FOR_BPF = SHOWN_TO_LEAVE | {"PERFMON"}
-"""Those for the eBPF data plane, which must also be able to leave for another one."""
-
-DOCUMENT = "nonMasqueradeCIDRs: [10.0.0.0/8, 'fd00::/8']\n"
+IPTABLES = registry.capabilities("auto")
+DOCUMENT = "nonMasqueradeCIDRs: [10.0.0.0/8, 'fd00::/8']\nresyncInterval: 1s\n"
+# linux/capability.h
+NUMBERS = {"NET_ADMIN": 12, "NET_RAW": 13, "PERFMON": 38, "BPF": 39}
 # Neighbours' rules, as kube-proxy in IPVS mode writes them: iptables asks the kernel for the
 # name of the set through a raw socket before it can print such a rule.
 FOREIGN_SET = """\
@@ -40,12 +42,11 @@ COMMIT
 """
 
 
-def agent(capabilities: frozenset[str], *words: str) -> list[str]:
-    """Return the argv of the agent with these capabilities, on file systems that are read-only.
+def limited(capabilities: frozenset[str]) -> list[str]:
+    """Return what runs an argv with these capabilities, on file systems that are read-only.
 
     Read-only for it alone: the mounts are those of a mount namespace that ends with it.
     """
-    program = ["env", "PATH=/usr/sbin", sys.executable, "-m", "ipmasq_agent", *words]
     read_only = """\
 set -eu
 touch /run/xtables.lock
@@ -53,134 +54,15 @@ for path in /run/xtables.lock /tmp /var/tmp; do mount --bind $path $path; done
 for path in /tmp /var/tmp /; do mount -o remount,bind,ro $path; done
 exec "$@"
 """
-    return ["unshare", "--mount", "sh", "-c", read_only, "sh", *confined(capabilities, program)]
-
-
-@pytest.fixture
-def document(tmp_path: Path) -> Path:
-    path = tmp_path / "ip-masq-agent"
-    path.write_text(DOCUMENT)
-    return path
+    inner = confined(capabilities, ["env", "PATH=/usr/sbin"])
+    return ["unshare", "--mount", "sh", "-c", read_only, "sh", *inner]
 
 
 def apply(
-    ns: Namespace, capabilities: frozenset[str], variant: oracle.Variant, document: Path
+    ns: Namespace, capabilities: frozenset[str], *words: str
 ) -> subprocess.CompletedProcess[str]:
-    words = ("apply", f"--config={document}", f"--backend=iptables-{variant}", "--enable-ipv6")
-    return ns.run(agent(capabilities, *words), check=False)
-
-
-def chains_of_ours(ns: Namespace, variant: oracle.Variant) -> list[oracle.Family]:
-    return [f for f in oracle.FAMILIES if oracle.read_chain(variant, f, "IP-MASQ", ns.name)]
-
-
-@pytest.mark.parametrize("variant", oracle.VARIANTS)
-def test_the_declared_capabilities_are_enough_for_both_families(
-    ns: Namespace, variant: oracle.Variant, document: Path
-) -> None:
-    done = apply(ns, SHOWN, variant, document)
-    assert done.returncode == 0, done.stderr
-    assert chains_of_ours(ns, variant) == ["ipv4", "ipv6"]
-
-
-@pytest.mark.parametrize("variant", oracle.VARIANTS)
-def test_without_net_admin_every_backend_fails_and_writes_nothing(
-    ns: Namespace, variant: oracle.Variant, document: Path
-) -> None:
-    done = apply(ns, SHOWN - {"NET_ADMIN"}, variant, document)
-    assert done.returncode == 2, done.stdout
-    assert "error: " in done.stderr
-    assert chains_of_ours(ns, variant) == []
-
-
-def test_without_net_raw_the_legacy_backend_fails_and_writes_nothing(
-    ns: Namespace, document: Path
-) -> None:
-    done = apply(ns, SHOWN - {"NET_RAW"}, "legacy", document)
-    assert done.returncode == 2, done.stdout
-    assert "error: " in done.stderr
-    assert chains_of_ours(ns, "legacy") == []
-
-
-@pytest.mark.parametrize("neighbour", [False, True], ids=["alone", "beside ipset rules"])
-def test_the_nft_backend_writes_without_net_raw(
-    ns: Namespace, document: Path, neighbour: bool
-) -> None:
-    if neighbour:
-        ns.run(["ipset", "create", "others", "hash:net"])
-        ns.run(["iptables-nft-restore", "--noflush"], stdin=FOREIGN_SET)
-    before = oracle.read_chain("nft", "ipv4", "OTHERS", ns.name)
-    done = apply(ns, SHOWN - {"NET_RAW"}, "nft", document)
-    assert done.returncode == 0, done.stderr
-    assert chains_of_ours(ns, "nft") == ["ipv4", "ipv6"]
-    assert oracle.read_chain("nft", "ipv4", "OTHERS", ns.name) == before
-
-
-def test_without_net_raw_iptables_nft_cannot_print_a_neighbours_ipset_rule(ns: Namespace) -> None:
-    ns.run(["ipset", "create", "others", "hash:net"])
-    ns.run(["iptables-nft-restore", "--noflush"], stdin=FOREIGN_SET)
-    listing = ["iptables-nft", "-t", "nat", "-S", "OTHERS"]
-    assert "--match-set others dst" in ns.run(confined(SHOWN, listing)).stdout
-    refused = ns.run(confined(SHOWN - {"NET_RAW"}, listing), check=False)
-    assert refused.returncode != 0
-    assert "Can't open socket to ipset" in refused.stderr
-
-
-@pytest.mark.parametrize(
-    ("backend", "enough"), [("nftables", True), ("ipset", False), ("auto", False)]
-)
-def test_without_net_raw_nothing_that_asks_an_ipset_works(
-    ns: Namespace, tmp_path: Path, backend: str, enough: bool
-) -> None:
-    # So large that `auto` takes a set.
-    document = tmp_path / "large"
-    entries = "".join(f"- 10.{n // 256}.{n % 256}.0/24\n" for n in range(1000))
-    document.write_text(f"nonMasqueradeCIDRs:\n{entries}")
-    words = ("apply", f"--config={document}", f"--backend={backend}")
-    done = ns.run(agent(SHOWN - {"NET_RAW"}, *words), check=False)
-    assert (done.returncode == 0) is enough, done.stderr
-    assert ns.run(agent(SHOWN, *words), check=False).returncode == 0
-
-
-GET = """\
-import sys, urllib.error, urllib.request
-try:
-    print(urllib.request.urlopen("http://127.0.0.1:9797" + sys.argv[1], timeout=5).status)
-except urllib.error.HTTPError as refusal:
-    print(refusal.code)
-except OSError:
-    print(0)
-"""
-
-
-def status_of(ns: Namespace, path: str) -> int:
-    """Return the HTTP status of the agent in a namespace, or 0 while it does not listen."""
-    return int(ns.run([sys.executable, "-c", GET, path]).stdout)
-
-
-@pytest.mark.parametrize("variant", oracle.VARIANTS)
-def test_the_daemon_does_its_whole_work_with_the_declared_capabilities(
-    ns: Namespace, variant: oracle.Variant, document: Path
-) -> None:
-    words = ("run", f"--config={document}", f"--backend=iptables-{variant}", "--enable-ipv6")
-    child = ns.popen(agent(SHOWN, *words))
-    wait_until(lambda: status_of(ns, "/readyz") == 200, "ready")
-    assert status_of(ns, "/healthz") == 200
-
-    document.write_text(DOCUMENT.replace("10.0.0.0/8", "192.0.2.0/24"))
-    wait_until(
-        lambda: (
-            "192.0.2.0/24"
-            in {
-                rule.destination
-                for rule in oracle.read_chain(variant, "ipv4", "IP-MASQ", ns.name) or ()
-            }
-        ),
-        "the new document in the kernel",
-    )
-    child.terminate()
-    assert child.wait(10) == 0
-    assert chains_of_ours(ns, variant) == ["ipv4", "ipv6"]
+    program = [sys.executable, "-m", "ipmasq_agent", "apply"]
+    return ns.run([*limited(capabilities), *program, *words], check=False)
 
 
 @pytest.fixture
@@ -197,34 +79,155 @@ def pins(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         place.rmdir()
 
 
-def apply_bpf(
-    ns: Namespace, capabilities: frozenset[str], document: Path
-) -> subprocess.CompletedProcess[str]:
-    ns.run(["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "far"])
-    for line in ("addr add 192.0.2.1/24 dev eth0", "link set eth0 up", "link set far up"):
-        ns.run(["ip", *line.split()])
-    words = ("apply", f"--config={document}", "--backend=bpf", "--enable-ipv6")
-    return ns.run(agent(capabilities, *words), check=False)
+class Node:
+    """A node with a way out, on which the one backend comes to the plane that a test is about."""
+
+    def __init__(self, ns: Namespace, plane: PlaneRow, document: Path) -> None:
+        self.plane = plane
+        self.words = (f"--config={document}", f"--backend={plane.backend}", "--enable-ipv6")
+        self._by_hand = BY_HAND[plane.backend]
+        self._ns = ns
+        document.write_text(DOCUMENT)
+        ns.lead_out()
+        if plane.name == "ipset-legacy":
+            for program in ("iptables-legacy", "ip6tables-legacy"):
+                ns.run([program, "-t", "mangle", "-N", "KUBE-IPTABLES-HINT"])
+
+    def held(self) -> list[str]:
+        """Return the prefixes and jumps of ours that the kernel holds."""
+        return sorted(HELD.findall(self._sh(self._by_hand.dump)))
+
+    def in_force(self) -> list[str]:
+        """Return the same without sets, which nobody may ask."""
+        return HELD.findall(self._sh(self._by_hand.dump.removesuffix("; ipset save")))
+
+    def wipe(self) -> None:
+        """Take from the kernel what is ours."""
+        self._sh(self._by_hand.wipe)
+
+    def _sh(self, line: str) -> str:
+        if self.plane.name == "ipset-legacy":
+            line = line.replace("iptables-nft", "iptables-legacy")
+        return self._ns.run(["sh", "-c", line], check=False).stdout
 
 
-def test_the_declared_capabilities_are_enough_for_the_programs(
-    ns: Namespace, document: Path, pins: Path
+@pytest.fixture
+def node(in_ns: Namespace, tmp_path: Path, pins: Path, request: pytest.FixtureRequest) -> Node:
+    return Node(in_ns, request.param, tmp_path / "ip-masq-agent")
+
+
+@pytest.mark.parametrize("node", registry.PLANES, ids=lambda row: row.name, indirect=True)
+def test_with_what_it_declares_the_agent_reconciles_and_heals(
+    node: Node, run: Callable[..., Running]
 ) -> None:
-    done = apply_bpf(ns, SHOWN_FOR_BPF - {"NET_RAW"}, document)
-    assert done.returncode == 0, done.stderr
-    again = ns.run(
-        agent(SHOWN_FOR_BPF, "diff", f"--config={document}", "--backend=bpf", "--enable-ipv6")
-    )
-    assert "nothing would change" in again.stdout
-    assert ns.run(agent(SHOWN_FOR_BPF, "cleanup")).returncode == 0
-    assert not pins.exists()
+    words = ("run", *node.words, "--state-dir=", "--socket=")
+    agent = run(*words, under=limited(node.plane.capabilities))
+    agent.wait_ready()
+    right = node.held()
+    assert right, agent.log.read_text()
+    node.wipe()
+    wait_until(lambda: node.held() == right, "healed")
+    agent.wait_ready()
+    assert not re.search("(?i)capabilit|permi(ssion|tted)", agent.log.read_text())
 
 
-@pytest.mark.parametrize("missing", ["BPF", "PERFMON", "NET_ADMIN"])
-def test_without_one_of_them_the_programs_are_not_loaded(
-    ns: Namespace, document: Path, pins: Path, missing: str
+TAKEN_AWAY = [(row, each) for row in registry.PLANES for each in sorted(row.capabilities)]
+
+
+@pytest.mark.parametrize(
+    ("node", "missing"),
+    TAKEN_AWAY,
+    ids=[f"{row.name} without {each}" for row, each in TAKEN_AWAY],
+    indirect=["node"],
+)
+def test_without_one_of_them_it_says_which_and_nothing_is_in_force(
+    node: Node, in_ns: Namespace, missing: str
 ) -> None:
-    done = apply_bpf(ns, SHOWN_FOR_BPF - {missing}, document)
+    done = apply(in_ns, node.plane.capabilities - {missing}, *node.words)
     assert done.returncode == 2, done.stdout
     assert "error: " in done.stderr
-    assert not list(pins.glob("link-*"))
+    assert re.search(rf"\bcapabilit(y|ies)\b.*\b{missing}\b", done.stderr), done.stderr
+    assert node.in_force() == []
+
+
+def test_the_nft_backend_writes_beside_a_neighbours_ipset_rule_without_net_raw(
+    ns: Namespace, tmp_path: Path
+) -> None:
+    ns.run(["ipset", "create", "others", "hash:net"])
+    ns.run(["iptables-nft-restore", "--noflush"], stdin=FOREIGN_SET)
+    before = oracle.read_chain("nft", "ipv4", "OTHERS", ns.name)
+    document = tmp_path / "document"
+    document.write_text(DOCUMENT)
+    words = (f"--config={document}", "--backend=iptables-nft", "--enable-ipv6")
+    done = apply(ns, registry.capabilities("iptables-nft"), *words)
+    assert done.returncode == 0, done.stderr
+    for family in oracle.FAMILIES:
+        assert oracle.read_chain("nft", family, "IP-MASQ", ns.name)
+    assert oracle.read_chain("nft", "ipv4", "OTHERS", ns.name) == before
+
+
+def test_without_net_raw_iptables_nft_cannot_print_a_neighbours_ipset_rule(ns: Namespace) -> None:
+    ns.run(["ipset", "create", "others", "hash:net"])
+    ns.run(["iptables-nft-restore", "--noflush"], stdin=FOREIGN_SET)
+    listing = ["iptables-nft", "-t", "nat", "-S", "OTHERS"]
+    assert "--match-set others dst" in ns.run(confined(IPTABLES, listing)).stdout
+    refused = ns.run(confined(IPTABLES - {"NET_RAW"}, listing), check=False)
+    assert refused.returncode != 0
+    assert "Can't open socket to ipset" in refused.stderr
+
+
+def test_auto_takes_a_set_for_a_large_policy_and_so_declares_net_raw(
+    ns: Namespace, tmp_path: Path
+) -> None:
+    document = tmp_path / "large"
+    entries = "".join(f"- 10.{n // 256}.{n % 256}.0/24\n" for n in range(1000))
+    document.write_text(f"nonMasqueradeCIDRs:\n{entries}")
+    refused = apply(ns, IPTABLES - {"NET_RAW"}, f"--config={document}")
+    assert refused.returncode == 2
+    assert "capability NET_RAW" in refused.stderr
+    assert apply(ns, IPTABLES, f"--config={document}").returncode == 0
+
+
+def sets_of(process: int) -> dict[str, set[str]]:
+    """Return the capability sets of all threads of a process, and whether they may gain any."""
+    sets: dict[str, set[str]] = {}
+    for task in Path(f"/proc/{process}/task").iterdir():
+        for line in (task / "status").read_text().splitlines():
+            name, _, value = line.partition(":\t")
+            if name.startswith("Cap") or name == "NoNewPrivs":
+                sets.setdefault(name, set()).add(value)
+    return sets
+
+
+@pytest.mark.parametrize("backend", ["iptables-legacy", "bpf"])
+def test_it_gives_up_what_it_does_not_need_before_it_starts_threads(
+    in_ns: Namespace, tmp_path: Path, run: Callable[..., Running], backend: str, pins: Path
+) -> None:
+    in_ns.lead_out()
+    document = tmp_path / "document"
+    document.write_text(DOCUMENT)
+    words = (f"--config={document}", f"--backend={backend}", "--enable-ipv6")
+    agent = run("run", *words, "--drop-capabilities")
+    agent.wait_ready()
+    kept = registry.capabilities(backend) | registry.to_leave()
+    bits = f"{sum(1 << NUMBERS[name] for name in kept):016x}"
+    none = f"{0:016x}"
+    assert sets_of(agent.process.pid) == {
+        **{name: {bits} for name in ("CapPrm", "CapEff", "CapBnd")},
+        **{name: {none} for name in ("CapInh", "CapAmb")},
+        "NoNewPrivs": {"1"},
+    }
+    assert "capabilities" not in agent.log.read_text()
+
+
+def test_it_says_what_it_holds_and_does_not_need_and_what_it_lacks(
+    in_ns: Namespace, tmp_path: Path, run: Callable[..., Running]
+) -> None:
+    document = tmp_path / "document"
+    document.write_text(DOCUMENT)
+    words = ("run", f"--config={document}", "--enable-ipv6")
+    agent = run(*words, under=confined({"NET_ADMIN", "NET_BIND_SERVICE", "SYS_TIME"}, []))
+    agent.wait_ready()
+    said = agent.log.read_text()
+    assert re.search(r"does not need.* idle=NET_BIND_SERVICE,SYS_TIME$", said, re.MULTILINE)
+    assert re.search(r"lacks.* missing=NET_RAW backend=auto$", said, re.MULTILINE)

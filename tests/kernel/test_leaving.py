@@ -17,17 +17,20 @@ from pathlib import Path
 
 import pytest
 
+from ipmasq_agent.planes import registry
 from ipmasq_agent.planes.bpf import strays, tcx
 from ipmasq_agent.planes.bpf.programs import NodePrograms
 from tests import oracle
 from tests.kernel.agent import status_of
 from tests.kernel.container import contained
 from tests.kernel.pins import PINS
-from tests.kernel.test_capabilities import SHOWN, SHOWN_FOR_BPF, SHOWN_TO_LEAVE
 from tests.netns import Namespace
 from tests.waiting import wait_until
 
 BPFFS = Path("/sys/fs/bpf")
+# Of an agent of another plane, and what it takes to leave the programs without a break.
+SHOWN, SHOWN_TO_LEAVE = registry.capabilities("auto"), registry.to_leave()
+SHOWN_FOR_BPF = registry.capabilities("bpf") | SHOWN_TO_LEAVE
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ipmasq_agent.bpf.maps import BpfMap, open_pinned
 from ipmasq_agent.bpf.objects import pin
 from ipmasq_agent.bpf.syscall import refused
 from ipmasq_agent.errors import HostError, MissingTool
+from ipmasq_agent.host.capabilities import lacking
 
 _LIBRARY = "libbpf.so.1"
 _NEW = "_new"  # no dots: bpffs keeps names with them for itself
@@ -127,7 +128,8 @@ def load(
 
 
 def _not_loaded(libbpf: _Library, code: int) -> HostError:
-    if code in (errno.EPERM, errno.ENOMEM):
+    # To who lacks PERFMON the verifier gives other reasons, of the program's own code.
+    if code in (errno.EPERM, errno.ENOMEM) or (code == errno.EACCES and lacking({"PERFMON"})):
         return refused("load the eBPF programs", OSError(code, os.strerror(code)))
     return HostError(
         f"the kernel refuses the eBPF programs: {os.strerror(code)}\n{libbpf.last_words()}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,3 +58,25 @@ def test_rows_are_known_without_any_plane_s_code() -> None:
     assert (
         done.stdout.strip() == "['ipmasq_agent.planes.placement', 'ipmasq_agent.planes.registry']"
     )
+
+
+def test_the_guide_says_of_each_plane_which_capabilities_it_needs() -> None:
+    def words(capabilities: frozenset[str]) -> str:
+        return ", ".join(f"`{name}`" for name in sorted(capabilities))
+
+    guide = (Path(__file__).parents[3] / "docs/install.md").read_text()
+    table = guide.partition("### Capabilities\n\n")[2].partition("\n\n")[0].splitlines()[2:]
+    assert table == [
+        f"| {row.title} | {words(row.capabilities)} "
+        f"| {words(row.to_leave) if row.to_leave else 'the same'} |"
+        for row in registry.PLANES
+    ]
+
+
+def test_what_asks_the_node_needs_what_every_iptables_needs() -> None:
+    assert (
+        registry.capabilities("auto")
+        == registry.capabilities("iptables")
+        == {*("NET_ADMIN", "NET_RAW")}
+    )
+    assert registry.to_leave() == {"NET_ADMIN", "NET_RAW", "BPF"}
