@@ -10,10 +10,12 @@ from ipmasq_agent.sources import Document, FactEvent, SourceFailed
 
 
 class Signal(Enum):
-    """What the process is asked to do from outside."""
+    """What the loop is asked to do."""
 
     RELOAD = auto()
     STOP = auto()
+    LOOK = auto()
+    """Somebody may have changed what is ours in the kernel."""
 
 
 Event = Document | SourceFailed | FactEvent | Signal

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ipmasq_agent.agent.choice import PlaneChoice
+from ipmasq_agent.agent.commit_watch import CommitWatch
 from ipmasq_agent.agent.documents import Documents
 from ipmasq_agent.agent.events import Event, Signal, condensed
 from ipmasq_agent.agent.intent import Intent
@@ -37,7 +38,7 @@ from ipmasq_agent.errors import foreseen
 from ipmasq_agent.host import patience
 from ipmasq_agent.host.threads import Guarded, caught, revive
 from ipmasq_agent.logs import event
-from ipmasq_agent.planes.plane import Translator, Watchable
+from ipmasq_agent.planes.plane import Translator
 from ipmasq_agent.policy.facts import Fact, Facts
 from ipmasq_agent.sources import Document, FactSource, Learnt, NotLearnt, Source
 
@@ -52,8 +53,10 @@ _STANDING_BY = 0.5
 # Seconds after the word to stop in which rules may still be removed, and in which sources
 # may end; an agent that is told to stop has left after five.
 _CLEANING, _PARTING = 3.5, 1.0
-GLANCE = 5.0
+GLANCE = 1.0
 """Seconds between looks at a data plane that others can take away without a word."""
+_SHARE = 50
+"""A look that took a second is followed by so many without one, whatever the kernel says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +113,12 @@ class Agent:
             self.metrics,
         )
         self._sweeper = Sweeper(choice)
+        self._commits = CommitWatch(choice, lambda: self.send(Signal.LOOK))
         self._ports = ports
         self._recorder = recorder
         self.status = Status(self._documents.status)
         self._retries = 0
+        self._blind: str | None = None  # why the latest look failed
         self._news = False  # something else was asked for since a pass went well
         self._unstarted: list[Callable[[], None]] = [
             lambda: self.fact_source.start(self.events.put),
@@ -122,6 +127,7 @@ class Agent:
         ]
         self._batch: list[Event] = []  # what came and is not taken in yet
         self._told_to_stop = math.inf
+        self._next_look = self._rested = 0.0  # when to look, and from when on it may be earlier
         # Also before the first document: a file that cannot be read now is looked at again.
         self._next_pass = time.monotonic() + RESYNC_INTERVAL.absent / UNITS["s"]
 
@@ -158,6 +164,7 @@ class Agent:
     def _halt(self) -> None:
         if self._ports:
             self._ports.stop(0.0)
+        self._commits.stop(0.0)
         self._sweeper.stop(_PARTING)
         if self._recorder:
             self._recorder.stop(_PARTING)
@@ -205,7 +212,7 @@ class Agent:
         """Wait for events or for the next pass, and act; false when it is time to stop."""
         # Python acts on a signal between two instructions: one that comes when the wait is as
         # good as begun would be late by as long as that takes.
-        timeout = min(max(0.0, self._next_pass - time.monotonic()), GLANCE)
+        timeout = max(0.0, min(self._next_pass, self._next_look) - time.monotonic())
         if self._unstarted and not self.status.failure:
             timeout = 0.0
         try:
@@ -229,23 +236,45 @@ class Agent:
         """Tell what failed beside a pass; it is forgotten when all goes well again."""
         self.status = replace(self.status, failure=str(caught(error, "the agent's loop", "loop")))
 
-    def _disturbed(self) -> bool:
-        """Whether what was in force is not any more; what failed is tried again at its time."""
-        plane = self.choice.in_use
-        if not isinstance(plane, Watchable) or self.status.errors:
+    def _disturbed(self, *, told: bool) -> bool:
+        """Whether what was in force is not any more, where it is time to look.
+
+        Args:
+            told: somebody may have changed it just now.
+        """
+        begun = time.monotonic()
+        if told:
+            self._next_look = min(self._next_look, self._rested)
+        if begun < self._next_look:
             return False
-        try:
-            return plane.disturbed()
-        except Exception as error:
-            told = foreseen(error, "a look at the kernel")
-            event(logging.WARNING, "cannot look", backend=plane.name, error=str(told))
-            return False
+        disturbed, plane = False, self.choice.in_use
+        # What failed is tried again at its time.
+        if plane is not None and not self.status.errors:
+            try:
+                disturbed, self._blind = plane.disturbed(), None
+            except Exception as error:
+                why = str(foreseen(error, "a look at the kernel"))
+                if why != self._blind:
+                    event(logging.WARNING, "cannot look", backend=plane.name, error=why)
+                self._blind = why
+        ended = time.monotonic()
+        self._rested = ended + _SHARE * (ended - begun)
+        self._next_look = max(ended + GLANCE, self._rested)
+        return disturbed
 
     def _act(self) -> None:
         # By the clock, not by silence: a source that never stops talking delays no healing.
         due = time.monotonic() >= self._next_pass
-        if not self._batch and not due:
-            due = self._disturbed()
+        told = Signal.LOOK in self._batch
+        if told:
+            self._batch = [each for each in self._batch if each is not Signal.LOOK]
+        disturbed = not due and self._disturbed(told=told)
+        if disturbed:
+            self.status = replace(self.status, in_sync=False)
+            due = True
+        revive()
+        if told and not due and not self._batch:
+            return
         reload = Signal.RELOAD in self._batch
         try:
             needed = self._take_in(due, reload)
@@ -262,6 +291,8 @@ class Agent:
             # something went wrong; a change of ours alone builds on what we know.
             thorough = due or reload or bool(self.status.errors)
             self._pass(intent, thorough=thorough, at_once=reload)
+            if disturbed:  # who flushes in a loop is followed at a pace that a node can bear
+                self._rested = self._next_look = time.monotonic() + GLANCE
         elif due or self.status.failure:
             self._schedule(failed=bool(self.status.failure))
         # After the pass, which it must not delay, and which a document may not survive.
@@ -272,7 +303,6 @@ class Agent:
         while self._unstarted:
             self._unstarted[0]()
             del self._unstarted[0]
-        revive()
         fresh = self._documents.take_in(self._batch)
         # What is in force from now on is out of step until the pass: both are said at once.
         in_sync = self.status.in_sync and not fresh
@@ -317,6 +347,7 @@ class Agent:
             healing=not self._news,
         )
         self._sweeper.provide()
+        self._commits.provide()
         if self._ports:
             self._ports.provide()
         config = self._documents.config

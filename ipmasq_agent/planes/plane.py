@@ -96,11 +96,13 @@ class Plane(abc.ABC, Generic[State, Desired, Plan]):
         name: what users call it: ``iptables-nft``, ``ipset``.
         dialect: its pure half.
         needs: facts of the host whose change calls for a pass, whatever the document says.
+        in_nf_tables: whether any commit there may have changed what is ours.
     """
 
     name: str
     dialect: Dialect[State, Desired, Plan]
     needs: frozenset[Fact[Any]] = frozenset()
+    in_nf_tables = False
 
     def capabilities(self, family: Family) -> Capabilities:
         """Return what this host can do, asked once and without touching the kernel."""
@@ -143,6 +145,14 @@ class Plane(abc.ABC, Generic[State, Desired, Plan]):
     def apply(self, family: Family, change: Plan) -> None:
         """Carry out ``change`` in one transaction: all of it, or nothing and an error."""
 
+    @abc.abstractmethod
+    def disturbed(self) -> bool:
+        """Return whether others changed what a pass left, as far as a cheap look can tell.
+
+        Raises:
+            AgentError: it cannot be told.
+        """
+
     @contextmanager
     def session(self, family: Family) -> Iterator[None]:
         """Keep others from writing between a read and the write that builds on it.
@@ -157,21 +167,6 @@ class Plane(abc.ABC, Generic[State, Desired, Plan]):
 
 
 AnyPlane = Plane[Any, Any, Any]
-
-
-class Watchable(abc.ABC):
-    """A plane of which a cheap look tells whether somebody took away what is ours.
-
-    The kernel sends no word of that, so the agent looks now and then.
-    """
-
-    @abc.abstractmethod
-    def disturbed(self) -> bool:
-        """Return whether what is in force was taken away, as far as a glance can tell.
-
-        Raises:
-            AgentError: it cannot be told.
-        """
 
 
 class Beginnings(Protocol):

@@ -37,6 +37,7 @@ READERS: Mapping[Fact[Any], Callable[[], Any]] = {
 HOST = frozenset(READERS)
 # A pod that comes makes a dozen messages within some 50 ms; a node may get 200 at once.
 QUIET, LATE = 0.1, 1.0
+_TAKEN_AWAY = frozenset({DELETED_FILTER, DELETED_QDISC})  # of ours perhaps: packets go by
 
 
 class NetworkWatch:
@@ -110,8 +111,9 @@ class NetworkWatch:
             self._wait(poll, None if due is None else due - time.monotonic())
             now = time.monotonic()
             try:
-                if any(map(self._concerns, changes.receive())):
-                    self._pace.noted(now)
+                concern = [each for each in changes.receive() if self._concerns(each)]
+                if concern:
+                    self._pace.noted(now, urgent=any(each.kind in _TAKEN_AWAY for each in concern))
             except Overrun:
                 self._pace.noted(now)
             due = self._pace.due
@@ -131,7 +133,7 @@ class NetworkWatch:
 
         Of all routes only default ones tell which devices lead out.
         """
-        if message.kind in (DELETED_FILTER, DELETED_QDISC):
+        if message.kind in _TAKEN_AWAY:
             # It is told also though nothing else has changed: that is all there is to tell.
             self._told.pop(HOOKS, None)
             return HOOKS in self.needs

@@ -10,7 +10,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from ipmasq_agent.agent.reconcile import reconcile_family
 from ipmasq_agent.planes.placement import Placement
@@ -30,14 +30,8 @@ DEVICES = ("eth0", "eth1", "bond0.7")
 NFT = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 
 
-class Ruin(NamedTuple):
-    """What somebody may do to our state, and whether a glance sees it at once.
-
-    Nothing tells when a set of ipset loses an element; a resync finds that.
-    """
-
-    do: Callable[[], object]
-    seen: bool = True
+Ruin = Callable[[], object]
+"""What somebody may do to our state."""
 
 
 class Subject(ABC):
@@ -95,9 +89,9 @@ class Subject(ABC):
         """Give back what the plane holds."""
         self.plane.close()
 
-    def run(self, *words: str, seen: bool = True) -> Ruin:
+    def run(self, *words: str) -> Ruin:
         """Return a program of somebody else's, to be run."""
-        return Ruin(lambda: self.namespace.run(list(words)), seen=seen)
+        return lambda: self.namespace.run(list(words))
 
 
 class Chain(Subject):
@@ -123,8 +117,8 @@ class ChainWithSet(Chain):
         legacy = "-legacy" if self.row.name.endswith("legacy") else ""
         name = f"IP-MASQ{legacy}-{'4' if self.family is Family.IPV4 else '6'}"
         strange = "192.0.2.0/24" if self.family is Family.IPV4 else "2001:db8::/64"
-        yield self.run("ipset", "flush", name, seen=False)
-        yield self.run("ipset", "add", name, strange, seen=False)
+        yield self.run("ipset", "flush", name)
+        yield self.run("ipset", "add", name, strange)
 
 
 class OwnTable(Subject):
@@ -153,8 +147,8 @@ class Programs(Subject):
     def ruins(self) -> Iterator[Ruin]:
         """Take a program off its device, or all pins away."""
         for path in sorted(Path(self.placement.pins).glob("*eth0*"))[:1]:
-            yield Ruin(path.unlink)
-        yield Ruin(lambda: shutil.rmtree(self.placement.pins))
+            yield path.unlink
+        yield lambda: shutil.rmtree(self.placement.pins)
 
 
 class InFiles(Subject):
@@ -168,9 +162,9 @@ class InFiles(Subject):
     def ruins(self) -> Iterator[Ruin]:
         """Remove the file, empty it, and add to it."""
         path = path_of(self.family)
-        yield Ruin(path.unlink)
-        yield Ruin(lambda: path.write_text(""))
-        yield Ruin(lambda: path.write_text(path.read_text() + "keep 1 2\n"))
+        yield path.unlink
+        yield lambda: path.write_text("")
+        yield lambda: path.write_text(path.read_text() + "keep 1 2\n")
 
 
 SUBJECTS: Mapping[str, type[Subject]] = {

@@ -33,8 +33,7 @@ def test_the_page_names_every_part_of_the_contract_and_nothing_else() -> None:
     named = set(re.findall(r"`(\w+)`", PAGE))
     dialect = {field.name for field in dataclasses.fields(contract.Dialect)}
     row = {field.name for field in dataclasses.fields(PlaneRow)}
-    abilities = _members(contract.Watchable) | _members(contract.Translator)
-    assert dialect | row | abilities | _members(contract.Plane) <= named
+    assert dialect | row | _members(contract.Translator) | _members(contract.Plane) <= named
     assert {"counts", "added", "removed", "result"} == _members(contract.Change)
     tables = set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE))
     assert tables == dialect | row

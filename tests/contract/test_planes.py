@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from random import Random
 
-from ipmasq_agent.planes.plane import Watchable
 from ipmasq_agent.planes.registry import PLANES
 from ipmasq_agent.policy.decisions import Verdict
 from ipmasq_agent.policy.model import FamilyPolicy
@@ -102,11 +101,9 @@ def test_what_others_do_to_our_state_is_seen_and_healed(subject: Subject) -> Non
     described = subject.plane.dialect.describe(subject.another().read(subject.family))
     for number in range(len(list(subject.ruins()))):
         ruin = list(subject.ruins())[number]
-        if isinstance(subject.plane, Watchable):
-            assert not subject.plane.disturbed()
-        ruin.do()
-        if isinstance(subject.plane, Watchable):
-            assert subject.plane.disturbed() is ruin.seen, number
+        assert not subject.plane.disturbed()
+        ruin()
+        assert subject.plane.disturbed(), number
         assert subject.write(wanted), number
         assert subject.decided() == wanted
         healed = subject.another().read(subject.family)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ipmasq_agent.planes.placement import Placement
-from ipmasq_agent.planes.plane import Plane, Watchable
+from ipmasq_agent.planes.plane import Plane
 from ipmasq_agent.policy.addresses import Family
 from tests.fakeplane.dialect import DIALECT, LineChange, Lines
 
@@ -18,7 +18,7 @@ def path_of(family: Family) -> Path:
     return Path(os.environ[DIRECTORY], family.value)
 
 
-class FakePlane(Plane[Lines, Lines, LineChange], Watchable):
+class FakePlane(Plane[Lines, Lines, LineChange]):
     """Reads and writes the files."""
 
     name = "fake"

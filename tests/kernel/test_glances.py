@@ -9,8 +9,9 @@ import pytest
 
 from ipmasq_agent.agent.reconcile import reconcile_family
 from ipmasq_agent.planes import detect
+from ipmasq_agent.planes.iptables.plane import IptablesPlane
 from ipmasq_agent.planes.placement import Placement
-from ipmasq_agent.planes.plane import AnyPlane, Watchable
+from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Stated, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import FamilyPolicy
@@ -19,13 +20,19 @@ from tests.kernel.running import Running
 from tests.netns import Namespace
 from tests.waiting import wait_until
 
-NAMES = ("iptables-nft", "ipset-nft", "nftables")
+NAMES = ("iptables-nft", "ipset-nft", "nftables", "iptables-legacy", "ipset-legacy")
 
 
 def _policy(family: Family) -> FamilyPolicy:
     prefix = Prefix(family, 0xFD << family.bits - 8, 16)
     entry = entry_of_prefix(prefix, Verdict.NON_MASQUERADE, Stated("one"))
     return FamilyPolicy(DecisionMap(family, [entry]))
+
+
+def _name_of(backend: AnyPlane) -> str:
+    if not isinstance(backend, IptablesPlane):
+        return backend.name
+    return f"{backend.name.removesuffix('-' + backend.variant)}-{backend.variant}"
 
 
 @pytest.fixture(params=[(name, family) for name in NAMES for family in Family], ids=str)
@@ -41,7 +48,8 @@ def kept(request: pytest.FixtureRequest, in_ns: Namespace) -> Iterator[tuple[Any
 def _ruin(name: str, family: Family) -> list[list[str]]:
     """Return what somebody may do to our rules, each by itself."""
     ip = "ip" if family is Family.IPV4 else "ip6"
-    iptables = ["iptables-nft" if family is Family.IPV4 else "ip6tables-nft", "-t", "nat"]
+    variant = "legacy" if name.endswith("legacy") else "nft"
+    iptables = [f"{ip}tables-{variant}", "-t", "nat"]
     if name == "nftables":
         return [
             ["nft", f"delete table {ip} ip-masq"],
@@ -56,17 +64,21 @@ def _ruin(name: str, family: Family) -> list[list[str]]:
         [*iptables, "-F", "IP-MASQ"],
         [*iptables, "-D", "IP-MASQ", "1"],
         [*iptables, "-I", "IP-MASQ", "-j", "ACCEPT"],
-        ["nft", "flush ruleset"],
+        *([["nft", "flush ruleset"]] if variant == "nft" else []),
+        *([["ipset", "flush", _set_of(name, family)]] if name.startswith("ipset") else []),
     ]
+
+
+def _set_of(name: str, family: Family) -> str:
+    return f"IP-MASQ{'-legacy' if name.endswith('legacy') else ''}-{family.value[-1]}"
 
 
 def test_what_others_do_to_our_rules_is_seen_at_the_next_look(
     kept: tuple[AnyPlane, Family], in_ns: Namespace
 ) -> None:
     backend, family = kept
-    assert isinstance(backend, Watchable)
     assert not backend.disturbed()
-    for words in _ruin("nftables" if backend.name == "nftables" else "iptables", family):
+    for words in _ruin(_name_of(backend), family):
         in_ns.run(words)
         assert backend.disturbed(), words
         assert reconcile_family(backend, family, _policy(family)), words
@@ -77,7 +89,8 @@ def test_what_others_do_to_their_own_rules_calls_for_no_pass(
     kept: tuple[AnyPlane, Family], in_ns: Namespace
 ) -> None:
     backend, family = kept
-    iptables = "iptables-nft" if family is Family.IPV4 else "ip6tables-nft"
+    variant = "legacy" if _name_of(backend).endswith("legacy") else "nft"
+    iptables = f"{'iptables' if family is Family.IPV4 else 'ip6tables'}-{variant}"
     for words in (
         ["nft", "add table inet theirs"],
         [iptables, "-t", "nat", "-N", "THEIRS"],
@@ -86,12 +99,11 @@ def test_what_others_do_to_their_own_rules_calls_for_no_pass(
         ["nft", "delete table inet theirs"],
     ):
         in_ns.run(words)
-        assert isinstance(backend, Watchable)
         assert not backend.disturbed(), words
     assert not reconcile_family(backend, family, _policy(family))
 
 
-@pytest.mark.parametrize("name", ["iptables-nft", "nftables"])
+@pytest.mark.parametrize("name", ["iptables-nft", "nftables", "iptables-legacy"])
 def test_the_agent_puts_back_what_was_flushed_long_before_its_resync(
     run: Callable[..., Running], in_ns: Namespace, tmp_path: Path, name: str
 ) -> None:
@@ -100,6 +112,7 @@ def test_the_agent_puts_back_what_was_flushed_long_before_its_resync(
     agent = run("run", f"--config={document}", f"--backend={name}", "--enable-ipv6")
     agent.wait_ready()
     before = oracle.snapshot()
-    in_ns.run(["nft", "flush ruleset"])
+    for family in Family:
+        in_ns.run(_ruin(name, family)[0])
     wait_until(lambda: oracle.snapshot() == before, "all is there again")
     assert agent.ready()

@@ -46,7 +46,7 @@ from ipmasq_agent.planes.bpf.state import (
 )
 from ipmasq_agent.planes.bpf.sweep import pause
 from ipmasq_agent.planes.bpf.upgrade import FirstLayout
-from ipmasq_agent.planes.plane import Plane, Translator, Watchable
+from ipmasq_agent.planes.plane import Plane, Translator
 from ipmasq_agent.planes.usage import FlowTable, Usage
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.facts import HOOKS, LINKS
@@ -71,7 +71,7 @@ _COUNTING = {layout.FILTERS, layout.NODE}
 _WITH_PORTS = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP})
 
 
-class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Watchable, Translator):
+class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
     """Programs at the egress and ingress of devices, and the maps that they share.
 
     Args:

@@ -15,8 +15,9 @@ from ipmasq_agent.host.commands import run
 from ipmasq_agent.planes.iptables.lock import xtables_lock
 from ipmasq_agent.planes.iptables.plan import ChainPlan, restore_text
 from ipmasq_agent.planes.iptables.plane import IptablesPlane, program
-from ipmasq_agent.planes.iptables.presence import legacy_table_exists
 from ipmasq_agent.planes.iptables.save import Sieve, parse_saved
+from ipmasq_agent.planes.iptables.shape import shape
+from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.table import POSTROUTING, Table, empty_table
 from ipmasq_agent.policy.addresses import Family
 
@@ -54,11 +55,30 @@ class IptablesLegacyPlane(IptablesPlane):
     variant = "legacy"
     _lock: int  # of the session that goes on
 
+    def __init__(self, placement: Placement, *, with_set: bool = False) -> None:
+        super().__init__(placement, with_set=with_set)
+        # What was read, with the shape of the table before and after.
+        self._seen: dict[Family, tuple[bytes | None, Table]] = {}
+
     def read_rules(self, family: Family) -> Table:
         """Return our chain and POSTROUTING; no rules where the kernel has no nat table."""
-        if not legacy_table_exists(family, "nat"):
-            return empty_table(family)
-        return read_chains(family, "nat", (self.placement.chain, POSTROUTING))
+        before = shape(family, "nat")
+        table = empty_table(family)
+        if before is not None:
+            table = read_chains(family, "nat", (self.placement.chain, POSTROUTING))
+        if shape(family, "nat") == before:
+            self._seen[family] = before, table
+        else:
+            self._seen.pop(family, None)
+        return table
+
+    def glance(self, family: Family) -> Table:
+        """Return it from memory as long as the table has as many rules, of the same size.
+
+        Who puts one rule in the place of another is found at the resync.
+        """
+        seen = self._seen.get(family)
+        return seen[1] if seen and seen[0] == shape(family, "nat") else self.read_rules(family)
 
     @contextmanager
     def session(self, family: Family) -> Iterator[None]:

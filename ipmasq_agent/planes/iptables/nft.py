@@ -32,7 +32,6 @@ from ipmasq_agent.planes.iptables.plan import ChainPlan, NumberedJump, restore_t
 from ipmasq_agent.planes.iptables.plane import IptablesPlane, program
 from ipmasq_agent.planes.iptables.save import parse_listed
 from ipmasq_agent.planes.placement import Placement
-from ipmasq_agent.planes.plane import Watchable
 from ipmasq_agent.planes.rules.rule import Rule
 from ipmasq_agent.planes.rules.table import POSTROUTING, Chain, Table
 from ipmasq_agent.policy.addresses import Family
@@ -66,10 +65,11 @@ class _Held(NamedTuple):
     table: Table
 
 
-class IptablesNftPlane(IptablesPlane, Watchable):
+class IptablesNftPlane(IptablesPlane):
     """The nat table that iptables-nft keeps in nf_tables."""
 
     variant = "nft"
+    in_nf_tables = True
 
     def __init__(self, placement: Placement, *, with_set: bool = False) -> None:
         super().__init__(placement, with_set=with_set)
@@ -113,19 +113,6 @@ class IptablesNftPlane(IptablesPlane, Watchable):
             if all(rule.readable or rule.target != self.placement.chain for rule in rules):
                 return _Read(handles, Chain(info.name, _policy(info), tuple(rules)))
         return self._read_listed(family, info)
-
-    def disturbed(self) -> bool:
-        """Return whether our chain or a rule of POSTROUTING is another than a pass left.
-
-        Where nobody has committed anything it is one question to the kernel.
-        """
-        for family, held in list(self._held.items()):
-            try:
-                if self.read_rules(family) != held.table:
-                    return True
-            except KernelReadError:
-                return True  # the pass that follows says what is wrong, until it is not
-        return False
 
     def _read_listed(self, family: Family, info: ChainInfo) -> _Read:
         """Read a chain as iptables-nft lists it, checked against the kernel's own list.

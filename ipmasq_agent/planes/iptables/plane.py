@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 
+from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.host.commands import run
 from ipmasq_agent.netlink.nft_numbers import NFT_FAMILY
 from ipmasq_agent.planes.iptables.compile import DesiredChain
@@ -50,6 +51,8 @@ class IptablesPlane(Plane[Table, DesiredChain, ChainPlan]):
         legacy = "-legacy" if self.variant == "legacy" else ""
         self._sets = Sets(f"{placement.chain}{legacy}", needed=with_set)
         self.dialect = iptables_dialect(placement, self._sets.name if with_set else None)
+        # What a pass left, without the sets.
+        self._left: dict[Family, Table] = {}
         # Families in which no set of ours is left, as far as we have looked.
         self._without_sets: set[Family] = set()
 
@@ -69,6 +72,10 @@ class IptablesPlane(Plane[Table, DesiredChain, ChainPlan]):
         Raises:
             KernelReadError: it cannot be read in full.
         """
+
+    def glance(self, family: Family) -> Table:
+        """Return the same from cheap signs, where they tell that it has not changed."""
+        return self.read_rules(family)
 
     @abc.abstractmethod
     def write_rules(self, family: Family, change: ChainPlan) -> None:
@@ -91,6 +98,7 @@ class IptablesPlane(Plane[Table, DesiredChain, ChainPlan]):
         self, table: Table, read_sets: Callable[[Family], Mapping[str, AddressSet]]
     ) -> Table:
         family = table.family
+        self._left[family] = table
         if not self._with_set and family in self._without_sets:
             # One rule each: a resync need not ask for sets that nobody makes.
             return table
@@ -98,6 +106,19 @@ class IptablesPlane(Plane[Table, DesiredChain, ChainPlan]):
         if not sets:
             self._without_sets.add(family)
         return replace(table, sets=sets)
+
+    def disturbed(self) -> bool:
+        """Return whether our chain or a rule of POSTROUTING is another than a pass left.
+
+        Of a set it is the number of its elements that tells.
+        """
+        try:
+            return any(
+                self.glance(family) != left or (self._with_set and self._sets.disturbed(family))
+                for family, left in self._left.items()
+            )
+        except KernelReadError:
+            return True  # the pass that follows says what is wrong, until it is not
 
     def apply(self, family: Family, change: ChainPlan) -> None:
         """Fill sets, write the rules in one transaction, drop the sets they no longer ask."""

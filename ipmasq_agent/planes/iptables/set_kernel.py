@@ -7,13 +7,12 @@ from dataclasses import replace
 
 from ipmasq_agent.errors import CommandFailed, MissingTool
 from ipmasq_agent.host.commands import run
+from ipmasq_agent.netlink.ipset import SetHeader, set_header
 from ipmasq_agent.planes.iptables.set_text import (
     TYPE,
-    Header,
     edit_text,
     fill_text,
     foreign,
-    parse_header,
     parse_saved,
 )
 from ipmasq_agent.planes.iptables.sets import NEW, IpsetChange, set_names
@@ -97,16 +96,15 @@ class Sets:
         found = (element(address, family.bits),) if not test.status else ()
         return {name: AddressSet(name, family, found)}
 
-    def _header(self, name: str, family: Family) -> Header | None:
+    def disturbed(self, family: Family) -> bool:
+        """Return whether the kernel's count does not agree with what is remembered."""
+        known = self._known.get(family)
+        return known is not None and set_header(known.name) != _expected(known)
+
+    def _header(self, name: str, family: Family) -> SetHeader | None:
         """Return what the kernel tells of a set in short; None where there is none of ours."""
-        try:
-            listed = run(["ipset", "list", "-t", name], check=False)
-        except MissingTool:
-            return None
-        if listed.status:
-            return None
-        header = parse_header(listed.stdout)
-        if (header.kind, header.family) == (TYPE, family):
+        header = set_header(name)
+        if header is None or (header.kind, header.family) == (TYPE, family):
             return header
         if self._needed:
             raise foreign(name, header.kind, family)
@@ -163,5 +161,5 @@ class Sets:
             time.sleep(0.02)
 
 
-def _expected(known: AddressSet) -> Header:
-    return Header(TYPE, known.family, known.capacity, len(known.elements))
+def _expected(known: AddressSet) -> SetHeader:
+    return SetHeader(TYPE, known.family, known.capacity, len(known.elements))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import NamedTuple
 
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.planes.prefixset import AddressSet, Step, element, shown
@@ -43,36 +42,6 @@ def edit_text(name: str, family: Family, steps: Iterable[Step]) -> str:
     return "\n".join([*lines, ""])
 
 
-class Header(NamedTuple):
-    """What ``ipset list -t`` tells of a set without its elements."""
-
-    kind: str
-    family: Family | None
-    capacity: int
-    size: int
-
-
-def parse_header(text: str) -> Header:
-    """Return what the header of a set says.
-
-    Raises:
-        KernelReadError: it is not one.
-    """
-    fields = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
-    words = fields.get("Header", "").split()
-    options = dict(pairwise(words))
-    try:
-        families = {name: family for family, name in _FAMILY_NAMES.items()}
-        return Header(
-            fields["Type"],
-            families.get(options.get("family", "")),
-            int(options.get("maxelem", 0)),
-            int(fields["Number of entries"]),
-        )
-    except (KeyError, ValueError) as cause:
-        raise _unreadable("ipset list -t", text) from cause
-
-
 def parse_saved(text: str, family: Family) -> AddressSet:
     """Return the set in the output of ``ipset save NAME``.
 
@@ -82,7 +51,7 @@ def parse_saved(text: str, family: Family) -> AddressSet:
     lines = text.splitlines()
     created = _CREATE.fullmatch(lines[0]) if lines else None
     if created is None:
-        raise _unreadable("ipset save", text)
+        raise _unreadable(text)
     name, kind, rest = created.groups()
     words = rest.split()
     options = dict(pairwise(words))
@@ -99,7 +68,7 @@ def parse_saved(text: str, family: Family) -> AddressSet:
                 raise ValueError(f"{entry} is not of {family.value}")
             codes.append(element(first, length, "nomatch" in more))
     except ValueError as cause:
-        raise _unreadable("ipset save", text) from cause
+        raise _unreadable(text) from cause
     codes.sort()
     return AddressSet(name, family, tuple(codes), int(options.get("maxelem", 0)))
 
@@ -113,8 +82,8 @@ def foreign(name: str, kind: str, family: Family) -> KernelReadError:
     )
 
 
-def _unreadable(program: str, text: str) -> KernelReadError:
+def _unreadable(text: str) -> KernelReadError:
     return KernelReadError(
-        f"the output of `{program}` cannot be used: {text[:200]!r}",
+        f"the output of `ipset save` cannot be used: {text[:200]!r}",
         remedy="run it by hand to see what it says; nothing was written",
     )

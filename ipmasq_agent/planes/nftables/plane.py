@@ -19,7 +19,7 @@ from ipmasq_agent.planes.nftables.read import Frame, read_frame, read_table, rea
 from ipmasq_agent.planes.nftables.state import NftSet, NftTable, SetKind
 from ipmasq_agent.planes.nftables.write import Writing
 from ipmasq_agent.planes.placement import OurBase, Placement
-from ipmasq_agent.planes.plane import Plane, Watchable
+from ipmasq_agent.planes.plane import Plane
 from ipmasq_agent.policy.addresses import Family
 
 _TRIES = 5
@@ -73,10 +73,11 @@ def _count(held: NftSet, family: Family) -> int:
     return (2 * len(held) - opened) // 2
 
 
-class NftablesPlane(Plane[NftTable, NftTable, TableChange], Watchable):
+class NftablesPlane(Plane[NftTable, NftTable, TableChange]):
     """Our own table of nf_tables, ``ip ip-masq`` and ``ip6 ip-masq``."""
 
     name = "nftables"
+    in_nf_tables = True
 
     def __init__(self, placement: Placement) -> None:
         self.dialect = nftables_dialect(placement)

@@ -92,6 +92,14 @@ class FailingPlane(MemoryPlane):
         self.broken: set[Family] = set()
         self.unable: set[Family] = set()
         self.closed = False
+        self.gone: bool | Exception = False
+        self.looks = 0
+
+    def disturbed(self) -> bool:
+        self.looks += 1
+        if isinstance(self.gone, Exception):
+            raise self.gone
+        return self.gone
 
     def read(self, family: Family) -> Table:
         if family in self.broken:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.planes.iptables.set_text import fill_text, parse_header, parse_saved
+from ipmasq_agent.planes.iptables.set_text import fill_text, parse_saved
 from ipmasq_agent.planes.prefixset import compile_set, parts
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import DecisionMap
@@ -55,14 +55,3 @@ def test_a_set_of_another_kind_is_an_error_with_a_way_out(header: str) -> None:
     with pytest.raises(KernelReadError, match="not our hash:net of ipv4") as caught:
         parse_saved(f"create x {header}\n", V4)
     assert "--masq-chain" in str(caught.value)
-
-
-def test_a_header_is_read() -> None:
-    text = (
-        "Name: x\nType: hash:net\nRevision: 7\n"
-        "Header: family inet6 hashsize 1024 maxelem 65536 bucketsize 12 initval 0x1\n"
-        "Size in memory: 552\nReferences: 1\nNumber of entries: 2\n"
-    )
-    assert parse_header(text) == ("hash:net", V6, 65536, 2)
-    with pytest.raises(KernelReadError):
-        parse_header("Name: x\n")

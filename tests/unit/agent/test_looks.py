@@ -1,0 +1,85 @@
+"""Looks between resyncs: at word from the kernel, and now and then, as often as they may cost."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import pytest
+
+from ipmasq_agent.agent import loop
+from ipmasq_agent.agent.events import Signal
+from ipmasq_agent.errors import HostError
+from tests.unit.agent.support import Bench
+
+DOCUMENT = "resyncInterval: 1h\nnonMasqueradeCIDRs: [10.0.0.0/8]\n"
+KEPT = ["169.254.0.0/16", "10.0.0.0/8"]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """An agent that looks at nothing unless it is told to."""
+    monkeypatch.setattr(loop, "GLANCE", 3600.0)
+    made = Bench()
+    made.document(DOCUMENT)
+    assert made.chain() == KEPT
+    return made
+
+
+def told(bench: Bench) -> None:
+    """Let the kernel send word, when the look before is long past."""
+    bench.agent._rested = 0.0
+    bench.agent.send(Signal.LOOK)
+    bench.agent.turn()
+
+
+def test_at_word_of_a_commit_what_is_gone_comes_back(bench: Bench) -> None:
+    bench.flush()
+    told(bench)
+    assert bench.chain() == []  # the look has found nothing
+    bench.backend.gone = True
+    told(bench)
+    assert bench.chain() == KEPT
+    assert bench.agent.status.in_sync
+
+
+def test_word_that_means_nothing_makes_no_pass(bench: Bench) -> None:
+    before, looks = bench.agent.metrics.text(bench.agent.status), bench.backend.looks
+    told(bench)
+    assert bench.backend.looks == looks + 1
+    assert bench.agent.metrics.text(bench.agent.status) == before
+
+
+def test_words_that_follow_each_other_are_looked_into_once(bench: Bench) -> None:
+    told(bench)
+    looks = bench.backend.looks
+    bench.agent._rested = time.monotonic() + 3600
+    for _ in range(100):
+        bench.agent.send(Signal.LOOK)
+        bench.agent.turn()
+    assert bench.backend.looks == looks
+
+
+def test_one_who_flushes_in_a_loop_is_not_followed_at_full_speed(bench: Bench) -> None:
+    bench.backend.gone = True
+    told(bench)
+    bench.flush()
+    bench.agent.send(Signal.LOOK)
+    bench.agent.turn()
+    assert bench.chain() == []
+    bench.agent._next_look = time.monotonic()
+    bench.agent.turn()
+    assert bench.chain() == KEPT
+
+
+def test_a_look_that_fails_is_said_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.backend.gone = HostError("no permission")
+    with caplog.at_level(logging.WARNING):
+        told(bench)
+        told(bench)
+        assert [r.getMessage() for r in caplog.records].count("cannot look") == 1
+        bench.backend.gone = False
+        told(bench)
+        bench.backend.gone = HostError("no permission")
+        told(bench)
+    assert [r.getMessage() for r in caplog.records].count("cannot look") == 2
