@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from functools import lru_cache, partial
 from types import FrameType
@@ -221,12 +222,14 @@ def _run(
         http=http_address or "off",
         socket=socket_path or "off",
     )
-    # One document or the other, as a flag silences what the environment says.
-    document = {
+    # One document or the other, as a flag silences what the environment says. The record is not
+    # told like the document, but read where it is.
+    told = {
         "config": None if settings.configmaps else settings.config,
         "configmap": settings.configmaps,
+        "record": settings.record and os.path.abspath(settings.record),
     }
-    reception = Reception(agent, http_address, socket_path, Introducer(agent, raw | document))
+    reception = Reception(agent, http_address, socket_path, Introducer(agent, raw | told))
     ours = set(registry.claims(settings.placement, settings.backend))
 
     @lru_cache(maxsize=1)

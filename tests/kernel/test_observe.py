@@ -180,6 +180,11 @@ def test_filters_leave_what_is_meant(
         assert told("--port", "7777") == {one for one in said if one.destination[1] == 7777}
         assert told("--port", "80") == set()
         assert len(told("--last", "5")) == 5
+        # Of those that are kept no record tells.
+        nowhere = ("--record", str(tmp_path / "nowhere"))
+        assert told("--verdict", "keep", *nowhere) == told("--verdict", "keep")
+        assert status_of("observe", "--backend", "nftables", "--last", "1", *nowhere) == 2
+        assert "ask in there: `kubectl exec`" in capsys.readouterr().err
 
 
 def test_columns_fit_a_terminal_and_are_coloured_only_there(tmp_path: Path) -> None:
@@ -226,7 +231,8 @@ def test_the_agent_records_and_the_verb_reads_it_when_all_has_ended(
         agent = Running(
             tmp_path / "log",
             *("run", "--config", str(document), "--enable-ipv6", "--backend", plane),
-            *("--record", str(record)),
+            *("--record", record.name),
+            under=("/usr/bin/env", "-C", str(tmp_path)),
         )
         try:
             agent.wait_ready()
@@ -234,6 +240,10 @@ def test_the_agent_records_and_the_verb_reads_it_when_all_has_ended(
             with talking(where, family, 4) as said:
                 translated = {one for one in said if one.heard[0] != one.source[0]}
                 wait_until(lambda: count(record) >= len(translated), "all are recorded")
+            # The agent tells where its record is, wherever it is asked from.
+            assert status_of("observe", "--last", "9", "-o", "json") == 0
+            lasted = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+            assert len({as_told(data) for data in lasted} & translated) == 9
             assert agent.stop() == 0
         finally:
             agent.process.kill()
