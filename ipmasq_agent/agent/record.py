@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 from ipmasq_agent.answers.observed import utc
 from ipmasq_agent.errors import SourceError
@@ -162,30 +163,37 @@ def recorded(path: str, left_as: str | None = None) -> Iterator[tuple[float, Flo
     Raises:
         SourceError: there is none that can be read.
     """
-    numbers = sorted(
-        (
-            int(each.suffix[1:])
-            for each in Path(path).parent.glob(f"{Path(path).name}.*")
-            if each.suffix[1:].isdecimal()
-        ),
-        reverse=True,
-    )
     end = None if left_as is None else f" {left_as}\n".encode()
-    for number in (*numbers, 0):
+    with contextlib.ExitStack() as stack:
         try:
-            with open(_older(path, number), "rb") as file:
+            for file in reversed(_files(path, stack)):
                 for line in file:
                     if end is None or line.endswith(end) or any(note in line for note in _NOTES):
                         yield from _read(line.decode(errors="replace"))
-        except FileNotFoundError:
-            if number == 0 and not numbers:
-                raise SourceError(
-                    f"there is no record at {path}",
-                    remedy="have the agent write one: `run --record FILE`; an agent in a container "
-                    "has it there, so ask in there: `kubectl exec`",
-                ) from None
         except OSError as cause:
             raise SourceError(f"the record {path} cannot be read: {cause}") from cause
+
+
+def _files(path: str, stack: contextlib.ExitStack) -> list[BinaryIO]:
+    """Return the files of a record, the newest first, each once, whatever they are called later.
+
+    What its writer moves on meanwhile is met again as the next one, and is not passed over.
+    """
+    suffixes = (each.suffix[1:] for each in Path(path).parent.glob(f"{Path(path).name}.*"))
+    numbers = {int(text) for text in suffixes if text.isdecimal()}
+    files: dict[int, BinaryIO] = {}
+    for number in sorted({0, 1, *numbers, *(number + 1 for number in numbers)}):
+        with contextlib.suppress(FileNotFoundError):
+            file = open(_older(path, number), "rb")  # noqa: SIM115  the stack closes it
+            stack.enter_context(file)
+            files.setdefault(os.fstat(file.fileno()).st_ino, file)
+    if not files:
+        raise SourceError(
+            f"there is no record at {path}",
+            remedy="have the agent write one: `run --record FILE`; an agent in a container has it "
+            "there, so ask in there: `kubectl exec`",
+        )
+    return list(files.values())
 
 
 def _read(line: str) -> Iterator[tuple[float, Flow | int | None]]:

@@ -71,6 +71,23 @@ def test_the_oldest_come_first(tmp_path: Path) -> None:
     assert [round(moment - MOMENT) for moment, _ in recorded(str(path))] == [0, 1, 2]
 
 
+def test_who_reads_misses_nothing_that_the_writer_moves_on_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "record"
+    record = RecordFile(str(path), 1, 4)
+
+    def write(*numbers: int) -> None:
+        for number in numbers:
+            record.write(lines([(MOMENT + number, FOUR)]))
+
+    write(0, 1, 2)
+    reading = recorded(str(path))
+    read = [next(reading)]
+    write(3, 4, 5, 6)
+    read += reading
+    assert [round(moment - MOMENT) for moment, _ in read] == [0, 1, 2]
+    record.close()
+
+
 def test_what_does_not_go_in_whole_is_not_there_at_all(tmp_path: Path) -> None:
     path, line = tmp_path / "record", lines([(MOMENT, FOUR)])
     program = f"""
