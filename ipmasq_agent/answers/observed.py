@@ -165,8 +165,9 @@ def reason(
     does = "keeps it" if translated else "masquerades it"
     doubts = ruling.doubts(source, reached, route)
     named = [each.rule for each in doubts if each.verdict in (Verdict.UNKNOWN, became)]
-    if named := named or (list(ruling.by_mark) if translated else []):
-        shown = " or ".join(map(str, dict.fromkeys(named[:_NAMED])))
+    named += ruling.by_mark if translated else ()
+    if named:
+        shown = " or ".join(map(str, list(dict.fromkeys(named))[:_NAMED]))
         whose = "another" if elsewhere else "ours"
         return f"a rule that looks at more than addresses decided: {shown}; {whose} {does}: {rule}"
     return f"not what is in force now, which {does}: {rule}"

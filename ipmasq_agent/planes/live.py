@@ -37,14 +37,17 @@ def live_flows(
         yield from _beside_left(port, [flow for each in left for flow in _translated(each, port)])
         return
     services: dict[tuple[int, End, End], End] = {}
+    others: set[tuple[int, End, End]] = set()  # which leave translated before the programs see them
     for flow in tracked(port):
         if flow.translated:
+            others.add((flow.protocol, flow.left_as, flow.reached))
             yield flow
         elif flow.destination != flow.reached:
             services[flow.protocol, flow.source, flow.reached] = flow.destination
     for flow in plane.flows(port):
-        asked = services.get((flow.protocol, flow.source, flow.reached))
-        yield flow if asked is None else flow._replace(destination=asked)
+        seen = flow.protocol, flow.source, flow.reached
+        if flow.translated or seen not in others:
+            yield flow._replace(destination=services.get(seen, flow.destination))
 
 
 def _translated(left: AnyPlane, port: int | None) -> Iterator[Flow]:

@@ -79,3 +79,27 @@ def test_what_a_plane_that_was_left_still_translates_is_told_once(family: Family
     (new,) = [flow for flow in flows if flow.source == (plan.pod(0), 5000)]
     assert new.heard[0] == plan.node
     assert {one for one in of_port if one in said} == {one for one in said if one.heard[1] == port}
+
+
+OTHERS = """
+table inet others {
+    chain masquerading {
+        type nat hook postrouting priority srcnat
+        udp sport 5000 masquerade
+    }
+}
+"""
+
+
+@pytest.mark.parametrize("family", list(Family), ids=lambda family: family.value)
+def test_what_others_translate_before_programs_see_it_is_told_once(family: Family) -> None:
+    plan = PLANS[family]
+    with site(PODS, 2, tracked=True) as where, in_force(where, "bpf") as at_work:
+        where.node.run(["nft", "-f", "-"], stdin=OTHERS)
+        for port in (5000, 5001):
+            with where.pod.entered(), socket.socket(plan.kind, socket.SOCK_DGRAM) as asking:
+                asking.bind((plan.pod(0), port))
+                asking.sendto(b"question", (plan.server(0), 53))
+        flows = [as_said(flow) for flow in live_flows(at_work) if flow.destination.port == 53]
+    assert sorted(flow.source for flow in flows) == [(plan.pod(0), 5000), (plan.pod(0), 5001)]
+    assert {flow.heard[0] for flow in flows} == {plan.node}

@@ -142,3 +142,15 @@ def test_a_rule_for_some_ports_is_named_where_it_may_have_decided_otherwise() ->
         "-p udp --dport 53 -j ACCEPT; ours masquerades it: the default"
     )
     assert reason(found, POD, SERVER, OUT, translated=True, own=False) == "the default"
+
+
+def test_each_rule_that_may_have_decided_is_named() -> None:
+    kept = DecisionMap(Family.IPV4, (), Verdict.NON_MASQUERADE, Stated("our entry"))
+    of_port = "-A POSTROUTING -p udp --sport 99 -j MASQUERADE"
+    said = reason(
+        ruling(FamilyPolicy(kept), of_port, POSTROUTING, MARKED),
+        *(POD, SERVER, OUT),
+        translated=True,
+        own=False,
+    )
+    assert "rule 1 of POSTROUTING: -p udp --sport 99 -j MASQUERADE or rule 3 of" in said
