@@ -15,17 +15,18 @@ RUN apt-get update \
 WORKDIR /src
 COPY requirements requirements
 # An environment without pip, moved whole to the final stage, whose interpreter is at the
-# same path. Every package is checked against its hash.
+# same path, and one to build with. Every package is checked against its hash.
 RUN python -m venv --without-pip /opt/ipmasq-agent \
+ && python -m venv --without-pip /build \
  && python -m pip --python /opt/ipmasq-agent/bin/python install \
         --no-cache-dir --no-compile --require-hashes --requirement requirements/agent.txt \
- && python -m pip install \
+ && python -m pip --python /build/bin/python install \
         --no-cache-dir --require-hashes --requirement requirements/build.txt
 COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY ipmasq_agent ipmasq_agent
 # Bytecode is made here and trusted as it is: nothing can write it later, on a root that is
 # read-only. The lab and the benchmark are not in a wheel; bench.Dockerfile adds them.
-RUN python -m hatchling build --directory /dist --target wheel \
+RUN /build/bin/python -m hatchling build --directory /dist --target wheel \
  && python -m pip --python /opt/ipmasq-agent/bin/python install \
         --no-cache-dir --no-compile --no-index --no-deps /dist/*.whl \
  && python -m compileall -q --invalidation-mode unchecked-hash /opt/ipmasq-agent/lib

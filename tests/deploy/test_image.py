@@ -119,6 +119,8 @@ def test_the_image_holds_no_compiler_no_caches_no_pip_and_no_guests(
     for absent in (
         "usr/bin/clang",
         "usr/bin/gcc",
+        "build",
+        "dist",
         "root/.cache",
         "src",
         "opt/ipmasq-agent/bin/pip",
@@ -126,6 +128,7 @@ def test_the_image_holds_no_compiler_no_caches_no_pip_and_no_guests(
     ):
         assert not (image.root / absent).exists(), absent
     assert [*(image.root / "var/lib/apt/lists").glob("*_*")] == []
+    assert [*(image.root / "var/cache/apt").rglob("*.*")] == []
 
 
 def test_bytecode_is_in_the_image_since_none_can_be_written(image: Image) -> None:
