@@ -10,7 +10,7 @@ BYTECODE := $(BPF)/masq.bpf.o
 # Tests wait for the kernel about as long as they compute: three fill two cores.
 WORKERS ?= $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
 
-.PHONY: demo bench test test-long lint dist lock clean
+.PHONY: demo bench test test-long seccomp lint dist lock clean
 .DEFAULT_GOAL := help
 
 help: ## this text
@@ -27,6 +27,9 @@ test: $(VENV)/ready $(BYTECODE) lint ## lint, types, layer contracts, and every 
 
 test-long: $(VENV)/long $(BYTECODE) ## fuzzing, soak runs, and the eBPF programs on Linux 6.1 in an emulator
 	$(BIN)/python -m pytest -q -m long --timeout=3600
+
+seccomp: $(VENV)/ready $(BYTECODE) ## deploy/seccomp written anew: what agents of all data planes are seen to call
+	@$(BIN)/python -m tests.kernel.seccomp
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -262,6 +262,23 @@ def test_a_component_goes_with_the_file_overlay_too(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_the_profile_of_system_calls_goes_with_every_overlay(tmp_path: Path, variant: str) -> None:
+    (tmp_path / "deploy").symlink_to(DEPLOY)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/kustomization.yaml").write_text(
+        f"resources: [../{variant}]\ncomponents: [../deploy/components/seccomp]\n"
+    )
+    mine = {item["kind"]: item for item in objects(str(tmp_path / "mine"))}
+    plain = {item["kind"]: item for item in objects(variant)}
+    context = mine["DaemonSet"]["spec"]["template"]["spec"]["securityContext"]
+    wanted = {"type": "Localhost", "localhostProfile": "ipmasq-agent.json"}
+    assert context.pop("seccompProfile") == wanted
+    assert (DEPLOY / "seccomp" / wanted["localhostProfile"]).is_file()
+    del plain["DaemonSet"]["spec"]["template"]["spec"]["securityContext"]["seccompProfile"]
+    assert mine == plain
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_the_agent_is_told_which_node_it_is_on(variant: str) -> None:
     (variable,) = [one for one in container(variant)["env"] if "valueFrom" in one]
     assert variable["name"] == "IPMASQ_NODE_NAME"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -41,6 +43,20 @@ def _own_pins(tmp_path: Path) -> Iterator[None]:
         patch.setenv("IPMASQ_STATE_DIR", str(tmp_path / "state"))
         patch.setenv("IPMASQ_SOCKET", str(tmp_path / "agent.sock"))
         yield
+
+
+@pytest.fixture
+def mounted_pins(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where pins are on a bpf file system that is mounted, as who lacks privileges needs it."""
+    place = Path(f"/run/ipmq-test-{os.getpid()}-pins")
+    place.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "bpf", place], check=True)
+    monkeypatch.setenv(PINS, str(place / "pins"))
+    try:
+        yield place / "pins"
+    finally:
+        subprocess.run(["umount", place], check=True)
+        place.rmdir()
 
 
 @pytest.fixture

@@ -7,28 +7,23 @@ compares the same rows of the registry with the manifests.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ipmasq_agent.planes import registry
-from ipmasq_agent.planes.registry import PlaneRow
 from tests import oracle
-from tests.faults.injector import HELD
-from tests.faults.injector import PLANES as BY_HAND
 from tests.kernel.container import confined
-from tests.kernel.pins import PINS
 from tests.kernel.running import Running
+from tests.kernel.work import DOCUMENT, Node
 from tests.netns import Namespace
 from tests.waiting import wait_until
 
 IPTABLES = registry.capabilities("auto")
-DOCUMENT = "nonMasqueradeCIDRs: [10.0.0.0/8, 'fd00::/8']\nresyncInterval: 1s\n"
 # linux/capability.h
 NUMBERS = {"NET_ADMIN": 12, "NET_RAW": 13, "PERFMON": 38, "BPF": 39}
 # Neighbours' rules, as kube-proxy in IPVS mode writes them: iptables asks the kernel for the
@@ -66,62 +61,23 @@ def apply(
 
 
 @pytest.fixture
-def pins(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A bpf file system that is mounted: without privileges none is reached in another way."""
-    place = Path(f"/run/ipmq-test-{os.getpid()}-pins")
-    place.mkdir()
-    subprocess.run(["mount", "-t", "bpf", "bpf", place], check=True)
-    monkeypatch.setenv(PINS, str(place / "pins"))
-    try:
-        yield place / "pins"
-    finally:
-        subprocess.run(["umount", place], check=True)
-        place.rmdir()
-
-
-class Node:
-    """A node with a way out, on which the one backend comes to the plane that a test is about."""
-
-    def __init__(self, ns: Namespace, plane: PlaneRow, document: Path) -> None:
-        self.plane = plane
-        self.words = (f"--config={document}", f"--backend={plane.backend}", "--enable-ipv6")
-        self._by_hand = BY_HAND[plane.backend]
-        self._ns = ns
-        document.write_text(DOCUMENT)
-        ns.lead_out()
-        if plane.name == "ipset-legacy":
-            for program in ("iptables-legacy", "ip6tables-legacy"):
-                ns.run([program, "-t", "mangle", "-N", "KUBE-IPTABLES-HINT"])
-
-    def held(self) -> list[str]:
-        """Return the prefixes and jumps of ours that the kernel holds."""
-        return sorted(HELD.findall(self._sh(self._by_hand.dump)))
-
-    def in_force(self) -> list[str]:
-        """Return the same without sets, which nobody may ask."""
-        return HELD.findall(self._sh(self._by_hand.dump.removesuffix("; ipset save")))
-
-    def wipe(self) -> None:
-        """Take from the kernel what is ours."""
-        self._sh(self._by_hand.wipe)
-
-    def _sh(self, line: str) -> str:
-        if self.plane.name == "ipset-legacy":
-            line = line.replace("iptables-nft", "iptables-legacy")
-        return self._ns.run(["sh", "-c", line], check=False).stdout
+def node(in_ns: Namespace, mounted_pins: Path, request: pytest.FixtureRequest) -> Node:
+    return Node(in_ns, request.param)
 
 
 @pytest.fixture
-def node(in_ns: Namespace, tmp_path: Path, pins: Path, request: pytest.FixtureRequest) -> Node:
-    return Node(in_ns, request.param, tmp_path / "ip-masq-agent")
+def words(node: Node, tmp_path: Path) -> tuple[str, ...]:
+    """The flags that tell an agent of its plane and its document."""
+    document = tmp_path / "ip-masq-agent"
+    document.write_text(DOCUMENT)
+    return (f"--config={document}", f"--backend={node.plane.backend}", "--enable-ipv6")
 
 
 @pytest.mark.parametrize("node", registry.PLANES, ids=lambda row: row.name, indirect=True)
 def test_with_what_it_declares_the_agent_reconciles_and_heals(
-    node: Node, run: Callable[..., Running]
+    node: Node, words: tuple[str, ...], run: Callable[..., Running]
 ) -> None:
-    words = ("run", *node.words, "--state-dir=", "--socket=")
-    agent = run(*words, under=limited(node.plane.capabilities))
+    agent = run("run", *words, "--state-dir=", "--socket=", under=limited(node.plane.capabilities))
     agent.wait_ready()
     right = node.held()
     assert right, agent.log.read_text()
@@ -141,9 +97,9 @@ TAKEN_AWAY = [(row, each) for row in registry.PLANES for each in sorted(row.capa
     indirect=["node"],
 )
 def test_without_one_of_them_it_says_which_and_nothing_is_in_force(
-    node: Node, in_ns: Namespace, missing: str
+    node: Node, words: tuple[str, ...], in_ns: Namespace, missing: str
 ) -> None:
-    done = apply(in_ns, node.plane.capabilities - {missing}, *node.words)
+    done = apply(in_ns, node.plane.capabilities - {missing}, *words)
     assert done.returncode == 2, done.stdout
     assert "error: " in done.stderr
     assert re.search(rf"\bcapabilit(y|ies)\b.*\b{missing}\b", done.stderr), done.stderr
@@ -201,7 +157,7 @@ def sets_of(process: int) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("backend", ["iptables-legacy", "bpf"])
 def test_it_gives_up_what_it_does_not_need_before_it_starts_threads(
-    in_ns: Namespace, tmp_path: Path, run: Callable[..., Running], backend: str, pins: Path
+    in_ns: Namespace, tmp_path: Path, run: Callable[..., Running], backend: str, mounted_pins: Path
 ) -> None:
     in_ns.lead_out()
     document = tmp_path / "document"
