@@ -61,8 +61,9 @@ $(VENV)/ready: $(VENV)/agent requirements/bench.txt requirements/test.txt
 	@$(INSTALL) requirements/test.txt
 	@touch $@
 
-$(VENV)/long: $(VENV)/ready
+$(VENV)/long: $(VENV)/ready requirements/fuzz.txt
 	@scripts/install-tools long
+	@$(INSTALL) requirements/fuzz.txt
 	@touch $@
 
 dist: $(VENV)/agent ## what a release is, in dist/: wheel, source, SBOM, SHA256SUMS; the same wherever it is built

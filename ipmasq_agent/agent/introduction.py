@@ -18,6 +18,7 @@ from ipmasq_agent.sources import Document
 
 if TYPE_CHECKING:
     from ipmasq_agent.agent.loop import Agent
+    from ipmasq_agent.agent.status import Status
 
 PAGE, NAME_PAGE = "/agent", "/agent/name"
 """Where it is told, on the local socket; and who tells it, without what that weighs."""
@@ -38,7 +39,7 @@ class Introduction(NamedTuple):
         settings: by name of the flag's parameter, as its command line and environment say.
         document: in force; None before the first.
         facts: of the cluster, as it knows them.
-        status: its own, for JSON.
+        status: its own, as it told it.
     """
 
     pid: int
@@ -48,7 +49,7 @@ class Introduction(NamedTuple):
     settings: Mapping[str, Any]
     document: Document | None
     facts: Mapping[Fact[Any], Any]
-    status: Mapping[str, Any]
+    status: Status
 
     @property
     def name(self) -> str:
@@ -101,17 +102,21 @@ def read(told: bytes) -> Introduction:
     """Return what an agent told.
 
     Raises:
-        ValueError, KeyError, TypeError: it is in another form.
+        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError: it is in
+            another form.
     """
+    from ipmasq_agent.agent.status import Status  # which an agent has anyway
+
     data = json.loads(told)
     held = data["document"]
+    pid, since = int(data["pid"]), str(data["since"])
     return Introduction(
-        int(data["pid"]),
+        pid,
         str(data["version"]),
-        str(data["since"]),
+        since,
         str(data["namespace"]),
         dict(data["settings"]),
         None if held is None else unpack_document(held),
         unpack_facts(data["facts"]),
-        dict(data["status"]),
+        Status.told(_named(pid, since), data["status"]),
     )

@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from ipmasq_agent.errors import SourceError
 from ipmasq_agent.logs import event
-from ipmasq_agent.policy.addresses import Family, Prefix
+from ipmasq_agent.policy.addresses import Family, Prefix, prefix_around
 from ipmasq_agent.policy.facts import NODE_ADDRESSES, OWN_POD_CIDRS, Fact, Facts
 from ipmasq_agent.sources import Document, Part
 from ipmasq_agent.sources.state_dir import StateDir
@@ -31,19 +31,33 @@ class _Form(NamedTuple, Generic[Value]):
     back: Callable[[Any], Value]
 
 
+def _address(family: Any, number: Any) -> tuple[Family, int]:
+    found = Family(family), int(number)
+    if not 0 <= found[1] <= found[0].last_address:
+        raise ValueError("no address of its family")
+    return found
+
+
+def _prefix(family: Any, first: Any, length: Any) -> Prefix:
+    of, address = _address(family, first)
+    if not 0 <= int(length) <= of.bits:
+        raise ValueError("no length of a prefix")
+    return prefix_around(of, address, int(length))
+
+
 # Of each fact that the API tells.
 _FORMS: tuple[_Form[Any], ...] = (
     _Form(
         NODE_ADDRESSES,
         "nodes",
         lambda value: sorted((family.value, address) for family, address in value),
-        lambda kept: frozenset((Family(family), int(address)) for family, address in kept),
+        lambda kept: frozenset(_address(family, address) for family, address in kept),
     ),
     _Form(
         OWN_POD_CIDRS,
         "pod-cidrs",
         lambda value: [(p.family.value, p.first, p.length) for p in value],
-        lambda kept: tuple(Prefix(Family(family), int(a), int(n)) for family, a, n in kept),
+        lambda kept: tuple(_prefix(family, a, n) for family, a, n in kept),
     ),
 )
 
@@ -111,7 +125,7 @@ class Kept:
             return None if kept is None else back(kept)
         except SourceError as error:
             self._complain(error)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             self._complain(SourceError(f"the {kind} kept on this node is in another form"))
         return None
 

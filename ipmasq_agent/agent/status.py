@@ -104,7 +104,11 @@ def _seen(data: Mapping[str, Any] | None) -> Sighting | None:
     if data is None:
         return None
     since = datetime.fromisoformat(data["since"]).timestamp()
-    return Sighting(data["revision"], data["hash"], since)
+    return Sighting(str(data["revision"]), str(data["hash"]), since)
+
+
+def _words(told: Any) -> str | None:
+    return None if told is None else str(told)
 
 
 def seen(document: Document, since: float) -> Sighting:
@@ -261,40 +265,44 @@ class Status:
 
     @classmethod
     def told(cls, agent: str, data: Mapping[str, Any]) -> Status:
-        """Return what an agent says of itself by ``as_data``, but for what the kernel holds."""
+        """Return what an agent says of itself by ``as_data``, but for what the kernel holds.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError, OverflowError: it is in another form.
+        """
         of = data["config"]
         config = ConfigStatus(
-            of["source"],
+            str(of["source"]),
             _seen(of["newest"]),
             _seen(of["inForce"]),
-            accepted=of["accepted"],
-            error=of["error"],
-            warnings=tuple(of["warnings"]),
+            accepted=bool(of["accepted"]),
+            error=_words(of["error"]),
+            warnings=tuple(map(str, of["warnings"])),
             native_routing=tuple(filter(None, (data["nativeRoutingCIDR"] or "").split(", "))),
-            kept=of["kept"],
-            age=of["secondsSinceHeard"],
+            kept=bool(of["kept"]),
+            age=None if of["secondsSinceHeard"] is None else float(of["secondsSinceHeard"]),
         )
         return cls(
             config,
-            passes=data["passes"],
-            changes=data["changes"],
-            heals=data["heals"],
+            passes=int(data["passes"]),
+            changes=int(data["changes"]),
+            heals=int(data["heals"]),
             healed=tuple(
                 Healed(
-                    one["at"],
-                    one["backend"],
+                    str(one["at"]),
+                    str(one["backend"]),
                     Family(one["family"]),
-                    one["unexpected"],
-                    one["missing"],
+                    tuple(map(str, one["unexpected"])),
+                    tuple(map(str, one["missing"])),
                 )
                 for one in data["healed"]
             ),
-            failure=data["failure"],
-            waiting=tuple(data["waiting"]),
-            facts={fact["name"]: fact["error"] for fact in data["facts"]},
-            standing_by=data["standingBy"],
+            failure=_words(data["failure"]),
+            waiting=tuple(map(str, data["waiting"])),
+            facts={str(fact["name"]): _words(fact["error"]) for fact in data["facts"]},
+            standing_by=_words(data["standingBy"]),
             agent=agent,
-            contested=data["contested"],
+            contested=_words(data["contested"]),
         )
 
     def looked(self, look: Look) -> Status:

@@ -50,7 +50,7 @@ def recorded(file: io.BufferedReader, name: str) -> Iterator[Flow]:
             continue
         try:
             flow = _of_json(json.loads(text)) if text.startswith("{") else _tracked(text)
-        except (ValueError, KeyError, TypeError, AttributeError) as cause:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
             raise UsageError(
                 f"{name}:{number}: {text[:60]!r} is no connection", remedy=_REMEDY
             ) from cause

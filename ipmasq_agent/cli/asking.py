@@ -31,7 +31,7 @@ def ask(path: str) -> Introduction | None:
         return None
     try:
         found = introduction.read(told)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         found = None
     # What the settings and the status of another version are called is not for us to guess.
     if found is None or found.version != __version__:

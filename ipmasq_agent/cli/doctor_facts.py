@@ -53,7 +53,7 @@ def gather_node(settings: Settings, probes: Sequence[str]) -> tuple[Node, list[s
     targets = {text: _target(text) for text in probes}
     facts: dict[str, Any] = {"kernel": _kernel(), "conntrack": _conntrack()}
     if settings.agent is not None:
-        facts["contested"] = settings.agent.status.get("contested")
+        facts["contested"] = settings.agent.status.contested
     unseen: list[str] = []
 
     @contextmanager
@@ -154,9 +154,9 @@ def _cilium() -> Iterator[str]:
     """Yield what tells that Cilium's programs masquerade here."""
     try:
         state = json.loads(CILIUM_STATE.read_text())
-    except (OSError, ValueError):  # Cilium does not run here, or its state is not mounted
+    except (OSError, ValueError, RecursionError):  # Cilium does not run here, or unseen
         state = {}
-    if state and not state.get("EnableBPFMasquerade"):
+    if not isinstance(state, dict) or (state and not state.get("EnableBPFMasquerade")):
         return
     for name in ("EnableIPv4Masquerade", "EnableIPv6Masquerade"):
         if state.get(name):

@@ -68,7 +68,7 @@ def _of_document(settings: Settings) -> tuple[Status, Intent | None]:
         status = Status(accepted(name, document, understood, now))
         if document is settings.in_force:
             assert settings.agent is not None
-            status = Status.told(settings.agent.name, settings.agent.status)
+            status = settings.agent.status
         return status, Intent(understood.config, gather(settings, understood.config))
     except UsageError:
         raise

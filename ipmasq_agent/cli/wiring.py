@@ -134,11 +134,11 @@ def read_document(settings: Settings) -> Config:
 
 def _warn_of_refused(settings: Settings) -> None:
     assert settings.agent is not None
-    config = settings.agent.status["config"]
-    if config["newest"] and not config["accepted"]:
+    config = settings.agent.status.config
+    if config.newest and not config.accepted:
         click.echo(
-            f"warning: revision {config['newest']['revision']} is refused, and the one before it "
-            f"is in force: {config['error']}",
+            f"warning: revision {config.revision} is refused, and the one before it "
+            f"is in force: {config.error}",
             err=True,
         )
 

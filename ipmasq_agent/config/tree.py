@@ -142,9 +142,10 @@ class NodeTree:
                     style = "'"  # what has a tag is no more to be guessed at than what is quoted
                 node = _Scalar(tag, event.value, event.start_mark, event.end_mark, style)
             elif isinstance(event, yaml.AliasEvent):
-                if event.anchor not in anchors:
-                    self._fail(event.start_mark, f"the anchor &{event.anchor} is not defined")
-                node = anchors[event.anchor]
+                name = event.anchor or ""
+                if name not in anchors:
+                    self._fail(event.start_mark, f"the anchor &{name[:_LONGEST]} is not defined")
+                node = anchors[name]
             elif isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):
                 if len(open_) == MAX_DEPTH:
                     self._fail(event.start_mark, f"is nested more than {MAX_DEPTH} levels deep")

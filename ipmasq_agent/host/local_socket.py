@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import socket
+import time
 from pathlib import Path
 
 from ipmasq_agent.errors import HostError, UsageError
@@ -16,6 +17,9 @@ from ipmasq_agent.errors import HostError, UsageError
 DEFAULT_PATH = "/run/ipmasq-agent/agent.sock"
 _LONGEST = 107  # unix(7): sun_path, less one
 _PATIENCE = 5.0  # seconds for an answer; the agent answers in a thread of its own
+_PATIENCE_IN_ALL = 60.0  # seconds, as long as some of it comes
+_HEAD = re.compile(rb"HTTP/1\.1 (\d+) .*\r\nContent-Length: (\d{1,9})\r\n", re.DOTALL)
+_MOST = 64 << 20  # bytes of an answer: several documents of 1 MiB each
 
 
 def listen(path: str, waiting: int) -> socket.socket:
@@ -67,20 +71,28 @@ def get(path: str, page: str) -> bytes | None:
             asking.settimeout(_PATIENCE)
             asking.connect(path)
             asking.sendall(f"GET {page} HTTP/1.1\r\nHost: agent\r\n\r\n".encode())
+            until = time.monotonic() + _PATIENCE_IN_ALL
             while some := asking.recv(1 << 16):
                 told += some
+                if len(told) > _MOST or time.monotonic() > until:
+                    raise _unanswered(path, "as it comes to no end")
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         return None
     except OSError as cause:
         raise _unanswered(path, f"{cause}") from cause
     # The agent's own server closes after an answer; a library for HTTP would bring TLS with it.
     head, _, body = bytes(told).partition(b"\r\n\r\n")
-    found = re.match(rb"HTTP/1\.1 (\d+) .*\r\nContent-Length: (\d+)\r\n", head + b"\r\n", re.DOTALL)
+    found = _HEAD.match(head + b"\r\n")
     if found is None or int(found[2]) != len(body):
         raise _unanswered(path, "not as an agent does, or not in full")
     if found[1] != b"200":
-        raise HostError(f"the agent at {path} answers {found[1].decode()}: {body.decode().strip()}")
+        raise HostError(f"the agent at {path} answers {found[1].decode()}: {_line(body)}")
     return body
+
+
+def _line(body: bytes) -> str:
+    text = body[:1000].decode(errors="replace")
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def identity(path: str) -> object:

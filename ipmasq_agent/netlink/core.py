@@ -28,6 +28,7 @@ EXCLUSIVE, CREATE, APPEND = 0x200, 0x400, 0x800
 _INTERRUPTED = 0x10  # NLM_F_DUMP_INTR: something changed while it was listed
 _CAPPED, _HAS_ATTRIBUTES = 0x100, 0x200  # NLM_F_CAPPED, NLM_F_ACK_TLVS
 _ERROR, _DONE = 2, 3
+_LARGEST_CODE = 4095  # MAX_ERRNO of include/linux/err.h
 _CODE_SIZE = 4  # how struct nlmsgerr begins; the header that it answers follows
 _ERROR_MESSAGE = 1  # NLMSGERR_ATTR_MSG
 _SEND_BUFFER_FORCED = 32  # SO_SNDBUFFORCE
@@ -126,6 +127,17 @@ def _collect(netlink: socket.socket, take: Callable[[bytes], T | None]) -> list[
                 found.append(taken)
 
 
+def whole(body: bytes, size: int) -> bytes:
+    """Return a body that has what every one of its kind begins with.
+
+    Raises:
+        OSError: it is shorter.
+    """
+    if len(body) < size:
+        raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
+    return body
+
+
 def stream(protocol: int, kind: int, request: bytes) -> Iterator[bytes]:
     """Yield the body of each answer of a list as it comes, however long the list is.
 
@@ -179,7 +191,8 @@ def acknowledgements(netlink: socket.socket) -> Iterator[Acknowledgement]:
 
 def _code(body: bytes) -> int:
     """Return the errno that an error or the end of a list begins with, 0 for none."""
-    return -int.from_bytes(body[:_CODE_SIZE], sys.byteorder, signed=True)
+    code = -int.from_bytes(body[:_CODE_SIZE], sys.byteorder, signed=True)
+    return code if 0 <= code <= _LARGEST_CODE else errno.EBADMSG
 
 
 def _words(flags: int, body: bytes) -> str:
@@ -188,7 +201,7 @@ def _words(flags: int, body: bytes) -> str:
         return ""
     answered = HEADER.size  # of the message that is answered its header alone comes back ...
     if not flags & _CAPPED:  # ... or all of it
-        answered = aligned(HEADER.unpack_from(body, _CODE_SIZE)[0])
+        answered = aligned(HEADER.unpack_from(whole(body, _CODE_SIZE + answered), _CODE_SIZE)[0])
     return text(fields(body, _CODE_SIZE + answered).get(_ERROR_MESSAGE))
 
 

@@ -31,7 +31,7 @@ _STATUS_ALONE = frozenset({_STATUS})
 _OF_FLOW = frozenset({_ORIGINAL, _REPLY, _STATUS})
 _SEEN_REPLY = 1 << 1  # IPS_SEEN_REPLY
 _ADDRESSES, _PROTOCOL = 1, 2  # CTA_TUPLE_IP, CTA_TUPLE_PROTO
-_V4_SOURCE, _V4_DESTINATION, _V6_SOURCE, _V6_DESTINATION = 1, 2, 3, 4  # CTA_IP_...
+_ENDS = {Family.IPV4: (1, 2), Family.IPV6: (3, 4)}  # CTA_IP_V4_SRC, CTA_IP_V4_DST...
 _NUMBER, _SOURCE_PORT, _DESTINATION_PORT, _ICMP_ID, _ICMPV6_ID = 1, 2, 3, 4, 7  # CTA_PROTO_...
 # As one of these a message has the port with which its packets leave.
 _OF_PORT = (_DESTINATION_PORT, _ICMP_ID, _ICMPV6_ID)
@@ -174,19 +174,17 @@ def _ends(data: bytes) -> tuple[Family, int, End, End] | None:
         elif kind == _PROTOCOL:
             for part, content in attributes(value):
                 if part == _NUMBER:
-                    protocol = content[0]
+                    protocol = int.from_bytes(content[:1])
                 elif part in (_SOURCE_PORT, _ICMP_ID, _ICMPV6_ID):
-                    source_port = int.from_bytes(content)
+                    source_port = int.from_bytes(content[:2])
                 elif part == _DESTINATION_PORT:
-                    destination_port = int.from_bytes(content)
-    if _V4_SOURCE in addresses:
-        family, ends = Family.IPV4, (addresses[_V4_SOURCE], addresses[_V4_DESTINATION])
-    elif _V6_SOURCE in addresses:
-        family, ends = Family.IPV6, (addresses[_V6_SOURCE], addresses[_V6_DESTINATION])
-    else:
-        return None
-    source, destination = map(int.from_bytes, ends)
-    return family, protocol, End(source, source_port), End(destination, destination_port)
+                    destination_port = int.from_bytes(content[:2])
+    for family, kinds in _ENDS.items():
+        ends = [addresses.get(kind, b"") for kind in kinds]
+        if all(len(end) * 8 == family.bits for end in ends):
+            source, destination = map(int.from_bytes, ends)
+            return family, protocol, End(source, source_port), End(destination, destination_port)
+    return None
 
 
 # -- which ports are in use ----------------------------------------------------------------

@@ -345,6 +345,8 @@ def look_up(
     """
     try:
         body = _ask_route(family, address, source, inward, mark)
+        if body is not None:
+            netlink.whole(body, _ROUTE.size)
     except OSError as cause:
         if cause.errno in _NO_ROUTE:
             return None
@@ -478,7 +480,7 @@ class Changes:
                 raise _refused("for word of changes", cause) from cause
             for kind, _, _, body in split(data):
                 is_route = kind in (NEW_ROUTE, DELETED_ROUTE)
-                messages.append(Message(kind, body[1] if is_route else None))
+                messages.append(Message(kind, body[1] if is_route and len(body) > 1 else None))
 
 
 def dump(kind: int, request: bytes, what: str) -> list[bytes]:
@@ -489,8 +491,13 @@ def dump(kind: int, request: bytes, what: str) -> list[bytes]:
         request: what comes after the header.
         what: is asked for, in words.
     """
+
+    def take(body: bytes) -> bytes:
+        # Each begins with a struct of the kind that the request begins with.
+        return netlink.whole(body, len(request))
+
     try:
-        bodies = netlink.dump(socket.NETLINK_ROUTE, kind, request, bytes)
+        bodies = netlink.dump(socket.NETLINK_ROUTE, kind, request, take)
     except OSError as cause:
         raise _refused(f"for {what}", cause) from cause
     if bodies is None:

@@ -55,7 +55,9 @@ def list_connected() -> list[ConnectedSocket]:
 
 def _listed(family: int, protocol: int) -> list[ConnectedSocket]:
     def take(body: bytes) -> ConnectedSocket:
-        state, port, remote_port, local, remote = _ANSWER.unpack_from(body)
+        state, port, remote_port, local, remote = _ANSWER.unpack_from(
+            netlink.whole(body, _ANSWER.size)
+        )
         by_ipv6 = family == socket.AF_INET6
         if by_ipv6 and local.startswith(_MAPPED):
             local, remote, by_ipv6 = local[12:], remote[12:], False

@@ -60,8 +60,14 @@ SHORT = 1.0
 # the longest pause between attempts meanwhile.
 PATIENCE = 10.0
 IMPATIENT = 2.0
+# Bytes of one event; etcd takes no object of more than 1.5 MiB.
+LONGEST_LINE = 16 << 20
 # Seconds that `stop` waits for a request that cannot be interrupted (TCP connect).
 STOP_TIMEOUT = 0.8
+
+
+# What reading of an object in another form than the API's ends in.
+_ODD = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 class _Disconnected(Exception):
@@ -354,9 +360,8 @@ class Watch(Generic[Value]):
                     float(details.get("retryAfterSeconds") or 0),
                 )
             version = str(subject["metadata"]["resourceVersion"])
-        except (ValueError, KeyError, TypeError, AttributeError) as cause:
-            self._version = None
-            raise _Disconnected("it sent what is not an event") from cause
+        except _ODD as cause:
+            raise self._odd() from cause
         with self._lock:
             if _is_older(version, self._version):
                 self._version = None
@@ -369,9 +374,16 @@ class Watch(Generic[Value]):
             # A refresh may have overtaken the watch, which may lag behind a list.
             if latest is None or _is_older(version, latest.version):
                 return
-            value = self._view.changed(latest.value, kind, subject)
+            try:
+                value = self._view.changed(latest.value, kind, subject)
+            except _ODD as cause:
+                raise self._odd() from cause
             if value is not latest.value:
                 self._tell(Found(value, version, noticed))
+
+    def _odd(self) -> _Disconnected:
+        self._version = None
+        return _Disconnected("it sent what is not an event")
 
     # Telling
 
@@ -420,6 +432,8 @@ def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[tuple[bytes, float]]:
             noticed = time.monotonic()
             rest += chunk
             if b"\n" not in chunk:
+                if len(rest) > LONGEST_LINE:
+                    raise _Disconnected("it sent a line without end")
                 continue
             *lines, last = bytes(rest).split(b"\n")
             rest = bytearray(last)

@@ -68,7 +68,10 @@ def parse_nodes(text: str, name: str) -> tuple[ClusterNode, ...]:
         objects = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
         items: Iterable[JsonObject] = objects.get("items", [objects])
         return tuple(_node(item) for item in items)
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as cause:
+    except (
+        *(ValueError, KeyError, TypeError, AttributeError, RecursionError),
+        yaml.YAMLError,
+    ) as cause:
         raise SourceError(
             f"{name} holds no nodes", remedy="write it with `kubectl get nodes -o json`"
         ) from cause

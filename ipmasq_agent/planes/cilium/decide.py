@@ -210,7 +210,7 @@ def parse_listing(text: str, name: str) -> tuple[Prefix, ...]:
 def _json(text: str, name: str) -> Iterable[Any]:
     try:
         read = json.loads(text)
-    except ValueError as cause:
+    except (ValueError, RecursionError) as cause:
         raise ConfigError([f"{name}: this is not the JSON of a listing: {cause}"]) from cause
     return read if isinstance(read, list) else (read or {}).keys()
 

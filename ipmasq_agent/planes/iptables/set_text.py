@@ -67,10 +67,11 @@ def parse_saved(text: str, family: Family) -> AddressSet:
             if its_family is not family:
                 raise ValueError(f"{entry} is not of {family.value}")
             codes.append(element(first, length, "nomatch" in more))
+        capacity = int(options.get("maxelem", 0))
     except ValueError as cause:
         raise _unreadable(text) from cause
     codes.sort()
-    return AddressSet(name, family, tuple(codes), int(options.get("maxelem", 0)))
+    return AddressSet(name, family, tuple(codes), capacity)
 
 
 def foreign(name: str, kind: str, family: Family) -> KernelReadError:

@@ -158,7 +158,7 @@ def _match(told: Sequence[Expression], family: Family) -> tuple[NftMatch, int] |
                     return InSet(field, name), 2
         case [Meta(), Compare(data=value), *_] if value in _PROTOCOL_NAMES:
             return OfProtocol(_PROTOCOL_NAMES[value]), 2
-        case [NumberGenerator(modulus=of), ByteOrder(), Compare(data=size), *_]:
+        case [NumberGenerator(modulus=of), ByteOrder(), Compare(data=size), *_] if len(size) == 4:
             return Share(int.from_bytes(size, "big"), of), 3
     return None
 
@@ -180,7 +180,7 @@ def _ports(told: Sequence[Expression]) -> PortRange | None:
     ends = [
         int.from_bytes(one.data, "big")
         for one in told
-        if isinstance(one, Immediate) and isinstance(one.data, bytes)
+        if isinstance(one, Immediate) and isinstance(one.data, bytes) and len(one.data) == 2
     ]
     return PortRange(ends[0], ends[-1]) if ends else None
 

@@ -40,7 +40,7 @@ def test_all_of_it_comes_back() -> None:
     assert found.facts == FACTS
     assert found.settings["configmap"] == ["a/b", "a/c"]
     assert found.namespace == network_namespace()
-    assert found.status["inSync"] is False
+    assert found.status.in_sync is False
 
 
 def test_before_the_first_document_there_is_none() -> None:

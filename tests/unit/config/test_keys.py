@@ -17,7 +17,7 @@ from ipmasq_agent.config.scalars import Switch, Word
 from ipmasq_agent.config.schema import markdown, schema
 from ipmasq_agent.config.tree import NodeTree, is_null
 from ipmasq_agent.errors import ConfigError
-from tests.unit.config.fuzzing import fuzzed
+from tests.fuzz.made_documents import fuzzed
 
 DOCS = Path(__file__).parents[3] / "docs"
 FLAGS = Flags(enable_ipv6=True, cidr_limit=None)

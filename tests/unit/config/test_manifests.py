@@ -24,8 +24,8 @@ from ipmasq_agent.config.model import Flags
 from ipmasq_agent.errors import ConfigError
 from ipmasq_agent.policy.decisions import Origin
 from ipmasq_agent.sources import location
+from tests.fuzz.made_documents import fuzzed
 from tests.reasons import origin
-from tests.unit.config.fuzzing import fuzzed
 
 FLAGS = Flags(enable_ipv6=True)
 

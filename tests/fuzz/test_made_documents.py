@@ -6,42 +6,13 @@ import os
 
 import pytest
 
-from ipmasq_agent.config.assemble import assemble_family, is_large
 from ipmasq_agent.config.document import parse_documents
-from ipmasq_agent.config.keys import RESYNC_INTERVAL, view
-from ipmasq_agent.config.model import Config, Flags
+from ipmasq_agent.config.keys import RESYNC_INTERVAL
 from ipmasq_agent.errors import ConfigError
-from ipmasq_agent.planes.bpf.compile import compile_policy
-from ipmasq_agent.planes.iptables import compile as iptables
-from ipmasq_agent.planes.nftables import compile as nftables
-from ipmasq_agent.planes.placement import Placement
-from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.facts import LINKS, NODE_ADDRESSES, OWN_POD_CIDRS, ROUTES, Facts, Links
-from ipmasq_agent.policy.model import Capabilities
-from tests.unit.config.fuzzing import fuzzed
+from tests.fuzz.documents import compile_everywhere
+from tests.fuzz.made_documents import fuzzed
 
-PLACEMENT = Placement()
-FACTS = Facts(
-    {
-        NODE_ADDRESSES: frozenset({(Family.IPV4, 0x0A000001), (Family.IPV6, 1 << 64)}),
-        OWN_POD_CIDRS: (Prefix(Family.IPV4, 10 << 24, 24), Prefix(Family.IPV6, 0xFD << 120, 64)),
-        LINKS: Links(("lo", "eth0", "eth1", "bond0"), ("eth0",)),
-        ROUTES: ((Prefix(Family.IPV4, 0, 0), 0x0A000001), (Prefix(Family.IPV6, 0, 0), None)),
-    }
-)
 CHUNK = 500
-
-
-def compile_everywhere(config: Config, flags: Flags) -> None:
-    """Make of a document what each plane would write; ``view`` is what people see of it."""
-    view(config)
-    is_large(config, FACTS)
-    for family in config.families:
-        policy = assemble_family(config, family, Capabilities(), FACTS)
-        iptables.compile_policy(policy, PLACEMENT)
-        iptables.compile_policy(policy, PLACEMENT, set_name="IP-MASQ")
-        nftables.compile_policy(policy, PLACEMENT)
-        compile_policy(policy)
 
 
 def accepted(seed: int) -> bool:
@@ -50,7 +21,7 @@ def accepted(seed: int) -> bool:
     try:
         understood = parse_documents(document.parts, "document", document.flags)
         lines = understood.warnings
-        compile_everywhere(understood.config, document.flags)
+        compile_everywhere(understood.config)
     except ConfigError as refusal:
         lines = refusal.problems
     except Exception as cause:

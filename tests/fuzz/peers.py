@@ -1,0 +1,130 @@
+"""What others send: agents, whoever asks over HTTP, API servers."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from typing import Any
+
+from ipmasq_agent.agent import http as door
+from ipmasq_agent.cli import asking
+from ipmasq_agent.errors import AgentError, SourceError
+from ipmasq_agent.sources.configmap import content_of
+from ipmasq_agent.sources.kube_api import ApiRefusal
+from ipmasq_agent.sources.kube_list import Found, Listing, OneObject, View, list_all
+from ipmasq_agent.sources.kube_watch import Watch, _Disconnected
+from ipmasq_agent.sources.nodes import _AllNodes, pod_cidrs_of
+from ipmasq_agent.sources.pods import _PodsOfNode
+from tests.fuzz import doors
+from tests.fuzz.documents import document
+
+SOCKET = "/nonexistent/agent.sock"
+
+
+def agent(data: bytes) -> None:
+    """Ask an agent that tells an input of itself, in an answer of the right form."""
+    length = str(len(data)).encode()
+    agent_answer(b"HTTP/1.1 200 OK\r\nContent-Length: " + length + b"\r\n\r\n" + data)
+
+
+def agent_answer(data: bytes) -> None:
+    """Ask somebody who answers with an input."""
+    with doors.agent(data):
+        found = asking.ask(SOCKET)
+    if found is None:
+        return
+    str(sorted(map(str, found.facts.values())))
+    found.status.as_text()
+    found.status.as_data()
+    for part in found.document.parts if found.document else ():
+        document(part.content)
+
+
+_ANSWERS: door.Answers = {
+    "/": lambda: door.text(200, "here"),
+    "/status": lambda: door.data({"a": 1}),
+}
+_ANSWER = re.compile(rb"HTTP/1\.1 (\d{3}) [\w ]+\r\n(?:[\w-]+: [^\r\n]*\r\n)+\r\n(.*)", re.DOTALL)
+
+
+def http(data: bytes) -> None:
+    """Send a request in two pieces; whatever it is, what comes back is one answer, or nothing."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = door._Connection(theirs, _ANSWERS)
+        half = len(data) // 2
+        came = b""
+        for piece in (data[:half], data[half:]):
+            ours.sendall(piece[:100_000])
+            came += _turns(connection, ours)
+        ours.shutdown(socket.SHUT_WR)
+        came += _turns(connection, ours)
+        answer = _ANSWER.fullmatch(came)
+        assert not came or answer
+        if answer:
+            length = re.search(rb"\r\nContent-Length: (\d+)\r\n", came)
+            assert length
+            assert int(length[1]) >= len(answer[2])
+            assert answer[1] in (b"200", b"400", b"404", b"405", b"431")
+
+
+def _turns(connection: door._Connection, ours: socket.socket) -> bytes:
+    came = b""
+    try:
+        while connection.advance():
+            came += _received(ours)
+    except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+        pass
+    return came + _received(ours)
+
+
+def _received(ours: socket.socket) -> bytes:
+    try:
+        return ours.recv(1 << 16, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return b""
+
+
+_FOLLOWED: tuple[View[Any], ...] = (OneObject("a"), _AllNodes())
+_LISTED: tuple[Listing[Any], ...] = (*_FOLLOWED, _PodsOfNode("a"))
+
+
+def _told(found: Found[Any]) -> None:
+    """Do with an object what those do who follow it."""
+    if isinstance(found.value, dict):
+        for reader in (content_of, pod_cidrs_of):
+            try:
+                reader(found.value)
+            except (SourceError, ValueError, KeyError, TypeError, AttributeError):
+                continue  # as ConfigMapSource says of what it cannot read
+
+
+def watch(data: bytes) -> None:
+    """Watch an API server that sends an input: a list, and after it the events."""
+    view, data = _FOLLOWED[data[:1] == b"\1"], data[1:]
+    listed, _, events = data.partition(doors.BETWEEN)
+    failures: list[AgentError] = []
+    watching = Watch(
+        doors.Api(events),
+        "/",
+        view,
+        lambda refusal: SourceError(str(refusal)),
+        _told,
+        failures.append,
+    )
+    try:
+        watching._tell(list_all(doors.Api(listed), "/", view))
+        watching._watch("1")
+    except (ApiRefusal, _Disconnected):
+        return
+
+
+def listing(data: bytes) -> None:
+    """List what an API server answers with."""
+    view, data = _LISTED[data[0] % len(_LISTED) if data else 0], data[1:]
+    try:
+        _told(list_all(doors.Api(data), "/", view))
+    except ApiRefusal:
+        return
+    json.dumps(str(view.name))
