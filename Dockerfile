@@ -10,7 +10,7 @@ FROM ${BASE} AS builder
 # Package versions are Debian stable's own: a pin would only keep security fixes out.
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends clang libbpf-dev libc6-dev \
+ && apt-get install --yes --no-install-recommends clang libbpf-dev libc6-dev llvm \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY requirements requirements

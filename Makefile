@@ -76,5 +76,5 @@ lock: $(VENV)/agent ## requirements/ anew, after a change of pyproject.toml; ARG
 $(BYTECODE): $(VENV)/agent $(wildcard $(BPF)/*.c $(BPF)/*.h) $(BPF)/compile
 	@$(BPF)/compile
 
-clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis $(BYTECODE)
+clean: ## remove the virtual environment, caches and what was built
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis $(BYTECODE)

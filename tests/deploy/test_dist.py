@@ -67,6 +67,7 @@ def test_the_programs_are_the_same_wherever_they_are_compiled(tmp_path: Path) ->
         subprocess.run([copy / "compile"], check=True)
         made.append((copy / "masq.bpf.o").read_bytes())
     assert made[0] == made[1]
+    assert b".debug_" not in made[0]
 
 
 def test_the_sums_are_those_of_all_that_is_released(dist: Path) -> None:

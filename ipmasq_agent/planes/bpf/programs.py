@@ -286,7 +286,7 @@ def _digest_of_bytecode() -> str:
     except FileNotFoundError as cause:
         raise HostError(
             f"the eBPF programs are not compiled: {BYTECODE} is missing",
-            remedy="install clang and libbpf-dev, then this package again",
+            remedy="install clang, llvm and libbpf-dev, then this package again",
         ) from cause
     return _digest(BYTECODE, written.st_mtime_ns, written.st_size)
 
