@@ -45,7 +45,8 @@ def _one_by_one(
         for route in routes:
             if route.node != node:
                 node = route.node
-                yield f"{comment} {node}"
+                # A comment ends with its line, and what comes after it is a router's.
+                yield f"{comment} {''.join(c if c.isprintable() else '?' for c in node)}"
             yield line(route)
 
     return lines

@@ -165,18 +165,21 @@ class IptablesNftPlane(IptablesPlane):
         a jump goes by its handle, in a transaction of its own: after what comes in its place.
         """
         restore = [program(family, self.variant, "restore"), "--noflush"]
-        try:
-            run(restore, stdin=restore_text(change))
-        except CommandFailed:
-            if not change.jumps_removed:
-                raise
-            gone = self._handles_of(family, change.jumps_removed)
-            rest = replace(change, jumps_removed=())
-            if change.delete:
-                delete_rules(family, _TABLE, POSTROUTING, gone)
-            run(restore, stdin=restore_text(rest))
-            if not change.delete:
-                delete_rules(family, _TABLE, POSTROUTING, gone)
+        # A line feed, as a comment of others may hold one, ends a line in quotes too.
+        if not any("\n" in jump.rule.text for jump in change.jumps_removed):
+            try:
+                run(restore, stdin=restore_text(change))
+                return
+            except CommandFailed:
+                if not change.jumps_removed:
+                    raise
+        gone = self._handles_of(family, change.jumps_removed)
+        rest = replace(change, jumps_removed=())
+        if change.delete:
+            delete_rules(family, _TABLE, POSTROUTING, gone)
+        run(restore, stdin=restore_text(rest))
+        if not change.delete:
+            delete_rules(family, _TABLE, POSTROUTING, gone)
 
     def _handles_of(self, family: Family, jumps: Sequence[NumberedJump]) -> list[int]:
         """Return the handles of jumps to our chain, of the read that a change was planned on."""
