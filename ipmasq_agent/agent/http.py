@@ -39,11 +39,16 @@ Answers = Mapping[str, Callable[[], Answer]]
 """Path → how to answer who asks for it."""
 
 
+Admits = Callable[[str, bytes | None], bool]
+"""Whether who sends this bearer token, or none, is told what is at a path."""
+
+
 class Door(NamedTuple):
-    """A socket that listens, and what is answered to who comes in there."""
+    """A socket that listens, what is answered to who comes in there, and to whom."""
 
     listener: socket.socket
     answers: Answers
+    admits: Admits = lambda path, token: True
 
 
 def listen(address: str) -> socket.socket:
@@ -141,7 +146,7 @@ class HttpServer:
             return False
         if len(self._connections) >= MOST_CONNECTIONS:
             self._drop_oldest(poll)
-        connection = _Connection(accepted, door.answers)
+        connection = _Connection(accepted, door)
         self._connections[connection.number] = connection
         poll.register(connection.number, select.POLLIN)
         return True
@@ -169,7 +174,7 @@ class HttpServer:
         connection.close()
 
 
-def _answer(answers: Answers, head: bytes) -> bytes:
+def _answer(door: Door, head: bytes) -> bytes:
     words = head.partition(b"\n")[0].decode("latin-1").split()
     if len(words) < 2:
         return _packed((400, _TEXT, b"not a request\n"))
@@ -177,8 +182,11 @@ def _answer(answers: Answers, head: bytes) -> bytes:
         return _packed((431, _TEXT, b"too long a request\n"))
     if words[0] not in ("GET", "HEAD"):
         return _packed((405, _TEXT, b"only GET and HEAD\n"))
-    page = answers.get(words[1].partition("?")[0])
+    path = words[1].partition("?")[0]
+    page = door.answers.get(path)
     try:
+        if page and not door.admits(path, _bearer(head)):
+            return _packed((401, _TEXT, b"a bearer token is needed, and this is not it\n"))
         answer = page() if page else (404, _TEXT, b"not found; / lists what there is\n")
     except Exception as error:
         told = foreseen(error, f"the answer to {words[1]}")
@@ -187,15 +195,25 @@ def _answer(answers: Answers, head: bytes) -> bytes:
     return _packed(answer, without_body=words[0] == "HEAD")
 
 
+def _bearer(head: bytes) -> bytes | None:
+    """Return the token of a request's head (RFC 6750), or None."""
+    for line in head.splitlines()[1:]:
+        name, _, value = line.partition(b":")
+        scheme, _, token = value.strip().partition(b" ")
+        if not line or (name.lower(), scheme.lower()) == (b"authorization", b"bearer"):
+            return token.strip() or None
+    return None
+
+
 class _Connection:
     """Reads a request, sends the answer, and waits for the other side to close.
 
     Who closes with something unread resets the connection, and the answer may be lost.
     """
 
-    def __init__(self, accepted: socket.socket, answers: Answers) -> None:
+    def __init__(self, accepted: socket.socket, door: Door) -> None:
         self._socket = accepted
-        self._answers = answers
+        self._door = door
         self._socket.setblocking(False)
         self._head = b""
         self._rest = memoryview(b"")
@@ -227,7 +245,7 @@ class _Connection:
         ended = b"\n\r\n" in self._head or b"\n\n" in self._head
         if not ended and len(self._head) <= _MOST_BYTES:
             return select.POLLIN
-        self._rest = memoryview(_answer(self._answers, self._head))
+        self._rest = memoryview(_answer(self._door, self._head))
         self.deadline = time.monotonic() + _TAKING
         return select.POLLOUT
 
@@ -242,7 +260,7 @@ def _packed(answer: Answer, *, without_body: bool = False) -> bytes:
         f"HTTP/1.1 {code} {HTTPStatus(code).phrase}\r\n"
         f"Date: {time.strftime('%a, %d %b %Y %H:%M:%S GMT', time.gmtime())}\r\n"
         f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
-        + ("Allow: GET, HEAD\r\n" if code == 405 else "")
+        + {401: "WWW-Authenticate: Bearer\r\n", 405: "Allow: GET, HEAD\r\n"}.get(code, "")
         + "Connection: close\r\n\r\n"
     )
     return head.encode() + (b"" if without_body else body)

@@ -22,12 +22,50 @@ from ipmasq_agent.logs import event
 _STUCK = 300.0
 # Seconds in which the port of an agent that ends becomes free.
 _HANDING_OVER, _BREATH = 5.0, 0.05
+_LONGEST_TOKEN = 4096  # bytes: a request's head has twice that
+_WRITE_A_TOKEN = "write the token of --metrics-token-file there"
 _INDEX = f"""\
 ipmasq-agent {__version__}
 /healthz  200 while the agent works
 /readyz   200 while the newest document is in force; else why not
 /status   what is in force, as JSON
 /metrics  for Prometheus"""
+
+
+_GUARDED = frozenset({"/metrics", "/status"})
+"""What a token can be asked for: a kubelet's probes send none."""
+
+
+class TokenFile:
+    """A token in a file that others may replace at any time.
+
+    Raises:
+        HostError: there is none in it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._read()
+
+    def admits(self, path: str, token: bytes | None) -> bool:
+        """Whether who sends ``token`` is told what is at ``path``.
+
+        Raises:
+            HostError: there is none to compare it with.
+        """
+        from hmac import compare_digest
+
+        return path not in _GUARDED or compare_digest(token or b"", self._read())
+
+    def _read(self) -> bytes:
+        try:
+            with open(self._path, "rb") as file:
+                token = file.read(_LONGEST_TOKEN).strip()
+        except OSError as cause:
+            raise HostError(f"{self._path}: {cause.strerror}", remedy=_WRITE_A_TOKEN) from cause
+        if not token:
+            raise HostError(f"{self._path} holds no token", remedy=_WRITE_A_TOKEN)
+        return token
 
 
 class Reception:
@@ -38,10 +76,19 @@ class Reception:
         address: ``HOST:PORT`` for health and metrics; empty for none.
         path: of the local socket; empty for none.
         introducer: tells of the agent there.
+        token_file: of the token without which the port tells health alone; None for no such.
     """
 
-    def __init__(self, agent: Agent, address: str, path: str, introducer: Introducer) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        address: str,
+        path: str,
+        introducer: Introducer,
+        token_file: TokenFile | None = None,
+    ) -> None:
         self._answers = answers(agent)
+        self._token_file = token_file
         self._address, self._path = address, path
         self._local = {
             **self._answers,
@@ -56,7 +103,7 @@ class Reception:
         self._stood_by = True
         with suppress(HostError):
             if self._address:
-                self._server = HttpServer([Door(listen_on_port(self._address), self._answers)])
+                self._server = HttpServer([self._door(listen_on_port(self._address))])
 
     def open(self) -> None:
         """Answer everywhere. The agent does its work without a local socket too.
@@ -65,7 +112,7 @@ class Reception:
             HostError: the port cannot be had.
         """
         self.close()
-        doors = [Door(self._port(), self._answers)] if self._address else []
+        doors = [self._door(self._port())] if self._address else []
         if self._path:
             try:
                 doors.append(Door(listen(self._path, MOST_CONNECTIONS), self._local))
@@ -73,6 +120,10 @@ class Reception:
             except HostError as error:
                 event(logging.WARNING, "verbs cannot ask this agent", error=str(error))
         self._server = HttpServer(doors) if doors else None
+
+    def _door(self, listener: socket.socket) -> Door:
+        door = Door(listener, self._answers)
+        return door._replace(admits=self._token_file.admits) if self._token_file else door
 
     def _port(self) -> socket.socket:
         until = time.monotonic() + _HANDING_OVER

@@ -29,6 +29,7 @@ from ipmasq_agent.errors import HostError, UsageError
 if TYPE_CHECKING:
     from ipmasq_agent.agent.choice import PlaneChoice
     from ipmasq_agent.agent.loop import LoopSettings
+    from ipmasq_agent.agent.reception import TokenFile
     from ipmasq_agent.agent.recorder import Recorder
 
 _FILES = 4  # that a record is made of
@@ -52,6 +53,12 @@ Examples:
     default="127.0.0.1:9797",
     show_default=True,
     help="Where to serve /healthz, /readyz, /status and /metrics; empty for nowhere.",
+)
+@setting(
+    "--metrics-token-file",
+    metavar="FILE",
+    help="Answer /metrics and /status on that port only to who sends the token in this file, as "
+    "`Authorization: Bearer TOKEN`. The file may change at any time.  [default: to everybody]",
 )
 @setting(
     "--cleanup-on-exit",
@@ -99,6 +106,7 @@ Examples:
 @klog_options
 def command(
     http_address: str,
+    metrics_token_file: str | None,
     cleanup_on_exit: bool,
     drain_timeout: str,
     state_dir: str,
@@ -116,6 +124,7 @@ def command(
     the document and the kernel again; SIGTERM stops and leaves the rules in place.
     """
     from ipmasq_agent.agent.loop import LoopSettings
+    from ipmasq_agent.agent.reception import TokenFile
 
     configure(log_format, log_level, options)
     settings = settings_of(options)
@@ -124,7 +133,8 @@ def command(
         raise UsageError("`run` cannot watch standard input", remedy="give it a file")
     _limit_capabilities(settings.backend, drop=drop_capabilities)
     loop = LoopSettings(settings.flags, cleanup_on_exit, _seconds(drain_timeout))
-    return _run(settings, options, http_address, socket, loop, state_dir, record_size)
+    token = TokenFile(metrics_token_file) if metrics_token_file else None
+    return _run(settings, options, http_address, token, socket, loop, state_dir, record_size)
 
 
 def _limit_capabilities(backend: str, *, drop: bool) -> None:
@@ -169,6 +179,7 @@ def _run(
     settings: Settings,
     raw: dict[str, Any],
     http_address: str,
+    token: TokenFile | None,
     socket_path: str,
     loop: LoopSettings,
     state_dir: str,
@@ -229,7 +240,7 @@ def _run(
         "configmap": settings.configmaps,
         "record": settings.record and os.path.abspath(settings.record),
     }
-    reception = Reception(agent, http_address, socket_path, Introducer(agent, raw | told))
+    reception = Reception(agent, http_address, socket_path, Introducer(agent, raw | told), token)
     ours = set(registry.claims(settings.placement, settings.backend))
 
     @lru_cache(maxsize=1)

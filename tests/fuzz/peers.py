@@ -45,6 +45,12 @@ _ANSWERS: door.Answers = {
     "/": lambda: door.text(200, "here"),
     "/status": lambda: door.data({"a": 1}),
 }
+
+
+def _admits(path: str, token: bytes | None) -> bool:
+    return path == "/" or token == b"token"
+
+
 _ANSWER = re.compile(rb"HTTP/1\.1 (\d{3}) [\w ]+\r\n(?:[\w-]+: [^\r\n]*\r\n)+\r\n(.*)", re.DOTALL)
 
 
@@ -52,7 +58,7 @@ def http(data: bytes) -> None:
     """Send a request in two pieces; whatever it is, what comes back is one answer, or nothing."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        connection = door._Connection(theirs, _ANSWERS)
+        connection = door._Connection(theirs, door.Door(theirs, _ANSWERS, _admits))
         half = len(data) // 2
         came = b""
         for piece in (data[:half], data[half:]):
@@ -66,7 +72,7 @@ def http(data: bytes) -> None:
             length = re.search(rb"\r\nContent-Length: (\d+)\r\n", came)
             assert length
             assert int(length[1]) >= len(answer[2])
-            assert answer[1] in (b"200", b"400", b"404", b"405", b"431")
+            assert answer[1] in (b"200", b"400", b"401", b"404", b"405", b"431")
 
 
 def _turns(connection: door._Connection, ours: socket.socket) -> bytes:

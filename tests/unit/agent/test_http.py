@@ -263,3 +263,37 @@ def test_without_descriptors_the_thread_sleeps_and_answers_later(
         assert client.recv(100).startswith(b"HTTP/1.1 200")
     assert tries[0] is False
     assert tries.count(False) <= took + 2
+
+
+@pytest.mark.parametrize(
+    ("head", "token"),
+    [
+        (b"Authorization: Bearer abc\r\n", b"abc"),
+        (b"X: 1\r\nAUTHORIZATION:bearer  abc \r\n", b"abc"),
+        (b"Authorization: Basic abc\r\n", None),
+        (b"Authorization: abc\r\n", None),
+        (b"Authorization: Bearer\r\n", None),
+        (b"Proxy-Authorization: Bearer abc\r\n", None),
+        (b"\r\nAuthorization: Bearer abc\r\n", None),  # what follows the head is none of it
+        (b"Authorization: Bearer \xff\x00\r\n", b"\xff\x00"),
+    ],
+)
+def test_a_door_is_told_the_token_and_says_who_may_know(head: bytes, token: bytes | None) -> None:
+    told: list[tuple[str, bytes | None]] = []
+
+    def admits(path: str, given: bytes | None) -> bool:
+        told.append((path, given))
+        return False
+
+    listener = listen("127.0.0.1:0")
+    server = HttpServer([Door(listener, {"/metrics": lambda: text(200, "secret")}, admits)])
+    try:
+        with socket.create_connection(listener.getsockname(), timeout=20) as asking:
+            asking.sendall(b"GET /metrics?a HTTP/1.1\r\n" + head + b"\r\n")
+            answer = b"".join(iter(lambda: asking.recv(4096), b""))
+    finally:
+        server.close()
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert b"\r\nWWW-Authenticate: Bearer\r\n" in answer
+    assert b"secret" not in answer
+    assert told == [("/metrics", token)]
