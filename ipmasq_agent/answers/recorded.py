@@ -21,6 +21,7 @@ _REMARK = re.compile(r"conntrack v\S+ .*shown\.?$")
 # What Hubble says beside flows, and what tells a flow of it that is not of IP.
 _ABOUT_FLOWS = frozenset({"lost_events", "node_status", "agent_event", "debug_event"})
 _OF_HUBBLE = frozenset({"verdict", "Type", "event_type"})
+_ODD = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 _REMEDY = (
     "what can be read are the lines of `observe -o json` or of Hubble, those of `conntrack -L`, "
     "and captures (pcap, pcapng)"
@@ -50,7 +51,7 @@ def recorded(file: io.BufferedReader, name: str) -> Iterator[Flow]:
             continue
         try:
             flow = _of_json(json.loads(text)) if text.startswith("{") else _tracked(text)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
+        except _ODD as cause:
             raise UsageError(
                 f"{name}:{number}: {text[:60]!r} is no connection", remedy=_REMEDY
             ) from cause
@@ -76,7 +77,8 @@ def _tracked(text: str) -> Flow:
     family, source, destination = _ends(protocol, first)
     left_as, reached = source, destination
     if answers:
-        _, reached, left_as = _ends(protocol, answers[0])
+        its, reached, left_as = _ends(protocol, answers[0])
+        _same(family, its)
         if protocol in ICMP:
             reached, left_as = reached._replace(port=0), left_as._replace(port=reached.port)
     established = "[UNREPLIED]" not in text
@@ -86,12 +88,23 @@ def _tracked(text: str) -> Flow:
 def _ends(protocol: int, text: str) -> tuple[Family, End, End]:
     """Return both ends of one direction, from behind its ``src=``."""
     found: dict[str, str] = dict(reversed(_FIELD.findall(f"src={text}")))  # first ones count
-    family, source = parse_address(found["src"])
-    its, destination = parse_address(found["dst"])
-    if its is not family:
-        raise ValueError("of two families")
     port = found["id"] if protocol in ICMP else found.get("sport", "0")
-    return family, End(source, int(port)), End(destination, int(found.get("dport", "0")))
+    family, source = _end(found["src"], port)
+    its, destination = _end(found["dst"], found.get("dport", "0"))
+    _same(family, its)
+    return family, source, destination
+
+
+def _end(address: str, port: Any) -> tuple[Family, End]:
+    family, number = parse_address(address)
+    if not 0 <= int(port) < 1 << 16:
+        raise ValueError("no port")
+    return family, End(number, int(port))
+
+
+def _same(*families: Family) -> None:
+    if len(set(families)) > 1:
+        raise ValueError("of two families")
 
 
 def _of_json(data: Mapping[str, Any]) -> Flow | None:
@@ -101,7 +114,8 @@ def _of_json(data: Mapping[str, Any]) -> Flow | None:
         None where it is one that answers, or speaks of something else.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: it is of no form that is known.
+        ValueError, KeyError, TypeError, AttributeError, OverflowError: it is of no form that is
+            known.
     """
     data = data.get("flow", data)
     if data.get("is_reply") or not _ABOUT_FLOWS.isdisjoint(data):
@@ -111,18 +125,13 @@ def _of_json(data: Mapping[str, Any]) -> Flow | None:
     ip = data["IP"]
     l4: dict[str, dict[str, Any]] = data.get("l4") or {"0": {}}
     ((name, ports),) = l4.items()
-    family, source = parse_address(ip["source"])
-    its, destination = parse_address(ip["destination"])
-    if its is not family:
-        raise ValueError("of two families")
-    first = End(source, int(ports.get("source_port", ports.get("id", 0))))
-    there = End(destination, int(ports.get("destination_port", 0)))
-    left_as, reached = _told(data, "left_as", first), _told(data, "reached", there)
+    family, first = _end(ip["source"], ports.get("source_port", ports.get("id", 0)))
+    its, there = _end(ip["destination"], ports.get("destination_port", 0))
+    # What ``observe`` tells beside what Hubble does.
+    (of_source, left_as), (of_destination, reached) = (
+        _end(end["address"], end["port"]) if (end := data.get(key)) else (family, otherwise)
+        for key, otherwise in (("left_as", first), ("reached", there))
+    )
+    _same(family, its, of_source, of_destination)
     protocol = protocol_number(name.lower().replace("icmpv4", "icmp"))
     return Flow(family, protocol, first, there, left_as, reached)
-
-
-def _told(data: Mapping[str, Any], key: str, otherwise: End) -> End:
-    """Return the end that ``observe`` tells beside what Hubble does."""
-    end = data.get(key)
-    return End(parse_address(end["address"])[1], end["port"]) if end else otherwise

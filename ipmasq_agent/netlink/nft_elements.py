@@ -151,6 +151,8 @@ def _one_by_one(family: Family, elements: Iterable[Element]) -> Intervals:
             )
         address = int.from_bytes(element.key, "big")
         if opened is not None:
+            if element.key == opened.key:
+                raise KernelReadError(f"a set of {family.value} addresses holds one twice")
             lasts.append(address - 1)
         # The nft program writes an end before the first interval too, which ends nothing.
         opened = None if element.is_end else element

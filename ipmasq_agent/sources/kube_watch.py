@@ -452,6 +452,8 @@ def _is_older(version: str, than: str | None) -> bool:
     KEP-5504 made official what etcd's revisions have always been. Versions of another form
     are never called older: an event too many does no harm.
     """
-    if than is None or not version.isdecimal() or not than.isdecimal():
+    if than is None or not all(v.isascii() and v.isdecimal() for v in (version, than)):
         return False
-    return int(version) < int(than)
+    # By length first: Python makes no number of thousands of digits.
+    one, other = version.lstrip("0"), than.lstrip("0")
+    return (len(one), one) < (len(other), other)

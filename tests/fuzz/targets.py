@@ -68,5 +68,4 @@ def attempt(name: str, data: bytes) -> None:
     try:
         call(data)
     except allowed as error:
-        # Whatever is said must be fit for a terminal and a log in UTF-8.
-        str(error).encode(errors="surrogateescape")
+        str(error)

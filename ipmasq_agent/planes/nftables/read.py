@@ -110,7 +110,8 @@ def _hook(chain: ChainInfo | None) -> ChainHook | None:
     if chain is None or chain.hook is None:
         return None
     policy = _POLICIES.get(chain.policy, str(chain.policy))
-    return ChainHook(_HOOKS[chain.hook], chain.priority, chain.type, policy)
+    hook = _HOOKS[chain.hook] if chain.hook < len(_HOOKS) else str(chain.hook)
+    return ChainHook(hook, chain.priority, chain.type, policy)
 
 
 def read_table(frame: Frame, known: Mapping[str, NftSet] = MappingProxyType({})) -> NftTable:
