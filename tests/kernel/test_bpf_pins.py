@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import random
 import shutil
+import time
 import socket
 import struct
 from collections.abc import Collection, Iterator
@@ -244,14 +245,21 @@ def test_any_subset_of_pins_heals(net: Net, by_tcx: bool, agent: str) -> None:
             clean(plane, Family)
 
 
-@pytest.mark.parametrize("agent", ["running", "another", "restricted"])
+@pytest.mark.parametrize("agent", ["running", "started since", "another", "restricted"])
 def test_all_pins_at_once_heal(net: Net, by_tcx: bool, agent: str) -> None:
     with net.node.entered():
         plane = new_agent()
         bring(plane, POLICY)
+        if agent == "started since":  # it found all there, and had nothing to do
+            plane.close()
+            plane, agent = new_agent(), "running"
+            bring(plane, POLICY)
         try:
             with flows(net) as crossing:
                 shutil.rmtree(placement().pins)
+                if agent == "running":
+                    time.sleep(0.2)  # a link that nobody holds ends a moment after its pin
+                    crossing.go_on()
                 plane = heal(plane, agent)
                 assert_whole(plane)
                 # A filter keeps the maps of its program, which is asked for by its number.

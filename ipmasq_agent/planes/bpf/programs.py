@@ -174,7 +174,10 @@ class NodePrograms:
                     clsact.attach(ifindex, hook, program)
 
     def complete(self, ifindex: int) -> bool:
-        """Whether both programs are on a device, in the version that we would load."""
+        """Whether both programs are on a device, in the version that we would load.
+
+        Their links are held from then on, whoever has made them.
+        """
         if not self.pins.loaded(_digest_of_bytecode()):
             return False
         for hook in TcHook:
@@ -184,8 +187,11 @@ class NodePrograms:
             with closing(program):
                 loaded, _ = program_info(program)
             link = self.pins.link(ifindex, hook)
-            if loaded != (tcx.attached(ifindex, link) or clsact.attached(ifindex, hook)):
+            by_link = tcx.attached(ifindex, link)
+            if loaded != (by_link or clsact.attached(ifindex, hook)):
                 return False
+            if by_link and link not in self._held:
+                self._held.hold(link)
         return True
 
     def collect(self, table: str, keys: Sequence[bytes]) -> None:
