@@ -10,11 +10,11 @@ BYTECODE := $(BPF)/masq.bpf.o
 # Tests wait for the kernel about as long as they compute: three fill two cores.
 WORKERS ?= $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
 
-.PHONY: demo bench test test-long seccomp lint dist lock clean
+.PHONY: demo bench test test-long seccomp reliability lint dist lock clean
 .DEFAULT_GOAL := help
 
 help: ## this text
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
 
 demo: $(BYTECODE) ## the lab: which source address does each destination see, as the ConfigMap changes
 	@$(BIN)/ipmasq-agent lab run
@@ -30,6 +30,10 @@ test-long: $(VENV)/long $(BYTECODE) ## fuzzing, soak runs, and the eBPF programs
 
 seccomp: $(VENV)/ready $(BYTECODE) ## deploy/seccomp written anew: what agents of all data planes are seen to call
 	@$(BIN)/python -m tests.kernel.seccomp
+
+reliability: $(VENV)/ready $(BYTECODE) ## ten times each fault, with traffic; the table of docs/reliability.md
+	@notes=$$(mktemp -d) && IPMASQ_RELIABILITY=$$notes $(BIN)/python -m pytest -q -m long --timeout=3600 \
+		tests/faults/test_reliability.py && $(BIN)/python -m tests.faults.table $$notes docs/reliability.md
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

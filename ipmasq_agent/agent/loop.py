@@ -12,6 +12,7 @@ import logging
 import math
 import queue
 import random
+import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -56,7 +57,10 @@ _CLEANING, _PARTING = 3.5, 1.0
 GLANCE = 1.0
 """Seconds between looks at a data plane that others can take away without a word."""
 _SHARE = 50
-"""A look that took a second is followed by so many without one, whatever the kernel says."""
+"""A look that took a second of CPU is followed by so many without one, whoever commits what."""
+# Seconds without a look after one that found something, doubled up to GLANCE each time that
+# another finds something right afterwards.
+_RESPITE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,7 @@ class Agent:
         self._batch: list[Event] = []  # what came and is not taken in yet
         self._told_to_stop = math.inf
         self._next_look = self._rested = 0.0  # when to look, and from when on it may be earlier
+        self._healed, self._respite = -math.inf, _RESPITE
         # Also before the first document: a file that cannot be read now is looked at again.
         self._next_pass = time.monotonic() + RESYNC_INTERVAL.absent / UNITS["s"]
 
@@ -242,11 +247,11 @@ class Agent:
         Args:
             told: somebody may have changed it just now.
         """
-        begun = time.monotonic()
         if told:
             self._next_look = min(self._next_look, self._rested)
-        if begun < self._next_look:
+        if time.monotonic() < self._next_look:
             return False
+        before = _spent()
         disturbed, plane = False, self.choice.in_use
         # What failed is tried again at its time.
         if plane is not None and not self.status.errors:
@@ -258,9 +263,16 @@ class Agent:
                     event(logging.WARNING, "cannot look", backend=plane.name, error=why)
                 self._blind = why
         ended = time.monotonic()
-        self._rested = ended + _SHARE * (ended - begun)
+        self._rested = ended + _SHARE * (_spent() - before)
         self._next_look = max(ended + GLANCE, self._rested)
         return disturbed
+
+    def _rest_after_healing(self) -> None:
+        """Follow one who flushes in a loop at a pace that a node can bear."""
+        now = time.monotonic()
+        often = now - self._healed < max(GLANCE, 2 * self._respite)
+        self._healed, self._respite = now, min(2 * self._respite, GLANCE) if often else _RESPITE
+        self._rested = self._next_look = now + self._respite
 
     def _act(self) -> None:
         # By the clock, not by silence: a source that never stops talking delays no healing.
@@ -291,8 +303,8 @@ class Agent:
             # something went wrong; a change of ours alone builds on what we know.
             thorough = due or reload or bool(self.status.errors)
             self._pass(intent, thorough=thorough, at_once=reload)
-            if disturbed:  # who flushes in a loop is followed at a pace that a node can bear
-                self._rested = self._next_look = time.monotonic() + GLANCE
+            if disturbed:
+                self._rest_after_healing()
         elif due or self.status.failure:
             self._schedule(failed=bool(self.status.failure))
         # After the pass, which it must not delay, and which a document may not survive.
@@ -376,3 +388,9 @@ class Agent:
         else:
             self._retries = 0
         self._next_pass = time.monotonic() + delay
+
+
+def _spent() -> float:
+    """Return the seconds of CPU of this thread, and of the programs that were run."""
+    used = map(resource.getrusage, (resource.RUSAGE_THREAD, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)

@@ -199,14 +199,7 @@ class Daemon:
         trace = self._place / "calls"
         with self._traced(trace, "-e", "trace=all"):
             self.disturb()
-        counts: dict[tuple[str, str], int] = Counter()
-        for line in trace.read_text(errors="replace").splitlines():
-            found = re.match(r"(\d+)\s+(\w+)\(", line)
-            if found and found[2] not in NEVER:
-                counts[found[1], found[2]] += 1
-        most: Counter[str] = Counter()
-        for (_, call), count in counts.items():
-            most[call] = max(most[call], count)
+        most = calls_in(trace)
         self.recover()
         return most
 
@@ -244,11 +237,11 @@ class Daemon:
             quiet = quiet + 1 if over and len(said) == size else 0
             size = len(said)
 
-    def _traced(self, trace: Path, *options: str) -> _Tracing:
-        return _Tracing(self.pid, trace, options)
+    def _traced(self, trace: Path, *options: str) -> Tracing:
+        return Tracing(self.pid, trace, options)
 
 
-class _Tracing:
+class Tracing:
     """strace, attached to all threads of a process and to what they start."""
 
     def __init__(self, pid: int, trace: Path, options: tuple[str, ...]) -> None:
@@ -261,7 +254,10 @@ class _Tracing:
 
     def _tracers(self) -> Iterator[bool]:
         for task in Path(f"/proc/{self._pid}/task").iterdir():
-            yield "TracerPid:\t0" not in (task / "status").read_text()
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                status = (task / "status").read_text()
+                # What is injected may have ended it already.
+                yield "TracerPid:\t0" not in status or "State:\tZ" in status
 
     def __exit__(self, *_: object) -> None:
         self._strace.send_signal(signal.SIGINT)
@@ -270,6 +266,19 @@ class _Tracing:
         except subprocess.TimeoutExpired:
             self._strace.kill()  # the kernel lets go of who was traced
             self._strace.wait()
+
+
+def calls_in(trace: Path) -> Counter[str]:
+    """Return how often each system call that may fail was made by the process that made most."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for line in trace.read_text(errors="replace").splitlines():
+        found = re.match(r"(\d+)\s+(\w+)\(", line)
+        if found and found[2] not in NEVER:
+            counts[found[1], found[2]] += 1
+    most: Counter[str] = Counter()
+    for (_, call), count in counts.items():
+        most[call] = max(most[call], count)
+    return most
 
 
 def every_fault(calls: Counter[str], most: int) -> list[Fault]:

@@ -11,9 +11,9 @@ import contextlib
 import ctypes
 import random
 import shutil
-import time
 import socket
 import struct
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 

@@ -68,14 +68,19 @@ def test_words_that_follow_each_other_are_looked_into_once(bench: Bench) -> None
 
 def test_one_who_flushes_in_a_loop_is_not_followed_at_full_speed(bench: Bench) -> None:
     bench.backend.gone = True
-    told(bench)
-    bench.flush()
-    bench.agent.send(Signal.LOOK)
-    bench.agent.turn()
-    assert bench.chain() == []
-    bench.agent._next_look = time.monotonic()
-    bench.agent.turn()
-    assert bench.chain() == KEPT
+    waits = []
+    for _ in range(20):
+        bench.flush()
+        told(bench)
+        assert bench.chain() == KEPT
+        waits.append(bench.agent._rested - time.monotonic())
+        bench.flush()
+        bench.agent.send(Signal.LOOK)
+        bench.agent._rested = bench.agent._next_look = time.monotonic() + 3600  # it is not past
+        bench.agent.send(Signal.LOOK)
+        bench.agent.turn()
+        assert bench.chain() == []
+    assert waits[0] < 1 < waits[-1]
 
 
 def test_a_look_that_fails_is_said_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,201 @@
+"""What happens to an agent and to its rules while traffic flows: a row of the table each."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.faults.injector import PLANES
+from tests.faults.site import Site
+from tests.kernel.pins import PINS
+from tests.kernel.running import write
+from tests.waiting import wait_until
+
+_TABLES = ("iptables-nft", "iptables-legacy", "ipset", "nftables")
+_CHAINS = ("iptables-nft", "iptables-legacy", "ipset")
+_LONGEST = 0.08  # seconds into a pass, at most, when something befalls it at random
+
+
+class Scene(NamedTuple):
+    """Something that happens.
+
+    Attributes:
+        title: as it stands in the table.
+        play: does it, so many times.
+        planes: on which it can happen.
+        theirs: somebody takes rules away, so that packets go wrong until they are back.
+    """
+
+    title: str
+    play: Callable[[Site, int], None]
+    planes: Sequence[str] = tuple(PLANES)
+    theirs: bool = False
+
+
+def _killed_at_random(site: Site, times: int) -> None:
+    for _ in range(times):
+        site.change()
+        time.sleep(site.random.uniform(0, _LONGEST))
+        site.killed()
+        site.tries += 1
+    site.settle()
+
+
+def _killed_at_calls(site: Site, times: int) -> None:
+    for call, number in site.points(times):
+        inject, before = f"inject={call}:signal=SIGKILL:when={number}", len(site.log)
+        with site.traced("-e", f"trace={call}", "-e", inject):
+            site.change()
+            # Whoever makes the call dies: the agent, or a program that it runs.
+            wait_until(lambda: _ended(site, before), "its end")  # noqa: B023  while it waits
+        site.killed()
+        site.tries += 1
+    site.settle()
+
+
+def _ended(site: Site, before: int) -> bool:
+    """Whether the agent has ended, or the pass in which a program of its may have."""
+    said = site.log[before:]
+    passed = any(word in said for word in ("rules applied", "pass failed"))
+    return passed or site.agent.process.poll() is not None
+
+
+def _refused(site: Site, times: int) -> None:
+    for number in range(times):
+        write(site.document, f"nonMasqueradeCIDRs: [10.0.0.{300 + number}/8]\n")
+        wait_until(lambda: not site.agent.status()["config"]["accepted"], "it is refused")
+        site.tries += 1
+        site.settle()
+
+
+def _rewritten(site: Site, times: int) -> None:
+    for _ in range(times * 20):
+        site.change()
+        site.tries += 1
+        time.sleep(site.random.uniform(0, _LONGEST / 4))
+    site.settle()
+
+
+def _lock_held(site: Site, times: int) -> None:
+    with open(os.environ["XTABLES_LOCKFILE"], "w") as file:
+        for _ in range(times):
+            fcntl.flock(file, fcntl.LOCK_EX)
+            site.change()
+            time.sleep(1)
+            fcntl.flock(file, fcntl.LOCK_UN)
+            site.tries += 1
+    site.settle()
+
+
+def _neighbour(site: Site, times: int) -> None:
+    variant = "legacy" if site.plane.endswith("legacy") else "nft"
+    rules = "".join(f"-A BUSY -p tcp --dport {n} -j RETURN\n" for n in range(1, 400))
+    argv = [f"iptables-{variant}-restore", "--noflush", "--wait=60"]
+    for number in range(times * 5):
+        site.run(argv, f"*nat\n:BUSY - [0:0]\n{rules}COMMIT\n")
+        if number % 2:
+            site.change()
+        site.tries += 1
+    site.run(argv, "*nat\n:BUSY - [0:0]\n-X BUSY\nCOMMIT\n")
+    site.settle()
+
+
+def _device(site: Site, times: int) -> None:
+    for _ in range(times):
+        for words in (
+            "link add late0 type veth peer name far0",
+            "link set late0 up",
+            "addr add 203.0.113.77/24 dev late0",
+            "link set late0 down",
+            "link set late0 name later0",
+            "link set later0 up",
+            "link del later0",
+        ):
+            site.run(["ip", *words.split()])
+        site.change()
+        site.tries += 1
+    site.settle()
+
+
+def _by(argv: Callable[[str], Sequence[str]]) -> Callable[[Site, int], None]:
+    """Return what runs a program of somebody else's in turn for IPv4 and for IPv6."""
+
+    def play(site: Site, times: int) -> None:
+        variant = "legacy" if site.plane.endswith("legacy") else "nft"
+        for _ in range(times):
+            for stem in ("iptables", "ip6tables"):
+                words = argv(f"{stem}-{variant}")
+                site.done_to(lambda words=words: site.run(list(words)))  # type: ignore[misc]
+
+    return play
+
+
+def _nft(command: str) -> Callable[[Site, int], None]:
+    def play(site: Site, times: int) -> None:
+        for _ in range(times):
+            for family in ("ip", "ip6"):
+                words = ["nft", command.format(family=family)]
+                site.done_to(lambda words=words: site.run(words))  # type: ignore[misc]
+
+    return play
+
+
+def _set_emptied(site: Site, times: int) -> None:
+    for _ in range(times):
+        for digit in "46":
+            words = ["ipset", "flush", f"IP-MASQ-{digit}"]
+            site.done_to(lambda words=words: site.run(words))  # type: ignore[misc]
+
+
+def _program_off(site: Site, times: int) -> None:
+    for _ in range(times):
+        number = socket.if_nametoindex("eth0")
+        site.done_to(Path(os.environ[PINS], f"link-{number}-egress").unlink)
+
+
+def _pins_gone(site: Site, times: int) -> None:
+    for _ in range(times):
+        site.done_to(lambda: shutil.rmtree(os.environ[PINS]))
+
+
+SCENES: Sequence[Scene] = (
+    Scene("the agent is killed at a random moment of a pass", _killed_at_random),
+    Scene(
+        "the agent, or a program of its, is killed at a call that reaches the kernel's tables",
+        _killed_at_calls,
+    ),
+    Scene("a document that is refused", _refused),
+    Scene("the document is rewritten at full speed", _rewritten),
+    Scene("somebody holds the xtables lock for a second", _lock_held, ("iptables-legacy",)),
+    Scene("another program rewrites 400 rules of the nat table", _neighbour, _TABLES),
+    Scene("a device comes, is renamed, and goes", _device),
+    Scene(
+        "somebody flushes our chain",
+        _by(lambda p: (p, "-t", "nat", "-F", "IP-MASQ")),
+        _CHAINS,
+        True,
+    ),
+    Scene(
+        "somebody deletes one rule",
+        _by(lambda p: (p, "-t", "nat", "-D", "IP-MASQ", "1")),
+        _CHAINS,
+        True,
+    ),
+    Scene(
+        "somebody deletes the jump to our chain",
+        _by(lambda p: (p, "-t", "nat", "-D", "POSTROUTING", "2")),
+        _CHAINS,
+        True,
+    ),
+    Scene("somebody empties our set", _set_emptied, ("ipset",), True),
+    Scene("somebody deletes our table", _nft("delete table {family} ip-masq"), ("nftables",), True),
+    Scene("somebody empties our set", _nft("flush set {family} ip-masq keep"), ("nftables",), True),
+    Scene("somebody takes a program off a device", _program_off, ("bpf",), True),
+    Scene("somebody removes all pins", _pins_gone, ("bpf",)),
+)
