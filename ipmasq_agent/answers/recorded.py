@@ -22,6 +22,7 @@ _REMARK = re.compile(r"conntrack v\S+ .*shown\.?$")
 _ABOUT_FLOWS = frozenset({"lost_events", "node_status", "agent_event", "debug_event"})
 _OF_HUBBLE = frozenset({"verdict", "Type", "event_type"})
 _ODD = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+_LONGEST = 1 << 20  # bytes of a line: what has more has no lines
 _REMEDY = (
     "what can be read are the lines of `observe -o json` or of Hubble, those of `conntrack -L`, "
     "and captures (pcap, pcapng)"
@@ -45,7 +46,7 @@ def recorded(file: io.BufferedReader, name: str) -> Iterator[Flow]:
             raise UsageError(f"{name}: {cause}", remedy=_REMEDY) from cause
         return
     found: dict[tuple[Family, int, End, End], Flow] = {}
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(iter(lambda: file.readline(_LONGEST), b""), start=1):
         text = line.decode(errors="replace").strip()
         if not text or _REMARK.match(text):
             continue

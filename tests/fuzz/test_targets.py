@@ -96,7 +96,7 @@ def test_a_line_without_end_ends_a_watch() -> None:
 def test_what_is_large_is_taken_or_refused(name: str, what: str) -> None:
     data = LARGE[what]()
     attempt(name, data)
-    for each in kept(name)[1:]:  # behind a beginning that is read
+    for each in kept(name)[1:3]:  # behind a beginning that is read
         attempt(name, each[: len(each) // 2] + data)
 
 
