@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
+import re
 import select
 import socket
 import time
@@ -272,7 +273,7 @@ def split_address(address: str) -> tuple[str, int]:
     A host is an address: nothing here waits for a name server.
     """
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
+    if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
         raise UsageError(f"{address!r} is not HOST:PORT, like 127.0.0.1:9797")
     host = {"": "0.0.0.0", "localhost": "127.0.0.1"}.get(host, host.strip("[]"))
     try:

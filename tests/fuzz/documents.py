@@ -79,8 +79,7 @@ def _duration(text: str) -> None:
 
 
 _VALUES: tuple[Callable[[str], object], ...] = (
-    *(_duration, parse_cidr, parse_listed, parse_end),
-    *(parse_port_ranges, split_address, split_configmap),
+    *(_duration, parse_cidr, parse_listed, parse_end, parse_port_ranges),
 )
 
 
@@ -88,6 +87,12 @@ def value(data: bytes) -> None:
     """Read one value; the first byte says of which kind."""
     text = data[1:].decode(errors="surrogateescape")
     _VALUES[data[0] % len(_VALUES) if data else 0](text)
+
+
+def endpoint(data: bytes) -> None:
+    """Read where to listen, or which ConfigMap is meant."""
+    text = data[1:].decode(errors="surrogateescape")
+    (split_address if data[:1] == b"\0" else split_configmap)(text)
 
 
 _MOST_WORDS = 1000

@@ -37,7 +37,6 @@ from ipmasq_agent.planes.nftables.state import SetKind
 from ipmasq_agent.planes.nftables.wire import devices_of, rule_of, set_of
 from ipmasq_agent.planes.prefixset import AddressSet, element
 from ipmasq_agent.planes.rules.native import as_iptables, told
-from ipmasq_agent.planes.rules.table import Table
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.flows import Flow
 from ipmasq_agent.policy.ports import kernel_pools, own_pool
@@ -67,11 +66,8 @@ def iptables_save(data: bytes) -> None:
     text, family = _text(data)
     sieve = Sieve((CHAIN, "POSTROUTING"))
     kept = "\n".join(line for line in text.split("\n") if sieve(line))
-    for each in (text, kept):
-        _decide(parse_saved(each, family, writer="iptables-save"))
-
-
-def _decide(table: Table) -> None:
+    parse_saved(kept, family, writer="iptables-save")
+    table = parse_saved(text, family, writer="iptables-save")
     interpretation = iptables.interpret(table, PLACEMENT)
     interpretation.policy.decisions.decide(1)
     iptables.interpret(table, PLACEMENT, 1)

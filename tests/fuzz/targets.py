@@ -28,6 +28,7 @@ TARGETS: dict[str, Target] = {
     "manifest": Target(documents.document),
     "kubeconfig": Target(documents.kubeconfig),
     "values": Target(documents.value, (AgentError, ValueError)),
+    "endpoint": Target(documents.endpoint),
     "arguments": Target(documents.arguments),
     # What the kernel, and the programs that speak for it, tell
     "iptables-save": Target(kernel_state.iptables_save),

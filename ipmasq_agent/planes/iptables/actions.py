@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -82,6 +83,9 @@ def action_of(rules: Sequence[Rule], family: Family) -> Action:
     return replace(action, fixed=joined(fixed))
 
 
+_PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
+
+
 def _ports(translating: list[Rule]) -> tuple[PortRange, ...]:
     """Return the port ranges of the last group: those of its last protocol."""
     ports: list[PortRange] = []
@@ -91,10 +95,13 @@ def _ports(translating: list[Rule]) -> tuple[PortRange, ...]:
         text = rule.option("to-ports") or source
         if not (protocol and text and protocol.values == PORT_PROTOCOLS[-1:]):
             break
-        first, _, last = text.values[0].rpartition(":")[2].partition("-")
-        if not (first.isdigit() and (last or first).isdigit()):
+        found = _PORTS.fullmatch(" ".join(text.values).rpartition(":")[2])
+        if found is None:
             break
-        ports.insert(0, PortRange(int(first), int(last or first)))
+        first, last = int(found[1]), int(found[2] or found[1])
+        if first > last:
+            break
+        ports.insert(0, PortRange(first, last))
     return tuple(ports)
 
 
