@@ -154,7 +154,7 @@ def _flow_of_any(message: bytes, at: int) -> Flow | None:
     if len(tuples) != 2:
         return None
     first, answer = _ends(tuples[_ORIGINAL]), _ends(tuples[_REPLY])
-    if first is None or answer is None:
+    if first is None or answer is None or first[0] is not answer[0]:
         return None
     family, protocol, source, destination = first
     _, _, reached, left_as = answer
