@@ -176,7 +176,7 @@ def conntrack(data: bytes) -> None:
 
 _PORTS = (own_pool(()), own_pool(()))
 _ENTRY = 40 + 32  # a flow's key and its value: the largest of what maps hold
-_MOST_ENTRIES = 500
+_MOST_ENTRIES = 50
 _TRIE_KEY = lpm.key_size(layout.ADDRESS_SIZE)
 
 
