@@ -11,14 +11,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.faults import table
 from tests.faults.injector import PLANES
 from tests.faults.site import Site
+from tests.kernel.flows import flowing
 from tests.kernel.pins import PINS
-from tests.kernel.running import write
 from tests.waiting import wait_until
 
 _TABLES = ("iptables-nft", "iptables-legacy", "ipset", "nftables")
 _CHAINS = ("iptables-nft", "iptables-legacy", "ipset")
+_PAUSE = 0.002  # seconds between two flows of each kind
 _LONGEST = 0.08  # seconds into a pass, at most, when something befalls it at random
 
 
@@ -30,12 +32,14 @@ class Scene(NamedTuple):
         play: does it, so many times.
         planes: on which it can happen.
         theirs: somebody takes rules away, so that packets go wrong until they are back.
+        kills: the agent does not survive it.
     """
 
     title: str
     play: Callable[[Site, int], None]
     planes: Sequence[str] = tuple(PLANES)
     theirs: bool = False
+    kills: bool = False
 
 
 def _killed_at_random(site: Site, times: int) -> None:
@@ -68,7 +72,7 @@ def _ended(site: Site, before: int) -> bool:
 
 def _refused(site: Site, times: int) -> None:
     for number in range(times):
-        write(site.document, f"nonMasqueradeCIDRs: [10.0.0.{300 + number}/8]\n")
+        site.publish(f"nonMasqueradeCIDRs: [10.0.0.{300 + number}/8]\n")
         wait_until(lambda: not site.agent.status()["config"]["accepted"], "it is refused")
         site.tries += 1
         site.settle()
@@ -164,11 +168,24 @@ def _pins_gone(site: Site, times: int) -> None:
         site.done_to(lambda: shutil.rmtree(os.environ[PINS]))
 
 
+def play(site: Site, scene: Scene, times: int) -> None:
+    """Let it happen while traffic flows, note what came of it, and make sure that all is right."""
+    site.tries, site.repairs = 0, []
+    with flowing(site.node, pause=_PAUSE) as counts:
+        scene.play(site, times)
+    row = table.Row.of(scene.title, site, counts)
+    table.note(row)
+    assert site.tries > 0, scene.title
+    assert row.packets > 20, scene.title
+    assert scene.theirs or row.wrong == 0, (scene.title, counts)
+
+
 SCENES: Sequence[Scene] = (
-    Scene("the agent is killed at a random moment of a pass", _killed_at_random),
+    Scene("the agent is killed at a random moment of a pass", _killed_at_random, kills=True),
     Scene(
         "the agent, or a program of its, is killed at a call that reaches the kernel's tables",
         _killed_at_calls,
+        kills=True,
     ),
     Scene("a document that is refused", _refused),
     Scene("the document is rewritten at full speed", _rewritten),

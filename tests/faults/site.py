@@ -55,8 +55,9 @@ class Site:
         self.repairs: list[float] = []
         self.tries = 0
         self.pause = 0.0
+        self.seed = seed
         self.random = random.Random(seed)
-        self.document.write_text(DOCUMENTS[0])
+        self.publish(DOCUMENTS[0])
         for variant in oracle.VARIANTS:
             for stem in ("iptables", "ip6tables"):
                 rules = [":THEIRS - [0:0]", "-A THEIRS -p tcp -m mark --mark 0x8 -j RETURN"]
@@ -75,7 +76,7 @@ class Site:
         return Running(
             self._place / f"log{self._starts}",
             "run",
-            f"--config={self.document}",
+            *self.source(),
             f"--backend={PLANES[self.plane].backend}",
             "--enable-ipv6",
             "--log-format=json",
@@ -85,15 +86,23 @@ class Site:
     def log(self) -> str:
         return self.agent.log.read_text()
 
+    def source(self) -> tuple[str, ...]:
+        """Return the flags that say where the document is."""
+        return (f"--config={self.document}",)
+
+    def publish(self, text: str) -> None:
+        """Let this be the document."""
+        write(self.document, text)
+
     def change(self) -> None:
-        """Write the other document."""
+        """Publish the other document."""
         self._turn = 1 - self._turn
-        write(self.document, DOCUMENTS[self._turn])
+        self.publish(DOCUMENTS[self._turn])
 
     def settle(self) -> None:
         """Wait until the agent says that the first document is in force."""
         self._turn = 0
-        write(self.document, DOCUMENTS[0])
+        self.publish(DOCUMENTS[0])
         self.agent.process.send_signal(signal.SIGHUP)
         self.wait_right()
 
@@ -120,16 +129,19 @@ class Site:
         pins = {re.sub(r"_[0-3]$", "", p.name) for p in Path(os.environ[PINS]).rglob("*")}
         return held | {"nft": sorted(listed, key=_place), "pins": sorted(pins)}
 
-    def killed(self) -> None:
-        """Kill the agent as it is, and start another one."""
-        self.agent.stop(signal.SIGKILL)
-        self.restart()
+    def killed(self, *, in_sync: bool = False) -> None:
+        """Kill the agent as it is, and start another one.
 
-    def restart(self) -> None:
-        """Start an agent in the place of one that has ended."""
+        Args:
+            in_sync: it need not be ready, as where nobody can tell it the document.
+        """
+        self.agent.stop(signal.SIGKILL)
         begun = time.monotonic()
         self.agent = self._started()
-        self.agent.wait_ready()
+        if in_sync:
+            wait_until(lambda: self.agent.status().get("inSync"), f"in sync\n{self.log}")
+        else:
+            self.agent.wait_ready()
         self.repairs.append(time.monotonic() - begun)
 
     def done_to(self, ruin: Callable[[], object]) -> None:

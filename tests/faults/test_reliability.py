@@ -12,24 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import table
 from tests.faults.injector import PLANES
-from tests.faults.scenes import SCENES, Scene
+from tests.faults.scenes import SCENES, Scene, play
 from tests.faults.site import Site
-from tests.kernel.crossing import Crossing, crossing
-from tests.kernel.flows import count_in, flowing
+from tests.kernel.crossing import Crossing
 
 pytestmark = pytest.mark.kernel
-_PAUSE = 0.002  # seconds between two flows of each kind
 SEED = 1
-
-
-@pytest.fixture(scope="module")
-def node() -> Iterator[Crossing]:
-    with crossing() as made:
-        made.node.run(["sysctl", "-q", "-w", "net.netfilter.nf_conntrack_udp_timeout=1"])
-        count_in(made.world)
-        yield made
 
 
 @pytest.fixture
@@ -43,17 +32,6 @@ def site(
             yield made
         finally:
             made.clear()
-
-
-def play(site: Site, scene: Scene, times: int) -> None:
-    site.tries, site.repairs = 0, []
-    with flowing(site.node, pause=_PAUSE) as counts:
-        scene.play(site, times)
-    row = table.Row.of(scene.title, site, counts)
-    table.note(row)
-    assert site.tries > 0, scene.title
-    assert row.packets > 20, scene.title
-    assert scene.theirs or row.wrong == 0, (scene.title, counts)
 
 
 def scenes_of(plane: str) -> list[Scene]:
