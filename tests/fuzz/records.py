@@ -23,6 +23,7 @@ from tests.fuzz.doors import file_of
 from tests.fuzz.kernel_state import show
 
 PURPOSE = "fuzzing"
+_MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # what is kept is synced, which costs
 
 
 def connections(data: bytes) -> None:
@@ -41,7 +42,7 @@ def record(data: bytes) -> None:
 
 @contextmanager
 def _state(content: bytes) -> Iterator[StateDir]:
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+    with tempfile.TemporaryDirectory(dir=_MEMORY) as directory:
         state = StateDir(directory, PURPOSE)
         for kind in ("document", "nodes", "pod-cidrs"):
             state.write(kind, None)
