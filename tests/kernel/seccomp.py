@@ -43,7 +43,7 @@ ALIKE = (
     {"getpeername", "getsockname"},
     {"getpgid", "getpgrp", "getpid", "getppid", "getsid", "gettid"},
     {"getrlimit", "prlimit64", "setrlimit"},
-    {"inotify_init", "inotify_init1"},
+    {"inotify_add_watch", "inotify_init", "inotify_init1", "inotify_rm_watch"},
     {"kill", "tgkill", "tkill"},
     {"mkdir", "mkdirat"},
     {"brk", "madvise", "mmap", "mprotect", "mremap", "munmap"},
