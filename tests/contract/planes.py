@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,11 +49,13 @@ class Subject(ABC):
         self.family = family
         self.namespace = namespace
         self.placement = Placement(pins=os.environ[PINS])
+        self._made: list[AnyPlane] = []
         self.plane = self.another()
 
     def another(self) -> AnyPlane:
         """Return the plane as an agent has it that knows nothing yet."""
-        return self.row.make(self.placement)
+        self._made.append(self.row.make(self.placement))
+        return self._made[-1]
 
     def write(self, policy: FamilyPolicy | None) -> Change[object]:
         """Make one pass, as the agent does, and return what it changed."""
@@ -61,21 +64,15 @@ class Subject(ABC):
     def planned(self, policy: FamilyPolicy) -> Change[object]:
         """Return what a pass would change, as an agent sees it that knows nothing yet."""
         fresh = self.another()
-        try:
-            change: Change[object] = fresh.dialect.plan(
-                fresh.read(self.family), fresh.dialect.compile(policy)
-            )
-            return change
-        finally:
-            fresh.close()
+        change: Change[object] = fresh.dialect.plan(
+            fresh.read(self.family), fresh.dialect.compile(policy)
+        )
+        return change
 
     def decided(self) -> FamilyPolicy:
         """Return what is in force, as an agent reads it that knows nothing yet."""
         fresh = self.another()
-        try:
-            return fresh.dialect.interpret(fresh.read(self.family)).policy
-        finally:
-            fresh.close()
+        return fresh.dialect.interpret(fresh.read(self.family)).policy
 
     def shown(self) -> object:
         """Return all that other readers find on the node, each thing as it was made."""
@@ -86,8 +83,9 @@ class Subject(ABC):
         """Yield what somebody may do to our state, each by itself."""
 
     def close(self) -> None:
-        """Give back what the plane holds."""
-        self.plane.close()
+        """Give back what planes hold."""
+        for plane in self._made:
+            plane.close()
 
     def run(self, *words: str) -> Ruin:
         """Return a program of somebody else's, to be run."""
@@ -146,8 +144,7 @@ class Programs(Subject):
 
     def ruins(self) -> Iterator[Ruin]:
         """Take a program off its device, or all pins away."""
-        for path in sorted(Path(self.placement.pins).glob("*eth0*"))[:1]:
-            yield path.unlink
+        yield Path(self.placement.pins, f"link-{socket.if_nametoindex('eth0')}-egress").unlink
         yield lambda: shutil.rmtree(self.placement.pins)
 
 
