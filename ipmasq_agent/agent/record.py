@@ -207,6 +207,7 @@ def _read(line: str) -> Iterator[tuple[float, Flow | int | None]]:
         if words[1] == _LISTENING:
             yield moment, None
             return
-        (family, source), (_, reached), (_, left_as) = map(parse_end, words[2:5])
+        (family, source), (one, reached), (other, left_as) = map(parse_end, words[2:5])
         number = protocol_number(words[1])
-        yield moment, Flow(family, number, source, reached, left_as, reached)
+        if one is other is family:
+            yield moment, Flow(family, number, source, reached, left_as, reached)
