@@ -32,7 +32,7 @@ seccomp: $(VENV)/ready $(BYTECODE) ## deploy/seccomp written anew: what agents o
 	@$(BIN)/python -m tests.kernel.seccomp
 
 reliability: $(VENV)/ready $(BYTECODE) ## ten times each fault, with traffic; the table of docs/reliability.md
-	@notes=$$(mktemp -d) && IPMASQ_RELIABILITY=$$notes $(BIN)/python -m pytest -q -m long --timeout=3600 \
+	@notes=$$(mktemp -d) && IPMASQ_RELIABILITY=$$notes $(BIN)/python -m pytest -q -m long -n $(WORKERS) --timeout=3600 \
 		tests/faults/test_reliability.py tests/faults/test_api.py && $(BIN)/python -m tests.faults.table $$notes docs/reliability.md
 
 lint: $(VENV)/ready

@@ -320,8 +320,9 @@ class Agent:
         in_sync = self.status.in_sync and not fresh
         self.status = replace(self.status, in_sync=in_sync, config=self._documents.status)
         facts = [each for each in self._batch if isinstance(each, Learnt | NotLearnt)]
-        self._news |= self._knowledge.learn(facts) | fresh
-        needed = self._news or due
+        news = self._knowledge.learn(facts) | fresh
+        self._news |= news
+        needed = news or due  # what failed is tried again at its time
         for each in facts:
             if self._kept and isinstance(each, Learnt):
                 self._kept.note(each.fact, each.value)

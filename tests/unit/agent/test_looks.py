@@ -10,6 +10,7 @@ import pytest
 from ipmasq_agent.agent import loop
 from ipmasq_agent.agent.events import Signal
 from ipmasq_agent.errors import HostError
+from ipmasq_agent.policy.addresses import Family
 from tests.unit.agent.support import Bench
 
 DOCUMENT = "resyncInterval: 1h\nnonMasqueradeCIDRs: [10.0.0.0/8]\n"
@@ -94,3 +95,18 @@ def test_a_look_that_fails_is_said_once(bench: Bench, caplog: pytest.LogCaptureF
         bench.backend.gone = HostError("no permission")
         told(bench)
     assert [r.getMessage() for r in caplog.records].count("cannot look") == 2
+
+
+def test_what_failed_is_tried_again_at_its_time_and_not_at_each_look(bench: Bench) -> None:
+    bench.backend.broken.add(Family.IPV4)
+    bench.document("nonMasqueradeCIDRs: [10.0.0.0/8, 172.16.0.0/12]\n", "2")
+    assert bench.agent.status.errors
+    bench.agent._next_pass = time.monotonic() + 3600
+    passes = bench.agent.status.passes
+    for _ in range(3):
+        bench.agent._next_look = time.monotonic()
+        bench.agent.turn()
+    assert bench.agent.status.passes == passes
+    bench.backend.broken.clear()
+    bench.resync()
+    assert bench.chain() == [*KEPT, "172.16.0.0/12"]
