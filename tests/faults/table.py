@@ -6,8 +6,10 @@ markers. Tests note a row each in the folder that ``IPMASQ_RELIABILITY`` names.
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
+import platform
 import statistics
 import sys
 import uuid
@@ -82,8 +84,10 @@ def main(folder: str, page: str) -> None:
     path = Path(page)
     before, _, rest = path.read_text().partition(_BEGIN)
     _, _, after = rest.partition(_END)
+    kernel, _, _ = platform.release().partition("-")
+    where = f"Linux {kernel}, {os.cpu_count()} CPUs, {datetime.date.today()}"
     lines = "".join(row.shown() for row in rows(Path(folder)))
-    path.write_text(before + _BEGIN + "\n" + _HEAD + lines + "\n" + _END + after)
+    path.write_text(f"{before}{_BEGIN}\n{where}.\n\n{_HEAD}{lines}\n{_END}{after}")
 
 
 if __name__ == "__main__":
