@@ -10,7 +10,7 @@ from ipmasq_agent.agent.side_thread import SideThread
 from ipmasq_agent.netlink.nft_events import Commits
 from ipmasq_agent.planes.plane import AnyPlane
 
-_TURN = 1.0
+_TURN = 5.0
 """Seconds after which the thread looks whether it is to end."""
 _BREATH = 0.01
 """Seconds between two words: who restores a table by many commits makes many in a row."""

@@ -278,14 +278,13 @@ class Agent:
         # By the clock, not by silence: a source that never stops talking delays no healing.
         due = time.monotonic() >= self._next_pass
         told = Signal.LOOK in self._batch
-        if told:
-            self._batch = [each for each in self._batch if each is not Signal.LOOK]
+        self._batch = [each for each in self._batch if each is not Signal.LOOK]
         disturbed = not due and self._disturbed(told=told)
         if disturbed:
             self.status = replace(self.status, in_sync=False)
             due = True
         revive()
-        if told and not due and not self._batch:
+        if not (due or self._batch or self._unstarted):
             return
         reload = Signal.RELOAD in self._batch
         try:
