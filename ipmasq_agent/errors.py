@@ -34,6 +34,10 @@ from collections.abc import Sequence
 _SHOWN = 4000
 
 
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What taking apart data in another form than is expected ends in."""
+
+
 class AgentError(Exception):
     """The root: a sentence about what is wrong and, where one is known, its remedy."""
 

@@ -21,6 +21,11 @@ def event(level: int, message: str, **fields: Any) -> None:
         logger.log(level, message, extra={"fields": present})
 
 
+def one_line(text: str) -> str:
+    """Return what others wrote as it can stand in a line of ours, whatever is in it."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 _traced: set[str] = set()
 
 

@@ -102,8 +102,7 @@ def read(told: bytes) -> Introduction:
     """Return what an agent told.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError: it is in
-            another form.
+        one of MALFORMED: it is in another form.
     """
     from ipmasq_agent.agent.status import Status  # which an agent has anyway
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from ipmasq_agent.errors import SourceError
+from ipmasq_agent.errors import MALFORMED, SourceError
 from ipmasq_agent.logs import event
 from ipmasq_agent.policy.addresses import Family, Prefix, prefix_around
 from ipmasq_agent.policy.facts import NODE_ADDRESSES, OWN_POD_CIDRS, Fact, Facts
@@ -125,7 +125,7 @@ class Kept:
             return None if kept is None else back(kept)
         except SourceError as error:
             self._complain(error)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        except MALFORMED:
             self._complain(SourceError(f"the {kind} kept on this node is in another form"))
         return None
 

@@ -220,15 +220,16 @@ class Agent:
         timeout = max(0.0, min(self._next_pass, self._next_look) - time.monotonic())
         if self._unstarted and not self.status.failure:
             timeout = 0.0
+        came: list[Event] = []
         try:
             with contextlib.suppress(queue.Empty):
-                self._batch.append(self.events.get(timeout=timeout))
+                came.append(self.events.get(timeout=timeout))
                 while True:
-                    self._batch.append(self.events.get_nowait())
-            if Signal.STOP in self._batch:
+                    came.append(self.events.get_nowait())
+            if Signal.STOP in came:
                 return False
             self.busy_since = time.monotonic()
-            self._act()
+            self._act(came)
         except Exception as error:
             # The last resort: what nobody foresaw is told, and all is tried again later.
             self._fail(error)
@@ -274,17 +275,18 @@ class Agent:
         self._healed, self._respite = now, min(2 * self._respite, GLANCE) if often else _RESPITE
         self._rested = self._next_look = now + self._respite
 
-    def _act(self) -> None:
+    def _act(self, came: Sequence[Event]) -> None:
         # By the clock, not by silence: a source that never stops talking delays no healing.
         due = time.monotonic() >= self._next_pass
-        told = Signal.LOOK in self._batch
-        self._batch = [each for each in self._batch if each is not Signal.LOOK]
-        disturbed = not due and self._disturbed(told=told)
+        news = [each for each in came if each is not Signal.LOOK]
+        self._batch += news
+        disturbed = not due and self._disturbed(told=len(news) < len(came))
         if disturbed:
             self.status = replace(self.status, in_sync=False)
             due = True
         revive()
-        if not (due or self._batch or self._unstarted):
+        # What could not be taken in, or started, is tried again at its time.
+        if not (due or news or (self._unstarted and not self.status.failure)):
             return
         reload = Signal.RELOAD in self._batch
         try:

@@ -268,7 +268,7 @@ class Status:
         """Return what an agent says of itself by ``as_data``, but for what the kernel holds.
 
         Raises:
-            ValueError, KeyError, TypeError, AttributeError, OverflowError: it is in another form.
+            one of MALFORMED: it is in another form.
         """
         of = data["config"]
         config = ConfigStatus(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ipmasq_agent.answers import pcap
-from ipmasq_agent.errors import UsageError
+from ipmasq_agent.errors import MALFORMED, UsageError
 from ipmasq_agent.policy.addresses import Family, parse_address
 from ipmasq_agent.policy.flows import ICMP, End, Flow, protocol_number
 
@@ -21,7 +21,6 @@ _REMARK = re.compile(r"conntrack v\S+ .*shown\.?$")
 # What Hubble says beside flows, and what tells a flow of it that is not of IP.
 _ABOUT_FLOWS = frozenset({"lost_events", "node_status", "agent_event", "debug_event"})
 _OF_HUBBLE = frozenset({"verdict", "Type", "event_type"})
-_ODD = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 _LONGEST = 1 << 20  # bytes of a line: what has more has no lines
 _REMEDY = (
     "what can be read are the lines of `observe -o json` or of Hubble, those of `conntrack -L`, "
@@ -52,7 +51,7 @@ def recorded(file: io.BufferedReader, name: str) -> Iterator[Flow]:
             continue
         try:
             flow = _of_json(json.loads(text)) if text.startswith("{") else _tracked(text)
-        except _ODD as cause:
+        except MALFORMED as cause:
             raise UsageError(
                 f"{name}:{number}: {text[:60]!r} is no connection", remedy=_REMEDY
             ) from cause
@@ -115,8 +114,7 @@ def _of_json(data: Mapping[str, Any]) -> Flow | None:
         None where it is one that answers, or speaks of something else.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError, OverflowError: it is of no form that is
-            known.
+        one of MALFORMED: it is of no form that is known.
     """
     data = data.get("flow", data)
     if data.get("is_reply") or not _ABOUT_FLOWS.isdisjoint(data):

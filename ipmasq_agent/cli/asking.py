@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from ipmasq_agent import __version__
-from ipmasq_agent.errors import HostError
+from ipmasq_agent.errors import MALFORMED, HostError
 from ipmasq_agent.host.local_socket import get
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def ask(path: str) -> Introduction | None:
         return None
     try:
         found = introduction.read(told)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+    except MALFORMED:
         found = None
     # What the settings and the status of another version are called is not for us to guess.
     if found is None or found.version != __version__:

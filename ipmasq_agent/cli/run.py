@@ -280,9 +280,10 @@ def _name(socket_path: str) -> str:
     """Return how to speak of the agent that listens at a path, which may be another one."""
     from ipmasq_agent.agent.introduction import NAME_PAGE
     from ipmasq_agent.host.local_socket import get
+    from ipmasq_agent.logs import one_line
 
     try:
         told = get(socket_path, NAME_PAGE) if socket_path else None
     except HostError:
         told = None
-    return told.decode().strip() if told else "another agent"
+    return one_line(told.decode(errors="replace")) if told else "another agent"

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from ipmasq_agent.errors import HostError, UsageError
+from ipmasq_agent.logs import one_line
 
 DEFAULT_PATH = "/run/ipmasq-agent/agent.sock"
 _LONGEST = 107  # unix(7): sun_path, less one
@@ -86,13 +87,9 @@ def get(path: str, page: str) -> bytes | None:
     if found is None or int(found[2]) != len(body):
         raise _unanswered(path, "not as an agent does, or not in full")
     if found[1] != b"200":
-        raise HostError(f"the agent at {path} answers {found[1].decode()}: {_line(body)}")
+        said = one_line(body[:1000].decode(errors="replace"))
+        raise HostError(f"the agent at {path} answers {found[1].decode()}: {said}")
     return body
-
-
-def _line(body: bytes) -> str:
-    text = body[:1000].decode(errors="replace")
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def identity(path: str) -> object:

@@ -6,7 +6,7 @@ import base64
 import json
 from typing import Any
 
-from ipmasq_agent.errors import AgentError, SourceError
+from ipmasq_agent.errors import MALFORMED, AgentError, SourceError
 from ipmasq_agent.sources import Document, Part, Sink, SourceFailed
 from ipmasq_agent.sources.kube_access import Permission, explained
 from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
@@ -115,7 +115,7 @@ class ConfigMapSource:
         try:
             values = content_of(found.value)
             revision = str(found.value["metadata"]["resourceVersion"])
-        except (ValueError, KeyError, TypeError, AttributeError) as cause:
+        except MALFORMED as cause:
             raise SourceError(f"{self.name} is not in the form of a ConfigMap") from cause
         keys = self._choose(sorted(values))
         parts = tuple(Part(self._name_with(key), values[key]) for key in keys)

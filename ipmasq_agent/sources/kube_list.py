@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from ipmasq_agent.errors import SourceUnavailable
+from ipmasq_agent.errors import MALFORMED, SourceUnavailable
 from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
 
 JsonObject = dict[str, Any]
@@ -158,7 +158,7 @@ def an_api(api: KubeApi) -> Iterator[None]:
     """Say of whatever is not in the form of an answer that this is no Kubernetes API."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
+    except MALFORMED as cause:
         raise SourceUnavailable(
             f"{api.host} does not answer as a Kubernetes API does",
             remedy=f"check the server's address in {api.credentials.address}",

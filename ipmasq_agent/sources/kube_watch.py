@@ -24,7 +24,7 @@ from typing import Generic
 
 import urllib3
 
-from ipmasq_agent.errors import AgentError, SourceError, SourceUnavailable
+from ipmasq_agent.errors import MALFORMED, AgentError, SourceError, SourceUnavailable
 from ipmasq_agent.host.patience import Backoff
 from ipmasq_agent.host.threads import Guarded
 from ipmasq_agent.sources.kube_access import PASSING
@@ -64,10 +64,6 @@ IMPATIENT = 2.0
 LONGEST_LINE = 16 << 20
 # Seconds that `stop` waits for a request that cannot be interrupted (TCP connect).
 STOP_TIMEOUT = 0.8
-
-
-# What reading of an object in another form than the API's ends in.
-_ODD = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 class _Disconnected(Exception):
@@ -360,7 +356,7 @@ class Watch(Generic[Value]):
                     float(details.get("retryAfterSeconds") or 0),
                 )
             version = str(subject["metadata"]["resourceVersion"])
-        except _ODD as cause:
+        except MALFORMED as cause:
             raise self._odd() from cause
         with self._lock:
             if _is_older(version, self._version):
@@ -376,7 +372,7 @@ class Watch(Generic[Value]):
                 return
             try:
                 value = self._view.changed(latest.value, kind, subject)
-            except _ODD as cause:
+            except MALFORMED as cause:
                 raise self._odd() from cause
             if value is not latest.value:
                 self._tell(Found(value, version, noticed))

@@ -23,6 +23,8 @@ import urllib3
 import yaml
 from kubernetes.config import ConfigException
 
+from ipmasq_agent.logs import one_line
+
 # As much of a server's own sentence as is passed on.
 LONGEST = 600
 WITHHELD = "[withheld]"
@@ -124,7 +126,7 @@ def said(text: str, authorization: str | None) -> str:
     """
     for secret in _secrets(authorization or ""):
         text = text.replace(secret, WITHHELD)
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    line = one_line(text)
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
 
 

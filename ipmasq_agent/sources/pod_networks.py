@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import yaml
 
-from ipmasq_agent.errors import SourceError
+from ipmasq_agent.errors import MALFORMED, SourceError
 from ipmasq_agent.policy.facts import ClusterNode
 from ipmasq_agent.sources.kube_access import Permission, explained
 from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
@@ -68,10 +68,7 @@ def parse_nodes(text: str, name: str) -> tuple[ClusterNode, ...]:
         objects = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
         items: Iterable[JsonObject] = objects.get("items", [objects])
         return tuple(_node(item) for item in items)
-    except (
-        *(ValueError, KeyError, TypeError, AttributeError, RecursionError),
-        yaml.YAMLError,
-    ) as cause:
+    except (*MALFORMED, yaml.YAMLError) as cause:
         raise SourceError(
             f"{name} holds no nodes", remedy="write it with `kubectl get nodes -o json`"
         ) from cause

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ipmasq_agent.errors import SourceError
+from ipmasq_agent.errors import MALFORMED, SourceError
 from ipmasq_agent.policy.addresses import Family, parse_address
 from ipmasq_agent.sources.kube_access import Permission, explained
 from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
@@ -63,7 +63,7 @@ def pods_of_file(path: str) -> Names:
             return _names(json.loads(text)["items"])
         lines = (line.partition("#")[0].split() for line in text.splitlines())
         return {parse_address(words[0]): words[1] for words in lines if words}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as cause:
+    except (OSError, IndexError, *MALFORMED) as cause:
         raise SourceError(
             f"the pods of {path} cannot be read: {cause}",
             remedy="give it what `kubectl get pods -A -o json` prints, or lines like "

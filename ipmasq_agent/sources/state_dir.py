@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 from typing import Any
 
-from ipmasq_agent.errors import SourceError
+from ipmasq_agent.errors import MALFORMED, SourceError
 
 # Documents of several ConfigMaps of 1 MiB each, in base64.
 MAX_BYTES = 32 << 20
@@ -86,7 +86,7 @@ class StateDir:
         try:
             kept = json.loads(body)
             found, value = (kept["purpose"], kept["kind"]), kept["value"]
-        except (ValueError, KeyError, TypeError, RecursionError) as cause:
+        except MALFORMED as cause:
             raise self._refused(name, "is not of this form") from cause
         if found != (self._purpose, kind):
             raise self._refused(name, "was kept for another source")

@@ -8,6 +8,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,7 +58,7 @@ def _killed_at_calls(site: Site, times: int) -> None:
         with site.traced("-e", f"trace={call}", "-e", inject):
             site.change()
             # Whoever makes the call dies: the agent, or a program that it runs.
-            wait_until(lambda: _ended(site, before), "its end")  # noqa: B023  while it waits
+            wait_until(partial(_ended, site, before), "its end")
         site.killed()
         site.tries += 1
     site.settle()
@@ -135,7 +136,7 @@ def _by(argv: Callable[[str], Sequence[str]]) -> Callable[[Site, int], None]:
         for _ in range(times):
             for stem in ("iptables", "ip6tables"):
                 words = argv(f"{stem}-{variant}")
-                site.done_to(lambda words=words: site.run(list(words)))  # type: ignore[misc]
+                site.done_to(partial(site.run, list(words)))
 
     return play
 
@@ -145,7 +146,7 @@ def _nft(command: str) -> Callable[[Site, int], None]:
         for _ in range(times):
             for family in ("ip", "ip6"):
                 words = ["nft", command.format(family=family)]
-                site.done_to(lambda words=words: site.run(words))  # type: ignore[misc]
+                site.done_to(partial(site.run, words))
 
     return play
 
@@ -154,7 +155,7 @@ def _set_emptied(site: Site, times: int) -> None:
     for _ in range(times):
         for digit in "46":
             words = ["ipset", "flush", f"IP-MASQ-{digit}"]
-            site.done_to(lambda words=words: site.run(words))  # type: ignore[misc]
+            site.done_to(partial(site.run, words))
 
 
 def _program_off(site: Site, times: int) -> None:
@@ -177,6 +178,7 @@ def play(site: Site, scene: Scene, times: int) -> None:
     table.note(row)
     assert site.tries > 0, scene.title
     assert row.packets > 20, scene.title
+    assert row.lost == 0, scene.title
     assert scene.theirs or row.wrong == 0, (scene.title, counts)
 
 

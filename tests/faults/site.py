@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -120,6 +121,11 @@ class Site:
             differing = {name: pair for name, pair in other.items() if pair[0] != pair[1]}
             raise AssertionError(f"{late}: {differing}\n{self.log}") from late
 
+    def lost(self) -> int:
+        """Return how many lines of the start, ours and others', are not there any more."""
+        lines = [_lines(held) for held in (self.right, self._held())]
+        return (lines[0] - lines[1]).total()
+
     def _held(self) -> dict[str, object]:
         """Return all rules, sets and pins; tables of nf_tables in no order."""
         held = oracle.snapshot()
@@ -191,6 +197,13 @@ class Site:
         for stem in ("iptables", "ip6tables"):
             for edit in ("-F", "-X"):
                 self.run([f"{stem}-legacy", "-t", "nat", edit])
+
+
+def _lines(held: dict[str, object]) -> Counter[str]:
+    """Return rules, sets, tables and pins one by one."""
+    lists = {name: value for name, value in held.items() if isinstance(value, list)}
+    found = Counter(f"{name}: {line}" for name, lines in lists.items() for line in lines)
+    return found + Counter(f"{name}: {held[name]}" for name in held.keys() - lists)
 
 
 def _place(item: dict[str, dict[str, str]]) -> tuple[str, str, bool]:

@@ -35,6 +35,7 @@ class Row(NamedTuple):
     Attributes:
         packets: that were sent meanwhile, and arrived.
         wrong: of them, with a source that neither policy gives.
+        lost: rules, sets and pins, anybody's, that were there before and were not afterwards.
         repairs: seconds.
     """
 
@@ -43,19 +44,21 @@ class Row(NamedTuple):
     tries: int
     packets: int
     wrong: int
+    lost: int
     repairs: tuple[float, ...]
 
     @classmethod
     def of(cls, fault: str, site: Site, counts: Mapping[str, int]) -> Row:
         """Return it from the counts of the world."""
         wrong = sum(count for name, count in counts.items() if name.endswith("_wrong"))
-        return cls(fault, site.plane, site.tries, sum(counts.values()), wrong, tuple(site.repairs))
+        packets, repairs = sum(counts.values()), tuple(site.repairs)
+        return cls(fault, site.plane, site.tries, packets, wrong, site.lost(), repairs)
 
     def shown(self) -> str:
-        """Return it as a line. A rule of somebody else's that is lost fails the test."""
+        """Return it as a line."""
         times = [1000 * seconds for seconds in self.repairs]
         took = f"{statistics.median(times):,.0f} ms ({max(times):,.0f})" if times else ""
-        numbers = f"{self.tries:,} | {self.packets:,} | {self.wrong:,} | 0"
+        numbers = f"{self.tries:,} | {self.packets:,} | {self.wrong:,} | {self.lost:,}"
         return f"| {self.fault} | {self.plane} | {numbers} | {took} |\n"
 
 
@@ -69,14 +72,14 @@ def rows(folder: Path) -> Iterable[Row]:
     """Yield what was noted, in the order in which it is shown."""
     noted = [json.loads(path.read_text()) for path in folder.glob("*.json")]
     joined: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for fault, plane, tries, packets, wrong, repairs in noted:
-        joined[fault, plane].append(Row(fault, plane, tries, packets, wrong, tuple(repairs)))
+    for one in noted:
+        row = Row(*one)
+        joined[row.fault, row.plane].append(row)
     for (fault, plane), parts in sorted(joined.items()):
-        tries = sum(part.tries for part in parts)
-        packets = sum(part.packets for part in parts)
-        wrong = sum(part.wrong for part in parts)
+        tries, packets = sum(r.tries for r in parts), sum(r.packets for r in parts)
+        wrong, lost = sum(r.wrong for r in parts), sum(r.lost for r in parts)
         repairs = tuple(seconds for part in parts for seconds in part.repairs)
-        yield Row(fault, plane, tries, packets, wrong, repairs)
+        yield Row(fault, plane, tries, packets, wrong, lost, repairs)
 
 
 def main(folder: str, page: str) -> None:

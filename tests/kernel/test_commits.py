@@ -7,8 +7,10 @@ from contextlib import closing
 
 import pytest
 
+from ipmasq_agent.agent import loop
 from ipmasq_agent.netlink.nft_events import Commits
 from tests.netns import Namespace
+from tests.unit.agent.support import Bench
 
 LONG = 60.0
 
@@ -48,3 +50,23 @@ def test_more_words_than_there_is_room_for_are_one(commits: Commits, in_ns: Name
         in_ns.run(["sh", "-c", "\n".join(f"nft '{line}'" for line in script[first : first + 100])])
     assert commits.wait(LONG)
     assert not commits.wait(0.01)
+
+
+def test_a_commit_wakes_the_agent_that_looks_at_nothing_by_itself(
+    in_ns: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "GLANCE", 3600.0)
+    bench = Bench()
+    bench.backend.in_nf_tables = True
+    bench.document("resyncInterval: 1h\nnonMasqueradeCIDRs: [10.0.0.0/8]\n")
+    try:
+        # The first word is that it listens from now on.
+        looks = bench.backend.looks
+        bench.turn_until(lambda: bench.backend.looks > looks)
+        bench.flush()
+        bench.backend.gone = True
+        in_ns.run(["nft", "add table ip theirs"])
+        bench.turn_until(lambda: bench.chain() != [])
+    finally:
+        bench.agent._commits.stop(0.0)
+        in_ns.run(["nft", "flush ruleset"])  # which wakes it up to end

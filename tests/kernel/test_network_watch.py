@@ -16,10 +16,11 @@ from ipmasq_agent.host.devices import egress_devices, read_links
 from ipmasq_agent.host.routes import preferred_sources
 from ipmasq_agent.netlink.rt import Overrun
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
-from ipmasq_agent.policy.facts import LINKS, ROUTES, Fact, Links
+from ipmasq_agent.policy.facts import HOOKS, LINKS, ROUTES, Fact, Links
 from ipmasq_agent.sources import FactEvent, NotLearnt, network
 from ipmasq_agent.sources.facts import HostAndCluster
 from ipmasq_agent.sources.network import LATE
+from ipmasq_agent.sources.pace import Pace
 from tests.kernel.running import Running
 from tests.netns import Namespace
 from tests.unit.sources.told import DEADLINE, Told
@@ -84,6 +85,28 @@ def watching(in_ns: Namespace) -> Iterator[Watching]:
     yield watch
     for source in sources:
         source.stop()
+
+
+# Storms
+
+
+def test_word_of_programs_that_are_taken_away_is_urgent(
+    in_ns: Namespace, watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[bool] = []
+
+    class Noting(Pace):
+        def noted(self, now: float, *, urgent: bool = False) -> None:
+            noted.append(urgent)
+            super().noted(now, urgent=urgent)
+
+    monkeypatch.setattr(network, "Pace", Noting)
+    ip(in_ns, *veth("eth0", "addr add 192.0.2.2/24 dev eth0"))
+    in_ns.run(["tc", "qdisc", "add", "dev", "eth0", "clsact"])
+    _, told = watching(HOOKS)
+    told.value(HOOKS, lambda _: True)
+    in_ns.run(["tc", "qdisc", "del", "dev", "eth0", "clsact"])
+    wait_until(lambda: True in noted, "it is noted as urgent")
 
 
 # Reading once

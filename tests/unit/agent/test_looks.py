@@ -10,6 +10,7 @@ import pytest
 from ipmasq_agent.agent import loop
 from ipmasq_agent.agent.events import Signal
 from ipmasq_agent.errors import HostError
+from ipmasq_agent.planes.rules.table import Table
 from ipmasq_agent.policy.addresses import Family
 from tests.unit.agent.support import Bench
 
@@ -108,5 +109,45 @@ def test_what_failed_is_tried_again_at_its_time_and_not_at_each_look(bench: Benc
         bench.agent.turn()
     assert bench.agent.status.passes == passes
     bench.backend.broken.clear()
+    bench.resync()
+    assert bench.chain() == [*KEPT, "172.16.0.0/12"]
+
+
+def test_out_of_step_is_said_before_it_is_healed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[bool] = []
+    read = bench.backend.read
+
+    def reading(family: Family) -> Table:
+        said.append(bench.agent.status.in_sync)
+        return read(family)
+
+    monkeypatch.setattr(bench.backend, "read", reading)
+    bench.backend.gone = True
+    told(bench)
+    assert said
+    assert not any(said)
+    assert bench.agent.status.in_sync
+
+
+def test_what_could_not_be_taken_in_is_tried_again_at_its_time_and_not_at_each_look(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[object] = []
+
+    def fails(batch: object) -> bool:
+        tries.append(batch)
+        raise RuntimeError("nobody foresaw this")
+
+    monkeypatch.setattr(bench.agent._documents, "take_in", fails)
+    bench.document("nonMasqueradeCIDRs: [10.0.0.0/8, 172.16.0.0/12]\n", "2")
+    assert len(tries) == 1
+    bench.agent._next_pass = time.monotonic() + 3600
+    for _ in range(3):
+        bench.agent._next_look = time.monotonic()
+        bench.agent.turn()
+    assert len(tries) == 1
+    monkeypatch.undo()
     bench.resync()
     assert bench.chain() == [*KEPT, "172.16.0.0/12"]
