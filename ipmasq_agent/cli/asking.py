@@ -15,7 +15,7 @@ from ipmasq_agent.host.local_socket import get
 if TYPE_CHECKING:
     from ipmasq_agent.agent.introduction import Introduction
 
-_DOCUMENTS = ("config", "configmap")
+_DOCUMENTS = ("config", "configmap", "canary_configmap")
 
 
 def ask(path: str) -> Introduction | None:

@@ -30,7 +30,7 @@ def command() -> None:
     """Check a document, show it as understood, show the defaults and the schema."""
 
 
-@hiding("node_name")
+@hiding("node_name", "canary_configmap")
 @command.command(
     epilog="""\b
 Examples:
@@ -119,7 +119,7 @@ def _checked(settings: Settings, strict: bool) -> dict[str, Any]:
     }
 
 
-@hiding("node_name")
+@hiding("node_name", "canary_configmap")
 @command.command(
     epilog="""\b
 Examples:
@@ -138,7 +138,7 @@ def view(output: str, **options: Any) -> None:
     _show(view_of(read_document(settings_of(options))), output)
 
 
-@hiding("config", "configmap", "kubeconfig", "node_name")
+@hiding("config", "configmap", "kubeconfig", "node_name", "canary_configmap")
 @command.command(
     epilog="""\b
 Examples:

@@ -43,6 +43,7 @@ class Settings:
 
     config: str = DEFAULT_CONFIG
     configmaps: tuple[str, ...] = ()
+    canary: str | None = None
     named: bool = False
     record: str | None = None
     kubeconfig: str | None = None
@@ -60,7 +61,7 @@ class Settings:
     def naming(self, config: str = DEFAULT_CONFIG, configmap: str | None = None) -> Settings:
         """Return the settings for a document that somebody names: a file's, or the API's."""
         configmaps = () if configmap is None else (configmap,)
-        return replace(self, config=config, configmaps=configmaps, named=True)
+        return replace(self, config=config, configmaps=configmaps, canary=None, named=True)
 
     def source(self) -> Source:
         """Return the source that the flags name; the API's library is loaded only for it.
@@ -75,7 +76,8 @@ class Settings:
                 ConfigMapSource(*split_configmap(text), kubeconfig=self.kubeconfig)
                 for text in sorted(set(self.configmaps))
             ]
-            return sources[0] if len(sources) == 1 else MergedSource(sources)
+            everyone = sources[0] if len(sources) == 1 else MergedSource(sources)
+            return everyone if self.canary is None else self._or_tried(everyone, self.canary)
         if self.config == "-":
             from ipmasq_agent.sources.stdin import StdinSource
 
@@ -83,6 +85,17 @@ class Settings:
         from ipmasq_agent.sources.file import FileSource
 
         return FileSource(self.config)
+
+    def _or_tried(self, everyone: Source, canary: str) -> Source:
+        from ipmasq_agent.sources.canary import CanarySource
+        from ipmasq_agent.sources.configmap import ConfigMapSource
+        from ipmasq_agent.sources.facts import node_name
+
+        node = node_name(self.node_name)
+        named = split_configmap(canary, "--canary-configmap")
+        return CanarySource(
+            everyone, ConfigMapSource(*named, kubeconfig=self.kubeconfig, tried_by=node)
+        )
 
 
 def setting(flag: str, *more: str, **attributes: Any) -> Callable[[F], F]:
@@ -109,6 +122,12 @@ _SOURCE = (
         "`config`, else `ip-masq-agent`, else all that there are; * is all keys. Given several "
         "times, the documents are merged by name.",
     ),
+    setting(
+        "--canary-configmap",
+        metavar="NAMESPACE/NAME[:KEY]",
+        help="A ConfigMap to prefer to that of --configmap while it exists and its annotation "
+        "ipmasq-agent/nodes means this node: names of nodes, or a share like 5%.",
+    ),
 )
 _API = (
     setting(
@@ -119,7 +138,7 @@ _API = (
     setting(
         "--node-name",
         metavar="NAME",
-        help="This node's name in the API, for `podCIDRs: auto`.  "
+        help="This node's name in the API, for `podCIDRs: auto` and --canary-configmap.  "
         "[default: $NODE_NAME, else the host's name]",
     ),
 )
@@ -299,11 +318,22 @@ def settings_of(options: dict[str, Any]) -> Settings:
     except ValueError as cause:
         raise UsageError(f"--to-ports: {cause}") from cause
     meant = options.get("backend") or "iptables"
+    named = bool(config or configmaps) and by_command_line("configmap" if configmaps else "config")
+    canary = options.get("canary_configmap") or None
+    if canary is not None:
+        split_configmap(canary, "--canary-configmap")
+        if named and not by_command_line("canary_configmap"):
+            canary = None  # who names a document means that one
+        elif not configmaps:
+            raise UsageError(
+                "--canary-configmap stands in for a ConfigMap, and --configmap names none",
+                remedy="give --configmap as well, or leave out both",
+            )
     return Settings(
         config=config or DEFAULT_CONFIG,
         configmaps=configmaps,
-        named=bool(config or configmaps)
-        and by_command_line("configmap" if configmaps else "config"),
+        canary=canary,
+        named=named,
         record=options.get("record"),
         kubeconfig=options.get("kubeconfig"),
         node_name=options.get("node_name"),
@@ -344,12 +374,12 @@ def _one_source(options: dict[str, Any]) -> tuple[str | None, tuple[str, ...]]:
     )
 
 
-def split_configmap(text: str) -> tuple[str, str, str | None]:
+def split_configmap(text: str, flag: str = "--configmap") -> tuple[str, str, str | None]:
     """Return namespace, name and key of ``NAMESPACE/NAME[:KEY]``; the key ``*`` means all."""
     match = re.fullmatch(r"([a-z0-9.-]+)/([a-z0-9.-]+)(?::([A-Za-z0-9._-]+|\*))?", text)
     if match is None:
         raise UsageError(
-            f"--configmap: {text!r} is not NAMESPACE/NAME or NAMESPACE/NAME:KEY",
+            f"{flag}: {text!r} is not NAMESPACE/NAME or NAMESPACE/NAME:KEY",
             remedy="write it like kube-system/ip-masq-agent",
         )
     return match[1], match[2], match[3]

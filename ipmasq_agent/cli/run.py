@@ -238,6 +238,7 @@ def _run(
     told = {
         "config": None if settings.configmaps else settings.config,
         "configmap": settings.configmaps,
+        "canary_configmap": settings.canary,
         "record": settings.record and os.path.abspath(settings.record),
     }
     reception = Reception(agent, http_address, socket_path, Introducer(agent, raw | told), token)

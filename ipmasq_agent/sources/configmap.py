@@ -8,6 +8,7 @@ from typing import Any
 
 from ipmasq_agent.errors import MALFORMED, AgentError, SourceError
 from ipmasq_agent.sources import Document, Part, Sink, SourceFailed
+from ipmasq_agent.sources.canary import NODES, tries
 from ipmasq_agent.sources.kube_access import Permission, explained
 from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
 from ipmasq_agent.sources.kube_list import LIST_TIMEOUT, Found, JsonObject, OneObject, an_api
@@ -30,6 +31,8 @@ class ConfigMapSource:
         key: the key to read, ``*`` for all of them, or None to choose as above.
         kubeconfig: see ``KubeApi``.
         context: see ``KubeApi``.
+        tried_by: the name of this node, for a ConfigMap whose annotation says which nodes try
+            it: to the others it is as if it did not exist.
     """
 
     def __init__(
@@ -40,10 +43,12 @@ class ConfigMapSource:
         *,
         kubeconfig: str | None = None,
         context: str | None = None,
+        tried_by: str | None = None,
     ) -> None:
         self._namespace = namespace
         self._configmap = name
         self._key = key
+        self._tried_by = tried_by
         self._sink: Sink | None = None
         self._api = KubeApi(kubeconfig, context)
         path = f"/api/v1/namespaces/{namespace}/configmaps"
@@ -113,6 +118,10 @@ class ConfigMapSource:
         if found.value is None:
             return Document(self.name, (), "absent", found.noticed)
         try:
+            if self._tried_by is not None:
+                meant, caveat = self._is_tried(found.value["metadata"], self._tried_by)
+                if not meant:
+                    return Document(self.name, (), "absent", found.noticed, caveat=caveat)
             values = content_of(found.value)
             revision = str(found.value["metadata"]["resourceVersion"])
         except MALFORMED as cause:
@@ -122,6 +131,14 @@ class ConfigMapSource:
         name = parts[0].name if len(parts) == 1 else self.name
         lacking = () if parts else (f"{self._name_with(None)} exists and has no data",)
         return Document(name, parts, revision, found.noticed, lacking)
+
+    def _is_tried(self, metadata: JsonObject, node: str) -> tuple[bool, str | None]:
+        """Return whether a node tries it, and what is wrong with how that is said."""
+        try:
+            return tries((metadata.get("annotations") or {}).get(NODES, ""), node), None
+        except ValueError as cause:
+            what = f"{self.name}: no node tries it, as its annotation {NODES} cannot be read"
+            return False, f"{what}: {cause}"
 
     def _choose(self, keys: list[str]) -> list[str]:
         """Return those of the keys, sorted, that are meant."""

@@ -45,7 +45,7 @@ class MergedSource:
         Raises:
             SourceError: one of them cannot be read.
         """
-        return _merged([source.read() for source in self._sources])
+        return self._joined([source.read() for source in self._sources])
 
     def start(self, sink: Sink) -> None:
         """Begin to watch all of them."""
@@ -75,17 +75,17 @@ class MergedSource:
             self._failures.pop(number, None)
             if len(self._documents) < len(self._sources):
                 return
-            self._sink(_merged([self._documents[n] for n in range(len(self._sources))]))
+            self._sink(self._joined([self._documents[n] for n in range(len(self._sources))]))
             # The document that was just delivered does not end the failures of others.
             for failure in self._failures.values():
                 self._sink(failure)
 
-
-def _merged(documents: Sequence[Document]) -> Document:
-    return Document(
-        ", ".join(document.name for document in documents),
-        tuple(part for document in documents for part in document.parts),
-        ", ".join(document.revision for document in documents),
-        max(document.noticed for document in documents),
-        lacking=tuple(clause for document in documents for clause in document.absent),
-    )
+    def _joined(self, documents: Sequence[Document]) -> Document:
+        """Return what the documents of all sources, in their order, are together."""
+        return Document(
+            ", ".join(document.name for document in documents),
+            tuple(part for document in documents for part in document.parts),
+            ", ".join(document.revision for document in documents),
+            max(document.noticed for document in documents),
+            lacking=tuple(clause for document in documents for clause in document.absent),
+        )

@@ -278,6 +278,21 @@ def test_the_profile_of_system_calls_goes_with_every_overlay(tmp_path: Path, var
     assert mine == plain
 
 
+@pytest.mark.parametrize("resource", ["", "overlays/nodes", "overlays/bpf"])
+def test_a_document_to_try_is_watched_and_may_be_read(tmp_path: Path, resource: str) -> None:
+    mine = with_component(tmp_path, "canary", resource)
+    named = run_parameters(mine)["settings"].canary
+    assert parameters(mine, "diff")["settings"].canary == named
+    namespace, name, _ = split_configmap(named)
+    roles = {item["metadata"]["name"]: item for item in objects(mine) if item["kind"] == "Role"}
+    added = roles["ipmasq-agent-canary"]
+    assert added["metadata"]["namespace"] == namespace
+    assert added["rules"] == [yaml.safe_load(Permission("configmaps", namespace, name).rule)]
+    bindings = [item for item in objects(mine) if item["kind"] == "RoleBinding"]
+    assert {item["roleRef"]["name"] for item in bindings} == roles.keys()
+    assert all(item["subjects"] == bindings[0]["subjects"] for item in bindings)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_agent_is_told_which_node_it_is_on(variant: str) -> None:
     (variable,) = [one for one in container(variant)["env"] if "valueFrom" in one]

@@ -181,13 +181,22 @@ class Cluster:
 
     # The object
 
-    def put(self, data: dict[str, str], binary: dict[str, bytes] | None = None) -> str:
+    def put(
+        self,
+        data: dict[str, str],
+        binary: dict[str, bytes] | None = None,
+        annotations: dict[str, str] | None = None,
+    ) -> str:
         """Create or update the ConfigMap, and return its resourceVersion."""
 
         def put() -> str:
             kind = "ADDED" if self._configmap is None else "MODIFIED"
             self._configmap = {
-                "metadata": {"name": NAME, "namespace": NAMESPACE},
+                "metadata": {
+                    "name": NAME,
+                    "namespace": NAMESPACE,
+                    "annotations": annotations or {},
+                },
                 "data": data,
                 "binaryData": {
                     key: base64.b64encode(value).decode() for key, value in (binary or {}).items()

@@ -19,7 +19,7 @@ from ipmasq_agent.cli import config
 from tests.kernel.running import HEARING
 
 
-@pytest.mark.parametrize("fault", [KeyError("canary"), MemoryError(), OSError(24, "canary")])
+@pytest.mark.parametrize("fault", [KeyError("hush-hush"), MemoryError(), OSError(24, "hush-hush")])
 def test_what_nobody_foresaw_is_an_error_as_any_other(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: Exception
 ) -> None:
@@ -36,7 +36,7 @@ def test_what_nobody_foresaw_is_an_error_as_any_other(
     assert f"error: config failed unexpectedly ({type(fault).__name__}" in said.err
     assert "test_entry.py" in said.err
     assert "Traceback" not in said.err
-    assert "canary" not in said.err
+    assert "hush-hush" not in said.err
 
 
 def test_a_program_that_fails_is_seen_to_fail_whoever_started_us(tmp_path: Path) -> None:

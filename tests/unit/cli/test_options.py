@@ -16,6 +16,8 @@ from ipmasq_agent.policy.model import PortRange
     [
         ({"config": "a", "configmap": ("b/c",)}, "two documents"),
         ({"configmap": ("a/b", "no-namespace")}, "NAMESPACE/NAME"),
+        ({"canary_configmap": "a/b"}, "--configmap names none"),
+        ({"configmap": ("a/b",), "canary_configmap": "b"}, "--canary-configmap: 'b' is not"),
         ({"to_ports": "70000"}, "1-65535"),
         ({"to_ports": "20-10"}, "upwards"),
         ({"to_ports": "a-b"}, "not a port"),
@@ -51,3 +53,9 @@ def test_several_configmaps_are_merged_in_the_order_of_their_names() -> None:
     assert settings_of({"configmap": ("kube-system/b:c",)}).source().name == (
         "ConfigMap kube-system/b key c"
     )
+
+
+def test_a_document_to_try_stands_beside_that_of_all_nodes() -> None:
+    settings = settings_of({"configmap": ("a/b",), "canary_configmap": "a/c"})
+    assert settings.source().name == "ConfigMap a/b, ConfigMap a/c"
+    assert settings.naming(configmap="d/e").source().name == "ConfigMap d/e"
