@@ -111,7 +111,7 @@ def server(caplog: pytest.LogCaptureFixture) -> Iterator[Server]:
     big = "x" * 20_000_000
 
     def broken() -> door.Answer:
-        raise KeyError("canary")
+        raise KeyError("hush-hush")
 
     table = {
         "/healthz": lambda: text(200, "ok"),
@@ -162,7 +162,7 @@ def test_each_request_has_an_answer(server: Server, words: bytes, status: int) -
     with connected(server, words) as client:
         answer = b"".join(iter(lambda: client.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 %d " % status)
-    assert b"canary" not in answer
+    assert b"hush-hush" not in answer
     assert get(server.port, "/healthz") == (200, b"ok\n")
 
 

@@ -30,8 +30,8 @@ FAULTS = [
     KeyError("Bearer canary"),
     MemoryError(),
     OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
-    RecursionError("canary"),
-    AssertionError("canary"),
+    RecursionError("hush-hush"),
+    AssertionError("hush-hush"),
 ]
 ONE = "masqLinkLocal: true\nnonMasqueradeCIDRs: [10.0.0.0/8]"
 TWO = "masqLinkLocal: true\nnonMasqueradeCIDRs: [10.0.0.0/8, 192.0.2.0/24]"
@@ -67,7 +67,7 @@ def assert_told(bench: Bench) -> None:
     status = bench.agent.status
     assert not status.ready
     assert "failed unexpectedly" in status.why_not_ready()
-    assert "canary" not in json.dumps(status.as_data()) + status.as_text()
+    assert "hush-hush" not in json.dumps(status.as_data()) + status.as_text()
     assert bench.agent._next_pass <= time.monotonic() + 30
 
 
@@ -179,7 +179,7 @@ def test_where_it_failed_is_logged_once(
 ) -> None:
     logs.configure("json", "info")
     logs._traced.clear()
-    monkeypatch.setattr(bench.backend, "read", fail(KeyError("canary"), [1, 2, 3]))
+    monkeypatch.setattr(bench.backend, "read", fail(KeyError("hush-hush"), [1, 2, 3]))
     for _ in range(3):
         bench.resync()
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
@@ -187,7 +187,7 @@ def test_where_it_failed_is_logged_once(
     assert len(failed) == 3
     assert [("trace" in line) for line in failed] == [True, False, False]
     assert "test_steadfast.py" in failed[0]["trace"]
-    assert "canary" not in str(lines)
+    assert "hush-hush" not in str(lines)
 
 
 def test_a_failure_of_the_loop_itself_is_told_and_it_goes_on(

@@ -64,8 +64,8 @@ def test_the_place_is_logged_once_and_a_librarys_text_never(
     assert len(traces) == 3
     assert traces[1:] == [None, None]
     assert "test_threads.py" in str(traces[0])
-    assert "canary" not in str(fields)
-    assert all("canary" not in str(work.told.get_nowait()) for _ in range(3))
+    assert "hush-hush" not in str(fields)
+    assert all("hush-hush" not in str(work.told.get_nowait()) for _ in range(3))
 
 
 def test_a_thread_that_cannot_be_had_is_dead_until_it_is_revived(
