@@ -27,7 +27,7 @@ from ipmasq_agent.sources import Document
 from tests.unit.agent.support import Bench
 
 FAULTS = [
-    KeyError("Bearer canary"),
+    KeyError("Bearer hush-hush"),
     MemoryError(),
     OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
     RecursionError("hush-hush"),

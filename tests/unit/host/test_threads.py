@@ -54,7 +54,7 @@ def test_work_that_raises_is_told_counted_and_begun_anew() -> None:
 def test_the_place_is_logged_once_and_a_librarys_text_never(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    work = Work(*(ValueError("Invalid header value b'Bearer canary'") for _ in range(3)))
+    work = Work(*(ValueError("Invalid header value b'Bearer hush-hush'") for _ in range(3)))
     thread = work.guarded()
     thread.start()
     assert work.at_work.wait(10)
