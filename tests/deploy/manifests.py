@@ -56,6 +56,19 @@ def container(variant: str) -> Object:
     return found
 
 
+def with_components(place: Path, resource: str, *components: str) -> str:
+    """Return a kustomization of a user's own in an empty folder: a way to install, and components.
+
+    The first is below deploy/, or empty for deploy/ itself; the others below deploy/components.
+    """
+    (place / "deploy").symlink_to(DEPLOY)
+    (place / "mine").mkdir()
+    named = [f"../deploy/components/{each}" for each in components]
+    mine = {"resources": [f"../deploy/{resource}"], "components": named}
+    (place / "mine/kustomization.yaml").write_text(yaml.safe_dump(mine))
+    return str(place / "mine")
+
+
 def configmap() -> Object:
     """Return the ConfigMap that users start from; it is part of no rendered directory."""
     found = yaml.safe_load((DEPLOY / "configmap.yaml").read_text())

@@ -7,20 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import kubernetes_validate
 import pytest
 import yaml
 
 from ipmasq_agent import __version__
-from ipmasq_agent.cli.entry import cli
-from ipmasq_agent.cli.goflags import normalise
-from ipmasq_agent.cli.options import DEFAULT_CONFIG, Settings, settings_of, split_configmap
+from ipmasq_agent.cli.options import DEFAULT_CONFIG, Settings, split_configmap
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.keys import view
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.planes import registry
 from ipmasq_agent.sources.kube_access import Permission
+from tests.deploy.command_line import parameters
 from tests.deploy.manifests import (
     API,
     BPF,
@@ -35,38 +33,15 @@ from tests.deploy.manifests import (
     one,
     pod,
     render,
+    with_components,
 )
 
 # The oldest and the newest API whose schemas are at hand.
 KUBERNETES = ("1.25", "1.37")
 
 
-def environment(variant: str) -> dict[str, str]:
-    """Return the container's environment as the kubelet makes it, on the node worker-1."""
-    fields = {"spec.nodeName": "worker-1"}
-    return {
-        variable["name"]: variable["value"]
-        if "value" in variable
-        else fields[variable["valueFrom"]["fieldRef"]["fieldPath"]]
-        for variable in container(variant)["env"]
-    }
-
-
-def parameters(variant: str, *words: str) -> dict[str, Any]:
-    """Parse a command line as in the container, with the real parser, without running it."""
-    verb, *rest = normalise(list(words))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment(variant).items():
-            patch.setenv(name, value)
-        with cli.make_context("ipmasq-agent", [verb], resilient_parsing=True) as root:
-            command = cli.get_command(root, verb)
-            assert isinstance(command, click.Command)
-            with command.make_context(verb, rest, parent=root) as context:
-                return {**context.params, "settings": settings_of(context.params)}
-
-
 def run_parameters(variant: str) -> dict[str, Any]:
-    return parameters(variant, *container(variant)["args"])
+    return parameters(container(variant), *container(variant)["args"])
 
 
 def settings(variant: str) -> Settings:
@@ -149,7 +124,7 @@ def test_the_command_line_takes_the_arguments(variant: str) -> None:
 def test_every_verb_that_is_run_in_the_container_has_the_settings_of_the_agent(
     variant: str, verb: str
 ) -> None:
-    found = parameters(variant, *verb.split())["settings"]
+    found = parameters(container(variant), *verb.split())["settings"]
     wanted = settings(variant)
     assert wanted.node_name == "worker-1"
     if verb == "list":  # it reads no document
@@ -161,9 +136,9 @@ def test_every_verb_that_is_run_in_the_container_has_the_settings_of_the_agent(
 def test_in_the_container_a_flag_wins_and_another_document_takes_the_place_of_the_clusters() -> (
     None
 ):
-    found = parameters(API, "diff", "--config=-", "--backend=nftables")["settings"]
+    found = parameters(container(API), "diff", "--config=-", "--backend=nftables")["settings"]
     assert (found.config, found.configmaps, found.backend) == ("-", (), "nftables")
-    found = parameters(FILE, "diff", "--configmap=a/b")["settings"]
+    found = parameters(container(FILE), "diff", "--configmap=a/b")["settings"]
     assert (found.config, found.configmaps) == (DEFAULT_CONFIG, ("a/b",))
 
 
@@ -218,26 +193,16 @@ def test_nodes_may_be_read_only_where_that_was_asked_for() -> None:
     assert binding["subjects"] == one(API, "RoleBinding")["subjects"]
 
 
-def with_component(place: Path, component: str, resource: str) -> str:
-    """Return a folder with a kustomization of a user's own: a way to install, and a component."""
-    (place / "deploy").symlink_to(DEPLOY)
-    (place / "mine").mkdir()
-    (place / "mine/kustomization.yaml").write_text(
-        f"resources: [../deploy/{resource}]\ncomponents: [../deploy/components/{component}]\n"
-    )
-    return str(place / "mine")
-
-
 @pytest.mark.parametrize("resource", ["", "overlays/file", "overlays/bpf"])
 def test_the_record_lies_in_a_folder_of_the_node_where_verbs_look_too(
     tmp_path: Path, resource: str
 ) -> None:
-    mine = with_component(tmp_path, "record", resource)
+    mine = with_components(tmp_path, resource, "record")
     (mount,) = [m for m in container(mine)["volumeMounts"] if m["name"] == "record"]
     (volume,) = [v for v in pod(mine)["volumes"] if v["name"] == "record"]
     assert volume["hostPath"] == {"path": mount["mountPath"], "type": "DirectoryOrCreate"}
     for words in (container(mine)["args"], ["observe"]):
-        record = parameters(mine, *words)["settings"].record
+        record = parameters(container(mine), *words)["settings"].record
         assert record == f"{mount['mountPath']}/record"
     for item in objects(mine):
         kubernetes_validate.validate(item, KUBERNETES[-1], strict=True)
@@ -250,7 +215,7 @@ def test_the_record_lies_in_a_folder_of_the_node_where_verbs_look_too(
 def test_a_component_goes_with_the_file_overlay_too(
     tmp_path: Path, component: str, permission: Permission
 ) -> None:
-    both = objects(with_component(tmp_path, component, "overlays/file"))
+    both = objects(with_components(tmp_path, "overlays/file", component))
     assert {item["kind"] for item in both} == {
         *("DaemonSet", "ServiceAccount", "ClusterRole", "ClusterRoleBinding")
     }
@@ -263,12 +228,8 @@ def test_a_component_goes_with_the_file_overlay_too(
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_profile_of_system_calls_goes_with_every_overlay(tmp_path: Path, variant: str) -> None:
-    (tmp_path / "deploy").symlink_to(DEPLOY)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/kustomization.yaml").write_text(
-        f"resources: [../{variant}]\ncomponents: [../deploy/components/seccomp]\n"
-    )
-    mine = {item["kind"]: item for item in objects(str(tmp_path / "mine"))}
+    folder = with_components(tmp_path, variant.removeprefix("deploy").lstrip("/"), "seccomp")
+    mine = {item["kind"]: item for item in objects(folder)}
     plain = {item["kind"]: item for item in objects(variant)}
     context = mine["DaemonSet"]["spec"]["template"]["spec"]["securityContext"]
     wanted = {"type": "Localhost", "localhostProfile": "ipmasq-agent.json"}
@@ -280,9 +241,9 @@ def test_the_profile_of_system_calls_goes_with_every_overlay(tmp_path: Path, var
 
 @pytest.mark.parametrize("resource", ["", "overlays/nodes", "overlays/bpf"])
 def test_a_document_to_try_is_watched_and_may_be_read(tmp_path: Path, resource: str) -> None:
-    mine = with_component(tmp_path, "canary", resource)
+    mine = with_components(tmp_path, resource, "canary")
     named = run_parameters(mine)["settings"].canary
-    assert parameters(mine, "diff")["settings"].canary == named
+    assert parameters(container(mine), "diff")["settings"].canary == named
     namespace, name, _ = split_configmap(named)
     roles = {item["metadata"]["name"]: item for item in objects(mine) if item["kind"] == "Role"}
     added = roles["ipmasq-agent-canary"]
