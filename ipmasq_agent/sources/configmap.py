@@ -11,7 +11,14 @@ from ipmasq_agent.sources import Document, Part, Sink, SourceFailed
 from ipmasq_agent.sources.canary import NODES, tries
 from ipmasq_agent.sources.kube_access import Permission, explained
 from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
-from ipmasq_agent.sources.kube_list import LIST_TIMEOUT, Found, JsonObject, OneObject, an_api
+from ipmasq_agent.sources.kube_list import (
+    LIST_TIMEOUT,
+    Found,
+    JsonObject,
+    an_api,
+    one_object,
+    read_once,
+)
 from ipmasq_agent.sources.kube_watch import Watch
 from ipmasq_agent.sources.location import EVERY, KEYS
 
@@ -29,8 +36,7 @@ class ConfigMapSource:
         namespace: of the ConfigMap.
         name: of the ConfigMap.
         key: the key to read, ``*`` for all of them, or None to choose as above.
-        kubeconfig: see ``KubeApi``.
-        context: see ``KubeApi``.
+        kubeconfig: see ``Credentials``.
         tried_by: the name of this node, for a ConfigMap whose annotation says which nodes try
             it: to the others it is as if it did not exist.
     """
@@ -42,19 +48,18 @@ class ConfigMapSource:
         key: str | None = None,
         *,
         kubeconfig: str | None = None,
-        context: str | None = None,
         tried_by: str | None = None,
     ) -> None:
         self._namespace = namespace
         self._configmap = name
         self._key = key
+        self._kubeconfig = kubeconfig
         self._tried_by = tried_by
         self._sink: Sink | None = None
-        self._api = KubeApi(kubeconfig, context)
         path = f"/api/v1/namespaces/{namespace}/configmaps"
-        self._watch = Watch(
-            self._api, path, OneObject(name), self._explain, self._found, self._failed
-        )
+        permission = Permission("configmaps", namespace, name)
+        self._wanted = one_object(name, path, self.name, permission)
+        self._watch = Watch(KubeApi(kubeconfig), self._wanted, self._found, self._failed)
 
     @property
     def name(self) -> str:
@@ -75,14 +80,9 @@ class ConfigMapSource:
         """Ask the API once.
 
         Raises:
-            AccessDenied: the API refuses us; the remedy is the RBAC rule that is missing.
-            SourceUnavailable: the API does not answer.
-            SourceError: there are no credentials, or the key that is meant is missing.
+            SourceError: see ``read_once``; or the key that is meant is missing.
         """
-        try:
-            return self._document(self._watch.read())
-        finally:
-            self._api.close()
+        return self._document(read_once(self._wanted, self._kubeconfig))
 
     def start(self, sink: Sink) -> None:
         """List, then watch, in a thread; the first state comes from there."""
@@ -90,14 +90,14 @@ class ConfigMapSource:
         self._watch.start()
 
     def refresh(self) -> None:
-        """Ask the API now, in a thread beside the watch, and deliver what it says."""
+        """Have the watch ask the API now, and deliver what it says."""
         self._watch.refresh()
 
     def stop(self) -> None:
         """End the watch within a second; not to be called by the sink."""
         self._watch.stop()
 
-    def _found(self, found: Found[JsonObject | None]) -> None:
+    def _found(self, found: Found[JsonObject]) -> None:
         assert self._sink is not None
         try:
             event: Document | SourceFailed = self._document(found)
@@ -109,21 +109,22 @@ class ConfigMapSource:
         assert self._sink is not None
         self._sink(SourceFailed(self.name, error))
 
-    def _document(self, found: Found[JsonObject | None]) -> Document:
+    def _document(self, found: Found[JsonObject]) -> Document:
         """Take the document out of a ConfigMap.
 
         Raises:
             SourceError: the key is missing.
         """
-        if found.value is None:
+        configmap = next(iter(found.value.values()), None)
+        if configmap is None:
             return Document(self.name, (), "absent", found.noticed)
         try:
             if self._tried_by is not None:
-                meant, caveat = self._is_tried(found.value["metadata"], self._tried_by)
+                meant, caveat = self._is_tried(configmap["metadata"], self._tried_by)
                 if not meant:
                     return Document(self.name, (), "absent", found.noticed, caveat=caveat)
-            values = content_of(found.value)
-            revision = str(found.value["metadata"]["resourceVersion"])
+            values = content_of(configmap)
+            revision = str(configmap["metadata"]["resourceVersion"])
         except MALFORMED as cause:
             raise SourceError(f"{self.name} is not in the form of a ConfigMap") from cause
         keys = self._choose(sorted(values))
@@ -158,18 +159,12 @@ class ConfigMapSource:
         name = f"ConfigMap {self._namespace}/{self._configmap}"
         return f"{name} key {key}" if key is not None else name
 
-    def _explain(self, refusal: ApiRefusal) -> SourceError:
-        permission = Permission("configmaps", self._namespace, self._configmap)
-        return explained(refusal, self._api, self.name, permission)
-
 
 def read_data(namespace: str, name: str, *, kubeconfig: str | None = None) -> dict[str, str]:
     """Return what another program of the cluster keeps in a ConfigMap: key → text.
 
     Raises:
-        AccessDenied: the API refuses us; the remedy is the permission that is missing.
-        SourceUnavailable: there is no answer.
-        SourceError: there is no such ConfigMap, or there are no credentials.
+        SourceError: see ``read_once``; or there is no such ConfigMap.
     """
     what, api = f"ConfigMap {namespace}/{name}", KubeApi(kubeconfig)
     path = f"/api/v1/namespaces/{namespace}/configmaps/{name}"

@@ -6,24 +6,14 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ipmasq_agent.policy.facts import NO_FACTS, OWN_POD_CIDRS, Fact, Facts
 from ipmasq_agent.sources import FactEvent
 from ipmasq_agent.sources.network import HOST, READERS, NetworkWatch
 
 if TYPE_CHECKING:
-    from ipmasq_agent.sources.nodes import NodeAddresses, OwnPodCidrs
-
-
-class _Watcher(Protocol):
-    """What tells one fact or several, from a thread of its own."""
-
-    def start(self) -> None: ...
-
-    def refresh(self) -> None: ...
-
-    def stop(self) -> None: ...
+    from ipmasq_agent.sources.nodes import ClusterFact
 
 
 def node_name(said: str | None) -> str:
@@ -48,20 +38,15 @@ class HostAndCluster:
         self._node = node_name(node)
         self._lock = threading.Lock()
         self._sink: Callable[[FactEvent], None] | None = None
-        self._watchers: dict[frozenset[Fact[Any]], _Watcher] = {}
+        self._watchers: dict[frozenset[Fact[Any]], NetworkWatch | ClusterFact[Any]] = {}
 
     def start(self, sink: Callable[[FactEvent], None]) -> None:
         """Say where to deliver."""
         self._sink = sink
 
     def require(self, needs: frozenset[Fact[Any]]) -> None:
-        """Watch these facts from now on; what was watched before is told again only if new.
-
-        Raises:
-            RuntimeError: nobody has said where to deliver.
-        """
-        if self._sink is None:
-            raise RuntimeError("start comes before require")
+        """Watch these facts from now on; what was watched before is told again only if new."""
+        assert self._sink is not None  # who requires has started
         with self._lock:
             # Devices and routes come through one socket, and so from one watcher.
             groups = {needs & HOST, *(frozenset({need}) for need in needs - HOST)}
@@ -96,7 +81,9 @@ class HostAndCluster:
 
     # The library of the Kubernetes API is 30 MB of memory: loaded for those who ask it.
 
-    def _watcher(self, group: frozenset[Fact[Any]], sink: Callable[[FactEvent], None]) -> _Watcher:
+    def _watcher(
+        self, group: frozenset[Fact[Any]], sink: Callable[[FactEvent], None]
+    ) -> NetworkWatch | ClusterFact[Any]:
         if group <= HOST:
             return NetworkWatch(group, sink)
         [fact] = group
@@ -105,14 +92,12 @@ class HostAndCluster:
     def _read(self, fact: Fact[Any]) -> Any:
         return READERS[fact]() if fact in HOST else self._of_nodes(fact, _nowhere).read()
 
-    def _of_nodes(
-        self, fact: Fact[Any], sink: Callable[[FactEvent], None]
-    ) -> NodeAddresses | OwnPodCidrs:
-        from ipmasq_agent.sources import nodes
+    def _of_nodes(self, fact: Fact[Any], sink: Callable[[FactEvent], None]) -> ClusterFact[Any]:
+        from ipmasq_agent.sources.nodes import node_addresses, own_pod_cidrs
 
         if fact is OWN_POD_CIDRS:
-            return nodes.OwnPodCidrs(sink, self._node, kubeconfig=self._kubeconfig)
-        return nodes.NodeAddresses(sink, kubeconfig=self._kubeconfig)
+            return own_pod_cidrs(sink, self._node, self._kubeconfig)
+        return node_addresses(sink, self._kubeconfig)
 
 
 def _nowhere(event: FactEvent) -> None:

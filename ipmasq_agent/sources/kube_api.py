@@ -70,15 +70,13 @@ class KubeApi:
         host: the URL of the API server, once it is known, without what is secret in it.
 
     Args:
-        kubeconfig: path of a kubeconfig; without it $KUBECONFIG, then the ServiceAccount
-            of the pod we run in, then ~/.kube/config.
-        context: its context to use, instead of the current one.
+        kubeconfig: see ``Credentials``.
     """
 
-    def __init__(self, kubeconfig: str | None = None, context: str | None = None) -> None:
+    def __init__(self, kubeconfig: str | None = None) -> None:
         self._lock = threading.Lock()
         self._client: RESTClientObject | None = None
-        self._loaded = Credentials(kubeconfig, context)
+        self._loaded = Credentials(kubeconfig)
         self._sent: str | None = None
         self._proxy: str | None = None
         self.host = "the API server"

@@ -34,13 +34,12 @@ class Credentials:
         proxy: whose a proxy's URL is.
 
     Args:
-        kubeconfig: see ``KubeApi``.
-        context: see ``KubeApi``.
+        kubeconfig: path of a kubeconfig; without it $KUBECONFIG, then the ServiceAccount
+            of the pod we run in, then ~/.kube/config.
     """
 
-    def __init__(self, kubeconfig: str | None, context: str | None) -> None:
+    def __init__(self, kubeconfig: str | None) -> None:
         self._kubeconfig = kubeconfig
-        self._context = context
         self._plugin: str | None = None
         self.name = self.address = self.authorities = "the credentials"
         self.renewal = "renew them"
@@ -58,7 +57,7 @@ class Credentials:
         kubeconfig = self._kubeconfig or os.environ.get("KUBECONFIG")
         in_cluster = incluster_config.SERVICE_HOST_ENV_NAME in os.environ
         home = Path("~/.kube/config").expanduser()
-        if not kubeconfig and not self._context and in_cluster:
+        if not kubeconfig and in_cluster:
             self.name = "the ServiceAccount of this pod"
             self.address = "$KUBERNETES_SERVICE_HOST and _PORT of this pod"
             self.authorities = incluster_config.SERVICE_CERT_FILENAME
@@ -82,10 +81,9 @@ class Credentials:
                 from ipmasq_agent.sources.kubeconfig import check
 
                 paths = [os.path.expanduser(each) for each in kubeconfig.split(os.pathsep) if each]
-                self._plugin = check(paths, self._context)
+                self._plugin = check(paths)
                 load_kube_config(
                     config_file=kubeconfig,
-                    context=self._context,
                     client_configuration=configuration,
                     persist_config=False,
                 )

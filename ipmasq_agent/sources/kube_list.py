@@ -1,4 +1,4 @@
-"""What is kept of the objects of the Kubernetes API, and lists of them, page by page.
+"""What is asked of the Kubernetes API and kept of its objects, and lists of them, page by page.
 
 The protocol is that of kubernetes.io/docs/reference/using-api/api-concepts, "Retrieving
 large results sets in chunks".
@@ -9,110 +9,105 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from ipmasq_agent.errors import MALFORMED, SourceUnavailable
+from ipmasq_agent.sources.kube_access import Permission, explained
 from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
 
 JsonObject = dict[str, Any]
-Value = TypeVar("Value")
-Told = TypeVar("Told", covariant=True)
+Kept = TypeVar("Kept")
 
 GONE = 410
 LIST_TIMEOUT = 15.0
 # How often a list is begun whose later pages the server forgets before they are asked for.
 LIST_TRIES = 3
-_LIST_KEYS = frozenset({"metadata", "resourceVersion", "continue", "items"})
+_LIST_KEYS = frozenset({"metadata", "resourceVersion", "continue", "items", "namespace", "name"})
 
 
 @dataclass(frozen=True, slots=True)
-class Found(Generic[Value]):
-    """One state of what is followed.
+class Objects(Generic[Kept]):
+    """Objects of a collection, and what is kept of each.
 
     Attributes:
-        value: what the view makes of it.
+        name: for threads and logs.
+        path: of the collection, as ``/api/v1/nodes``.
+        what: they are, in words.
+        permission: that is needed.
+        keep: makes of an object's JSON what is kept of it; None where that is nothing.
+        query: the parameters that select them.
+        page: how many to ask for at a time; None for all.
+        keys: those of a list, at any depth, that ``keep`` looks at; None for all. The others
+            are dropped while a page is parsed, so that it never exists as a whole.
+    """
+
+    name: str
+    path: str
+    what: str
+    permission: Permission
+    keep: Callable[[JsonObject], Kept | None]
+    query: Mapping[str, str] = field(default_factory=dict)
+    page: int | None = None
+    keys: frozenset[str] | None = None
+
+    def after(self, before: dict[str, Kept], kind: str, subject: JsonObject) -> dict[str, Kept]:
+        """Return what is kept after an event of a watch: ``before`` itself if that is the same."""
+        kept = None if kind == "DELETED" else self.keep(subject)
+        key = _key(subject)
+        if kept is None:
+            return {k: v for k, v in before.items() if k != key} if key in before else before
+        return before if before.get(key) == kept else before | {key: kept}
+
+
+class Found(NamedTuple, Generic[Kept]):
+    """One state of what is wanted.
+
+    Attributes:
+        value: what is kept, by namespace and name.
         version: the resourceVersion up to which this is true.
         noticed: ``time.monotonic()`` when its bytes arrived.
     """
 
-    value: Value
+    value: dict[str, Kept]
     version: str
     noticed: float
 
 
-class Listing(Protocol[Told]):
-    """What is kept of the objects of a list, given each once as JSON."""
+def one_object(name: str, path: str, what: str, permission: Permission) -> Objects[JsonObject]:
+    """Return one object of a collection, kept as it is.
 
-    @property
-    def name(self) -> str:
-        """What is followed, for threads and logs."""
-
-    @property
-    def query(self) -> Mapping[str, str]:
-        """The parameters that select it."""
-
-    @property
-    def page(self) -> int | None:
-        """How many objects to ask for at a time; None for all."""
-
-    @property
-    def keeps(self) -> frozenset[str] | None:
-        """The keys of a list, at any depth, that the view looks at; None for all.
-
-        The others are dropped while a page is parsed, so that it never exists as a whole.
-        """
-
-    def listed(self, objects: Iterator[JsonObject]) -> Told:
-        """Return the value of a whole list."""
-
-
-class View(Listing[Value], Protocol[Value]):
-    """What is kept of objects that are followed. Values are never changed in place."""
-
-    def changed(self, before: Value, kind: str, subject: JsonObject) -> Value:
-        """Return the value after an event: ``before`` itself where nothing has changed.
-
-        Args:
-            before: the value before it.
-            kind: ``ADDED``, ``MODIFIED`` or ``DELETED``.
-            subject: the object, as it is now or as it was last.
-        """
-
-
-class OneObject:
-    """A view of one object: its JSON, or None where it does not exist.
-
-    The object is named in a field selector, since RBAC rules with ``resourceNames`` allow
-    list and watch only then.
+    It is named in a field selector, since RBAC rules with ``resourceNames`` allow list and
+    watch only then.
     """
 
-    page = None
-    keeps = None
+    def keep(each: JsonObject) -> JsonObject | None:
+        return each if each["metadata"].get("name") == name else None
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.query = {"fieldSelector": f"metadata.name={name}"}
-
-    def listed(self, objects: Iterator[JsonObject]) -> JsonObject | None:
-        """Return the object among those of a list."""
-        return next((each for each in objects if self._is_it(each)), None)
-
-    def changed(
-        self, before: JsonObject | None, kind: str, subject: JsonObject
-    ) -> JsonObject | None:
-        """Return the object after an event."""
-        if not self._is_it(subject):
-            return before
-        return None if kind == "DELETED" else subject
-
-    def _is_it(self, subject: JsonObject) -> bool:
-        return bool(subject["metadata"].get("name") == self.name)
+    query = {"fieldSelector": f"metadata.name={name}"}
+    return Objects(name, path, what, permission, keep, query)
 
 
-def list_all(api: KubeApi, path: str, view: Listing[Value]) -> Found[Value]:
-    """Return what a view makes of a whole collection, as it is now.
+def read_once(wanted: Objects[Kept], kubeconfig: str | None) -> Found[Kept]:
+    """Return what there is now.
+
+    Raises:
+        AccessDenied: the API refuses us; the remedy is the RBAC rule that is missing.
+        SourceUnavailable: the API does not answer.
+        SourceError: there are no credentials.
+    """
+    api = KubeApi(kubeconfig)
+    try:
+        return list_all(api, wanted)
+    except ApiRefusal as refusal:
+        raise explained(refusal, api, wanted.what, wanted.permission) from refusal
+    finally:
+        api.close()
+
+
+def list_all(api: KubeApi, wanted: Objects[Kept]) -> Found[Kept]:
+    """Return all that is wanted, as it is now.
 
     No more than one page is held at a time. All pages show the state at the first one; a
     list that takes longer than the server keeps history is begun anew.
@@ -123,34 +118,50 @@ def list_all(api: KubeApi, path: str, view: Listing[Value]) -> Found[Value]:
     """
     for _ in range(LIST_TRIES - 1):
         try:
-            return _list_once(api, path, view)
+            return _listed(api, wanted)
         except ApiRefusal as refusal:
             if refusal.status != GONE:
                 raise
-    return _list_once(api, path, view)
+    return _listed(api, wanted)
 
 
-def version_now(api: KubeApi, path: str, view: View[Any]) -> str:
+def version_now(api: KubeApi, wanted: Objects[Any]) -> str:
     """Return the version of a collection as it is now, for the price of one object.
 
     Raises:
         ApiRefusal: the list was refused.
         SourceError: there was no answer, or none of a Kubernetes API.
     """
-    pages = _Pages(api, path, view, limit=1)
-    with an_api(api):
-        next(pages.objects(), None)
-        return pages.version
+    return _listed(api, replace(wanted, page=1), most=1).version
 
 
-def _list_once(api: KubeApi, path: str, view: Listing[Value]) -> Found[Value]:
-    pages = _Pages(api, path, view, limit=view.page)
+def _listed(api: KubeApi, wanted: Objects[Kept], most: int | None = None) -> Found[Kept]:
+    """List once; no more than ``most`` pages."""
+    query = dict(wanted.query) | ({"limit": str(wanted.page)} if wanted.page else {})
+    keys = None if wanted.keys is None else wanted.keys | _LIST_KEYS
+    hook = None if keys is None else lambda parsed: {k: parsed[k] for k in parsed if k in keys}
+    kept: dict[str, Kept] = {}
+    version, pages = "", 0
     with an_api(api):
-        objects = pages.objects()
-        value = view.listed(objects)
-        for _ in objects:
-            continue  # to the end: what a view does not ask for may be an error
-    return Found(value, pages.version, pages.noticed)
+        while True:
+            body = api.read(wanted.path, query, read_timeout=LIST_TIMEOUT)
+            noticed, pages = time.monotonic(), pages + 1
+            answer = json.loads(body, object_hook=hook)
+            # Of the first page: to watch from there misses nothing.
+            version = version or str(answer["metadata"]["resourceVersion"])
+            query["continue"] = answer["metadata"].get("continue") or ""
+            for each in answer["items"] or ():
+                value = wanted.keep(each)
+                if value is not None:
+                    kept[_key(each)] = value
+            if not query["continue"] or pages == most:
+                return Found(kept, version, noticed)
+            del body, answer
+
+
+def _key(subject: JsonObject) -> str:
+    metadata = subject["metadata"]
+    return f"{metadata.get('namespace', '')}/{metadata.get('name')}"
 
 
 @contextlib.contextmanager
@@ -163,42 +174,3 @@ def an_api(api: KubeApi) -> Iterator[None]:
             f"{api.host} does not answer as a Kubernetes API does",
             remedy=f"check the server's address in {api.credentials.address}",
         ) from cause
-
-
-class _Pages:
-    """One list in progress: the version it shows, and when its last page came."""
-
-    def __init__(self, api: KubeApi, path: str, view: Listing[Any], limit: int | None) -> None:
-        self._api = api
-        self._path = path
-        self._query = dict(view.query)
-        if limit is not None:
-            self._query["limit"] = str(limit)
-        self._keeps = None if view.keeps is None else view.keeps | _LIST_KEYS
-        self.version = ""
-        self.noticed = 0.0
-
-    def objects(self) -> Iterator[JsonObject]:
-        """Yield each object of each page."""
-        token = ""
-        while True:
-            answer = self._ask(token)
-            metadata = answer["metadata"]
-            # Of the first page: to watch from there misses nothing.
-            self.version = self.version or str(metadata["resourceVersion"])
-            token = metadata.get("continue") or ""
-            yield from answer.pop("items") or ()
-            if not token:
-                return
-
-    def _ask(self, token: str) -> JsonObject:
-        query = self._query | ({"continue": token} if token else {})
-        body = self._api.read(self._path, query, read_timeout=LIST_TIMEOUT)
-        self.noticed = time.monotonic()
-        hook = None if self._keeps is None else self._thin
-        answer: JsonObject = json.loads(body, object_hook=hook)
-        return answer
-
-    def _thin(self, parsed: JsonObject) -> JsonObject:
-        keeps = self._keeps or ()
-        return {key: parsed[key] for key in parsed if key in keeps}

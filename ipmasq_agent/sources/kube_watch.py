@@ -19,7 +19,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Generic
 
 import urllib3
@@ -27,14 +26,14 @@ import urllib3
 from ipmasq_agent.errors import MALFORMED, AgentError, SourceError, SourceUnavailable
 from ipmasq_agent.host.patience import Backoff
 from ipmasq_agent.host.threads import Guarded
-from ipmasq_agent.sources.kube_access import PASSING
+from ipmasq_agent.sources.kube_access import PASSING, explained
 from ipmasq_agent.sources.kube_api import TRANSPORT_ERRORS, ApiRefusal, KubeApi
 from ipmasq_agent.sources.kube_list import (
     GONE,
     LIST_TIMEOUT,
     Found,
-    Value,
-    View,
+    Kept,
+    Objects,
     list_all,
     version_now,
 )
@@ -70,65 +69,42 @@ class _Disconnected(Exception):
     """An established watch broke off."""
 
 
-class Watch(Generic[Value]):
-    """Calls ``found`` with each state of a view, and ``failed`` when none can be had.
+class Watch(Generic[Kept]):
+    """Calls ``found`` with each state of what is wanted, and ``failed`` when none can be had.
 
-    Both are called with a lock held, one at a time, from a thread of this object.
-
-    Args:
-        api: where to ask.
-        path: of the collection, as ``/api/v1/namespaces/NAMESPACE/configmaps``.
-        view: what of it is followed.
-        explain: makes an error for users of a refusal.
-        found: told of each state.
-        failed: told why there is none.
+    Both are called with a lock held, one at a time, from the thread of this object.
     """
 
     def __init__(
         self,
         api: KubeApi,
-        path: str,
-        view: View[Value],
-        explain: Callable[[ApiRefusal], SourceError],
-        found: Callable[[Found[Value]], None],
+        wanted: Objects[Kept],
+        found: Callable[[Found[Kept]], None],
         failed: Callable[[AgentError], None],
     ) -> None:
         self._api = api
-        self._path = path
-        self._view = view
-        self._explain = explain
+        self._wanted = wanted
         self._found = found
         self._failed = failed
-        # Guards everything below; reentrant, as a sink may call refresh.
+        # Guards what is told and asked; reentrant, as a sink may call refresh.
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._stopping = False
-        self._watcher = Guarded(self._run, f"{view.name}-watch", self._tell_failure)
-        self._refresher: Guarded | None = None
+        self._asked = False  # to look again, and to tell also what is known already
+        self._watcher = Guarded(self._run, f"{wanted.name}-watch", self._tell_failure)
         self._response: urllib3.BaseHTTPResponse | None = None
-        self._latest: Found[Value] | None = None
+        self._latest: Found[Kept] | None = None
         self._failure: str | None = None
-        # The newest version that was heard of; None: list first.
-        self._version: str | None = None
         self._heard: tuple[float, str] | None = None
+        # Of the thread alone. The newest version that was heard of; None: list first.
+        self._version: str | None = None
         self._refused_since: float | None = None
-        # Of the watching thread alone: whether the version comes from a list which no watch
-        # has worked with yet, and how this attempt goes.
+        # Whether the version comes from a list which no watch has worked with yet, how this
+        # attempt goes, and whether it is to be told however it ends.
         self._untried = True
         self._opened: float | None = None
-        self._working = False
+        self._working = self._telling = False
         self._backoff = Backoff()
-
-    def read(self) -> Found[Value]:
-        """List once.
-
-        Raises:
-            SourceError: it cannot be had.
-        """
-        try:
-            return self._list()
-        except ApiRefusal as refusal:
-            raise self._explain(refusal) from refusal
 
     def start(self) -> None:
         """Begin to watch in a thread."""
@@ -140,13 +116,11 @@ class Watch(Generic[Value]):
         return self._heard and self._heard[0]
 
     def refresh(self) -> None:
-        """Ask the server now, beside the watch, and tell the outcome."""
+        """Have the watch begun anew, with a list whose outcome is told."""
         with self._lock:
-            if self._stopping or self._refresher is not None:
-                return
-            name = f"{self._view.name}-refresh"
-            self._refresher = Guarded(self._refresh, name, self._tell_again)
-            self._refresher.start()
+            self._asked = True
+            self._hang_up()
+            self._wake.set()
 
     def stop(self) -> None:
         """End the watch at once; safe to call twice. Nothing is told after it returns."""
@@ -154,38 +128,10 @@ class Watch(Generic[Value]):
             self._stopping = True
             self._wake.set()
             self._hang_up()
-            refresher = self._refresher
-        deadline = time.monotonic() + STOP_TIMEOUT
         self._watcher.stop(STOP_TIMEOUT)
-        if refresher is not None:
-            refresher.stop(max(deadline - time.monotonic(), 0))
         self._api.close()
 
-    # Threads
-
-    def _refresh(self) -> None:
-        """Tell what a list says, unless the watch has told something newer meanwhile."""
-        with self._lock:
-            before, version = self._latest, self._version
-        outcome: Found[Value] | SourceError
-        try:
-            outcome = self._list()
-        except ApiRefusal as refusal:
-            outcome = self._told_of(refusal)
-        except SourceError as error:
-            outcome = error
-        with self._lock:
-            self._refresher = None
-            if isinstance(outcome, Found):
-                if _is_older(outcome.version, version):
-                    self._version = None
-                    self._hang_up()
-                newer = self._latest if self._latest is not before else None
-                self._tell(newer or outcome)
-                # The server answers: no reason to wait any longer.
-                self._wake.set()
-            elif self._latest is before:
-                self._tell_again(outcome)
+    # In the thread
 
     def _run(self) -> None:
         """List and watch until stopped, waiting longer after each attempt that fails."""
@@ -193,6 +139,8 @@ class Watch(Generic[Value]):
         while not self._stopping:
             delay = 0.0
             self._opened, self._working = None, False
+            with self._lock:
+                self._telling, self._asked = self._telling or self._asked, False
             try:
                 self._watch(self._renewed())
                 # The server ended it in time, as asked; or too soon, as some proxies do.
@@ -205,7 +153,7 @@ class Watch(Generic[Value]):
                 delay = self._backoff.next()
             except _Disconnected as disconnected:
                 # Not a failure yet: whether it is one, the next attempt finds out.
-                logger.debug("the watch of %s broke off: %s", self._view.name, disconnected)
+                logger.debug("the watch of %s broke off: %s", self._wanted.name, disconnected)
                 delay = self._backoff.next()
             if delay:
                 self._wake.wait(delay)
@@ -220,26 +168,23 @@ class Watch(Generic[Value]):
             SourceError: it cannot be asked.
         """
         version = self._version
-        if version is not None and self._view.page is not None:
+        if version is not None and self._wanted.page is not None and not self._telling:
             # Of a large collection, one object tells how far the server is.
-            current = version_now(self._api, self._path, self._view)
+            current = version_now(self._api, self._wanted)
             self._lives()
             if not _is_older(current, version):
                 return version
-        listed = self._list()
-        self._untried = True
-        with self._lock:
-            if _is_older(listed.version, version):
-                logger.warning(
-                    "the versions of %s went back from %s to %s: listed anew",
-                    *(self._view.name, version, listed.version),
-                )
-            self._version = listed.version
-            if self._latest is None or self._latest.value != listed.value:
-                self._tell(listed)
-            else:
-                # What failed before may fail again: the watch has to be open first.
-                self._latest = replace(self._latest, version=listed.version)
+        listed = list_all(self._api, self._wanted)
+        self._lives()
+        if _is_older(listed.version, version):
+            logger.warning(
+                "the versions of %s went back from %s to %s: listed anew",
+                *(self._wanted.name, version, listed.version),
+            )
+        self._untried, self._version = True, listed.version
+        # What failed before may fail again: the watch has to be open before that is told.
+        if self._telling or self._latest is None or self._latest.value != listed.value:
+            self._tell(listed)
         return listed.version
 
     def _refused(self, refusal: ApiRefusal) -> float:
@@ -259,7 +204,7 @@ class Watch(Generic[Value]):
 
     def _told_of(self, refusal: ApiRefusal) -> SourceError:
         """Return what to tell of a refusal, which may be one of an API server that starts."""
-        error = self._explain(refusal)
+        error = explained(refusal, self._api, self._wanted.what, self._wanted.permission)
         if not self._may_pass(refusal):
             return error
         return SourceUnavailable(
@@ -272,18 +217,11 @@ class Watch(Generic[Value]):
         """Whether a refusal is one of the first, of a kind that passes."""
         if refusal.status not in PASSING:
             return False
-        with self._lock:
-            if self._refused_since is None:
-                self._refused_since = time.monotonic()
-            return time.monotonic() - self._refused_since < PATIENCE
+        if self._refused_since is None:
+            self._refused_since = time.monotonic()
+        return time.monotonic() - self._refused_since < PATIENCE
 
     # Requests
-
-    def _list(self) -> Found[Value]:
-        """Ask for everything as it is now."""
-        listed = list_all(self._api, self._path, self._view)
-        self._lives()
-        return listed
 
     def _watch(self, version: str) -> None:
         """Watch from ``version`` on until the server ends it, keeping ``_version`` up to date.
@@ -295,19 +233,19 @@ class Watch(Generic[Value]):
         """
         seconds = random.randint(*WATCH_SECONDS)
         query = {
-            **self._view.query,
+            **self._wanted.query,
             "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": version,
             "timeoutSeconds": str(seconds),
         }
         # The headers come at once; events may take as long as the watch lasts.
-        response = self._api.get(self._path, query, read_timeout=LIST_TIMEOUT)
+        response = self._api.get(self._wanted.path, query, read_timeout=LIST_TIMEOUT)
         self._opened = time.monotonic()
         self._lives()
         try:
             with self._lock:
-                if self._stopping:
+                if self._stopping or self._asked:
                     return
                 self._response = response
             sock = getattr(response.connection, "sock", None)
@@ -358,20 +296,15 @@ class Watch(Generic[Value]):
             version = str(subject["metadata"]["resourceVersion"])
         except MALFORMED as cause:
             raise self._odd() from cause
-        with self._lock:
-            if _is_older(version, self._version):
-                self._version = None
-                raise _Disconnected("its versions went back")
-            self._version = version
-            if kind == "BOOKMARK":
-                self._recovered()
-                return
-            latest = self._latest
-            # A refresh may have overtaken the watch, which may lag behind a list.
-            if latest is None or _is_older(version, latest.version):
-                return
+        if _is_older(version, self._version):
+            self._version = None
+            raise _Disconnected("its versions went back")
+        self._version = version
+        if kind == "BOOKMARK":
+            self._recovered()
+        elif (latest := self._latest) is not None:
             try:
-                value = self._view.changed(latest.value, kind, subject)
+                value = self._wanted.after(latest.value, kind, subject)
             except MALFORMED as cause:
                 raise self._odd() from cause
             if value is not latest.value:
@@ -385,28 +318,22 @@ class Watch(Generic[Value]):
 
     def _recovered(self) -> None:
         """Tell the state again if a failure was the last that was told."""
-        with self._lock:
-            if self._failure is not None and self._latest is not None:
-                self._tell(replace(self._latest, noticed=time.monotonic()))
+        if self._failure is not None and self._latest is not None:
+            self._tell(self._latest._replace(noticed=time.monotonic()))
 
-    def _tell(self, found: Found[Value]) -> None:
+    def _tell(self, found: Found[Kept]) -> None:
         with self._lock:
             if self._stopping:
                 return
-            self._latest, self._failure = found, None
+            self._latest, self._failure, self._telling = found, None, False
             self._found(found)
 
     def _tell_failure(self, error: AgentError) -> None:
         with self._lock:
             # The same failure again is no news, though the server may have said more since.
-            if str(error) != self._failure:
-                self._tell_again(error)
-
-    def _tell_again(self, error: AgentError) -> None:
-        with self._lock:
-            if self._stopping:
+            if self._stopping or (str(error) == self._failure and not self._telling):
                 return
-            self._failure = str(error)
+            self._failure, self._telling = str(error), False
             if self._heard is not None:
                 message = f"{error.message}; last heard of at {self._heard[1]}"
                 error = type(error)(message, remedy=error.remedy)

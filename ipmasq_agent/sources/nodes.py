@@ -7,16 +7,24 @@ kept. The kubelet reports its status every few minutes; what changes no address 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from typing import Any, Generic
 
 from ipmasq_agent.errors import AgentError, SourceError, SourceUnavailable
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.cidrs import parse_cidr
-from ipmasq_agent.policy.facts import NODE_ADDRESSES, OWN_POD_CIDRS
+from ipmasq_agent.policy.facts import NODE_ADDRESSES, OWN_POD_CIDRS, Fact
 from ipmasq_agent.sources import FactEvent, Learnt, NotLearnt
-from ipmasq_agent.sources.kube_access import Permission, explained
-from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
-from ipmasq_agent.sources.kube_list import Found, JsonObject, OneObject
+from ipmasq_agent.sources.kube_access import Permission
+from ipmasq_agent.sources.kube_api import KubeApi
+from ipmasq_agent.sources.kube_list import (
+    Found,
+    JsonObject,
+    Kept,
+    Objects,
+    one_object,
+    read_once,
+)
 from ipmasq_agent.sources.kube_watch import Watch
 from ipmasq_agent.sources.pace import Pace, Paced
 
@@ -31,29 +39,7 @@ PAGE = 100
 QUIET, LATE = 0.2, 2.0
 
 Address = tuple[Family, int]
-Addresses = dict[str, tuple[Address, ...]]
-Tell = Callable[[FactEvent], None]
-
-
-class _AllNodes:
-    """A view of all nodes: name → addresses."""
-
-    name = "nodes"
-    page = PAGE
-    keeps = frozenset({"name", "status", "addresses", "type", "address"})
-
-    def __init__(self) -> None:
-        self.query: dict[str, str] = {}
-
-    def listed(self, objects: Iterator[JsonObject]) -> Addresses:
-        return {node["metadata"]["name"]: addresses_of(node) for node in objects}
-
-    def changed(self, before: Addresses, kind: str, subject: JsonObject) -> Addresses:
-        name = subject["metadata"]["name"]
-        if kind == "DELETED":
-            return {n: a for n, a in before.items() if n != name} if name in before else before
-        addresses = addresses_of(subject)
-        return before if before.get(name) == addresses else before | {name: addresses}
+_PERMISSION = Permission("nodes")
 
 
 def addresses_of(node: JsonObject) -> tuple[Address, ...]:
@@ -87,149 +73,124 @@ def pod_cidrs_of(node: JsonObject) -> tuple[Prefix, ...]:
         raise SourceError(said) from cause
 
 
-class NodeAddresses:
-    """Watches the addresses of all nodes.
+class ClusterFact(Generic[Kept]):
+    """Watches objects of the API that tell a fact.
 
-    While nodes come and go by the thousand, all that happened is told at once, some dozens
+    While they come and go by the thousand, all that happened is told at once, some dozens
     of times in a minute; a single change is told at once.
+
+    Args:
+        fact: is told.
+        wanted: the objects.
+        tell: where to deliver.
+        kubeconfig: see ``Credentials``.
+        value: of the fact, by what is kept of the objects, or raises ``SourceError``.
+        way_out: what else to do where it cannot be had, in the mood of a remedy.
     """
 
-    def __init__(self, tell: Tell, *, kubeconfig: str | None = None) -> None:
+    def __init__(
+        self,
+        fact: Fact[Any],
+        wanted: Objects[Kept],
+        tell: Callable[[FactEvent], None],
+        kubeconfig: str | None,
+        value: Callable[[Iterable[Kept]], Any],
+        way_out: str | None = None,
+    ) -> None:
+        self._fact = fact
+        self._wanted = wanted
         self._tell = tell
-        self._api = KubeApi(kubeconfig)
-        self._watch = Watch(self._api, PATH, _AllNodes(), self._explain, self._found, self._failed)
-        self._latest: Addresses = {}
+        self._kubeconfig = kubeconfig
+        self._value = value
+        self._way_out = way_out
+        self._watch = Watch(KubeApi(kubeconfig), wanted, self._found, self._failed)
+        self._latest: dict[str, Kept] = {}
         self._failure: AgentError | None = None
-        self._paced = Paced(self._work, "nodes-told", Pace(QUIET, LATE), self._failed)
+        self._paced = Paced(self._work, f"{wanted.name}-told", Pace(QUIET, LATE), self._failed)
+        self.refresh = self._watch.refresh
 
-    def read(self) -> frozenset[Address]:
-        """Return the addresses as they are now.
+    def read(self) -> Any:
+        """Return the fact as it is now.
 
         Raises:
-            SourceError: they cannot be had.
+            SourceError: it cannot be had.
         """
         try:
-            return _all_of(self._watch.read().value)
-        finally:
-            self._api.close()
+            return self._value(read_once(self._wanted, self._kubeconfig).value.values())
+        except SourceError as error:
+            raise self._with_way_out(error) from error
 
     def start(self) -> None:
         """List, then watch, in threads."""
         self._paced.start()
         self._watch.start()
 
-    def refresh(self) -> None:
-        """Ask the API now, beside the watch."""
-        self._watch.refresh()
-
     def stop(self) -> None:
         """End the threads; safe to call twice."""
         self._watch.stop()
         self._paced.stop()
 
-    def _found(self, found: Found[Addresses]) -> None:
+    def _found(self, found: Found[Kept]) -> None:
         self._latest, self._failure = found.value, None
         self._paced.note()
 
     def _work(self) -> None:
-        self._tell(Learnt(NODE_ADDRESSES, _all_of(self._latest)))
-        failure = self._failure
-        if failure is not None:  # it came while there was still something to tell
-            self._tell(NotLearnt(NODE_ADDRESSES, failure))
+        try:
+            self._tell(Learnt(self._fact, self._value(self._latest.values())))
+        except SourceError as error:
+            self._tell(NotLearnt(self._fact, self._with_way_out(error)))
+        if self._failure is not None:  # it came while there was still something to tell
+            self._failed(self._failure)
 
     def _failed(self, error: AgentError) -> None:
         self._failure = error
-        self._tell(NotLearnt(NODE_ADDRESSES, error))
+        self._tell(NotLearnt(self._fact, self._with_way_out(error)))
 
-    def _explain(self, refusal: ApiRefusal) -> SourceError:
-        return explained(refusal, self._api, "the nodes of the cluster", Permission("nodes"))
+    def _with_way_out(self, error: AgentError) -> AgentError:
+        """Add the way out that needs no API; what is wrong stays the first to be said."""
+        way_out, remedy = self._way_out, error.remedy
+        if way_out is None or (remedy is not None and way_out in remedy):
+            return error
+        return type(error)(error.message, remedy=f"{remedy}, or {way_out}" if remedy else way_out)
 
 
-def _all_of(nodes: Addresses) -> frozenset[Address]:
-    return frozenset(address for addresses in nodes.values() for address in addresses)
+def node_addresses(
+    tell: Callable[[FactEvent], None], kubeconfig: str | None
+) -> ClusterFact[tuple[Address, ...]]:
+    """Return who watches the addresses of all nodes."""
+    wanted = Objects(
+        *("nodes", PATH, "the nodes of the cluster", _PERMISSION, addresses_of),
+        page=PAGE,
+        keys=frozenset({"status", "addresses", "type", "address"}),
+    )
+    return ClusterFact(NODE_ADDRESSES, wanted, tell, kubeconfig, _all_of)
 
 
-class OwnPodCidrs:
-    """Watches the pod CIDRs of one node, which a new one has only after a while.
+def _all_of(nodes: Iterable[tuple[Address, ...]]) -> frozenset[Address]:
+    return frozenset(address for addresses in nodes for address in addresses)
 
-    Args:
-        tell: where to deliver.
-        node: the name of the Node.
-        kubeconfig: see ``KubeApi``.
-    """
 
-    def __init__(self, tell: Tell, node: str, *, kubeconfig: str | None = None) -> None:
-        self._tell = tell
-        self._node = node
-        self._api = KubeApi(kubeconfig)
-        self._watch = Watch(
-            self._api, PATH, OneObject(node), self._explain, self._found, self._failed
-        )
+def own_pod_cidrs(
+    tell: Callable[[FactEvent], None], node: str, kubeconfig: str | None
+) -> ClusterFact[JsonObject]:
+    """Return who watches the pod CIDRs of one node, which a new one has only after a while."""
 
-    def read(self) -> tuple[Prefix, ...]:
-        """Return the pod CIDRs as they are now.
-
-        Raises:
-            SourceError: they cannot be had, or the node has none yet.
-        """
-        try:
-            return self._cidrs(self._watch.read().value)
-        except SourceError as error:
-            raise _instead(error) from error
-        finally:
-            self._api.close()
-
-    def start(self) -> None:
-        """List, then watch, in a thread."""
-        self._watch.start()
-
-    def refresh(self) -> None:
-        """Ask the API now, beside the watch."""
-        self._watch.refresh()
-
-    def stop(self) -> None:
-        """End the threads; safe to call twice."""
-        self._watch.stop()
-
-    def _found(self, found: Found[JsonObject | None]) -> None:
-        try:
-            event: FactEvent = Learnt(OWN_POD_CIDRS, self._cidrs(found.value))
-        except SourceError as error:
-            event = NotLearnt(OWN_POD_CIDRS, error)
-        self._tell(event)
-
-    def _failed(self, error: AgentError) -> None:
-        self._tell(NotLearnt(OWN_POD_CIDRS, _instead(error)))
-
-    def _cidrs(self, node: JsonObject | None) -> tuple[Prefix, ...]:
-        """Return what a Node says.
-
-        Raises:
-            SourceError: it says nothing, or nothing of use.
-        """
-        if node is None:
+    def value(found: Iterable[JsonObject]) -> tuple[Prefix, ...]:
+        this = next(iter(found), None)
+        if this is None:
             raise SourceUnavailable(
-                f"the cluster has no node {self._node}",
+                f"the cluster has no node {node}",
                 remedy="give the name of this one with NODE_NAME or --node-name",
             )
-        cidrs = pod_cidrs_of(node)
+        cidrs = pod_cidrs_of(this)
         if not cidrs:
             raise SourceUnavailable(
-                f"the node {self._node} has no podCIDRs in its spec yet",
+                f"the node {node} has no podCIDRs in its spec yet",
                 remedy="where the network plugin gives out addresses without them "
-                "(kube-controller-manager without --allocate-node-cidrs), write the CIDRs "
-                "into the document in place of auto",
+                f"(kube-controller-manager without --allocate-node-cidrs), {way_out}",
             )
         return cidrs
 
-    def _explain(self, refusal: ApiRefusal) -> SourceError:
-        return explained(refusal, self._api, f"the node {self._node}", Permission("nodes"))
-
-
-def _instead(error: AgentError) -> AgentError:
-    """Add the way out that needs no API; what is wrong stays the first to be said."""
-    way_out = "or write the CIDRs into the document in place of auto"
-    if error.remedy is not None and way_out.removeprefix("or ") in error.remedy:
-        return error
-    remedy = f"{error.remedy}, {way_out}" if error.remedy else way_out.removeprefix("or ")
-    return type(error)(error.message, remedy=remedy)
+    way_out = "write the CIDRs into the document in place of auto"
+    wanted = one_object(node, PATH, f"the node {node}", _PERMISSION)
+    return ClusterFact(OWN_POD_CIDRS, wanted, tell, kubeconfig, value, way_out)

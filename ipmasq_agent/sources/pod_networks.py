@@ -3,59 +3,46 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import yaml
 
 from ipmasq_agent.errors import MALFORMED, SourceError
 from ipmasq_agent.policy.facts import ClusterNode
-from ipmasq_agent.sources.kube_access import Permission, explained
-from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
-from ipmasq_agent.sources.kube_list import JsonObject, list_all
+from ipmasq_agent.sources.kube_access import Permission
+from ipmasq_agent.sources.kube_api import ApiRefusal
+from ipmasq_agent.sources.kube_list import JsonObject, Objects, read_once
 from ipmasq_agent.sources.nodes import PAGE, PATH, addresses_of, pod_cidrs_of
 
 CILIUM_PATH = "/apis/cilium.io/v2/ciliumnodes"
-
-
-class _WithPods:
-    """A view of all nodes: their addresses and pod CIDRs."""
-
-    name = "nodes"
-    page = PAGE
-    keeps = frozenset({"name", "kind", "spec", "status", "addresses", "type", "address", "ip"}) | {
-        *("podCIDRs", "podCIDR", "ipam", "pools", "allocated", "cidrs")
-    }
-
-    def __init__(self) -> None:
-        self.query: dict[str, str] = {}
-
-    def listed(self, objects: Iterator[JsonObject]) -> tuple[ClusterNode, ...]:
-        return tuple(map(_node, objects))
+_KEYS = frozenset({"kind", "spec", "status", "addresses", "type", "address", "ip"}) | {
+    *("podCIDRs", "podCIDR", "ipam", "pools", "allocated", "cidrs")
+}
 
 
 def read_nodes(kubeconfig: str | None, *, cilium: bool) -> tuple[ClusterNode, ...]:
     """Return the nodes that the API has.
 
     Args:
-        kubeconfig: see ``KubeApi``.
+        kubeconfig: see ``Credentials``.
         cilium: ask for CiliumNodes, whose pod CIDRs count where Cilium gives out addresses.
 
     Raises:
         SourceError: they cannot be had.
     """
-    api = KubeApi(kubeconfig)
-    what = "ciliumnodes" if cilium else "nodes"
+    name, path, group = ("ciliumnodes", CILIUM_PATH, "cilium.io") if cilium else ("nodes", PATH, "")
+    permission = Permission(name, verbs=("list",), group=group)
+    wanted = Objects(
+        *(name, path, f"the {name} of the cluster", permission, _node), page=PAGE, keys=_KEYS
+    )
     try:
-        return list_all(api, CILIUM_PATH if cilium else PATH, _WithPods()).value
-    except ApiRefusal as refusal:
-        if cilium and refusal.status == 404:
-            said = f"the cluster at {api.host} has no CiliumNodes"
+        return tuple(read_once(wanted, kubeconfig).value.values())
+    except SourceError as error:
+        refusal = error.__cause__
+        if cilium and isinstance(refusal, ApiRefusal) and refusal.status == 404:
+            said = "the cluster has no CiliumNodes"
             raise SourceError(said, remedy="leave out --cilium") from refusal
-        group = "cilium.io" if cilium else ""
-        permission = Permission(what, verbs=("list",), group=group)
-        raise explained(refusal, api, f"the {what} of the cluster", permission) from refusal
-    finally:
-        api.close()
+        raise
 
 
 def parse_nodes(text: str, name: str) -> tuple[ClusterNode, ...]:

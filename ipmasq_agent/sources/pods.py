@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from ipmasq_agent.errors import MALFORMED, SourceError
 from ipmasq_agent.policy.addresses import Family, parse_address
-from ipmasq_agent.sources.kube_access import Permission, explained
-from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
-from ipmasq_agent.sources.kube_list import JsonObject, list_all
+from ipmasq_agent.sources.kube_access import Permission
+from ipmasq_agent.sources.kube_list import JsonObject, Objects, read_once
 
 Names = dict[tuple[Family, int], str]
 """Address → NAMESPACE/NAME. Pods of the host's network have none of their own."""
-
-
-class _PodsOfNode:
-    """A view of the pods of one node."""
-
-    name = "pods"
-    page = 500
-    keeps = frozenset(
-        {"name", "namespace", "spec", "hostNetwork", "status", "podIPs", "ip", "phase"}
-    )
-
-    def __init__(self, node: str) -> None:
-        self.query = {"fieldSelector": f"spec.nodeName={node}"}
-
-    def listed(self, objects: Iterator[JsonObject]) -> Names:
-        return _names(objects)
 
 
 def pods_of_node(node: str, kubeconfig: str | None = None) -> Names:
@@ -39,14 +20,19 @@ def pods_of_node(node: str, kubeconfig: str | None = None) -> Names:
     Raises:
         SourceError: they cannot be had.
     """
-    api = KubeApi(kubeconfig)
-    try:
-        return list_all(api, "/api/v1/pods", _PodsOfNode(node)).value
-    except ApiRefusal as refusal:
-        permission = Permission("pods", verbs=("list",))
-        raise explained(refusal, api, "the pods of this node", permission) from refusal
-    finally:
-        api.close()
+    found = read_once(wanted_of(node), kubeconfig).value
+    return {address: name for names in found.values() for address, name in names.items()}
+
+
+def wanted_of(node: str) -> Objects[Names]:
+    """Return the pods of a node."""
+    return Objects(
+        *("pods", "/api/v1/pods", "the pods of this node", Permission("pods", verbs=("list",))),
+        _names,
+        {"fieldSelector": f"spec.nodeName={node}"},
+        page=500,
+        keys=frozenset({"spec", "hostNetwork", "status", "podIPs", "ip", "phase"}),
+    )
 
 
 def pods_of_file(path: str) -> Names:
@@ -60,7 +46,8 @@ def pods_of_file(path: str) -> Names:
     try:
         text = Path(path).read_text()
         if text.lstrip().startswith("{"):
-            return _names(json.loads(text)["items"])
+            pods = map(_names, json.loads(text)["items"])
+            return {address: name for names in pods for address, name in names.items()}
         lines = (line.partition("#")[0].split() for line in text.splitlines())
         return {parse_address(words[0]): words[1] for words in lines if words}
     except (OSError, IndexError, *MALFORMED) as cause:
@@ -71,17 +58,10 @@ def pods_of_file(path: str) -> Names:
         ) from cause
 
 
-def _names(pods: Iterable[dict[str, Any]]) -> Names:
-    names: Names = {}
-    for pod in pods:
-        status = pod.get("status") or {}
-        # The addresses of one that has ended may be another's by now.
-        if (pod.get("spec") or {}).get("hostNetwork") or status.get("phase") in _ENDED:
-            continue
-        name = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
-        for entry in status.get("podIPs") or ():
-            names[parse_address(entry["ip"])] = name
-    return names
-
-
-_ENDED = frozenset({"Succeeded", "Failed"})
+def _names(pod: JsonObject) -> Names:
+    status = pod.get("status") or {}
+    # The addresses of one that has ended may be another's by now.
+    if (pod.get("spec") or {}).get("hostNetwork") or status.get("phase") in ("Succeeded", "Failed"):
+        return {}
+    name = f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
+    return {parse_address(entry["ip"]): name for entry in status.get("podIPs") or ()}

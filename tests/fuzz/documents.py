@@ -70,7 +70,7 @@ def document(data: bytes) -> None:
 def kubeconfig(data: bytes) -> None:
     """Look through a kubeconfig."""
     with file_of(data) as path:
-        kubeconfigs.check([path], None)
+        kubeconfigs.check([path])
 
 
 def _duration(text: str) -> None:

@@ -11,11 +11,12 @@ from ipmasq_agent.agent import http as door
 from ipmasq_agent.cli import asking
 from ipmasq_agent.errors import AgentError, SourceError
 from ipmasq_agent.sources.configmap import content_of
+from ipmasq_agent.sources.kube_access import Permission
 from ipmasq_agent.sources.kube_api import ApiRefusal
-from ipmasq_agent.sources.kube_list import Found, Listing, OneObject, View, list_all
+from ipmasq_agent.sources.kube_list import Found, Objects, list_all, one_object
 from ipmasq_agent.sources.kube_watch import Watch, _Disconnected
-from ipmasq_agent.sources.nodes import _AllNodes, pod_cidrs_of
-from ipmasq_agent.sources.pods import _PodsOfNode
+from ipmasq_agent.sources.nodes import addresses_of, pod_cidrs_of
+from ipmasq_agent.sources.pods import wanted_of
 from tests.fuzz import doors
 from tests.fuzz.documents import document
 
@@ -92,35 +93,32 @@ def _received(ours: socket.socket) -> bytes:
         return b""
 
 
-_FOLLOWED: tuple[View[Any], ...] = (OneObject("a"), _AllNodes())
-_LISTED: tuple[Listing[Any], ...] = (*_FOLLOWED, _PodsOfNode("a"))
+_NODES = Permission("nodes")
+_FOLLOWED: tuple[Objects[Any], ...] = (
+    one_object("a", "/", "the node a", _NODES),
+    Objects("nodes", "/", "the nodes", _NODES, addresses_of, page=100, keys=frozenset({"status"})),
+)
+_LISTED: tuple[Objects[Any], ...] = (*_FOLLOWED, wanted_of("a"))
 
 
 def _told(found: Found[Any]) -> None:
     """Do with an object what those do who follow it."""
-    if isinstance(found.value, dict):
+    for each in found.value.values():
         for reader in (content_of, pod_cidrs_of):
             try:
-                reader(found.value)
+                reader(each)
             except (SourceError, ValueError, KeyError, TypeError, AttributeError):
                 continue  # as ConfigMapSource says of what it cannot read
 
 
 def watch(data: bytes) -> None:
     """Watch an API server that sends an input: a list, and after it the events."""
-    view, data = _FOLLOWED[data[:1] == b"\1"], data[1:]
+    wanted, data = _FOLLOWED[data[:1] == b"\1"], data[1:]
     listed, _, events = data.partition(doors.BETWEEN)
     failures: list[AgentError] = []
-    watching = Watch(
-        doors.Api(events),
-        "/",
-        view,
-        lambda refusal: SourceError(str(refusal)),
-        _told,
-        failures.append,
-    )
+    watching = Watch(doors.Api(events), wanted, _told, failures.append)
     try:
-        watching._tell(list_all(doors.Api(listed), "/", view))
+        watching._tell(list_all(doors.Api(listed), wanted))
         watching._watch("1")
     except (ApiRefusal, _Disconnected):
         return
@@ -128,9 +126,9 @@ def watch(data: bytes) -> None:
 
 def listing(data: bytes) -> None:
     """List what an API server answers with."""
-    view, data = _LISTED[data[0] % len(_LISTED) if data else 0], data[1:]
+    wanted, data = _LISTED[data[0] % len(_LISTED) if data else 0], data[1:]
     try:
-        _told(list_all(doors.Api(data), "/", view))
+        _told(list_all(doors.Api(data), wanted))
     except ApiRefusal:
         return
-    json.dumps(str(view.name))
+    json.dumps(wanted.name)

@@ -102,7 +102,6 @@ class Cluster:
         self.refusals: dict[str, tuple[int, str]] = {}
         self.token: str | None = None
         self.silent: set[str] = set()
-        self.holds_lists = False
         self.ends_watches_at_once = False
         self.ends_watches_with: dict[str, Any] | None = None
         self._version = 100
@@ -111,7 +110,6 @@ class Cluster:
         self._history: list[tuple[int, dict[str, Any]]] = []
         self._streams: list[Stream] = []
         self._silent: list[Stream] = []
-        self._held: list[asyncio.Event] = []
         self._server: kmock.Server | None = None
         self.port = 0
         self._thread.start()
@@ -169,15 +167,6 @@ class Cluster:
     def end_watches(self) -> None:
         """End all watches as after their timeoutSeconds."""
         self._call(lambda: self._send(None))
-
-    def release_lists(self) -> None:
-        """Send the lists that were held back, as they were when they were made."""
-
-        def release() -> None:
-            for held in self._held:
-                held.set()
-
-        self._call(release)
 
     # The object
 
@@ -339,15 +328,11 @@ class Cluster:
 
     async def _list(self, request: kmock.Request) -> dict[str, Any]:
         await self._admit("list", request)
-        answer = {
+        return {
             "kind": "ConfigMapList",
             "metadata": {"resourceVersion": str(self._version)},
             "items": [self._configmap] if self._configmap is not None else [],
         }
-        if self.holds_lists:
-            self._held.append(asyncio.Event())
-            await self._held[-1].wait()
-        return answer
 
     async def _watch(self, request: kmock.Request) -> AsyncIterator[dict[str, Any] | bytes]:
         await self._admit("watch", request)
