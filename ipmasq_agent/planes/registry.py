@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from shutil import which
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ipmasq_agent.planes.placement import Placement
 
@@ -61,16 +62,13 @@ class PlaneRow:
     to_leave: frozenset[str] | None = None
 
 
-def _legacy(placement: Placement, *, with_set: bool = False) -> AnyPlane:
-    from ipmasq_agent.planes.iptables.legacy import IptablesLegacyPlane
+def _of(module: str, name: str, **form: bool) -> Callable[[Placement], Any]:
+    """Return a function or class of a plane's module, which is imported when it is called."""
 
-    return IptablesLegacyPlane(placement, with_set=with_set)
+    def call(placement: Placement) -> Any:
+        return getattr(import_module(f"ipmasq_agent.planes.{module}"), name)(placement, **form)
 
-
-def _has_legacy_table(placement: Placement) -> bool:
-    from ipmasq_agent.planes.iptables.presence import has_legacy_table
-
-    return has_legacy_table(placement)
+    return call
 
 
 def _cannot_tell(placement: Placement) -> bool:
@@ -78,50 +76,11 @@ def _cannot_tell(placement: Placement) -> bool:
     return False
 
 
-def _nft(placement: Placement, *, with_set: bool = False) -> AnyPlane:
-    from ipmasq_agent.planes.iptables.nft import IptablesNftPlane
-
-    return IptablesNftPlane(placement, with_set=with_set)
-
-
-def _has_nft_table(placement: Placement) -> bool:
-    from ipmasq_agent.planes.iptables.presence import has_nft_table
-
-    return has_nft_table(placement)
-
-
-def _has_nft_chain(placement: Placement) -> bool:
-    from ipmasq_agent.planes.iptables.presence import has_nft_chain
-
-    return has_nft_chain(placement)
-
-
-def _nftables(placement: Placement) -> AnyPlane:
-    from ipmasq_agent.planes.nftables.plane import NftablesPlane
-
-    return NftablesPlane(placement)
-
-
-def _has_table(placement: Placement) -> bool:
-    from ipmasq_agent.planes.nftables.presence import has_table
-
-    return has_table(placement)
-
-
-def _bpf(placement: Placement) -> AnyPlane:
-    from pathlib import Path
-
-    from ipmasq_agent.planes.bpf.plane import BpfPlane
-
-    return BpfPlane(Path(placement.pins), placement.flows)
-
-
-def _has_programs(placement: Placement) -> bool:
-    from ipmasq_agent.planes.bpf.presence import has_programs
-
-    return has_programs(placement)
-
-
+_HAS_LEGACY_TABLE = _of("iptables.presence", "has_legacy_table")
+_HAS_NFT_TABLE = _of("iptables.presence", "has_nft_table")
+_HAS_NFT_CHAIN = _of("iptables.presence", "has_nft_chain")
+_HAS_TABLE = _of("nftables.presence", "has_table")
+_HAS_PROGRAMS = _of("bpf.presence", "has_programs")
 _NET = frozenset({"NET_ADMIN"})
 
 PLANES: tuple[PlaneRow, ...] = (
@@ -132,8 +91,8 @@ PLANES: tuple[PlaneRow, ...] = (
         programs=("iptables-legacy-save",),
         capabilities=_NET | {"NET_RAW"},
         any_size=False,
-        make=_legacy,
-        may_hold=_has_legacy_table,
+        make=_of("iptables.legacy", "IptablesLegacyPlane"),
+        may_hold=_HAS_LEGACY_TABLE,
         holds=_cannot_tell,
     ),
     PlaneRow(
@@ -143,9 +102,9 @@ PLANES: tuple[PlaneRow, ...] = (
         programs=("iptables-nft",),
         capabilities=_NET,
         any_size=False,
-        make=_nft,
-        may_hold=_has_nft_table,
-        holds=_has_nft_chain,
+        make=_of("iptables.nft", "IptablesNftPlane"),
+        may_hold=_HAS_NFT_TABLE,
+        holds=_HAS_NFT_CHAIN,
     ),
     PlaneRow(
         name="ipset-nft",
@@ -154,9 +113,9 @@ PLANES: tuple[PlaneRow, ...] = (
         programs=("iptables-nft", "ipset"),
         capabilities=_NET | {"NET_RAW"},
         any_size=True,
-        make=lambda placement: _nft(placement, with_set=True),
-        may_hold=_has_nft_table,
-        holds=_has_nft_chain,
+        make=_of("iptables.nft", "IptablesNftPlane", with_set=True),
+        may_hold=_HAS_NFT_TABLE,
+        holds=_HAS_NFT_CHAIN,
         form_of="iptables-nft",
     ),
     PlaneRow(
@@ -166,8 +125,8 @@ PLANES: tuple[PlaneRow, ...] = (
         programs=("iptables-legacy-save", "ipset"),
         capabilities=_NET | {"NET_RAW"},
         any_size=True,
-        make=lambda placement: _legacy(placement, with_set=True),
-        may_hold=_has_legacy_table,
+        make=_of("iptables.legacy", "IptablesLegacyPlane", with_set=True),
+        may_hold=_HAS_LEGACY_TABLE,
         holds=_cannot_tell,
         form_of="iptables-legacy",
     ),
@@ -178,9 +137,9 @@ PLANES: tuple[PlaneRow, ...] = (
         programs=(),
         capabilities=_NET,
         any_size=True,
-        make=_nftables,
-        may_hold=_has_table,
-        holds=_has_table,
+        make=_of("nftables.plane", "NftablesPlane"),
+        may_hold=_HAS_TABLE,
+        holds=_HAS_TABLE,
     ),
     PlaneRow(
         name="bpf",
@@ -189,9 +148,9 @@ PLANES: tuple[PlaneRow, ...] = (
         programs=(),
         capabilities=_NET | {"BPF", "PERFMON"},
         any_size=True,
-        make=_bpf,
-        may_hold=_has_programs,
-        holds=_has_programs,
+        make=_of("bpf.plane", "placed"),
+        may_hold=_HAS_PROGRAMS,
+        holds=_HAS_PROGRAMS,
         oldest=(6, 1),
         claim=lambda placement: placement.pins,
         to_leave=_NET | {"BPF"},

@@ -12,11 +12,10 @@ from abc import ABC, abstractmethod
 from typing import cast
 
 from ipmasq_agent.agent.reconcile import reconcile_family
-from ipmasq_agent.planes.iptables.dialect import iptables_dialect
 from ipmasq_agent.planes.iptables.legacy import IptablesLegacyPlane
 from ipmasq_agent.planes.iptables.nft import IptablesNftPlane
 from ipmasq_agent.planes.iptables.plan import ChainPlan
-from ipmasq_agent.planes.iptables.plane import IptablesPlane, program
+from ipmasq_agent.planes.iptables.plane import IptablesPlane, iptables_dialect, program
 from ipmasq_agent.planes.iptables.save import parse_saved
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.table import Table, empty_table

@@ -31,7 +31,8 @@ from ipmasq_agent.planes.iptables.ownership import refuse_others
 from ipmasq_agent.planes.iptables.plan import plan, restore_text
 from ipmasq_agent.planes.iptables.save import Sieve, parse_listed, parse_saved
 from ipmasq_agent.planes.nftables import interpret as nftables
-from ipmasq_agent.planes.nftables.dialect import nftables_dialect
+from ipmasq_agent.planes.nftables.compile import absent as no_table
+from ipmasq_agent.planes.nftables.plan import plan as plan_table
 from ipmasq_agent.planes.nftables.read import read_frame, read_table, read_table_at
 from ipmasq_agent.planes.nftables.state import SetKind
 from ipmasq_agent.planes.nftables.wire import devices_of, rule_of, set_of
@@ -123,8 +124,8 @@ def nft_table(data: bytes) -> None:
         for table in (read_table(frame), read_table_at(frame, 1)):
             interpretation = nftables.interpret(table)
             interpretation.policy.decisions.decide(1)
-            nftables_dialect(PLACEMENT).describe(table)
-            nftables_dialect(PLACEMENT).plan(table, nftables_dialect(PLACEMENT).absent(V4))
+            table.lines()
+            plan_table(table, no_table(V4, PLACEMENT))
     with kernel(data):
         table_infos(V4)
         base_chains(V4)

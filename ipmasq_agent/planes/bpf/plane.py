@@ -22,6 +22,7 @@ from ipmasq_agent.logs import event
 from ipmasq_agent.netlink.ct import introduce
 from ipmasq_agent.netlink.sockets import list_connected
 from ipmasq_agent.planes.bpf import layout
+from ipmasq_agent.planes.bpf.compile import compile_policy
 from ipmasq_agent.planes.bpf.devices import (
     first_places_move,
     is_there,
@@ -29,24 +30,18 @@ from ipmasq_agent.planes.bpf.devices import (
     tell,
     told_devices,
 )
-from ipmasq_agent.planes.bpf.dialect import DIALECT
-from ipmasq_agent.planes.bpf.layout import (
-    FlowState,
-    SettingsFlag,
-    SlotSettings,
-)
+from ipmasq_agent.planes.bpf.interpret import interpret
+from ipmasq_agent.planes.bpf.layout import FlowState, SettingsFlag, SlotSettings
 from ipmasq_agent.planes.bpf.maps import PinnedMaps
 from ipmasq_agent.planes.bpf.observing import BegunFlows
 from ipmasq_agent.planes.bpf.own_flows import record
-from ipmasq_agent.planes.bpf.plan import BpfPlan
+from ipmasq_agent.planes.bpf.plan import BpfPlan, plan
 from ipmasq_agent.planes.bpf.programs import NodePrograms
-from ipmasq_agent.planes.bpf.state import (
-    BpfRules,
-    BpfState,
-)
+from ipmasq_agent.planes.bpf.state import BpfRules, BpfState, describe
 from ipmasq_agent.planes.bpf.sweep import pause
 from ipmasq_agent.planes.bpf.upgrade import FirstLayout
-from ipmasq_agent.planes.plane import Plane, Translator
+from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.planes.plane import Dialect, Plane, Translator
 from ipmasq_agent.planes.usage import FlowTable, Usage
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.facts import HOOKS, LINKS
@@ -81,7 +76,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
     """
 
     name = "bpf"
-    dialect = DIALECT
+    dialect = Dialect(compile_policy, lambda family: None, plan, describe, interpret)
     needs = frozenset({LINKS, HOOKS})
 
     def __init__(self, pins: Path, flows: int | None = None) -> None:
@@ -436,6 +431,11 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
             if maps is None:
                 return Usage()
             return Usage(self._tables or maps.sweep(), maps.exhausted())
+
+
+def placed(placement: Placement) -> BpfPlane:
+    """Return the plane with its pins where they are placed."""
+    return BpfPlane(Path(placement.pins), placement.flows)
 
 
 def _record_own(maps: PinnedMaps) -> None:

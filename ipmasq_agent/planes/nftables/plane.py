@@ -6,20 +6,21 @@ The nft program reads a whole set back to change one element of it.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.netlink.nf import generation, unquiet
 from ipmasq_agent.netlink.nft_batch import Stale
 from ipmasq_agent.netlink.nft_numbers import NFT_FAMILY
-from ipmasq_agent.planes.nftables.compile import POSTROUTING, table_name
-from ipmasq_agent.planes.nftables.dialect import nftables_dialect
+from ipmasq_agent.planes.nftables.compile import POSTROUTING, absent, compile_policy, table_name
+from ipmasq_agent.planes.nftables.interpret import interpret
 from ipmasq_agent.planes.nftables.plan import TableChange, plan
 from ipmasq_agent.planes.nftables.read import Frame, read_frame, read_table, read_table_at
 from ipmasq_agent.planes.nftables.state import NftSet, NftTable, SetKind
 from ipmasq_agent.planes.nftables.write import Writing
 from ipmasq_agent.planes.placement import OurBase, Placement
-from ipmasq_agent.planes.plane import Plane
+from ipmasq_agent.planes.plane import Dialect, Plane
 from ipmasq_agent.policy.addresses import Family
 
 _TRIES = 5
@@ -80,7 +81,13 @@ class NftablesPlane(Plane[NftTable, NftTable, TableChange]):
     in_nf_tables = True
 
     def __init__(self, placement: Placement) -> None:
-        self.dialect = nftables_dialect(placement)
+        self.dialect = Dialect(
+            compile=partial(compile_policy, placement=placement),
+            absent=partial(absent, placement=placement),
+            plan=plan,
+            describe=NftTable.lines,
+            interpret=interpret,
+        )
         self._table = table_name(placement)
         self._held: dict[Family, _Held] = {}
 
