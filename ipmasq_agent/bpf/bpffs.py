@@ -8,13 +8,12 @@ import sys
 from pathlib import Path
 
 from ipmasq_agent.errors import HostError
+from ipmasq_agent.libc import checked, libc
 
 USUAL = Path("/sys/fs/bpf")
 MOUNTS = Path("/proc/self/mounts")
 _MAGIC = 0xCAFE4A11  # BPF_FS_MAGIC, include/uapi/linux/magic.h
 _STATFS = 256  # more than any machine's struct statfs, which begins with f_type
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def mounts() -> list[Path]:
@@ -31,7 +30,7 @@ def mounts() -> list[Path]:
 def holds(path: Path) -> bool:
     """Whether a path is on a bpf file system, or would be if it were made."""
     room = ctypes.create_string_buffer(_STATFS)
-    if _libc.statfs(os.fsencode(_existing(path)), room):
+    if libc.statfs(os.fsencode(_existing(path)), room):
         return False
     return int.from_bytes(room.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder) == _MAGIC
 
@@ -49,12 +48,13 @@ def provide(path: Path) -> None:
             f"{_existing(path)} is not on a bpf file system",
             remedy=f"mount one: mount -t bpf bpf {path.parent}",
         )
-    if _libc.mount(b"bpf", os.fsencode(USUAL), b"bpf", ctypes.c_ulong(0), b"mode=0700"):
-        code = ctypes.get_errno()
+    try:
+        checked(libc.mount(b"bpf", os.fsencode(USUAL), b"bpf", ctypes.c_ulong(0), b"mode=0700"))
+    except OSError as cause:
         raise HostError(
-            f"no bpf file system can be mounted on {USUAL}: {os.strerror(code)}",
+            f"no bpf file system can be mounted on {USUAL}: {cause.strerror}",
             remedy="mount it on the host, and give it to the agent's container",
-        )
+        ) from cause
 
 
 def _existing(path: Path) -> Path:

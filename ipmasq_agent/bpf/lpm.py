@@ -22,11 +22,6 @@ def key_size(address_size: int) -> int:
     return _LENGTH.size + address_size
 
 
-def pack_key(family: Family, first: int, length: int, address_size: int) -> bytes:
-    """Return the key of a prefix."""
-    return pack_keys(family, [(first, length)], address_size)
-
-
 def pack_keys(family: Family, prefixes: Iterable[tuple[int, int]], address_size: int) -> bytes:
     """Return the keys of prefixes, first address and length each, one after the other."""
     size = family.bits // 8
@@ -38,10 +33,6 @@ def unpack_keys(family: Family, entries: Iterable[tuple[bytes, V]]) -> Iterator[
     """Yield first address and length of each key, and what goes with it.
 
     Bits past the length are dropped, as a look-up does.
-
-    Args:
-        family: whose prefixes they are.
-        entries: keys, each with what goes with it.
 
     Raises:
         KernelReadError: one has a length that no prefix of the family has.

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from ipmasq_agent.bpf.objects import get_pinned, object_info
 from ipmasq_agent.bpf.syscall import BpfCommand, asked_to, bpf, refused
 
-HASH, LPM_TRIE, _RING = 1, 11, 27  # BPF_MAP_TYPE_...
+HASH, LPM_TRIE, RING = 1, 11, 27  # BPF_MAP_TYPE_...
 _NO_PREALLOC = 1  # BPF_F_NO_PREALLOC
 _PER_CPU = frozenset({5, 6, 10})  # hash, array, LRU hash
 # type, id, key_size, value_size, max_entries, map_flags, name: how struct bpf_map_info begins.
@@ -124,13 +124,7 @@ class BpfMap:
     # -- all keys ---------------------------------------------------------------------------
 
     def fill(self, keys: bytes, values: bytes, count: int) -> None:
-        """Write many keys of a trie (Linux 5.13) or a hash (5.6) at once.
-
-        Args:
-            keys: one after the other.
-            values: one after the other.
-            count: how many there are.
-        """
+        """Write many keys of a trie (Linux 5.13) or a hash (5.6) at once."""
         self._check(keys, values, count)
         held = ctypes.create_string_buffer(keys, len(keys) or 1)
         with_ = ctypes.create_string_buffer(values, len(values) or 1)
@@ -235,23 +229,12 @@ def open_pinned(path: Path) -> BpfMap | None:
     return None if descriptor is None else BpfMap(descriptor)
 
 
-def create_trie(name: str, key_size: int, value_size: int, capacity: int) -> BpfMap:
-    """Return a new trie of prefixes, which lives until nothing holds it."""
-    return _create(LPM_TRIE, name, key_size, value_size, capacity)
+def create(kind: int, name: str, key_size: int, value_size: int, capacity: int) -> BpfMap:
+    """Return a new map, which lives until nothing holds it; its memory grows with entries.
 
-
-def create_hash(name: str, key_size: int, value_size: int, capacity: int) -> BpfMap:
-    """Return a new hash, which lives until nothing holds it; its memory grows with entries."""
-    return _create(HASH, name, key_size, value_size, capacity)
-
-
-def create_ring(name: str, size: int) -> BpfMap:
-    """Return a new ring buffer of so many bytes, which lives until nothing holds it."""
-    return _create(_RING, name, 0, 0, size, flags=0)
-
-
-def _create(kind: int, name: str, *sizes: int, flags: int = _NO_PREALLOC) -> BpfMap:
-    its_name = name.encode()[:_NAME_LENGTH]
+    A ring has no keys and values, and so many bytes.
+    """
+    flags, its_name = 0 if kind == RING else _NO_PREALLOC, name.encode()[:_NAME_LENGTH]
     with asked_to(f"make the map {name}"):
-        request = _CREATE.pack(kind, *sizes, flags, 0, 0, its_name)
+        request = _CREATE.pack(kind, key_size, value_size, capacity, flags, 0, 0, its_name)
         return BpfMap(bpf(BpfCommand.MAP_CREATE, request))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import struct
 
-from ipmasq_agent.bpf.maps import create_ring
+from ipmasq_agent.bpf.maps import RING, create
 from ipmasq_agent.bpf.syscall import asked_to
 
 _PLACE = struct.Struct("=Q")
@@ -26,9 +26,6 @@ class Ring:
         size: in bytes, a power of 2 and of whole pages.
         record: the size of each record, in bytes.
 
-    Raises:
-        HostError: the kernel refuses.
-
     Attributes:
         fd: to be put into a map of maps.
         step: bytes from one record that is read to the next; the record begins behind a header.
@@ -40,7 +37,7 @@ class Ring:
     def __init__(self, name: str, size: int, record: int) -> None:
         self.step = _HEADER + (record + 7 & ~7)
         self._size = size
-        self._map = create_ring(name, size)
+        self._map = create(RING, name, 0, 0, size)
         self.fd = self._map.fd
         page = mmap.PAGESIZE
         with asked_to("read a ring buffer"):
@@ -49,11 +46,7 @@ class Ring:
         self._data = page
 
     def read(self, most: int) -> bytes:
-        """Return records that are complete, each behind its header; and make room there.
-
-        Args:
-            most: how many at once.
-        """
+        """Return records that are complete, each behind its header; and make room there."""
         (begin,) = _PLACE.unpack_from(self._mine)
         (end,) = _PLACE.unpack_from(self._theirs)
         end = min(end, begin + most * self.step)

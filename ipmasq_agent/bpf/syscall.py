@@ -9,12 +9,12 @@ from __future__ import annotations
 import ctypes
 import enum
 import errno
-import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ipmasq_agent.errors import HostError, NotPermitted
+from ipmasq_agent.libc import checked, libc
 
 PRIVILEGE = "run as root, or with the capabilities BPF, PERFMON and NET_ADMIN"
 # arch/*/entry/syscalls; the generic table (asm-generic/unistd.h) is for all newer ones.
@@ -28,8 +28,6 @@ _SYSCALLS = {
     "ppc64": 361,
     "s390x": 351,
 }
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class BpfCommand(enum.IntEnum):
@@ -65,22 +63,14 @@ def bpf(command: BpfCommand, attributes: bytes | ctypes.Array[ctypes.c_char]) ->
     """
     number = _SYSCALLS.get(platform.machine(), _GENERIC_SYSCALL)
     size = len(attributes)
-    result = _libc.syscall(
-        ctypes.c_long(number), ctypes.c_int(command), attributes, ctypes.c_uint(size)
+    return checked(
+        libc.syscall(ctypes.c_long(number), ctypes.c_int(command), attributes, ctypes.c_uint(size))
     )
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return int(result)
 
 
 @contextmanager
 def asked_to(what: str) -> Iterator[None]:
-    """Tell the user what the kernel refused to do.
-
-    Raises:
-        HostError: it did.
-    """
+    """Tell the user what the kernel refused to do."""
     try:
         yield
     except OSError as cause:

@@ -111,7 +111,7 @@ class CiliumSides:
         nodes: frozenset[tuple[Family, int]] = frozenset()
         tunnelled: tuple[Prefix, ...] = ()
         if self._tunnels(settings, notes):
-            tunnelled = self._read(cilium.pools, settings)
+            tunnelled = self._read(cilium.pool_key, settings)
             if not tunnelled:
                 notes.append("packets to pods of other nodes go through its tunnel, not compared")
         elif not cilium.masquerades_to_nodes(settings):
@@ -148,17 +148,15 @@ class CiliumSides:
     def _routable(self, settings: dict[str, str], notes: list[str]) -> tuple[Prefix, ...]:
         if not settings:
             return ()
-        routable = self._read(cilium.native_routing, settings)
+        routable = self._read(cilium.native_routing_key, settings)
         shown = ", ".join(map(str, routable)) or NO_CIDR
         notes.append(f"native-routing CIDRs in {self.config or CILIUM_CONFIG}: {shown}")
         return routable
 
     @staticmethod
-    def _read(
-        reader: Callable[[Mapping[str, str]], list[Prefix]], settings: Mapping[str, str]
-    ) -> tuple[Prefix, ...]:
+    def _read(key_of: Callable[[Family], str], settings: Mapping[str, str]) -> tuple[Prefix, ...]:
         try:
-            return tuple(reader(settings))
+            return tuple(cilium.prefixes_at(settings, key_of))
         except ConfigError as error:
             raise SourceError(
                 f"cilium-config: {error.message}", remedy="give it with --native-routing-cidr"

@@ -5,10 +5,9 @@ Names are those of linux/capability.h without CAP_ in front, as Kubernetes has t
 
 from __future__ import annotations
 
-import errno
-import os
 import struct
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from ipmasq_agent.errors import HostError
@@ -44,31 +43,29 @@ def keep_only(kept: Collection[str]) -> None:
     Raises:
         HostError: the kernel refuses.
     """
-    from ctypes import CDLL, c_ulong
+    from ctypes import c_ulong
 
-    libc = CDLL(None, use_errno=True)
-    zero = c_ulong(0)
-    for number in _bits("CapBnd"):
-        # Only with SETPCAP. Without it, no new privileges means none that we do not hold.
-        if _name(number) not in kept and libc.prctl(_BOUNDING_DROP, c_ulong(number), *[zero] * 3):
-            _refused(errno.EPERM)
-    if libc.prctl(_NO_NEW_PRIVILEGES, c_ulong(1), *[zero] * 3):
-        _refused()
+    from ipmasq_agent.libc import checked, libc
+
+    def prctl(option: int, value: int) -> None:
+        checked(libc.prctl(option, c_ulong(value), *[c_ulong(0)] * 3))
+
     sets = [
         sum(1 << number for number in _bits(name) if _name(number) in kept)
         for name in ("CapEff", "CapPrm", "CapInh")
     ]
     # Ambient ones go with the permitted (capabilities(7)).
     words = [each >> shift & 0xFFFFFFFF for shift in (0, 32) for each in sets]
-    if libc.capset(struct.pack("=Ii", _VERSION_3, 0), struct.pack("=6I", *words)):
-        _refused()
-
-
-def _refused(*but: int) -> None:
-    from ctypes import get_errno
-
-    if (code := get_errno()) not in but:
-        raise HostError(f"capabilities cannot be given up: {os.strerror(code)}")
+    try:
+        for number in _bits("CapBnd"):
+            # Only with SETPCAP. Without it, no new privileges means none that we do not hold.
+            if _name(number) not in kept:
+                with suppress(PermissionError):
+                    prctl(_BOUNDING_DROP, number)
+        prctl(_NO_NEW_PRIVILEGES, 1)
+        checked(libc.capset(struct.pack("=Ii", _VERSION_3, 0), struct.pack("=6I", *words)))
+    except OSError as cause:
+        raise HostError(f"capabilities cannot be given up: {cause.strerror}") from cause
 
 
 def _name(number: int) -> str:

@@ -23,16 +23,11 @@ PACKAGES: Mapping[str, str] = {
     "curl": "curl",
     "ip": "iproute2",
     "ipset": "ipset",
-    "ip6tables-legacy-restore": "iptables",
-    "ip6tables-legacy-save": "iptables",
-    "ip6tables-nft-restore": "iptables",
-    "ip6tables-nft-save": "iptables",
-    "iptables-legacy-restore": "iptables",
-    "iptables-legacy-save": "iptables",
-    "ip6tables-nft": "iptables",
-    "iptables-nft": "iptables",
-    "iptables-nft-restore": "iptables",
-    "iptables-nft-save": "iptables",
+    **{
+        f"{stem}tables-{verb}": "iptables"
+        for stem in ("ip", "ip6")
+        for verb in ("legacy-restore", "legacy-save", "nft", "nft-restore", "nft-save")
+    },
     "nft": "nftables",
     "ping": "iputils-ping",
     "sysctl": "procps",

@@ -1,4 +1,7 @@
-"""The devices of the node: which lead out of it, and what translating packets there takes."""
+"""The devices of the node: which lead out of it, and what translating packets there takes.
+
+What cannot be listed is a KernelReadError.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +37,7 @@ _INWARD = (*_OVERLAYS, "cali*", "lxc*", "veth*")
 
 
 def read_links() -> Links:
-    """Return the devices of this network namespace, sorted by name.
-
-    Raises:
-        KernelReadError: they cannot be listed.
-    """
+    """Return the devices of this network namespace, sorted by name."""
     links = list_links()
     names = tuple(sorted(link.name for link in links))
     return Links(names, _leading_out(links, list_addresses()))
@@ -48,9 +47,6 @@ def egress_devices() -> tuple[str, ...]:
     """Return the devices that carry a node address or a default route, sorted by name.
 
     Those that lead to pods or nowhere are left out, unless a default route uses them.
-
-    Raises:
-        KernelReadError: they cannot be listed.
     """
     return _leading_out(list_links(), list_addresses())
 
@@ -66,7 +62,7 @@ def _leading_out(links: Iterable[Link], addresses: Iterable[Address]) -> tuple[s
         for family in Family
         for route in list_routes(family, longest=0)
         if route.table in (MAIN_TABLE, DEFAULT_TABLE)
-        for number in route.devices
+        for number in route.hops
     }
 
     def leads_out(link: Link) -> bool:
@@ -101,9 +97,6 @@ def pod_networks(links: Iterable[Link], is_others: Callable[[str], bool]) -> lis
     Args:
         links: the devices of this network namespace.
         is_others: whether a bridge of that name is for something else than pods.
-
-    Raises:
-        KernelReadError: addresses or routes cannot be listed.
     """
     addresses = list_addresses()
     leading_out = set(_leading_out(links, addresses))
@@ -125,7 +118,7 @@ def pod_networks(links: Iterable[Link], is_others: Callable[[str], bool]) -> lis
             prefix = Prefix(family, route.first, route.length)
             if route.table != MAIN_TABLE or not route.length or _is_link_local(prefix):
                 continue
-            for number in (one for one in route.devices if one in near | far):
+            for number in (one for one in route.hops if one in near | far):
                 own = any(device == number and prefix.holds(a) for device, a in held)
                 found.append(PodNetwork(prefix, names[number], number in near or own))
     return found
@@ -174,11 +167,7 @@ class NodeDevices(NamedTuple):
 
 
 def list_devices() -> NodeDevices:
-    """Return every device, and what is the node's own.
-
-    Raises:
-        KernelReadError: they cannot be listed.
-    """
+    """Return every device, and what is the node's own."""
     links, addresses = list_links(), list_addresses()
     sources = _sources(links, addresses)
     by_name = {
@@ -219,8 +208,8 @@ def masquerading_source(
     def rank(one: Address) -> tuple[bool, bool, bool, bool, int]:
         elsewhere = one.device != device
         apart = gateway is not None and not elsewhere and not one.shares_subnet(gateway)
-        unlike = apart or one.is_unique_local
-        return one.is_deprecated, elsewhere, unlike, one.is_temporary, one.device
+        deprecated, unique_local, temporary = one.drawbacks
+        return deprecated, elsewhere, apart or unique_local, temporary, one.device
 
     return min((one for one in addresses if one.may_masquerade), key=rank, default=None)
 

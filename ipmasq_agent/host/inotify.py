@@ -7,10 +7,11 @@ were lost nor that a file may not be watched, and a thread of theirs may end unn
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
 from typing import NamedTuple
+
+from ipmasq_agent.libc import checked, libc
 
 # include/uapi/linux/inotify.h
 MODIFY, ATTRIB, CLOSE_WRITE = 0x2, 0x4, 0x8
@@ -21,7 +22,6 @@ ONLYDIR, DONT_FOLLOW = 0x1000000, 0x2000000
 
 _HEADER = struct.Struct("iIII")
 _ROOM = 1 << 16
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class InotifyEvent(NamedTuple):
@@ -46,7 +46,7 @@ class Inotify:
     """
 
     def __init__(self) -> None:
-        self._descriptor = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        self._descriptor = checked(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
 
     def fileno(self) -> int:
         """Return the descriptor that becomes readable with the next event."""
@@ -59,11 +59,11 @@ class Inotify:
             OSError: it is not there, may not be read, or (ENOSPC) watches are used up.
         """
         encoded = os.fsencode(path)
-        return _checked(_libc.inotify_add_watch(self._descriptor, encoded, mask), path)
+        return checked(libc.inotify_add_watch(self._descriptor, encoded, mask), path)
 
     def remove(self, watch: int) -> None:
         """Watch something no more; it may be gone already."""
-        _libc.inotify_rm_watch(self._descriptor, watch)
+        libc.inotify_rm_watch(self._descriptor, watch)
 
     def read(self) -> list[InotifyEvent]:
         """Return what happened, without waiting for more."""
@@ -82,10 +82,3 @@ class Inotify:
     def close(self) -> None:
         """End all watches."""
         os.close(self._descriptor)
-
-
-def _checked(result: int, path: str | None = None) -> int:
-    if result == -1:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
-    return result

@@ -57,12 +57,6 @@ def ask(family: Family, source: int, target: int, port: int | None = None) -> Cr
 
     Any packet from the target to the source counts, also one that refuses a connection.
 
-    Args:
-        family: of the addresses.
-        source: the node's or a pod's.
-        target: whom to ask.
-        port: on which to ask for a TCP connection; None for an echo request.
-
     Raises:
         HostError: nothing can be sent.
         NotPermitted: a capability is missing.

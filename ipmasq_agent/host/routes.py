@@ -1,4 +1,7 @@
-"""What the node's routes say: the way out, preferred sources, and whether replies arrive."""
+"""What the node's routes say: the way out, preferred sources, and whether replies arrive.
+
+What the kernel cannot be asked is a KernelReadError.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +49,6 @@ class WaysOut:
         node. The address is the one that MASQUERADE takes, which is not the route's preferred
         source: for IPv4 that of ``masquerading_source``, for IPv6 what source address selection
         gives for the device.
-
-        Raises:
-            KernelReadError: the routing table cannot be asked.
         """
         route = _route(family, to, source)
         if route is None or not route.device:
@@ -83,9 +83,6 @@ def turns(family: Family, first: int, last: int) -> list[int]:
 
     Ascending, and without ``first``: no route of any table begins or ends between two of them.
     The address of zeros is routed as the node's own (ip_route_output_key_hash_rcu).
-
-    Raises:
-        KernelReadError: the routes cannot be listed.
     """
     edges = {1} if first == 0 else set()
     for route in list_routes(family, kinds=None):
@@ -107,9 +104,6 @@ def dropped_replies(
     Args:
         pods: addresses behind this node, each with the number of the device that it is behind.
         destinations: that see the pods' own addresses.
-
-    Raises:
-        KernelReadError: the routing table cannot be asked.
     """
     names = {link.number: link.name for link in list_links()}
     most = setting("ipv4/conf/all/rp_filter") or 0
@@ -128,7 +122,7 @@ def dropped_replies(
             continue
         if told & {(way.device, 0), (way.device, mark)}:
             continue
-        if rt.refuses(Family.IPV4, pod, destination, way.device):
+        if rt.look_up(Family.IPV4, pod, destination, way.device) is None:
             told.add((way.device, mark))
             yield DroppedReply(names[way.device], Family.IPV4.show(destination), mark)
 
@@ -150,9 +144,6 @@ def preferred_sources() -> PreferredSources:
     ``lookup default``). Rules that choose another table by source, mark or device of the
     packet are not followed, since an address alone does not tell which packets they take:
     with these, name the addresses in the document.
-
-    Raises:
-        KernelReadError: the routes cannot be listed.
     """
     return _summarised(route for family in Family for route in list_routes(family))
 
@@ -198,9 +189,6 @@ def delivery(family: Family, address: int) -> Delivery:
     so a source address to translate to need not be the node's, if only the network brings
     replies here. In a subnet of the node's that is done by whoever answers for the address
     (ARP, neighbour discovery); from elsewhere routers do it, of which the node knows nothing.
-
-    Raises:
-        KernelReadError: the kernel cannot be asked.
     """
     found = rt.look_up(family, address)
     if found is None:

@@ -16,11 +16,7 @@ _LONGEST = 107  # unix(7): sun_path, less one
 
 
 class Seat:
-    """The places that an agent keeps: a chain, a directory of pins.
-
-    Args:
-        places: by name; each has one keeper in a network namespace.
-    """
+    """The places that an agent keeps: a chain, a directory of pins."""
 
     def __init__(self, places: Iterable[str]) -> None:
         self._free = list(places)

@@ -23,13 +23,7 @@ _failures: Counter[str] = Counter()
 
 
 def caught(cause: Exception, what: str, thread: str) -> AgentError:
-    """Log and count what nobody foresaw, and return it as it can be told.
-
-    Args:
-        cause: the exception.
-        what: failed, in words.
-        thread: whose work it interrupted.
-    """
+    """Log and count what nobody foresaw, and return it as it can be told."""
     _failures[thread] += 1
     error = foreseen(cause, what)
     failure("failed", error)

@@ -32,13 +32,7 @@ def split(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 def attributes(
     data: bytes, position: int = 0, wanted: Container[int] = _ALL
 ) -> Iterator[tuple[int, bytes]]:
-    """Yield number and payload of the attributes from ``position`` on.
-
-    Args:
-        data: what they are in.
-        position: where they begin.
-        wanted: pass over all others; a device has some forty.
-    """
+    """Yield number and payload of the attributes from ``position`` on."""
     end = len(data) - _ATTRIBUTE.size
     unpack = _ATTRIBUTE.unpack_from
     while position <= end:

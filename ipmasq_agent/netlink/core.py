@@ -2,6 +2,7 @@
 
 netlink(7), by hand: the daemon asks at every resync on every node, where a library that
 speaks netlink would nearly double its memory. Numbers: include/uapi/linux/netlink.h.
+What the kernel refuses is an OSError.
 """
 
 from __future__ import annotations
@@ -13,14 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
-from ipmasq_agent.netlink.attributes import (
-    HEADER,
-    aligned,
-    fields,
-    pack,
-    split,
-    text,
-)
+from ipmasq_agent.netlink.attributes import HEADER, aligned, fields, pack, split, text
 
 REQUEST, ACKNOWLEDGE, _DUMP = 0x1, 0x4, 0x300
 EXCLUSIVE, CREATE, APPEND = 0x200, 0x400, 0x800
@@ -63,9 +57,6 @@ def connect(
         groups: a bit for each.
         receive_buffer: bytes that may wait to be read.
         send_buffer: bytes that are sent at once; refusals are then told in words.
-
-    Raises:
-        OSError: the kernel refuses.
     """
     netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
     try:
@@ -86,20 +77,7 @@ def connect(
 def dump(
     protocol: int, kind: int, request: bytes, take: Callable[[bytes], T | None]
 ) -> list[T] | None:
-    """Return a whole list of one state, asked for again while it changes meanwhile.
-
-    Args:
-        protocol: whose list.
-        kind: of the message.
-        request: its body.
-        take: makes of the body of each answer what is wanted; None for nothing.
-
-    Returns:
-        None where it never stands still.
-
-    Raises:
-        OSError: the kernel refuses.
-    """
+    """Return what ``take`` makes of a list, asked for again while it changes; None if always."""
     for _ in range(TRIES):
         with connect(protocol) as netlink:
             netlink.send(pack(kind, REQUEST | _DUMP, 1, request))
@@ -142,9 +120,6 @@ def stream(protocol: int, kind: int, request: bytes) -> Iterator[bytes]:
     """Yield the body of each answer of a list as it comes, however long the list is.
 
     What changes meanwhile may be in it or not, or twice.
-
-    Raises:
-        OSError: the kernel refuses.
     """
     with connect(protocol) as netlink:
         netlink.send(pack(kind, REQUEST | _DUMP, 1, request))
@@ -157,17 +132,7 @@ def stream(protocol: int, kind: int, request: bytes) -> Iterator[bytes]:
 
 
 def ask(protocol: int, kind: int, request: bytes, flags: int = 0) -> bytes | None:
-    """Return the body of the one answer to a request; None where there is none, and no error.
-
-    Args:
-        protocol: whose answer.
-        kind: of the message.
-        request: its body.
-        flags: ``CREATE`` and the like, where the request is one for a change.
-
-    Raises:
-        OSError: the kernel refuses.
-    """
+    """Return the body of the one answer to a request; None where there is none, and no error."""
     found = None
     with connect(protocol) as netlink:
         # With an acknowledgement: where the kernel finds nothing it may send no object and
@@ -206,10 +171,6 @@ def _words(flags: int, body: bytes) -> str:
 
 
 def check(code: int) -> None:
-    """Make an exception of an errno.
-
-    Raises:
-        OSError: it is not 0.
-    """
+    """Make an exception of an errno."""
     if code:
         raise OSError(code, os.strerror(code))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ipmasq_agent.errors import HostError, NotPermitted
 from ipmasq_agent.netlink import core as netlink
-from ipmasq_agent.netlink.ct_read import CONNECTIONS, flow_of
+from ipmasq_agent.netlink.ct import CONNECTIONS, flow_of
 from ipmasq_agent.netlink.nf import NETLINK_NETFILTER, prefix
 from ipmasq_agent.policy.flows import Flow
 
@@ -77,11 +77,7 @@ class NewConnections:
         netlink.ask(NETLINK_NETFILTER, _GET_COUNT, prefix(0))
 
     def read(self, seconds: float) -> list[tuple[float, Flow]]:
-        """Return connections that were made, each with the moment of time(2), in their order.
-
-        Args:
-            seconds: to wait at most for the first one.
-        """
+        """Return connections that were made, each with the moment of time(2), in their order."""
         found: list[tuple[float, Flow]] = []
         select.select([self._socket], [], [], seconds)
         now, receive = time.time(), self._socket.recv

@@ -40,13 +40,7 @@ def prefix(protocol: Family | int, resource: int = 0) -> bytes:
 
 
 def ask(message: int, protocol: Family | int, request: bytes) -> dict[int, bytes] | None:
-    """Return the attributes of the one object that is asked for; None where it is not there.
-
-    Args:
-        message: which kind (NFT_MSG_GET...).
-        protocol: whose (see ``prefix``).
-        request: the attributes that name the object.
-    """
+    """Return the attributes of the one object that is asked for; None where it is not there."""
     try:
         body = netlink.ask(NETLINK_NETFILTER, SUBSYSTEM << 8 | message, prefix(protocol) + request)
     except OSError as cause:
@@ -62,14 +56,7 @@ def dump(
     request: bytes,
     keep: Callable[[bytes], bool] = lambda _: True,
 ) -> list[dict[int, bytes]]:
-    """Return the attributes of each object of a dump, from one state of the ruleset.
-
-    Args:
-        message: which kind (NFT_MSG_GET...).
-        protocol: whose (see ``prefix``).
-        request: the attributes that say which objects.
-        keep: whether an object is asked for, by its packed attributes.
-    """
+    """Return the attributes of each object of a dump, from one state of the ruleset."""
 
     def take(body: bytes) -> dict[int, bytes] | None:
         return fields(body, _PREFIX.size) if keep(body) else None
@@ -105,13 +92,7 @@ def generation_if_any() -> int | None:
 def of_one_state(
     protocol: Family | int, read: Callable[[int | None], T], tries: int = netlink.TRIES
 ) -> T:
-    """Return what was read while nobody committed anything.
-
-    Args:
-        protocol: whose rules are read.
-        read: reads it, told the generation; None where there is no nf_tables.
-        tries: how often.
-    """
+    """Return what ``read`` returns of a generation (None: no nf_tables) that stays meanwhile."""
     for _ in range(tries):
         before = generation_if_any()
         found = read(before)

@@ -52,11 +52,7 @@ class Commits:
             raise
 
     def wait(self, seconds: float) -> bool:
-        """Return whether anybody has committed since this was asked before.
-
-        Args:
-            seconds: to wait at most.
-        """
+        """Return whether anybody has committed since this was asked before."""
         self._socket.settimeout(seconds)
         try:
             self._take()

@@ -1,4 +1,4 @@
-"""Links, addresses and routes as the kernel lists them, and word of their changes.
+"""Links, addresses and routes as the kernel lists them.
 
 rtnetlink(7). Message and attribute numbers: include/uapi/linux/{rtnetlink,if_link,if_addr}.h.
 
@@ -12,7 +12,6 @@ import socket
 import struct
 from collections.abc import Container, Iterator, Mapping
 from enum import IntEnum
-from types import TracebackType
 from typing import NamedTuple
 
 from ipmasq_agent.errors import KernelReadError
@@ -23,18 +22,10 @@ from ipmasq_agent.netlink.attributes import (
     attributes,
     fields,
     host_number,
-    split,
     text,
 )
 from ipmasq_agent.policy.addresses import Family
 
-NEW_ROUTE, DELETED_ROUTE = 24, 25
-DELETED_QDISC, DELETED_FILTER = 37, 45
-TRAFFIC_CONTROL = range(36, 48)
-"""Types of messages about queueing disciplines, their classes and filters."""
-# Multicast groups, as bits of nl_groups: devices; filters; addresses and routes of either
-# family.
-_GROUPS = 0x1 | 0x8 | 0x10 | 0x40 | 0x100 | 0x400
 _GET_LINK, _GET_ADDRESS, _GET_ROUTE, _GET_NEIGHBOUR, _GET_RULE = 18, 22, 26, 30, 34
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg
 _ADDRESS = struct.Struct("=BBBBI")
@@ -50,7 +41,6 @@ _LINK_NETNSID = 37  # only where it is another one (rtnl_fill_link_netnsid)
 _PORT_HAIRPIN = 4  # IFLA_BRPORT_MODE
 _VXLAN_REMOTES, _VXLAN_LOWER = {2: Family.IPV4, 16: Family.IPV6}, 3  # IFLA_VXLAN_GROUP..., _LINK
 _ADDRESS_ADDRESS, _ADDRESS_LOCAL, _ADDRESS_FLAGS = 1, 2, 8
-_OF_ADDRESS = frozenset({_ADDRESS_ADDRESS, _ADDRESS_LOCAL, _ADDRESS_FLAGS})
 # IFA_F_...: what IPv6 calls temporary is a second one of its subnet in IPv4.
 _SECONDARY = _TEMPORARY = 0x01
 _OPTIMISTIC, _DEPRECATED, _TENTATIVE = 0x04, 0x20, 0x40
@@ -59,10 +49,6 @@ _ROUTE_METRIC, _ROUTE_SOURCE, _ROUTE_MULTIPATH, _ROUTE_TABLE, _ROUTE_VIA = 6, 7,
 _ROUTE_MARK, _RULE_MARK = 16, 10  # RTA_MARK, FRA_FWMARK
 _OF_LINK = frozenset(
     {_LINK_ADDRESS, _LINK_NAME, _LINK_INFO, _LINK_NETNSID, _LINK_MTU, _LINK_MASTER}
-)
-_OF_ROUTE = frozenset(
-    {_ROUTE_DESTINATION, _ROUTE_DEVICE, _ROUTE_GATEWAY, _ROUTE_METRIC, _ROUTE_SOURCE}
-    | {_ROUTE_MULTIPATH, _ROUTE_TABLE}
 )
 # What the kernel answers for RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT, and where it would
 # not forward from a source (ip_route_input, fib_validate_source); in IPv6 it may show the route.
@@ -74,8 +60,6 @@ _CLONED, _DEAD = 0x200, 0x1
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _FAMILIES = {socket.AF_INET: Family.IPV4, socket.AF_INET6: Family.IPV6}
 _NUMBERS = {family: value for value, family in _FAMILIES.items()}
-# Room for the storm of a node's 200 pods that come at once; the kernel doubles it.
-_RECEIVE_BUFFER = 1 << 20
 
 
 class RouteKind(IntEnum):
@@ -155,24 +139,21 @@ class Address(NamedTuple):
         return self.reaches_out and self.flags & (_TENTATIVE | _OPTIMISTIC) != _TENTATIVE
 
     @property
-    def is_deprecated(self) -> bool:
-        """Whether in IPv6 any other one is better; in IPv4 that is asked for new sockets alone."""
-        return self.family is Family.IPV6 and bool(self.flags & _DEPRECATED)
-
-    @property
     def is_link_local(self) -> bool:
         """Whether it is good on one link alone."""
         return self.scope == _SCOPE_LINK
 
     @property
-    def is_unique_local(self) -> bool:
-        """Whether it is one of RFC 4193, of IPv6: destinations outside are none of those."""
-        return self.family is Family.IPV6 and self.address >> 121 == 0xFC00 >> 9
+    def drawbacks(self) -> tuple[bool, bool, bool]:
+        """What makes others better in IPv6, from much to little.
 
-    @property
-    def is_temporary(self) -> bool:
-        """Whether in IPv6 it is one for privacy, which forwarding does not prefer."""
-        return self.family is Family.IPV6 and bool(self.flags & _TEMPORARY)
+        It is deprecated; of RFC 4193, where destinations outside are none of those; or for
+        privacy, which forwarding does not prefer.
+        """
+        if self.family is Family.IPV4:  # there that is asked for new sockets alone
+            return False, False, False
+        unique_local = self.address >> 121 == 0xFC00 >> 9
+        return bool(self.flags & _DEPRECATED), unique_local, bool(self.flags & _TEMPORARY)
 
     def shares_subnet(self, other: int) -> bool:
         """Return whether another address of the family is in the subnet of this one."""
@@ -199,15 +180,6 @@ class Route(NamedTuple):
     metric: int
     source: int | None
     hops: Mapping[int, int | None]
-
-    @property
-    def devices(self) -> tuple[int, ...]:
-        """Numbers of the devices that it leads through."""
-        return tuple(self.hops)
-
-
-class Overrun(Exception):
-    """The kernel dropped messages because we read too slowly: look at everything again."""
 
 
 def list_links() -> list[Link]:
@@ -259,7 +231,7 @@ def list_addresses() -> list[Address]:
         family = _FAMILIES.get(protocol)
         if family is None:
             continue
-        values = fields(body, _ADDRESS.size, _OF_ADDRESS)
+        values = fields(body, _ADDRESS.size)
         # IFA_ADDRESS is the peer's on a point-to-point device; IPv6 has no IFA_LOCAL there.
         data = values.get(_ADDRESS_LOCAL, values.get(_ADDRESS_ADDRESS, b""))
         flags = host_number(values.get(_ADDRESS_FLAGS), flags)
@@ -296,7 +268,7 @@ def list_routes(
             continue
         if flags & (_CLONED | _DEAD) or (longest is not None and length > longest):
             continue
-        found = fields(body, _ROUTE.size, _OF_ROUTE)
+        found = fields(body, _ROUTE.size)
         source = found.get(_ROUTE_SOURCE)
         yield Route(
             family,
@@ -336,21 +308,23 @@ def look_up(
 ) -> Lookup | None:
     """Return the route to an address, by all rules and tables; None where there is none.
 
-    Args:
-        family: of the addresses.
-        address: of the destination.
-        source: of the packet; None for what the node itself sends.
-        inward: the device through which the packet comes in.
-        mark: of the packet.
+    It is that of the node's own packets, or of those from a source that come in by a device.
     """
+    size, source_length = family.bits // 8, 0 if source is None else family.bits
+    request = _ROUTE.pack(_NUMBERS[family], family.bits, source_length, 0, 0, 0, 0, 0, 0)
+    request += attribute(_ROUTE_DESTINATION, address.to_bytes(size))
+    if source is not None:
+        request += attribute(_ROUTE_FROM, source.to_bytes(size))
+    for kind, value in ((_ROUTE_INWARD, inward), (_ROUTE_MARK, mark)):
+        request += attribute(kind, struct.pack("=I", value)) if value else b""
     try:
-        body = _ask_route(family, address, source, inward, mark)
+        body = netlink.ask(socket.NETLINK_ROUTE, _GET_ROUTE, request)
         if body is not None:
             netlink.whole(body, _ROUTE.size)
     except OSError as cause:
         if cause.errno in _NO_ROUTE:
             return None
-        raise _refused("for the route to an address", cause) from cause
+        raise refused("for the route to an address", cause) from cause
     if body is None or (kind := _ROUTE.unpack_from(body)[7]) in _REFUSING:
         return None
     found = fields(body, _ROUTE.size)
@@ -364,39 +338,11 @@ def look_up(
     )
 
 
-def refuses(family: Family, address: int, source: int, inward: int) -> bool:
-    """Whether the kernel would not forward what comes in for an address.
-
-    So it is where its reverse path filter is strict and the source is routed elsewhere.
-    """
-    try:
-        return _ask_route(family, address, source, inward) is None
-    except OSError as cause:
-        if cause.errno in _NO_ROUTE:
-            return True
-        raise _refused("for the way of a reply", cause) from cause
-
-
 def routing_marks(family: Family) -> set[int]:
     """Return the marks of packets that rules of policy routing (``ip rule``) look for."""
     bodies = dump(_GET_RULE, _ROUTE.pack(_NUMBERS[family], 0, 0, 0, 0, 0, 0, 0, 0), "its rules")
     marks = {host_number(fields(body, _ROUTE.size).get(_RULE_MARK)) for body in bodies}
     return marks - {0}
-
-
-def _ask_route(
-    family: Family, address: int, source: int | None, inward: int | None, mark: int = 0
-) -> bytes | None:
-    size, source_length = family.bits // 8, 0 if source is None else family.bits
-    request = _ROUTE.pack(_NUMBERS[family], family.bits, source_length, 0, 0, 0, 0, 0, 0)
-    request += attribute(_ROUTE_DESTINATION, address.to_bytes(size))
-    if source is not None:
-        request += attribute(_ROUTE_FROM, source.to_bytes(size))
-    if inward is not None:
-        request += attribute(_ROUTE_INWARD, struct.pack("=I", inward))
-    if mark:
-        request += attribute(_ROUTE_MARK, struct.pack("=I", mark))
-    return netlink.ask(socket.NETLINK_ROUTE, _GET_ROUTE, request)
 
 
 def proxies(family: Family, address: int) -> set[int]:
@@ -422,7 +368,7 @@ def _hops(found: dict[int, bytes]) -> Iterator[tuple[int, int | None]]:
         length, flags, _, index = _NEXT_HOP.unpack_from(hops, position)
         if not flags & _DEAD:
             of_hop = hops[position : position + length]
-            yield index, _gateway(fields(of_hop, _NEXT_HOP.size, _OF_ROUTE))
+            yield index, _gateway(fields(of_hop, _NEXT_HOP.size))
         position += max(aligned(length), _NEXT_HOP.size)
 
 
@@ -430,67 +376,8 @@ def _gateway(found: dict[int, bytes]) -> int | None:
     return int.from_bytes(found[_ROUTE_GATEWAY]) if _ROUTE_GATEWAY in found else None
 
 
-class Message(NamedTuple):
-    """Word of a change: its type, and for a route the length of its destination's prefix."""
-
-    kind: int
-    route_length: int | None
-
-
-class Changes:
-    """Word of every change of devices, addresses and routes from now on; a context manager."""
-
-    def __init__(self) -> None:
-        try:
-            self._socket = netlink.connect(socket.NETLINK_ROUTE, _GROUPS, _RECEIVE_BUFFER)
-            self._socket.setblocking(False)
-        except OSError as cause:
-            raise _refused("for word of changes", cause) from cause
-
-    def __enter__(self) -> Changes:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._socket.close()
-
-    def fileno(self) -> int:
-        """Return the descriptor that becomes readable with the next message."""
-        return self._socket.fileno()
-
-    def receive(self) -> list[Message]:
-        """Return what has arrived, without waiting for more.
-
-        Raises:
-            Overrun: messages were lost.
-        """
-        messages: list[Message] = []
-        while True:
-            try:
-                data = self._socket.recv(netlink.ROOM)
-            except BlockingIOError:
-                return messages
-            except OSError as cause:
-                if cause.errno == errno.ENOBUFS:
-                    raise Overrun from cause
-                raise _refused("for word of changes", cause) from cause
-            for kind, _, _, body in split(data):
-                is_route = kind in (NEW_ROUTE, DELETED_ROUTE)
-                messages.append(Message(kind, body[1] if is_route and len(body) > 1 else None))
-
-
 def dump(kind: int, request: bytes, what: str) -> list[bytes]:
-    """Return the bodies of a whole list, asked for again while it changes meanwhile.
-
-    Args:
-        kind: RTM_GET... of include/uapi/linux/rtnetlink.h.
-        request: what comes after the header.
-        what: is asked for, in words.
-    """
+    """Return the bodies of a whole list, asked for again while it changes meanwhile."""
 
     def take(body: bytes) -> bytes:
         # Each begins with a struct of the kind that the request begins with.
@@ -499,13 +386,14 @@ def dump(kind: int, request: bytes, what: str) -> list[bytes]:
     try:
         bodies = netlink.dump(socket.NETLINK_ROUTE, kind, request, take)
     except OSError as cause:
-        raise _refused(f"for {what}", cause) from cause
+        raise refused(f"for {what}", cause) from cause
     if bodies is None:
         raise KernelReadError(f"the kernel never stood still while it listed {what}")
     return bodies
 
 
-def _refused(what: str, cause: OSError) -> KernelReadError:
+def refused(what: str, cause: OSError) -> KernelReadError:
+    """Return the error of a question that the kernel does not take."""
     return KernelReadError(
         f"the kernel cannot be asked {what}: {cause}",
         remedy="allow sockets of the family AF_NETLINK to the agent",

@@ -1,12 +1,15 @@
-"""The connections that go through the node now, whoever tracks them."""
+"""The connections that go through the node now, whoever tracks them.
+
+What cannot be read is an AgentError.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from ipmasq_agent.netlink import ct_read
+from ipmasq_agent.netlink import ct
+from ipmasq_agent.netlink.ct import tracked
 from ipmasq_agent.netlink.ct_events import NewConnections
-from ipmasq_agent.netlink.ct_read import tracked
 from ipmasq_agent.planes.plane import AnyPlane, Beginnings, Translator
 from ipmasq_agent.policy.flows import End, Flow
 from ipmasq_agent.policy.model import PortRange
@@ -29,9 +32,6 @@ def live_flows(
         port: with which they leave, where only those are meant: that is much faster. Of a
             Service that was asked a plane that translates by itself then does not tell.
         left: those that were in use before, whose flows may go on there.
-
-    Raises:
-        AgentError: they cannot be read.
     """
     if not isinstance(plane, Translator):
         yield from _beside_left(port, [flow for each in left for flow in _translated(each, port)])
@@ -67,27 +67,14 @@ def _beside_left(port: int | None, left: Iterable[Flow]) -> Iterator[Flow]:
 
 
 def beginnings(plane: AnyPlane) -> Beginnings:
-    """Listen to connections as they are made.
-
-    Raises:
-        AgentError: nothing would tell of them.
-    """
+    """Listen to connections as they are made."""
     return plane.beginnings() if isinstance(plane, Translator) else NewConnections()
 
 
 def ports_taken(plane: AnyPlane, ranges: Sequence[PortRange], most: int = MOST) -> Tally[PortUse]:
-    """Count the translated connections of both families by what shares ports.
-
-    Args:
-        plane: which decides on the node.
-        ranges: from which it lets connection tracking choose.
-        most: how many to return, the fullest first.
-
-    Raises:
-        AgentError: they cannot be read.
-    """
+    """Count the translated connections of both families by what shares ports."""
     translates = isinstance(plane, Translator)
-    found = ct_read.ports_taken(kernel_pools(() if translates else ranges), most)
+    found = ct.ports_taken(kernel_pools(() if translates else ranges), most)
     if not isinstance(plane, Translator):
         return found
     own = plane.ports_taken(most)

@@ -131,9 +131,6 @@ class Plane(abc.ABC, Generic[State, Desired, Plan]):
         A plane of sets remembers a hundred thousand elements that it read or wrote, as
         long as cheap signs (a generation number, a count) agree with them. It is what a
         change of the document is planned on; each resync reads in full.
-
-        Raises:
-            KernelReadError: as ``read``.
         """
         return self.read(family)
 
@@ -196,51 +193,29 @@ class Beginnings(Protocol):
 class Translator(abc.ABC):
     """A plane that translates by itself, so that its flows would break without it.
 
-    What connection tracking translates goes on whatever becomes of the rules.
+    What connection tracking translates goes on whatever becomes of the rules. Methods raise
+    AgentError where something cannot be told or done.
     """
 
     @abc.abstractmethod
     def announce(self) -> None:
-        """Prepare for another plane that is about to be in force beside this one.
-
-        Raises:
-            AgentError: flows that are translated here may not go on there.
-        """
+        """Prepare for another plane that is about to be in force beside this one."""
 
     @abc.abstractmethod
     def flows(self, port: int | None = None) -> Iterator[Flow]:
-        """Yield the flows that leave the node, of both families.
-
-        Args:
-            port: with which they leave; None for any.
-
-        Raises:
-            AgentError: they cannot be read.
-        """
+        """Yield the flows that leave the node, of both families."""
 
     @abc.abstractmethod
     def beginnings(self) -> Beginnings:
-        """Listen to flows that leave the node, as they begin.
-
-        Raises:
-            AgentError: nothing would tell of them.
-        """
+        """Listen to flows that leave the node, as they begin."""
 
     @abc.abstractmethod
     def ports_taken(self, most: int) -> Tally[PortUse]:
-        """Count the translated flows by what shares ports; return those with most.
-
-        Raises:
-            AgentError: they cannot be read.
-        """
+        """Count the translated flows by what shares ports; return those with most."""
 
     @abc.abstractmethod
     def drain(self) -> int:
-        """Leave new flows to another plane; return how many of ours would break without us.
-
-        Raises:
-            AgentError: it cannot be told.
-        """
+        """Leave new flows to another plane; return how many of ours would break without us."""
 
     @abc.abstractmethod
     def remove_unread(self, family: Family) -> Change[Any] | None:
@@ -256,26 +231,15 @@ class Translator(abc.ABC):
 
     @abc.abstractmethod
     def counters(self) -> Mapping[tuple[Family, str], int]:
-        """Return how often each outcome was met.
-
-        Raises:
-            AgentError: they cannot be read.
-        """
+        """Return how often each outcome was met."""
 
     @abc.abstractmethod
     def sweep(self) -> float:
         """Forget flows that have ended; return the seconds until that is due again.
 
         In a thread of its own, beside whatever else is asked of the plane.
-
-        Raises:
-            AgentError: some cannot be removed.
         """
 
     @abc.abstractmethod
     def usage(self) -> Usage:
-        """Return how full its tables were at the latest sweep, and where ports ran out.
-
-        Raises:
-            AgentError: it cannot be read.
-        """
+        """Return how full its tables were at the latest sweep, and where ports ran out."""

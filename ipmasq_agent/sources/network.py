@@ -7,6 +7,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any
 
 from ipmasq_agent.errors import AgentError, KernelReadError
@@ -14,14 +15,14 @@ from ipmasq_agent.host.devices import list_devices, read_links
 from ipmasq_agent.host.patience import Backoff
 from ipmasq_agent.host.routes import preferred_sources
 from ipmasq_agent.host.threads import Guarded
-from ipmasq_agent.netlink.rt import (
+from ipmasq_agent.netlink.rt import list_addresses
+from ipmasq_agent.netlink.rt_events import (
     DELETED_FILTER,
     DELETED_QDISC,
     TRAFFIC_CONTROL,
     Changes,
     Message,
     Overrun,
-    list_addresses,
 )
 from ipmasq_agent.policy.facts import ADDRESSES, HOOKS, LINKS, ROUTES, Fact
 from ipmasq_agent.sources import FactEvent, Learnt, NotLearnt
@@ -87,7 +88,7 @@ class NetworkWatch:
         backoff = Backoff()
         while not self._stopping:
             try:
-                with Changes() as changes:
+                with closing(Changes()) as changes:
                     # Listening comes first: what changes while we read is heard.
                     self._look()
                     backoff.reset()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipmasq_agent.answers.observed import Sight
 from ipmasq_agent.bpf import lpm
-from ipmasq_agent.netlink import ct_read, rt, sockets
+from ipmasq_agent.netlink import ct, rt, sockets
 from ipmasq_agent.netlink.expressions import expressions_of
 from ipmasq_agent.netlink.ipset import set_header
 from ipmasq_agent.netlink.nft_batch import delete_rules
@@ -163,13 +163,13 @@ def network(data: bytes) -> None:
 
 def conntrack(data: bytes) -> None:
     """Read connections, each message and a whole list of them."""
-    flow = ct_read.flow_of(data)
+    flow = ct.flow_of(data)
     if flow is not None:
         show(flow)
     with kernel(data):
-        ct_read.ports_taken(kernel_pools(()), 5)
+        ct.ports_taken(kernel_pools(()), 5)
     with kernel(data):
-        for flow in ct_read.tracked():
+        for flow in ct.tracked():
             show(flow)
 
 

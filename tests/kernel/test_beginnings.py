@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 
 from ipmasq_agent.errors import HostError, KernelReadError
-from ipmasq_agent.netlink import ct_events, ct_read
+from ipmasq_agent.netlink import ct, ct_events
 from ipmasq_agent.netlink.ct_events import NewConnections
 from ipmasq_agent.planes.bpf import observing
 from ipmasq_agent.planes.live import beginnings
@@ -173,10 +173,10 @@ NOBODY = 200 << 8  # a part of the kernel that there is not, as one whose module
 def test_a_kernel_that_tracks_but_cannot_tell_of_it_is_not_taken_for_one_that_tracks_nothing(
     in_ns: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert list(ct_read.tracked()) == []
-    monkeypatch.setattr(ct_read, "_GET", NOBODY | 1)
+    assert list(ct.tracked()) == []
+    monkeypatch.setattr(ct, "_GET", NOBODY | 1)
     with pytest.raises(KernelReadError) as unread:
-        list(ct_read.tracked())
+        list(ct.tracked())
     NewConnections().close()
     monkeypatch.setattr(ct_events, "_GET_COUNT", NOBODY | 5)
     with pytest.raises(HostError) as unheard:

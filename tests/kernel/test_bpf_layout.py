@@ -44,7 +44,7 @@ def test_a_prefix() -> None:
     assert re.search(r"struct prefix \{\s+__u32 length;.*\s+struct address address;\s+\};", HEADER)
     at = {"length": 0, "address": 4}
     for family, address in ((Family.IPV4, 10 << 24), (Family.IPV6, 0xFD << 120)):
-        key = lpm.pack_key(family, address, 8, layout.ADDRESS_SIZE)
+        key = lpm.pack_keys(family, [(address, 8)], layout.ADDRESS_SIZE)
         assert len(key) == 4 + size("address")
         assert struct.unpack_from("=I", key, at["length"]) == (8,)
         assert key[at["address"] :] == address.to_bytes(family.bits // 8).ljust(16, b"\0")

@@ -14,7 +14,7 @@ import pytest
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.host.devices import egress_devices, read_links
 from ipmasq_agent.host.routes import preferred_sources
-from ipmasq_agent.netlink.rt import Overrun
+from ipmasq_agent.netlink.rt_events import Overrun
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.facts import HOOKS, LINKS, ROUTES, Fact, Links
 from ipmasq_agent.sources import FactEvent, NotLearnt, network
@@ -353,7 +353,7 @@ def test_messages_that_were_lost_are_made_good_by_reading(
     in_ns: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The smallest buffer there is, and nobody who empties it until all has happened.
-    monkeypatch.setattr("ipmasq_agent.netlink.rt._RECEIVE_BUFFER", 1)
+    monkeypatch.setattr("ipmasq_agent.netlink.rt_events._RECEIVE_BUFFER", 1)
     told, released = Told(), threading.Event()
     overruns: list[Overrun] = []
 
@@ -365,7 +365,7 @@ def test_messages_that_were_lost_are_made_good_by_reading(
         told(event)
         released.wait(DEADLINE)
 
-    monkeypatch.setattr("ipmasq_agent.netlink.rt.Overrun", Counted)
+    monkeypatch.setattr("ipmasq_agent.netlink.rt_events.Overrun", Counted)
     source = HostAndCluster()
     source.start(held)
     source.require(frozenset({LINKS}))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ipmasq_agent.bpf.maps import create_trie, open_pinned
+from ipmasq_agent.bpf.maps import LPM_TRIE, create, open_pinned
 from ipmasq_agent.bpf.objects import get_pinned, pin
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.planes.bpf import clsact, libbpf, programs, tcx
@@ -155,7 +155,7 @@ def test_a_directory_of_another_program_is_neither_filled_nor_removed(
     pins: Path, in_ns: Namespace
 ) -> None:
     pins.mkdir()
-    with create_trie("cilium_ipmasq", 8, 1, 16) as theirs:
+    with create(LPM_TRIE, "cilium_ipmasq", 8, 1, 16) as theirs:
         pin(theirs.fd, pins / "cilium_ipmasq_v4")
     for act in (NodePrograms(pins).load, NodePrograms(pins).remove):
         with pytest.raises(HostError, match="another program's directory: it holds cilium_ipmasq"):
@@ -195,7 +195,7 @@ def test_the_verifier_has_the_last_word(pins: Path, tmp_path: Path) -> None:
 
 def test_many_keys_are_written_and_read_back() -> None:
     keys = [struct.pack("=I16s", 32, n.to_bytes(4)) for n in range(100_000)]
-    with create_trie("many", 20, 1, len(keys)) as trie:
+    with create(LPM_TRIE, "many", 20, 1, len(keys)) as trie:
         trie.fill(b"".join(keys), bytes(n % 251 for n in range(len(keys))), len(keys))
         assert dict(trie.entries()) == {key: bytes([n % 251]) for n, key in enumerate(keys)}
         assert trie.lookup(keys[7]) == bytes([7])
@@ -206,12 +206,15 @@ def test_many_keys_are_written_and_read_back() -> None:
 
 def test_a_map_that_is_full_says_so() -> None:
     keys = [struct.pack("=I16s", 32, n.to_bytes(4)) for n in range(2)]
-    with create_trie("small", 20, 1, 1) as trie, pytest.raises(HostError, match="the map is full"):
+    with (
+        create(LPM_TRIE, "small", 20, 1, 1) as trie,
+        pytest.raises(HostError, match="the map is full"),
+    ):
         trie.fill(b"".join(keys), b"\1\1", 2)
 
 
 def test_entries_of_another_size_never_reach_the_kernel() -> None:
-    with create_trie("few", 20, 1, 4) as trie:
+    with create(LPM_TRIE, "few", 20, 1, 4) as trie:
         for keys, values, count in ((bytes(40), bytes(2), 3), (bytes(40), bytes(1), 2)):
             with pytest.raises(ValueError, match="cannot be made of"):
                 trie.fill(keys, values, count)

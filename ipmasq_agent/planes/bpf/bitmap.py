@@ -135,13 +135,7 @@ def code_of(address: int, block: Callable[[int], bytes | bytearray | None]) -> i
 
 
 def rewriting(old: Sequence[int], new: Sequence[int], changed: Iterable[int]) -> Rewriting:
-    """Return what leads from the bitmap of one set to that of another.
-
-    Args:
-        old: the elements of the one, ascending.
-        new: those of the other.
-        changed: all elements in which they differ, and perhaps others.
-    """
+    """Return what leads from the bitmap of one set to that of another, by all that may differ."""
     sixteens = sorted({n for code in changed for n in _sixteens(parts(code))})
     before, after = (bitmap(_around(elements, sixteens)) for elements in (old, new))
     return Rewriting(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ipmasq_agent.bpf.maps import create_hash
+from ipmasq_agent.bpf.maps import HASH, create
 from ipmasq_agent.bpf.objects import closing, get_pinned, run_program
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.planes.bpf import bitmap, layout
@@ -24,13 +24,7 @@ _SPARE = 1024  # blocks that editing may add; then a part is left to the trie
 
 
 class BitmapMaps:
-    """The bitmaps of the slots of IPv4.
-
-    Args:
-        pins: the directory of the pins.
-        maps: opens those that have names.
-        inner: the maps of the slots.
-    """
+    """The bitmaps of the slots of IPv4."""
 
     def __init__(self, pins: Path, maps: PinnedMaps, inner: InnerMaps) -> None:
         self._pins = pins
@@ -95,11 +89,6 @@ class BitmapMaps:
     def check(self, slot: int, address: int, verdict: bytes | None) -> None:
         """Make sure that an address is decided as the trie of a slot says.
 
-        Args:
-            slot: its number.
-            address: of IPv4.
-            verdict: the value that the trie has for it; None where there is none.
-
         Raises:
             KernelReadError: it is not.
         """
@@ -128,8 +117,8 @@ class BitmapMaps:
 
     def _put_details(self, slot: int, blocks: Mapping[int, bytes | bytearray]) -> None:
         count = len(blocks)
-        with create_hash(
-            f"{DETAILS}_{slot}", NUMBER.size, BLOCK_SIZE, count + count // 4 + _SPARE
+        with create(
+            HASH, f"{DETAILS}_{slot}", NUMBER.size, BLOCK_SIZE, count + count // 4 + _SPARE
         ) as made:
             made.fill(b"".join(map(NUMBER.pack, blocks)), b"".join(blocks.values()), count)
             self._inner.put(DETAILS, slot, made)

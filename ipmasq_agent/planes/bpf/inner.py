@@ -24,10 +24,6 @@ class InnerMaps:
 
     Each is pinned by itself too: a map of maps gives numbers, and to open a map by its number
     is for CAP_SYS_ADMIN alone.
-
-    Args:
-        pins: the directory of the pins.
-        outer: opens the maps of maps.
     """
 
     def __init__(self, pins: Path, outer: PinnedMaps) -> None:

@@ -289,14 +289,7 @@ def pack_flow_key(family: Family, protocol: int, remote: FlowEnd, local: FlowEnd
 
 
 def pack_flow(owner: FlowEnd, ifindex: int, state: FlowState, expires: int) -> bytes:
-    """Return the entry of a flow that leaves with an address of the node.
-
-    Args:
-        owner: what its packets come from.
-        ifindex: of the device by which they left at first.
-        state: that it is in.
-        expires: when, in seconds of CLOCK_MONOTONIC.
-    """
+    """Return the entry of a flow; it expires at a second of CLOCK_MONOTONIC, as of all here."""
     return _FLOW.pack(*owner, ifindex, _life(state, expires))
 
 
@@ -310,13 +303,7 @@ def _life(state: FlowState, expires: int) -> int:
 
 
 def unpack_flow(key: bytes, value: bytes, now: int) -> TrackedFlow:
-    """Return a flow of the table of those that leave with an address of the node.
-
-    Args:
-        key: of the entry.
-        value: of the entry.
-        now: in seconds of CLOCK_MONOTONIC.
-    """
+    """Return a flow of the table of those that leave with an address of the node."""
     owner, port, _, life = _FLOW.unpack(value)
     return _tracked(key, owner, port, life, now)
 
@@ -352,11 +339,7 @@ _NEW = FlowState(0)
 
 
 def unpack_begun(records: bytes) -> Iterator[tuple[int, Flow]]:
-    """Yield the flows that began, each with the moment, in ns of CLOCK_MONOTONIC.
-
-    Args:
-        records: as they are read from a ring.
-    """
+    """Yield the flows that began, each with the moment, in ns of CLOCK_MONOTONIC."""
     for key, owner, port, moment in _BEGUN.iter_unpack(records):
         yield moment, _flow(key, owner, port, _NEW)
 
@@ -382,13 +365,7 @@ def expiries(table: str, values: bytes) -> list[int]:
 
 
 def translated(keys: bytes, values: bytes, now: int) -> int:
-    """Return how many flows with an address of the node live, and had another address or port.
-
-    Args:
-        keys: of their entries, one after the other.
-        values: of their entries, one after the other.
-        now: in seconds of CLOCK_MONOTONIC.
-    """
+    """Return how many flows with an address of the node live, and had another address or port."""
     entries = zip(_FLOW_KEY.iter_unpack(keys), _FLOW.iter_unpack(values), strict=True)
     return sum(
         life & 0xFFFFFFFF > now and (local, local_port) != (owner, port)

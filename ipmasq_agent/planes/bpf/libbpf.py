@@ -20,6 +20,7 @@ from ipmasq_agent.bpf.objects import pin
 from ipmasq_agent.bpf.syscall import refused
 from ipmasq_agent.errors import HostError, MissingTool
 from ipmasq_agent.host.capabilities import lacking
+from ipmasq_agent.libc import libc
 
 _LIBRARY = "libbpf.so.1"
 _NEW = "_new"  # no dots: bpffs keeps names with them for itself
@@ -40,7 +41,6 @@ class _Library:
                 remedy="apt-get install libbpf1",
             ) from cause
         self.messages: deque[str] = deque(maxlen=200)
-        libc = ctypes.CDLL(None)
 
         def note(level: int, form: bytes, arguments: int) -> int:
             # A verifier's log may be megabytes long, and its end is what counts.

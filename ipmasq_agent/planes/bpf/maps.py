@@ -158,13 +158,7 @@ class PinnedMaps:
 
     @contextmanager
     def indexing(self, family: Family, generation: int, index: Index) -> Iterator[None]:
-        """Have flows of a family found wherever they are, while their first places change.
-
-        Args:
-            family: whose flows.
-            generation: of the settings in force, by which flows begin meanwhile.
-            index: does so for flows, by their keys.
-        """
+        """Have flows of a family found wherever they are, while their first places change."""
         slot = layout.slot(family, generation)
         self._flag(slot, SettingsFlag.INDEXING)
         try:

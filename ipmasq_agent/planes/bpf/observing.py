@@ -28,10 +28,6 @@ _PAUSE = 0.05
 class BegunFlows(Beginnings):
     """A place among those who observe, until it is closed.
 
-    Args:
-        pins: where the maps are pinned.
-        maps: held open for as long; closed with this.
-
     Raises:
         HostError: all places are taken.
     """

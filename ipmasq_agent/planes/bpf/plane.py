@@ -23,13 +23,7 @@ from ipmasq_agent.netlink.ct import introduce
 from ipmasq_agent.netlink.sockets import list_connected
 from ipmasq_agent.planes.bpf import layout
 from ipmasq_agent.planes.bpf.compile import compile_policy
-from ipmasq_agent.planes.bpf.devices import (
-    first_places_move,
-    is_there,
-    seen_by,
-    tell,
-    told_devices,
-)
+from ipmasq_agent.planes.bpf.devices import first_places_move, is_there, seen_by, tell, told_devices
 from ipmasq_agent.planes.bpf.interpret import interpret
 from ipmasq_agent.planes.bpf.layout import FlowState, SettingsFlag, SlotSettings
 from ipmasq_agent.planes.bpf.maps import PinnedMaps

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipmasq_agent.bpf import lpm
-from ipmasq_agent.bpf.maps import create_trie
+from ipmasq_agent.bpf.maps import LPM_TRIE, create
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.planes.bpf import layout
 from ipmasq_agent.planes.bpf.bitmap import rewriting
@@ -25,13 +25,7 @@ CAPACITY = 1 << 20
 
 
 class PrefixMaps:
-    """What the slots say of addresses.
-
-    Args:
-        pins: the directory of the pins.
-        maps: opens those that have names.
-        inner: the maps of the slots.
-    """
+    """What the slots say of addresses."""
 
     def __init__(self, pins: Path, maps: PinnedMaps, inner: InnerMaps) -> None:
         self._inner = inner
@@ -119,7 +113,7 @@ class PrefixMaps:
             self._inner.displace(kind, slot)
             return
         sizes = lpm.key_size(size), layout.TRIES[kind]
-        with create_trie(f"{kind}_{slot}", *sizes, max(CAPACITY, 2 * count)) as trie:
+        with create(LPM_TRIE, f"{kind}_{slot}", *sizes, max(CAPACITY, 2 * count)) as trie:
             trie.fill(lpm.pack_keys(family, prefixes, size), values, count)
             self._inner.put(kind, slot, trie)
 
@@ -153,7 +147,7 @@ class PrefixMaps:
 
 
 def _key(family: Family, first: int, length: int) -> bytes:
-    return lpm.pack_key(family, first, length, layout.ADDRESS_SIZE)
+    return lpm.pack_keys(family, [(first, length)], layout.ADDRESS_SIZE)
 
 
 def _verdict(code: int) -> int:

@@ -63,13 +63,7 @@ def find(own: AbstractSet[int], *, strict: bool) -> Iterator[Stray]:
 
 
 def remove(own: AbstractSet[int], *, strict: bool) -> None:
-    """Take our programs off the devices, but those of these numbers.
-
-    Raises:
-        NotPermitted: only CAP_SYS_ADMIN may open a link that is not pinned; or as ``find``.
-        HostError: the kernel refuses.
-        KernelReadError: as ``find``.
-    """
+    """Take our programs off the devices, but those of these numbers."""
     for stray in list(_filters(own)):
         clsact.detach(stray.ifindex, stray.hook)
     for stray in list(_linked(own, strict)):

@@ -23,13 +23,7 @@ Remove = Callable[[str, Sequence[bytes]], None]
 
 
 def sweep(name: str, table: BpfMap, remove: Remove | None) -> FlowTable:
-    """Remove what has expired for good from a table, and count the others.
-
-    Args:
-        name: of the table.
-        table: the map.
-        remove: removes flows; None to count alone.
-    """
+    """Remove what has expired for good from a table, and count the others; or count alone."""
     held = dict.fromkeys(layout.FAMILIES, 0)
     for keys, values in table.columns():
         families = layout.families(keys)

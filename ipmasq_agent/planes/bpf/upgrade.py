@@ -40,13 +40,7 @@ _SEEN = FlowState.SEEN_OUTWARD | FlowState.SEEN_INWARD
 
 
 class FirstLayout:
-    """What an agent of the first layout left, whose programs may still run.
-
-    Args:
-        old: its maps.
-        new: those of today, which nothing is in.
-        here: the devices of this host.
-    """
+    """What an agent of the first layout left, whose programs may still run."""
 
     def __init__(self, old: PinnedMaps, new: PinnedMaps, here: NodeDevices) -> None:
         self._old, self._new = old, new
@@ -90,9 +84,6 @@ class FirstLayout:
         """Copy the flows that were not there at the last call; return how many there were.
 
         A flow of the programs of today that has a place already keeps it.
-
-        Args:
-            index: has flows found by what their packets are before translation, by their keys.
         """
         placed: list[bytes] = []
         taken = 0

@@ -105,30 +105,17 @@ def native_routing_key(family: Family) -> str:
     return f"{family.value}-native-routing-cidr"
 
 
-def native_routing(settings: Mapping[str, str]) -> list[Prefix]:
-    """Return the native-routing CIDRs that cilium-config sets.
-
-    Raises:
-        ConfigError: one of them cannot be read.
-    """
-    return _prefixes(settings, native_routing_key)
-
-
 def pool_key(family: Family) -> str:
     """Return the key of cilium-config that holds what the pod CIDRs of all nodes are taken from."""
     return f"cluster-pool-{family.value}-cidr"
 
 
-def pools(settings: Mapping[str, str]) -> list[Prefix]:
-    """Return what the pod CIDRs of all nodes are taken from, where Cilium itself gives them out.
+def prefixes_at(settings: Mapping[str, str], key_of: Callable[[Family], str]) -> list[Prefix]:
+    """Return the prefixes that cilium-config has under a key of each family.
 
     Raises:
         ConfigError: one of them cannot be read.
     """
-    return _prefixes(settings, pool_key)
-
-
-def _prefixes(settings: Mapping[str, str], key_of: Callable[[Family], str]) -> list[Prefix]:
     prefixes = []
     for family in Family:
         # Helm writes a list with commas or spaces, as viper splits it.

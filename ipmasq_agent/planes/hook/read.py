@@ -2,7 +2,7 @@
 
 Asked for are the chains that packets enter and those that their rules lead to, never a
 whole table, in which others may keep a hundred thousand rules. What is too large to be read
-is carried as a rule, or a set, that cannot be read.
+is carried as a rule, or a set, that cannot be read. What the kernel refuses is a KernelReadError.
 """
 
 from __future__ import annotations
@@ -65,22 +65,13 @@ def read_hook(family: Family, ours: OurBase | None, egress: tuple[str, ...]) -> 
 
 
 def hook_generation() -> int | None:
-    """Return the number of nf_tables' state; None where tables that it does not count exist.
-
-    Raises:
-        KernelReadError: the kernel refuses.
-        HostError: it cannot be told which tables exist.
-    """
+    """Return the number of nf_tables' state; None where tables that it does not count exist."""
     legacy = any(legacy_table_exists(family, name) for family in Family for name in _OF_IPTABLES)
     return None if legacy else generation_if_any()
 
 
 def first_of_nat_chain(family: Family, name: str) -> list[Rule]:
-    """Return the first rules of a chain in the nat table of iptables, of whichever variant has it.
-
-    Raises:
-        KernelReadError: it cannot be read.
-    """
+    """Return the first rules of a nat chain of iptables, of whichever variant has it."""
     listed = list_chain(family, "nat", name)[:_FIRST]
     rules = [as_iptables(told(rule.expressions, family, {}, _device)) for rule in listed]
     if not rules and legacy_table_exists(family, "nat"):
@@ -92,9 +83,6 @@ def populated(family: Family) -> dict[str, list[str]]:
     """Return the tables of either iptables in whose built-in chains there are rules.
 
     No table is made by looking.
-
-    Raises:
-        KernelReadError: one cannot be read.
     """
     tables: dict[str, list[str]] = {"iptables-nft": [], LEGACY: []}
     for table, chain in base_chains(family):

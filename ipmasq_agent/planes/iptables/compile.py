@@ -174,11 +174,8 @@ def target_options(action: Action, source: str | None = None) -> Iterator[Option
     """Yield the rules that translate: one for each protocol and port range, then the rest.
 
     A packet meets the ranges one after the other, so each takes its share of what the
-    ranges before it left: size / (its own size + the sizes of those after it).
-
-    Args:
-        action: which ports, and how they are chosen.
-        source: the address to translate to; None for that of the egress interface.
+    ranges before it left: size / (its own size + the sizes of those after it). Without a
+    source it is the address of the egress interface.
     """
     random = (Option("random-fully"),) if action.random_fully else ()
     for protocol in PORT_PROTOCOLS if action.ports else ():

@@ -38,12 +38,7 @@ def knows_random_fully(iptables: str) -> bool:
 def iptables_dialect(
     placement: Placement, set_name: Callable[[Family], str] | None = None
 ) -> Dialect[Table, DesiredChain, ChainPlan]:
-    """Return the dialect for one chain.
-
-    Args:
-        placement: the chain, and where the jumps to it stand.
-        set_name: names the set that a rule asks; None for a rule for each prefix.
-    """
+    """Return the dialect for one chain."""
 
     def compiled(policy: FamilyPolicy) -> DesiredChain:
         name = set_name(policy.family) if set_name else None

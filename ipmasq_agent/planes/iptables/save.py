@@ -19,12 +19,6 @@ _LONGEST_RULE = 1 << 14  # a comment has 256 bytes at most; past this a quote wa
 def parse_saved(text: str, family: Family, *, writer: str, table: str = "nat") -> Table:
     """Return the nat table in the output of ``iptables-save -t nat``, or another one.
 
-    Args:
-        text: the output, with or without counters.
-        family: whose table it is.
-        writer: the program, for messages.
-        table: which one it is.
-
     Raises:
         KernelReadError: the output is cut short, or is not such a table.
     """

@@ -8,13 +8,7 @@ from dataclasses import replace
 from ipmasq_agent.errors import CommandFailed, MissingTool
 from ipmasq_agent.host.commands import run
 from ipmasq_agent.netlink.ipset import SetHeader, set_header
-from ipmasq_agent.planes.iptables.set_text import (
-    TYPE,
-    edit_text,
-    fill_text,
-    foreign,
-    parse_saved,
-)
+from ipmasq_agent.planes.iptables.set_text import TYPE, edit_text, fill_text, foreign, parse_saved
 from ipmasq_agent.planes.iptables.sets import NEW, IpsetChange, set_names
 from ipmasq_agent.planes.prefixset import AddressSet, element
 from ipmasq_agent.policy.addresses import Family

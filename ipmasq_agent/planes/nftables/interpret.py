@@ -51,12 +51,7 @@ _TAKEN, _FREE = Verdict.NON_MASQUERADE, Verdict.MASQUERADE
 
 
 def interpret(table: NftTable, source: int | None = None) -> Interpretation:
-    """Return what ``table`` decides about the packets of pods.
-
-    Args:
-        table: as read from a kernel, or as it will be.
-        source: ask for packets of this source address only.
-    """
+    """Return what ``table`` decides about the packets of pods."""
     chain = table.chains.get(POSTROUTING)
     hook = None if chain is None else chain.hook
     rules = () if chain is None else chain.rules

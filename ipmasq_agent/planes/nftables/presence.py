@@ -9,11 +9,7 @@ from ipmasq_agent.policy.addresses import Family
 
 
 def has_table(placement: Placement) -> bool:
-    """Whether a table of this agent exists here, under whatever name.
-
-    Raises:
-        KernelReadError: the kernel refuses.
-    """
+    """Whether a table of this agent exists here, under whatever name."""
     return any(
         info.comment == COMMENT for family in Family for info in table_infos(family).values()
     )

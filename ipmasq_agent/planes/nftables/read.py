@@ -1,7 +1,8 @@
 """Our nftables table as the kernel lists it, made into the value that it is to us.
 
 Its frame (chains, rules, which sets there are) is small and read each time. The elements
-of a set may be very many; whoever knows them already says so, and spares their reading.
+of a set may be very many; whoever knows them already says so, and spares their reading. Where
+the kernel refuses, or the ruleset never stands still, it is a KernelReadError.
 """
 
 from __future__ import annotations
@@ -59,11 +60,7 @@ class Frame:
 
 
 def read_frame(family: Family, name: str) -> Frame:
-    """Return the frame of our table.
-
-    Raises:
-        KernelReadError: the kernel refuses, or the ruleset never stands still.
-    """
+    """Return the frame of our table."""
     found = table_contents(family, name, base=POSTROUTING)
     if found.table is None:
         return Frame(found.generation, NftTable(family, name, exists=False), 0, {})
@@ -115,11 +112,7 @@ def _hook(chain: ChainInfo | None) -> ChainHook | None:
 
 
 def read_table(frame: Frame, known: Mapping[str, NftSet] = MappingProxyType({})) -> NftTable:
-    """Return the table of a frame with all elements; of sets that are known without a question.
-
-    Raises:
-        KernelReadError: the kernel refuses, or the ruleset never stands still.
-    """
+    """Return the table of a frame with all elements; of sets that are known without a question."""
     table = frame.table
     sets = {
         name: known[name]
@@ -131,11 +124,7 @@ def read_table(frame: Frame, known: Mapping[str, NftSet] = MappingProxyType({}))
 
 
 def read_table_at(frame: Frame, destination: int) -> NftTable:
-    """Return the table of a frame with no more elements than decide about one destination.
-
-    Raises:
-        KernelReadError: as ``read_table``.
-    """
+    """Return the table of a frame with no more elements than decide about one destination."""
     table = frame.table
     parts = frame.sets.get(PARTS)
     elsewhere = frozenset[int | str]()
@@ -161,11 +150,7 @@ def read_table_at(frame: Frame, destination: int) -> NftTable:
 def read_set(
     family: Family, table: str, info: SetInfo, kind: SetKind, address: int | None = None
 ) -> NftSet:
-    """Return a set with all of its elements, or with no more than what it says of an address.
-
-    Raises:
-        KernelReadError: the kernel refuses, or the ruleset never stands still.
-    """
+    """Return a set with all of its elements, or with no more than what it says of an address."""
     if kind is SetKind.UNKNOWN:
         return NftSet(kind)
     if kind is SetKind.DEVICES:

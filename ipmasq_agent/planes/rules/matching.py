@@ -74,14 +74,7 @@ def question(source: int | None, device: str | None = None) -> Question:
 
 
 def option_matches(option: Option, table: Table, asked: Question, *, marked: bool) -> Match:
-    """Return whether packets have what one option of a rule asks for.
-
-    Args:
-        option: of a rule of ``table``; what it says of the destination is ``destinations``'.
-        table: with the sets that are known.
-        asked: which packets.
-        marked: a rule that they passed before may have set their mark.
-    """
+    """Return whether packets, perhaps ``marked`` by rules before, have what an option asks for."""
     name, values, negated = option
     if name in _OF_TARGETS or name == "dst-range":
         return Match.ALWAYS
@@ -261,13 +254,6 @@ def matches_of(
 
     All of its options must match. Where one of them holds for some packets only, one that
     cannot be read makes these fewer, and not unknown.
-
-    Args:
-        rule: of ``table``.
-        table: with the sets that are known.
-        asked: which packets.
-        marked: a rule that they passed before may have set their mark.
-        but: names of options that are not asked about.
     """
     answers = [
         option_matches(option, table, asked, marked=marked)

@@ -83,13 +83,7 @@ def owner_of_bridge(device: str) -> str | None:
 
 
 def owner(chain: str, table: str, rule: Rule | None) -> str | None:
-    """Return whose a rule is; None where nothing tells.
-
-    Args:
-        chain: in which it stands.
-        table: without its family; of iptables or not.
-        rule: itself, where it is known.
-    """
+    """Return whose a rule is; None where nothing tells."""
     found = owner_of_name(chain) or _beginning(table, _TABLES)
     if found or rule is None:
         return found

@@ -282,12 +282,7 @@ def clipped(
 
 
 def _reached(partial: list[tuple[int, Partial]], deciders: list[Entry[int]]) -> Iterator[Partial]:
-    """Yield the parts of each range that no rule before the exception decides.
-
-    Args:
-        partial: exceptions of one chain, each with the position in it at which they act.
-        deciders: the position of the rule that decides for certain, for each destination.
-    """
+    """Yield the parts of each range that no rule before the exception decides."""
     for position, item in partial:
         for decider in overlapping(deciders, item.first, item.last):
             if decider.verdict >= position:

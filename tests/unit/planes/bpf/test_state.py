@@ -165,12 +165,12 @@ def test_more_port_ranges_than_there_is_room_for_are_refused() -> None:
 @given(FAMILIES.flatmap(lambda f: st.tuples(st.just(f), prefixes(f))))
 def test_a_prefix_comes_back_from_its_key(drawn: tuple[Family, Prefix]) -> None:
     family, prefix = drawn
-    key = lpm.pack_key(family, prefix.first, prefix.length, layout.ADDRESS_SIZE)
+    key = lpm.pack_keys(family, [(prefix.first, prefix.length)], layout.ADDRESS_SIZE)
     assert list(lpm.unpack_keys(family, [(key, 1)])) == [(prefix.first, prefix.length, 1)]
 
 
 def test_a_length_that_the_family_has_not_is_an_error() -> None:
-    key = lpm.pack_key(Family.IPV6, 0, 64, layout.ADDRESS_SIZE)
+    key = lpm.pack_keys(Family.IPV6, [(0, 64)], layout.ADDRESS_SIZE)
     with pytest.raises(KernelReadError, match="one of length 64"):
         list(lpm.unpack_keys(V4, [(key, 1)]))
 

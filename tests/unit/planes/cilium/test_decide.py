@@ -141,9 +141,11 @@ def test_a_destination_is_kept_exactly_where_a_prefix_holds_it(
 
 def test_native_routing_cidrs_are_taken_from_cilium_config() -> None:
     settings = {"ipv4-native-routing-cidr": "10.0.0.0/8", "ipv6-native-routing-cidr": ""}
-    assert [str(p) for p in cilium.native_routing(settings)] == ["10.0.0.0/8"]
+    assert [str(p) for p in cilium.prefixes_at(settings, cilium.native_routing_key)] == [
+        "10.0.0.0/8"
+    ]
     with pytest.raises(ConfigError, match="ipv6-native-routing-cidr: 'x' is not a prefix"):
-        cilium.native_routing({"ipv6-native-routing-cidr": "x"})
+        cilium.prefixes_at({"ipv6-native-routing-cidr": "x"}, cilium.native_routing_key)
 
 
 def test_a_cilium_that_does_not_use_its_map_is_odd() -> None:
