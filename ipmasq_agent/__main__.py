@@ -23,5 +23,13 @@ try:
 except KeyboardInterrupt:
     leave_at_once()
 
+
+def plugin() -> None:
+    """Be ``kubectl ipmasq``."""
+    from ipmasq_agent.cli.fleet import main as program
+
+    program()
+
+
 if __name__ == "__main__":
     main()

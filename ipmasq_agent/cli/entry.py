@@ -16,7 +16,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from types import FrameType
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 import click
 
@@ -57,17 +57,25 @@ _COMPLETE = "_IPMASQ_AGENT_COMPLETE"
 
 
 class Verbs(click.Group):
-    """A group whose commands live one to a module and load when they are named."""
+    """A group whose commands live one to a module and load when they are named.
+
+    Attributes:
+        verbs: what each does, in a line.
+        home: how the name of each one's module begins.
+    """
+
+    verbs = VERBS
+    home = "ipmasq_agent.cli."
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the verbs in the order in which a user meets them."""
-        return list(VERBS)
+        return list(self.verbs)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the verb's module."""
-        if cmd_name not in VERBS:
+        if cmd_name not in self.verbs:
             return None
-        module = importlib.import_module(f"ipmasq_agent.cli.{cmd_name}")
+        module = importlib.import_module(f"{self.home}{cmd_name}")
         command = module.command
         assert isinstance(command, click.Command)
         return command
@@ -76,8 +84,8 @@ class Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the verb, or name those that are written alike."""
-        if args[0] not in VERBS and not ctx.resilient_parsing:
-            like = difflib.get_close_matches(args[0], VERBS)
+        if args[0] not in self.verbs and not ctx.resilient_parsing:
+            like = difflib.get_close_matches(args[0], self.verbs)
             meant = f" Did you mean {' or '.join(like)}?" if like else ""
             ctx.fail(f"No such verb: {args[0]}.{meant}")
         return super().resolve_command(ctx, args)
@@ -85,7 +93,7 @@ class Verbs(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs without importing them."""
         with formatter.section("Verbs"):
-            formatter.write_dl(list(VERBS.items()))
+            formatter.write_dl(list(self.verbs.items()))
 
 
 EPILOG = """\b
@@ -117,9 +125,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     sync"; 2 for any error, whose message goes to standard error with its remedy; 130 after
     Ctrl-C, and 141 where nobody reads the answer, as of programs that a signal ends.
     """
-    # Where whoever started us ignores it, the kernel keeps no exit status of programs for us
-    # (wait(2)), and all of them seem to have succeeded.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     arguments = normalise(list(sys.argv[1:] if argv is None else argv))
     if _COMPLETE in os.environ:
         cli.main(arguments, "ipmasq-agent")
@@ -127,11 +132,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         # A policy of 100,000 entries is many objects and no cycles: going over all of them
         # again and again takes a third of the time.
         gc.disable()
+    leave(cli, "ipmasq-agent", arguments)
+
+
+def leave(program: click.Command, name: str, arguments: list[str]) -> NoReturn:
+    """Run a program of this package and exit, as ``main`` says."""
+    # Where whoever started us ignores it, the kernel keeps no exit status of programs for us
+    # (wait(2)), and all of them seem to have succeeded.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     before = signal.getsignal(signal.SIGINT)
     try:
         if before != signal.SIG_IGN:
             signal.signal(signal.SIGINT, _interrupt)
-        status = _answer(arguments)
+        status = _answer(program, name, arguments)
     except KeyboardInterrupt:
         status = _INTERRUPTED
         _tell("interrupted")
@@ -142,12 +155,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(status)
 
 
-def _answer(arguments: list[str]) -> int:
+def _answer(program: click.Command, name: str, arguments: list[str]) -> int:
     """Return the exit status of what is asked, having told what is wrong."""
     try:
         # Not cli.main(), which takes a reader that left for a 1.
-        with cli.make_context("ipmasq-agent", arguments) as context:
-            status = cli.invoke(context)
+        with program.make_context(name, arguments) as context:
+            status = program.invoke(context)
     except click.exceptions.Exit as left:
         return left.exit_code
     except click.ClickException as error:
@@ -157,7 +170,7 @@ def _answer(arguments: list[str]) -> int:
     except BrokenPipeError:
         return _NOBODY_READS
     except Exception as cause:
-        verb = arguments[0] if arguments else "ipmasq-agent"
+        verb = arguments[0] if arguments else name
         if isinstance(cause, OSError) and cause.errno in _NO_ROOM and cause.filename is None:
             _tell(f"error: {verb} cannot write its output: {os.strerror(cause.errno)}")
             return 2

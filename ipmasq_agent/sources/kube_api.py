@@ -13,9 +13,11 @@ import json
 import socket
 import threading
 from collections.abc import Mapping
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 import urllib3
+from kubernetes.client import Configuration
 from kubernetes.client.rest import RESTClientObject
 
 from ipmasq_agent.errors import SourceError, SourceUnavailable
@@ -43,6 +45,13 @@ TRANSPORT_ERRORS = (
 )
 
 
+class Content(NamedTuple):
+    """What is sent with a request, and its media type."""
+
+    kind: str
+    body: bytes
+
+
 class ApiRefusal(Exception):
     """The API server answered, and not with what was asked for.
 
@@ -64,19 +73,26 @@ class ApiRefusal(Exception):
 
 
 class KubeApi:
-    """GET requests to one API server, from any thread.
+    """Requests to one API server, from any thread.
 
     Attributes:
         host: the URL of the API server, once it is known, without what is secret in it.
 
     Args:
-        kubeconfig: see ``Credentials``.
+        kubeconfig, context: see ``Credentials``.
+        connections: how many are kept for threads that ask at once; None for the client's default.
     """
 
-    def __init__(self, kubeconfig: str | None = None) -> None:
+    def __init__(
+        self,
+        kubeconfig: str | None = None,
+        context: str | None = None,
+        connections: int | None = None,
+    ) -> None:
         self._lock = threading.Lock()
+        self._connections = connections
         self._client: RESTClientObject | None = None
-        self._loaded = Credentials(kubeconfig)
+        self._loaded = Credentials(kubeconfig, context)
         self._sent: str | None = None
         self._proxy: str | None = None
         self.host = "the API server"
@@ -123,7 +139,18 @@ class KubeApi:
     def get(
         self, path: str, query: Mapping[str, str], *, read_timeout: float
     ) -> urllib3.BaseHTTPResponse:
-        """Send a request and return the response, whose body is still to be read.
+        """Ask and return the response, whose body is still to be read; see ``_send``."""
+        return self._send("GET", path, query, None, read_timeout)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        content: Content | None,
+        read_timeout: float,
+    ) -> urllib3.BaseHTTPResponse:
+        """Send a request and return the response.
 
         Credentials that the server does not accept (401) are loaded anew at once, as they
         may have been rotated, and the request is repeated.
@@ -135,14 +162,22 @@ class KubeApi:
         """
         client = self._connect()
         try:
-            return self._get(client, path, query, read_timeout)
+            return self._send_once(client, method, path, query, content, read_timeout)
         except ApiRefusal as refusal:
             if refusal.status != 401:
                 raise
         self._forget(client)
-        return self._get(self._connect(), path, query, read_timeout)
+        return self._send_once(self._connect(), method, path, query, content, read_timeout)
 
-    def read(self, path: str, query: Mapping[str, str], *, read_timeout: float) -> bytes:
+    def read(
+        self,
+        path: str,
+        query: Mapping[str, str],
+        *,
+        read_timeout: float,
+        method: str = "GET",
+        content: Content | None = None,
+    ) -> bytes:
         """Send a request and return the whole body of the response.
 
         Raises:
@@ -150,7 +185,7 @@ class KubeApi:
             SourceUnavailable: there was no answer.
             SourceError: there are no usable credentials.
         """
-        response = self.get(path, query, read_timeout=read_timeout)
+        response = self._send(method, path, query, content, read_timeout)
         try:
             body: bytes = response.read()
         except TRANSPORT_ERRORS as cause:
@@ -166,17 +201,36 @@ class KubeApi:
         if client is not None:
             self._forget(client)
 
-    def _get(
-        self, client: RESTClientObject, path: str, query: Mapping[str, str], read_timeout: float
+    def way_in(self) -> tuple[Configuration, str | None]:
+        """Return how to connect to the server, and what to send it as Authorization.
+
+        Raises:
+            SourceError: there are no usable credentials.
+        """
+        configuration: Configuration = self._connect().configuration
+        self._sent = self._loaded.authorization(configuration)
+        return configuration, self._sent
+
+    def _send_once(
+        self,
+        client: RESTClientObject,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        content: Content | None,
+        read_timeout: float,
     ) -> urllib3.BaseHTTPResponse:
         headers = {"Accept": "application/json", "User-Agent": "ipmasq-agent"}
+        if content is not None:
+            headers["Content-Type"] = content.kind
         self._sent = self._loaded.authorization(client.configuration)
         if self._sent is not None:
             headers["Authorization"] = self._sent
         try:
             response: urllib3.BaseHTTPResponse = client.pool_manager.request(
-                "GET",
+                method,
                 f"{client.configuration.host}{path}?{urlencode(query)}",
+                body=None if content is None else content.body,
                 headers=headers,
                 preload_content=False,
                 redirect=False,
@@ -187,7 +241,7 @@ class KubeApi:
         # Not only those: nothing of a library's goes to whoever prints what nobody foresaw.
         except Exception as cause:
             raise self.unreachable(cause) from cause
-        if response.status == 200:
+        if response.status in (200, 201):
             return response
         try:
             raise self._refusal(response)
@@ -215,6 +269,8 @@ class KubeApi:
 
     def _open(self) -> RESTClientObject:
         configuration = self._loaded.load()
+        if self._connections is not None:
+            configuration.connection_pool_maxsize = self._connections
         configuration.socket_options = [
             *urllib3.connection.HTTPConnection.default_socket_options,
             *KEEPALIVE,

@@ -36,10 +36,12 @@ class Credentials:
     Args:
         kubeconfig: path of a kubeconfig; without it $KUBECONFIG, then the ServiceAccount
             of the pod we run in, then ~/.kube/config.
+        context: its context to use, instead of the current one.
     """
 
-    def __init__(self, kubeconfig: str | None) -> None:
+    def __init__(self, kubeconfig: str | None, context: str | None = None) -> None:
         self._kubeconfig = kubeconfig
+        self._context = context
         self._plugin: str | None = None
         self.name = self.address = self.authorities = "the credentials"
         self.renewal = "renew them"
@@ -57,7 +59,7 @@ class Credentials:
         kubeconfig = self._kubeconfig or os.environ.get("KUBECONFIG")
         in_cluster = incluster_config.SERVICE_HOST_ENV_NAME in os.environ
         home = Path("~/.kube/config").expanduser()
-        if not kubeconfig and in_cluster:
+        if not kubeconfig and not self._context and in_cluster:
             self.name = "the ServiceAccount of this pod"
             self.address = "$KUBERNETES_SERVICE_HOST and _PORT of this pod"
             self.authorities = incluster_config.SERVICE_CERT_FILENAME
@@ -81,9 +83,10 @@ class Credentials:
                 from ipmasq_agent.sources.kubeconfig import check
 
                 paths = [os.path.expanduser(each) for each in kubeconfig.split(os.pathsep) if each]
-                self._plugin = check(paths)
+                self._plugin = check(paths, self._context)
                 load_kube_config(
                     config_file=kubeconfig,
+                    context=self._context,
                     client_configuration=configuration,
                     persist_config=False,
                 )

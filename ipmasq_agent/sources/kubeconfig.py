@@ -72,11 +72,12 @@ class _Entry:
             yield self.within(item, f"an entry of {key}")
 
 
-def check(paths: Sequence[str]) -> str | None:
-    """Look through the parts of a kubeconfig that its current context uses.
+def check(paths: Sequence[str], context: str | None = None) -> str | None:
+    """Look through the parts of a kubeconfig that a context uses.
 
     Args:
         paths: of the files that it is merged from, first come first served.
+        context: a name, or None for the one that is current.
 
     Returns:
         The command of the plugin that gives the credentials, if it is one that does.
@@ -89,11 +90,12 @@ def check(paths: Sequence[str]) -> str | None:
         raise SourceError(f"the kubeconfig {os.pathsep.join(paths)} does not exist")
     # As the client does, the last one that says so; kubectl takes the first.
     current = [text for file in files if (text := file.text("current-context"))]
-    if not current:
+    name = context or (current[-1] if current else None)
+    if name is None:
         files[0].fail(files[0].node, "there is no current-context")
-    chosen = _named(files, "contexts", "context", current[-1])
+    chosen = _named(files, "contexts", "context", name)
     if chosen is None:
-        files[0].fail(files[0].node, f"there is no context {current[-1]!r}")
+        files[0].fail(files[0].node, f"there is no context {name!r}")
     cluster = _named(files, "clusters", "cluster", chosen.text("cluster"))
     if cluster is None:
         chosen.fail(chosen.node, "the cluster of the context is not among the clusters")

@@ -92,7 +92,7 @@ class Api(KubeApi):
     ) -> urllib3.BaseHTTPResponse:
         return Response(self._data)
 
-    def read(self, path: str, query: Mapping[str, str], *, read_timeout: float) -> bytes:
+    def read(self, path: str, query: Mapping[str, str], **options: Any) -> bytes:
         said, between, rest = self._data.partition(BETWEEN)
         self._data = rest if between else b""
         return said

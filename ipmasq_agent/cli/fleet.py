@@ -1,0 +1,183 @@
+"""``kubectl ipmasq``: the agents of all nodes, asked and told from one place."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ipmasq_agent import __version__
+from ipmasq_agent.cli.entry import Verbs, leave
+
+if TYPE_CHECKING:
+    from ipmasq_agent.fleet.cluster import Fleet
+    from ipmasq_agent.fleet.published import Publisher
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SILENT, _SOON = 2.0, 0.2  # seconds without a word, and between two
+
+VERBS: Mapping[str, str] = {
+    "status": "A line for each node: what is in force there, and what keeps it from being so.",
+}
+
+
+class FleetVerbs(Verbs):
+    """The verbs of the plugin."""
+
+    verbs = VERBS
+    home = "ipmasq_agent.cli.fleet_"
+
+
+@click.command(
+    cls=FleetVerbs,
+    epilog="""\b
+Examples:
+  kubectl ipmasq status
+""",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="kubectl ipmasq")
+def program() -> None:
+    """Ask the agents of all nodes of a cluster, and roll a document out to them.
+
+    With the credentials of kubectl, through the API server: by its proxy to the agents' pods where
+    they listen on more than loopback, else by running a verb in each pod. docs/fleet.md says which
+    permissions that takes.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the plugin and exit; exit statuses are those of ``ipmasq-agent``."""
+    if "_KUBECTL_IPMASQ_COMPLETE" in os.environ:
+        program.main(prog_name="kubectl-ipmasq")
+    leave(program, "kubectl ipmasq", list(sys.argv[1:] if argv is None else argv))
+
+
+_OPTIONS = (
+    click.option("--kubeconfig", metavar="PATH", help="Credentials.  [default: as kubectl's]"),
+    click.option(
+        "--context", metavar="NAME", help="Of the kubeconfig, instead of the current one."
+    ),
+    click.option(
+        *("-n", "--namespace"),
+        metavar="NAME",
+        default="kube-system",
+        show_default=True,
+        help="Where the agents' pods are.",
+    ),
+    click.option(
+        *("-l", "--selector"),
+        metavar="LABELS",
+        default="app.kubernetes.io/name=ipmasq-agent",
+        show_default=True,
+        help="What the agents' pods are labelled with.",
+    ),
+    click.option(
+        "--node", "nodes", metavar="NAME", multiple=True, help="This node alone; repeatable."
+    ),
+    click.option(
+        "--via",
+        type=click.Choice(["proxy", "exec"]),
+        help="How agents are asked for their status.  [default: by proxy where it leads to them]",
+    ),
+    click.option(
+        "--patience",
+        metavar="SECONDS",
+        type=click.FloatRange(min=0.1),
+        default=5.0,
+        show_default=True,
+        help="How long one node is waited for.",
+    ),
+    click.option(
+        "--at-once",
+        metavar="COUNT",
+        type=click.IntRange(min=1, max=500),
+        default=64,
+        show_default=True,
+        help="How many nodes are asked at once.",
+    ),
+)
+_CONFIGMAP = click.option(
+    "--configmap",
+    metavar="NAMESPACE/NAME[:KEY]",
+    default="kube-system/ip-masq-agent",
+    show_default=True,
+    help="Where the cluster's document is.",
+)
+
+
+def fleet_options(function: F) -> F:
+    """Add the options that say which agents are meant, and how they are asked."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def document_option(function: F) -> F:
+    """Add the option that says where the cluster's document is."""
+    return _CONFIGMAP(function)
+
+
+def fleet_of(options: Mapping[str, Any]) -> Fleet:
+    """Return the fleet that the values of ``fleet_options`` mean."""
+    from ipmasq_agent.fleet.cluster import Fleet
+    from ipmasq_agent.sources.kube_api import KubeApi
+
+    at_once = options["at_once"]
+    api = KubeApi(options["kubeconfig"], options["context"], at_once)
+    click.get_current_context().call_on_close(api.close)
+    return Fleet(
+        api,
+        options["namespace"],
+        options["selector"],
+        via=options["via"],
+        seconds=options["patience"],
+        at_once=at_once,
+        only=options["nodes"],
+    )
+
+
+def publisher_of(fleet: Fleet, configmap: str, *, force: bool = False) -> Publisher:
+    """Return who reads and writes the document that an option names."""
+    from ipmasq_agent.cli.options import split_configmap
+    from ipmasq_agent.fleet.published import Publisher
+
+    return Publisher(fleet.api, *split_configmap(configmap), force=force)
+
+
+class FleetProgress:
+    """Says on standard error how far something is, if it takes long.
+
+    Args:
+        what: in words.
+        total: how many there are.
+    """
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._total = what, total
+        self._live = sys.stderr.isatty()
+        self._next = time.monotonic() + _SILENT
+        self._shown = ""
+
+    def __call__(self, count: int, more: str = "") -> None:
+        """Say how many are done."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + (_SOON if self._live else _SILENT)
+        width = 20
+        bar = "#" * (width * count // max(1, self._total))
+        text = f"{self._what} [{bar:{width}}] {count} of {self._total}{more}"
+        if text != self._shown:
+            click.echo(f"\r\x1b[K{text}" if self._live else text, err=True, nl=not self._live)
+            self._shown = text
+
+    def end(self) -> None:
+        """Leave the terminal as it was."""
+        if self._live and self._shown:
+            click.echo("\r\x1b[K", err=True, nl=False)

@@ -1,0 +1,121 @@
+"""``kubectl ipmasq status``: what is in force on each node?"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ipmasq_agent.cli.fleet import (
+    FleetProgress,
+    document_option,
+    fleet_of,
+    fleet_options,
+    publisher_of,
+)
+from ipmasq_agent.cli.output import emit, output_option
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ipmasq_agent.fleet.cluster import Fleet
+    from ipmasq_agent.fleet.nodes import NodeState
+    from ipmasq_agent.fleet.published import Published, Publisher
+
+
+@click.command(
+    "status",
+    epilog="""\b
+Examples:
+  kubectl ipmasq status
+  kubectl ipmasq status --node node-17 -o json
+  kubectl ipmasq status --watch
+""",
+)
+@click.option("-w", "--watch", is_flag=True, help="Go on, and show each node that changes.")
+@click.option(
+    "--every",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.1),
+    default=5.0,
+    show_default=True,
+    help="How often --watch asks.",
+)
+@fleet_options
+@document_option
+@output_option
+def command(watch: bool, every: float, configmap: str, output: str, **options: Any) -> int:
+    """Say of each node which data plane masquerades there, and whether it is in sync.
+
+    In sync is a node whose kernel holds the cluster's document, with nothing else before it. HASH
+    and REVISION are of the document in force there, SINCE is when it came; PORTS is how full the
+    fullest pool of source ports is, DRIFT how often the agent undid what others had done. A node
+    that does not answer in time is listed with the reason, and not waited for.
+
+    Exit status: 0 all in sync, 1 not, 2 when the cluster cannot be asked.
+    """
+    from ipmasq_agent.fleet.nodes import table
+
+    fleet = fleet_of(options)
+    publisher = publisher_of(fleet, configmap)
+    document, states = _look(fleet, publisher)
+    expected = document and document.digest
+    lines = table(states, expected)
+    data = _data(document, states)
+    emit(data, output, lambda: "\n".join([*lines, "", *_below(publisher, document, states)]))
+    while watch:
+        time.sleep(every)
+        before = dict(zip((each.node for each in states), states, strict=True)), expected
+        document, states = _look(fleet, publisher)
+        expected = document and document.digest
+        known = before[0] if before[1] == expected else {}
+        changed = [each for each in states if known.get(each.node) != each]
+        if changed:
+            data = _data(document, changed)
+            emit(data, output, lambda: "\n".join(table(changed, expected, head=False)))  # noqa: B023
+    return 0 if all(each.good(expected) for each in states) else 1
+
+
+def _look(fleet: Fleet, publisher: Publisher) -> tuple[Published | None, list[NodeState]]:
+    """Return the cluster's document, if we may read it, and what all agents say."""
+    from ipmasq_agent.errors import AccessDenied
+
+    try:
+        document = publisher.read()
+    except AccessDenied as error:
+        click.echo(f"warning: {error}", err=True)
+        document = None
+    agents = fleet.agents()
+    progress = FleetProgress("asking nodes", len(agents))
+    try:
+        return document, fleet.states(agents, progress)
+    finally:
+        progress.end()
+
+
+def _data(document: Published | None, states: Sequence[NodeState]) -> dict[str, Any]:
+    expected = document and document.digest
+    return {
+        "inSync": all(each.good(expected) for each in states),
+        "document": document and {"revision": document.version, "hash": document.digest},
+        "nodes": [each.as_data(expected) for each in states],
+    }
+
+
+def _below(
+    publisher: Publisher, document: Published | None, states: Sequence[NodeState]
+) -> list[str]:
+    """Return what there is to say of all nodes together, and how to go on."""
+    from ipmasq_agent.fleet.nodes import summary
+
+    if document is None:
+        return [summary(states, None, publisher.place)]
+    lines = [summary(states, document.digest, publisher.place)]
+    if not all(each.good(document.digest) for each in states):
+        kept = publisher.kept()
+        if kept is not None and kept.replaced_by == document.digest != kept.digest:
+            lines.append(
+                f"`kubectl ipmasq rollback` goes back to the document before it ({kept.digest})"
+            )
+    return lines

@@ -1,0 +1,164 @@
+"""What the agents of all nodes say of themselves, a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ipmasq_agent.answers.table import aligned
+
+_NAMED = 3  # nodes in a row of them
+_HEAD = ("NODE", "PLANE", "SYNC", "HASH", "REVISION", "SINCE", "PORTS", "DRIFT")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """One node.
+
+    Attributes:
+        node: its name.
+        silent: why nothing was heard of it; None where something was.
+        plane: the data plane in use.
+        in_force: what becomes of packets is what the document in force says.
+        ready: as readiness probes are told.
+        held: hash of the document that is in force; None for none yet.
+        revision, since: of that document.
+        newest: hash of the newest document that the agent has seen.
+        accepted: that one can be used.
+        trouble: what keeps the agent from being in sync and ready, a clause each.
+        ports: how full the fullest pool of source ports is, from 0 to 1; None where unknown.
+        heals: how often it undid what others had done.
+        healed: when, last.
+    """
+
+    node: str
+    silent: str | None = None
+    plane: str = "-"
+    in_force: bool = False
+    ready: bool = False
+    held: str | None = None
+    revision: str | None = None
+    since: str | None = None
+    newest: str | None = None
+    accepted: bool = False
+    trouble: tuple[str, ...] = ()
+    ports: float | None = None
+    heals: int = 0
+    healed: str | None = None
+
+    def good(self, document: str | None) -> bool:
+        """Whether it is in sync with a document of that hash, or with any."""
+        return self.in_force and self.ready and document in (None, self.held)
+
+    def why_not(self, document: str | None) -> str:
+        """Return what is the matter, in one line; empty where nothing is."""
+        if self.silent is not None:
+            return self.silent
+        if self.good(document):
+            return ""
+        clauses = list(self.trouble)
+        if document is not None and self.held != document and self.newest != document:
+            clauses.append(f"has not seen the cluster's document ({document}) yet")
+        return "; ".join(clauses) or "not ready"
+
+    def cells(self, document: str | None) -> tuple[str, ...]:
+        """Return it as cells of a table."""
+        if self.silent is not None:
+            return (self.node, *("-",) * (len(_HEAD) - 1), self.silent)
+        drift = f"{self.heals}, last {self.healed}" if self.healed else str(self.heals)
+        return (
+            self.node,
+            self.plane,
+            "yes" if self.good(document) else "no",
+            self.held or "-",
+            self.revision or "-",
+            self.since or "-",
+            "-" if self.ports is None else f"{self.ports:.0%}",
+            drift,
+            self.why_not(document),
+        )
+
+    def as_data(self, document: str | None) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {
+            "node": self.node,
+            "heard": self.silent is None,
+            "plane": self.plane,
+            "inSync": self.good(document),
+            "hash": self.held,
+            "revision": self.revision,
+            "since": self.since,
+            "ports": self.ports,
+            "heals": self.heals,
+            "healed": self.healed,
+            "reason": self.why_not(document) or None,
+        }
+
+
+def state_of(node: str, told: Mapping[str, Any]) -> NodeState:
+    """Return what an agent says, which is the contract of ``status -o json``.
+
+    Raises:
+        one of MALFORMED: it is in another form.
+    """
+    config = told["config"]
+    held, newest = config.get("inForce") or {}, config.get("newest") or {}
+    fills = [row["used"] / row["of"] for row in told.get("ports") or () if row["of"]]
+    healed = told.get("healed") or ()
+    return NodeState(
+        node,
+        plane=str(told["mode"] or "-"),
+        in_force=bool(told.get("inForce", told["inSync"])),
+        ready=bool(told.get("ready", told["inSync"])),
+        held=_text(held.get("hash")),
+        revision=_text(held.get("revision")),
+        since=_text(held.get("since")),
+        newest=_text(newest.get("hash")),
+        accepted=bool(config["accepted"]),
+        trouble=tuple(_trouble(told)),
+        # Rows are told where something is in use, by agents that can count.
+        ports=max(fills, default=0.0) if "ports" in told else None,
+        heals=int(told.get("heals") or 0),
+        healed=_text(healed[-1]["at"]) if healed else None,
+    )
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _trouble(told: Mapping[str, Any]) -> list[str]:
+    found = [told.get("failure"), told["config"].get("error"), told.get("contested")]
+    found += [f"{f}: {told[f]['error']}" for f in ("ipv4", "ipv6") if told[f].get("error")]
+    for kind in ("waiting", "leftBehind", "unanswered"):
+        found += told.get(kind) or ()
+    found += [fact["error"] for fact in told.get("facts") or () if fact.get("error")]
+    if overrides := told.get("overrides"):
+        found.append(f"{len(overrides)} rules of others decide before ours; see `doctor`")
+    if not told["inSync"] and not any(found):
+        found.append("the kernel does not hold what the document asks for")
+    # A document's error has a line for each problem.
+    return [" ".join(str(each).split()) for each in found if each]
+
+
+def table(states: Sequence[NodeState], document: str | None, *, head: bool = True) -> list[str]:
+    """Return nodes as lines of a table."""
+    rows = [(*_HEAD, "")] if head else []
+    return aligned([*rows, *(each.cells(document) for each in states)])
+
+
+def summary(states: Sequence[NodeState], document: str | None, place: str) -> str:
+    """Return in one line how many are as they should be; ``place`` is where the document is."""
+    good = sum(each.good(document) for each in states)
+    silent = sum(each.silent is not None for each in states)
+    words = [f"{good} of {len(states)} nodes in sync"]
+    words += [f"with {place} ({document})"] if document else []
+    return " ".join(words) + (f", of {silent} nothing was heard" if silent else "")
+
+
+def named(nodes: Sequence[str]) -> str:
+    """Return names of nodes in few words."""
+    shown = ", ".join(nodes[:_NAMED])
+    more = len(nodes) - _NAMED
+    return f"{shown} and {more} more" if more > 0 else shown

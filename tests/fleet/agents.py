@@ -1,0 +1,114 @@
+"""Agents that are simulated: each says what a real one would, in the real one's own JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ipmasq_agent.agent.status import ConfigStatus, Sighting, Status
+from ipmasq_agent.config.document import parse_document
+from ipmasq_agent.config.model import Flags
+from ipmasq_agent.errors import ConfigError
+from ipmasq_agent.fleet.published import digest_of
+from ipmasq_agent.policy.addresses import Family
+
+STARTED = 1_790_000_000.0
+NAME = "kube-system/ip-masq-agent"
+
+
+@dataclass
+class Agent:
+    """One node's.
+
+    Attributes:
+        node: its name.
+        lag: how many times it is asked before it has seen a new document.
+        dead: nobody listens there.
+        silent: somebody does, and never answers.
+        fails: the error with which its passes fail, after which it holds what it held.
+        port: where it listens on the node's address; None for loopback alone.
+        verbs: what its verbs print beside ``status``: verb → exit status and JSON.
+    """
+
+    node: str
+    lag: int = 0
+    dead: bool = False
+    silent: bool = False
+    fails: str | None = None
+    port: int | None = 9797
+    verbs: dict[str, tuple[int, Any]] = field(default_factory=dict)
+    phase: str = "Running"
+
+    def __post_init__(self) -> None:
+        self.pod = f"ipmasq-agent-{self.node}"
+        self._status = Status(
+            ConfigStatus(f"ConfigMap {NAME}"),
+            mode="iptables-nft",
+            mode_reason="as kubelet",
+            devices=("eth0",),
+            families=(Family.IPV4,),
+            in_sync=True,
+        )
+        self._version = ""
+        self._behind = 0
+        self._told: bytes | None = None
+
+    def manifest(self) -> dict[str, Any]:
+        """Return its pod, as large as real ones are."""
+        address = f"0.0.0.0:{self.port}" if self.port else "127.0.0.1:9797"
+        return {
+            "metadata": {
+                "name": self.pod,
+                "namespace": "kube-system",
+                "labels": {"app.kubernetes.io/name": "ipmasq-agent"},
+                "managedFields": [
+                    {"manager": "kube-controller-manager", "fieldsV1": {"f": "x" * 3000}}
+                ],
+            },
+            "spec": {
+                "nodeName": self.node,
+                "hostNetwork": True,
+                "containers": [
+                    {
+                        "name": "agent",
+                        "args": ["run"],
+                        "env": [{"name": "IPMASQ_HTTP_ADDRESS", "value": address}],
+                    }
+                ],
+            },
+            "status": {"phase": self.phase, "conditions": [{"type": "Ready", "status": "True"}]},
+        }
+
+    def status(self, version: str, document: bytes | None) -> bytes:
+        """Return what it says, with the cluster's document in mind."""
+        if version != self._version:
+            if self._behind < self.lag:
+                self._behind += 1
+            else:
+                self._version, self._behind = version, 0
+                self._take_in(version, document)
+                self._told = None
+        if self._told is None:
+            self._told = json.dumps(self._status.as_data()).encode()
+        return self._told
+
+    def _take_in(self, version: str, document: bytes | None) -> None:
+        newest = Sighting(version, digest_of(document), STARTED + len(version))
+        config = replace(self._status.config, newest=newest)
+        try:
+            parse_document(document, "document", Flags())
+        except ConfigError as error:
+            self._status = replace(
+                self._status, config=replace(config, accepted=False, error=str(error))
+            )
+            return
+        config = replace(config, accepted=True, error=None)
+        if self.fails and self._status.config.in_force is not None:
+            self._status = replace(
+                self._status, config=config, in_sync=False, errors={Family.IPV4: self.fails}
+            )
+            return
+        self._status = replace(
+            self._status, config=replace(config, in_force=newest), in_sync=True, errors={}
+        )

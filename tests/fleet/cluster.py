@@ -1,0 +1,273 @@
+"""An API server with agents behind it: pods page by page, their proxy and exec, ConfigMaps.
+
+It runs in a thread of its own. ConfigMaps are applied as server-side apply has it
+(kubernetes.io/docs/reference/using-api/server-side-apply): fields have managers, and to change one
+of somebody else's is a conflict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import WSMsgType, web
+
+from tests.fleet.agents import Agent
+
+DEADLINE = 60.0
+STDOUT, STDERR, ENDED = b"\x01", b"\x02", b"\x03"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass
+class ConfigMap:
+    """One, with who manages which of its fields."""
+
+    version: int
+    data: dict[str, str]
+    annotations: dict[str, str] = field(default_factory=dict)
+    managers: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+
+
+class FleetCluster:
+    """The server.
+
+    Attributes:
+        agents: pod → agent; tests may change them at any time.
+        configmaps: by name, as they are now.
+        requests: method and path of all that was asked.
+        before, after: called around each request that writes.
+        forbidden: what in a path is answered with 403.
+    """
+
+    def __init__(self, agents: Iterable[Agent], document: str | None = None) -> None:
+        self.agents = {agent.pod: agent for agent in agents}
+        self.configmaps: dict[str, ConfigMap] = {}
+        self.requests: list[tuple[str, str]] = []
+        self.before: Callable[[str], None] = lambda what: None
+        self.after: Callable[[str], None] = lambda what: None
+        self.forbidden: tuple[str, ...] = ()
+        self._version = 100
+        if document is not None:
+            self.put("ip-masq-agent", document)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fleet")
+        self._thread.start()
+        self._closing = asyncio.Event()
+        self._runner: web.AppRunner
+        self.port: int = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(
+            DEADLINE
+        )
+
+    def put(self, name: str, document: str, manager: str = "kubectl-create") -> None:
+        """Write a document as somebody else would."""
+        self._version += 1
+        managers = {("data", "config"): {manager}}
+        self.configmaps[name] = ConfigMap(self._version, {"config": document}, {}, managers)
+
+    def document(self) -> str | None:
+        """Return the cluster's document."""
+        held = self.configmaps.get("ip-masq-agent")
+        return held.data.get("config") if held else None
+
+    def close(self) -> None:
+        """End it."""
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(DEADLINE)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    # In the server's thread
+
+    async def _start(self) -> int:
+        app = web.Application(middlewares=[self._guard], client_max_size=4 << 20)
+        pods = "/api/v1/namespaces/kube-system/pods"
+        maps = "/api/v1/namespaces/kube-system/configmaps/{name}"
+        app.router.add_get(pods, self._list)
+        app.router.add_get(pods + "/{pod}:{port}/proxy/{path}", self._proxy)
+        app.router.add_get(pods + "/{pod}/exec", self._exec)
+        app.router.add_get(maps, self._get)
+        app.router.add_patch(maps, self._patch)
+        app.router.add_delete(maps, self._delete)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, backlog=1024)
+        await site.start()
+        return int(self._runner.addresses[0][1])
+
+    async def _stop(self) -> None:
+        self._closing.set()
+        await self._runner.cleanup()
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self.requests.append((request.method, request.path))
+        if any(each in request.path for each in self.forbidden):
+            return refusal(403, 'forbidden: User "ops" cannot do that')
+        if request.headers.get("Authorization", "").lower() != "bearer secret":
+            return refusal(401, "Unauthorized")
+        if request.method == "GET":
+            return await handler(request)
+        what = f"{request.method} {request.path.rpartition('/')[2]}"
+        self.before(what)
+        answer = await handler(request)
+        self.after(what)
+        return answer
+
+    async def _list(self, request: web.Request) -> web.Response:
+        assert request.query["labelSelector"] == "app.kubernetes.io/name=ipmasq-agent"
+        start = int(request.query.get("continue", 0))
+        pods = [agent.manifest() for agent in self.agents.values()]
+        limit = int(request.query.get("limit", len(pods) or 1))
+        metadata = {"resourceVersion": str(self._version)}
+        if start + limit < len(pods):
+            metadata["continue"] = str(start + limit)
+        return web.json_response({"metadata": metadata, "items": pods[start : start + limit]})
+
+    async def _proxy(self, request: web.Request) -> web.Response:
+        agent = self.agents.get(request.match_info["pod"])
+        port = int(request.match_info["port"])
+        if agent is not None and agent.silent:
+            await self._closing.wait()
+        if agent is None or agent.dead or agent.port != port:
+            return refusal(503, f"error trying to reach service: dial tcp 10.0.0.9:{port}: refused")
+        return web.Response(body=await self._status(agent), content_type="application/json")
+
+    async def _status(self, agent: Agent) -> bytes:
+        held = self.configmaps.get("ip-masq-agent")
+        if held is None:
+            return agent.status("absent", None)
+        return agent.status(str(held.version), held.data["config"].encode())
+
+    async def _exec(self, request: web.Request) -> web.StreamResponse:
+        agent = self.agents.get(request.match_info["pod"])
+        if agent is None or agent.dead:
+            return refusal(500, "error dialing backend: dial tcp 10.0.0.9:10250: no route to host")
+        socket = web.WebSocketResponse(protocols=["v4.channel.k8s.io"])
+        await socket.prepare(request)
+        if agent.silent:
+            await self._closing.wait()
+            return socket
+        argv, stdin = request.query.getall("command"), b""
+        if argv[0] == "sh":
+            size = int(argv[3])
+            while len(stdin) < size:
+                message = await socket.receive()
+                if message.type is not WSMsgType.BINARY:
+                    return socket
+                stdin += message.data[1:]
+            argv = argv[4:]
+        code, out, err = await self._run(agent, argv, stdin)
+        await socket.send_bytes(STDOUT + out)
+        await socket.send_bytes(STDERR + err)
+        await socket.send_bytes(ENDED + json.dumps(ended(code)).encode())
+        await socket.close()
+        return socket
+
+    async def _run(self, agent: Agent, argv: list[str], stdin: bytes) -> tuple[int, bytes, bytes]:
+        """Return what a program of an agent's container leaves."""
+        assert argv[0] == "ipmasq-agent"
+        if argv[1] == "status":
+            return 0, await self._status(agent), b""
+        code, answer = agent.verbs[argv[1]]
+        return code, json.dumps(answer).encode(), b"" if answer else b"error: no\n"
+
+    async def _get(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        held = self.configmaps.get(name)
+        return web.json_response(shown(name, held)) if held else missing(name)
+
+    async def _patch(self, request: web.Request) -> web.Response:
+        assert request.content_type == "application/apply-patch+yaml"
+        name, asked = request.match_info["name"], await request.json()
+        manager, force = request.query["fieldManager"], request.query.get("force") == "true"
+        held = self.configmaps.get(name)
+        version = asked["metadata"].get("resourceVersion")
+        if version is not None and (held is None or version != str(held.version)):
+            return refusal(409, f'configmaps "{name}": the object has been modified')
+        fields = {("data", key): value for key, value in (asked.get("data") or {}).items()}
+        about = asked["metadata"].get("annotations") or {}
+        fields |= {("annotations", key): value for key, value in about.items()}
+        held = held or ConfigMap(0, {})
+        values = {("data", k): v for k, v in held.data.items()}
+        values |= {("annotations", k): v for k, v in held.annotations.items()}
+        for each, value in fields.items():
+            others = held.managers.get(each, set()) - {manager}
+            if others and values[each] != value and not force:
+                who = ", ".join(f'conflict with "{other}" using v1' for other in others)
+                return refusal(409, f"Apply failed with 1 conflict: {who}: .{'.'.join(each)}")
+        managers: dict[tuple[str, str], set[str]] = {}
+        for each in {*values, *fields}:
+            those = held.managers.get(each, set()) - {manager}
+            if each in fields:
+                same = values.get(each) == fields[each]
+                managers[each] = (those if same else set()) | {manager}
+            elif those or manager not in held.managers.get(each, set()):
+                managers[each] = those
+        values = {each: fields.get(each, values.get(each, "")) for each in managers}
+        self._version += 1
+        data = {key: value for (kind, key), value in values.items() if kind == "data"}
+        noted = {key: value for (kind, key), value in values.items() if kind == "annotations"}
+        self.configmaps[name] = ConfigMap(self._version, data, noted, managers)
+        return web.json_response(shown(name, self.configmaps[name]))
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        name, asked = request.match_info["name"], await request.json()
+        held = self.configmaps.get(name)
+        if held is None:
+            return missing(name)
+        if asked["preconditions"]["resourceVersion"] != str(held.version):
+            return refusal(409, "the object has been modified")
+        del self.configmaps[name]
+        return web.json_response({"kind": "Status", "status": "Success"})
+
+
+def refusal(code: int, message: str) -> web.Response:
+    """Return an error as API servers give it."""
+    status = {"kind": "Status", "status": "Failure", "message": message, "code": code}
+    return web.json_response(status, status=code)
+
+
+def missing(name: str) -> web.Response:
+    return refusal(404, f'configmaps "{name}" not found')
+
+
+def ended(code: int) -> dict[str, Any]:
+    """Return the Status with which an exec ends."""
+    if code == 0:
+        return {"metadata": {}, "status": "Success"}
+    return {
+        "metadata": {},
+        "status": "Failure",
+        "reason": "NonZeroExitCode",
+        "message": f"command terminated with non-zero exit code: exit status {code}",
+        "details": {"causes": [{"reason": "ExitCode", "message": str(code)}]},
+    }
+
+
+def shown(name: str, held: ConfigMap) -> dict[str, Any]:
+    """Return a ConfigMap as the API has it."""
+    owners: dict[str, dict[str, Any]] = {}
+    for (kind, key), managers in held.managers.items():
+        for manager in managers:
+            owners.setdefault(manager, {}).setdefault(f"f:{kind}", {})[f"f:{key}"] = {}
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": name,
+            "namespace": "kube-system",
+            "resourceVersion": str(held.version),
+            "annotations": held.annotations,
+            "managedFields": [
+                {"manager": each, "operation": "Apply", "fieldsV1": fields}
+                for each, fields in owners.items()
+            ],
+        },
+        "data": held.data,
+    }
