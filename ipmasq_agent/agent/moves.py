@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable
 from math import ceil
-from typing import NamedTuple
 
 from ipmasq_agent.agent.reconcile import Outcomes, clean
 from ipmasq_agent.errors import AgentError, NotPermitted
@@ -89,39 +88,3 @@ class Moves:
         event(logging.INFO, "draining", backend=other.name, flows=left, seconds=ceil(patience))
         self.advice += (f"{other.name}: {left} flows go on there until they end",)
         return False
-
-
-class Beside(NamedTuple):
-    """What is ours beside the backend that is asked about.
-
-    Attributes:
-        holding: names of the backends that hold rules of ours which are in force.
-        unread: why others, which may, cannot be looked into.
-    """
-
-    holding: tuple[str, ...]
-    unread: tuple[str, ...]
-
-    @property
-    def told(self) -> tuple[str, ...]:
-        """A line for each that holds rules."""
-        return tuple(f"{name} holds rules of ours that decide too" for name in self.holding)
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """One for each of them."""
-        return self.told + self.unread
-
-
-def deciding(others: Iterable[AnyPlane]) -> Beside:
-    """Return which backends hold rules of ours that are in force."""
-    holding: dict[str, None] = {}
-    unread: dict[str, None] = {}
-    for other in others:
-        for family in Family:
-            try:
-                if other.dialect.describe(other.read(family)):
-                    holding[other.name] = None
-            except AgentError as error:
-                unread[f"{other.name} cannot be looked into: {error}"] = None
-    return Beside(tuple(holding), tuple(unread))

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ipmasq_agent.cli.options import agent_options, hiding, settings_of
-from ipmasq_agent.cli.output import colour, emit, output_option
+from ipmasq_agent.cli.output import colour, emit, output_option, remark
+from ipmasq_agent.errors import UsageError
+from ipmasq_agent.policy.addresses import Family
 
 if TYPE_CHECKING:
     from ipmasq_agent.answers.impact import Impact
     from ipmasq_agent.cli.questions import FamilyChange
     from ipmasq_agent.planes.plane import AnyPlane
-    from ipmasq_agent.policy.addresses import Family
     from ipmasq_agent.policy.flows import Flow
 
 _SHOWN = 50  # ranges; a screen's worth of what may be a hundred thousand
@@ -50,31 +51,26 @@ def command(live: bool, flows: str | None, output: str, **options: Any) -> int:
 
     Exit status: 0 when nothing would change, 1 when something would, 2 on an error.
     """
-    from ipmasq_agent.cli.questions import FamilyChange, left_diff
-    from ipmasq_agent.cli.wiring import backend_choice, read_intent, warn_of_replies
-    from ipmasq_agent.errors import UsageError
-    from ipmasq_agent.policy.addresses import Family
+    from ipmasq_agent.cli.questions import FamilyChange, here
+    from ipmasq_agent.cli.wiring import read_intent, warn_of_replies
 
     if live and flows is not None:
         raise UsageError("--live and --flows ask about two sets of connections; give one of them")
     settings = settings_of(options)
     intent = read_intent(settings)
     warn_of_replies(intent.config)
-    choice = backend_choice(settings)
-    try:
-        backend, left_behind = choice.current(large=intent.is_large)
-        changes = {f: FamilyChange(backend, f, intent, left_behind) for f in Family}
+    with here(settings, intent) as node:
+        backend, left_behind = node.plane, node.others
+        changes = {family: FamilyChange(node, family, intent) for family in Family}
         diffs = {family: change.diff() for family, change in changes.items()}
         for family in intent.config.families:
             advice = backend.dialect.advice(intent.desired(backend, family))
-            if advice:
-                click.echo(f"warning: {family.value}: {advice}", err=True)
-        cleaned = {other.name: left_diff(other) for other in left_behind}
+            remark("warning", [f"{family.value}: {advice}"] if advice else [])
+        cleaned = {other.name: node.leaving(other) for other in left_behind}
         touched = None
         if live or flows is not None:
             touched = _impact(flows, {f: changes[f] for f in intent.config.families}, left_behind)
-    finally:
-        choice.close()
+        unseen = node.unread
     cleaned = {name: removed for name, removed in cleaned.items() if removed}
     changed = any(diff.changed for diff in diffs.values()) or bool(cleaned)
     answer: dict[str, Any] = {
@@ -113,11 +109,8 @@ def command(live: bool, flows: str | None, output: str, **options: Any) -> int:
         return "\n".join(lines)
 
     emit(answer, output, as_text)
-    for line in choice.unseen:
-        click.echo(f"error: {line}", err=True)
-    if choice.unseen:
-        return 2
-    return 1 if changed else 0
+    remark("error", unseen)
+    return 2 if unseen else int(changed)
 
 
 def _impact(

@@ -13,12 +13,12 @@ from typing import Any
 import click
 
 from ipmasq_agent.agent.intent import Intent
-from ipmasq_agent.agent.moves import deciding
 from ipmasq_agent.agent.snat import Replies, replies
 from ipmasq_agent.answers.doctor.facts import Device, Node, Probing, Role
 from ipmasq_agent.bpf import bpffs
-from ipmasq_agent.cli.options import Settings
-from ipmasq_agent.cli.wiring import backend_choice, read_intent
+from ipmasq_agent.cli.options import Settings, parsed
+from ipmasq_agent.cli.questions import Here, here
+from ipmasq_agent.cli.wiring import try_intent
 from ipmasq_agent.errors import AgentError, ConfigError, HostError, UsageError
 from ipmasq_agent.host import probe
 from ipmasq_agent.host.devices import egress_devices, leads_to_pods, pod_networks
@@ -28,13 +28,13 @@ from ipmasq_agent.netlink.rt import Link, list_addresses, list_links, list_route
 from ipmasq_agent.planes import registry
 from ipmasq_agent.planes.cilium.decide import MAP_NAMES
 from ipmasq_agent.planes.cilium.maps import BELOW
-from ipmasq_agent.planes.hook.read import first_of_nat_chain, populated, read_hook
+from ipmasq_agent.planes.hook.read import first_of_nat_chain, populated
 from ipmasq_agent.planes.rules.owners import owner_of_bridge
 from ipmasq_agent.planes.rules.rule import Rule
 from ipmasq_agent.policy.addresses import Family, parse_address
 from ipmasq_agent.policy.decisions import Verdict
 from ipmasq_agent.policy.facts import DroppedReply, PodNetwork
-from ipmasq_agent.policy.flows import parse_end
+from ipmasq_agent.policy.flows import End, parse_end
 from ipmasq_agent.policy.model import FamilyPolicy
 
 # Where Cilium's agent keeps what it was configured with, for who restores its endpoints.
@@ -50,7 +50,8 @@ def gather_node(settings: Settings, probes: Sequence[str]) -> tuple[Node, list[s
     Raises:
         UsageError: flags, the document's name or an address to probe cannot be used.
     """
-    targets = {text: _target(text) for text in probes}
+    like = "10.10.1.200 or 10.10.1.200:443"
+    targets = {text: parsed("--probe", parse_end, text, like) for text in probes}
     facts: dict[str, Any] = {"kernel": _kernel(), "conntrack": _conntrack()}
     if settings.agent is not None:
         facts["contested"] = settings.agent.status.contested
@@ -65,27 +66,20 @@ def gather_node(settings: Settings, probes: Sequence[str]) -> tuple[Node, list[s
         except AgentError as error:
             unseen.append(f"{at}: {error}")
 
-    intent = None
-    try:
-        intent = read_intent(settings)
-    except UsageError:
-        raise
-    except AgentError as error:
-        words = "\n".join(error.problems) if isinstance(error, ConfigError) else error.message
-        facts["refused"] = words, error.remedy
-    ipv6 = settings.flags.enable_ipv6
-    families = (Family.IPV4, Family.IPV6) if ipv6 else (Family.IPV4,)
-    facts["families"] = families
+    intent, refused = try_intent(settings)
+    if refused is not None:
+        problems = refused.problems if isinstance(refused, ConfigError) else (refused.message,)
+        facts["refused"] = "\n".join(problems), refused.remedy
+    facts["families"] = families = settings.families
     facts["forwarding"] = {
         Family.IPV4: setting("ipv4/ip_forward") != 0,
         Family.IPV6: setting("ipv6/conf/all/forwarding") != 0,
     }
     with looking("devices and routes"):
         facts |= _network(families)
-    with looking("the data plane"):
-        found, unread = _rules(settings, intent, families)
-        facts |= found
-        unseen += unread
+    with looking("the data plane"), here(settings, intent) as found:
+        facts |= _rules(found, settings, intent)
+        unseen += found.unread
     with looking("iptables"):
         facts["iptables"] = {family: populated(family) for family in families}
         facts["services"] = {family: _service_rules(family) for family in families}
@@ -119,27 +113,18 @@ def _conntrack() -> tuple[int, int] | None:
 # -- rules ------------------------------------------------------------------------------
 
 
-def _rules(
-    settings: Settings, intent: Intent | None, families: Sequence[Family]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return what stands at the hook, what is ours, what the document asks for; what is unread."""
-    choice = backend_choice(settings)
-    egress = egress_devices()
-    try:
-        plane, left = choice.current(large=intent is not None and intent.is_large)
-        beside = deciding(left)
-        facts = {
-            "backend": plane.name,
-            "oldest": max(row.oldest for row in registry.rows_of(plane.name)),
-            "place": settings.placement.chain,
-            "hooks": {f: read_hook(f, plane.our_base(f), egress) for f in families},
-            "policies": {f: intent.policy(plane, f) for f in families} if intent else {},
-            "own": {f: plane.dialect.describe(plane.read(f)) for f in families},
-            "left": beside.told,
-        }
-        return facts, choice.unseen + beside.unread
-    finally:
-        choice.close()
+def _rules(node: Here, settings: Settings, intent: Intent | None) -> dict[str, Any]:
+    """Return what stands at the hook, what is ours, and what the document asks for."""
+    plane, families = node.plane, settings.families
+    return {
+        "backend": plane.name,
+        "oldest": max(row.oldest for row in registry.rows_of(plane.name)),
+        "place": settings.placement.chain,
+        "hooks": {f: node.hook(f) for f in families},
+        "policies": {f: intent.policy(plane, f) for f in families} if intent else {},
+        "own": {f: plane.dialect.describe(node.read(plane, f)) for f in families},
+        "left": node.left,
+    }
 
 
 def _service_rules(family: Family) -> Sequence[Rule]:
@@ -241,18 +226,8 @@ def _dropped(node: Node, policy: FamilyPolicy) -> Iterator[DroppedReply]:
 # -- sending ------------------------------------------------------------------------------
 
 
-def _target(text: str) -> tuple[Family, int, int | None]:
-    """Return family, address and TCP port of an end."""
-    try:
-        family, end = parse_end(text)
-    except ValueError as cause:
-        raise UsageError(
-            f"--probe: {cause}", remedy="give an address, like 10.10.1.200 or 10.10.1.200:443"
-        ) from cause
-    return family, end.address, end.port or None
-
-
-def _probe(node: Node, family: Family, address: int, port: int | None) -> Probing:
+def _probe(node: Node, family: Family, end: End) -> Probing:
+    address, port = end.address, end.port or None
     target = family.show(address) if port is None else f"{family.show(address)} port {port}"
     here = node.pod_networks(family, here=True)
     if not here:

@@ -9,16 +9,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ipmasq_agent.cli.options import agent_options, hiding, settings_of
-from ipmasq_agent.cli.output import emit, output_option
+from ipmasq_agent.cli.output import emit, output_option, remark
+from ipmasq_agent.errors import UsageError
+from ipmasq_agent.policy.addresses import Family, parse_address
+from ipmasq_agent.policy.cidrs import parse_cidr
 
 if TYPE_CHECKING:
     from ipmasq_agent.agent.intent import Intent
     from ipmasq_agent.answers.explain import Explanation
-    from ipmasq_agent.planes.plane import AnyPlane
-    from ipmasq_agent.policy.addresses import Family
+    from ipmasq_agent.cli.questions import Here
 
 _SHOWN = 50  # answers in the text
 _MOST = 4096  # answers at all
+_REMEDY = (
+    "give an address, like 10.10.1.200, a prefix, like 10.10.0.0/16, or a name that resolves here"
+)
 _SOON = 2.0  # seconds after which a wait for a name server is told
 
 
@@ -46,40 +51,29 @@ def command(destination: str, src: str | None, output: str, **options: Any) -> N
     """
     from itertools import islice
 
-    from ipmasq_agent.agent.moves import deciding
     from ipmasq_agent.answers.explain import merged, together
-    from ipmasq_agent.cli.wiring import backend_choice, read_intent
-    from ipmasq_agent.errors import AgentError, UsageError
+    from ipmasq_agent.cli.questions import here
+    from ipmasq_agent.cli.wiring import try_intent
 
     settings = settings_of(options)
     asked = _asked(destination, src)
-    intent = None
-    try:
-        intent = read_intent(settings)
-    except UsageError:
-        raise
-    except AgentError as error:
-        click.echo(f"warning: no document to compare with: {error}", err=True)
-    choice = backend_choice(settings)
-    try:
-        plane, others = choice.current(large=intent is not None and intent.is_large)
-        beside = deciding(others)
-        others = [each for each in others if each.name in beside.holding]
+    intent, error = try_intent(settings)
+    if error is not None:
+        remark("warning", [f"no document to compare with: {error}"])
+    with here(settings, intent) as node:
         found = (
             answer
             for family, first, last in asked
-            for answer in merged(_answers(plane, others, family, first, last, src, intent))
+            for answer in merged(_answers(node, family, first, last, src, intent))
         )
         answers = list(islice(found, _MOST + 1))
-    finally:
-        choice.close()
+        beside = node.left + node.unread
     if len(answers) > _MOST:
         raise UsageError(
             f"{destination} has more than {_MOST} parts with answers of their own",
             remedy="ask about a longer prefix; `list` and `compare` show whole policies",
         )
-    for line in (*choice.unseen, *beside.lines):
-        click.echo(f"warning: {line}", err=True)
+    remark("warning", beside)
     if _is_address(destination):
         emit(answers[0].as_data(), output, answers[0].as_text)
     else:
@@ -107,11 +101,6 @@ def _asked(text: str, src: str | None) -> list[tuple[Family, int, int]]:
     Raises:
         UsageError: there are none.
     """
-    from ipmasq_agent.errors import UsageError
-    from ipmasq_agent.policy.addresses import parse_address
-    from ipmasq_agent.policy.cidrs import parse_cidr
-
-    remedy = "give an address, like 10.10.1.200, a prefix, like 10.10.0.0/16, or a name"
     try:
         of = parse_address(src)[0] if src is not None else None
         if "%" in text:
@@ -129,7 +118,7 @@ def _asked(text: str, src: str | None) -> list[tuple[Family, int, int]]:
             addresses = map(parse_address, _resolved(text))
             spans = [(family, address, address) for family, address in addresses]
     except ValueError as cause:
-        raise UsageError(f"{cause}", remedy=remedy) from cause
+        raise UsageError(f"{cause}", remedy=_REMEDY) from cause
     meant = [span for span in spans if of in (None, span[0])]
     if not meant:
         raise UsageError(f"{text} and {src} are of two address families")
@@ -145,8 +134,6 @@ def _resolved(name: str) -> list[str]:
     import socket
     import threading
 
-    from ipmasq_agent.errors import UsageError
-
     waiting = threading.Timer(_SOON, click.echo, [f"resolving {name} ..."], {"err": True})
     waiting.daemon = True
     waiting.start()
@@ -156,8 +143,7 @@ def _resolved(name: str) -> list[str]:
         why = cause.strerror if isinstance(cause, OSError) else "it cannot be a name"
         raise UsageError(
             f"{name!r} is no address, and cannot be resolved: {why}",
-            remedy="give an address, like 10.10.1.200, a prefix, like 10.10.0.0/16, or a name "
-            "that resolves on this node",
+            remedy=_REMEDY,
         ) from cause
     finally:
         waiting.cancel()
@@ -165,38 +151,26 @@ def _resolved(name: str) -> list[str]:
 
 
 def _answers(
-    plane: AnyPlane,
-    others: Sequence[AnyPlane],
-    family: Family,
-    first: int,
-    last: int,
-    src: str | None,
-    intent: Intent | None,
+    node: Here, family: Family, first: int, last: int, src: str | None, intent: Intent | None
 ) -> Iterator[Explanation]:
     """Yield the answers for a range of destinations, those of each stretch of a route apart."""
     from ipmasq_agent.answers.explain import Asked, EgressPath
-    from ipmasq_agent.cli.questions import ours_now
-    from ipmasq_agent.errors import UsageError
     from ipmasq_agent.host.routes import WaysOut, turns
-    from ipmasq_agent.planes.hook.read import read_hook
     from ipmasq_agent.planes.rules.matching import question
     from ipmasq_agent.planes.rules.neighbours import Neighbours, neighbours
-    from ipmasq_agent.policy.addresses import parse_address
 
-    def read(each: AnyPlane) -> Any:
-        # One address is asked about: a set of a hundred thousand is not read for it.
-        return each.read_at(family, first) if first == last else each.read(family)
-
+    plane = node.plane
     starts = [first, *(turns(family, first, last) if first != last else ())]
     if len(starts) > _MOST:
         raise UsageError(
             f"the node has {len(starts)} routes there", remedy="ask about a longer prefix"
         )
     source = parse_address(src)[1] if src is not None else None
-    now, held = ours_now(family, plane, read(plane), others, read)
+    # One address is asked about: a set of a hundred thousand is not read for it.
+    state = plane.read_at(family, first) if first == last else node.read(plane, family)
+    now, held = node.now(family, state)
     kernel = now.dialect.interpret(held, source).located
-    # The question names the one device of the route, so which ones lead out is not asked.
-    hook = read_hook(family, now.our_base(family), egress=())
+    hook = node.hook(family, now)
     wanted, why = None, {}
     if intent is not None and family in intent.config.families:
         wanted = intent.policy(plane, family)

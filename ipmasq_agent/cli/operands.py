@@ -5,7 +5,6 @@ Each kind of operand becomes a ``Side``: a label and a policy for each family.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,6 +15,7 @@ from ipmasq_agent.answers.in_force import in_force
 from ipmasq_agent.cli import wiring
 from ipmasq_agent.cli.cilium_sides import CiliumSides
 from ipmasq_agent.cli.options import Settings, split_configmap
+from ipmasq_agent.cli.questions import here
 from ipmasq_agent.config.assemble import assemble_family
 from ipmasq_agent.config.keys import (
     EGRESS_INTERFACES,
@@ -25,11 +25,8 @@ from ipmasq_agent.config.keys import (
     TUNNELLED,
 )
 from ipmasq_agent.config.model import AUTO, Config, Key
-from ipmasq_agent.errors import AgentError, SourceError, UsageError
-from ipmasq_agent.host.devices import egress_devices
-from ipmasq_agent.planes import detect, registry
-from ipmasq_agent.planes.hook.read import read_hook
-from ipmasq_agent.planes.placement import Placement
+from ipmasq_agent.errors import SourceError, UsageError
+from ipmasq_agent.planes import registry
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import Verdict
 from ipmasq_agent.policy.facts import NODE_ADDRESSES
@@ -124,53 +121,26 @@ def _with(config: Config, values: Mapping[Key[Any], Any]) -> Config:
 
 
 def _kernel(text: str, requested: str, settings: Settings) -> Side:
+    """Return what the kernel does; where a backend is named, of what others have there.
+
+    Raises:
+        UsageError: there is no such backend.
+        AgentError: what it holds cannot be read.
+    """
     known = registry.choices()
     if requested not in known:
         raise UsageError(f"{text!r} names no backend", remedy=f"name one of {', '.join(known)}")
-    chosen, _ = detect.choose(requested)
-    if requested != "auto":
-        return _held(chosen, settings.placement)
-    if not _tells(_held(chosen, settings.placement)):
-        # The rules may be another data plane's, of an agent that was told to use it.
-        for name in detect.holders(settings.placement):
-            with contextlib.suppress(AgentError):  # the one that was chosen could be read
-                if _tells(_held(name, settings.placement)):
-                    chosen = name
-                    break
-    return _held(chosen, settings.placement, alone=False)
-
-
-def _held(name: str, placement: Placement, *, alone: bool = True) -> Side:
-    """Return what the kernel holds, as one backend reads it.
-
-    Args:
-        name: which backend.
-        placement: where our rules are.
-        alone: leave out what others have at the hook but for the chains around ours.
-    """
     policies: dict[Family, FamilyPolicy] = {}
     notes: list[str] = []
-    backend = detect.make(name, placement)
-    try:
-        egress = egress_devices()
+    with here(replace(settings, backend=requested), at_work=True) as node:
         for family in Family:
-            state = backend.read(family)
-            hook = read_hook(family, backend.our_base(family), egress)
-            kernel = in_force(
-                backend.dialect.interpret(state), hook.around_ours() if alone else hook
-            )
-            idle = kernel.policy.decisions.verdicts == {Verdict.NON_MASQUERADE}
-            if backend.dialect.describe(state) or not idle:
+            hook, ours = node.hook(family), node.held(node.plane, family)
+            own = node.plane.dialect.interpret(node.read(node.plane, family))
+            kernel = in_force(own, hook if requested == "auto" else hook.around_ours())
+            if ours is not None or kernel.policy.decisions.verdicts != {Verdict.NON_MASQUERADE}:
                 policies[family] = kernel.policy
             notes += (f"for some packets {exception}" for exception in kernel.exceptions)
-    finally:
-        backend.close()
+        label = f"kernel:{node.plane.name}"
     if not policies:
         notes.append("it masquerades nothing, and holds no rules of ours")
-    return Side(f"kernel:{name}", policies, notes=tuple(notes))
-
-
-def _tells(side: Side) -> bool:
-    """Whether a backend found something, and could read all of it."""
-    verdicts = [policy.decisions.verdicts for policy in side.policies.values()]
-    return bool(verdicts) and not any(Verdict.UNKNOWN in each for each in verdicts)
+    return Side(label, policies, notes=tuple(notes))

@@ -17,6 +17,7 @@ from ipmasq_agent.host.local_socket import DEFAULT_PATH
 from ipmasq_agent.planes import registry
 from ipmasq_agent.planes.placement import DEFAULT_CHAIN, DEFAULT_PINS, Placement
 from ipmasq_agent.planes.rules.owners import owner_of_name
+from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import parse_port_ranges
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _LONGEST_CHAIN = 28
 _BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,11 @@ class Settings:
     placement: Placement = field(default_factory=Placement)
     flags: Flags = field(default_factory=Flags)
     agent: Introduction | None = None
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """Those that are managed."""
+        return (Family.IPV4, Family.IPV6) if self.flags.enable_ipv6 else (Family.IPV4,)
 
     @property
     def in_force(self) -> Document | None:
@@ -313,10 +320,6 @@ def settings_of(options: dict[str, Any]) -> Settings:
     config, configmaps = _one_source(options)
     for text in configmaps:
         split_configmap(text)
-    try:
-        ports = parse_port_ranges(options.get("to_ports") or "")
-    except ValueError as cause:
-        raise UsageError(f"--to-ports: {cause}") from cause
     meant = options.get("backend") or "iptables"
     named = bool(config or configmaps) and by_command_line("configmap" if configmaps else "config")
     canary = options.get("canary_configmap") or None
@@ -349,7 +352,7 @@ def settings_of(options: dict[str, Any]) -> Settings:
             enable_ipv6=options.get("enable_ipv6", False),
             nomasq_all_reserved_ranges=options.get("nomasq_all_reserved_ranges", False),
             random_fully=options.get("random_fully", True),
-            to_ports=ports,
+            to_ports=parsed("--to-ports", parse_port_ranges, options.get("to_ports") or ""),
             # Plain iptables keeps upstream's limit; the others take what they can hold.
             cidr_limit=None if registry.takes_any_size(meant) else DEFAULT_CIDR_LIMIT,
         ),
@@ -372,6 +375,19 @@ def _one_source(options: dict[str, Any]) -> tuple[str | None, tuple[str, ...]]:
         "--config and --configmap name two documents",
         remedy="give one of them; $IPMASQ_CONFIG and $IPMASQ_CONFIGMAP count as well",
     )
+
+
+def parsed(flag: str, parse: Callable[[str], T], text: str, like: str | None = None) -> T:
+    """Return what the words of a flag stand for.
+
+    Raises:
+        UsageError: for nothing; ``like`` shows what would.
+    """
+    try:
+        return parse(text)
+    except ValueError as cause:
+        remedy = None if like is None else f"write it like {like}"
+        raise UsageError(f"{flag}: {text!r}: {cause}", remedy=remedy) from cause
 
 
 def split_configmap(text: str, flag: str = "--configmap") -> tuple[str, str, str | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import click
@@ -41,6 +41,12 @@ def emit(answer: Any, output: str, as_text: Callable[[], str]) -> None:
         text = as_text().encode(errors="backslashreplace").decode()
         if text:
             click.echo(text, nl=not text.endswith("\n"))
+
+
+def remark(kind: str, lines: Iterable[object]) -> None:
+    """Print lines of one kind, as ``warning``, on standard error."""
+    for line in lines:
+        click.echo(f"{kind}: {line}", err=True)
 
 
 def colour(line: str) -> str:

@@ -11,7 +11,7 @@ import click
 from ipmasq_agent.answers.ports import PortLook, looked
 from ipmasq_agent.answers.table import aligned
 from ipmasq_agent.cli.options import ONLY_WRITTEN, hiding, kernel_options, settings_of, state_option
-from ipmasq_agent.cli.output import emit, output_option
+from ipmasq_agent.cli.output import emit, output_option, remark
 from ipmasq_agent.policy.ports import MOST
 
 _KEPT = "ports"
@@ -44,29 +44,22 @@ def command(top: int, state_dir: str, output: str, **options: Any) -> None:
     no two have the same port: once all are in use, new ones fail. Growth is since this was last
     asked.
     """
-    from ipmasq_agent.cli.questions import at_work, ports_in_force
-    from ipmasq_agent.cli.wiring import backend_choice
+    from ipmasq_agent.cli.questions import here
     from ipmasq_agent.planes.live import ports_taken
 
-    settings = settings_of(options)
-    choice = backend_choice(settings)
-    try:
-        plane, _ = at_work(choice, settings)
-        found = ports_taken(plane, ports_in_force(plane))
-    finally:
-        choice.close()
+    with here(settings_of(options), at_work=True) as node:
+        name, found = node.plane.name, ports_taken(node.plane, node.ports())
     look, note = _compared(looked(found), state_dir)
     rows = look.rows[:top]
     answer = {
-        "backend": plane.name,
+        "backend": name,
         "ports": [row.as_data() for row in rows],
         "uncounted": look.missed,
         "secondsSince": None if look.seconds is None else round(look.seconds, 1),
         "warnings": list(look.warnings),
     }
     emit(answer, output, lambda: "\n".join(_lines(look, top)))
-    for line in (*look.warnings, *([note] if note else [])):
-        click.echo(f"warning: {line}", err=True)
+    remark("warning", (*look.warnings, *([note] if note else [])))
 
 
 def _lines(look: PortLook, top: int) -> list[str]:

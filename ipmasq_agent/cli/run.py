@@ -18,6 +18,7 @@ from ipmasq_agent.cli.options import (
     SOCKET,
     Settings,
     own_options,
+    parsed,
     record_option,
     setting,
     settings_of,
@@ -164,10 +165,7 @@ def _limit_capabilities(backend: str, *, drop: bool) -> None:
 
 
 def _seconds(duration: str) -> float:
-    try:
-        seconds = parse_duration(duration) / UNITS["s"]
-    except ValueError as cause:
-        raise UsageError(f"--drain-timeout: {duration!r} {cause}") from cause
+    seconds = parsed("--drain-timeout", parse_duration, duration) / UNITS["s"]
     if seconds < 0:
         raise UsageError(
             f"--drain-timeout: {duration!r} is over before it began; write 0s for none"

@@ -10,11 +10,12 @@ import click
 
 from ipmasq_agent.cli.options import Settings, agent_options, hiding, settings_of
 from ipmasq_agent.cli.output import emit, output_option
+from ipmasq_agent.errors import AgentError, UsageError
+from ipmasq_agent.policy.addresses import Family
 
 if TYPE_CHECKING:
     from ipmasq_agent.agent.intent import Intent
     from ipmasq_agent.agent.status import Status
-    from ipmasq_agent.policy.addresses import Family
 
 
 @hiding("bpf_flows")
@@ -57,7 +58,6 @@ def _of_document(settings: Settings) -> tuple[Status, Intent | None]:
     from ipmasq_agent.agent.intent import Intent
     from ipmasq_agent.agent.status import ConfigStatus, Status, accepted, seen
     from ipmasq_agent.cli.wiring import document_of, gather, understand
-    from ipmasq_agent.errors import AgentError, UsageError
 
     name, now = settings.source().name, time.time()
     status = Status(ConfigStatus(name))
@@ -82,65 +82,53 @@ def _of_kernel(
     status: Status, intent: Intent | None, settings: Settings
 ) -> tuple[Status, list[Family]]:
     """Return the status with what the kernel holds, and the families that differ."""
-    from ipmasq_agent.agent.moves import deciding
     from ipmasq_agent.agent.snat import Replies, replies
     from ipmasq_agent.agent.status import Look
     from ipmasq_agent.answers.overrides import Overridden, shadow
     from ipmasq_agent.answers.ports import looked
-    from ipmasq_agent.cli.questions import ports_in_force
-    from ipmasq_agent.cli.wiring import backend_choice
-    from ipmasq_agent.errors import AgentError
-    from ipmasq_agent.host.devices import egress_devices
-    from ipmasq_agent.planes.hook.read import read_hook
+    from ipmasq_agent.cli.questions import here
     from ipmasq_agent.planes.live import ports_taken
     from ipmasq_agent.planes.plane import Translator
-    from ipmasq_agent.policy.addresses import Family
 
-    choice = backend_choice(settings)
     errors: dict[Family, str] = {}
     differing: list[Family] = []
     advice: dict[Family, str | None] = {}
     overridden: list[Overridden] = []
     partial: list[str] = []
     unknown: list[str] = []
-    devices = egress_devices()
-    try:
-        plane, others = choice.current(large=intent is not None and intent.is_large)
+    with here(settings, intent) as node:
+        plane = node.plane
         for family in intent.config.families if intent is not None else ():
             assert intent is not None
             try:
                 desired = intent.desired(plane, family)
-                if plane.dialect.plan(plane.read(family), desired):
+                if plane.dialect.plan(node.read(plane, family), desired):
                     differing.append(family)
                 advice[family] = plane.dialect.advice(desired)
-                hook = read_hook(family, plane.our_base(family), devices)
-                found = shadow(intent.policy(plane, family), hook)
+                found = shadow(intent.policy(plane, family), node.hook(family))
                 overridden += found.overridden
                 partial += found.partial
             except AgentError as error:
                 errors[family] = str(error)
-        left = choice.unseen + deciding(others).lines
         try:
-            status = replace(status, ports=looked(ports_taken(plane, ports_in_force(plane))))
+            status = replace(status, ports=looked(ports_taken(plane, node.ports())))
         except AgentError as error:
             unknown.append(str(error))
         if isinstance(plane, Translator) and not errors:
             status = replace(status, counters=plane.counters(), usage=plane.usage())
-    finally:
-        choice.close()
-    answered = replies(intent.config) if intent is not None else Replies()
-    look = Look(
-        plane.name,
-        choice.reason,
-        devices,
-        (Family.IPV4, Family.IPV6) if settings.flags.enable_ipv6 else (Family.IPV4,),
-        in_step=intent is not None and not differing,
-        errors=errors,
-        left_behind=left,
-        unanswered=answered.unanswered,
-        doubtful=answered.doubtful,
-        advice=advice,
-        contested=status.contested,
-    )
+        answered = replies(intent.config) if intent is not None else Replies()
+        look = Look(
+            plane.name,
+            node.reason,
+            node.egress,
+            settings.families,
+            in_step=intent is not None and not differing,
+            errors=errors,
+            left_behind=node.left + node.unread,
+            unanswered=answered.unanswered,
+            doubtful=answered.doubtful,
+            advice=advice,
+            contested=status.contested,
+        )
     status = status.looked(look)
     return status.beside(tuple(overridden), tuple(partial), tuple(unknown)), differing

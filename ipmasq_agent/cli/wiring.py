@@ -14,7 +14,7 @@ from ipmasq_agent.cli.options import Settings
 from ipmasq_agent.config.assemble import needs
 from ipmasq_agent.config.document import Understood, parse_documents
 from ipmasq_agent.config.model import Config
-from ipmasq_agent.errors import UsageError
+from ipmasq_agent.errors import AgentError, UsageError
 from ipmasq_agent.host import seat
 from ipmasq_agent.planes import detect, registry
 from ipmasq_agent.policy.facts import Facts
@@ -153,6 +153,20 @@ def read_intent(settings: Settings) -> Intent:
     """
     config = read_document(settings)
     return Intent(config, gather(settings, config))
+
+
+def try_intent(settings: Settings) -> tuple[Intent | None, AgentError | None]:
+    """Return it, or why it cannot be had, for who has something to say without it too.
+
+    Raises:
+        UsageError: the document was named, and is not there.
+    """
+    try:
+        return read_intent(settings), None
+    except UsageError:
+        raise
+    except AgentError as error:
+        return None, error
 
 
 def warn_of_replies(config: Config) -> None:

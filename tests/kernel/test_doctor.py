@@ -18,9 +18,8 @@ from typing import Any
 
 import pytest
 
-from ipmasq_agent.agent import moves
 from ipmasq_agent.bpf import bpffs
-from ipmasq_agent.cli import doctor_facts
+from ipmasq_agent.cli import doctor_facts, questions
 from ipmasq_agent.host import sysctl
 from tests import oracle
 from tests.kernel.agent import status_of
@@ -680,8 +679,8 @@ def test_rules_elsewhere_that_cannot_be_read_are_no_finding(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    beside = moves.Beside(("nftables",), ("bpf cannot be looked into: not permitted",))
-    monkeypatch.setattr(doctor_facts, "deciding", lambda left: beside)
+    monkeypatch.setattr(questions.Here, "elsewhere", ["nftables"])
+    monkeypatch.setattr(questions.Here, "unread", ("bpf cannot be looked into: not permitted",))
     (tmp_path / "config").write_text(json.dumps(KEPT))
     words = ("--config", str(tmp_path / "config"), "--enable-ipv6", "-o", "json")
     assert status_of("doctor", *words) == 2
