@@ -58,8 +58,10 @@ def template(*sets: Values) -> list[list[Object]]:
         chart: Object = {"apiVersion": "v2", "name": "whole", "version": "0.0.0"}
         chart["dependencies"] = [one | {"alias": part} for part in parts]
         (whole / "Chart.yaml").write_text(json.dumps(chart))
-        (whole / "values.yaml").write_text(json.dumps(dict(zip(parts, sets, strict=True))))
-        text = helm("template", name, whole, "--namespace", namespace)
+        # A user's: what a chart says to its parts loses each null.
+        told = Path(folder, "values.yaml")
+        told.write_text(json.dumps(dict(zip(parts, sets, strict=True))))
+        text = helm("template", name, whole, "--namespace", namespace, "--values", told)
     found: dict[str, list[Object]] = {part: [] for part in parts}
     # Each document begins with the file that it is of.
     for document in re.split(r"^---\n# Source: ", text, flags=re.MULTILINE)[1:]:

@@ -17,6 +17,9 @@ BPF = "deploy/overlays/bpf"
 VARIANTS = (API, FILE, NODES, BPF)
 """The ways to install: watching the API, reading a mounted file, reading nodes too, eBPF."""
 
+KUBERNETES = ("1.25", "1.37")
+"""The oldest and the newest API whose schemas are at hand."""
+
 Object = dict[str, Any]
 
 

@@ -24,6 +24,7 @@ from tests.deploy.manifests import (
     BPF,
     DEPLOY,
     FILE,
+    KUBERNETES,
     NODES,
     VARIANTS,
     Object,
@@ -35,9 +36,6 @@ from tests.deploy.manifests import (
     render,
     with_components,
 )
-
-# The oldest and the newest API whose schemas are at hand.
-KUBERNETES = ("1.25", "1.37")
 
 
 def run_parameters(variant: str) -> dict[str, Any]:
