@@ -13,7 +13,7 @@ import yaml
 
 from ipmasq_agent.config.model import AUTO, Auto, Kind
 from ipmasq_agent.config.reading import Reading, shown
-from ipmasq_agent.config.runs import Run, RunOrigins, groups
+from ipmasq_agent.config.runs import Run, items
 from ipmasq_agent.config.tree import is_null
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.cidrs import UnalignedError, parse_cidr, parse_common
@@ -70,13 +70,15 @@ class Cidrs(Kind[Listed]):
 
 def _cidrs(reading: Reading, node: yaml.SequenceNode, key: str, *, masked: bool = False) -> Listed:
     parts: list[Sequence[tuple[Prefix, ListedReason]]] = []
-    for group in groups(node):
-        if isinstance(group, Run) and (listed := _run(reading, group)) is not None:
-            parts.append(listed)
+    others: list[tuple[Prefix, ListedReason]] = []
+    for part in node.value:
+        if isinstance(part, Run) and (listed := _run(reading, part)) is not None:
+            parts += others, listed
+            others = []
         else:
-            entries = (_cidr(reading, item, key, masked) for item in group)
-            parts.append([entry for entry in entries if entry is not None])
-    return Listed.chained(parts)
+            nodes = part.nodes() if isinstance(part, Run) else (part,)
+            others += filter(None, (_cidr(reading, each, key, masked) for each in nodes))
+    return Listed.chained((*parts, others))
 
 
 def _run(reading: Reading, run: Run) -> Listed | None:
@@ -87,7 +89,7 @@ def _run(reading: Reading, run: Run) -> Listed | None:
     families, firsts, lengths = columns
     if Family.IPV6 in families and not reading.flags.enable_ipv6:
         return None
-    return Listed(families, firsts, lengths, RunOrigins(run, reading.name))
+    return Listed(families, firsts, lengths, run.origins(reading.name, len(firsts)))
 
 
 def _cidr(
@@ -135,10 +137,10 @@ class _Restriction(Kind[tuple[T, ...] | Auto | None]):
             reading.problem(
                 node, f"{key}: the list is empty; remove the key to mean every {self.everything}"
             )
-        return tuple(self.items(reading, node, key))
+        return tuple(self.listed(reading, node, key))
 
     @abstractmethod
-    def items(self, reading: Reading, node: yaml.SequenceNode, key: str) -> Iterator[T]:
+    def listed(self, reading: Reading, node: yaml.SequenceNode, key: str) -> Iterator[T]:
         """Yield the values of a list."""
 
     def shown(self, value: tuple[T, ...] | Auto | None) -> Any:
@@ -158,7 +160,7 @@ class Sources(_Restriction[Prefix]):
     schema = _restriction_schema(_CIDR_SCHEMA)
     example, everything = "172.20.0.0/16", "source"
 
-    def items(self, reading: Reading, node: yaml.SequenceNode, key: str) -> Iterator[Prefix]:
+    def listed(self, reading: Reading, node: yaml.SequenceNode, key: str) -> Iterator[Prefix]:
         """Yield the prefixes of a list."""
         return _cidrs(reading, node, key).prefixes()
 
@@ -172,9 +174,9 @@ class Devices(_Restriction[str]):
     )
     example, everything = "eth0, bond*", "device"
 
-    def items(self, reading: Reading, node: yaml.SequenceNode, key: str) -> Iterator[str]:
+    def listed(self, reading: Reading, node: yaml.SequenceNode, key: str) -> Iterator[str]:
         """Yield the patterns of a list."""
-        for item in node.value:
+        for item in items(node):
             if item.tag.startswith("!"):
                 reading.problem(item, f"{key}: {item.tag} is a tag to YAML; quote it: '{item.tag}'")
             elif (

@@ -13,6 +13,7 @@ from typing import NamedTuple, NoReturn
 
 import yaml
 
+from ipmasq_agent.config.runs import items
 from ipmasq_agent.config.tree import NodeTree, is_null, printable
 from ipmasq_agent.errors import ConfigError
 
@@ -94,14 +95,14 @@ class Manifests:
         metadata = self._fields(fields.get("metadata"))
         names = (_text(metadata, "namespace"), _text(metadata, "name"))
         title = printable(" ".join([kind, "/".join(name for name in names if name)]).strip())
-        items = fields.get("items")
+        listing = fields.get("items")
         if kind == "ConfigMap":
             data, binary = (self._fields(fields.get(key)) for key in ("data", "binaryData"))
             if not data and not binary:
                 self._fail(node, f"{title} has no data")
             yield _ConfigMap(self._place(node), title, data, binary)
-        elif kind.endswith("List") and isinstance(items, yaml.SequenceNode) and listed is None:
-            for item in items.value:
+        elif kind.endswith("List") and isinstance(listing, yaml.SequenceNode) and listed is None:
+            for item in items(listing):
                 yield from self._configmaps(item, kind.removesuffix("List"))
         else:
             self.notes.append(f"{self._place(node)}: {title} is passed over")

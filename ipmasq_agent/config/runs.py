@@ -20,13 +20,12 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from operator import gt, lt
+from functools import cached_property
 from typing import Any
 
 import yaml
 
-from ipmasq_agent.policy.columns import Lazy
+from ipmasq_agent.policy.columns import Mapped
 from ipmasq_agent.policy.decisions import Origin
 
 _STR = "tag:yaml.org,2002:str"
@@ -54,151 +53,67 @@ _TEXT = re.compile(r"[0-9a-fA-F.:/]+")
 _Mark: Any = yaml.Mark
 
 
-class Run(Lazy[yaml.ScalarNode]):
-    """Strings of a list that stand one after the other; nodes are made on access."""
+class Run:
+    """Strings of a list that stand one after the other, which no node was made of.
 
-    __slots__ = (
-        *("_a_line_each", "_body", "_column", "_count", "_line", "_lines", "_pattern", "_starts"),
-    )
+    Args:
+        body: a part of a document.
+        pattern: finds the strings in it; its group is the text of each, without quotes.
+        line: that of the document in which ``body`` begins, from 0.
+        column: where in that line it begins, from 0.
+    """
 
     def __init__(self, body: str, pattern: re.Pattern[str], line: int, column: int) -> None:
-        """Take the strings that ``pattern`` finds in ``body``.
-
-        Args:
-            body: a part of a document.
-            pattern: its group is the text of each string, without quotes.
-            line: that of the document in which ``body`` begins, from 0.
-            column: where in that line it begins, from 0.
-        """
         self._body = body
         self._pattern = pattern
         self._line = line
         self._column = column
-        self._count: int | None = None
-        # Where each text begins, and each line ends; most documents are never asked.
-        self._starts: Sequence[int] | None = None
-        self._lines: Sequence[int] = ()
-        self._a_line_each = False
 
     def texts(self) -> list[str]:
         """Return the strings."""
         return self._pattern.findall(self._body)
 
-    def _located(self) -> Sequence[int]:
-        """Return where each text begins, having found out where lines end."""
-        if self._starts is None:
-            self._lines = array("I", (m.start() for m in re.finditer("\n", self._body)))
-            self._starts = array("I", (m.start(1) for m in self._pattern.finditer(self._body)))
-            self._a_line_each = (
-                len(self._lines) >= len(self._starts)
-                and all(map(lt, self._starts, self._lines))
-                and all(map(gt, islice(self._starts, 1, None), self._lines))
-            )
-        return self._starts
-
-    def places(self) -> Iterator[tuple[str, int, int]]:
-        """Yield text, line and column of each string, as ``place`` would."""
-        starts = self._located()
-        if not self._a_line_each:
-            yield from map(self.place, range(len(starts)))
-            return
-        begin = -self._column
-        for index, (text, start) in enumerate(zip(self.texts(), starts, strict=True)):
-            column = start - begin - (self._body[start - 1] in "'\"")
-            yield text, self._line + index, column
-            begin = self._lines[index] + 1
+    @cached_property
+    def _places(self) -> tuple[Sequence[int], Sequence[int]]:
+        """Where each text begins, and each line ends; most documents are never asked."""
+        starts = (found.start(1) for found in self._pattern.finditer(self._body))
+        return array("I", starts), array("I", (m.start() for m in re.finditer("\n", self._body)))
 
     def place(self, index: int) -> tuple[str, int, int]:
         """Return text, line and column of a string, both from 0."""
-        starts = self._located()
+        starts, lines = self._places
         start = starts[index]
         found = _TEXT.match(self._body, start)
         assert found is not None  # this is where the pattern matched
-        if self._body[start - 1] in "'\"":
-            start -= 1
-        line = 0
-        if self._lines:
-            # Mostly there is one in each line, and this is its.
-            line = index if self._a_line_each else bisect_left(self._lines, start)
-        column = start - self._lines[line - 1] - 1 if line else start + self._column
+        start -= self._body[start - 1] in "'\""
+        line = bisect_left(lines, start)
+        column = start - lines[line - 1] - 1 if line else start + self._column
         return found[0], self._line + line, column
 
-    def _at(self, position: int) -> yaml.ScalarNode:
-        text, line, column = self.place(position)
-        mark = _Mark(None, 0, line, column, None, None)
-        return yaml.ScalarNode(_STR, text, mark, mark)
+    def origins(self, document: str, count: int) -> Sequence[Origin]:
+        """Return where the strings stand, of which there are ``count``; made on access."""
 
-    def __len__(self) -> int:
-        if self._count is None:
-            self._count = len(self.texts())
-        return self._count
+        def origin(index: int) -> Origin:
+            text, line, column = self.place(index)
+            return Origin(text, document, line + 1, column + 1)
 
+        return Mapped(origin, range(count))
 
-class RunOrigins(Lazy[Origin]):
-    """The origins of a run's strings, made on access."""
-
-    __slots__ = ("_document", "_run")
-
-    def __init__(self, run: Run, document: str) -> None:
-        self._run = run
-        self._document = document
-
-    def _at(self, position: int) -> Origin:
-        text, line, column = self._run.place(position)
-        return Origin(text, self._document, line + 1, column + 1)
-
-    def __iter__(self) -> Iterator[Origin]:
-        for text, line, column in self._run.places():
-            yield Origin(text, self._document, line + 1, column + 1)
-
-    def __len__(self) -> int:
-        return len(self._run)
+    def nodes(self) -> Iterator[yaml.ScalarNode]:
+        """Yield a node for each string."""
+        for index in range(len(self._places[0])):
+            text, line, column = self.place(index)
+            mark = _Mark(None, 0, line, column, None, None)
+            yield yaml.ScalarNode(_STR, text, mark, mark)
 
 
-class Items:
-    """The items of a sequence in which runs stand; iterated as its nodes."""
-
-    __slots__ = ("parts",)
-
-    def __init__(self, parts: list[yaml.Node | Run]) -> None:
-        self.parts = parts
-
-    def append(self, part: yaml.Node | Run) -> None:
-        """Add a node, or all that a run holds."""
-        self.parts.append(part)
-
-    def __iter__(self) -> Iterator[yaml.Node]:
-        for part in self.parts:
-            if isinstance(part, Run):
-                yield from part
-            else:
-                yield part
-
-    def __len__(self) -> int:
-        return sum(len(part) if isinstance(part, Run) else 1 for part in self.parts)
-
-
-def groups(node: yaml.SequenceNode) -> Iterator[Run | list[yaml.Node]]:
-    """Yield the items of a sequence: its runs, and what stands between them."""
-    if not isinstance(node.value, Items):
-        yield node.value
-        return
-    nodes: list[yaml.Node] = []
-    for part in node.value.parts:
+def items(node: yaml.SequenceNode) -> Iterator[yaml.Node]:
+    """Yield the nodes of a sequence, made of those runs that stand among its items."""
+    for part in node.value:
         if isinstance(part, Run):
-            yield nodes
-            yield part
-            nodes = []
+            yield from part.nodes()
         else:
-            nodes.append(part)
-    yield nodes
-
-
-def add_run(parent: yaml.SequenceNode, run: Run) -> None:
-    """Add all that a run holds to a sequence."""
-    if not isinstance(parent.value, Items):
-        parent.value = Items(parent.value)
-    parent.value.append(run)
+            yield part
 
 
 class NotARunError(Exception):
@@ -260,7 +175,7 @@ class Cut:
             if not isinstance(event, yaml.ScalarEvent) or not isinstance(parent, yaml.SequenceNode):
                 raise NotARunError
             gap = self._gaps.pop(mark.index)
-            add_run(parent, Run(gap.body, _YAML_TEXT, mark.line + 1, 0))
+            parent.value.append(Run(gap.body, _YAML_TEXT, mark.line + 1, 0))
             self._open = gap, parent
 
     def end(self) -> None:

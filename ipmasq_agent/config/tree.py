@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
-from ipmasq_agent.config.runs import JSON_RUN, JSON_TEXT, Cut, NotARunError, Run, add_run
+from ipmasq_agent.config.runs import JSON_RUN, JSON_TEXT, Cut, NotARunError, Run, items
 from ipmasq_agent.errors import ConfigError
 
 MAX_DEPTH = 100
@@ -228,7 +228,7 @@ class NodeTree:
                 if key.tag != _MERGE:
                     yield mapping is not self.root, key, value
                 elif isinstance(value, yaml.SequenceNode):
-                    sources += value.value
+                    sources += items(value)
                 else:
                     sources.append(value)
             waiting += reversed(sources)
@@ -264,7 +264,7 @@ class NodeTree:
             if word[0] == '"' and isinstance(parent, yaml.SequenceNode):
                 run = JSON_RUN.match(self.text, start)
                 if run:
-                    add_run(parent, Run(run[0], JSON_TEXT, line, start - line_start))
+                    parent.value.append(Run(run[0], JSON_TEXT, line, start - line_start))
                     after = run.end()
                     if "\n" in run[0]:
                         line += run[0].count("\n")

@@ -13,6 +13,7 @@ import yaml
 from ipmasq_agent.config.document import parse_documents
 from ipmasq_agent.config.keys import KEYS, PROFILE, view
 from ipmasq_agent.config.model import Flags, Key
+from ipmasq_agent.config.runs import items
 from ipmasq_agent.config.scalars import Switch, Word
 from ipmasq_agent.config.schema import markdown, schema
 from ipmasq_agent.config.tree import NodeTree, is_null
@@ -77,7 +78,7 @@ def plain(node: Any, depth: int = 0) -> Any:
     if node is None or is_null(node) or depth > 5:
         return None
     if isinstance(node, yaml.SequenceNode):
-        return [plain(item, depth + 1) for item in node.value]
+        return [plain(item, depth + 1) for item in items(node)]
     if isinstance(node, yaml.MappingNode):
         return {str(key.value): plain(value, depth + 1) for key, value in node.value}
     kind = node.tag.rpartition(":")[2]
