@@ -191,7 +191,8 @@ class Agent:
             age = round(time.monotonic() - heard, 1)
             status = replace(status, config=replace(status.config, age=age))
         if self._recorder:
-            status = replace(status, advice=(*status.advice, *self._recorder.trouble))
+            advice = (*status.look.advice, *self._recorder.trouble)
+            status = replace(status, look=replace(status.look, advice=advice))
         plane = self.choice.in_use
         if isinstance(plane, Translator):
             try:
@@ -255,7 +256,7 @@ class Agent:
         before = _spent()
         disturbed, plane = False, self.choice.in_use
         # What failed is tried again at its time.
-        if plane is not None and not self.status.errors:
+        if plane is not None and not self.status.look.errors:
             try:
                 disturbed, self._blind = plane.disturbed(), None
             except Exception as error:
@@ -302,7 +303,7 @@ class Agent:
         if needed and intent is not None:
             # What others did to our rules is found at each resync, and is looked for when
             # something went wrong; a change of ours alone builds on what we know.
-            thorough = due or reload or bool(self.status.errors)
+            thorough = due or reload or bool(self.status.look.errors)
             self._pass(intent, thorough=thorough, at_once=reload)
             if disturbed:
                 self._rest_after_healing()
@@ -368,8 +369,8 @@ class Agent:
         self.metrics.cidrs.set(listed(config) if config else 0)
         self.status = self.status.passed(found)
         status = self.status
-        self._schedule(failed=bool(status.errors or status.left_behind or status.failure))
-        if not status.errors:
+        self._schedule(failed=bool(status.look.errors or status.look.left_behind or status.failure))
+        if not status.look.errors:
             self._news = False
             if self._recorder:
                 self._recorder.provide()
@@ -377,7 +378,12 @@ class Agent:
             self.status = replace(status, config=self._documents.status)
         # Rules are in the kernel and said to be; what others make of them can wait for that.
         if isinstance(found, Look) and (others := self._passes.shadows(intent, found)):
-            self.status = self.status.beside(others.overridden, others.partial, others.unknown)
+            self.status = replace(
+                self.status,
+                overridden=others.overridden,
+                partial=others.partial,
+                unknown=others.unknown,
+            )
 
     def _schedule(self, *, failed: bool) -> None:
         config = self._documents.config

@@ -75,13 +75,13 @@ class Metrics:
         """Return all of it for Prometheus, in step with what ``status`` says at this moment."""
         self.ready.set(status.ready)
         self.accepted.set(status.config.accepted)
-        self.contested.set(status.contested is not None)
-        for family in status.families:
+        self.contested.set(status.look.contested is not None)
+        for family in status.look.families:
             ranges = sum(item.count for item in status.overridden if item.family is family)
             self.overridden.set(ranges, family.value)
         self.backend.clear()
-        if status.mode is not None:
-            self.backend.set(1, status.mode)
+        if status.look.mode is not None:
+            self.backend.set(1, status.look.mode)
         from ipmasq_agent.agent.exposition import exposed
 
         counted = (*_counted(status.counters), *_in_use(status.usage.tables), *_ports(status.ports))

@@ -127,6 +127,10 @@ class Passes:
         self.report(outcomes, plane.name, "applied")
         said, self._replies = self._replies, replies(intent.config)
         tell(said, self._replies)
+        advised = (
+            (f, plane.dialect.advice(intent.desired(plane, f))) for f in outcomes if f not in failed
+        )
+        sizes = [f"{family.value}: {line}" for family, line in advised if line]
         return outcomes, Look(
             plane.name,
             self._choice.reason,
@@ -137,11 +141,10 @@ class Passes:
             healed=tuple(outcome.healed for outcome in outcomes.values() if outcome.healed),
             left_behind=left,
             unanswered=self._replies.unanswered,
-            doubtful=self._replies.doubtful,
-            advice={
-                f: plane.dialect.advice(intent.desired(plane, f)) for f in outcomes.keys() - failed
-            },
-            further=(*self._moves.advice, *self._rivals.advice),
+            advice=(
+                *sizes,
+                *(*self._moves.advice, *self._rivals.advice, *self._replies.doubtful),
+            ),
             contested=self._rivals.name,
         )
 

@@ -5,7 +5,7 @@ The agent and the verb ``status`` build it here, of what they have seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -169,35 +169,32 @@ class Look:
     """What the kernel was found to hold, by a pass or by somebody who only looks.
 
     Attributes:
-        mode: the backend in use.
+        mode: the backend in use; None before the first pass.
         reason: why it is that one.
-        devices: the egress devices.
+        devices: the egress devices found on the node.
         families: those that are managed.
         in_step: the kernel holds what is asked for, wherever it can be read.
         errors: family → why it cannot be read, or written.
         changed: it was written to.
         healed: see ``Healed``; what else was written was asked for.
-        left_behind: see ``Status``.
-        unanswered: see ``Status``.
-        doubtful: source addresses to which replies may not come back.
-        advice: family → what the backend has to say about the size of what it holds.
-        further: more advice.
-        contested: see ``Status``.
+        left_behind: what an agent of ours left in another data plane and cannot be taken away,
+            or cannot be seen: it may decide by an older policy.
+        unanswered: source addresses that the document gives and that nothing comes back to.
+        advice: what there is to say about the size of what is held, and else.
+        contested: who undoes what we write, again and again; None while nobody does.
     """
 
-    mode: str
-    reason: str
-    devices: tuple[str, ...]
-    families: tuple[Family, ...]
+    mode: str | None = None
+    reason: str | None = None
+    devices: tuple[str, ...] = ()
+    families: tuple[Family, ...] = ()
     in_step: bool = True
     errors: Mapping[Family, str] = field(default_factory=dict)
     changed: bool = False
     healed: tuple[Healed, ...] = ()
     left_behind: tuple[str, ...] = ()
     unanswered: tuple[str, ...] = ()
-    doubtful: tuple[str, ...] = ()
-    advice: Mapping[Family, str | None] = field(default_factory=dict)
-    further: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
     contested: str | None = None
 
 
@@ -206,27 +203,18 @@ class Status:
     """One moment of the agent.
 
     Attributes:
-        mode: the backend in use; None before the first pass.
-        mode_reason: why it is that one.
-        devices: the egress devices found on the node.
         config: the document.
-        families: those that are managed.
-        in_sync: after the latest pass the kernel held what the policy in force asks for.
-        errors: family → why its latest pass failed.
+        look: what the latest pass found.
+        in_sync: after it the kernel held what the policy in force asks for.
+        passes: how many there were, and how many of them changed the kernel.
+        heals: how many of those undid what others had done.
+        healed: the latest of it.
         failure: what failed beside a pass, unexpectedly, and is tried again.
         waiting: what has to be learnt before the newest document can be in force.
         facts: what is in force depends on these beside the document → why one cannot be
             followed at the moment, so that what was learnt before stays true; or None.
-        left_behind: what an agent of ours left in another data plane and cannot be taken away,
-            or cannot be seen: it may decide by an older policy.
-        unanswered: source addresses that the document gives and that nothing comes back to.
-        advice: what the backend has to say about the size of what it holds.
         standing_by: who keeps on this node what this agent would keep, which waits for its end.
         agent: who was asked, where this is not its own status, in words.
-        contested: who undoes what we write, again and again; None while nobody does.
-        passes: how many there were, and how many of them changed the kernel.
-        heals: how many of those undid what others had done.
-        healed: the latest of it.
         overridden: what others decide about otherwise than the policy, which the kernel holds.
         partial: rules of others that do so for some packets, in words.
         unknown: why it cannot be told what others decide, or how many ports are in use.
@@ -237,12 +225,8 @@ class Status:
     """
 
     config: ConfigStatus
-    mode: str | None = None
-    mode_reason: str | None = None
-    devices: tuple[str, ...] = ()
-    families: tuple[Family, ...] = ()
+    look: Look = field(default_factory=Look)
     in_sync: bool = False
-    errors: Mapping[Family, str] = field(default_factory=dict)
     passes: int = 0
     changes: int = 0
     heals: int = 0
@@ -250,12 +234,8 @@ class Status:
     failure: str | None = None
     waiting: tuple[str, ...] = ()
     facts: Mapping[str, str | None] = field(default_factory=dict)
-    left_behind: tuple[str, ...] = ()
-    unanswered: tuple[str, ...] = ()
-    advice: tuple[str, ...] = ()
     standing_by: str | None = None
     agent: str | None = None
-    contested: str | None = None
     overridden: tuple[Overridden, ...] = ()
     partial: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
@@ -284,6 +264,7 @@ class Status:
         )
         return cls(
             config,
+            Look(contested=_words(data["contested"])),
             passes=int(data["passes"]),
             changes=int(data["changes"]),
             heals=int(data["heals"]),
@@ -302,51 +283,25 @@ class Status:
             facts={str(fact["name"]): _words(fact["error"]) for fact in data["facts"]},
             standing_by=_words(data["standingBy"]),
             agent=agent,
-            contested=_words(data["contested"]),
         )
 
     def looked(self, look: Look) -> Status:
         """Return what there is to say after a look at the kernel."""
-        of_sizes = (
-            f"{family.value}: {line}" for family in Family if (line := look.advice.get(family))
-        )
-        return replace(
-            self,
-            mode=look.mode,
-            mode_reason=look.reason,
-            devices=look.devices,
-            families=look.families,
-            # What is healed is the last good policy; the newest one still waits for facts.
-            in_sync=look.in_step and not look.errors and not self.waiting,
-            errors=look.errors,
-            left_behind=look.left_behind,
-            unanswered=look.unanswered,
-            advice=(*of_sizes, *look.further, *look.doubtful),
-            contested=look.contested,
-        )
+        # What is healed is the last good policy; the newest one still waits for facts.
+        in_sync = look.in_step and not look.errors and not self.waiting
+        return replace(self, look=look, in_sync=in_sync)
 
     def passed(self, found: Look | Mapping[Family, str]) -> Status:
         """Return what there is to say after a pass: what it found, or why it found nothing."""
-        if isinstance(found, Look):
-            after, changed, healed = self.looked(found), found.changed, found.healed
-        else:
-            after, changed, healed = replace(self, in_sync=False, errors=found), False, ()
+        if not isinstance(found, Look):
+            found = replace(self.look, errors=found, changed=False, healed=())
         return replace(
-            after,
+            self.looked(found),
             passes=self.passes + 1,
-            changes=self.changes + changed,
-            heals=self.heals + bool(healed),
-            healed=healed or self.healed,
+            changes=self.changes + found.changed,
+            heals=self.heals + bool(found.healed),
+            healed=found.healed or self.healed,
         )
-
-    def beside(
-        self,
-        overridden: tuple[Overridden, ...],
-        partial: tuple[str, ...],
-        unknown: tuple[str, ...],
-    ) -> Status:
-        """Return it with what others decide beside the policy."""
-        return replace(self, overridden=overridden, partial=partial, unknown=unknown)
 
     @property
     def in_force(self) -> bool:
@@ -355,7 +310,7 @@ class Status:
         A rule of others that comes first is theirs to remove, and no reason to restart or
         to hold back an agent: readiness does not ask for this.
         """
-        return self.in_sync and not self.overridden and not self.left_behind
+        return self.in_sync and not self.overridden and not self.look.left_behind
 
     @property
     def ready(self) -> bool:
@@ -367,7 +322,7 @@ class Status:
         if self.standing_by:
             return True
         sources = (self.failure, self.config.error, *self.facts.values())
-        if self.config.kept or any(sources) or self.left_behind or self.unanswered:
+        if self.config.kept or any(sources) or self.look.left_behind or self.look.unanswered:
             return False
         return self.config.accepted and self.in_sync
 
@@ -382,14 +337,16 @@ class Status:
             return f"{reason}; {self._kept()}"
         if self.config.error is not None:
             return self.config.error
-        if self.errors:
-            return "; ".join(f"{family.value}: {error}" for family, error in self.errors.items())
+        if self.look.errors:
+            return "; ".join(
+                f"{family.value}: {error}" for family, error in self.look.errors.items()
+            )
         if self.waiting:
             return "; ".join(self.waiting)
         if lost := self._lost():
             return "; ".join(lost)
-        if self.left_behind or self.unanswered:
-            return "; ".join((*self.left_behind, *self.unanswered))
+        if self.look.left_behind or self.look.unanswered:
+            return "; ".join((*self.look.left_behind, *self.look.unanswered))
         return "" if self.in_sync else "no pass has finished yet"
 
     def _kept(self) -> str:
@@ -408,24 +365,24 @@ class Status:
     def as_data(self) -> dict[str, Any]:
         """Return the contract of ``status -o json``, with keys of our own after it."""
         return {
-            "mode": self.mode,
-            "devices": list(self.devices),
+            "mode": self.look.mode,
+            "devices": list(self.look.devices),
             "inSync": self.in_sync,
             "config": self.config.as_data(),
             **{family.value: self._family(family) for family in Family},
             "ready": self.ready,
-            "modeReason": self.mode_reason,
+            "modeReason": self.look.reason,
             "nativeRoutingCIDR": ", ".join(self.config.native_routing) or None,
             "failure": self.failure,
             "waiting": list(self.waiting),
             "facts": [{"name": name, "error": error} for name, error in self.facts.items()],
-            "leftBehind": list(self.left_behind),
-            "unanswered": list(self.unanswered),
-            "advice": [*self.advice, *self.usage.warnings, *self.ports.warnings, *self.unknown],
+            "leftBehind": list(self.look.left_behind),
+            "unanswered": list(self.look.unanswered),
+            "advice": list(self._advice),
             "inForce": self.in_force,
             "overrides": [item.as_data() for item in self.overridden],
             "exceptions": list(self.partial),
-            "contested": self.contested,
+            "contested": self.look.contested,
             "standingBy": self.standing_by,
             "agent": self.agent,
             "passes": self.passes,
@@ -442,63 +399,54 @@ class Status:
         }
 
     def _family(self, family: Family) -> dict[str, Any]:
-        return {"enabled": family in self.families, "error": self.errors.get(family)}
+        return {"enabled": family in self.look.families, "error": self.look.errors.get(family)}
 
-    def _counted(self) -> list[str]:
-        """Return what was counted in lines; of each family what is not zero."""
-        lines = [f"Table:        {table}" for table in self.usage.tables]
-        for family in Family:
-            words = [
-                f"{name.replace('_', ' ')} {count}"
-                for (of, name), count in self.counters.items()
-                if of is family and count
-            ]
-            if words:
-                lines.append(f"Counted:      {family.value}: {', '.join(words)}")
-        lines += (f"No port free: {one}" for one in self.usage.exhausted)
-        return lines
+    @property
+    def _advice(self) -> tuple[str, ...]:
+        of_tables = (*self.usage.warnings, *self.ports.warnings)
+        return (*self.look.advice, *of_tables, *self.unknown)
 
-    def _in_force_since(self) -> str:
-        held = self.config.in_force
-        return f", revision {held.revision} (hash {held.digest}) since {held.time}" if held else ""
+    def _counted(self, family: Family) -> str:
+        """Return what was counted of a family and is not zero."""
+        return ", ".join(
+            f"{name.replace('_', ' ')} {count}"
+            for (of, name), count in self.counters.items()
+            if of is family and count
+        )
 
     def as_text(self) -> str:
         """Return the line that operators know, then sync, config and backend."""
+        look, config = self.look, self.config
         switches = ", ".join(
-            f"{label}: {'Enabled' if family in self.families else 'Disabled'}"
+            f"{label}: {'Enabled' if family in look.families else 'Disabled'}"
             for family, label in ((Family.IPV4, "IPv4"), (Family.IPV6, "IPv6"))
         )
-        config = self.config
         state = "accepted" if config.accepted else "refused" if config.newest else "not read"
         if config.kept:
             state = "kept on this node, not confirmed"
         native = ", ".join(config.native_routing) or "-"
-        lines = [
-            f"Masquerading: {self.mode} [{', '.join(self.devices)}] {native} [{switches}]",
-            f"In sync:      {'yes' if self.in_sync else 'no'}",
-            f"In force:     {'yes' if self.in_force else 'no'}{self._in_force_since()}",
-            f"Config:       {config.source} (revision {config.revision}, {state})",
-            f"Backend:      {self.mode} ({self.mode_reason})",
-        ]
-        lines += [f"Asked:        {self.agent}"] if self.agent else []
-        lines += self._counted()
-        errors = f"{self.failure or ''}\n{config.error or ''}"
-        lines += [f"Standing by:  {self.standing_by}"] if self.standing_by else []
-        lines += (f"Error:        {error}" for error in errors.splitlines() if error)
-        lines += (f"Error:        {f.value}: {error}" for f, error in self.errors.items())
-        lines += (f"Error:        {line}" for line in self._lost())
-        lines += (f"Error:        {line}" for line in (*self.left_behind, *self.unanswered))
-        lines += (f"Overridden:   {item}" for item in self.overridden[:_SHOWN])
-        if len(self.overridden) > _SHOWN:
-            lines.append(f"Overridden:   by {len(self.overridden) - _SHOWN} more rules")
-        lines += (f"Some packets: {line}" for line in self.partial[:_SHOWN])
-        lines += (f"Healed:       {one}" for one in self.healed)
-        lines += (f"Waiting:      {line.removeprefix('waiting for ')}" for line in self.waiting)
-        lines += (
-            f"Warning:      {warning}"
-            for warning in (
-                *(*config.notices, *self.advice, *self.usage.warnings),
-                *(*self.ports.warnings, *self.unknown),
-            )
+        held = config.in_force
+        since = f", revision {held.revision} (hash {held.digest}) since {held.time}" if held else ""
+        more = len(self.overridden) - _SHOWN
+        rows: tuple[tuple[str, Iterable[object]], ...] = (
+            ("Masquerading", (f"{look.mode} [{', '.join(look.devices)}] {native} [{switches}]",)),
+            ("In sync", ("yes" if self.in_sync else "no",)),
+            ("In force", (f"{'yes' if self.in_force else 'no'}{since}",)),
+            ("Config", (f"{config.source} (revision {config.revision}, {state})",)),
+            ("Backend", (f"{look.mode} ({look.reason})",)),
+            ("Asked", filter(None, (self.agent,))),
+            ("Table", self.usage.tables),
+            ("Counted", (f"{f.value}: {told}" for f in Family if (told := self._counted(f)))),
+            ("No port free", self.usage.exhausted),
+            ("Standing by", filter(None, (self.standing_by,))),
+            ("Error", filter(None, f"{self.failure or ''}\n{config.error or ''}".splitlines())),
+            ("Error", (f"{family.value}: {error}" for family, error in look.errors.items())),
+            ("Error", (*self._lost(), *look.left_behind, *look.unanswered)),
+            ("Overridden", self.overridden[:_SHOWN]),
+            ("Overridden", (f"by {more} more rules",) if more > 0 else ()),
+            ("Some packets", self.partial[:_SHOWN]),
+            ("Healed", self.healed),
+            ("Waiting", (line.removeprefix("waiting for ") for line in self.waiting)),
+            ("Warning", (*config.notices, *self._advice)),
         )
-        return "\n".join(lines)
+        return "\n".join(f"{label + ':':13} {line}" for label, lines in rows for line in lines)

@@ -54,7 +54,7 @@ def gather_node(settings: Settings, probes: Sequence[str]) -> tuple[Node, list[s
     targets = {text: parsed("--probe", parse_end, text, like) for text in probes}
     facts: dict[str, Any] = {"kernel": _kernel(), "conntrack": _conntrack()}
     if settings.agent is not None:
-        facts["contested"] = settings.agent.status.contested
+        facts["contested"] = settings.agent.status.look.contested
     unseen: list[str] = []
 
     @contextmanager

@@ -92,7 +92,7 @@ def _of_kernel(
 
     errors: dict[Family, str] = {}
     differing: list[Family] = []
-    advice: dict[Family, str | None] = {}
+    advice: list[str] = []
     overridden: list[Overridden] = []
     partial: list[str] = []
     unknown: list[str] = []
@@ -104,7 +104,8 @@ def _of_kernel(
                 desired = intent.desired(plane, family)
                 if plane.dialect.plan(node.read(plane, family), desired):
                     differing.append(family)
-                advice[family] = plane.dialect.advice(desired)
+                if line := plane.dialect.advice(desired):
+                    advice.append(f"{family.value}: {line}")
                 found = shadow(intent.policy(plane, family), node.hook(family))
                 overridden += found.overridden
                 partial += found.partial
@@ -126,9 +127,8 @@ def _of_kernel(
             errors=errors,
             left_behind=node.left + node.unread,
             unanswered=answered.unanswered,
-            doubtful=answered.doubtful,
-            advice=advice,
-            contested=status.contested,
+            advice=(*advice, *answered.doubtful),
+            contested=status.look.contested,
         )
-    status = status.looked(look)
-    return status.beside(tuple(overridden), tuple(partial), tuple(unknown)), differing
+    status = replace(status.looked(look), overridden=tuple(overridden), partial=tuple(partial))
+    return replace(status, unknown=tuple(unknown)), differing

@@ -153,7 +153,7 @@ def test_a_large_policy_is_told_to_the_choice_of_backend(bench: Bench) -> None:
     assert bench.asked_for_large[-1] is False
     bench.learn(NODE_ADDRESSES, frozenset((V4, n) for n in range(7)))
     assert bench.asked_for_large[-1] is True
-    (line,) = bench.agent.status.advice
+    (line,) = bench.agent.status.look.advice
     assert line.startswith("ipv4: the chain has 259 rules")
 
 

@@ -101,7 +101,7 @@ def test_a_look_that_fails_is_said_once(bench: Bench, caplog: pytest.LogCaptureF
 def test_what_failed_is_tried_again_at_its_time_and_not_at_each_look(bench: Bench) -> None:
     bench.backend.broken.add(Family.IPV4)
     bench.document("nonMasqueradeCIDRs: [10.0.0.0/8, 172.16.0.0/12]\n", "2")
-    assert bench.agent.status.errors
+    assert bench.agent.status.look.errors
     bench.agent._next_pass = time.monotonic() + 3600
     passes = bench.agent.status.passes
     for _ in range(3):

@@ -39,8 +39,8 @@ def test_a_document_becomes_a_chain_at_once() -> None:
     bench.document(ONE)
     assert bench.chain() == [LINK_LOCAL, "172.20.0.0/16"]
     assert bench.agent.status.ready
-    assert bench.agent.status.mode == "memory"
-    assert bench.agent.status.devices == ("eth0",)
+    assert bench.agent.status.look.mode == "memory"
+    assert bench.agent.status.look.devices == ("eth0",)
 
 
 def test_a_missing_document_stands_for_the_defaults() -> None:
@@ -334,7 +334,7 @@ def test_a_family_that_fails_does_not_stop_the_other_and_is_tried_again_soon() -
     bench.document("nonMasqueradeCIDRs: [172.20.0.0/16, 'fd00::/8']\n")
     assert bench.chain(Family.IPV6) == ["fe80::/10", "fd00::/8"]
     status = bench.agent.status
-    assert list(status.errors) == [Family.IPV4]
+    assert list(status.look.errors) == [Family.IPV4]
     assert not status.in_sync
     assert "ipv4 is broken" in status.why_not_ready()
     bench.backend.broken = set()
@@ -350,7 +350,7 @@ def test_a_host_without_the_programs_of_one_family_serves_the_other(unable: Fami
     bench.document("nonMasqueradeCIDRs: [172.20.0.0/16, 'fd00::/8']\n")
     served = Family.IPV6 if unable is Family.IPV4 else Family.IPV4
     assert len(bench.chain(served)) == 2
-    assert list(bench.agent.status.errors) == [unable]
+    assert list(bench.agent.status.look.errors) == [unable]
     assert "no programs" in bench.agent.status.why_not_ready()
 
 
@@ -410,7 +410,7 @@ def test_a_move_puts_the_new_backend_in_force_before_it_cleans_the_old_one() -> 
     assert bench.chain(backend="other") == [LINK_LOCAL, "172.20.0.0/16"]
     assert bench.chain(backend="memory") == []
     assert bench.backends["memory"].closed
-    assert bench.agent.status.mode == "other"
+    assert bench.agent.status.look.mode == "other"
 
 
 def test_a_backend_that_cannot_be_cleaned_after_a_move_is_told_until_it_is() -> None:
@@ -469,7 +469,7 @@ def test_what_cannot_be_cleaned_elsewhere_is_an_error_until_it_is() -> None:
     bench.backends["other"].broken = set()
     bench.resync()
     assert bench.agent.status.ready
-    assert bench.agent.status.left_behind == ()
+    assert bench.agent.status.look.left_behind == ()
 
 
 def test_a_look_at_other_planes_that_fails_stops_no_pass_and_is_made_again() -> None:

@@ -13,7 +13,7 @@ from ipmasq_agent.agent.exposition import exposed
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.numbers import Numbers
 from ipmasq_agent.agent.reconcile import Outcome
-from ipmasq_agent.agent.status import ConfigStatus, Status
+from ipmasq_agent.agent.status import ConfigStatus, Look, Status
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.host.threads import Guarded, caught
 from ipmasq_agent.planes.usage import FlowTable, Usage
@@ -21,8 +21,7 @@ from ipmasq_agent.policy.addresses import Family
 
 STATUS = Status(
     ConfigStatus("x"),
-    mode="nftables",
-    families=(Family.IPV4,),
+    Look("nftables", families=(Family.IPV4,)),
     counters={(Family.IPV4, "masqueraded"): 5, (Family.IPV6, "flows_kept"): 7},
     usage=Usage((FlowTable("flows", 8, {Family.IPV4: 3, Family.IPV6: 0}),)),
 )

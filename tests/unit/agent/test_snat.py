@@ -9,7 +9,7 @@ import pytest
 
 from ipmasq_agent.agent import snat
 from ipmasq_agent.agent.snat import Replies, replies, tell
-from ipmasq_agent.agent.status import ConfigStatus, Sighting, Status
+from ipmasq_agent.agent.status import ConfigStatus, Look, Sighting, Status
 from ipmasq_agent.config.assemble import follows
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.keys import SNAT_ADDRESS
@@ -70,7 +70,7 @@ def test_addresses_are_followed_for_named_ones_only() -> None:
 def test_what_nothing_comes_back_to_is_not_ready() -> None:
     status = Status(ConfigStatus("cm", Sighting("1", "d1", 0), accepted=True), in_sync=True)
     assert status.ready
-    lost = replace(status, unanswered=("nobody answers",))
+    lost = replace(status, look=Look(unanswered=("nobody answers",)))
     assert not lost.ready
     assert lost.why_not_ready() == "nobody answers"
     assert "Error:        nobody answers" in lost.as_text()

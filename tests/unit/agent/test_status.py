@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from ipmasq_agent.agent.status import ConfigStatus, Sighting, Status
+from ipmasq_agent.agent.status import ConfigStatus, Look, Sighting, Status
 from ipmasq_agent.planes.usage import Exhausted, FlowTable, Usage
 from ipmasq_agent.policy.addresses import Family
 
@@ -15,9 +15,7 @@ ACCEPTED = ConfigStatus("/etc/config/ip-masq-agent", Sighting("abc", "d", 0), ac
 def test_the_first_line_is_the_one_that_operators_know() -> None:
     status = Status(
         ACCEPTED,
-        mode="iptables-nft",
-        devices=("eth0", "eth1"),
-        families=(Family.IPV4,),
+        Look("iptables-nft", devices=("eth0", "eth1"), families=(Family.IPV4,)),
         in_sync=True,
     )
     first = status.as_text().splitlines()[0]
@@ -25,7 +23,7 @@ def test_the_first_line_is_the_one_that_operators_know() -> None:
 
 
 def test_json_has_the_keys_of_the_contract() -> None:
-    data = json.loads(json.dumps(Status(ACCEPTED, mode="iptables-nft", in_sync=True).as_data()))
+    data = json.loads(json.dumps(Status(ACCEPTED, Look("iptables-nft"), in_sync=True).as_data()))
     assert set(data) >= {"mode", "devices", "inSync", "config", "ipv4", "ipv6"}
     assert set(data["config"]) >= {"source", "revision", "accepted", "error"}
     assert data["ipv4"]["enabled"] is False
@@ -43,14 +41,14 @@ def test_ready_needs_the_newest_document_in_force_and_the_kernel_in_step() -> No
 
 def test_why_not_ready_names_what_is_waited_for() -> None:
     assert Status(ConfigStatus("x")).why_not_ready() == "waiting for x"
-    failed = Status(ACCEPTED, errors={Family.IPV6: "no nat table"})
+    failed = Status(ACCEPTED, Look(errors={Family.IPV6: "no nat table"}))
     assert failed.why_not_ready() == "ipv6: no nat table"
 
 
 def test_a_policy_is_not_in_force_beside_a_plane_that_was_left() -> None:
     status = Status(ConfigStatus("x", Sighting("1", "d1", 0), accepted=True), in_sync=True)
     assert (status.in_force, status.ready) == (True, True)
-    left = replace(status, left_behind=("bpf holds rules of ours that decide too",))
+    left = replace(status, look=Look(left_behind=("bpf holds rules of ours that decide too",)))
     assert (left.in_force, left.ready) == (False, False)
 
 
@@ -59,7 +57,7 @@ def _with_flows(held: int, *exhausted: Exhausted) -> Status:
         FlowTable("flows", 100, {Family.IPV4: held - 1, Family.IPV6: 1}),
         FlowTable("kept", 50, {}),
     )
-    return Status(ACCEPTED, mode="bpf", in_sync=True, usage=Usage(tables, exhausted))
+    return Status(ACCEPTED, Look("bpf"), in_sync=True, usage=Usage(tables, exhausted))
 
 
 def test_how_full_the_tables_are_is_told() -> None:

@@ -171,7 +171,7 @@ def test_devices_that_cannot_be_listed_cost_nothing(bench: Bench) -> None:
     bench.agent._passes._list_devices = fail(MemoryError(), [1])
     bench.resync()
     assert bench.agent.status.ready
-    assert bench.agent.status.devices == ("eth0",)
+    assert bench.agent.status.look.devices == ("eth0",)
 
 
 def test_where_it_failed_is_logged_once(

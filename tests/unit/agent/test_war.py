@@ -74,13 +74,13 @@ def test_who_undoes_our_rules_again_and_again_is_named_and_makes_us_write_less(
     # for now.
     assert bench.backend.transactions == 4
     status = bench.agent.status
-    assert status.contested is not None
-    assert status.contested.startswith(who)
+    assert status.look.contested is not None
+    assert status.look.contested.startswith(who)
     assert not status.ready
     assert "the document is not in force" in status.why_not_ready()
     assert who in status.why_not_ready()
-    assert status.as_data()["contested"] == status.contested
-    assert any(who in line for line in status.advice)
+    assert status.as_data()["contested"] == status.look.contested
+    assert any(who in line for line in status.look.advice)
     told = [line for line in heard.messages if line == "our rules are undone again and again"]
     assert len(told) == 1
 
@@ -90,7 +90,7 @@ def test_rules_of_another_form_that_decide_the_same_are_left_and_it_is_ready() -
     bench = fought(halves, "172.20.0.0/17")
     assert bench.backend.transactions == 4
     assert bench.agent.status.ready
-    assert bench.agent.status.contested is not None
+    assert bench.agent.status.look.contested is not None
     write(bench, UPSTREAM, "10.0.0.0/8")
     bench.resync()
     assert not bench.agent.status.ready
@@ -100,7 +100,7 @@ def test_rules_of_another_form_that_decide_the_same_are_left_and_it_is_ready() -
 def test_upstreams_rules_that_are_ours_but_for_their_comments_are_no_war_at_all() -> None:
     bench = fought(UPSTREAM, "172.20.0.0/16")
     assert bench.backend.transactions == 1
-    assert bench.agent.status.contested is None
+    assert bench.agent.status.look.contested is None
 
 
 def flush(bench: Bench) -> None:
@@ -124,7 +124,7 @@ def test_what_is_only_taken_away_is_put_back_each_time(disturb: Callable[[Bench]
         disturb(bench)
         bench.resync()
         assert bench.chain() == ["169.254.0.0/16", "172.20.0.0/16"]
-    assert bench.agent.status.contested is None
+    assert bench.agent.status.look.contested is None
     assert bench.agent.status.ready
 
 
