@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
-
-class LabelledNumber(NamedTuple):
-    """One number of a metric: what follows its name, its labels, and how much."""
-
-    suffix: str
-    labels: dict[str, str]
-    number: float
+Sample = tuple[str, dict[str, str], float]
+"""One number of a metric: what follows its name, its labels, and how much."""
 
 
 class Numbers:
@@ -44,11 +38,11 @@ class Numbers:
         """Forget every number."""
         self._numbers.clear()
 
-    def samples(self) -> Iterator[LabelledNumber]:
+    def samples(self) -> Iterator[Sample]:
         """Yield what there is."""
         suffix = "_total" if self.kind == "counter" else ""
         for labels, number in list(self._numbers.items()):
-            yield LabelledNumber(suffix, dict(zip(self._labels, labels, strict=True)), number)
+            yield suffix, dict(zip(self._labels, labels, strict=True)), number
 
 
 class Histogram:
@@ -66,11 +60,11 @@ class Histogram:
         self._counts[bisect_left(self._bounds, number)] += 1
         self._sum += number
 
-    def samples(self) -> Iterator[LabelledNumber]:
+    def samples(self) -> Iterator[Sample]:
         """Yield what there is; each bucket counts those before it as well."""
         total = 0
         for bound, count in zip((*map(str, self._bounds), "+Inf"), list(self._counts), strict=True):
             total += count
-            yield LabelledNumber("_bucket", {"le": bound}, total)
-        yield LabelledNumber("_count", {}, total)
-        yield LabelledNumber("_sum", {}, self._sum)
+            yield "_bucket", {"le": bound}, total
+        yield "_count", {}, total
+        yield "_sum", {}, self._sum

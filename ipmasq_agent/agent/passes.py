@@ -13,11 +13,10 @@ from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.moves import Moves
 from ipmasq_agent.agent.reconcile import Outcome, Outcomes, reconcile
-from ipmasq_agent.agent.rivals import Rivals
 from ipmasq_agent.agent.shadows import Shadows
 from ipmasq_agent.agent.snat import Replies, replies, tell
 from ipmasq_agent.agent.status import Healed, Look
-from ipmasq_agent.agent.war import replaced
+from ipmasq_agent.agent.war import Rivals, replaced
 from ipmasq_agent.config.assemble import follows
 from ipmasq_agent.errors import foreseen
 from ipmasq_agent.logs import event, failure, rfc3339

@@ -8,11 +8,17 @@ sides. So we write ever less often, and say who it is; a new document is written
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from ipmasq_agent.agent.intent import Intent
+from ipmasq_agent.agent.metrics import Metrics
+from ipmasq_agent.agent.reconcile import Outcomes
+from ipmasq_agent.logs import event
 from ipmasq_agent.planes.iptables.ownership import SIGNATURE, UPSTREAM
-from ipmasq_agent.planes.plane import Change
+from ipmasq_agent.planes.plane import AnyPlane, Change
+from ipmasq_agent.policy.addresses import Family
 
 # As often as this may be chance: a restore from a file, a hand at work.
 _CHANCE = 2
@@ -29,12 +35,11 @@ class War:
 
     Attributes:
         rival: who does it, and how that can be told; None while nobody does.
-        undone: how often it happened since we started.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, family: Family) -> None:
         self.rival: str | None = None
-        self.undone = 0
+        self._family = family
         self._count = 0
         self._what: object = None
         self._written = 0.0
@@ -50,12 +55,11 @@ class War:
             what: is to be in force, and where; something new is not held up.
             now: a clock's seconds.
         """
-        return self.rival is not None and what == self._what and self._left(now) > 0
+        if self.rival is None or what != self._what:
+            return False
+        return now < self._written + self._patience
 
-    def _left(self, now: float) -> float:
-        return self._written + self._patience - now
-
-    def watch(self, what: object, change: Change[Any] | None, now: float, *, another: bool) -> None:
+    def watch(self, what: object, change: Change[Any] | None, now: float, *, another: bool) -> bool:
         """Take in what a pass has led to that wrote whatever had to be written.
 
         Args:
@@ -63,19 +67,72 @@ class War:
             change: what was written; false for nothing.
             now: a clock's seconds.
             another: an agent of ours is known to keep the same place.
+
+        Returns:
+            Whether somebody had undone what we wrote.
         """
         # What was changed for something new was never undone.
         removed, added = replaced(change) if change and what == self._what else ((), ())
-        self._what = what
+        before, self._what = self.rival, what
         if removed:
             self._count += 1
-            self.undone += 1
             if self._count > _CHANCE:
                 self.rival = _who(removed, added, another=another)
         elif now - self._written > max(_PEACE, 2 * self._patience):
             self._count, self.rival = 0, None
         if change:
             self._written = now
+        if self.rival and not before:
+            message = "our rules are undone again and again"
+            event(logging.ERROR, message, family=self._family.value, by=self.rival)
+        elif before and not self.rival:
+            event(logging.INFO, "nobody undoes our rules any more", family=self._family.value)
+        return bool(removed)
+
+
+class Rivals:
+    """Other writers of our rules, family by family.
+
+    Args:
+        kept_by_others: asks for the places of ours that another agent of this kind keeps.
+        metrics: where it is counted how often our rules were undone.
+    """
+
+    def __init__(self, kept_by_others: Callable[[], Sequence[str]], metrics: Metrics) -> None:
+        self._kept_by_others = kept_by_others
+        self._metrics = metrics
+        self._wars = {family: War(family) for family in Family}
+
+    @property
+    def name(self) -> str | None:
+        """Who undoes what we write, again and again; None while nobody does."""
+        return next((war.rival for war in self._wars.values() if war.rival), None)
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """For the status: that there is somebody."""
+        if self.name:
+            return (f"{self.name} undoes what we write here; we write less often for it",)
+        return tuple(
+            f"another agent keeps {place} on this node as well: stop one of the two"
+            for place in self._kept_by_others()
+        )
+
+    def left_alone(self, plane: AnyPlane, intent: Intent, now: float) -> dict[Family, str]:
+        """Return in which families nothing is written for now, and whose rules are there."""
+        what, wars = (plane, intent), self._wars.items()
+        return {family: war.rival for family, war in wars if war.rival and war.holds(what, now)}
+
+    def watch(self, plane: AnyPlane, intent: Intent, outcomes: Outcomes, now: float) -> None:
+        """Take in what became of the families in which all was written that had to be."""
+        another = bool(self._kept_by_others())
+        if plane.needs and not another:
+            return  # it writes when devices come and go, too
+        for family, outcome in outcomes.items():
+            if not outcome.error:
+                change, war = outcome.change, self._wars[family]
+                undone = war.watch((plane, intent), change, now, another=another)
+                self._metrics.undone.inc(undone)
 
 
 Lines = Sequence[str]

@@ -169,7 +169,7 @@ class Replaced:
 
 
 def test_writes_come_ever_later_and_at_once_again_when_the_other_one_has_gone() -> None:
-    war, now, what = War(), 0.0, object()
+    war, now, what = War(Family.IPV4), 0.0, object()
     gaps, written = [], 0.0
     for _ in range(40_000):
         now += 1.0
