@@ -17,12 +17,7 @@ _BREATH = 0.01
 
 
 class CommitWatch(SideThread):
-    """Tells of commits by anybody, ours included: whether one matters, a look tells.
-
-    Args:
-        choice: of the data plane.
-        tell: called from the thread.
-    """
+    """Tells of commits by anybody, ours included: whether one matters, a look tells."""
 
     name = "commits"
 

@@ -20,7 +20,6 @@ class Intent:
     """A configuration made into policies, and these into what a plane must hold.
 
     Attributes:
-        config: what document and flags ask for.
         facts: what it depends on; all that it needs is learnt.
     """
 

@@ -33,13 +33,10 @@ class Introduction(NamedTuple):
 
     Attributes:
         pid: in its own PID namespace.
-        version: of the package.
-        since: when it started, as text.
         namespace: which network namespace it keeps.
         settings: by name of the flag's parameter, as its command line and environment say.
         document: in force; None before the first.
         facts: of the cluster, as it knows them.
-        status: its own, as it told it.
     """
 
     pid: int
@@ -64,12 +61,7 @@ def network_namespace() -> str:
 
 
 class Introducer:
-    """Tells of an agent.
-
-    Args:
-        agent: whom.
-        settings: see ``Introduction``.
-    """
+    """Tells of an agent."""
 
     def __init__(self, agent: Agent, settings: Mapping[str, Any]) -> None:
         self._agent = agent

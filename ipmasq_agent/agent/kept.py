@@ -66,7 +66,6 @@ class Kept:
     """The last good document and the last facts, on the node; failures to keep are logged.
 
     Args:
-        state: where.
         documents: whether documents are kept too, as those from the API are.
     """
 

@@ -15,7 +15,6 @@ class Numbers:
     Args:
         kind: ``gauge`` or ``counter``.
         name: as Prometheus has it, without the ``_total`` of a counter.
-        about: what is counted, in words.
         labels: their names; without any the number is 0 from the start.
     """
 

@@ -32,13 +32,10 @@ class Passes:
     """Makes one pass after the other, and remembers what the next one has to know.
 
     Args:
-        choice: of the data plane.
         drain_timeout: seconds for which flows of one that was left may go on.
-        devices: lists those that lead out.
         kept_by_others: asks for the places of ours that another agent of this kind keeps.
         shadows: looks for rules of others that decide; None for nobody.
         follow: told what the data plane in use depends on beside the document.
-        metrics: where passes are counted.
     """
 
     def __init__(

@@ -26,7 +26,6 @@ class PortWatch(SideThread):
     """Looks at the ports in use.
 
     Args:
-        choice: of the data plane.
         count: counts the ports in use, as ``ports_taken`` does.
 
     Attributes:

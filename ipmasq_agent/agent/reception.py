@@ -72,10 +72,8 @@ class Reception:
     """Opens the doors of an agent, and closes them.
 
     Args:
-        agent: who answers.
         address: ``HOST:PORT`` for health and metrics; empty for none.
         path: of the local socket; empty for none.
-        introducer: tells of the agent there.
         token_file: of the token without which the port tells health alone; None for no such.
     """
 

@@ -20,12 +20,7 @@ _TURN = 0.5
 
 
 class Recorder(SideThread):
-    """Records translations of the data plane that decides: that of the last pass which went well.
-
-    Args:
-        choice: knows it.
-        file: where translations are written.
-    """
+    """Records translations of the data plane that decides: of the last pass that went well."""
 
     name = "record"
 

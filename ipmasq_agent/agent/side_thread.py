@@ -15,9 +15,6 @@ class SideThread(abc.ABC):
 
     What fails there is told, counted as a failure of the thread, and tried again.
 
-    Args:
-        choice: of the data plane.
-
     Attributes:
         name: of the thread, for people.
     """

@@ -25,8 +25,6 @@ class Sighting(NamedTuple):
     """A state of the document, and when it came.
 
     Attributes:
-        revision: as its source counts.
-        digest: of its content.
         since: when it was first seen, or was in force, in seconds of Unix time.
     """
 
@@ -53,7 +51,6 @@ class ConfigStatus:
         newest: that was seen; None before the first.
         in_force: what the kernel holds, or held when it was last looked at; None before the
             first.
-        accepted: the newest document can be used.
         error: why it cannot, or why the source cannot be read at the moment.
         warnings: what its author may want to know.
         caveat: what there is to know of the source, whatever it says.
@@ -134,8 +131,6 @@ class Healed:
 
     Attributes:
         at: when, as RFC 3339 has it.
-        backend: where.
-        family: whose rules.
         unexpected: lines that were there, and that we never write.
         missing: lines that were not there. Neither where rules had been moved, or where there
             are very many.
@@ -172,10 +167,8 @@ class Look:
         mode: the backend in use; None before the first pass.
         reason: why it is that one.
         devices: the egress devices found on the node.
-        families: those that are managed.
         in_step: the kernel holds what is asked for, wherever it can be read.
         errors: family → why it cannot be read, or written.
-        changed: it was written to.
         healed: see ``Healed``; what else was written was asked for.
         left_behind: what an agent of ours left in another data plane and cannot be taken away,
             or cannot be seen: it may decide by an older policy.
@@ -203,8 +196,6 @@ class Status:
     """One moment of the agent.
 
     Attributes:
-        config: the document.
-        look: what the latest pass found.
         in_sync: after it the kernel held what the policy in force asks for.
         passes: how many there were, and how many of them changed the kernel.
         heals: how many of those undid what others had done.

@@ -82,9 +82,7 @@ class Key(Generic[T]):
 
     Attributes:
         name: its proper spelling.
-        kind: what its values are.
         absent: what a document means that lacks it.
-        meaning: what it does to the policy.
         default: how docs/document.md names what its absence means.
         upstream: ip-masq-agent has it too.
         default_of: the same as ``absent`` where that depends on flags and other keys.
@@ -108,7 +106,6 @@ class Config:
     """What documents say together, completed by the flags they were read with.
 
     Attributes:
-        flags: those of the agent.
         written: what the documents say themselves.
         mentioned: the keys that they have, if only with a null.
     """

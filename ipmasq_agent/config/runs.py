@@ -57,7 +57,6 @@ class Run:
     """Strings of a list that stand one after the other, which no node was made of.
 
     Args:
-        body: a part of a document.
         pattern: finds the strings in it; its group is the text of each, without quotes.
         line: that of the document in which ``body`` begins, from 0.
         column: where in that line it begins, from 0.

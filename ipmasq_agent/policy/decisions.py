@@ -215,9 +215,7 @@ class DecisionMap:
     way in which ranges are cut are carried, not compared.
 
     Attributes:
-        family: whose addresses these are.
         entries: what it was built from, in evaluation order.
-        default: the verdict where no entry decides.
         ranges: the ranges in order, each with the verdict and the reason of its entry.
     """
 

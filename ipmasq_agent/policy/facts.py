@@ -39,13 +39,7 @@ class ClusterNode(NamedTuple):
 
 
 class PodNetwork(NamedTuple):
-    """Addresses of pods, as routes tell.
-
-    Attributes:
-        prefix: the addresses.
-        device: through which they are reached.
-        here: on this node.
-    """
+    """Addresses of pods, as routes tell."""
 
     prefix: Prefix
     device: str

@@ -31,7 +31,6 @@ class End(NamedTuple):
     """One end of a connection.
 
     Attributes:
-        address: as a number.
         port: of TCP, UDP and SCTP; the identifier of an ICMP question at the end that asks;
             otherwise 0.
     """
@@ -69,12 +68,10 @@ class Flow(NamedTuple):
     """A connection before and after the node translates it.
 
     Attributes:
-        protocol: its number (IANA).
         source, destination: as its first packet had them when it came to the node.
         left_as: the source with which it leaves; ``source`` where that is kept.
         reached: the destination with which it leaves; another than ``destination`` where
             somebody translated that, as kube-proxy does for Services.
-        established: packets went both ways.
     """
 
     family: Family

@@ -42,7 +42,6 @@ class PortPools:
     """The pools of a node.
 
     Attributes:
-        pools: all of them.
         of_port: for each port the position of the pool that it is of.
     """
 
@@ -71,14 +70,7 @@ def own_pool(ranges: Sequence[PortRange]) -> PortPool:
 
 
 class PortUse(NamedTuple):
-    """What translated connections have in common none two of which may have the same port.
-
-    Attributes:
-        protocol: its number (IANA).
-        address: with which they leave.
-        reached: the destination with which they leave.
-        pool: from which their ports were chosen.
-    """
+    """What translated connections have in common none two of which may have the same port."""
 
     family: Family
     protocol: int

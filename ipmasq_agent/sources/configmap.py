@@ -33,10 +33,7 @@ class ConfigMapSource:
     misspelt key would otherwise silently mean the defaults.
 
     Args:
-        namespace: of the ConfigMap.
-        name: of the ConfigMap.
         key: the key to read, ``*`` for all of them, or None to choose as above.
-        kubeconfig: see ``Credentials``.
         tried_by: the name of this node, for a ConfigMap whose annotation says which nodes try
             it: to the others it is as if it did not exist.
     """

@@ -29,7 +29,6 @@ class HostAndCluster:
     where a document depends on them.
 
     Args:
-        kubeconfig: see ``KubeApi``.
         node: the name of this node's Node; without it $NODE_NAME, then the host's name.
     """
 

@@ -32,12 +32,9 @@ class Objects(Generic[Kept]):
     """Objects of a collection, and what is kept of each.
 
     Attributes:
-        name: for threads and logs.
         path: of the collection, as ``/api/v1/nodes``.
         what: they are, in words.
-        permission: that is needed.
         keep: makes of an object's JSON what is kept of it; None where that is nothing.
-        query: the parameters that select them.
         page: how many to ask for at a time; None for all.
         keys: those of a list, at any depth, that ``keep`` looks at; None for all. The others
             are dropped while a page is parsed, so that it never exists as a whole.

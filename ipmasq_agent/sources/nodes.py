@@ -80,10 +80,6 @@ class ClusterFact(Generic[Kept]):
     of times in a minute; a single change is told at once.
 
     Args:
-        fact: is told.
-        wanted: the objects.
-        tell: where to deliver.
-        kubeconfig: see ``Credentials``.
         value: of the fact, by what is kept of the objects, or raises ``SourceError``.
         way_out: what else to do where it cannot be had, in the mood of a remedy.
     """

@@ -67,9 +67,6 @@ class Paced:
 
     Args:
         work: what is done; where it raises, it is done again after a pause.
-        name: of the thread.
-        pace: when.
-        failed: told of what the work raises.
     """
 
     def __init__(
