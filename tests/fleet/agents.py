@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ipmasq_agent.agent.status import ConfigStatus, Sighting, Status
+from ipmasq_agent.agent.status import ConfigStatus, Look, Sighting, Status
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.errors import ConfigError
@@ -44,10 +44,7 @@ class Agent:
         self.pod = f"ipmasq-agent-{self.node}"
         self._status = Status(
             ConfigStatus(f"ConfigMap {NAME}"),
-            mode="iptables-nft",
-            mode_reason="as kubelet",
-            devices=("eth0",),
-            families=(Family.IPV4,),
+            look=Look("iptables-nft", "as kubelet", ("eth0",), (Family.IPV4,)),
             in_sync=True,
         )
         self._version = ""
@@ -105,10 +102,10 @@ class Agent:
             return
         config = replace(config, accepted=True, error=None)
         if self.fails and self._status.config.in_force is not None:
-            self._status = replace(
-                self._status, config=config, in_sync=False, errors={Family.IPV4: self.fails}
-            )
+            look = replace(self._status.look, errors={Family.IPV4: self.fails})
+            self._status = replace(self._status, config=config, in_sync=False, look=look)
             return
+        look = replace(self._status.look, errors={})
         self._status = replace(
-            self._status, config=replace(config, in_force=newest), in_sync=True, errors={}
+            self._status, config=replace(config, in_force=newest), in_sync=True, look=look
         )
