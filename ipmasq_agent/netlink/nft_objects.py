@@ -6,6 +6,8 @@ still.
 
 from __future__ import annotations
 
+import re
+import struct
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -25,6 +27,13 @@ from ipmasq_agent.netlink.nft_elements import (
 from ipmasq_agent.policy.addresses import Family
 
 _COMMENT = 0  # NFTNL_UDATA_TABLE_COMMENT, NFTNL_UDATA_RULE_COMMENT of libnftnl
+_U64 = 12  # the length of an attribute with 64 bits
+# An expression that counts: its kind, its bytes (NFTA_COUNTER_BYTES) and its packets.
+_COUNTED = re.compile(
+    rb"(counter\0.{4})"
+    + b"".join(re.escape(struct.pack("=HH", _U64, n)) + rb".{8}" for n in (1, 2)),
+    re.DOTALL,
+)
 
 
 class TableInfo(NamedTuple):
@@ -53,8 +62,7 @@ class ChainInfo(NamedTuple):
 class ListedRule(NamedTuple):
     """A rule as the kernel lists it; what it says is taken apart when somebody asks.
 
-    A handle is never used again in its table, and a rule never changes but for what it has
-    counted: the same handle is the same rule.
+    The same handle is not the same rule: one that replaces another takes it over.
     """
 
     chain: str
@@ -67,6 +75,11 @@ class ListedRule(NamedTuple):
     def expressions(self) -> tuple[Expression, ...]:
         """What the rule is made of."""
         return expressions_of(self.packed)
+
+    @property
+    def uncounted(self) -> bytes:
+        """What tells what the rule says from anything else, without what it has counted."""
+        return _COUNTED.sub(rb"\1", self.packed)
 
 
 class SetInfo(NamedTuple):

@@ -158,6 +158,28 @@ def _set_emptied(site: Site, times: int) -> None:
             site.done_to(partial(site.run, words))
 
 
+_INSTEAD = {
+    "4": ("ip", "169.254.0.0/16", "10.9.0.0/16"),
+    "6": ("ip6", "fe80::/10", "fd09::/16"),
+}
+
+
+def _rule_replaced(program: str) -> list[str]:
+    _, _, other = _INSTEAD["6" if program.startswith("ip6") else "4"]
+    return [program, "-t", "nat", "-R", "IP-MASQ", "1", "-d", other, "-j", "RETURN"]
+
+
+def _element_replaced(site: Site, times: int) -> None:
+    for _ in range(times):
+        for digit, (ip, old, new) in _INSTEAD.items():
+            ours, keep = f"IP-MASQ-{digit}", f"element {ip} ip-masq keep"
+            words = {
+                "ipset": ["ipset", "restore"],
+                "nftables": ["nft", f"delete {keep} {{ {old} }}; add {keep} {{ {new} }}"],
+            }[site.plane]
+            site.done_to(partial(site.run, words, f"del {ours} {old}\nadd {ours} {new}\n"))
+
+
 def _program_off(site: Site, times: int) -> None:
     for _ in range(times):
         number = socket.if_nametoindex("eth0")
@@ -210,6 +232,13 @@ SCENES: Sequence[Scene] = (
         "somebody deletes the jump to our chain",
         _by(lambda p: (p, "-t", "nat", "-D", "POSTROUTING", "2")),
         _CHAINS,
+        True,
+    ),
+    Scene("somebody replaces a rule by one of its size", _by(_rule_replaced), _CHAINS, True),
+    Scene(
+        "somebody replaces an element of our set",
+        _element_replaced,
+        ("ipset", "nftables"),
         True,
     ),
     Scene("somebody empties our set", _set_emptied, ("ipset",), True),

@@ -30,6 +30,7 @@ from ipmasq_agent.planes.iptables.nft_native import is_shown_in_full, told_by_ex
 from ipmasq_agent.planes.iptables.ownership import refuse_others
 from ipmasq_agent.planes.iptables.plan import plan, restore_text
 from ipmasq_agent.planes.iptables.save import Sieve, parse_listed, parse_saved
+from ipmasq_agent.planes.iptables.shape import digest_of
 from ipmasq_agent.planes.nftables import interpret as nftables
 from ipmasq_agent.planes.nftables.compile import absent as no_table
 from ipmasq_agent.planes.nftables.plan import plan as plan_table
@@ -89,6 +90,12 @@ def ipset(data: bytes) -> None:
     found = set_text.parse_saved(text, family)
     found.lines()
     list(found.matched())
+
+
+def legacy_table(data: bytes) -> None:
+    """Take the digest of a table of either family."""
+    for family in Family:
+        digest_of(memoryview(data), family, 0, len(data) - 1)
 
 
 # -- netlink --------------------------------------------------------------------------------

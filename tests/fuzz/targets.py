@@ -33,6 +33,7 @@ TARGETS: dict[str, Target] = {
     # What the kernel, and the programs that speak for it, tell
     "iptables-save": Target(kernel_state.iptables_save),
     "iptables-list": Target(kernel_state.iptables_list),
+    "legacy-table": Target(kernel_state.legacy_table),
     "ipset": Target(kernel_state.ipset),
     "nft-rule": Target(kernel_state.nft_rule),
     "nft-elements": Target(kernel_state.nft_elements),

@@ -85,6 +85,35 @@ def test_what_others_do_to_our_rules_is_seen_at_the_next_look(
         assert not backend.disturbed()
 
 
+def _replace(name: str, family: Family) -> list[str]:
+    """Return what puts something else in the place of what is ours, and nothing more or less."""
+    ip, old, new = {
+        Family.IPV4: ("ip", "253.0.0.0/16", "10.9.0.0/16"),
+        Family.IPV6: ("ip6", "fd00::/16", "fd09::/16"),
+    }[family]
+    if name.startswith("ipset"):
+        chosen = _set_of(name, family)
+        return ["sh", "-c", f"ipset del {chosen} {old} && ipset add {chosen} {new}"]
+    if name == "nftables":
+        of_set = f"element {ip} ip-masq keep"
+        return ["nft", f"delete {of_set} {{ {old} }}; add {of_set} {{ {new} }}"]
+    variant = "legacy" if name.endswith("legacy") else "nft"
+    return [f"{ip}tables-{variant}", "-t", "nat", "-R", "IP-MASQ", "1", "-d", new, "-j", "RETURN"]
+
+
+def test_what_takes_the_place_of_ours_is_seen_though_nothing_is_missing(
+    kept: tuple[AnyPlane, Family], in_ns: Namespace
+) -> None:
+    backend, family = kept
+    words = _replace(_name_of(backend), family)
+    for _ in range(2):
+        assert not backend.disturbed()
+        in_ns.run(words)
+        wait_until(backend.disturbed, str(words))
+        assert reconcile_family(backend, family, _policy(family))
+    assert not backend.disturbed()
+
+
 def test_what_others_do_to_their_own_rules_calls_for_no_pass(
     kept: tuple[AnyPlane, Family], in_ns: Namespace
 ) -> None:

@@ -95,18 +95,22 @@ assert set(backend.read(V4).chains) == {"POSTROUTING", "IP-MASQ"}
 led_to = {"POSTROUTING", "IP-MASQ", "KUBE-POSTROUTING"}
 for _ in range(2):
     assert set(read_chains(V4, "nat", ["POSTROUTING"], follow=True).chains) == led_to
-print(size(os.getpid(), "VmHWM"))
+print(*(size(os.getpid(), key) for key in ("VmRSS", "VmHWM")))
 backend.close()
 """
 
 
-def _kept_of_legacy(rules: int) -> int:
+def _kept_of_legacy(rules: int) -> list[int]:
+    """Return the KiB that are held after passes, and at most meanwhile."""
     with Namespace() as namespace:
         text = "\n".join([*kube_proxy(rules), ""])
         namespace.run(["iptables-legacy-restore", "--noflush"], stdin=text)
-        return int(namespace.run([sys.executable, "-c", _LEGACY_PASSES]).stdout)
+        done = namespace.run([sys.executable, "-c", _LEGACY_PASSES])
+    return [int(size) for size in done.stdout.split()]
 
 
 def test_of_a_large_legacy_table_nothing_stays_in_memory_after_a_pass() -> None:
-    # The table is some 7 MB of text.
-    assert _kept_of_legacy(14_000) < _kept_of_legacy(14) + 3_000
+    # The table is some 7 MB of text, and 8.5 MB as the kernel hands it out for its digest.
+    (few, _), (many, most) = _kept_of_legacy(14), _kept_of_legacy(14_000)
+    assert many < few + 3_000
+    assert most < few + 12_000

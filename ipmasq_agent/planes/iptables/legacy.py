@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from ipmasq_agent.host.commands import run
 from ipmasq_agent.planes.iptables.lock import xtables_lock
 from ipmasq_agent.planes.iptables.plan import ChainPlan, restore_text
 from ipmasq_agent.planes.iptables.plane import IptablesPlane, program
 from ipmasq_agent.planes.iptables.save import Sieve, parse_saved
-from ipmasq_agent.planes.iptables.shape import shape
+from ipmasq_agent.planes.iptables.shape import digest, shape
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.table import POSTROUTING, Table, empty_table
 from ipmasq_agent.policy.addresses import Family
@@ -49,6 +50,18 @@ def read_chains(
         wanted |= led
 
 
+class _Signs(NamedTuple):
+    """What tells a nat table from others; None where there is none, or it is being replaced."""
+
+    shape: bytes | None
+    digest: int | None
+
+
+def _signs(family: Family) -> _Signs:
+    now = shape(family, "nat")
+    return _Signs(now, None if now is None else digest(family, "nat", POSTROUTING, now))
+
+
 class IptablesLegacyPlane(IptablesPlane):
     """The nat table of ip_tables and ip6_tables."""
 
@@ -57,28 +70,31 @@ class IptablesLegacyPlane(IptablesPlane):
 
     def __init__(self, placement: Placement, *, with_set: bool = False) -> None:
         super().__init__(placement, with_set=with_set)
-        # What was read, with the shape of the table before and after.
-        self._seen: dict[Family, tuple[bytes | None, Table]] = {}
+        # What was read, with the signs of the table before and after.
+        self._seen: dict[Family, tuple[_Signs, Table]] = {}
 
     def read_rules(self, family: Family) -> Table:
         """Return our chain and POSTROUTING; no rules where the kernel has no nat table."""
-        before = shape(family, "nat")
+        before = _signs(family)
         table = empty_table(family)
-        if before is not None:
+        if before.shape is not None:
             table = read_chains(family, "nat", (self.placement.chain, POSTROUTING))
-        if shape(family, "nat") == before:
+        if _signs(family) == before:
             self._seen[family] = before, table
         else:
             self._seen.pop(family, None)
         return table
 
-    def glance(self, family: Family) -> Table:
+    def glance(self, family: Family, *, closely: bool) -> Table:
         """Return it from memory as long as the table has as many rules, of the same size.
 
-        Who puts one rule in the place of another is found at the resync.
+        Where it is looked at closely, also what packets may meet says what it said.
         """
-        seen = self._seen.get(family)
-        return seen[1] if seen and seen[0] == shape(family, "nat") else self.read_rules(family)
+        if family in self._seen:
+            signs, table = self._seen[family]
+            if signs == (_signs(family) if closely else (shape(family, "nat"), signs.digest)):
+                return table
+        return self.read_rules(family)
 
     @contextmanager
     def session(self, family: Family) -> Iterator[None]:

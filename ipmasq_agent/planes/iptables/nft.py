@@ -42,9 +42,10 @@ _POLICIES = {0: "DROP", 1: "ACCEPT"}  # NF_DROP, NF_ACCEPT
 
 
 class _Read(NamedTuple):
-    """A chain, and the handles of the rules that it was read from."""
+    """A chain, and of the rules that it was read from their handles and what they say."""
 
     handles: tuple[int, ...]
+    said: int
     chain: Chain
 
 
@@ -79,9 +80,9 @@ class IptablesNftPlane(IptablesPlane):
         """Return our chain and POSTROUTING.
 
         As long as nobody has committed anything since the last read, that one still holds,
-        and a chain whose rules have the handles that they had was not changed: on a node
-        where others write all the time a resync is a few questions to the kernel, and
-        starts no program.
+        and a chain whose rules are packed as they were was not changed: on a node where
+        others write all the time a resync is a few questions to the kernel, and starts no
+        program.
         """
         before = generation()
         held = self._held.get(family)
@@ -103,15 +104,15 @@ class IptablesNftPlane(IptablesPlane):
 
     def _read_own(self, family: Family, info: ChainInfo, known: _Read | None) -> _Read:
         listed = list_chain(family, _TABLE, info.name)
-        handles = _handles(listed)
-        if known and known.handles == handles:
+        said = _said(listed)
+        if known and known.said == said:
             return known
         if info.name == POSTROUTING:
             # One list is of one moment, whoever writes meanwhile. Of others' rules a pass
             # needs to know no more than that they are there.
             rules = told_by_expressions(listed, family)
             if all(rule.readable or rule.target != self.placement.chain for rule in rules):
-                return _Read(handles, Chain(info.name, _policy(info), tuple(rules)))
+                return _Read(_handles(listed), said, Chain(info.name, _policy(info), tuple(rules)))
         return self._read_listed(family, info)
 
     def _read_listed(self, family: Family, info: ChainInfo) -> _Read:
@@ -123,11 +124,11 @@ class IptablesNftPlane(IptablesPlane):
         name = info.name
         listed = list_chain(family, _TABLE, name)
         for _ in range(_TRIES):
-            handles = _handles(listed)
+            said = _said(listed)
             rules = self._shown(family, name, listed)
             listed = list_chain(family, _TABLE, name)
-            if _handles(listed) == handles and len(rules) == len(handles):
-                return _Read(handles, Chain(name, _policy(info), tuple(rules)))
+            if _said(listed) == said and len(rules) == len(listed):
+                return _Read(_handles(listed), said, Chain(name, _policy(info), tuple(rules)))
         raise KernelReadError(
             f"iptables-nft and the kernel disagree on the rules of {name} ({family.value})",
             remedy=f"compare `{program(family, self.variant)} -t nat -S {name}` with "
@@ -198,3 +199,7 @@ def _policy(info: ChainInfo) -> str | None:
 
 def _handles(listed: Sequence[ListedRule]) -> tuple[int, ...]:
     return tuple(rule.handle for rule in listed)
+
+
+def _said(listed: Sequence[ListedRule]) -> int:
+    return hash(tuple((rule.handle, rule.comment, rule.uncounted) for rule in listed))

@@ -9,6 +9,7 @@ from functools import cache
 
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.host.commands import run
+from ipmasq_agent.host.sparing import Sparing
 from ipmasq_agent.netlink.nft_numbers import NFT_FAMILY
 from ipmasq_agent.planes.interpretation import Interpretation
 from ipmasq_agent.planes.iptables.compile import DesiredChain, absent, compile_policy
@@ -88,6 +89,7 @@ class IptablesPlane(Plane[Table, DesiredChain, ChainPlan]):
         self._left: dict[Family, Table] = {}
         # Families in which no set of ours is left, as far as we have looked.
         self._without_sets: set[Family] = set()
+        self._sparing = Sparing()
 
     def our_base(self, family: Family) -> OurBase:
         """Return POSTROUTING, whose jumps lead to our chain."""
@@ -106,8 +108,13 @@ class IptablesPlane(Plane[Table, DesiredChain, ChainPlan]):
             KernelReadError: it cannot be read in full.
         """
 
-    def glance(self, family: Family) -> Table:
-        """Return the same from cheap signs, where they tell that it has not changed."""
+    def glance(self, family: Family, *, closely: bool) -> Table:
+        """Return the same from cheap signs, where they tell that it has not changed.
+
+        Args:
+            family: whose.
+            closely: also from signs that cost more the more is there.
+        """
         return self.read_rules(family)
 
     @abc.abstractmethod
@@ -141,15 +148,18 @@ class IptablesPlane(Plane[Table, DesiredChain, ChainPlan]):
         return replace(table, sets=sets)
 
     def disturbed(self) -> bool:
-        """Return whether our chain or a rule of POSTROUTING is another than a pass left.
+        """Return whether our chain, a rule of POSTROUTING or our set is another than a pass left.
 
-        Of a set it is the number of its elements that tells.
+        Each look sees that there is more or less; what says something else in the same place
+        is seen as often as that is cheap.
         """
         try:
-            return any(
-                self.glance(family) != left or (self._with_set and self._sets.disturbed(family))
-                for family, left in self._left.items()
-            )
+            with self._sparing.turn() as closely:
+                return any(
+                    self.glance(family, closely=closely) != left
+                    or (self._with_set and self._sets.disturbed(family, closely=closely))
+                    for family, left in self._left.items()
+                )
         except KernelReadError:
             return True  # the pass that follows says what is wrong, until it is not
 

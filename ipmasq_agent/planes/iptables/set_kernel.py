@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ipmasq_agent.errors import CommandFailed, MissingTool
 from ipmasq_agent.host.commands import run
-from ipmasq_agent.netlink.ipset import SetHeader, set_header
+from ipmasq_agent.netlink.ipset import SetHeader, set_digest, set_header
 from ipmasq_agent.planes.iptables.set_text import TYPE, edit_text, fill_text, foreign, parse_saved
 from ipmasq_agent.planes.iptables.sets import NEW, IpsetChange, set_names
 from ipmasq_agent.planes.prefixset import AddressSet, element
@@ -34,6 +34,8 @@ class Sets:
         self._stem = stem
         self._needed = needed
         self._known: dict[Family, AddressSet] = {}
+        # Sets that the kernel was seen to hold, and its sign of that.
+        self._seen: dict[Family, tuple[AddressSet, int | None]] = {}
 
     def name(self, family: Family) -> str:
         """Return the name of a family's set."""
@@ -62,11 +64,9 @@ class Sets:
                 continue
             # What was being filled when an agent was killed goes, whatever is in it.
             found[existing] = (
-                parse_saved(run(["ipset", "save", name], timeout=_MANY_SECONDS).stdout, family)
-                if existing == name
-                else AddressSet(existing, family, ())
+                _saved(name, family) if existing == name else AddressSet(existing, family, ())
             )
-        if name in found:
+        if name in found and self._known.get(family) != found[name]:
             self._known[family] = found[name]
         return found
 
@@ -90,10 +90,30 @@ class Sets:
         found = (element(address, family.bits),) if not test.status else ()
         return {name: AddressSet(name, family, found)}
 
-    def disturbed(self, family: Family) -> bool:
-        """Return whether the kernel's count does not agree with what is remembered."""
+    def disturbed(self, family: Family, *, closely: bool) -> bool:
+        """Return whether the kernel's count does not agree with what is remembered.
+
+        Args:
+            family: whose set.
+            closely: or its elements do not.
+        """
         known = self._known.get(family)
-        return known is not None and set_header(known.name) != _expected(known)
+        if known is None:
+            return False
+        if set_header(known.name) != _expected(known):
+            return True
+        return closely and self._other_elements(family, known)
+
+    def _other_elements(self, family: Family, known: AddressSet) -> bool:
+        now = set_digest(known.name)
+        which, seen = self._seen.get(family, (None, None))
+        if which is known and seen == now:
+            return False
+        if _saved(known.name, family) != known:
+            return True
+        if set_digest(known.name) == now:
+            self._seen[family] = known, now
+        return False
 
     def _header(self, name: str, family: Family) -> SetHeader | None:
         """Return what the kernel tells of a set in short; None where there is none of ours."""
@@ -153,6 +173,10 @@ class Sets:
             if _IN_USE not in done.stderr or time.monotonic() > deadline:
                 raise CommandFailed(["ipset", "destroy", name], done.status, done.stderr)
             time.sleep(0.02)
+
+
+def _saved(name: str, family: Family) -> AddressSet:
+    return parse_saved(run(["ipset", "save", name], timeout=_MANY_SECONDS).stdout, family)
 
 
 def _expected(known: AddressSet) -> SetHeader:

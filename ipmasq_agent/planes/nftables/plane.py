@@ -10,6 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 from ipmasq_agent.errors import KernelReadError
+from ipmasq_agent.host.sparing import Sparing
 from ipmasq_agent.netlink.nf import generation, unquiet
 from ipmasq_agent.netlink.nft_batch import Stale
 from ipmasq_agent.netlink.nft_numbers import NFT_FAMILY
@@ -32,7 +33,7 @@ class _Held(NamedTuple):
     Attributes:
         table: with every element.
         generation: of the ruleset that it was read from, or that our own commit made;
-            None where others committed at the same time.
+            None where others have committed since, and signs alone say that it still holds.
         seen: it was read from the kernel, rather than written to it.
         frame: of the last read; None where the table was made since.
     """
@@ -42,11 +43,12 @@ class _Held(NamedTuple):
     seen: bool
     frame: Frame | None
 
-    def proves(self, frame: Frame, name: str) -> bool:
-        """Whether the elements of a set are still those that we know.
+    def vouches(self, frame: Frame, name: str) -> bool:
+        """Whether the elements of a set may be taken for those that we know.
 
         Either nobody has committed anything since, or it is the same set and has as many
-        elements. That is a sign, not a proof: each resync reads in full.
+        elements. That is a sign, not a proof: each resync reads in full, and a look where
+        that is cheap.
         """
         info, known = frame.sets[name], self.table.sets.get(name)
         if known is None or known.kind is not frame.table.sets[name].kind:
@@ -90,6 +92,7 @@ class NftablesPlane(Plane[NftTable, NftTable, TableChange]):
         )
         self._table = table_name(placement)
         self._held: dict[Family, _Held] = {}
+        self._sparing = Sparing()
 
     def our_base(self, family: Family) -> OurBase:
         """Return the one chain of our table that packets enter."""
@@ -125,7 +128,9 @@ class NftablesPlane(Plane[NftTable, NftTable, TableChange]):
             # our table stayed the same.
             alone = generation() == frame.generation
             if alone or read_frame(family, name).same(frame):
-                self._held[family] = _Held(table, frame.generation if alone else None, seen, frame)
+                proven = alone and (not known or (held and held.generation == frame.generation))
+                number = frame.generation if proven else None
+                self._held[family] = _Held(table, number, seen, frame)
                 return table
         raise unquiet(family, _TRIES)
 
@@ -134,22 +139,26 @@ class NftablesPlane(Plane[NftTable, NftTable, TableChange]):
         held = self._held.get(family)
         if held is None:
             return {}
-        proven = [name for name in frame.sets if held.proves(frame, name)]
-        return {name: held.table.sets[name] for name in proven}
+        vouched = [name for name in frame.sets if held.vouches(frame, name)]
+        return {name: held.table.sets[name] for name in vouched}
 
     def disturbed(self) -> bool:
-        """Return whether our table is another than a pass left, as far as cheap signs tell.
+        """Return whether our table is another than a pass left.
 
-        Where nobody has committed anything it is one question to the kernel.
+        Where nobody has committed anything it is one question to the kernel. Elements that
+        took the place of others are seen as often as it is cheap to read all of them.
         """
         now = generation()
-        for family, held in list(self._held.items()):
-            try:
-                if held.generation != now and self.recall(family) != held.table:
-                    return True
-            except KernelReadError:
-                return True  # the pass that follows says what is wrong, until it is not
-        return False
+        stale = [(family, held) for family, held in self._held.items() if held.generation != now]
+        if not stale:
+            return False
+        try:
+            with self._sparing.turn() as closely:
+                return any(
+                    self._read(family, trusted=not closely) != held.table for family, held in stale
+                )
+        except KernelReadError:
+            return True  # the pass that follows says what is wrong, until it is not
 
     def read_at(self, family: Family, destination: int) -> NftTable:
         """Return the table with no more elements than say what becomes of one destination."""
