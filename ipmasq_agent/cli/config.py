@@ -13,7 +13,7 @@ from ipmasq_agent.cli.options import (
     meant_option,
     settings_of,
 )
-from ipmasq_agent.cli.output import emit, output_option, output_option_with
+from ipmasq_agent.cli.output import annotation, emit, output_option, output_option_with
 
 
 @click.group(
@@ -37,6 +37,8 @@ Examples:
   ipmasq-agent config validate config.yaml
   ipmasq-agent config validate --strict config.yaml - < config.yaml
   ipmasq-agent config defaults | ipmasq-agent config validate -
+  helm template . | ipmasq-agent config validate --strict -
+  ipmasq-agent config validate -o github clusters/*/ip-masq-agent.yaml
   ipmasq-agent config validate --configmap kube-system/ip-masq-agent --enable-ipv6
 """
 )
@@ -44,12 +46,13 @@ Examples:
 @click.option("--strict", is_flag=True, help="Take a warning for an error.")
 @document_options
 @meant_option
-@output_option
+@output_option_with("text", "github")
 def validate(files: tuple[str, ...], strict: bool, output: str, **options: Any) -> int:
     """Say whether documents can be used, and everything that is odd about them.
 
     Each FILE is a document, a directory of parts that are merged, a ConfigMap's manifest,
-    or - for a pipe; without one it is the document of the agent.
+    or - for a pipe; without one it is the document of the agent. With `-o github` what is wrong
+    or odd is shown by GitHub Actions at its line.
 
     Exit status: 0 when all can be used (warnings or not), 2 when one cannot.
     """
@@ -77,8 +80,15 @@ def validate(files: tuple[str, ...], strict: bool, output: str, **options: Any) 
         for kind in ("problems", "warnings", "notes")
     }
     valid = all(answer["valid"] for answer in answers)
-    emit({"valid": valid, **joined, "documents": answers}, output, as_text)
-    if output == "text":
+    shown = "text" if output == "github" else output
+    emit({"valid": valid, **joined, "documents": answers}, shown, as_text)
+    if output == "github":
+        # --strict fails for them, so they are shown as what they are taken for.
+        levels = {"problems": "error", "warnings": "error" if strict else "warning"}
+        for kind, level in (levels | {"notes": "notice"}).items():
+            for line in joined[kind]:
+                click.echo(annotation(level, line))
+    elif output == "text":
         for kind, word in (("problems", "error"), ("warnings", "warning"), ("notes", "note")):
             for line in joined[kind]:
                 click.echo(f"{word}: {line}", err=True)

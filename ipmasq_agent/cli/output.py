@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -12,12 +13,12 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def output_option_with(default: str) -> Callable[[F], F]:
-    """Return the option that says how to print an answer, with another default."""
+def output_option_with(default: str, *more: str) -> Callable[[F], F]:
+    """Return the option that says how to print an answer, with another default or more ways."""
     return click.option(
         "-o",
         "--output",
-        type=click.Choice(["text", "json", "yaml"]),
+        type=click.Choice(["text", "json", "yaml", *more]),
         default=default,
         show_default=True,
         help="How to print the answer.",
@@ -47,6 +48,27 @@ def remark(kind: str, lines: Iterable[object]) -> None:
     """Print lines of one kind, as ``warning``, on standard error."""
     for line in lines:
         click.echo(f"{kind}: {line}", err=True)
+
+
+def annotation(level: str, line: str) -> str:
+    """Return a line about a document as a command to GitHub Actions, which shows it in its place.
+
+    Args:
+        level: ``error``, ``warning`` or ``notice``.
+        line: as ``FILE:LINE:COLUMN: text``, or any other text.
+    """
+    place = re.match(r"(.+?):([0-9]+):([0-9]+): ", line)
+    fields = ""
+    if place is not None:
+        # What ends a field has to be written otherwise; in the message only what ends a line.
+        file = _escaped(place[1]).replace(":", "%3A").replace(",", "%2C")
+        fields = f" file={file},line={place[2]},col={place[3]}"
+        line = line[place.end() :]
+    return f"::{level}{fields}::{_escaped(line)}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def colour(line: str) -> str:

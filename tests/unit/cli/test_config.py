@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from ipmasq_agent.cli.output import annotation
 from tests.kernel.agent import status_of
 
 Validate = Callable[..., tuple[int, str, str]]
@@ -85,6 +88,28 @@ def test_strict_takes_warnings_for_errors(validate: Validate) -> None:
 
 
 @pytest.mark.usefixtures("files")
+def test_github_shows_each_line_in_its_place(validate: Validate) -> None:
+    status, out, err = validate("-o", "github", "broken.yaml", "odd.yaml", "cm.yaml")
+    assert (status, err) == (2, "")
+    lines = out.splitlines()
+    assert lines[:2] == ["odd.yaml is valid", "cm.yaml is valid"]
+    (error,) = [line for line in lines if line.startswith("::error")]
+    assert error.startswith("::error file=broken.yaml,line=5,col=26::nonMasqueradeCIDRs: ")
+    (warning,) = [line for line in lines if line.startswith("::warning")]
+    assert warning.startswith("::warning file=odd.yaml,line=1,col=1::")
+    assert any(line.startswith("::notice file=cm.yaml,line=7,") for line in lines)
+    status, out, _ = validate("-o", "github", "--strict", "odd.yaml")
+    assert (status, out.split(" ", 1)[0]) == (2, "::error")
+
+
+def test_no_name_or_text_can_give_github_another_command() -> None:
+    assert annotation("error", "a:1,b.yaml:3:4: 100%\n::stop-commands::x") == (
+        "::error file=a%3A1%2Cb.yaml,line=3,col=4::100%25%0A::stop-commands::x"
+    )
+    assert annotation("warning", "standing alone") == "::warning::standing alone"
+
+
+@pytest.mark.usefixtures("files")
 def test_the_data_of_several_files_hold_what_is_said_of_each_and_of_all(validate: Validate) -> None:
     def answer(*words: str) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(validate("-o", "json", *words)[1])
@@ -138,3 +163,19 @@ def test_a_document_is_held_to_the_limit_of_the_data_plane_that_it_is_for(
     assert validate("large.yaml")[0] == 0
     assert status_of("config", "view", "--config", "large.yaml") == 0
     assert validate("--backend", "iptables", "large.yaml")[0] == 2
+
+
+@pytest.mark.usefixtures("files")
+def test_the_hook_for_pre_commit_is_a_command_that_is_taken(validate: Validate) -> None:
+    (hook,) = yaml.safe_load((Path(__file__).parents[3] / ".pre-commit-hooks.yaml").read_text())
+    program, *words = hook["entry"].split()
+    assert (program, words[:2], hook["language"]) == (
+        "ipmasq-agent",
+        ["config", "validate"],
+        "system",
+    )
+    assert validate(*words[2:], "good.yaml")[0] == 0
+    assert validate(*words[2:], "good.yaml", "odd.yaml")[0] == 2
+    for name in ("clusters/a/ip-masq-agent.yaml", "ip-masq-agent-config.yml"):
+        assert re.search(hook["files"], name)
+    assert not re.search(hook["files"], "deployment.yaml")
