@@ -41,6 +41,7 @@ VERBS: Mapping[str, str] = {
     "cleanup": "Remove every trace of the agent, and nothing of anyone else's.",
     "lab": "A node, pods, a worker and a router in network namespaces, to see it work.",
     "bench": "Every data plane side by side, measured on this machine, with a report.",
+    "completion": "What bash, zsh or fish needs to complete verbs and flags.",
     "version": "The version of this program.",
     "help": "What a verb does and takes.",
 }
@@ -52,7 +53,7 @@ _INTERRUPTED = 128 + signal.SIGINT
 _NOBODY_READS = 128 + signal.SIGPIPE
 # What write(2) says where there is no room, or no more than a limit allows.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_COMPLETE = "_IPMASQ_AGENT_COMPLETE"
+COMPLETE = "_IPMASQ_AGENT_COMPLETE"
 """The variable by which a shell asks for completions, named as click names it."""
 
 
@@ -126,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Ctrl-C, and 141 where nobody reads the answer, as of programs that a signal ends.
     """
     arguments = normalise(list(sys.argv[1:] if argv is None else argv))
-    if _COMPLETE in os.environ:
+    if COMPLETE in os.environ:
         cli.main(arguments, "ipmasq-agent")
     if arguments and arguments[0] in _SHORT_LIVED:
         # A policy of 100,000 entries is many objects and no cycles: going over all of them
