@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import runpy
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -88,3 +89,10 @@ def test_a_page_names_only_what_is_there(page: Path) -> None:
         if not to.exists() or (anchor and anchor not in anchors(to)):
             wrong.append(f"{path}#{anchor}")
     assert wrong == []
+
+
+def test_the_page_of_commands_is_what_the_program_says() -> None:
+    reference = runpy.run_path(str(ROOT / "scripts/reference.py"))
+    assert (ROOT / "docs/commands.md").read_text() == reference["page"](), (
+        "run scripts/reference.py"
+    )

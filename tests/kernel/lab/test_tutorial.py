@@ -51,7 +51,7 @@ def test_what_the_tutorial_types_prints_what_it_shows(tmp_path: Path) -> None:
             )
             assert done.returncode == 0, (typed, done.stderr)
             missing = [line for line in shown if not is_shown(line, done.stdout)]
-            assert not missing, f'{typed}{done.stdout}{done.stderr}'
+            assert not missing, f"{typed}{done.stdout}{done.stderr}"
     finally:
         down = ["ipmasq-agent", "lab", "down", "--name", NAME]
         subprocess.run(down, env=env, check=False, capture_output=True)

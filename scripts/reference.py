@@ -1,0 +1,78 @@
+"""Writes docs/commands.md: every verb with its flags, as ``--help`` shows them.
+
+``reference.py`` writes it; ``reference.py man FOLDER`` writes man pages instead.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from ipmasq_agent.cli.entry import VERBS, cli
+
+PAGE = Path(__file__).parents[1] / "docs/commands.md"
+_WIDTH = 88
+_HEAD = """\
+# Commands
+
+`ipmasq-agent VERB`; flags without a verb mean `run`. Each flag of `run` has a name in the
+environment too, which every verb in the same container goes by. Of every verb: 2 is an error, 130 a
+Ctrl-C, and 141 a reader of the answer that left; what else there is stands with the verb.
+
+<!-- Written by scripts/reference.py from what the program says of itself. -->
+"""
+
+
+def commands(
+    command: click.Command, context: click.Context
+) -> Iterator[tuple[click.Context, click.Command]]:
+    """Yield a command and those below it, each with its context."""
+    yield context, command
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            inner = click.Context(below, info_name=name, parent=context, terminal_width=_WIDTH)
+            yield from commands(below, inner)
+
+
+def _root() -> click.Context:
+    return cli.make_context("ipmasq-agent", [], resilient_parsing=True)
+
+
+def page() -> str:
+    """Return the page."""
+    parts = [_HEAD]
+    for context, command in commands(cli, _root()):
+        words = context.command_path.split()[1:]
+        if not words or words[0] in ("help", "version"):
+            continue
+        about = f"{VERBS[words[0]]}\n\n" if len(words) == 1 else ""
+        told = command.get_help(context).rstrip()
+        parts.append(f"{'#' * (len(words) + 1)} {' '.join(words)}\n\n{about}```text\n{told}\n```\n")
+    return "\n".join(parts)
+
+
+def main(words: list[str]) -> None:
+    """Write what the arguments ask for."""
+    if words[:1] == ["man"]:
+        from click_man.core import generate_man_page
+
+        from ipmasq_agent import __version__
+
+        folder = Path(words[1])
+        folder.mkdir(parents=True, exist_ok=True)
+        for context, command in commands(cli, _root()):
+            about = (command.help or "").partition("\n")[0]
+            command.short_help = about  # else cut to the width of a list
+            name = context.command_path.replace(" ", "-")
+            (folder / f"{name}.1").write_text(generate_man_page(context, __version__))
+    else:
+        PAGE.write_text(page())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
