@@ -71,7 +71,7 @@ $(VENV)/long: $(VENV)/ready requirements/fuzz.txt
 	@$(INSTALL) requirements/fuzz.txt
 	@touch $@
 
-dist: $(VENV)/agent ## what a release is, in dist/: wheel, source, SBOM, SHA256SUMS; the same wherever it is built
+dist: $(VENV)/agent ## what a release is, in dist/: wheel, source, SBOM, chart, SHA256SUMS; the same wherever it is built
 	@scripts/dist
 
 lock: $(VENV)/agent ## requirements/ anew, after a change of pyproject.toml; ARGS=--upgrade for the newest of all

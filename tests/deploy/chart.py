@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ipmasq_agent import __version__
-from tests.deploy.manifests import DEPLOY, Object
+from tests.deploy.manifests import DEPLOY, ROOT, Object
 
 CHART = DEPLOY / "helm/ipmasq-agent"
 HELM = Path(sysconfig.get_path("scripts"), "helm")
@@ -33,6 +33,7 @@ def helm(*words: str | Path) -> str:
     with tempfile.TemporaryDirectory() as home:
         done = subprocess.run(
             [HELM, *words],
+            cwd=ROOT,
             env={"HOME": home, "PATH": "/usr/bin:/bin"},
             capture_output=True,
             text=True,

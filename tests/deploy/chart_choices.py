@@ -41,7 +41,8 @@ def at(values: Values, path: str) -> Any:
     return found
 
 
-def _nested(path: str, value: Any) -> Values:
+def nested(path: str, value: Any) -> Values:
+    """Return values of which one is given."""
     for name in reversed(path.split(".")):
         value = {name: value}
     found: Values = value
@@ -51,7 +52,7 @@ def _nested(path: str, value: Any) -> Values:
 def values_of(choice: Choice) -> Values:
     """Return the values that a choice means, with what those need."""
     more = {other: value for path, had, other, value in _COMPANIONS if choice.get(path) == had}
-    return merged(*(_nested(path, value) for path, value in (choice | more).items()))
+    return merged(*(nested(path, value) for path, value in (choice | more).items()))
 
 
 def _offered(path: str, part: Schema) -> Iterator[tuple[str, list[Any]]]:

@@ -37,26 +37,36 @@ from tests.deploy.chart import (
     of_kind,
     template,
 )
-from tests.deploy.chart_choices import at, every_choice, merged, paired_choices, values_of
+from tests.deploy.chart_choices import (
+    at,
+    every_choice,
+    merged,
+    nested,
+    paired_choices,
+    values_of,
+)
 from tests.deploy.command_line import environment, parameters
 from tests.deploy.manifests import DEPLOY, KUBERNETES, ROOT, Object, objects, with_components
 
-OVERLAYS: dict[str, Values] = {
-    "": {},
-    "overlays/bpf": {"backend": "bpf"},
-    "overlays/file": {"mode": "file"},
-    "overlays/nodes": {"rbac": {"nodes": True}},
-}
-"""What values say for each way to install with kustomize."""
-COMPONENTS: dict[str, Values] = {
-    "canary": {"canary": {"enabled": True}},
-    "nodes": {"rbac": {"nodes": True}},
-    "pods": {"rbac": {"pods": True}},
-    "record": {"record": {"enabled": True}},
-    "seccomp": {
-        "seccompProfile": {"type": "Localhost", "localhostProfile": "ipmasq-agent.json"},
-    },
-}
+_PAGES = ("README.md", "docs/install.md", "docs/helm.md")
+PAGES = {name: (ROOT / name).read_text() for name in _PAGES}
+"""Where users read of the chart."""
+
+
+def ways(folder: str) -> dict[str, Values]:
+    """Return what values say for each of kustomize's folders, by the table of the guide."""
+    rows = re.findall(
+        r"^\| (`deploy/.*?) \| `([\w.]+): (.*)` \|$", PAGES["docs/helm.md"], re.MULTILINE
+    )
+    return {
+        name: nested(path, yaml.safe_load(value))
+        for places, path, value in rows
+        for name in re.findall(rf"`deploy/({folder}/\w+)`", places)
+    }
+
+
+OVERLAYS: dict[str, Values] = {"": {}} | ways("overlays")
+COMPONENTS = {name.removeprefix("components/"): way for name, way in ways("components").items()}
 ADDED = {
     "app.kubernetes.io/instance",
     "app.kubernetes.io/managed-by",
@@ -94,7 +104,7 @@ def told_apart(items: list[Object]) -> dict[tuple[str, str], Object]:
     }
 
 
-def test_each_overlay_and_component_has_its_values() -> None:
+def test_the_guide_has_the_values_of_each_overlay_and_component() -> None:
     overlays = {f"overlays/{path.name}" for path in (DEPLOY / "overlays").iterdir()}
     assert OVERLAYS.keys() == {"", *overlays}
     assert COMPONENTS.keys() == {path.name for path in (DEPLOY / "components").iterdir()}
@@ -557,6 +567,56 @@ def test_releases_of_other_names_share_no_object(release: str, override: str, na
         assert item["kind"].startswith("Cluster") or item["metadata"]["namespace"] == "net"
     [configmap] = parameters(agent(items), "run")["settings"].configmaps
     assert configmap == "net/ip-masq-agent"
+
+
+# -- the guides ---------------------------------------------------------------------------
+
+PAGES = {
+    page: (ROOT / page).read_text() for page in ("README.md", "docs/install.md", "docs/helm.md")
+}
+
+
+def examples(page: str) -> list[Values]:
+    """Return what a page gives as values."""
+    found = re.findall(r"^```yaml\n(.*?)```", PAGES[page], re.MULTILINE | re.DOTALL)
+    return [given for given in map(yaml.safe_load, found) if "config" in given]
+
+
+def test_values_that_a_guide_gives_are_taken_and_its_documents_are_valid(tmp_path: Path) -> None:
+    given_values = [each for page in PAGES for each in examples(page)]
+    assert len(given_values) == 2
+    for values, items in zip(given_values, template(*given_values), strict=True):
+        container = agent(items)
+        repository = values.get("image", {}).get("repository", "ipmasq-agent")
+        assert container["image"] == f"{repository}:{__version__}"
+        flags = parameters(container, "run")["settings"].flags
+        text = of_kind(items, "ConfigMap")["data"]["config"]
+        understood = parse_document(text.encode(), "the guide", flags)
+        assert understood.warnings == ()
+        kubernetes_takes_it(told(values), items)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_helm_takes_the_installs_that_a_guide_writes(page: str, tmp_path: Path) -> None:
+    text = re.sub(r"(?<=\S) ?\\?\n +(?=--)|(?<=--set)\n", " ", PAGES[page])
+    installs = re.findall(r"(?:^|`)helm (install ipmasq-agent [^`\n#]+)", text, re.MULTILINE)
+    assert len(installs) == 1
+    for given_values in examples(page):
+        (tmp_path / "my-values.yaml").write_text(yaml.safe_dump(given_values))
+    words = installs[0].replace("my-values.yaml", str(tmp_path / "my-values.yaml")).split()
+    said = helm(*words, "--dry-run=client")
+    assert "STATUS: pending-install" in said
+    assert 'image: "registry.example.com/ipmasq-agent:' in said
+
+
+def test_what_a_guide_shows_to_be_refused_is_refused_so() -> None:
+    (shown,) = re.findall(
+        r"^```\n\$ helm (.*?)```", PAGES["docs/helm.md"], re.MULTILINE | re.DOTALL
+    )
+    command, _, said = shown.partition("\n")
+    with pytest.raises(Refused) as refusal:
+        helm(*command.split())
+    assert str(refusal.value).startswith(said)
 
 
 # -- what is said after an install --------------------------------------------------------

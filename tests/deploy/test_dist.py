@@ -18,6 +18,8 @@ from cyclonedx.validation.json import JsonStrictValidator
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from ipmasq_agent import __version__
+from tests.deploy.chart import CHART, helm
 from tests.deploy.manifests import ROOT
 
 PROGRAMS = "ipmasq_agent/planes/bpf"
@@ -78,6 +80,7 @@ def test_the_sums_are_those_of_all_that_is_released(dist: Path) -> None:
     assert summed == {path.name for path in dist.iterdir()} - {"SHA256SUMS"}
     assert sorted("".join(Path(name).suffixes[-2:]) for name in summed) == [
         ".0-py3-none-any.whl",
+        ".0.tgz",
         ".cdx.json",
         ".tar.gz",
     ]
@@ -92,6 +95,16 @@ def test_a_wheel_has_the_programs_and_neither_guests_nor_sources_of_the_programs
     assert rooms == there - {"lab", "bench"}
     others = [name for name in names if not name.endswith(".py") and ".dist-info/" not in name]
     assert others == [f"{PROGRAMS}/masq.bpf.o"]
+
+
+def test_the_chart_that_is_packed_makes_what_its_folder_makes(dist: Path) -> None:
+    (packed,) = dist.glob("*.tgz")
+    assert packed.name == f"ipmasq-agent-{__version__}.tgz"
+    about = helm("show", "chart", packed)
+    assert about == helm("show", "chart", CHART)
+    words = ("--namespace", "kube-system", "--set", "prometheusRule.enabled=true")
+    made = [helm("template", "ipmasq-agent", chart, *words) for chart in (packed, CHART)]
+    assert made[0] == made[1]
 
 
 @pytest.mark.parametrize("verb", ["lab run", "bench --quick"])
