@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ipmasq_agent.cli.options import own_options, settings_of
+from ipmasq_agent.cli.options import OWN, settings_of, shared
 from ipmasq_agent.cli.output import emit, output_option
 
 
@@ -18,7 +18,7 @@ Examples:
   ipmasq-agent apply --config config.yaml --enable-ipv6 -o json
 """,
 )
-@own_options
+@shared(*OWN)
 @click.option(
     "--beside-agent",
     is_flag=True,

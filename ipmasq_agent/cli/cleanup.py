@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ipmasq_agent.cli.asking import by_command_line
-from ipmasq_agent.cli.options import hiding, place_options, settings_of
+from ipmasq_agent.cli.options import BACKEND, RULES, hiding, settings_of, shared
 
 
 @hiding("jump_position", "random_fully", "to_ports", "bpf_flows")
@@ -19,7 +19,7 @@ Examples:
   ipmasq-agent cleanup --masq-chain IP-MASQ-AGENT   (what upstream's agent left)
 """,
 )
-@place_options
+@shared(BACKEND, *RULES)
 @click.option(
     "--beside-agent",
     is_flag=True,

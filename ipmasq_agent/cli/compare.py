@@ -6,7 +6,15 @@ from typing import Any
 
 import click
 
-from ipmasq_agent.cli.options import hiding, operand_options, settings_of
+from ipmasq_agent.cli.options import (
+    API,
+    MEANING,
+    RULES,
+    SOCKET,
+    hiding,
+    settings_of,
+    shared,
+)
 from ipmasq_agent.cli.output import colour, emit, output_option
 
 HELP = """\
@@ -77,7 +85,7 @@ Examples:
     show_envvar=True,
     help="Where Cilium's maps are pinned.  [default: each bpf file system that is mounted]",
 )
-@operand_options
+@shared(*API, *RULES, *MEANING, SOCKET)
 @output_option
 def command(
     left: str,

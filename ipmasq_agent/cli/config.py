@@ -7,11 +7,14 @@ from typing import Any
 import click
 
 from ipmasq_agent.cli.options import (
+    API,
+    MEANING,
+    MEANT_BACKEND,
+    SOURCE,
     Settings,
-    document_options,
     hiding,
-    meant_option,
     settings_of,
+    shared,
 )
 from ipmasq_agent.cli.output import annotation, emit, output_option, output_option_with
 
@@ -44,8 +47,7 @@ Examples:
 )
 @click.argument("files", metavar="[FILE]...", nargs=-1)
 @click.option("--strict", is_flag=True, help="Take a warning for an error.")
-@document_options
-@meant_option
+@shared(*SOURCE, *API, *MEANING, MEANT_BACKEND)
 @output_option_with("text", "github")
 def validate(files: tuple[str, ...], strict: bool, output: str, **options: Any) -> int:
     """Say whether documents can be used, and everything that is odd about them.
@@ -137,8 +139,7 @@ Examples:
   ipmasq-agent config view --config config.yaml -o json
 """
 )
-@document_options
-@meant_option
+@shared(*SOURCE, *API, *MEANING, MEANT_BACKEND)
 @output_option
 def view(output: str, **options: Any) -> None:
     """Show the document as it is understood, completed with defaults."""
@@ -156,7 +157,7 @@ Examples:
   ipmasq-agent config defaults --nomasq-all-reserved-ranges
 """
 )
-@document_options
+@shared(*SOURCE, *API, *MEANING)
 @output_option
 def defaults(output: str, **options: Any) -> None:
     """Show what a missing or empty document stands for, ready to be edited."""

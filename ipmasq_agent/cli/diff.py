@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ipmasq_agent.cli.options import agent_options, hiding, settings_of
+from ipmasq_agent.cli.options import OWN, SOCKET, hiding, settings_of, shared
 from ipmasq_agent.cli.output import colour, emit, output_option, remark
 from ipmasq_agent.errors import UsageError
 from ipmasq_agent.policy.addresses import Family
@@ -41,7 +41,7 @@ Examples:
     help="The same of recorded ones: lines of `observe -o json` or `conntrack -L`, or a capture; "
     "- for a pipe.",
 )
-@agent_options
+@shared(*OWN, SOCKET)
 @output_option
 def command(live: bool, flows: str | None, output: str, **options: Any) -> int:
     """Show what apply would change in the kernel, in rules and in decisions; change nothing.

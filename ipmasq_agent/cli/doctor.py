@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ipmasq_agent.cli.options import agent_options, hiding, settings_of
+from ipmasq_agent.cli.options import OWN, SOCKET, hiding, settings_of, shared
 from ipmasq_agent.cli.output import emit, output_option
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ Examples:
     help="Send to this address from a pod's, by ping or to a TCP port, and see whether a reply "
     "comes back. Nothing is sent anywhere without this.",
 )
-@agent_options
+@shared(*OWN, SOCKET)
 @output_option
 def command(output: str, document: str | None, probes: tuple[str, ...], **options: Any) -> int:
     """Look for what will bite on this node, and say why and how to mend it.

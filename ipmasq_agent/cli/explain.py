@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ipmasq_agent.cli.options import agent_options, hiding, settings_of
+from ipmasq_agent.cli.options import OWN, SOCKET, hiding, settings_of, shared
 from ipmasq_agent.cli.output import emit, output_option, remark
 from ipmasq_agent.errors import UsageError
 from ipmasq_agent.policy.addresses import Family, parse_address
@@ -40,7 +40,7 @@ Examples:
 )
 @click.argument("destination", metavar="DST")
 @click.option("--src", metavar="IP", help="Ask for packets of this source only.")
-@agent_options
+@shared(*OWN, SOCKET)
 @output_option
 def command(destination: str, src: str | None, output: str, **options: Any) -> None:
     """Say what happens to the source of a packet to DST, by the kernel's own rules.

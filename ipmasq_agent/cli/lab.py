@@ -22,14 +22,11 @@ if TYPE_CHECKING:
 
 DEFAULT_NAME = "lab"
 
-name_option = click.option(
-    "--name", default=DEFAULT_NAME, show_default=True, help="Several labs can stand at once."
-)
+name_option = click.option("--name", default=DEFAULT_NAME, help="Several labs can stand at once.")
 backend_option = click.option(
     "--backend",
     type=click.Choice(registry.choices()),
     default="auto",
-    show_default=True,
     help="The data plane that the agents in the nodes use.",
 )
 ipv6_option = click.option("--ipv6", is_flag=True, help="The same in IPv6.")
@@ -37,7 +34,6 @@ routing_option = click.option(
     "--routing",
     type=click.Choice(["static", "bgp"]),
     default="static",
-    show_default=True,
     help="How the router learns its way back to the pods; bgp takes FRR (package frr).",
 )
 
@@ -267,7 +263,7 @@ Examples (after `ipmasq-agent lab up`):
 """,
 )
 @name_option
-@click.option("--interface", default="any", show_default=True, help="The device to listen at.")
+@click.option("--interface", default="any", help="The device to listen at.")
 @click.option("-w", "file", type=click.Path(dir_okay=False), help="Where to.  [default: stdout]")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), help="End after so many.")
 @click.argument("host")

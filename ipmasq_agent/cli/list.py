@@ -6,7 +6,15 @@ from typing import Any
 
 import click
 
-from ipmasq_agent.cli.options import ONLY_WRITTEN, hiding, kernel_options, settings_of
+from ipmasq_agent.cli.options import (
+    BACKEND,
+    ONLY_WRITTEN,
+    RULES,
+    SOCKET,
+    hiding,
+    settings_of,
+    shared,
+)
 from ipmasq_agent.cli.output import emit, output_option, remark
 from ipmasq_agent.policy.addresses import Family
 
@@ -20,7 +28,7 @@ Examples:
   ipmasq-agent list --backend iptables-legacy -o json
 """,
 )
-@kernel_options
+@shared(BACKEND, *RULES, SOCKET)
 @output_option
 def command(output: str, **options: Any) -> None:
     """Show the destinations that are not masqueraded, as the kernel's rules say.

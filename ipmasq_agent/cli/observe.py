@@ -7,12 +7,16 @@ from typing import Any
 import click
 
 from ipmasq_agent.cli.options import (
+    API,
+    BACKEND,
     ONLY_WRITTEN,
+    RECORD,
+    RULES,
+    SOCKET,
     hiding,
-    node_options,
     parsed,
-    record_option,
     settings_of,
+    shared,
 )
 from ipmasq_agent.errors import UsageError
 from ipmasq_agent.policy.cidrs import parse_listed
@@ -58,14 +62,12 @@ Examples:
 @click.option(
     "--at", metavar="TIME", help="Which one had it then, by the record: 14:03:11, or with a date."
 )
-@record_option
-@node_options
+@shared(RECORD, *API, BACKEND, *RULES, SOCKET)
 @click.option(
     "-o",
     "--output",
     type=click.Choice(["text", "json"]),
     default="text",
-    show_default=True,
     help="As columns, or as one object a line.",
 )
 def command(

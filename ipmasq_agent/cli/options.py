@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 DEFAULT_CONFIG = "/etc/config/ip-masq-agent"
 # XT_EXTENSION_MAXNAMELEN less the terminating zero: what a chain's name may hold.
 _LONGEST_CHAIN = 28
-_BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
+_TAKEN = re.compile(
+    "PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING|"
+    "ACCEPT|DROP|RETURN|QUEUE|MASQUERADE|SNAT|DNAT|REDIRECT|NETMAP"
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -108,13 +111,16 @@ class Settings:
 def setting(flag: str, *more: str, **attributes: Any) -> Callable[[F], F]:
     """Return an option that the environment sets too: IPMASQ_MASQ_CHAIN for ``--masq-chain``.
 
-    All verbs that run in a container share its environment. A flag wins over it.
+    All verbs that run in a container share its environment. A flag wins over it. A truth is
+    taken in the spellings of Go.
     """
+    if isinstance(attributes.get("default"), bool):
+        attributes["type"] = GoBool()
     variable = "IPMASQ_" + flag.removeprefix("--").upper().replace("-", "_")
     return click.option(flag, *more, envvar=variable, show_envvar=True, **attributes)
 
 
-_SOURCE = (
+SOURCE = (
     setting(
         "--config",
         metavar="PATH",
@@ -136,7 +142,7 @@ _SOURCE = (
         "ipmasq-agent/nodes means this node: names of nodes, or a share like 5%.",
     ),
 )
-_API = (
+API = (
     setting(
         "--kubeconfig",
         metavar="PATH",
@@ -149,45 +155,35 @@ _API = (
         "[default: $NODE_NAME, else the host's name]",
     ),
 )
-_MEANING = (
+MEANING = (
     setting(
         "--enable-ipv6",
-        type=GoBool(),
         default=False,
-        show_default=True,
         help="Manage IPv6 too; without it, an IPv6 entry is refused.",
     ),
     setting(
         "--nomasq-all-reserved-ranges",
-        type=GoBool(),
         default=False,
-        show_default=True,
         help="Let the defaults cover all ranges that RFCs reserve, not only RFC 1918.",
     ),
 )
-_BACKEND = (
-    setting(
-        "--backend",
-        type=click.Choice(registry.choices()),
-        default="auto",
-        show_default=True,
-        help="The data plane; auto takes the iptables that kubelet uses on the node, with a set "
-        "once the policy is large.",
-    ),
+BACKEND = setting(
+    "--backend",
+    type=click.Choice(registry.choices()),
+    default="auto",
+    help="The data plane; auto takes the iptables that kubelet uses on the node, with a set "
+    "once the policy is large.",
 )
-_RULES = (
+RULES = (
     setting(
         "--masq-chain",
         metavar="NAME",
         default=DEFAULT_CHAIN,
-        show_default=True,
         help="The chain of the nat table that is ours.",
     ),
     setting(
         "--adopt",
-        type=GoBool(),
         default=False,
-        show_default=True,
         help="Take over, or clean up, a chain of that name that does not look like ours or "
         "upstream's.",
     ),
@@ -195,27 +191,22 @@ _RULES = (
         "--jump-position",
         type=click.Choice(["append", "first"]),
         default="append",
-        show_default=True,
         help="Where in POSTROUTING the jump to our chain is put.",
     ),
     setting(
         "--random-fully",
-        type=GoBool(),
         default=True,
-        show_default=True,
         help="Choose source ports at random, where the host's iptables can.",
     ),
     setting(
         "--to-ports",
         metavar="RANGES",
-        default="",
         help="Source ports for TCP, UDP and SCTP, like 1024-29999,32768-65535.",
     ),
     setting(
         "--bpf-pins",
         metavar="DIR",
         default=DEFAULT_PINS,
-        show_default=True,
         help="Where the maps and programs of the bpf data plane are pinned.",
     ),
     setting(
@@ -233,57 +224,39 @@ SOCKET = setting(
     "--socket",
     metavar="PATH",
     default=DEFAULT_PATH,
-    show_default=True,
     help="Where the running agent listens, which tells the verbs what is not given here; empty "
     "to ask nobody.",
 )
-
-
-def state_option(about: str) -> Callable[[F], F]:
-    """Return the option of where something is kept on the node; ``about`` says what."""
-    return setting(
-        "--state-dir", metavar="DIR", default="/run/ipmasq-agent", show_default=True, help=about
-    )
-
-
-def _stacked(options: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
-    def decorate(function: F) -> F:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-record_option = setting(
+RECORD = setting(
     "--record",
     metavar="FILE",
     help="The record of translations: which pod had which address and port of the node, and when.",
 )
-document_options: Callable[[F], F] = _stacked(_SOURCE + _API + _MEANING)
-"""Where the document is, and the flags that bear on what it means."""
-question_options: Callable[[F], F] = _stacked((*_SOURCE, *_API, *_MEANING, SOCKET))
-"""The same, where the running agent may tell it."""
-meant_option = setting(
+MEANT_BACKEND = setting(
     "--backend",
     type=click.Choice(registry.choices()),
     help="The data plane that the document is for: plain iptables takes 64 entries, unless the "
     "document sets cidrLimit.  [default: iptables]",
 )
 """Whose limit of entries a document is held to."""
-_ALL = _SOURCE + _API + _BACKEND + _RULES + _MEANING
-place_options: Callable[[F], F] = _stacked(_BACKEND + _RULES)
-"""Which data plane, and where in it our rules are."""
-kernel_options: Callable[[F], F] = _stacked((*_BACKEND, *_RULES, SOCKET))
-"""The same, where the running agent may tell it."""
-operand_options: Callable[[F], F] = _stacked((*_API, *_RULES, *_MEANING, SOCKET))
-"""The rest, for a verb whose operands name documents and data planes."""
-node_options: Callable[[F], F] = _stacked((*_API, *_BACKEND, *_RULES, SOCKET))
-"""For a verb that asks about this node, and about no document."""
-own_options: Callable[[F], F] = _stacked(_ALL)
-"""All, for a verb that brings the kernel to a document."""
-agent_options: Callable[[F], F] = _stacked((*_ALL, SOCKET))
-"""All, for a verb with a question about document and kernel, which the agent may tell."""
+OWN = (*SOURCE, *API, BACKEND, *RULES, *MEANING)
+"""All that say how to bring the kernel to a document."""
+
+
+def state_option(about: str) -> Callable[[F], F]:
+    """Return the option of where something is kept on the node; ``about`` says what."""
+    return setting("--state-dir", metavar="DIR", default="/run/ipmasq-agent", help=about)
+
+
+def shared(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Give a command these options, in order; ``SOCKET`` where the agent may tell the rest."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 ONLY_WRITTEN = ("adopt", "jump_position", "random_fully", "to_ports", "bpf_flows")
@@ -407,17 +380,7 @@ def _chain_name(name: str) -> str:
             f"--masq-chain: {name!r} cannot name a chain",
             remedy=f"use up to {_LONGEST_CHAIN} letters, digits and -_.+:",
         )
-    if name in _BUILT_IN or name in (
-        "ACCEPT",
-        "DROP",
-        "RETURN",
-        "QUEUE",
-        "MASQUERADE",
-        "SNAT",
-        "DNAT",
-        "REDIRECT",
-        "NETMAP",
-    ):
+    if _TAKEN.fullmatch(name):
         raise UsageError(f"--masq-chain: {name} is taken by iptables itself")
     owner = owner_of_name(name)
     if owner is not None:

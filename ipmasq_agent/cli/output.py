@@ -20,7 +20,6 @@ def output_option_with(default: str, *more: str) -> Callable[[F], F]:
         "--output",
         type=click.Choice(["text", "json", "yaml", *more]),
         default=default,
-        show_default=True,
         help="How to print the answer.",
     )
 

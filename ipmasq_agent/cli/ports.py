@@ -10,7 +10,16 @@ import click
 
 from ipmasq_agent.answers.ports import PortLook, looked
 from ipmasq_agent.answers.table import aligned
-from ipmasq_agent.cli.options import ONLY_WRITTEN, hiding, kernel_options, settings_of, state_option
+from ipmasq_agent.cli.options import (
+    BACKEND,
+    ONLY_WRITTEN,
+    RULES,
+    SOCKET,
+    hiding,
+    settings_of,
+    shared,
+    state_option,
+)
 from ipmasq_agent.cli.output import emit, output_option, remark
 from ipmasq_agent.policy.ports import MOST
 
@@ -30,11 +39,10 @@ Examples:
     "--top",
     type=click.IntRange(1, MOST),
     default=10,
-    show_default=True,
     metavar="COUNT",
     help="How many destinations to show, the fullest first.",
 )
-@kernel_options
+@shared(BACKEND, *RULES, SOCKET)
 @state_option("Where it is kept what was counted, to tell growth the next time; empty for nowhere.")
 @output_option
 def command(top: int, state_dir: str, output: str, **options: Any) -> None:

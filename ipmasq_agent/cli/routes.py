@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ipmasq_agent.cli.asking import by_command_line
-from ipmasq_agent.cli.options import Settings, meant_option, question_options, settings_of
+from ipmasq_agent.cli.options import (
+    API,
+    MEANING,
+    MEANT_BACKEND,
+    SOCKET,
+    SOURCE,
+    Settings,
+    settings_of,
+    shared,
+)
 from ipmasq_agent.cli.output import emit, output_option
 
 if TYPE_CHECKING:
@@ -74,8 +83,7 @@ Examples:
     help="What nodes may announce parts of, those to come too.  [default: what holds each pod "
     "CIDR and is 8 bits shorter]",
 )
-@question_options
-@meant_option
+@shared(*SOURCE, *API, *MEANING, SOCKET, MEANT_BACKEND)
 @output_option
 def command(
     file: str | None,

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ipmasq_agent import __version__
-from ipmasq_agent.cli.goflags import GoBool
 from ipmasq_agent.cli.klog import configure, klog_options
 from ipmasq_agent.cli.options import (
+    OWN,
+    RECORD,
     SOCKET,
     Settings,
-    own_options,
     parsed,
-    record_option,
     setting,
     settings_of,
+    shared,
     state_option,
 )
 from ipmasq_agent.config.durations import UNITS, parse_duration
@@ -47,12 +47,11 @@ Examples:
   ipmasq-agent --masq-chain=IP-MASQ --nomasq-all-reserved-ranges   (as upstream's arguments)
 """,
 )
-@own_options
+@shared(*OWN)
 @setting(
     "--http-address",
     metavar="HOST:PORT",
     default="127.0.0.1:9797",
-    show_default=True,
     help="Where to serve /healthz, /readyz, /status and /metrics; empty for nowhere.",
 )
 @setting(
@@ -63,16 +62,13 @@ Examples:
 )
 @setting(
     "--cleanup-on-exit",
-    type=GoBool(),
     default=False,
-    show_default=True,
     help="Remove our rules when told to stop. They stay otherwise, so traffic goes on.",
 )
 @setting(
     "--drain-timeout",
     metavar="DURATION",
     default="1h",
-    show_default=True,
     help="After a move away from bpf, how long the flows that it translates may go on.",
 )
 @state_option(
@@ -80,28 +76,24 @@ Examples:
     "the API is away; empty for nowhere."
 )
 @SOCKET
-@record_option
+@RECORD
 @setting(
     "--record-size",
     type=click.IntRange(1),
     metavar="MEGABYTES",
     default=64,
-    show_default=True,
     help="What the record may take, in four files; a translation takes some 80 bytes.",
 )
 @setting(
     "--drop-capabilities",
-    type=GoBool(),
     default=False,
-    show_default=True,
     help="Give up all capabilities that no work here needs, and any way to new ones.",
 )
-@setting("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@setting("--log-format", type=click.Choice(["text", "json"]), default="text")
 @setting(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
-    show_default=True,
     help="A pass that changes nothing is logged at debug.",
 )
 @klog_options

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ipmasq_agent.cli.options import Settings, agent_options, hiding, settings_of
+from ipmasq_agent.cli.options import OWN, SOCKET, Settings, hiding, settings_of, shared
 from ipmasq_agent.cli.output import emit, output_option
 from ipmasq_agent.errors import AgentError, UsageError
 from ipmasq_agent.policy.addresses import Family
@@ -27,7 +27,7 @@ Examples:
   ipmasq-agent status --configmap kube-system/ip-masq-agent --enable-ipv6 -o json
 """,
 )
-@agent_options
+@shared(*OWN, SOCKET)
 @output_option
 def command(output: str, **options: Any) -> int:
     """Say which data plane masquerades here, and whether it is in step with the document.
