@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from types import FrameType
 from typing import NoReturn, TextIO
 
@@ -23,6 +24,7 @@ import click
 from ipmasq_agent import __version__
 from ipmasq_agent.cli.goflags import normalise
 from ipmasq_agent.errors import ConfigError, UnexpectedError, foreseen
+from ipmasq_agent.host.extras import require
 
 # verb → the one line that `ipmasq-agent --help` shows for it.
 VERBS: Mapping[str, str] = {
@@ -46,6 +48,8 @@ VERBS: Mapping[str, str] = {
     "help": "What a verb does and takes.",
 }
 
+# Verbs that come with rooms of their own, which an installation for a node does not have.
+_GUESTS = frozenset({"lab", "bench"})
 _SHORT_LIVED = frozenset(
     {"apply", "diff", "list", "status", "explain", "compare", "ports", "config", "routes", "doctor"}
 )
@@ -76,8 +80,14 @@ class Verbs(click.Group):
         """Import the verb's module."""
         if cmd_name not in self.verbs:
             return None
-        module = importlib.import_module(f"{self.home}{cmd_name}")
-        command = module.command
+        name = f"{self.home}{cmd_name}"
+        if cmd_name in _GUESTS:
+            room = f"ipmasq_agent.{cmd_name}"
+            if ctx.resilient_parsing and find_spec(room) is None:
+                return None  # nothing to complete
+            require(cmd_name, room)
+            name = f"{room}.verb"
+        command = importlib.import_module(name).command
         assert isinstance(command, click.Command)
         return command
 

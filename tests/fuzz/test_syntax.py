@@ -283,7 +283,7 @@ _OF_SHELLS = {
     *("asyncio.create_subprocess_shell", "pty.spawn"),
 }
 # Guests, which start hosts of their own and never on the agent's behalf.
-_GUESTS = ("lab/", "bench/", "cli/lab.py")
+_GUESTS = ("lab/", "bench/")
 
 
 def test_programs_are_started_at_one_door_and_no_shell_is_ever_asked() -> None:

@@ -30,6 +30,7 @@ def without(modules: str, *words: str) -> subprocess.CompletedProcess[str]:
     [
         ("rich", "lab run"),
         ("ipmasq_agent.lab", "lab list"),
+        ("ipmasq_agent.lab", "lab --help"),
         ("matplotlib", "bench --quick"),
         ("ipmasq_agent.bench", "bench --results old.json"),
     ],
@@ -48,7 +49,7 @@ def test_json_of_a_story_needs_no_tables() -> None:
     assert "cannot name a lab" in done.stderr
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("lab", "bench")])
 def test_every_verb_tells_its_help_without_the_guests(verb: str) -> None:
     done = without("rich,matplotlib,ipmasq_agent.lab,ipmasq_agent.bench", verb, "--help")
     assert (done.returncode, done.stderr) == (0, "")

@@ -92,7 +92,6 @@ def command(
     output: str,
 ) -> int:
     """Take the arguments, and see below."""
-    require("bench", "ipmasq_agent.bench")
     from dataclasses import asdict, replace
 
     from ipmasq_agent.bench import results as files

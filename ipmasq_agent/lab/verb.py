@@ -55,7 +55,6 @@ def command() -> None:
     The real agent runs in the nodes. Nothing outside the lab's namespaces is touched, and
     nothing is left when it goes.
     """
-    require("lab", "ipmasq_agent.lab")
 
 
 @command.command(
