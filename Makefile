@@ -33,7 +33,7 @@ seccomp: $(VENV)/ready $(BYTECODE) ## deploy/seccomp written anew: what agents o
 
 reliability: $(VENV)/ready $(BYTECODE) ## ten times each fault, with traffic; the table of docs/reliability.md
 	@notes=$$(mktemp -d) && IPMASQ_RELIABILITY=$$notes $(BIN)/python -m pytest -q -m long -n $(WORKERS) --timeout=3600 \
-		tests/faults/test_reliability.py tests/faults/test_api.py && $(BIN)/python -m tests.faults.table $$notes docs/reliability.md
+		tests/faults/test_reliability.py tests/faults/test_api.py tests/faults/test_node.py && $(BIN)/python -m tests.faults.table $$notes docs/reliability.md
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -37,6 +37,7 @@ from ipmasq_agent.config.keys import RESYNC_INTERVAL, listed
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.errors import foreseen
 from ipmasq_agent.host import patience
+from ipmasq_agent.host.sysctl import connections
 from ipmasq_agent.host.threads import Guarded, caught, revive
 from ipmasq_agent.logs import event
 from ipmasq_agent.planes.plane import Translator
@@ -186,7 +187,7 @@ class Agent:
         """Return the status with what is known only when it is asked for; in any thread."""
         status, heard = self.status, self.source.heard
         if self._ports:
-            status = replace(status, ports=self._ports.look)
+            status = replace(status, ports=self._ports.look._replace(tracked=connections()))
         if heard is not None:
             age = round(time.monotonic() - heard, 1)
             status = replace(status, config=replace(status.config, age=age))
@@ -255,10 +256,11 @@ class Agent:
             return False
         before = _spent()
         disturbed, plane = False, self.choice.in_use
-        # What failed is tried again at its time.
-        if plane is not None and not self.status.look.errors:
+        # What failed is tried again at its time; the other family is healed meanwhile.
+        look = self.status.look
+        if plane is not None and not look.errors.keys() >= {*look.families}:
             try:
-                disturbed, self._blind = plane.disturbed(), None
+                disturbed, self._blind = plane.disturbed(look.errors), None
             except Exception as error:
                 why = str(foreseen(error, "a look at the kernel"))
                 if why != self._blind:

@@ -84,12 +84,14 @@ def clean(plane: Plane[State, Desired, Plan], families: Iterable[Family]) -> Out
 
 def _remove(plane: Plane[State, Desired, Plan], family: Family) -> Change[Any]:
     try:
-        return reconcile_family(plane, family, None)
+        # Where nothing of ours is, nobody has to be kept from writing: a lock may not be had.
+        gone = plane.dialect.plan(plane.read(family), plane.dialect.absent(family))
+        return reconcile_family(plane, family, None) if gone else gone
     except NotPermitted:
-        gone = plane.remove_unread(family) if isinstance(plane, Translator) else None
-        if gone is None:
+        unread = plane.remove_unread(family) if isinstance(plane, Translator) else None
+        if unread is None:
             raise
-        return gone
+        return unread
 
 
 def _each(families: Iterable[Family], work: Callable[[Family], Change[Any] | None]) -> Outcomes:

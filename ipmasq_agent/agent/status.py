@@ -255,7 +255,10 @@ class Status:
         )
         return cls(
             config,
-            Look(contested=_words(data["contested"])),
+            Look(
+                errors={f: str(error) for f in Family if (error := data[f.value]["error"])},
+                contested=_words(data["contested"]),
+            ),
             passes=int(data["passes"]),
             changes=int(data["changes"]),
             heals=int(data["heals"]),

@@ -83,16 +83,25 @@ class PortLook(NamedTuple):
         rows: those of which most are in use, the fullest first.
         missed: how many more each may use, where there are more destinations than are counted.
         seconds: since the look before; None where there was none.
+        tracked: how many connections connection tracking knows, and how many it may; None
+            where it is not asked.
     """
 
     rows: tuple[PortRow, ...] = ()
     missed: int = 0
     seconds: float | None = None
+    tracked: tuple[int, int] | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is nearly used up, a line each."""
-        return tuple(filter(None, (row.warning for row in self.rows)))
+        count, most = self.tracked or (0, 0)
+        full = most and count >= NEARLY_USED * most
+        room = (
+            f"{count} of {most} connections are tracked: packets of new ones are dropped when the "
+            "table is full; raise net.netfilter.nf_conntrack_max"
+        )
+        return (*((room,) if full else ()), *filter(None, (row.warning for row in self.rows)))
 
     def since(self, before: Mapping[str, int], seconds: float) -> PortLook:
         """Return it beside what an earlier look, so long ago, ``counted``."""

@@ -23,7 +23,7 @@ from ipmasq_agent.errors import AgentError, ConfigError, HostError, UsageError
 from ipmasq_agent.host import probe
 from ipmasq_agent.host.devices import egress_devices, leads_to_pods, pod_networks
 from ipmasq_agent.host.routes import dropped_replies
-from ipmasq_agent.host.sysctl import setting
+from ipmasq_agent.host.sysctl import connections, setting
 from ipmasq_agent.netlink.rt import Link, list_addresses, list_links, list_routes, tunnel_ends
 from ipmasq_agent.planes import registry
 from ipmasq_agent.planes.cilium.decide import MAP_NAMES
@@ -52,9 +52,10 @@ def gather_node(settings: Settings, probes: Sequence[str]) -> tuple[Node, list[s
     """
     like = "10.10.1.200 or 10.10.1.200:443"
     targets = {text: parsed("--probe", parse_end, text, like) for text in probes}
-    facts: dict[str, Any] = {"kernel": _kernel(), "conntrack": _conntrack()}
+    facts: dict[str, Any] = {"kernel": _kernel(), "conntrack": connections()}
     if settings.agent is not None:
-        facts["contested"] = settings.agent.status.look.contested
+        told = settings.agent.status.look
+        facts |= {"contested": told.contested, "failing": told.errors}
     unseen: list[str] = []
 
     @contextmanager
@@ -103,11 +104,6 @@ def gather_node(settings: Settings, probes: Sequence[str]) -> tuple[Node, list[s
 def _kernel() -> tuple[int, int]:
     found = re.match(r"(\d+)\.(\d+)", os.uname().release)
     return (int(found[1]), int(found[2])) if found else (0, 0)
-
-
-def _conntrack() -> tuple[int, int] | None:
-    count, most = (setting(f"netfilter/nf_conntrack_{name}") for name in ("count", "max"))
-    return None if count is None or most is None else (count, most)
 
 
 # -- rules ------------------------------------------------------------------------------

@@ -53,11 +53,12 @@ def command(top: int, state_dir: str, output: str, **options: Any) -> None:
     asked.
     """
     from ipmasq_agent.cli.questions import here
+    from ipmasq_agent.host.sysctl import connections
     from ipmasq_agent.planes.live import ports_taken
 
     with here(settings_of(options), at_work=True) as node:
         name, found = node.plane.name, ports_taken(node.plane, node.ports())
-    look, note = _compared(looked(found), state_dir)
+    look, note = _compared(looked(found)._replace(tracked=connections()), state_dir)
     rows = look.rows[:top]
     answer = {
         "backend": name,

@@ -87,6 +87,7 @@ def _of_kernel(
     from ipmasq_agent.answers.overrides import Overridden, shadow
     from ipmasq_agent.answers.ports import looked
     from ipmasq_agent.cli.questions import here
+    from ipmasq_agent.host.sysctl import connections
     from ipmasq_agent.planes.live import ports_taken
     from ipmasq_agent.planes.plane import Translator
 
@@ -104,6 +105,9 @@ def _of_kernel(
                 desired = intent.desired(plane, family)
                 if plane.dialect.plan(node.read(plane, family), desired):
                     differing.append(family)
+                    told = settings.agent.status.look.errors if settings.agent else {}
+                    if family in told:
+                        errors[family] = told[family]
                 if line := plane.dialect.advice(desired):
                     advice.append(f"{family.value}: {line}")
                 found = shadow(intent.policy(plane, family), node.hook(family))
@@ -112,7 +116,8 @@ def _of_kernel(
             except AgentError as error:
                 errors[family] = str(error)
         try:
-            status = replace(status, ports=looked(ports_taken(plane, node.ports())))
+            taken = looked(ports_taken(plane, node.ports()))
+            status = replace(status, ports=taken._replace(tracked=connections()))
         except AgentError as error:
             unknown.append(str(error))
         if isinstance(plane, Translator) and not errors:

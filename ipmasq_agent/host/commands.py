@@ -43,6 +43,14 @@ _REMEDIES: Mapping[int, str] = {
     errno.EPERM: "see which security profile forbids it",
     errno.ENOEXEC: "it is damaged or made for another kind of machine: install it anew",
 }
+# What programs say, and no more, where the kernel or the node lacks something.
+_LACKING: Mapping[str, str] = {
+    "CHAIN_ADD failed (No such file or directory)": "this kernel has no nat for that family: load "
+    "nft_chain_nat, or for IPv6 leave --enable-ipv6 away",
+    "nitialize table": "this kernel may have no nat for that family: load iptable_nat or "
+    "ip6table_nat, or for IPv6 leave --enable-ipv6 away",
+    "Address family not supported": "this node has no IPv6: leave --enable-ipv6 away",
+}
 # By what programs ask the kernel: netlink, and for ipsets and legacy tables a raw socket.
 _NEEDED = ("NET_ADMIN", "NET_RAW")
 LIMIT = 64 << 20
@@ -109,9 +117,11 @@ def run(
         ) from cause
     if check and status != 0:
         # Programs say "you must be root" to root, or "Can't open socket" and no more.
-        missing = " and ".join(lacking(_NEEDED))
-        remedy = f"it may need the capability {missing}, which this agent lacks"
-        raise CommandFailed(argv, status, stderr.text(), remedy=remedy if missing else None)
+        said = stderr.text()
+        remedy = next((words for text, words in _LACKING.items() if text in said), None)
+        if missing := " and ".join(lacking(_NEEDED)):
+            remedy = f"it may need the capability {missing}, which this agent lacks"
+        raise CommandFailed(argv, status, said, remedy=remedy)
     return Completed(status, stdout.text(), stderr.text())
 
 

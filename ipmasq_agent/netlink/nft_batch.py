@@ -201,7 +201,14 @@ class Batch:
         words = os.strerror(code) + (f": {more}" if more else "")
         what = f"nf_tables refuses to change its {self.family.value} rules ({name}: {words})"
         if code in _STALE:
-            return Stale(what, remedy="nothing was written; the agent reads and tries again")
+            remedy = "nothing was written; the agent reads and tries again"
+            if code == errno.ENOENT and name.startswith("add chain"):
+                # The table is of the same transaction, or was read just before.
+                remedy = (
+                    f"this kernel may have no nat for {self.family.value}: load nft_chain_nat, or "
+                    "for IPv6 leave --enable-ipv6 away"
+                )
+            return Stale(what, remedy=remedy)
         return HostError(what, remedy=_remedy(code))
 
 

@@ -9,7 +9,7 @@ planes. What only some planes can do is a class of its own, and who needs it ask
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -143,8 +143,12 @@ class Plane(abc.ABC, Generic[State, Desired, Plan]):
         """Carry out ``change`` in one transaction: all of it, or nothing and an error."""
 
     @abc.abstractmethod
-    def disturbed(self) -> bool:
+    def disturbed(self, failing: Collection[Family] = ()) -> bool:
         """Return whether others changed what a pass left, as far as a cheap look can tell.
+
+        Args:
+            failing: families that the latest pass did not bring to what is asked for: a look
+                at those would find what the next pass finds.
 
         Raises:
             AgentError: it cannot be told.

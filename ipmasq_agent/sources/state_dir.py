@@ -41,23 +41,30 @@ class StateDir:
         """Keep a value, in place of the one of its kind before: all of it, or nothing.
 
         Raises:
-            SourceError: it cannot be kept.
+            SourceError: it cannot be kept, nor is the one before.
         """
         name = self._name(kind)
         with self._directory(make=True) as directory:
             body = json.dumps({"purpose": self._purpose, "kind": kind, "value": value}).encode()
             content = hashlib.sha256(body).hexdigest().encode() + b"\n" + body
-            if len(content) > MAX_BYTES:
-                raise self._refused(name, f"would be larger than {MAX_BYTES >> 20} MiB")
             new = f".{name}.new"
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(new, dir_fd=directory)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OPEN
-            with open(os.open(new, flags, 0o600, dir_fd=directory), "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, name, src_dir_fd=directory, dst_dir_fd=directory)
+            try:
+                if len(content) > MAX_BYTES:
+                    raise self._refused(name, f"would be larger than {MAX_BYTES >> 20} MiB")
+                with open(os.open(new, flags, 0o600, dir_fd=directory), "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(new, name, src_dir_fd=directory, dst_dir_fd=directory)
+            except (OSError, SourceError):
+                # Who starts next would undo what came since; without any value nobody does.
+                for left in (new, name):
+                    with contextlib.suppress(OSError):
+                        os.unlink(left, dir_fd=directory)
+                raise
 
     def read(self, kind: str) -> Any:
         """Return the value of a kind; None where none was kept.

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -41,18 +41,23 @@ class Site:
 
     Attributes:
         plane: the data plane, by its name in ``PLANES``.
+        place: a directory for it.
         repairs: seconds from the end of what somebody did to the end of what it led to.
         tries: how often it was done.
         random: what is done at random hangs on it alone.
         pause: seconds before each time; who takes rules away in a loop is followed more slowly.
+        under: what the next agent is started by.
+        more: flags of the next agent.
     """
 
     def __init__(self, node: Crossing, plane: str, place: Path, seed: int) -> None:
         self.node, self.plane = node, plane
-        self._place = place
+        self.place = place
         self.document = place / "config"
         self._turn = 0
         self._starts = 0
+        self.under: Sequence[str] = ()
+        self.more: Sequence[str] = ()
         self.repairs: list[float] = []
         self.tries = 0
         self.pause = 0.0
@@ -75,13 +80,20 @@ class Site:
     def _started(self) -> Running:
         self._starts += 1
         return Running(
-            self._place / f"log{self._starts}",
+            self.place / f"log{self._starts}",
             "run",
             *self.source(),
             f"--backend={PLANES[self.plane].backend}",
             "--enable-ipv6",
             "--log-format=json",
+            *self.more,
+            under=self.under,
         )
+
+    def restart(self) -> None:
+        """Start another agent, when the one before is killed."""
+        self.agent.stop(signal.SIGKILL)
+        self.agent = self._started()
 
     @property
     def log(self) -> str:
@@ -143,7 +155,7 @@ class Site:
         """
         self.agent.stop(signal.SIGKILL)
         begun = time.monotonic()
-        self.agent = self._started()
+        self.restart()
         if in_sync:
             wait_until(lambda: self.agent.status().get("inSync"), f"in sync\n{self.log}")
         else:
@@ -175,12 +187,12 @@ class Site:
     @contextmanager
     def traced(self, *options: str) -> Iterator[None]:
         """Let strace hold the agent and what it starts; the agent may not survive that."""
-        with Tracing(self.agent.process.pid, self._place / "trace", options):
+        with Tracing(self.agent.process.pid, self.place / "trace", options):
             yield
 
     def points(self, most: int) -> list[tuple[str, int]]:
         """Return calls of a pass that reach the kernel's tables, each with its number."""
-        trace = self._place / "calls"
+        trace = self.place / "calls"
         with Tracing(self.agent.process.pid, trace, ("-e", f"trace={','.join(REACHING)}")):
             changes = self.agent.status()["changes"]
             self.change()

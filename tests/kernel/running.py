@@ -52,7 +52,10 @@ class Running:
         return self.get("/readyz")[0] == 200
 
     def wait_ready(self) -> None:
-        wait_until(self.ready, f"ready\n{self.log.read_text()}")
+        try:
+            wait_until(self.ready, "ready")
+        except AssertionError as late:
+            raise AssertionError(f"{late}: {self.get('/readyz')}\n{self.log.read_text()}") from late
 
     def gaps(self) -> dict[str, list[float]]:
         """Return the seconds from each write to the next, by family; its log is JSON."""

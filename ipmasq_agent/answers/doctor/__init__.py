@@ -14,6 +14,7 @@ Check = Callable[[Node], Iterator[Symptom]]
 
 CHECKS: tuple[Check, ...] = (
     policy.document_refused,
+    node.agent_fails,
     others.foreign_nat,
     others.native_nat_chain,
     others.foreign_source,

@@ -132,6 +132,7 @@ class Node:
         policies: what the document asks for.
         hooks: what stands at the postrouting hook.
         own: what is ours in the kernel, line by line.
+        failing: family → why the running agent cannot bring it to what the document asks for.
         contested: who undoes what the running agent writes.
         left: what is ours in data planes that are not in use.
         iptables: variant → its tables that have rules.
@@ -159,6 +160,7 @@ class Node:
     policies: Mapping[Family, FamilyPolicy] = field(default_factory=dict)
     hooks: Mapping[Family, PostroutingHook] = field(default_factory=dict)
     own: Mapping[Family, Sequence[str]] = field(default_factory=dict)
+    failing: Mapping[Family, str] = field(default_factory=dict)
     contested: str | None = None
     left: tuple[str, ...] = ()
     iptables: Mapping[Family, Mapping[str, Sequence[str]]] = field(default_factory=dict)

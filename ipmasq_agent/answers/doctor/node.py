@@ -15,6 +15,18 @@ _VXLAN_OVERHEAD = 50  # Ethernet, IPv4, UDP and VXLAN headers: 14 + 20 + 8 + 8
 _FILLING, _FULL = 0.8, 0.95
 
 
+def agent_fails(node: Node) -> Iterator[Symptom]:
+    """The running agent cannot write what the document asks for."""
+    for family, why in node.failing.items():
+        yield Symptom(
+            Severity.ERROR,
+            f"the running agent cannot bring its rules into force ({family.value})",
+            "What was in force before goes on, or nothing did; the other family is not held up.",
+            "See what the message says; the agent tries again at least every 30 s.",
+            tuple(why.splitlines()),
+        )
+
+
 def forwarding_off(node: Node) -> Iterator[Symptom]:
     """The node does not forward what pods send."""
     for family in node.families:

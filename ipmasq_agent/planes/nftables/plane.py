@@ -5,6 +5,7 @@ The nft program reads a whole set back to change one element of it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -142,14 +143,18 @@ class NftablesPlane(Plane[NftTable, NftTable, TableChange]):
         vouched = [name for name in frame.sets if held.vouches(frame, name)]
         return {name: held.table.sets[name] for name in vouched}
 
-    def disturbed(self) -> bool:
+    def disturbed(self, failing: Collection[Family] = ()) -> bool:
         """Return whether our table is another than a pass left.
 
         Where nobody has committed anything it is one question to the kernel. Elements that
         took the place of others are seen as often as it is cheap to read all of them.
         """
         now = generation()
-        stale = [(family, held) for family, held in self._held.items() if held.generation != now]
+        stale = [
+            (family, held)
+            for family, held in self._held.items()
+            if held.generation != now and family not in failing
+        ]
         if not stale:
             return False
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ipmasq_agent.agent.choice import PlaneChoice
@@ -94,9 +94,11 @@ class FailingPlane(MemoryPlane):
         self.closed = False
         self.gone: bool | Exception = False
         self.looks = 0
+        self.failing: set[Family] = set()
 
-    def disturbed(self) -> bool:
+    def disturbed(self, failing: Collection[Family] = ()) -> bool:
         self.looks += 1
+        self.failing = set(failing)
         if isinstance(self.gone, Exception):
             raise self.gone
         return self.gone

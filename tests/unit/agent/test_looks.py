@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -111,6 +112,19 @@ def test_what_failed_is_tried_again_at_its_time_and_not_at_each_look(bench: Benc
     bench.backend.broken.clear()
     bench.resync()
     assert bench.chain() == [*KEPT, "172.16.0.0/12"]
+
+
+def test_a_family_that_fails_does_not_keep_the_other_one_from_being_healed(bench: Bench) -> None:
+    status = bench.agent.status
+    failing = {Family.IPV6: "the kernel has no nat for it"}
+    look = replace(status.look, families=(Family.IPV4, Family.IPV6), errors=failing)
+    bench.agent.status = replace(status, look=look)
+    bench.agent._next_pass = time.monotonic() + 3600
+    bench.flush()
+    bench.backend.gone = True
+    told(bench)
+    assert bench.chain() == KEPT
+    assert bench.backend.failing == {Family.IPV6}
 
 
 def test_out_of_step_is_said_before_it_is_healed(

@@ -11,6 +11,7 @@ from ipmasq_agent.answers.doctor import CHECKS, examine, name
 from ipmasq_agent.answers.doctor.facts import Device, Node, Role, Severity
 from ipmasq_agent.planes.rules.owners import owner, owner_of_bridge
 from ipmasq_agent.planes.rules.rule import Option, Rule
+from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.facts import DroppedReply
 
 PAGE = Path(__file__).parents[3] / "docs" / "doctor.md"
@@ -36,6 +37,13 @@ def test_of_a_node_of_which_nothing_is_known_nothing_is_said() -> None:
 def test_conntrack_is_told_before_it_is_full(count: int, severity: Severity | None) -> None:
     found = [one.found.severity for one in examine(Node(conntrack=(count, 100)))]
     assert found == ([] if severity is None else [severity])
+
+
+def test_what_the_agent_cannot_write_is_told_with_its_reason() -> None:
+    [one] = examine(Node(failing={Family.IPV6: "no nat\nfor it"}))
+    assert (one.id, one.found.severity) == ("agent-fails", Severity.ERROR)
+    assert "ipv6" in one.found.title
+    assert one.found.evidence == ("no nat", "for it")
 
 
 def test_the_worst_comes_first() -> None:

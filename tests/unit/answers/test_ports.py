@@ -9,7 +9,7 @@ import pytest
 
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.status import ConfigStatus, Status
-from ipmasq_agent.answers.ports import looked
+from ipmasq_agent.answers.ports import PortLook, looked
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.flows import End
 from ipmasq_agent.policy.model import PortRange, parse_port_ranges
@@ -114,3 +114,9 @@ def test_status_warns_and_metrics_show_the_few_fullest() -> None:
     quiet = Metrics().text(Status(ConfigStatus("x"))).decode()
     assert "ipmasq_agent_ports_used_ratio 0.0" in quiet
     assert "ports_used{" not in quiet
+
+
+@pytest.mark.parametrize(("count", "told"), [(79, False), (80, True), (100, True)])
+def test_connection_tracking_is_told_before_it_is_full(count: int, told: bool) -> None:
+    warnings = PortLook()._replace(tracked=(count, 100)).warnings
+    assert [f"{count} of 100" in line for line in warnings] == [True] * told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -145,13 +146,29 @@ def test_a_place_where_nothing_can_be_written_is_an_error_of_ours(tmp_path: Path
             StateDir(str(place), "a").write("document", 1)
 
 
+def test_what_cannot_be_kept_leaves_nothing_older(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = StateDir(str(path), "a")
+    state.write("document", "before")
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SourceError, match="No space left on device"):
+        state.write("document", "after")
+    assert state.read("document") is None
+    assert not list(path.iterdir())
+
+
 def test_more_than_fits_is_not_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = StateDir(str(path), "a")
     state.write("document", "before")
     monkeypatch.setattr(state_dir, "MAX_BYTES", 1000)
     with pytest.raises(SourceError, match="would be larger"):
         state.write("document", "x" * 1000)
-    assert state.read("document") == "before"
+    assert state.read("document") is None
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{}", b"x", b"1", b"[" * 100000])

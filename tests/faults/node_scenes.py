@@ -1,0 +1,128 @@
+"""What may be wrong with a node while an agent works and traffic flows."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+
+from tests.faults import tracked
+from tests.faults.injector import PLANES
+from tests.faults.preload import OddNode
+from tests.faults.scenes import Scene
+from tests.faults.site import DOCUMENTS, Site
+from tests.waiting import wait_until
+
+_HOUR = 3600
+_RESYNC = 0.25  # seconds
+_RESYNCING = json.dumps({**json.loads(DOCUMENTS[0]), "resyncInterval": "250ms"})
+_LOCKED = "iptables-legacy"  # the one plane that writes nothing without a lock
+_IN_RUN = ("--socket=/run/ipmasq-agent/agent.sock", "--state-dir=/run/ipmasq-agent")
+# Mounts of its own, in which /run is empty and nothing can be made there.
+READ_ONLY_RUN = (
+    *("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o ro none /run && exec "$@"', "sh"),
+    *("env", "-u", "XTABLES_LOCKFILE"),
+)
+_MOUNT_IT = "cannot open the xtables lock /run/xtables.lock: Read-only file system; mount it into"
+# No byte of what is logged can be written.
+_LOG_FULL = ("sh", "-c", 'exec "$@" >/dev/full 2>&1', "sh")
+
+
+def _restarted(site: Site, under: Sequence[str] = (), more: Sequence[str] = ()) -> None:
+    """Let another agent go on, started so."""
+    site.under, site.more = under, more
+    site.killed()
+    site.repairs.clear()
+
+
+def _clock_jumps(site: Site, times: int) -> None:
+    node = OddNode(site.place)
+    _restarted(site, node.under)
+    for _ in range(times):
+        for ahead in (_HOUR, -_HOUR, 0):
+            node.be(ahead=ahead)
+            site.change()
+            site.settle()
+            site.publish(_RESYNCING)
+            _resyncs(site)
+            site.tries += 1
+    site.settle()
+
+
+def _resyncs(site: Site) -> None:
+    """Make sure that passes come at their time: each interval, and no oftener."""
+
+    def passes() -> int:
+        return int(site.agent.status()["passes"])
+
+    before = passes()
+    wait_until(lambda: passes() >= before + 2, "the document, and a resync")
+    begun, before = time.monotonic(), passes()
+    wait_until(lambda: passes() >= before + 2, "resyncs go on")
+    count = passes() - before
+    # One may have been due when they were first counted.
+    assert count <= (time.monotonic() - begun) / _RESYNC + 1
+
+
+def _tracking_full(site: Site, times: int) -> None:
+    for _ in range(times):
+        before = tracked.dropped()
+
+        def full(before: int = before) -> bool:
+            if tracked.room() > 0:  # as connections of before have ended
+                tracked.fill()
+            # What the programs see is not tracked.
+            return site.plane == "bpf" or tracked.dropped() > before
+
+        wait_until(full, "packets find no place")
+        # What is asked for goes into force, and is told, whatever becomes of connections.
+        site.change()
+        site.settle()
+        assert any("connections are tracked" in line for line in site.agent.status()["advice"])
+        tracked.empty()
+        site.tries += 1
+    site.settle()
+
+
+def _run_read_only(site: Site, times: int) -> None:
+    for _ in range(times):
+        _restarted(site, READ_ONLY_RUN, _IN_RUN)
+        assert "verbs cannot ask this agent" in site.log
+        site.change()
+        site.settle()
+        site.tries += 1
+
+
+def _no_lock(site: Site, times: int) -> None:
+    """Nothing is written without the lock, as others' rules could be lost; what there is stays."""
+    site.under, site.more = READ_ONLY_RUN, _IN_RUN
+    for _ in range(times):
+        site.restart()
+        site.change()
+        wait_until(lambda: _MOUNT_IT in site.agent.get("/readyz")[1], "it is told")
+        site.tries += 1
+    _restarted(site)
+    site.settle()
+
+
+def _log_full(site: Site, times: int) -> None:
+    _restarted(site, _LOG_FULL)
+    for _ in range(times):
+        site.change()
+        site.settle()
+        site.tries += 1
+    assert not site.log
+
+
+SCENES = (
+    Scene("the wall clock jumps an hour ahead, then an hour back", _clock_jumps, kills=True),
+    Scene("the table of tracked connections is full", _tracking_full),
+    Scene(
+        "nothing can be made in /run",
+        _run_read_only,
+        [plane for plane in PLANES if plane != _LOCKED],
+        kills=True,
+    ),
+    Scene("nothing can be made in /run, nor the xtables lock", _no_lock, (_LOCKED,), kills=True),
+    Scene("the disk that the log is written to is full", _log_full, kills=True),
+)
