@@ -92,7 +92,7 @@ class Documents:
     def keep(self) -> None:
         """Keep on this node what is in force, where it is the API that told it."""
         if self._kept:
-            self._kept.keep_facts()
+            self._kept.keep_facts(self._knowledge.facts)
             if self._unkept and self._kept.keep_document(self._unkept):
                 self._unkept = None
 

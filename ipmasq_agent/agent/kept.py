@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from ipmasq_agent.errors import MALFORMED, SourceError
 from ipmasq_agent.logs import event
 from ipmasq_agent.policy.addresses import Family, Prefix, prefix_around
-from ipmasq_agent.policy.facts import NODE_ADDRESSES, OWN_POD_CIDRS, Fact, Facts
+from ipmasq_agent.policy.facts import NO_FACTS, NODE_ADDRESSES, OWN_POD_CIDRS, Fact, Facts
 from ipmasq_agent.sources import Document, Part
 from ipmasq_agent.sources.state_dir import StateDir
 
@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 
 
 class _Form(NamedTuple, Generic[Value]):
-    """How a fact is kept: the name of its file, and the way into JSON and back."""
+    """How a fact is kept: under which name, and the way into JSON and back."""
 
     fact: Fact[Value]
     kind: str
@@ -72,8 +72,8 @@ class Kept:
     def __init__(self, state: StateDir, *, documents: bool) -> None:
         self._state = state
         self._documents = documents
-        self._facts: dict[Fact[Any], Any] = {}  # to be kept
-        self._written: dict[Fact[Any], Any] = {}
+        self._latest = NO_FACTS
+        self._packed: dict[str, Any] = {}  # as they are kept
         self._failure: str | None = None
 
     def keep_document(self, document: Document) -> bool:
@@ -83,18 +83,13 @@ class Kept:
         since = {"time": time.strftime("%FT%TZ", time.gmtime())}
         return self._write("document", pack_document(document) | since)
 
-    def note(self, fact: Fact[Value], value: Value) -> None:
-        """Have what was learnt kept by ``keep_facts``, where it is the API that tells it."""
-        self._facts[fact] = value
-
-    def keep_facts(self) -> None:
-        """Keep what was learnt since; what cannot be kept is tried again the next time."""
-        for fact, kind, into, _ in _FORMS:
-            value = self._facts.get(fact)
-            if value is None:
-                continue
-            if self._written.get(fact) == value or self._write(kind, into(value)):
-                self._written[fact] = self._facts.pop(fact)
+    def keep_facts(self, facts: Facts) -> None:
+        """Keep what the API told; what cannot be kept is tried again the next time."""
+        if facts is self._latest:
+            return
+        packed = self._packed | pack_facts(facts)
+        if packed == self._packed or self._write("facts", packed):
+            self._packed, self._latest = packed, facts
 
     def document(self) -> Document | None:
         """Return the document that was kept, if there is one and it can be trusted."""
@@ -115,8 +110,8 @@ class Kept:
 
     def facts(self) -> dict[Fact[Any], Any]:
         """Return the facts that were kept."""
-        kept = {form.fact: self._read(form.kind, form.back) for form in _FORMS}
-        return {fact: value for fact, value in kept.items() if value is not None}
+        self._packed = self._read("facts", dict) or {}
+        return self._read("facts", unpack_facts) or {}
 
     def _read(self, kind: str, back: Callable[[Any], Value]) -> Value | None:
         try:

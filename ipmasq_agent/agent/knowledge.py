@@ -16,7 +16,8 @@ from ipmasq_agent.config.assemble import may_differ, needs
 from ipmasq_agent.config.model import Config
 from ipmasq_agent.logs import event
 from ipmasq_agent.policy.facts import NO_FACTS, Fact
-from ipmasq_agent.sources import FactEvent, FactSource, Learnt
+from ipmasq_agent.sources import FactEvent, Learnt
+from ipmasq_agent.sources.facts import HostAndCluster
 
 
 class Knowledge:
@@ -24,15 +25,16 @@ class Knowledge:
 
     Attributes:
         intent: what is to be kept in force; None before the first.
+        facts: those that are known of all that are watched.
         waiting: what is missing for the newest one, a line for each fact.
     """
 
-    def __init__(self, source: FactSource) -> None:
+    def __init__(self, source: HostAndCluster) -> None:
         self.intent: Intent | None = None
         self.waiting: tuple[str, ...] = ()
         self._source = source
         self._config: Config | None = None
-        self._facts = NO_FACTS
+        self.facts = NO_FACTS
         self._followed: frozenset[Fact[Any]] = frozenset()
         self._required: frozenset[Fact[Any]] = frozenset()  # of the source, which took it
         self._errors: dict[Fact[Any], str] = {}
@@ -55,11 +57,11 @@ class Knowledge:
 
     def _watch(self) -> None:
         needs = self._needs
-        self._facts = self._facts.only(needs)
+        self.facts = self.facts.only(needs)
         self._errors = {fact: why for fact, why in self._errors.items() if fact in needs}
-        for fact in self._facts.missing(needs):
+        for fact in self.facts.missing(needs):
             if fact in self._kept:
-                self._facts = self._facts.with_(fact, self._kept[fact])
+                self.facts = self.facts.with_(fact, self._kept[fact])
                 self._errors[fact] = "nothing was heard of them since the agent started"
         self._kept = {}
         self._source.require(needs)
@@ -71,21 +73,21 @@ class Knowledge:
 
     def learn(self, events: Iterable[FactEvent]) -> bool:
         """Take in what was learnt, or not; true where that may change what is to be in force."""
-        before = self._facts
+        before = self.facts
         needs, called = self._needs, False
         for item in events:
             if item.fact not in needs:
                 continue
             called |= item.fact in self._followed
             if isinstance(item, Learnt):
-                self._facts = self._facts.with_(item.fact, item.value)
+                self.facts = self.facts.with_(item.fact, item.value)
                 if self._errors.pop(item.fact, None) is not None:
                     event(logging.INFO, "known again", what=item.fact.what)
             elif self._errors.get(item.fact) != str(item.error):
                 self._errors[item.fact] = str(item.error)
                 event(logging.ERROR, "not known", what=item.fact.what, error=str(item.error))
         config = self._config
-        return config is not None and (called or may_differ(config, before, self._facts))
+        return config is not None and (called or may_differ(config, before, self.facts))
 
     @property
     def sources(self) -> Mapping[str, str | None]:
@@ -96,7 +98,7 @@ class Knowledge:
         """Make the newest configuration the intent if all that it needs is known."""
         if self._config is None:
             return
-        waiting = tuple(map(self._missing, self._facts.missing(needs(self._config))))
+        waiting = tuple(map(self._missing, self.facts.missing(needs(self._config))))
         for line in set(waiting) - set(self.waiting):
             event(logging.WARNING, line)
         self.waiting = waiting
@@ -104,10 +106,10 @@ class Knowledge:
         stands = (
             kept is not None
             and kept.config is self._config
-            and not may_differ(kept.config, kept.facts, self._facts)
+            and not may_differ(kept.config, kept.facts, self.facts)
         )
         if not waiting and not stands:
-            self.intent = Intent(self._config, self._facts)
+            self.intent = Intent(self._config, self.facts)
 
     def _missing(self, fact: Fact[Any]) -> str:
         why = self._errors.get(fact)

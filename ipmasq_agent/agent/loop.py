@@ -42,7 +42,8 @@ from ipmasq_agent.host.threads import Guarded, caught, revive
 from ipmasq_agent.logs import event
 from ipmasq_agent.planes.plane import Translator
 from ipmasq_agent.policy.facts import Fact, Facts
-from ipmasq_agent.sources import Document, FactSource, Learnt, NotLearnt, Source
+from ipmasq_agent.sources import Document, Learnt, NotLearnt, Source
+from ipmasq_agent.sources.facts import HostAndCluster
 
 if TYPE_CHECKING:  # who keeps no record pays for none
     from ipmasq_agent.agent.recorder import Recorder
@@ -89,7 +90,7 @@ class Agent:
         choice: PlaneChoice,
         settings: LoopSettings,
         devices: Callable[[], tuple[str, ...]],
-        fact_source: FactSource,
+        fact_source: HostAndCluster,
         kept_by_others: Callable[[], Sequence[str]] = tuple,
         kept: Kept | None = None,
         shadows: Shadows | None = None,
@@ -107,7 +108,6 @@ class Agent:
         self._documents = Documents(
             source.name, settings.flags, self._knowledge, kept, self.metrics
         )
-        self._kept = kept
         self._passes = Passes(
             choice,
             settings.drain_timeout,
@@ -327,9 +327,6 @@ class Agent:
         news = self._knowledge.learn(facts) | fresh
         self._news |= news
         needed = news or due  # what failed is tried again at its time
-        for each in facts:
-            if self._kept and isinstance(each, Learnt):
-                self._kept.note(each.fact, each.value)
         if reload:
             event(logging.INFO, "reload asked for")
             self.source.refresh()

@@ -18,10 +18,11 @@ from ipmasq_agent.errors import AgentError, UsageError
 from ipmasq_agent.host import seat
 from ipmasq_agent.planes import detect, registry
 from ipmasq_agent.policy.facts import Facts
-from ipmasq_agent.sources import Document, FactSource, Source
+from ipmasq_agent.sources import Document, Source
 
 if TYPE_CHECKING:
     from ipmasq_agent.agent.kept import Kept
+    from ipmasq_agent.sources.facts import HostAndCluster
 
 
 def backend_choice(settings: Settings) -> PlaneChoice:
@@ -35,7 +36,7 @@ def backend_choice(settings: Settings) -> PlaneChoice:
     )
 
 
-def fact_source(settings: Settings) -> FactSource:
+def fact_source(settings: Settings) -> HostAndCluster:
     """Return who knows what documents may need beside themselves."""
     from ipmasq_agent.sources.facts import HostAndCluster
 

@@ -56,12 +56,7 @@ def parse_document(content: bytes | None, name: str, flags: Flags) -> Understood
     return parse_documents([] if content is None else [(name, content)], name, flags)
 
 
-def parse_documents(
-    parts: Sequence[tuple[str, bytes]],
-    name: str,
-    flags: Flags,
-    keys: Sequence[Key[Any]] = KEYS,
-) -> Understood:
+def parse_documents(parts: Sequence[tuple[str, bytes]], name: str, flags: Flags) -> Understood:
     """Return what documents say together.
 
     Their lists are joined in the order given; of a key with one value the last counts.
@@ -70,18 +65,15 @@ def parse_documents(
         parts: name and bytes of each; none where there is no document, which means defaults.
         name: what to call all of them together.
         flags: they decide the defaults, and whether IPv6 entries are welcome.
-        keys: those that documents may have.
 
     Raises:
         ConfigError: with one line for each problem, ``NAME:LINE:COLUMN: …``.
     """
     notes: list[str] = []
     readings = [
-        reading
-        for title, content in parts
-        for reading in _opened(title, content, flags, keys, notes)
+        reading for title, content in parts for reading in _opened(title, content, flags, notes)
     ]
-    config = _joined(readings, flags, keys)
+    config = _joined(readings, flags)
     problems = [problem for reading in readings for problem in reading.problems]
     warnings = [warning for reading in readings for warning in reading.warnings]
     problems += _contradictions(config)
@@ -114,7 +106,6 @@ def _opened(
     name: str,
     content: bytes | str,
     flags: Flags,
-    keys: Sequence[Key[Any]],
     notes: list[str],
     *,
     nested: bool = False,
@@ -125,7 +116,7 @@ def _opened(
         ConfigError: it says something, and nothing that we know.
     """
     tree = NodeTree(content, name)
-    reading = Reading(name, tree, flags, keys)
+    reading = Reading(name, tree, flags, KEYS)
     if reading.nodes or not (reading.unknown or tree.more):
         return [reading]
     if not nested:
@@ -138,7 +129,7 @@ def _opened(
             return [
                 reading
                 for title, text in inner
-                for reading in _opened(title, text, flags, keys, notes, nested=True)
+                for reading in _opened(title, text, flags, notes, nested=True)
             ]
     if reading.unknown:
         reading.refuse_unknown()
@@ -149,10 +140,10 @@ def _opened(
     return [reading]
 
 
-def _joined(readings: Sequence[Reading], flags: Flags, keys: Sequence[Key[Any]]) -> Config:
+def _joined(readings: Sequence[Reading], flags: Flags) -> Config:
     """Return what all documents say as one."""
     written: dict[Key[Any], Any] = {}
-    for key in sorted(keys, key=lambda key: key is not PROFILE):  # it bears on how others are read
+    for key in sorted(KEYS, key=lambda key: key is not PROFILE):  # it bears on how others are read
         documents = []
         for reading in readings:
             # All are read, for their problems.

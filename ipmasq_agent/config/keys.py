@@ -181,18 +181,18 @@ KEYS: tuple[Key[Any], ...] = (
 """In the order in which they are shown."""
 
 
-def view(config: Config, keys: Iterable[Key[Any]] = KEYS) -> dict[str, Any]:
+def view(config: Config) -> dict[str, Any]:
     """Return upstream's keys, all of them, and those of ours that are in use.
 
     In use is also what says the opposite of what a profile would.
     """
     return {
         key.name: key.kind.shown(config[key])
-        for key in keys
+        for key in KEYS
         if key.upstream or not config[key] == key.absent == key.absence(config)
     }
 
 
-def listed(config: Config, keys: Iterable[Key[Any]] = KEYS) -> int:
+def listed(config: Config) -> int:
     """Return how many destinations the lists name."""
-    return sum(len(config[key]) for key in keys if isinstance(key.kind, Cidrs))
+    return sum(len(config[key]) for key in KEYS if isinstance(key.kind, Cidrs))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from ipmasq_agent.config.keys import KEYS
@@ -23,19 +22,18 @@ _LIMITS = (
 _ALSO = {"k": "\N{KELVIN SIGN}"}
 
 
-def schema(keys: Iterable[Key[Any]] = KEYS) -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of a document of these keys."""
-    keys = tuple(keys)
-    known = "|".join(_any_case(key.name) for key in keys)
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a document."""
+    known = "|".join(_any_case(key.name) for key in KEYS)
     return {
         "$schema": _DIALECT,
         "title": "Document of ipmasq-agent",
         "description": _LIMITS,
         "type": ["object", "null"],
-        "properties": {key.name: _property(key) for key in keys},
+        "properties": {key.name: _property(key) for key in KEYS},
         # In any other spelling a key holds the same.
         "patternProperties": {
-            f"^(?:{_any_case(key.name)})$": {"$ref": f"#/properties/{key.name}"} for key in keys
+            f"^(?:{_any_case(key.name)})$": {"$ref": f"#/properties/{key.name}"} for key in KEYS
         },
         # None of its keys known: to upstream that means the defaults, and is a slip of the pen.
         "anyOf": [
@@ -64,7 +62,7 @@ def _any_case(name: str) -> str:
     )
 
 
-def markdown(keys: Iterable[Key[Any]] = KEYS) -> str:
+def markdown() -> str:
     """Return the keys as a table in Markdown."""
-    rows = [f"| `{key.name}` | {key.default} | {key.meaning} |\n" for key in keys]
+    rows = [f"| `{key.name}` | {key.default} | {key.meaning} |\n" for key in KEYS]
     return "".join(["| key | default | meaning |\n|---|---|---|\n", *rows])

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from ipmasq_agent.errors import AgentError
-from ipmasq_agent.policy.facts import Fact, Facts
+from ipmasq_agent.policy.facts import Fact
 
 T = TypeVar("T")
 
@@ -140,26 +140,3 @@ class NotLearnt(NamedTuple):
 
 
 FactEvent = Learnt[Any] | NotLearnt
-
-
-class FactSource(Protocol):
-    """What the agent asks of whoever knows the facts that documents need."""
-
-    def start(self, sink: Callable[[FactEvent], None]) -> None:
-        """Say where to deliver. Nothing is asked of anybody before ``require``."""
-
-    def require(self, needs: frozenset[Fact[Any]]) -> None:
-        """Watch these facts from now on, and no others; each is delivered when known."""
-
-    def gather(self, needs: frozenset[Fact[Any]]) -> Facts:
-        """Return these facts once, without ``start``, for verbs that do not watch.
-
-        Raises:
-            SourceError: one of them cannot be had.
-        """
-
-    def refresh(self) -> None:
-        """Look again now at what is required."""
-
-    def stop(self) -> None:
-        """End all watches and their threads. Safe to call twice."""

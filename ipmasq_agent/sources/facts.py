@@ -23,7 +23,7 @@ def node_name(said: str | None) -> str:
 
 
 class HostAndCluster:
-    """Implements ``FactSource``: watches what is required, and nothing else.
+    """Watches what is required, and nothing else.
 
     So the API of the cluster is asked, and permission to read its nodes is needed, only
     where a document depends on them.
@@ -40,7 +40,7 @@ class HostAndCluster:
         self._watchers: dict[frozenset[Fact[Any]], NetworkWatch | ClusterFact[Any]] = {}
 
     def start(self, sink: Callable[[FactEvent], None]) -> None:
-        """Say where to deliver."""
+        """Say where to deliver. Nothing is asked of anybody before ``require``."""
         self._sink = sink
 
     def require(self, needs: frozenset[Fact[Any]]) -> None:
@@ -56,7 +56,7 @@ class HostAndCluster:
                 watcher.start()
 
     def gather(self, needs: frozenset[Fact[Any]]) -> Facts:
-        """Return these facts once.
+        """Return these facts once, without ``start``, for verbs that do not watch.
 
         Raises:
             SourceError: one of them cannot be had.

@@ -20,13 +20,13 @@ from ipmasq_agent.policy.model import Capabilities
 from ipmasq_agent.sources import (
     Document,
     FactEvent,
-    FactSource,
     Learnt,
     NotLearnt,
     Part,
     Sink,
     SourceFailed,
 )
+from ipmasq_agent.sources.facts import HostAndCluster
 from tests.memory import MemoryPlane
 
 DEADLINE = 60.0
@@ -59,10 +59,11 @@ class ScriptedSource:
         self.stopped = True
 
 
-class ScriptedFacts:
+class ScriptedFacts(HostAndCluster):
     """A fact source that says nothing by itself and remembers what it was asked."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.required: frozenset[Fact[Any]] = frozenset()
         self.refreshed = 0
         self.stopped = False
@@ -125,7 +126,7 @@ class Bench:
         *,
         flags: Flags | None = None,
         cleanup_on_exit: bool = False,
-        fact_source: FactSource | None = None,
+        fact_source: HostAndCluster | None = None,
         kept: Kept | None = None,
     ) -> None:
         self.source = ScriptedSource()

@@ -11,7 +11,7 @@ import pytest
 from ipmasq_agent.agent.kept import Kept
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.facts import HOOKS, NODE_ADDRESSES, OWN_POD_CIDRS
+from ipmasq_agent.policy.facts import HOOKS, NODE_ADDRESSES, OWN_POD_CIDRS, Facts
 from ipmasq_agent.sources.state_dir import StateDir
 from tests.unit.agent.support import Bench
 
@@ -148,10 +148,7 @@ def test_facts_come_back_as_they_were(tmp_path: Path) -> None:
     cidrs = (Prefix(V4, 10 << 24, 24), Prefix(V6, 0xFD << 120, 64))
     state = StateDir(str(tmp_path / "state"), "x")
     kept = Kept(state, documents=True)
-    kept.note(NODE_ADDRESSES, nodes)
-    kept.note(OWN_POD_CIDRS, cidrs)
-    kept.note(HOOKS, object())
-    kept.keep_facts()
+    kept.keep_facts(Facts({NODE_ADDRESSES: nodes, OWN_POD_CIDRS: cidrs, HOOKS: object()}))
     found = Kept(state, documents=True).facts()
     assert found == {NODE_ADDRESSES: nodes, OWN_POD_CIDRS: cidrs}
     assert isinstance(found[OWN_POD_CIDRS][0], Prefix)
@@ -193,7 +190,7 @@ def test_a_kept_document_in_another_form_is_not_taken(
     restart: Restart, tmp_path: Path, value: object
 ) -> None:
     StateDir(str(tmp_path / "state"), "the document").write("document", value)
-    StateDir(str(tmp_path / "state"), "the document").write("nodes", value)
+    StateDir(str(tmp_path / "state"), "the document").write("facts", value)
     bench = restart()
     bench.resync()
     assert bench.backend.transactions == 0

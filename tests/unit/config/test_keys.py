@@ -10,6 +10,9 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 import yaml
 
+from ipmasq_agent.config import document
+from ipmasq_agent.config import keys as keys_module
+from ipmasq_agent.config import schema as schema_module
 from ipmasq_agent.config.document import parse_documents
 from ipmasq_agent.config.keys import KEYS, PROFILE, view
 from ipmasq_agent.config.model import Flags, Key
@@ -24,34 +27,41 @@ DOCS = Path(__file__).parents[3] / "docs"
 FLAGS = Flags(enable_ipv6=True, cidr_limit=None)
 VALIDATOR = jsonschema.Draft202012Validator(schema())
 COLOUR: Key[str] = Key("chainColour", Word({"red": "R", "blue": "B"}), "R", "the colour")
-MORE = (*KEYS, COLOUR)
+
+
+def add(monkeypatch: pytest.MonkeyPatch, key: Key[Any]) -> None:
+    """Let the table have one more key."""
+    for module in (document, keys_module, schema_module):
+        monkeypatch.setattr(module, "KEYS", (*KEYS, key))
 
 
 # -- one record a key -------------------------------------------------------------------
 
 
-def test_a_key_is_added_by_one_record() -> None:
+def test_a_key_is_added_by_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    add(monkeypatch, COLOUR)
     parts = [("a", b"chainColour: red\n"), ("b", b"CHAINCOLOUR: blue\nmasqLinkLocal: true\n")]
-    understood = parse_documents(parts, "ab", FLAGS, MORE)
+    understood = parse_documents(parts, "ab", FLAGS)
     assert understood.warnings == ()
     assert understood.config[COLOUR] == "B"
-    assert view(understood.config, MORE)["chainColour"] == "blue"
-    absent = parse_documents([], "none", FLAGS, MORE).config
+    assert view(understood.config)["chainColour"] == "blue"
+    absent = parse_documents([], "none", FLAGS).config
     assert absent[COLOUR] == "R"
-    assert "chainColour" not in view(absent, MORE)
+    assert "chainColour" not in view(absent)
     with pytest.raises(ConfigError, match='a:1:14: chainColour: "green" is not red or blue'):
-        parse_documents([("a", b"chainColour: green\n")], "a", FLAGS, MORE)
-    near = parse_documents([("a", b"chainColor: red\nmasqLinkLocal: true")], "a", FLAGS, MORE)
+        parse_documents([("a", b"chainColour: green\n")], "a", FLAGS)
+    near = parse_documents([("a", b"chainColor: red\nmasqLinkLocal: true")], "a", FLAGS)
     assert near.warnings[0].endswith("did you mean chainColour?")
-    validator = jsonschema.Draft202012Validator(schema(MORE))
+    validator = jsonschema.Draft202012Validator(schema())
     assert validator.is_valid({"chainColour": "red"})
     assert not validator.is_valid({"chainColour": "green"})
     assert not validator.is_valid({"chaincolour": "green"})
-    assert "| `chainColour` | none | the colour |\n" in markdown(MORE)
+    assert "| `chainColour` | none | the colour |\n" in markdown()
 
 
-def test_what_a_profile_would_say_otherwise_is_shown() -> None:
+def test_what_a_profile_would_say_otherwise_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     loud = Key("loud", Switch(), False, "x", default_of=lambda config: config[PROFILE] is not None)
+    add(monkeypatch, loud)
     for text, shown in (
         ("{}", None),
         ("loud: false", None),
@@ -59,8 +69,8 @@ def test_what_a_profile_would_say_otherwise_is_shown() -> None:
         ("profile: cilium", True),
         ("profile: cilium\nloud: false", False),
     ):
-        config = parse_documents([("a", text.encode())], "a", FLAGS, (*KEYS, loud)).config
-        assert view(config, (*KEYS, loud)).get("loud") is shown
+        config = parse_documents([("a", text.encode())], "a", FLAGS).config
+        assert view(config).get("loud") is shown
 
 
 def test_what_is_published_is_what_the_table_says() -> None:
