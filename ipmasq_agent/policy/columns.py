@@ -30,11 +30,6 @@ def column(family: Family, addresses: Sequence[int]) -> Sequence[int]:
     return list(addresses)
 
 
-def indices(numbers: Iterable[int]) -> Sequence[int]:
-    """Return positions in a sequence, or -1, in four bytes each."""
-    return array("i", numbers)
-
-
 def differing(
     keys: tuple[Sequence[int], Sequence[int]], *more: tuple[Sequence[object], Sequence[object]]
 ) -> tuple[list[int], list[int]]:

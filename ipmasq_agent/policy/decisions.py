@@ -10,6 +10,7 @@ is asked for.
 from __future__ import annotations
 
 import enum
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -17,7 +18,7 @@ from operator import eq
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.columns import Chained, Lazy, alike, column, indices
+from ipmasq_agent.policy.columns import Chained, Lazy, Mapped, alike, column
 from ipmasq_agent.policy.ranges import NOBODY, are_apart, check_ranges, sweep
 
 
@@ -156,10 +157,6 @@ class Entries(Lazy[Entry[Verdict]]):
         firsts, lasts = sorted(self._firsts), sorted(self._lasts)
         return (firsts, lasts) if are_apart(firsts, lasts) else None
 
-    def all_decided(self) -> Iterator[tuple[Verdict, Reason]]:
-        """Yield verdict and reason of each entry."""
-        return zip(map(_VERDICTS.__getitem__, self._marks), self._reasons, strict=True)
-
     def _at(self, position: int) -> Entry[Verdict]:
         return Entry(self._firsts[position], self._lasts[position], *self.decided(position))
 
@@ -171,43 +168,6 @@ class Entries(Lazy[Entry[Verdict]]):
         return map(Entry, self._firsts, self._lasts, verdicts, self._reasons)
 
 
-class _Ranges(Lazy[Entry[Verdict]]):
-    """The ranges of a map, as entries."""
-
-    __slots__ = ("_deciders", "_entries", "_rest", "_starts")
-
-    def __init__(
-        self,
-        starts: Sequence[int],
-        deciders: Sequence[int],
-        entries: Entries,
-        rest: tuple[Verdict, Reason],
-    ) -> None:
-        self._starts = starts
-        self._deciders = deciders
-        self._entries = entries
-        self._rest = rest
-
-    def _at(self, position: int) -> Entry[Verdict]:
-        last = self._entries.family.last_address
-        if position + 1 < len(self._starts):
-            last = self._starts[position + 1] - 1
-        decider = self._deciders[position]
-        decided = self._rest if decider == NOBODY else self._entries.decided(decider)
-        return Entry(self._starts[position], last, *decided)
-
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    def __iter__(self) -> Iterator[Entry[Verdict]]:
-        last = self._entries.family.last_address
-        lasts = chain((start - 1 for start in islice(self._starts, 1, None)), (last,))
-        # One after the other they are made much faster; that of NOBODY comes last.
-        decided = [*self._entries.all_decided(), self._rest]
-        for first, last, decider in zip(self._starts, lasts, self._deciders, strict=True):
-            yield Entry(first, last, *decided[decider])
-
-
 class DecisionMap:
     """Sorted disjoint ranges that cover an address family, each with one verdict.
 
@@ -216,12 +176,11 @@ class DecisionMap:
 
     Attributes:
         entries: what it was built from, in evaluation order.
-        ranges: the ranges in order, each with the verdict and the reason of its entry.
     """
 
     __slots__ = (
-        *("_marks", "_merged", "_rest", "_starts"),
-        *("default", "entries", "family", "ranges"),
+        *("_deciders", "_marks", "_merged", "_rest", "_starts"),
+        *("default", "entries", "family"),
     )
 
     def __init__(
@@ -249,9 +208,22 @@ class DecisionMap:
         starts, deciders = columns.swept()
         self._starts = column(family, starts)
         self._marks = columns.marks(deciders, default)
-        self.ranges: Sequence[Entry[Verdict]]
-        self.ranges = _Ranges(self._starts, indices(deciders), columns, (default, default_reason))
+        self._deciders = array("i", deciders)
         self._merged: tuple[Sequence[int], bytes] | None = None
+
+    @property
+    def ranges(self) -> Sequence[Entry[Verdict]]:
+        """The ranges in order, each with the verdict and the reason of its entry."""
+        return Mapped(self._range, range(len(self._starts)))
+
+    def _range(self, position: int) -> Entry[Verdict]:
+        last = self.family.last_address
+        if position + 1 < len(self._starts):
+            last = self._starts[position + 1] - 1
+        decider = self._deciders[position]
+        if decider == NOBODY:
+            return Entry(self._starts[position], last, self.default, self._rest)
+        return Entry(self._starts[position], last, *self.entries.decided(decider))
 
     @property
     def verdicts(self) -> frozenset[Verdict]:
@@ -262,7 +234,7 @@ class DecisionMap:
         """Return the range that ``address`` falls into, in O(log n)."""
         if not 0 <= address <= self.family.last_address:
             raise ValueError(f"{address} is not an address of {self.family.value}")
-        return self.ranges[bisect_right(self._starts, address) - 1]
+        return self._range(bisect_right(self._starts, address) - 1)
 
     def overlaid(self, entries: Iterable[Entry[Verdict]]) -> DecisionMap:
         """Return the map in which ``entries`` decide before those of this one."""
@@ -273,7 +245,7 @@ class DecisionMap:
         """Yield the ranges that overlap ``first`` to ``last``, in order."""
         position = bisect_right(self._starts, first) - 1
         while position < len(self._starts) and self._starts[position] <= last:
-            yield self.ranges[position]
+            yield self._range(position)
             position += 1
 
     def changes(self, other: DecisionMap) -> Iterator[tuple[int, int, Verdict, Verdict]]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.policy.columns import Chained, Mapped, column, common_ends, differing, indices
+from ipmasq_agent.policy.columns import Chained, Mapped, column, common_ends, differing
 from tests.unit.strategies import FAMILIES, addresses
 
 PARTS = st.lists(st.lists(st.integers(), max_size=4), max_size=5)
@@ -42,10 +42,6 @@ def test_picked_items_come_in_the_order_asked_for(whole: list[int], data: st.Dat
 def test_a_column_holds_any_address_of_its_family(case: tuple[Family, list[int]]) -> None:
     family, numbers = case
     assert list(column(family, numbers)) == numbers
-
-
-def test_indices_reach_from_nobody_to_two_thousand_million() -> None:
-    assert list(indices([-1, 0, (1 << 31) - 1])) == [-1, 0, (1 << 31) - 1]
 
 
 @given(st.lists(st.integers(0, 2), max_size=30), st.lists(st.integers(0, 2), max_size=30))
