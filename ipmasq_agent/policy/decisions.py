@@ -13,7 +13,7 @@ import enum
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import compress
 from operator import eq
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -277,27 +277,14 @@ class DecisionMap:
 
     def stretches(self, verdict: Verdict) -> Iterator[tuple[int, int]]:
         """Return the ranges of one verdict, neighbours joined, as first and last address."""
-        starts, marks = self._shape()
-        mark = _MARKS[verdict]
-        after = chain(islice(starts, 1, None), (self.family.last_address + 1,))
-        return (
-            (first, following - 1)
-            for first, following, its_mark in zip(starts, after, marks, strict=True)
-            if its_mark == mark
-        )
+        return zip(*self.ends(verdict), strict=True)
 
     def ends(self, verdict: Verdict) -> tuple[list[int], list[int]]:
         """Return first and last addresses of the ranges of one verdict, neighbours joined."""
         starts, marks = self._shape()
-        mark = _MARKS[verdict]
-        if mark in marks and marks == (marks[:2] * len(marks))[: len(marks)]:
-            # Two verdicts take turns, as nearly always: each range ends where the next begins.
-            own = marks.index(mark)
-            after = [*starts[own + 1 :: 2], self.family.last_address + 1]
-            firsts = list(starts[own::2])
-            return firsts, [following - 1 for following in after[: len(firsts)]]
-        found = list(self.stretches(verdict))
-        return [first for first, _ in found], [last for _, last in found]
+        chosen = marks.translate(bytes(mark == _MARKS[verdict] for mark in range(256)))  # 1 or 0
+        after = [*starts[1:], self.family.last_address + 1]
+        return list(compress(starts, chosen)), [start - 1 for start in compress(after, chosen)]
 
     def shape(self) -> tuple[tuple[int, Verdict], ...]:
         """Return where each stretch of one verdict begins: what equality compares."""
