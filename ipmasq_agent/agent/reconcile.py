@@ -149,8 +149,9 @@ def _bring(
             return None
         if change:
             plane.apply(family, change)
-            left = plane.dialect.plan(plane.recall(family), desired)
-            if left:
+            written = plane.recall(family)
+            left = plane.dialect.plan(written, desired)
+            if left and not plane.host_changed(actual, written):
                 raise KernelWriteError(
                     f"{plane.name} ({family.value}): after the rules were written, "
                     f"{len(left.added)} are missing and {len(left.removed)} are too many",

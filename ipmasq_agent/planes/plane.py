@@ -154,6 +154,13 @@ class Plane(abc.ABC, Generic[State, Desired, Plan]):
             AgentError: it cannot be told.
         """
 
+    def host_changed(self, before: State, after: State) -> bool:
+        """Return whether the host asks for another state than when ``before`` was read.
+
+        Word of that comes by what the plane ``needs``, so what is missing for it is no failure.
+        """
+        return False
+
     @contextmanager
     def session(self, family: Family) -> Iterator[None]:
         """Keep others from writing between a read and the write that builds on it.

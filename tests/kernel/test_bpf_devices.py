@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from scapy.layers.l2 import Dot1Q, Ether
@@ -15,11 +16,12 @@ from scapy.packet import Packet
 
 from ipmasq_agent.agent.reconcile import clean
 from ipmasq_agent.planes import detect
-from ipmasq_agent.planes.bpf import layout
+from ipmasq_agent.planes.bpf import clsact, layout, tcx
 from ipmasq_agent.planes.bpf.layout import SettingsFlag
 from ipmasq_agent.planes.bpf.maps import PinnedMaps
 from ipmasq_agent.planes.bpf.pins import PinDirectory
 from ipmasq_agent.planes.bpf.plane import BpfPlane
+from ipmasq_agent.planes.bpf.programs import NodePrograms
 from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.policy.addresses import Family, parse_address
 from tests.bpf.packets import udp
@@ -332,5 +334,74 @@ def test_a_device_is_known_by_its_new_address_of_the_link(lab: Crossing, tmp_pat
             for family, talk in talks.items():
                 assert talk.exchange() == PLANS[family].eth[0]
                 assert Talk(lab, family, stack).exchange() == PLANS[family].eth[0]
+    finally:
+        agent.stop()
+
+
+# -- devices that come and go ----------------------------------------------------------------
+
+
+def come(number: int) -> str:
+    """Return what makes a device through which packets leave the node, for ``ip -batch``."""
+    return f"""link add late{number} type veth peer name far{number}
+addr add 198.18.{number}.1/24 dev late{number}
+link set far{number} up
+link set late{number} up
+"""
+
+
+@pytest.mark.parametrize("hook", list(layout.TcHook), ids=lambda hook: hook.name.lower())
+@pytest.mark.parametrize("how", [tcx, clsact], ids=["tcx", "clsact"])
+def test_a_device_that_goes_while_programs_are_put_on_it_is_no_failure(
+    lab: Crossing, monkeypatch: pytest.MonkeyPatch, how: ModuleType, hook: layout.TcHook
+) -> None:
+    monkeypatch.setattr(NodePrograms.__init__, "__kwdefaults__", {"tcx": how is tcx})
+    with in_force("bpf", MASQUERADING) as plane, pinned() as maps:
+        lab.node.run(["ip", "-batch", "-"], stdin=come(1) + come(2) + come(3))
+        late = [socket.if_nametoindex(f"late{number}") for number in (1, 2, 3)]
+        attach = how.attach
+
+        def attach_too_late(ifindex: int, to: layout.TcHook, *how_else: object) -> object:
+            if (ifindex, to) == (late[1], hook):
+                lab.node.run(["ip", "link", "del", "late2"])
+            return attach(ifindex, to, *how_else)
+
+        monkeypatch.setattr(how, "attach", attach_too_late)
+        bring(plane, MASQUERADING)
+        assert {late[0], late[2]} < maps.devices().keys()
+        assert late[1] not in maps.devices()
+        assert not list(Path(placement().pins).glob(f"link-{late[1]}-*"))
+        assert not plane.disturbed()
+
+
+def test_no_pass_fails_while_devices_come_and_go_by_the_hundred(
+    lab: Crossing, tmp_path: Path
+) -> None:
+    document = tmp_path / "config"
+    document.write_text(f"{MASQUERADING}\nresyncInterval: 1h\n")
+    words = "run", f"--config={document}", "--backend=bpf", "--enable-ipv6"
+    agent = Running(tmp_path / "log", *words)
+    try:
+        agent.wait_ready()
+        before = agent.status()["changes"]
+        some = range(1, 9)
+        coming = "".join(map(come, some))
+        going = "".join(f"link del late{number}\n" for number in some)
+
+        def known() -> bool:
+            with pinned() as maps:
+                return {socket.if_nametoindex(f"late{n}") for n in some} <= maps.devices().keys()
+
+        for turn in range(15):
+            lab.node.run(["ip", "-batch", "-"], stdin=coming)
+            if turn % 3 == 2:  # now and then there is the time to put programs on them
+                wait_until(known, "they are known")
+            lab.node.run(["ip", "-batch", "-"], stdin=going)
+        here = {number for number, _ in socket.if_nameindex()}
+        with pinned() as maps:
+            wait_until(lambda: maps.devices().keys() <= here, "all have gone")
+        wait_until(agent.ready, "and it is ready")
+        assert agent.status()["changes"] > before
+        assert "pass failed" not in agent.log.read_text()
     finally:
         agent.stop()

@@ -21,6 +21,8 @@ import pytest
 
 from ipmasq_agent.agent.reconcile import clean
 from ipmasq_agent.planes.bpf import layout, strays
+from ipmasq_agent.planes.bpf.layout import SettingsFlag
+from ipmasq_agent.planes.bpf.maps import PinnedMaps
 from ipmasq_agent.planes.bpf.pins import PinDirectory
 from ipmasq_agent.planes.bpf.plane import BpfPlane
 from ipmasq_agent.planes.bpf.programs import NodePrograms
@@ -36,6 +38,7 @@ from tests.kernel.test_bpf_survival import (
     bring,
 )
 from tests.netns import Namespace
+from tests.waiting import wait_until
 
 INNER = [f"{kind}_{slot}" for kind in ("decisions", layout.DETAILS) for slot in range(2)]
 EVERYTHING = [*layout.MAPS, *layout.PROGRAMS, *INNER]
@@ -333,3 +336,44 @@ def test_what_another_agent_puts_beside_ours_is_taken_away(net: Net, by_tcx: boo
         other.close()
         clean(plane, Family)
         assert programs_on_devices() == 0
+
+
+def _altered(maps: PinnedMaps, family: Family, what: str) -> None:
+    """Write something else where a policy is in force, as bpftool would."""
+    slot = layout.slot(family, maps.generation(family))
+    match what:
+        case "settings":
+            held = maps.settings(slot)
+            maps.set_settings(slot, held._replace(flags=held.flags ^ SettingsFlag.RANDOM_FULLY))
+        case "device":
+            number, entry = next(iter(maps.devices().items()))
+            maps.set_device(number, entry._replace(egress={**entry.egress, family: 0}))
+        case "own":
+            maps.drop_own(family, list(maps.own(family))[:1])
+        case "trie":
+            with maps.inner.open("decisions", slot) as trie:
+                assert trie is not None
+                key, value = max(trie.entries())
+                other = layout.MASQUERADE + layout.NON_MASQUERADE - value[0]
+                trie.update(key, bytes([other]))
+        case "bitmap":
+            key, block = next((k, v) for k, v in maps[layout.OUTLINE].entries() if any(v))
+            maps[layout.OUTLINE].update(key, bytes(len(block)))
+
+
+@pytest.mark.parametrize("what", ["settings", "device", "own", "trie", "bitmap"])
+def test_an_entry_that_somebody_changed_is_seen_and_put_right(net: Net, what: str) -> None:
+    families = [Family.IPV4] if what == "bitmap" else list(Family)
+    with net.node.entered(), contextlib.closing(BpfPlane(Path(placement().pins))) as plane:
+        try:
+            bring(plane, POLICY)
+            for family in families:
+                assert not plane.disturbed()
+                with PinnedMaps(PinDirectory(Path(placement().pins)).objects) as maps:
+                    _altered(maps, family, what)
+                wait_until(plane.disturbed, f"{what} of {family.value} is seen")
+                bring(plane, POLICY)
+            assert not plane.disturbed()
+            assert plane.read(Family.IPV4).rules == plane.recall(Family.IPV4).rules
+        finally:
+            clean(plane, Family)

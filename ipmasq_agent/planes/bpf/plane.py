@@ -14,10 +14,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ipmasq_agent.errors import HostError, KernelReadError, NotPermitted
 from ipmasq_agent.host.devices import EgressDevice, list_devices
 from ipmasq_agent.host.patience import Patience
+from ipmasq_agent.host.sparing import Sparing
 from ipmasq_agent.logs import event
 from ipmasq_agent.netlink.ct import introduce
 from ipmasq_agent.netlink.sockets import list_connected
@@ -60,6 +62,15 @@ _COUNTING = {layout.FILTERS, layout.NODE}
 _WITH_PORTS = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP})
 
 
+class _Signs(NamedTuple):
+    """What the maps say of a family beside its prefixes."""
+
+    generation: int
+    settings: SlotSettings
+    devices: frozenset[tuple[object, ...]]
+    own: frozenset[int]
+
+
 class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
     """Programs at the egress and ingress of devices, and the maps that they share.
 
@@ -76,6 +87,8 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
     def __init__(self, pins: Path, flows: int | None = None) -> None:
         self._programs = NodePrograms(pins, flows)
         self._known: dict[Family, tuple[int, BpfRules]] = {}
+        self._left: dict[Family, _Signs] = {}  # as of the latest read
+        self._sparing = Sparing()
         self._tables: tuple[FlowTable, ...] = ()
 
     # -- reading ----------------------------------------------------------------------------
@@ -152,6 +165,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
         destination: int | None,
     ) -> BpfState:
         family = state.family
+        self._left[family] = _signs(maps, family)
         hooks, beside = told_devices(maps, family, number, by_name, self._programs.complete)
         slots = [layout.slot(family, n) for n in range(layout.GENERATIONS)]
         if not in_force.flags & SettingsFlag.MANAGED:
@@ -271,7 +285,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
             count = former.take_flows(self._programs.index)
             count += former.take_flows(self._programs.index)
             for number in numbers:
-                self._programs.attach(number)
+                self._attach_to(number)
             count += former.take_flows(self._programs.index)
         event(logging.INFO, "flows of an older version go on", flows=count)
 
@@ -279,7 +293,18 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
         """Put the programs on each device that they are told of, where they are not yet."""
         for number in maps.devices():
             if number in present and not self._programs.complete(number):
-                self._programs.attach(number)
+                self._attach_to(number)
+
+    def _attach_to(self, number: int) -> None:
+        """Put the programs on a device; one that has gone meanwhile needs none.
+
+        Word of that comes by itself, and what is left of it goes with the pass.
+        """
+        try:
+            self._programs.attach(number)
+        except HostError:
+            if is_there(number):
+                raise
 
     def _tidy(self, maps: PinnedMaps) -> None:
         """Remove what is left of devices that are no more."""
@@ -296,6 +321,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
     def _leave(self, family: Family) -> None:
         """Remove what is of a family, and everything with the last one."""
         self._known.pop(family, None)
+        self._left.pop(family, None)
         with self._maps() as maps:
             if maps is not None and maps.readable():
                 for number in range(layout.GENERATIONS):
@@ -313,6 +339,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
         if not self._programs.pins.root.exists():
             return None
         self._known.clear()
+        self._left.clear()
         self._programs.remove()
         return BpfPlan(BpfState(family, remains=True), None)
 
@@ -321,7 +348,8 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
     def disturbed(self, failing: Collection[Family] = ()) -> bool:
         """Return whether a program is missing where the policy in force has one, or a pin.
 
-        They are of both families, so that nobody looks while a pass fails in one.
+        Or whether the maps say something else, of prefixes as often as it is cheap to read them.
+        Programs are of both families, so that nobody looks while a pass fails in one.
         """
         if failing:
             return False
@@ -331,7 +359,27 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
             if maps is None or any(map(maps.inner.unpinned, layout.FAMILIES)):
                 return True
             missing = [number for number in maps.devices() if not self._programs.complete(number)]
-        return any(map(is_there, missing))
+            if any(map(is_there, missing)):
+                return True
+            with self._sparing.turn() as closely:
+                return any(
+                    _signs(maps, family) != left or (closely and self._other_rules(maps, family))
+                    for family, left in self._left.items()
+                )
+
+    def _other_rules(self, maps: PinnedMaps, family: Family) -> bool:
+        number, in_force = maps.in_force(family)
+        stamp, known = self._known.get(family, (None, None))
+        if known is None or stamp != in_force.stamp:
+            return False
+        held = maps.rules(family, layout.slot(family, number))
+        return replace(held, devices=known.devices) != known
+
+    def host_changed(self, before: BpfState, after: BpfState) -> bool:
+        """Return whether devices or addresses have come, gone or changed."""
+        states = (before, after)
+        was, now = ((one.present, one.leading_out, one.addresses) for one in states)
+        return was != now
 
     def announce(self) -> None:
         """Tell connection tracking of the flows here, so that it leaves them alone.
@@ -355,6 +403,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
                 return 0
             for family in layout.FAMILIES:
                 self._known.pop(family, None)
+                self._left.pop(family, None)
                 slot = layout.slot(family, maps.generation(family))
                 settings = maps.settings(slot)
                 if settings.flags & SettingsFlag.MANAGED:
@@ -435,6 +484,15 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
 def placed(placement: Placement) -> BpfPlane:
     """Return the plane with its pins where they are placed."""
     return BpfPlane(Path(placement.pins), placement.flows)
+
+
+def _signs(maps: PinnedMaps, family: Family) -> _Signs:
+    number, in_force = maps.in_force(family)
+    devices = frozenset(
+        (ifindex, told.sources.get(family), told.egress.get(family, 0) >> number & 1, *told[2:])
+        for ifindex, told in maps.devices().items()
+    )
+    return _Signs(number, in_force, devices, maps.own(family))
 
 
 def _record_own(maps: PinnedMaps) -> None:

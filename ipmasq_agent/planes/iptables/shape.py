@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ipmasq_agent.errors import KernelReadError
+from ipmasq_agent.libc import libc
 from ipmasq_agent.planes.iptables.presence import legacy_table_exists
 from ipmasq_agent.policy.addresses import Family
 
@@ -45,7 +46,6 @@ _LEVELS = {
     Family.IPV4: (socket.AF_INET, socket.IPPROTO_IP),
     Family.IPV6: (socket.AF_INET6, socket.IPPROTO_IPV6),
 }
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def shape(family: Family, table: str) -> bytes | None:
@@ -147,7 +147,7 @@ def _ask(family: Family, option: int, answer: ctypes.Array[ctypes.c_char]) -> in
     size = ctypes.c_uint32(len(answer))
     domain, level = _LEVELS[family]
     with socket.socket(domain, socket.SOCK_DGRAM) as asking:
-        done = _libc.getsockopt(asking.fileno(), level, option, answer, ctypes.byref(size))
+        done = libc.getsockopt(asking.fileno(), level, option, answer, ctypes.byref(size))
     return ctypes.get_errno() if done else 0
 
 
