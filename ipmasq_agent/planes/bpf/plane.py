@@ -246,6 +246,8 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
             maps.drop_own(family, own - actual.addresses)
             maps.inner.pin_again(family, layout.slot(family, new))
             self._tidy(maps)
+            # What is said of devices is said to both families.
+            self._left = {each: _signs(maps, each) for each in self._left}
             if change.switches or change.steps:
                 self._known[family] = stamp, rules
         if change.actual.remains:
