@@ -21,6 +21,18 @@ HELM = Path(sysconfig.get_path("scripts"), "helm")
 RELEASE = ("ipmasq-agent", "kube-system")
 """Its name and its namespace, as the guide has them."""
 
+ADDED = {
+    "app.kubernetes.io/instance",
+    "app.kubernetes.io/managed-by",
+    "app.kubernetes.io/version",
+    "helm.sh/chart",
+    "meta.helm.sh/release-name",
+    "meta.helm.sh/release-namespace",
+}
+"""Labels that charts have, and annotations of what helm has made."""
+BY_NAME = {"env", "volumes", "volumeMounts"}
+"""Lists in which the order means nothing."""
+
 Values = dict[str, Any]
 
 
@@ -89,3 +101,26 @@ def agent(items: Sequence[Object]) -> Object:
     (found,) = of_kind(items, "DaemonSet")["spec"]["template"]["spec"]["containers"]
     assert isinstance(found, dict)
     return found
+
+
+def normal(node: Any) -> Any:
+    """Return a part of an object without what helm adds, and lists in one order."""
+    if isinstance(node, list):
+        return [normal(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    plain = {key: normal(value) for key, value in node.items() if key not in ADDED}
+    if plain.get("annotations") == {}:
+        del plain["annotations"]
+    for key in BY_NAME & plain.keys():
+        plain[key].sort(key=lambda item: item["name"])
+    return plain
+
+
+def told_apart(items: Iterable[Object]) -> dict[tuple[str, str], Object]:
+    """Return the objects of a release by kind and name."""
+    return {
+        (item["kind"], item["metadata"]["name"]): normal(item)
+        for item in items
+        if not is_hook(item)
+    }

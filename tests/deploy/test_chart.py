@@ -36,6 +36,7 @@ from tests.deploy.chart import (
     is_hook,
     of_kind,
     template,
+    told_apart,
 )
 from tests.deploy.chart_choices import (
     at,
@@ -67,41 +68,11 @@ def ways(folder: str) -> dict[str, Values]:
 
 OVERLAYS: dict[str, Values] = {"": {}} | ways("overlays")
 COMPONENTS = {name.removeprefix("components/"): way for name, way in ways("components").items()}
-ADDED = {
-    "app.kubernetes.io/instance",
-    "app.kubernetes.io/managed-by",
-    "app.kubernetes.io/version",
-    "helm.sh/chart",
-}
-"""Labels that charts have."""
-BY_NAME = {"env", "volumes", "volumeMounts"}
-"""Lists in which the order means nothing."""
 OPERATOR = "monitoring.coreos.com/v1"
 """Kinds that the schemas of Kubernetes do not know."""
 
 
 # -- beside kustomize ---------------------------------------------------------------------
-
-
-def normal(node: Any) -> Any:
-    """Return a part of an object without the labels of charts, and lists in one order."""
-    if isinstance(node, list):
-        return [normal(item) for item in node]
-    if not isinstance(node, dict):
-        return node
-    plain = {key: normal(value) for key, value in node.items() if key not in ADDED}
-    for key in BY_NAME & plain.keys():
-        plain[key].sort(key=lambda item: item["name"])
-    return plain
-
-
-def told_apart(items: list[Object]) -> dict[tuple[str, str], Object]:
-    """Return the objects of a release by kind and name."""
-    return {
-        (item["kind"], item["metadata"]["name"]): normal(item)
-        for item in items
-        if not is_hook(item)
-    }
 
 
 def test_the_guide_has_the_values_of_each_overlay_and_component() -> None:
