@@ -23,6 +23,8 @@ _SILENT, _SOON = 2.0, 0.2  # seconds without a word, and between two
 
 VERBS: Mapping[str, str] = {
     "status": "A line for each node: what is in force there, and what keeps it from being so.",
+    "apply": "A new document for all nodes, taken back where it does not take.",
+    "rollback": "The document before, for all nodes.",
 }
 
 
@@ -38,6 +40,8 @@ class FleetVerbs(Verbs):
     epilog="""\b
 Examples:
   kubectl ipmasq status
+  kubectl ipmasq apply -f new.yaml
+  kubectl ipmasq rollback
 """,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

@@ -8,6 +8,7 @@ can copy back.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NamedTuple
 
 from ipmasq_agent.errors import SourceError
@@ -24,6 +25,8 @@ REPLACED_BY = "ipmasq-agent/replaced-by"
 ABSENT = "ipmasq-agent/absent"
 _APPLY = "application/apply-patch+yaml"  # of which JSON is a part
 _CONFLICT, _MISSING = 409, 404
+# What was written with kubectl before may be written with its plugin.
+_BY_HAND = re.compile(r"kubectl\b").match
 
 
 class Published(NamedTuple):
@@ -53,7 +56,13 @@ def digest_of(content: bytes | None) -> str:
 
 
 class Changed(SourceError):
-    """The document was not written, as somebody else has written it or holds its fields."""
+    """The document was not written, as somebody else has written it or holds its fields.
+
+    Attributes:
+        managers: who holds its fields.
+    """
+
+    managers: tuple[str, ...] = ()
 
 
 class Publisher:
@@ -63,7 +72,7 @@ class Publisher:
         api: the server.
         namespace, name: of the ConfigMap.
         key: the document's, where it is not the usual one.
-        force: take fields over that somebody else manages.
+        force: take fields over that somebody else manages than kubectl.
     """
 
     def __init__(
@@ -119,23 +128,41 @@ class Publisher:
         metadata = {"name": self.before, "annotations": about}
         self._apply(self.before, metadata, document.key, document.content, force=True)
 
-    def write(self, content: bytes | None, over: Published) -> Published:
+    def write(self, content: bytes | None, over: Published, *, dry: bool = False) -> Published:
         """Put a document in the place of another, if that is still there.
 
         Args:
             content: None to take the document away.
             over: the one that was read.
+            dry: only ask whether we might.
 
         Raises:
             Changed: it is not; or somebody else manages it, and we are not to use force.
             SourceError: it cannot be written.
         """
         if content is None:
-            return self._delete(over)
+            return over if dry else self._delete(over)
         metadata = {"name": self._name}
         if over.version is not None:
             metadata["resourceVersion"] = over.version
-        return self._apply(self._name, metadata, over.key, content, force=self._force)
+        force = self._force
+        try:
+            return self._apply(self._name, metadata, over.key, content, force=force, dry=dry)
+        except Changed as conflict:
+            if not conflict.managers or not all(map(_BY_HAND, conflict.managers)):
+                raise
+        return self._apply(self._name, metadata, over.key, content, force=True, dry=dry)
+
+    def insist(self, digest: str) -> None:
+        """See that a document is still there.
+
+        Raises:
+            Changed: it is not.
+            SourceError: that cannot be seen.
+        """
+        found = self.read().digest
+        if found != digest:
+            raise self._overtaken(f"it holds {found}, and {digest} was written")
 
     def _get(self, name: str) -> Published | None:
         try:
@@ -157,7 +184,14 @@ class Publisher:
         return Published(key, values.get(key), version, after)
 
     def _apply(
-        self, name: str, metadata: dict[str, Any], key: str, content: bytes | None, *, force: bool
+        self,
+        name: str,
+        metadata: dict[str, Any],
+        key: str,
+        content: bytes | None,
+        *,
+        force: bool,
+        dry: bool = False,
     ) -> Published:
         try:
             data = {} if content is None else {key: content.decode()}
@@ -165,6 +199,7 @@ class Publisher:
             raise SourceError("the document is not UTF-8 text") from cause
         body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
         query = {"fieldManager": MANAGER, "force": str(force).lower()}
+        query |= {"dryRun": "All"} if dry else {}
         try:
             with an_api(self._api):
                 answer = self._api.read(
@@ -198,14 +233,19 @@ class Publisher:
         return Published(over.key, None, None)
 
     def _changed(self, refusal: ApiRefusal) -> Changed:
-        if "conflict with" in refusal.message:
-            return Changed(
+        if managers := tuple(re.findall(r'conflicts? with "([^"]+)"', refusal.message)):
+            conflict = Changed(
                 f"somebody else manages {self.place}: {refusal.message}",
                 remedy="change it where they do, or take it over with --force-conflicts; what "
                 "keeps writing it (a GitOps controller, say) will undo that",
             )
+            conflict.managers = managers
+            return conflict
+        return self._overtaken(refusal.message)
+
+    def _overtaken(self, how: str) -> Changed:
         return Changed(
-            f"{self.place} was changed by somebody else meanwhile: {refusal.message}",
+            f"{self.place} was changed by somebody else meanwhile: {how}",
             remedy="see what it says now, and begin again",
         )
 

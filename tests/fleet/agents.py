@@ -15,6 +15,7 @@ from ipmasq_agent.policy.addresses import Family
 
 STARTED = 1_790_000_000.0
 NAME = "kube-system/ip-masq-agent"
+UNCHANGED = {"changed": False, "families": {}}
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Agent:
         lag: how many times it is asked before it has seen a new document.
         dead: nobody listens there.
         silent: somebody does, and never answers.
-        fails: the error with which its passes fail, after which it holds what it held.
+        fails: the error with which passes for another document than the first one end.
         port: where it listens on the node's address; None for loopback alone.
         verbs: what its verbs print beside ``status``: verb → exit status and JSON.
     """
@@ -37,7 +38,7 @@ class Agent:
     silent: bool = False
     fails: str | None = None
     port: int | None = 9797
-    verbs: dict[str, tuple[int, Any]] = field(default_factory=dict)
+    verbs: dict[str, tuple[int, Any]] = field(default_factory=lambda: {"diff": (0, UNCHANGED)})
     phase: str = "Running"
 
     def __post_init__(self) -> None:
@@ -90,6 +91,16 @@ class Agent:
             self._told = json.dumps(self._status.as_data()).encode()
         return self._told
 
+    def run(self, verb: str, document: bytes) -> tuple[int, bytes, bytes]:
+        """Return the exit status of a verb, and what it prints, on standard error too."""
+        if verb == "diff":
+            try:
+                parse_document(document, "standard input", Flags())
+            except ConfigError as error:
+                return 2, b"", f"note: as the agent is set\nerror: {error}\n".encode()
+        code, answer = self.verbs[verb]
+        return code, json.dumps(answer).encode(), b""
+
     def _take_in(self, version: str, document: bytes | None) -> None:
         newest = Sighting(version, digest_of(document), STARTED + len(version))
         config = replace(self._status.config, newest=newest)
@@ -101,7 +112,8 @@ class Agent:
             )
             return
         config = replace(config, accepted=True, error=None)
-        if self.fails and self._status.config.in_force is not None:
+        held = self._status.config.in_force
+        if self.fails and held is not None and held.digest != newest.digest:
             look = replace(self._status.look, errors={Family.IPV4: self.fails})
             self._status = replace(self._status, config=config, in_sync=False, look=look)
             return

@@ -41,7 +41,7 @@ class FleetCluster:
         agents: pod → agent; tests may change them at any time.
         configmaps: by name, as they are now.
         requests: method and path of all that was asked.
-        before, after: called around each request that writes.
+        after: called after each request that writes and is not refused, with what it was.
         forbidden: what in a path is answered with 403.
     """
 
@@ -49,7 +49,6 @@ class FleetCluster:
         self.agents = {agent.pod: agent for agent in agents}
         self.configmaps: dict[str, ConfigMap] = {}
         self.requests: list[tuple[str, str]] = []
-        self.before: Callable[[str], None] = lambda what: None
         self.after: Callable[[str], None] = lambda what: None
         self.forbidden: tuple[str, ...] = ()
         self._version = 100
@@ -113,10 +112,9 @@ class FleetCluster:
             return refusal(401, "Unauthorized")
         if request.method == "GET":
             return await handler(request)
-        what = f"{request.method} {request.path.rpartition('/')[2]}"
-        self.before(what)
         answer = await handler(request)
-        self.after(what)
+        if answer.status == 200:
+            self.after(f"{request.method} {request.path.rpartition('/')[2]}")
         return answer
 
     async def _list(self, request: web.Request) -> web.Response:
@@ -174,8 +172,7 @@ class FleetCluster:
         assert argv[0] == "ipmasq-agent"
         if argv[1] == "status":
             return 0, await self._status(agent), b""
-        code, answer = agent.verbs[argv[1]]
-        return code, json.dumps(answer).encode(), b"" if answer else b"error: no\n"
+        return agent.run(argv[1], stdin)
 
     async def _get(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
@@ -201,6 +198,8 @@ class FleetCluster:
             if others and values[each] != value and not force:
                 who = ", ".join(f'conflict with "{other}" using v1' for other in others)
                 return refusal(409, f"Apply failed with 1 conflict: {who}: .{'.'.join(each)}")
+        if request.query.get("dryRun") == "All":
+            return web.json_response(shown(name, held))
         managers: dict[tuple[str, str], set[str]] = {}
         for each in {*values, *fields}:
             those = held.managers.get(each, set()) - {manager}

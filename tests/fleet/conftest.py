@@ -41,10 +41,12 @@ def plugin(
     """Return a function that runs the plugin, in this process, with a cluster and words."""
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
 
-    def ask(cluster: FleetCluster, *words: str, stdin: str = "") -> Done:
+    def ask(cluster: FleetCluster, *words: str, stdin: str | io.TextIOWrapper = "") -> Done:
         kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", cluster.port)
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        if isinstance(stdin, str):
+            stdin = io.TextIOWrapper(io.BytesIO(stdin.encode()))
+        monkeypatch.setattr("sys.stdin", stdin)
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
             main(list(words))

@@ -1,0 +1,159 @@
+"""What the verbs share that bring a document to nodes: waiting, and telling what came of it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ipmasq_agent.cli.fleet import FleetProgress
+
+if TYPE_CHECKING:
+    from ipmasq_agent.fleet.agents import AgentPod
+    from ipmasq_agent.fleet.cluster import Fleet
+    from ipmasq_agent.fleet.nodes import NodeState
+    from ipmasq_agent.fleet.published import Publisher
+    from ipmasq_agent.fleet.rollout import Rollout
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PAUSE = 1.0
+"""Seconds between looks at nodes."""
+
+_OPTIONS = (
+    click.option("-y", "--yes", is_flag=True, help="Do not ask."),
+    click.option(
+        "--force-conflicts",
+        "force",
+        is_flag=True,
+        help="Take the document over from another field manager, as kubectl apply or Helm.",
+    ),
+    click.option(
+        "--tolerate",
+        metavar="COUNT",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="How many nodes may fail.",
+    ),
+    click.option(
+        "--grace",
+        metavar="SECONDS",
+        type=click.FloatRange(min=0),
+        default=30.0,
+        show_default=True,
+        help="How long a node may be unready or silent before it has failed.",
+    ),
+    click.option(
+        "--timeout",
+        metavar="SECONDS",
+        type=click.FloatRange(min=0),
+        default=600.0,
+        show_default=True,
+        help="How long a node has to take the document in.",
+    ),
+)
+
+
+def rollout_options(function: F) -> F:
+    """Add the options that say how long nodes are waited for, and how many may fail."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def confirmed(question: str) -> bool:
+    """Ask; true for a yes.
+
+    Raises:
+        UsageError: there is nobody to ask.
+    """
+    from ipmasq_agent.errors import UsageError
+
+    if not sys.stdin.isatty():
+        raise UsageError("standard input is no terminal on which to ask", remedy="give --yes")
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort as cause:
+        raise KeyboardInterrupt from cause
+
+
+def heard(fleet: Fleet) -> tuple[list[AgentPod], list[NodeState]]:
+    """Return the agents that there are, and what they say.
+
+    Raises:
+        SourceError: none can be asked.
+    """
+    from ipmasq_agent.errors import SourceUnavailable
+
+    agents = fleet.agents()
+    progress = FleetProgress("asking nodes", len(agents))
+    try:
+        states = fleet.states(agents, progress)
+    finally:
+        progress.end()
+    if all(each.silent is not None for each in states):
+        raise SourceUnavailable(f"no node answers; {states[0].node}: {states[0].silent}")
+    return agents, states
+
+
+def roll(
+    fleet: Fleet,
+    publisher: Publisher,
+    target: str,
+    nodes: Sequence[NodeState],
+    agents: Sequence[AgentPod],
+    terms: Mapping[str, Any],
+) -> Rollout:
+    """Wait until nodes hold a document that was written, or have failed.
+
+    Args:
+        fleet: whom to ask.
+        publisher: where the document was written.
+        target: hash of the document.
+        nodes: who is waited for.
+        agents: those that there are.
+        terms: the values of ``rollout_options``.
+
+    Raises:
+        Changed: somebody else has written another document since.
+    """
+    from ipmasq_agent.fleet.rollout import NextStep, Rollout
+
+    rollout = Rollout(
+        target,
+        frozenset(each.node for each in nodes),
+        grace=terms["grace"],
+        limit=terms["timeout"],
+        tolerated=terms["tolerate"],
+    )
+    progress = FleetProgress(f"nodes that hold {target}", len(rollout.nodes))
+    begun = time.monotonic()
+    try:
+        while True:
+            publisher.insist(target)
+            pending = rollout.pending
+            states = fleet.states([each for each in agents if each.node in pending])
+            if any(each.silent is not None for each in states):
+                agents = fleet.agents()
+            present = [each.node for each in agents]
+            rollout = rollout.after(states, time.monotonic() - begun, present)
+            trouble = len(rollout.troubled)
+            progress(len(rollout.holding), f", {trouble} in trouble" if trouble else "")
+            if rollout.step is not NextStep.WAIT:
+                return rollout
+            if pending <= rollout.holding:
+                continue  # all are asked once more, at once
+            time.sleep(PAUSE)
+    except KeyboardInterrupt:
+        click.echo(
+            f"\n{target} stays written: `kubectl ipmasq status` tells how far it is, and "
+            "`kubectl ipmasq rollback` takes it back",
+            err=True,
+        )
+        raise
+    finally:
+        progress.end()
