@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ipmasq_agent.config.durations import UNITS
-from ipmasq_agent.config.lists import Cidrs, Devices, Snat, Sources
+from ipmasq_agent.config.lists import DEVICES, SNAT, SOURCES, cidrs
 from ipmasq_agent.config.model import AUTO, DEFAULT_CIDR_LIMIT, Auto, Config, Key
-from ipmasq_agent.config.scalars import Interval, Number, Switch, Variant, Word
+from ipmasq_agent.config.scalars import SWITCH, interval, number, variant, word
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.cidrs import parse_cidr
 from ipmasq_agent.policy.decisions import Stated, Verdict
@@ -63,7 +63,7 @@ def _auto_to_cilium(config: Config) -> Auto | None:
 
 NON_MASQUERADE_CIDRS = Key(
     "nonMasqueradeCIDRs",
-    Cidrs(masked_by=CILIUM),
+    cidrs(masked_by=CILIUM),
     _ranges(PRIVATE),
     "destinations that see the pod's own address",
     default="RFC 1918",
@@ -72,7 +72,7 @@ NON_MASQUERADE_CIDRS = Key(
 )
 CIDR_LIMIT: Key[int | None] = Key(
     "cidrLimit",
-    Number(like=DEFAULT_CIDR_LIMIT),
+    number(like=DEFAULT_CIDR_LIMIT),
     DEFAULT_CIDR_LIMIT,
     "more entries than this, all lists of destinations together, are refused",
     default="see below",
@@ -81,7 +81,7 @@ CIDR_LIMIT: Key[int | None] = Key(
 )
 MASQ_LINK_LOCAL = Key(
     "masqLinkLocal",
-    Switch(),
+    SWITCH,
     False,
     "masquerade traffic to 169.254.0.0/16 too",
     default="`false`",
@@ -89,7 +89,7 @@ MASQ_LINK_LOCAL = Key(
 )
 MASQ_LINK_LOCAL_IPV6 = Key(
     "masqLinkLocalIPv6",
-    Switch(),
+    SWITCH,
     False,
     "masquerade traffic to fe80::/10 too",
     default="`false`",
@@ -98,7 +98,7 @@ MASQ_LINK_LOCAL_IPV6 = Key(
 RESYNC_INTERVAL = Key(
     "resyncInterval",
     # What is shorter keeps a core busy on every node, and heals nothing sooner that matters.
-    Interval(shortest=UNITS["s"]),
+    interval(shortest=UNITS["s"]),
     60 * UNITS["s"],
     "how often the kernel is looked at again, a second or more",
     default="`60s`",
@@ -106,20 +106,20 @@ RESYNC_INTERVAL = Key(
 )
 MASQUERADE_CIDRS = Key(
     "masqueradeCIDRs",
-    Cidrs(),
+    cidrs(),
     Listed.empty(),
     "destinations to masquerade although a shorter prefix of the other lists covers them",
 )
 DEFAULT_ACTION = Key(
     "defaultAction",
-    Word({"masquerade": Verdict.MASQUERADE, "keep": Verdict.NON_MASQUERADE}),
+    word({"masquerade": Verdict.MASQUERADE, "keep": Verdict.NON_MASQUERADE}),
     Verdict.MASQUERADE,
     "what is done with destinations that are in no list: `masquerade`, or `keep` the pod's address",
     default="`masquerade`",
 )
 POD_CIDRS: Key[tuple[Prefix, ...] | Auto | None] = Key(
     "podCIDRs",
-    Sources(),
+    SOURCES,
     None,
     "the only sources that are masqueraded; `auto` for the pod CIDRs of the node",
     default="any source",
@@ -127,13 +127,13 @@ POD_CIDRS: Key[tuple[Prefix, ...] | Auto | None] = Key(
 )
 NATIVE_ROUTING_CIDRS = Key(
     "nativeRoutingCIDRs",
-    Cidrs(),
+    cidrs(),
     Listed.empty(),
     "destinations that can be reached with pod addresses, and see them",
 )
 EXEMPT_NODE_IPS = Key(
     "exemptNodeIPs",
-    Switch(),
+    SWITCH,
     False,
     "never masquerade traffic to addresses of the cluster's nodes",
     default="`false`",
@@ -141,7 +141,7 @@ EXEMPT_NODE_IPS = Key(
 )
 EGRESS_INTERFACES: Key[tuple[str, ...] | Auto | None] = Key(
     "egressInterfaces",
-    Devices(),
+    DEVICES,
     None,
     "masquerade only what leaves through these devices; `auto` for those that lead out",
     default="any device",
@@ -150,14 +150,14 @@ EGRESS_INTERFACES: Key[tuple[str, ...] | Auto | None] = Key(
 _NO_SOURCE: Mapping[Family, int | Auto] = {}
 SNAT_ADDRESS = Key(
     "snatAddress",
-    Snat(),
+    SNAT,
     _NO_SOURCE,
     "translate to this address; `auto-route` for the preferred source of the route",
     default="that of the interface",
 )
 PROFILE: Key[str | None] = Key(
     "profile",
-    Variant({CILIUM: CILIUM}, {CILIUM: {"native": CILIUM, "tunnel": TUNNELLED}}),
+    variant({CILIUM: CILIUM}, {CILIUM: {"native": CILIUM, "tunnel": TUNNELLED}}),
     None,
     "`cilium`: all of the document means what it means to Cilium's eBPF masquerading; "
     "`{cilium: tunnel}` where that routes through a tunnel",
@@ -195,4 +195,4 @@ def view(config: Config) -> dict[str, Any]:
 
 def listed(config: Config) -> int:
     """Return how many destinations the lists name."""
-    return sum(len(config[key]) for key in KEYS if isinstance(key.kind, Cidrs))
+    return sum(len(config[key]) for key in KEYS if key.kind.destinations)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -35,37 +34,32 @@ _PATTERN = re.compile(r"!?[^\s/:!]{1,64}")
 _AUTO_ROUTE = "auto-route"
 
 
-class Cidrs(Kind[Listed]):
-    """Destinations, each with its place; null lists none."""
+def cidrs(masked_by: str | None = None) -> Kind[Listed]:
+    """Return the kind of destinations, each with its place, in their order; null lists none.
 
-    def __init__(self, masked_by: str | None = None) -> None:
-        """Read unaligned ones as the prefixes that they lie in where ``masked_by`` is the profile.
+    Unaligned ones are read as the prefixes that they lie in where ``masked_by`` is the profile;
+    each is warned of.
+    """
 
-        Each is warned of.
-        """
-        self._masked_by = masked_by
-        item = dict(_CIDR_SCHEMA)
-        if masked_by is not None:
-            item["description"] += f"; with the profile {masked_by}, aligned or not"
-        self.schema = {"type": ["array", "null"], "items": item}
-
-    def read(self, reading: Reading, node: yaml.Node, key: str) -> Listed:
-        """Return the CIDRs of a list, in its order."""
+    def read(reading: Reading, node: yaml.Node, key: str) -> Listed:
         if is_null(node):
             return Listed.empty()
         if not isinstance(node, yaml.SequenceNode):
             reading.problem(node, f"{key}: {shown(node)} is not a list; write [10.0.0.0/8]")
             return Listed.empty()
-        masked = self._masked_by is not None and reading.profile is not None
+        masked = masked_by is not None and reading.profile is not None
         return _cidrs(reading, node, key, masked=masked)
 
-    def joined(self, documents: Sequence[Sequence[Listed]]) -> Listed:
-        """Return the lists of all documents one after the other."""
+    def joined(documents: Sequence[Sequence[Listed]]) -> Listed:
         return Listed.chained(lists[-1] for lists in documents)
 
-    def shown(self, value: Listed) -> list[str]:
-        """Return the CIDRs as text."""
+    def show(value: Listed) -> list[str]:
         return list(map(str, value.prefixes()))
+
+    item = dict(_CIDR_SCHEMA)
+    if masked_by is not None:
+        item["description"] += f"; with the profile {masked_by}, aligned or not"
+    return Kind({"type": ["array", "null"], "items": item}, read, joined, show, destinations=True)
 
 
 def _cidrs(reading: Reading, node: yaml.SequenceNode, key: str, *, masked: bool = False) -> Listed:
@@ -117,78 +111,59 @@ def _cidr(
     return prefix, Origin(text, reading.name, mark.line + 1, mark.column + 1)
 
 
-class _Restriction(Kind[tuple[T, ...] | Auto | None]):
-    """A list that restricts, of at least one, or the word auto; null restricts nothing."""
+def _restriction(
+    listed: Callable[[Reading, yaml.SequenceNode, str], Iterable[T]],
+    items: Mapping[str, Any],
+    example: str,
+    everything: str,
+) -> Kind[tuple[T, ...] | Auto | None]:
+    """Return a list that restricts, of at least one, or the word auto; null restricts nothing."""
 
-    example: str
-    everything: str
-
-    def read(self, reading: Reading, node: yaml.Node, key: str) -> tuple[T, ...] | Auto | None:
+    def read(reading: Reading, node: yaml.Node, key: str) -> tuple[T, ...] | Auto | None:
         if is_null(node):
             return None
         if isinstance(node, yaml.ScalarNode) and node.value == AUTO.value:
             return AUTO
         if not isinstance(node, yaml.SequenceNode):
-            reading.problem(
-                node, f"{key}: {shown(node)} is not a list nor auto; write [{self.example}]"
-            )
+            reading.problem(node, f"{key}: {shown(node)} is not a list nor auto; write [{example}]")
             return None
         if not node.value:
             reading.problem(
-                node, f"{key}: the list is empty; remove the key to mean every {self.everything}"
+                node, f"{key}: the list is empty; remove the key to mean every {everything}"
             )
-        return tuple(self.listed(reading, node, key))
+        return tuple(listed(reading, node, key))
 
-    @abstractmethod
-    def listed(self, reading: Reading, node: yaml.SequenceNode, key: str) -> Iterator[T]:
-        """Yield the values of a list."""
-
-    def shown(self, value: tuple[T, ...] | Auto | None) -> Any:
+    def show(value: tuple[T, ...] | Auto | None) -> Any:
         if isinstance(value, Auto):
             return value.value
         return None if value is None else list(map(str, value))
 
-
-def _restriction_schema(items: Mapping[str, Any]) -> Mapping[str, Any]:
-    listed = {"type": "array", "minItems": 1, "items": items}
-    return {"anyOf": [{"enum": [AUTO.value, None]}, listed]}
+    array = {"type": "array", "minItems": 1, "items": items}
+    return Kind({"anyOf": [{"enum": [AUTO.value, None]}, array]}, read, shown=show)
 
 
-class Sources(_Restriction[Prefix]):
-    """CIDRs of sources."""
-
-    schema = _restriction_schema(_CIDR_SCHEMA)
-    example, everything = "172.20.0.0/16", "source"
-
-    def listed(self, reading: Reading, node: yaml.SequenceNode, key: str) -> Iterator[Prefix]:
-        """Yield the prefixes of a list."""
-        return _cidrs(reading, node, key).prefixes()
+def _prefixes(reading: Reading, node: yaml.SequenceNode, key: str) -> Iterator[Prefix]:
+    return _cidrs(reading, node, key).prefixes()
 
 
-class Devices(_Restriction[str]):
-    """Patterns of names of devices."""
+def _patterns(reading: Reading, node: yaml.SequenceNode, key: str) -> Iterator[str]:
+    for item in items(node):
+        if item.tag.startswith("!"):
+            reading.problem(item, f"{key}: {item.tag} is a tag to YAML; quote it: '{item.tag}'")
+        elif (
+            not isinstance(item, yaml.ScalarNode)
+            or is_null(item)
+            or not _PATTERN.fullmatch(item.value)
+        ):
+            reading.problem(item, f"{key}: {shown(item)} is not a device or a pattern, like eth*")
+        else:
+            yield item.value
 
-    schema = _restriction_schema(
-        # A device may be called 5, or on, which YAML takes for no text.
-        {"type": ["string", "number", "boolean"], "pattern": rf"^{_PATTERN.pattern}$"}
-    )
-    example, everything = "eth0, bond*", "device"
 
-    def listed(self, reading: Reading, node: yaml.SequenceNode, key: str) -> Iterator[str]:
-        """Yield the patterns of a list."""
-        for item in items(node):
-            if item.tag.startswith("!"):
-                reading.problem(item, f"{key}: {item.tag} is a tag to YAML; quote it: '{item.tag}'")
-            elif (
-                not isinstance(item, yaml.ScalarNode)
-                or is_null(item)
-                or not _PATTERN.fullmatch(item.value)
-            ):
-                reading.problem(
-                    item, f"{key}: {shown(item)} is not a device or a pattern, like eth*"
-                )
-            else:
-                yield item.value
+SOURCES = _restriction(_prefixes, _CIDR_SCHEMA, "172.20.0.0/16", "source")
+# A device may be called 5, or on, which YAML takes for no text.
+_NAMES = {"type": ["string", "number", "boolean"], "pattern": rf"^{_PATTERN.pattern}$"}
+DEVICES = _restriction(_patterns, _NAMES, "eth0, bond*", "device")
 
 
 Snats = Mapping[Family, int | Auto]
@@ -196,69 +171,65 @@ Snats = Mapping[Family, int | Auto]
 _FAMILIES = {family.value: family for family in Family}
 
 
-class Snat(Kind[Snats]):
-    """A source address, for each family if need be."""
-
-    schema: Mapping[str, Any] = {
-        "description": "an address that can be the source of packets on a network; one of IPv6 "
-        "where the agent runs with --enable-ipv6 only",
-        "anyOf": [
-            {"type": "null"},
-            {"type": "string", "pattern": rf"^(?:{_AUTO_ROUTE}|{_IPV4}|{_IPV6}(?:%.+)?)$"},
-            {
-                "type": "object",
-                "patternProperties": {
-                    "^[iI][pP][vV]4$": {
-                        "type": "string",
-                        "pattern": rf"^(?:{_AUTO_ROUTE}|{_IPV4})$",
-                    },
-                    "^[iI][pP][vV]6$": {
-                        "type": "string",
-                        "pattern": rf"^(?:{_AUTO_ROUTE}|{_IPV6}(?:%.+)?)$",
-                    },
+_SNAT_SCHEMA = {
+    "description": "an address that can be the source of packets on a network; one of IPv6 "
+    "where the agent runs with --enable-ipv6 only",
+    "anyOf": [
+        {"type": "null"},
+        {"type": "string", "pattern": rf"^(?:{_AUTO_ROUTE}|{_IPV4}|{_IPV6}(?:%.+)?)$"},
+        {
+            "type": "object",
+            "patternProperties": {
+                "^[iI][pP][vV]4$": {
+                    "type": "string",
+                    "pattern": rf"^(?:{_AUTO_ROUTE}|{_IPV4})$",
                 },
-                "additionalProperties": False,
+                "^[iI][pP][vV]6$": {
+                    "type": "string",
+                    "pattern": rf"^(?:{_AUTO_ROUTE}|{_IPV6}(?:%.+)?)$",
+                },
             },
-        ],
+            "additionalProperties": False,
+        },
+    ],
+}
+
+
+def _snat(reading: Reading, node: yaml.Node, key: str) -> Snats:
+    if is_null(node):
+        return {}
+    if isinstance(node, yaml.ScalarNode):
+        return _one_snat(reading, node, key)
+    if not isinstance(node, yaml.MappingNode):
+        reading.problem(node, f"{key}: {shown(node)} is not an address, {_AUTO_ROUTE} or a mapping")
+        return {}
+    found: dict[Family, int | Auto] = {}
+    for name, value in node.value:
+        # What is no scalar is never made into text: aliases let it be of any size.
+        word = name.value.lower() if isinstance(name, yaml.ScalarNode) else ""
+        family = _FAMILIES.get(word)
+        if family is None:
+            reading.problem(name, f"{key}: {shown(name)} is not a family; write ipv4 or ipv6")
+            continue
+        taken = _one_snat(reading, value, key)
+        if taken and family not in taken:
+            reading.problem(value, f"{key}: {shown(value)} is not an address of {family.value}")
+        elif taken:
+            found[family] = taken[family]
+    return found
+
+
+def _each_last(documents: Sequence[Sequence[Snats]]) -> Snats:
+    """Return for each family the address that is given last."""
+    given = chain.from_iterable(documents)
+    return {family: source for each in given for family, source in each.items()}
+
+
+def _shown_snat(value: Snats) -> dict[str, str]:
+    return {
+        family.value: _AUTO_ROUTE if isinstance(source, Auto) else family.show(source)
+        for family, source in value.items()
     }
-
-    def read(self, reading: Reading, node: yaml.Node, key: str) -> Snats:
-        """Return the addresses; null gives none."""
-        if is_null(node):
-            return {}
-        if isinstance(node, yaml.ScalarNode):
-            return _one_snat(reading, node, key)
-        if not isinstance(node, yaml.MappingNode):
-            reading.problem(
-                node, f"{key}: {shown(node)} is not an address, {_AUTO_ROUTE} or a mapping"
-            )
-            return {}
-        found: dict[Family, int | Auto] = {}
-        for name, value in node.value:
-            # What is no scalar is never made into text: aliases let it be of any size.
-            word = name.value.lower() if isinstance(name, yaml.ScalarNode) else ""
-            family = _FAMILIES.get(word)
-            if family is None:
-                reading.problem(name, f"{key}: {shown(name)} is not a family; write ipv4 or ipv6")
-                continue
-            taken = _one_snat(reading, value, key)
-            if taken and family not in taken:
-                reading.problem(value, f"{key}: {shown(value)} is not an address of {family.value}")
-            elif taken:
-                found[family] = taken[family]
-        return found
-
-    def joined(self, documents: Sequence[Sequence[Snats]]) -> Snats:
-        """Return for each family the address that is given last."""
-        given = chain.from_iterable(documents)
-        return {family: source for each in given for family, source in each.items()}
-
-    def shown(self, value: Snats) -> dict[str, str]:
-        """Return the addresses as text."""
-        return {
-            family.value: _AUTO_ROUTE if isinstance(source, Auto) else family.show(source)
-            for family, source in value.items()
-        }
 
 
 def _one_snat(reading: Reading, node: yaml.Node, key: str) -> Snats:
@@ -278,3 +249,7 @@ def _one_snat(reading: Reading, node: yaml.Node, key: str) -> Snats:
             node, f"{key}: {address} is IPv6, which is off; start the agent with --enable-ipv6"
         )
     return {family: int(address)}
+
+
+SNAT: Kind[Snats] = Kind(_SNAT_SCHEMA, _snat, _each_last, _shown_snat)
+"""A source address, for each family if need be; null gives none."""

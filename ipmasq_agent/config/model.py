@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,34 +45,34 @@ class Flags:
     cidr_limit: int | None = DEFAULT_CIDR_LIMIT
 
 
-class Kind(abc.ABC, Generic[T]):
+def _last(documents: Sequence[Sequence[T]]) -> T:
+    return documents[-1][-1]
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[T]):
     """What the values of a key are: how they are read, joined, shown and described.
 
     Attributes:
         schema: which values are of this kind, as a JSON Schema, as far as one can tell.
+        read: returns the value of a node; None where it stands for the key's absence. What is
+            wrong with it is noted in the reading, and what is returned then is not used.
+        joined: returns what the values of several documents say together, of those that have
+            one. Of a document they are several where its key is spelt in several ways or, in
+            JSON, repeated.
+        shown: returns a value as it would stand in a document.
+        destinations: it lists some.
     """
 
     schema: Mapping[str, Any]
-
-    @abc.abstractmethod
-    def read(self, reading: Reading, node: yaml.Node, key: str) -> T | None:
-        """Return the value of a node; None where it stands for the key's absence.
-
-        What is wrong with it is noted in ``reading``, and what is returned then is not used.
-        """
-
-    def joined(self, documents: Sequence[Sequence[T]]) -> T:
-        """Return what the values of several documents say together: here, the last one.
-
-        Args:
-            documents: the values of each document that has one. Of a document they are
-                several where its key is spelt in several ways or, in JSON, repeated.
-        """
-        return documents[-1][-1]
-
-    def shown(self, value: T) -> Any:
-        """Return a value as it would stand in a document."""
-        return value
+    read: Callable[[Reading, yaml.Node, str], T | None]
+    joined: Callable[[Sequence[Sequence[T]]], T] = _last
+    shown: Callable[[T], Any] = _as_it_is
+    destinations: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

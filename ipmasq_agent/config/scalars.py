@@ -31,25 +31,22 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _LARGEST = (1 << 63) - 1
 
 
-class Number(Kind[int | None]):
-    """A whole number of 64 bits."""
+def number(like: int) -> Kind[int | None]:
+    """Return the kind of whole numbers of 64 bits, ``like`` being the example; null is none."""
 
-    def __init__(self, like: int) -> None:
-        """Give ``like`` as the example to those who write something else."""
-        self._like = like
-        self.schema = {"type": ["integer", "null"], "minimum": -_LARGEST, "maximum": _LARGEST}
-
-    def read(self, reading: Reading, node: yaml.Node, key: str) -> int | None:
-        """Return the number; null is none."""
+    def read(reading: Reading, node: yaml.Node, key: str) -> int | None:
         if is_null(node):
             return None
         value = _number(node)
         if isinstance(value, float) and value.is_integer() and not reading.is_json:
             value = int(value)
         if not isinstance(value, int) or abs(value) > _LARGEST:
-            reading.problem(node, f"{key}: {shown(node)} is not a whole number, like {self._like}")
+            reading.problem(node, f"{key}: {shown(node)} is not a whole number, like {like}")
             return None
         return value
+
+    schema = {"type": ["integer", "null"], "minimum": -_LARGEST, "maximum": _LARGEST}
+    return Kind(schema, read)
 
 
 def _number(node: yaml.Node) -> int | float | None:
@@ -69,41 +66,32 @@ def _is_plain(node: yaml.Node) -> bool:
     return isinstance(node, yaml.ScalarNode) and node.style in PLAIN
 
 
-class Switch(Kind[bool]):
-    """On or off."""
-
-    schema: Mapping[str, Any] = {"type": ["boolean", "null"]}
-
-    def read(self, reading: Reading, node: yaml.Node, key: str) -> bool | None:
-        """Return the boolean; null is none."""
-        if is_null(node):
-            return None
-        value = None
-        # PyYAML leaves y and n strings.
-        if isinstance(node, yaml.ScalarNode) and (node.tag.endswith(":bool") or _is_plain(node)):
-            value = _BOOLEANS.get(node.value)
-        if value is None:
-            reading.problem(node, f"{key}: {shown(node)} is not a boolean; write true or false")
-        return value
+def _switch(reading: Reading, node: yaml.Node, key: str) -> bool | None:
+    if is_null(node):
+        return None
+    value = None
+    # PyYAML leaves y and n strings.
+    if isinstance(node, yaml.ScalarNode) and (node.tag.endswith(":bool") or _is_plain(node)):
+        value = _BOOLEANS.get(node.value)
+    if value is None:
+        reading.problem(node, f"{key}: {shown(node)} is not a boolean; write true or false")
+    return value
 
 
-class Interval(Kind[int]):
-    """A duration above 0, in nanoseconds."""
+SWITCH: Kind[bool] = Kind({"type": ["boolean", "null"]}, _switch)
+"""On or off; null is none."""
 
-    schema: Mapping[str, Any] = {
-        "type": "string",
-        "pattern": r"^\+?(?=.*[1-9])(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+$",
-    }
 
-    def __init__(self, shortest: int) -> None:
-        """Take what is shorter for ``shortest``, with a warning."""
-        self._shortest = shortest
+def interval(shortest: int) -> Kind[int]:
+    """Return the kind of durations above 0, in nanoseconds; a null is refused, as upstream does.
 
-    def read(self, reading: Reading, node: yaml.Node, key: str) -> int | None:
-        """Return the duration; a null is refused, as upstream does."""
+    What is shorter than ``shortest`` is taken for that, with a warning.
+    """
+
+    def read(reading: Reading, node: yaml.Node, key: str) -> int | None:
         if not isinstance(node, yaml.ScalarNode) or not node.tag.endswith(":str"):
-            number = not isinstance(node, yaml.CollectionNode) and node.value.isdigit()
-            hint = f'; did you mean "{node.value}s"?' if number else ', like "60s"'
+            digits = not isinstance(node, yaml.CollectionNode) and node.value.isdigit()
+            hint = f'; did you mean "{node.value}s"?' if digits else ', like "60s"'
             reading.problem(node, f"{key}: {shown(node)} is not a duration in quotes{hint}")
             return None
         try:
@@ -116,84 +104,72 @@ class Interval(Kind[int]):
                 node, f'{key}: "{node.value}" would never wait; write a duration above 0, like 60s'
             )
             return None
-        if duration < self._shortest:
+        if duration < shortest:
             reading.warn(
                 node,
-                f'{key}: "{node.value}" is taken for {show_duration(self._shortest)}, '
+                f'{key}: "{node.value}" is taken for {show_duration(shortest)}, '
                 "the shortest that is; changes of the document apply at once in any case",
             )
-        return max(duration, self._shortest)
+        return max(duration, shortest)
 
-    def shown(self, value: int) -> str:
-        """Return the duration as Go prints it."""
-        return show_duration(value)
+    pattern = r"^\+?(?=.*[1-9])(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+$"
+    return Kind({"type": "string", "pattern": pattern}, read, shown=show_duration)
 
 
-class Word(Kind[T]):
-    """One of a few words."""
+def word(words: Mapping[str, T]) -> Kind[T]:
+    """Return the kind of a few words, each with what it means; null is none."""
 
-    def __init__(self, words: Mapping[str, T]) -> None:
-        """Take these words, each with what it means."""
-        self._words = words
-        self.schema = {"enum": [*words, None]}
-
-    def read(self, reading: Reading, node: yaml.Node, key: str) -> T | None:
-        """Return what the word means; null is none."""
+    def read(reading: Reading, node: yaml.Node, key: str) -> T | None:
         if is_null(node):
             return None
-        if isinstance(node, yaml.ScalarNode) and node.value in self._words:
-            return self._words[node.value]
-        reading.problem(node, f"{key}: {shown(node)} is not {' or '.join(self._words)}")
+        if isinstance(node, yaml.ScalarNode) and node.value in words:
+            return words[node.value]
+        reading.problem(node, f"{key}: {shown(node)} is not {' or '.join(words)}")
         return None
 
-    def shown(self, value: T) -> str | None:
-        """Return the word; None where it is none of them."""
-        return next((word for word, meant in self._words.items() if meant == value), None)
+    def show(value: T) -> str | None:
+        return next((each for each, meant in words.items() if meant == value), None)
+
+    return Kind({"enum": [*words, None]}, read, shown=show)
 
 
-class Variant(Word[T]):
-    """One of a few words, or a mapping of one of them to what distinguishes it further."""
+def variant(words: Mapping[str, T], variants: Mapping[str, Mapping[str, T]]) -> Kind[T]:
+    """Return the kind of a few words, or a mapping of one to what distinguishes it further."""
+    plain = word(words)
 
-    def __init__(self, words: Mapping[str, T], variants: Mapping[str, Mapping[str, T]]) -> None:
-        """Take these words, and for a word these ones more."""
-        super().__init__(words)
-        self._variants = variants
-        mappings = [
-            {
-                "type": "object",
-                "properties": {word: {"enum": [*further]}},
-                "required": [word],
-                "additionalProperties": False,
-            }
-            for word, further in variants.items()
-        ]
-        self.schema = {"anyOf": [self.schema, *mappings]}
-
-    def read(self, reading: Reading, node: yaml.Node, key: str) -> T | None:
-        """Return what the word, or the word in the mapping, means; null is none."""
+    def read(reading: Reading, node: yaml.Node, key: str) -> T | None:
         if not isinstance(node, yaml.MappingNode):
-            return super().read(reading, node, key)
-        pairs = [(name.value, value) for name, value in node.value if is_word(name)]
-        if len(node.value) != 1 or not pairs or pairs[0][0] not in self._variants:
-            known = " or ".join(f"{{{word}: ...}}" for word in self._variants)
+            return plain.read(reading, node, key)
+        pairs = [(name.value, value) for name, value in node.value if _is_word(name)]
+        if len(node.value) != 1 or not pairs or pairs[0][0] not in variants:
+            known = " or ".join(f"{{{each}: ...}}" for each in variants)
             reading.problem(node, f"{key}: the mapping is not {known}")
             return None
-        (word, value) = pairs[0]
-        further = self._variants[word]
-        if not is_word(value) or value.value not in further:
-            reading.problem(value, f"{key}: {word}: {shown(value)} is not {' or '.join(further)}")
+        ((name, value),) = pairs
+        further = variants[name]
+        if not _is_word(value) or value.value not in further:
+            reading.problem(value, f"{key}: {name}: {shown(value)} is not {' or '.join(further)}")
             return None
         return further[value.value]
 
-    def shown(self, value: T) -> Any:
-        """Return the word, or the mapping where it takes one."""
-        for word, further in self._variants.items():
+    def show(value: T) -> Any:
+        for each, further in variants.items():
             for name, meant in further.items():
-                if meant == value and value not in self._words.values():
-                    return {word: name}
-        return super().shown(value)
+                if meant == value and value not in words.values():
+                    return {each: name}
+        return plain.shown(value)
+
+    mappings = [
+        {
+            "type": "object",
+            "properties": {each: {"enum": [*further]}},
+            "required": [each],
+            "additionalProperties": False,
+        }
+        for each, further in variants.items()
+    ]
+    return Kind({"anyOf": [plain.schema, *mappings]}, read, shown=show)
 
 
-def is_word(node: yaml.Node) -> bool:
-    """Whether a node is a text, of whatever kind."""
+def _is_word(node: yaml.Node) -> bool:
     return isinstance(node, yaml.ScalarNode) and not is_null(node)

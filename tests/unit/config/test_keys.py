@@ -17,7 +17,7 @@ from ipmasq_agent.config.document import parse_documents
 from ipmasq_agent.config.keys import KEYS, PROFILE, view
 from ipmasq_agent.config.model import Flags, Key
 from ipmasq_agent.config.runs import items
-from ipmasq_agent.config.scalars import Switch, Word
+from ipmasq_agent.config.scalars import SWITCH, word
 from ipmasq_agent.config.schema import markdown, schema
 from ipmasq_agent.config.tree import NodeTree, is_null
 from ipmasq_agent.errors import ConfigError
@@ -26,7 +26,7 @@ from tests.fuzz.made_documents import fuzzed
 DOCS = Path(__file__).parents[3] / "docs"
 FLAGS = Flags(enable_ipv6=True, cidr_limit=None)
 VALIDATOR = jsonschema.Draft202012Validator(schema())
-COLOUR: Key[str] = Key("chainColour", Word({"red": "R", "blue": "B"}), "R", "the colour")
+COLOUR: Key[str] = Key("chainColour", word({"red": "R", "blue": "B"}), "R", "the colour")
 
 
 def add(monkeypatch: pytest.MonkeyPatch, key: Key[Any]) -> None:
@@ -60,7 +60,7 @@ def test_a_key_is_added_by_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_a_profile_would_say_otherwise_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    loud = Key("loud", Switch(), False, "x", default_of=lambda config: config[PROFILE] is not None)
+    loud = Key("loud", SWITCH, False, "x", default_of=lambda config: config[PROFILE] is not None)
     add(monkeypatch, loud)
     for text, shown in (
         ("{}", None),
