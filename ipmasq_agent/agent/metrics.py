@@ -67,7 +67,7 @@ class Metrics:
         """Count one pass."""
         self.seconds.observe(seconds)
         for family, outcome in outcomes.items():
-            result = "error" if outcome.error else "changed" if outcome.changed else "unchanged"
+            result = "error" if outcome.error else "changed" if outcome.change else "unchanged"
             result = "healed" if outcome.healed else result
             self.passes.inc(1, family.value, result)
 

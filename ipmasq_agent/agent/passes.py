@@ -133,7 +133,7 @@ class Passes:
             self._egress(),
             intent.config.families,
             errors=failed,
-            changed=any(outcome.changed for outcome in outcomes.values()),
+            changed=any(outcome.change for outcome in outcomes.values()),
             healed=tuple(outcome.healed for outcome in outcomes.values() if outcome.healed),
             left_behind=left,
             unanswered=self._replies.unanswered,

@@ -30,11 +30,6 @@ class Outcome:
     error: AgentError | None = None
     healed: Healed | None = None
 
-    @property
-    def changed(self) -> bool:
-        """Whether the kernel was written to."""
-        return bool(self.change)
-
 
 Outcomes = Mapping[Family, Outcome]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.answers.overrides import Overridden, Shadow, shadow
@@ -16,19 +15,9 @@ from ipmasq_agent.planes.rules.neighbours import PostroutingHook
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import FamilyPolicy
 
-
-class Signs(NamedTuple):
-    """What tells that nothing has changed at the hook; None for what gives no sign."""
-
-    generation: int | None
-    ours: OurBase | None
-    egress: tuple[str, ...]
-
-
-class _Seen(NamedTuple):
-    signs: Signs
-    policy: FamilyPolicy
-    shadow: Shadow
+# What tells that nothing has changed at the hook (None for what gives no sign), the policy that
+# was asked about, and what was found.
+_Seen = tuple[tuple[int | None, OurBase | None, tuple[str, ...]], FamilyPolicy, Shadow]
 
 
 class Shadows:
@@ -74,13 +63,12 @@ class Shadows:
     def _shadow(self, plane: AnyPlane, policy: FamilyPolicy, egress: tuple[str, ...]) -> Shadow:
         family = policy.family
         ours = plane.our_base(family)
-        signs = Signs(self._generation(), ours, egress)
+        signs = self._generation(), ours, egress
         seen = self._seen.get(family)
-        unchanged = seen and signs.generation is not None and seen.signs == signs
-        if seen and unchanged and seen.policy is policy:
-            return seen.shadow
+        if seen and signs[0] is not None and seen[0] == signs and seen[1] is policy:
+            return seen[2]
         found = shadow(policy, self._read(family, ours, egress))
-        self._seen[family] = _Seen(signs, policy, found)
+        self._seen[family] = signs, policy, found
         return found
 
     def _tell(self, found: Mapping[Family, Shadow]) -> None:

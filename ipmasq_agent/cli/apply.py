@@ -65,7 +65,7 @@ def command(output: str, beside_agent: bool, **options: Any) -> int:
                 leaves.setdefault(name, []).extend(outcome.change.removed)
     answer = {
         "backend": backend.name,
-        "changed": any(outcome.changed for outcome in outcomes.values()) or bool(leaves),
+        "changed": any(outcome.change for outcome in outcomes.values()) or bool(leaves),
         "families": {
             family.value: {
                 "added": list(outcome.change.added) if outcome.change else [],
@@ -83,7 +83,7 @@ def command(output: str, beside_agent: bool, **options: Any) -> int:
             if outcome.error is None and outcome.change is not None:
                 added, removed = outcome.change.counts
                 counts = f"{added} added, {removed} removed"
-                done = counts if outcome.changed else "nothing to change"
+                done = counts if outcome.change else "nothing to change"
                 lines.append(f"{family.value} ({backend.name}): {done}")
         for name, gone_lines in leaves.items():
             lines.append(f"{name}: {len(gone_lines)} removed, as {backend.name} decides now")

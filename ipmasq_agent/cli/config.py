@@ -161,10 +161,11 @@ Examples:
 @output_option
 def defaults(output: str, **options: Any) -> None:
     """Show what a missing or empty document stands for, ready to be edited."""
-    from ipmasq_agent.config.document import default_config
+    from ipmasq_agent.config.document import parse_documents
     from ipmasq_agent.config.keys import view as view_of
 
-    _show(view_of(default_config(settings_of(options).flags)), output)
+    absent = parse_documents([], "default", settings_of(options).flags)
+    _show(view_of(absent.config), output)
 
 
 @command.command(

@@ -87,11 +87,6 @@ def parse_documents(parts: Sequence[tuple[str, bytes]], name: str, flags: Flags)
     )
 
 
-def default_config(flags: Flags) -> Config:
-    """Return the configuration that a missing document stands for."""
-    return parse_documents([], "default", flags).config
-
-
 def oversize(parts: Iterable[tuple[str, bytes]]) -> list[str]:
     """Return a warning for each document that no ConfigMap can hold."""
     return [

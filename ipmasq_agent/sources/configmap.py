@@ -38,6 +38,8 @@ class ConfigMapSource:
             it: to the others it is as if it did not exist.
     """
 
+    cheap = False  # the API is asked by every node; the watch tells what there is to know
+
     def __init__(
         self,
         namespace: str,
@@ -62,11 +64,6 @@ class ConfigMapSource:
     def name(self) -> str:
         """As ``ConfigMap kube-system/ip-masq-agent``, with the key if one was asked for."""
         return self._name_with(None if self._key == EVERY else self._key)
-
-    @property
-    def cheap(self) -> bool:
-        """The API is asked by every node; the watch tells what there is to know."""
-        return False
 
     @property
     def heard(self) -> float | None:

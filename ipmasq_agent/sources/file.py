@@ -45,8 +45,11 @@ class FileSource:
     seconds, which each document's caveat says, until it can be watched.
     """
 
+    cheap = True  # it is read at each resync, for file systems that tell no changes
+    heard = None
+
     def __init__(self, path: Path | str) -> None:
-        self._path = os.fspath(path)
+        self.name = self._path = os.fspath(path)
         # Reentrant, because a sink may call refresh.
         self._lock = threading.RLock()
         self._sink: Sink | None = None
@@ -62,18 +65,6 @@ class FileSource:
         self._vanished: float | None = None
         self._busy: float | None = None
         self._recheck = RECHECK
-
-    heard = None
-
-    @property
-    def name(self) -> str:
-        """The path, as it was given."""
-        return self._path
-
-    @property
-    def cheap(self) -> bool:
-        """A file can be read at each resync, for file systems that tell no changes."""
-        return True
 
     def read(self) -> Document:
         """Return the document as it is now, waiting up to two seconds for its writers.
@@ -212,17 +203,17 @@ class FileSource:
         parts = []
         for file in location.files:
             try:
-                settled = read_settled(file.path)
+                content, leased = read_settled(file.path)
             except BeingWritten as cause:
                 raise BeingWritten(file.shown) from cause
             if self._watch is not None:
-                if settled.leased:
+                if leased:
                     self._watch.modified.discard(file.identity)
                 elif file.identity in self._watch.modified:
                     raise BeingWritten(file.shown)
-            if settled.content is None:
+            if content is None:
                 return None
-            parts.append(Part(file.shown, settled.content))
+            parts.append(Part(file.shown, content))
         if sum(len(part.content) for part in parts) > MAX_BYTES:
             raise SourceError(
                 f"the files of {location.shown} are larger than {MAX_BYTES >> 20} MiB together",

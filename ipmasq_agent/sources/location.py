@@ -26,20 +26,9 @@ KEYS = ("config", "ip-masq-agent")
 EVERY = "*"
 
 
-class PathStep(NamedTuple):
-    """A directory on the way, and the entry in it that decides where the way goes on.
-
-    Attributes:
-        directory: its path, with no symbolic link in it.
-        device: its st_dev; with ``inode`` it tells a directory from its replacement.
-        inode: its st_ino.
-        entry: the name that matters in it, or None where any name does.
-    """
-
-    directory: str
-    device: int
-    inode: int
-    entry: str | None
+PathStep = tuple[str, int, int, str | None]
+"""A directory on the way, with no symbolic link in its path; its st_dev and st_ino, which tell
+it from a replacement; and the entry in it that decides where the way goes on, None for any."""
 
 
 class FoundFile(NamedTuple):
@@ -143,14 +132,14 @@ def _enter(directory: str, steps: dict[PathStep, None]) -> str:
     (pkg/volume/util/atomic_writer.go), so only what is behind it is one state of them all.
     """
     here = os.stat(directory)
-    steps[PathStep(directory, here.st_dev, here.st_ino, None)] = None
+    steps[directory, here.st_dev, here.st_ino, None] = None
     if not os.path.islink(os.path.join(directory, "..data")):
         return directory
     data, _ = _walk(directory, "..data", steps)
     if data is None or not os.path.isdir(data):
         return directory
     here = os.stat(data)
-    steps[PathStep(data, here.st_dev, here.st_ino, None)] = None
+    steps[data, here.st_dev, here.st_ino, None] = None
     return data
 
 
@@ -173,8 +162,8 @@ def _ending(
         return None
     # A link to nothing is somebody's unfinished work (kubelet's, a mount that is to come),
     # whereas a document that was taken away takes its link along.
-    last = list(steps)[-1]
-    missing = os.path.join(last.directory, last.entry or "")
+    directory, _, _, entry = list(steps)[-1]
+    missing = os.path.join(directory, entry or "")
     raise SourceUnavailable(
         f"{shown} is a symbolic link to {missing}, which does not exist",
         remedy="create it, or remove the link to have the defaults",
@@ -200,7 +189,7 @@ def _walk(here: str, path: str, steps: dict[PathStep, None]) -> tuple[str | None
             here = os.path.dirname(here)
             status = os.stat(here)
             continue
-        steps[PathStep(here, status.st_dev, status.st_ino, part)] = None
+        steps[here, status.st_dev, status.st_ino, part] = None
         following = os.path.join(here, part)
         try:
             found = os.lstat(following)

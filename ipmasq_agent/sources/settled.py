@@ -16,7 +16,6 @@ import fcntl
 import os
 import signal
 import stat
-from typing import NamedTuple
 
 from ipmasq_agent.errors import SourceError
 from ipmasq_agent.sources.location import unreadable
@@ -32,22 +31,13 @@ class BeingWritten(Exception):
     """
 
 
-class Settled(NamedTuple):
-    """What a file held at one moment.
-
-    Attributes:
-        content: its bytes, or None where it is no longer there.
-        leased: whether the kernel vouches that nobody was writing. Where it is False
-            (file systems without leases, files of other users without CAP_LEASE), the
-            caller has to know from inotify that the last writer has closed the file.
-    """
-
-    content: bytes | None
-    leased: bool
-
-
-def read_settled(path: str) -> Settled:
+def read_settled(path: str) -> tuple[bytes | None, bool]:
     """Read a regular file as a whole, between two writers.
+
+    Returns:
+        Its bytes, or None where it is no longer there; and whether the kernel vouches that
+        nobody was writing. Where it does not (file systems without leases, files of other users
+        without CAP_LEASE), who asks has to know from inotify that the last writer has closed it.
 
     Raises:
         BeingWritten: somebody has it open for writing.
@@ -57,7 +47,7 @@ def read_settled(path: str) -> Settled:
         # O_NONBLOCK: should the file have become a FIFO meanwhile, nobody hangs.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except (FileNotFoundError, NotADirectoryError):
-        return Settled(None, leased=True)
+        return None, True
     except OSError as cause:
         raise unreadable(path, cause) from cause
     try:
@@ -74,7 +64,7 @@ def read_settled(path: str) -> Settled:
         os.close(descriptor)
     if not leased and _stamp(before) != _stamp(after):
         raise BeingWritten
-    return Settled(content, leased)
+    return content, leased
 
 
 def take_lease(descriptor: int) -> bool:

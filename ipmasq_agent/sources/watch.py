@@ -87,8 +87,7 @@ class PathWatch:
     def changed(self) -> bool:
         """Take in what has happened; whether the path may lead elsewhere or hold more."""
         events = self._inotify.read() if self._inotify is not None else ()
-        concerning = [event for event in events if self._concerns(event)]
-        return bool(concerning)
+        return True in [self._concerns(event) for event in events]  # each of them is taken in
 
     def close(self) -> None:
         """End the watches."""
@@ -109,8 +108,8 @@ class PathWatch:
         directories: dict[int, set[str | None]] = {}
         files: dict[int, tuple[int, int]] = {}
         entries: dict[str, set[str | None]] = {}
-        for step in location.steps:
-            entries.setdefault(step.directory, set()).add(step.entry)
+        for directory, _, _, entry in location.steps:
+            entries.setdefault(directory, set()).add(entry)
         try:
             for directory, wanted in entries.items():
                 number = self._inotify.add(directory, DIRECTORY)

@@ -156,7 +156,7 @@ def test_the_failure_of_one_family_does_not_stop_the_other(
     monkeypatch.setattr(IptablesLegacyPlane, "apply", broken)
     outcomes = reconcile(backend, Intent(Config(Flags(enable_ipv6=True))))
     assert isinstance(outcomes[Family.IPV4].error, HostError)
-    assert outcomes[Family.IPV6].changed
+    assert outcomes[Family.IPV6].change
     assert rules() is None
     assert rules("ipv6") == 2
 

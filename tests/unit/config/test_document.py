@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ipmasq_agent.config.document import default_config, parse_document
+from ipmasq_agent.config.document import parse_document, parse_documents
 from ipmasq_agent.config.durations import parse_duration
 from ipmasq_agent.config.keys import (
     CIDR_LIMIT,
@@ -82,7 +82,7 @@ def test_a_document_without_content_means_the_defaults(content: bytes | None) ->
 
 
 def test_all_reserved_ranges_come_after_the_private_ones() -> None:
-    shown = cidrs(default_config(Flags(nomasq_all_reserved_ranges=True)))
+    shown = cidrs(parse_documents([], "x", Flags(nomasq_all_reserved_ranges=True)).config)
     assert shown[:3] == RFC_1918
     assert len(shown) == 11
     assert shown[-1] == "240.0.0.0/4"

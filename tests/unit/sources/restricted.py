@@ -50,7 +50,7 @@ def limit(name: str, path: Path) -> None:
 def stranger(path: Path) -> None:
     """A file of another user: it can be read, and a lease on it is refused."""
     os.setuid(NOBODY)
-    assert not settled.read_settled(str(path)).leased
+    assert not settled.read_settled(str(path))[1]
     source, heard = FileSource(path), Heard()
     source.start(heard)
     heard.content(b"first")
