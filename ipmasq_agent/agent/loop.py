@@ -38,7 +38,7 @@ from ipmasq_agent.config.model import Flags
 from ipmasq_agent.errors import foreseen
 from ipmasq_agent.host import patience
 from ipmasq_agent.host.sysctl import connections
-from ipmasq_agent.host.threads import Guarded, caught, revive
+from ipmasq_agent.host.threads import Guarded, caught, revive, standstill
 from ipmasq_agent.logs import event
 from ipmasq_agent.planes.plane import Translator
 from ipmasq_agent.policy.facts import Fact, Facts
@@ -186,6 +186,8 @@ class Agent:
     def status_now(self) -> Status:
         """Return the status with what is known only when it is asked for; in any thread."""
         status, heard = self.status, self.source.heard
+        if why := standstill():  # what is said to be in force may not be any more
+            status = replace(status, in_sync=False, failure=why)
         if self._ports:
             status = replace(status, ports=self._ports.look._replace(tracked=connections()))
         if heard is not None:

@@ -15,7 +15,7 @@ from ipmasq_agent.agent.introduction import NAME_PAGE, PAGE, Introducer
 from ipmasq_agent.agent.loop import Agent
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.host.local_socket import listen
-from ipmasq_agent.host.threads import dead
+from ipmasq_agent.host.threads import dead, standstill
 from ipmasq_agent.logs import event
 
 # A pass that takes longer than this is stuck, and a restart is the better agent.
@@ -150,12 +150,16 @@ def answers(agent: Agent) -> Answers:
         since = agent.busy_since
         if since is not None and time.monotonic() - since > _STUCK:
             return text(503, f"a pass takes longer than {_STUCK:g} s")
+        if why := standstill():
+            return text(503, why)
         return (
             text(503, f"not running: {', '.join(ended)}") if (ended := dead()) else text(200, "ok")
         )
 
     def ready() -> Answer:
         status = agent.status
+        if why := standstill():
+            return text(503, why)
         if status.standing_by:
             return text(200, f"standing by: {status.standing_by}")
         return text(200, "ok") if status.ready else text(503, status.why_not_ready())

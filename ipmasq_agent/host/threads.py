@@ -1,4 +1,7 @@
-"""Threads that must live: what ends one is told and counted, and its work is begun anew."""
+"""Threads that must live: what ends one is told and counted, and its work is begun anew.
+
+A thread that does not come back from the kernel cannot be ended, or begun anew: it is told.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,11 @@ _WELL = 60.0
 # where the main one is stopped or has one to deal with already, would not wake it up: Python
 # would act on it with the next event, at the resync perhaps.
 _OF_MAIN_THREAD = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
+# Seconds after which a call that nothing can interrupt is not going to end.
+_STUCK = 30.0
 _must_live: set[Guarded] = set()
+# Thread in such a call → how often it had stopped to run by then, and when that was seen first.
+_in_kernel: dict[str, tuple[bytes, float]] = {}
 _failures: Counter[str] = Counter()
 
 
@@ -118,3 +125,35 @@ def revive() -> None:
     for guarded in tuple(_must_live):
         if not guarded.alive:
             guarded._begin()
+
+
+def standstill() -> str | None:
+    """Return which threads have been in one system call for half a minute, in words.
+
+    Calls that wait for what may never come can be interrupted (state S, proc_pid_status(5)), and
+    who waits for a program looks up ten times a second. One that waits for a lock of the
+    kernel's, or for a disk, is in state D: it is seen there again and has not run since. How long
+    is told from when this is asked, as a kubelet does all the time.
+    """
+    now = time.monotonic()
+    before, names = dict(_in_kernel), []
+    _in_kernel.clear()
+    for thread in threading.enumerate():
+        state, runs = _of_kernel(thread.native_id)
+        if state in b"RSI":
+            continue
+        known = before.get(thread.name)
+        _in_kernel[thread.name] = known if known and known[0] == runs else (runs, now)
+        if now - _in_kernel[thread.name][1] > _STUCK:
+            names.append(thread.name)
+    return f"in one system call for over {_STUCK:g} s: {', '.join(names)}" if names else None
+
+
+def _of_kernel(thread: int | None) -> tuple[bytes, bytes]:
+    """Return the state of a thread and how often it has stopped to run; R of one that has gone."""
+    try:
+        with open(f"/proc/self/task/{thread}/status", "rb") as file:
+            fields = {name: value for name, _, value in (line.partition(b":\t") for line in file)}
+    except OSError:
+        return b"R", b""
+    return fields[b"State"][:1], fields[b"voluntary_ctxt_switches"]

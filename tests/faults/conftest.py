@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,12 @@ from tests.kernel.crossing import Crossing, crossing
 from tests.kernel.flows import count_in
 
 __all__ = ["_own_pins", "_swept", "in_ns", "ns"]
+
+
+@pytest.fixture(autouse=True)
+def _own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other test holds the xtables lock of this one."""
+    monkeypatch.setenv("XTABLES_LOCKFILE", os.fspath(tmp_path / "xtables.lock"))
 
 
 @pytest.fixture(scope="module")

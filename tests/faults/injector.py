@@ -242,18 +242,29 @@ class Daemon:
 
 
 class Tracing:
-    """strace, attached to all threads of a process and to what they start."""
+    """strace, attached to all threads of a process and to what they start.
 
-    def __init__(self, pid: int, trace: Path, options: tuple[str, ...]) -> None:
-        self._pid = pid
-        self._argv = ["strace", "-f", "-qq", "-o", os.fspath(trace), *options, "-p", str(pid)]
+    Args:
+        pid: of the process.
+        trace: where it notes what it sees.
+        options: what to look for, and what to do then.
+        threads: or else to the main thread alone.
+    """
+
+    def __init__(
+        self, pid: int, trace: Path, options: tuple[str, ...], *, threads: bool = True
+    ) -> None:
+        self._tasks = Path(f"/proc/{pid}/task")
+        self._only = "*" if threads else str(pid)
+        follow = ["-f"] if threads else []
+        self._argv = ["strace", *follow, "-qq", "-o", os.fspath(trace), *options, "-p", str(pid)]
 
     def __enter__(self) -> None:
         self._strace = subprocess.Popen(self._argv, stderr=subprocess.DEVNULL)
         wait_until(lambda: all(self._tracers()), "strace is attached")
 
     def _tracers(self) -> Iterator[bool]:
-        for task in Path(f"/proc/{self._pid}/task").iterdir():
+        for task in self._tasks.glob(self._only):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 status = (task / "status").read_text()
                 # What is injected may have ended it already.
@@ -262,9 +273,11 @@ class Tracing:
     def __exit__(self, *_: object) -> None:
         self._strace.send_signal(signal.SIGINT)
         try:
-            self._strace.wait(5)
+            self._strace.wait(0.5)
         except subprocess.TimeoutExpired:
-            self._strace.kill()  # the kernel lets go of who was traced
+            # It waits for one who waits for a child that it holds, or for one that hangs. When
+            # it is gone the kernel lets go of all of them.
+            self._strace.kill()
             self._strace.wait()
 
 

@@ -5,23 +5,48 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.faults import table
+from tests.faults.calls import (
+    ANSWERS,
+    FOR_EVER,
+    REACHING,
+    STARTING,
+    Point,
+    befalling,
+    hangs,
+    some,
+)
 from tests.faults.injector import PLANES
 from tests.faults.site import Site
-from tests.kernel.flows import flowing
+from tests.kernel.flows import counted, flowing
 from tests.kernel.pins import PINS
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE, wait_until
 
 _TABLES = ("iptables-nft", "iptables-legacy", "ipset", "nftables")
 _CHAINS = ("iptables-nft", "iptables-legacy", "ipset")
+_STEMS = ("iptables", "ip6tables")
+# What stands in the place of a program of iptables or ipset; nothing at all for the first.
+_BAD_PROGRAMS = (
+    "",
+    "#!/bin/sh\necho 'unknown option' >&2; exit 2",  # too old
+    "#!/bin/sh\nexit 0",
+    "#!/bin/sh\necho 'all is well'; exit 0",
+    "#!/bin/sh\nkill -SEGV $$",
+)
 _PAUSE = 0.002  # seconds between two flows of each kind
+_ERRORS = ("EAGAIN", "EBUSY", "ENOMEM", "ENOSPC", "EPERM")
+# Calls of a pass at which something happens: of the thousand of bpf one in six.
+_MANY, _ALL = 160, 2000
+_LEAST = 20  # flows that arrive meanwhile
 _LONGEST = 0.08  # seconds into a pass, at most, when something befalls it at random
 
 
@@ -52,14 +77,23 @@ def _killed_at_random(site: Site, times: int) -> None:
     site.settle()
 
 
+def _of(
+    site: Site, calls: Sequence[str], times: int, *, few: int, many: int = _MANY
+) -> Sequence[Point]:
+    """Return calls of a change, of these kinds: a few where it is tried once, or many."""
+    found = [point for point in site.points() if point.call in calls]
+    return some(found, few if times == 1 else many)
+
+
 def _killed_at_calls(site: Site, times: int) -> None:
-    for call, number in site.points(times):
-        inject, before = f"inject={call}:signal=SIGKILL:when={number}", len(site.log)
-        with site.traced("-e", f"trace={call}", "-e", inject):
+    for point in _of(site, (*REACHING, *STARTING), times, few=3, many=_ALL):
+        before = len(site.log)
+        with befalling(site, point, "signal=SIGKILL"):
             site.change()
             # Whoever makes the call dies: the agent, or a program that it runs.
-            wait_until(partial(_ended, site, before), "its end")
+            wait_until(partial(_ended, site, before), f"its end at {point}")
         site.killed()
+        site.wait_right()
         site.tries += 1
     site.settle()
 
@@ -67,8 +101,93 @@ def _killed_at_calls(site: Site, times: int) -> None:
 def _ended(site: Site, before: int) -> bool:
     """Whether the agent has ended, or the pass in which a program of its may have."""
     said = site.log[before:]
-    passed = any(word in said for word in ("rules applied", "pass failed"))
+    passed = any(word in said for word in ("rules applied", "failed"))
     return passed or site.agent.process.poll() is not None
+
+
+def _failing_calls(site: Site, times: int) -> None:
+    found = _of(site, REACHING, times, few=len(_ERRORS))
+    for error, point in (
+        zip(_ERRORS, found, strict=False) if times == 1 else product(_ERRORS, found)
+    ):
+        before = len(site.log)
+        with befalling(site, point, f"error={error}"):
+            began = time.monotonic()
+            site.change()
+            wait_until(partial(_ended, site, before), f"the pass with {error} at {point}")
+        site.wait_right()
+        site.repairs.append(time.monotonic() - began)
+        site.tries += 1
+    site.settle()
+
+
+def _hanging(site: Site, times: int) -> None:
+    for point in _of(site, (*REACHING, *ANSWERS), times, few=2):
+        before, agent = len(site.log), site.agent
+        # A program stands still; of the agent one thread, in the kernel.
+        with befalling(site, point, "signal=SIGSTOP" if point.program else FOR_EVER) as trace:
+            site.change()
+            wait_until(lambda: hangs(trace, point) or _ended(site, before), f"{point} hangs")  # noqa: B023
+            if hangs(trace, point):
+                wait_until(lambda: agent.get("/readyz")[0] != 200, f"unready at {point}", 120)  # noqa: B023
+                agent.process.send_signal(signal.SIGTERM)
+                if point.program:
+                    assert agent.process.wait(DEADLINE) == 0, (point, site.log)
+                agent.process.kill()
+                site.tries += 1
+        site.killed()
+        site.wait_right()
+    site.settle()
+
+
+def _stuck(site: Site, times: int) -> None:
+    own = [p for p in site.points() if not p.program and p.call in ("bpf", "sendto")]
+    for point in some(own, min(times, 3)):
+        agent = site.agent
+
+        def unhealthy() -> bool:
+            time.sleep(0.5)  # half a minute is told from the first look on
+            return agent.get("/healthz")[0] == 503  # noqa: B023
+
+        with befalling(site, point, FOR_EVER) as trace:
+            site.change()
+            wait_until(lambda: hangs(trace, point), f"{point} hangs")  # noqa: B023
+            began = time.monotonic()
+            wait_until(unhealthy, f"unhealthy at {point}", 180)
+            site.repairs.append(time.monotonic() - began)
+            for path in ("/healthz", "/readyz"):
+                code, why = agent.get(path)
+                assert code == 503, (path, point)
+                assert "MainThread" in why, (path, point)
+            agent.process.kill()
+        site.killed()
+        site.repairs.pop()
+        site.wait_right()
+        site.tries += 1
+    site.settle()
+
+
+def _bad_programs(site: Site, times: int) -> None:
+    variant = "legacy" if site.plane.endswith("legacy") else "nft"
+    reader = "-save" if variant == "legacy" else ""
+    names = [f"{stem}-{variant}{verb}" for stem in _STEMS for verb in ("-restore", reader)]
+    names = ["ipset"] if site.plane == "ipset" else names
+    cases = [(name, script) for name in names for script in _BAD_PROGRAMS]
+    for name, script in some(cases, 3 if times == 1 else _MANY):
+        before = len(site.log)
+        site.programs.remove(name)
+        if script:
+            site.programs.replace(name, script)
+        site.change()
+        wait_until(lambda: "pass failed" in site.log[before:], f"{name} is told: {script}")  # noqa: B023
+        wait_until(lambda: not site.agent.ready(), f"unready: {name}: {script}")
+        site.programs.put_back(name)
+        began = time.monotonic()
+        site.agent.process.send_signal(signal.SIGHUP)
+        site.wait_right()
+        site.repairs.append(time.monotonic() - began)
+        site.tries += 1
+    site.settle()
 
 
 def _refused(site: Site, times: int) -> None:
@@ -134,7 +253,7 @@ def _by(argv: Callable[[str], Sequence[str]]) -> Callable[[Site, int], None]:
     def play(site: Site, times: int) -> None:
         variant = "legacy" if site.plane.endswith("legacy") else "nft"
         for _ in range(times):
-            for stem in ("iptables", "ip6tables"):
+            for stem in _STEMS:
                 words = argv(f"{stem}-{variant}")
                 site.done_to(partial(site.run, list(words)))
 
@@ -191,15 +310,23 @@ def _pins_gone(site: Site, times: int) -> None:
         site.done_to(lambda: shutil.rmtree(os.environ[PINS]))
 
 
+UNHEALTHY = Scene("a call does not come back: how long until /healthz fails", _stuck, kills=True)
+
+
+def _packets(site: Site) -> int:
+    return sum(counted(site.node.world).values())
+
+
 def play(site: Site, scene: Scene, times: int) -> None:
     """Let it happen while traffic flows, note what came of it, and make sure that all is right."""
     site.tries, site.repairs = 0, []
     with flowing(site.node, pause=_PAUSE) as counts:
+        before = _packets(site)
         scene.play(site, times)
+        wait_until(lambda: _packets(site) > before + _LEAST, "enough flows arrive")
     row = table.Row.of(scene.title, site, counts)
     table.note(row)
     assert site.tries > 0, scene.title
-    assert row.packets > 20, scene.title
     assert row.lost == 0, scene.title
     assert scene.theirs or row.wrong == 0, (scene.title, counts)
 
@@ -210,6 +337,13 @@ SCENES: Sequence[Scene] = (
         "the agent, or a program of its, is killed at a call that reaches the kernel's tables",
         _killed_at_calls,
         kills=True,
+    ),
+    Scene(f"a call that reaches the kernel's tables fails ({', '.join(_ERRORS)})", _failing_calls),
+    Scene("a call that reaches the kernel's tables does not come back", _hanging, kills=True),
+    Scene(
+        "a program is missing, too old, does nothing, says nonsense, or crashes",
+        _bad_programs,
+        _CHAINS,
     ),
     Scene("a document that is refused", _refused),
     Scene("the document is rewritten at full speed", _rewritten),

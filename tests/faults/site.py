@@ -5,6 +5,8 @@ May not import the package: what is right is counted in the world, and read with
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import random
@@ -19,7 +21,8 @@ from datetime import datetime
 from pathlib import Path
 
 from tests import oracle
-from tests.faults.injector import PLANES, Tracing, calls_in
+from tests.faults.calls import CALLS, Point, Programs, points
+from tests.faults.injector import PLANES, Tracing
 from tests.kernel.crossing import Crossing
 from tests.kernel.flows import KEPT, both
 from tests.kernel.pins import PINS
@@ -32,8 +35,6 @@ DOCUMENTS = tuple(
     for kept in (KEPT, "10.10.0.0/23")
 )
 _PUT_RIGHT = frozenset({"rules healed", "rules applied"})
-# The calls by which a pass reaches the kernel's tables, itself or by a program.
-REACHING = ("bpf", "clone", "clone3", "execve", "sendmsg", "sendto", "setsockopt", "vfork")
 
 
 class Site:
@@ -53,6 +54,7 @@ class Site:
     def __init__(self, node: Crossing, plane: str, place: Path, seed: int) -> None:
         self.node, self.plane = node, plane
         self.place = place
+        self.programs = Programs(place)
         self.document = place / "config"
         self._turn = 0
         self._starts = 0
@@ -71,7 +73,9 @@ class Site:
                 self.run([f"{stem}-{variant}-restore", "--noflush"], text)
         self.agent = self._started()
         self.agent.wait_ready()
-        self.right = self._held()
+        self._points: list[Point] = []
+        self._rights: dict[int, dict[str, object]] = {}
+        self.learn()
 
     def run(self, argv: list[str], stdin: str | None = None) -> None:
         """Run a program of somebody else's on the node."""
@@ -87,7 +91,7 @@ class Site:
             "--enable-ipv6",
             "--log-format=json",
             *self.more,
-            under=self.under,
+            under=(*self.under, "/usr/bin/env", f"PATH={self.programs.folder}"),
         )
 
     def restart(self) -> None:
@@ -112,18 +116,34 @@ class Site:
         self._turn = 1 - self._turn
         self.publish(DOCUMENTS[self._turn])
 
+    @property
+    def right(self) -> dict[str, object]:
+        """All rules, sets and pins, as they are right with the document."""
+        return self._rights[self._turn]
+
+    def learn(self) -> None:
+        """See what is right with the document, with nothing in the way."""
+        wait_until(self._in_force, "in force")
+        self._rights[self._turn] = self._held() | {"unfinished": [], "locked": False}
+
+    def _in_force(self) -> bool:
+        """Whether the agent says that this document is."""
+        told = (self.agent.status().get("config") or {}).get("inForce") or {}
+        digest = hashlib.sha256(DOCUMENTS[self._turn].encode()).hexdigest()
+        return self.agent.ready() and digest.startswith(told.get("hash", "nothing"))
+
     def settle(self) -> None:
-        """Wait until the agent says that the first document is in force."""
+        """Wait until the first document is in force, and all is right."""
         self._turn = 0
         self.publish(DOCUMENTS[0])
         self.agent.process.send_signal(signal.SIGHUP)
         self.wait_right()
 
     def wait_right(self) -> None:
-        """Wait until the agent is in step, and every rule, ours and others', as at the start."""
+        """Wait until the document is in force, and every rule, ours and others', right with it."""
 
         def is_right() -> bool:
-            return self.agent.ready() and self._held() == self.right
+            return self._in_force() and self._held() == self.right
 
         try:
             wait_until(is_right, "all is as it was")
@@ -145,7 +165,13 @@ class Site:
         assert isinstance(listed, list)
         # Which of the tables that are filled in turn hold the policy follows from its history.
         pins = {re.sub(r"_[0-3]$", "", p.name) for p in Path(os.environ[PINS]).rglob("*")}
-        return held | {"nft": sorted(listed, key=_place), "pins": sorted(pins)}
+        kept = Path(os.environ["IPMASQ_STATE_DIR"]).glob(".*")
+        return held | {
+            "nft": sorted(listed, key=_place),
+            "pins": sorted(pins),
+            "unfinished": sorted(each.name for each in kept),
+            "locked": _is_locked(),
+        }
 
     def killed(self, *, in_sync: bool = False) -> None:
         """Kill the agent as it is, and start another one.
@@ -190,16 +216,16 @@ class Site:
         with Tracing(self.agent.process.pid, self.place / "trace", options):
             yield
 
-    def points(self, most: int) -> list[tuple[str, int]]:
-        """Return calls of a pass that reach the kernel's tables, each with its number."""
-        trace = self.place / "calls"
-        with Tracing(self.agent.process.pid, trace, ("-e", f"trace={','.join(REACHING)}")):
-            changes = self.agent.status()["changes"]
-            self.change()
-            wait_until(lambda: self.agent.status()["changes"] > changes, "the change")
-        counts = calls_in(trace)
-        every = [(call, n) for call, most in sorted(counts.items()) for n in range(1, most + 1)]
-        return every if len(every) <= most else [every[n * len(every) // most] for n in range(most)]
+    def points(self) -> list[Point]:
+        """Return the calls of a pass, and see what is right with each document."""
+        trace, calls = self.place / "calls", ",".join(CALLS)
+        for _ in DOCUMENTS if not self._points else ():
+            with Tracing(self.agent.process.pid, trace, ("-e", f"trace={calls}")):
+                self.change()
+                wait_until(self._in_force, "the change")
+            self.learn()
+            self._points = points(trace, self.agent.process.pid)
+        return self._points
 
     def clear(self) -> None:
         """End the agent, whatever it is at, and leave the node as it was."""
@@ -209,6 +235,16 @@ class Site:
         for stem in ("iptables", "ip6tables"):
             for edit in ("-F", "-X"):
                 self.run([f"{stem}-legacy", "-t", "nat", edit])
+
+
+def _is_locked() -> bool:
+    """Whether somebody holds the xtables lock, a program of an agent that is gone perhaps."""
+    with open(os.environ["XTABLES_LOCKFILE"], "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _lines(held: dict[str, object]) -> Counter[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,11 +16,6 @@ pytestmark = pytest.mark.kernel
 MOST = 12
 # Descriptors that may come and go, of threads at work when they are counted.
 _PASSING = 3
-
-
-@pytest.fixture(autouse=True)
-def _own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XTABLES_LOCKFILE", os.fspath(tmp_path / "xtables.lock"))
 
 
 def outlives(daemon: Daemon, faults: Iterable[Fault]) -> str:

@@ -6,14 +6,13 @@ in the table. Nobody else's rule is lost in any of it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.injector import PLANES
-from tests.faults.scenes import SCENES, Scene, play
+from tests.faults.scenes import SCENES, UNHEALTHY, Scene, play
 from tests.faults.site import Site
 from tests.kernel.crossing import Crossing
 
@@ -22,10 +21,7 @@ SEED = 1
 
 
 @pytest.fixture
-def site(
-    request: pytest.FixtureRequest, node: Crossing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Site]:
-    monkeypatch.setenv("XTABLES_LOCKFILE", os.fspath(tmp_path / "xtables.lock"))
+def site(request: pytest.FixtureRequest, node: Crossing, tmp_path: Path) -> Iterator[Site]:
     with node.node.entered():
         made = Site(node, request.param, tmp_path, SEED)
         try:
@@ -44,9 +40,14 @@ def test_each_fault_once(site: Site) -> None:
         play(site, scene, 1)
 
 
+@pytest.mark.parametrize("site", ["nftables"], indirect=True)
+def test_health_fails_when_a_call_does_not_come_back(site: Site) -> None:
+    play(site, UNHEALTHY, 1)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("site", PLANES, indirect=True)
 def test_each_fault_many_times(site: Site) -> None:
     site.pause = 1.5
-    for scene in scenes_of(site.plane):
+    for scene in (*scenes_of(site.plane), UNHEALTHY):
         play(site, scene, 10)

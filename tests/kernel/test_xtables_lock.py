@@ -172,18 +172,39 @@ def test_another_writer_waits_from_our_read_until_our_commit_and_neither_is_lost
 # -- who holds it when somebody dies ---------------------------------------------------------
 
 
-def test_the_lock_of_a_killed_agent_is_free_only_when_its_program_has_ended(
-    in_ns: Namespace, lock_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    program = (
-        "from tests.kernel.legacy import legacy_backend, write\n"
-        "with legacy_backend() as backend:\n"
-        "    write(backend, 1)\n"
-    )
-    pid_file = tmp_path / "pid"
-    told = f"echo $$ >{pid_file}.new; mv {pid_file}.new {pid_file}"
+WRITING = (
+    "from tests.kernel.legacy import legacy_backend, write\n"
+    "with legacy_backend() as backend:\n"
+    "    write(backend, 1)\n"
+)
+
+
+@pytest.fixture
+def pid_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the program that writes, and never ends, leaves its number."""
+    path = tmp_path / "pid"
+    told = f"echo $$ >{path}.new; mv {path}.new {path}"
     impostor(monkeypatch, tmp_path, f"{told}; exec sleep 1000")
-    agent = in_ns.popen([sys.executable, "-c", program])
+    return path
+
+
+def test_the_lock_of_a_killed_container_is_free(
+    in_ns: Namespace, lock_file: str, pid_file: Path
+) -> None:
+    # As in a pod, where the agent is the first process of a namespace that ends with it.
+    container = ("unshare", "--pid", "--fork", "--kill-child")
+    agent = in_ns.popen([*container, sys.executable, "-c", WRITING])
+    wait_until(pid_file.exists, "the program that writes")
+    assert is_locked(lock_file)
+    agent.kill()
+    agent.wait()
+    wait_until(lambda: not is_locked(lock_file), "the lock is free")
+
+
+def test_the_lock_of_a_killed_agent_is_free_only_when_its_program_has_ended(
+    in_ns: Namespace, lock_file: str, pid_file: Path
+) -> None:
+    agent = in_ns.popen([sys.executable, "-c", WRITING])
     wait_until(pid_file.exists, "the program that writes")
     writer = int(pid_file.read_text())
     agent.kill()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from ipmasq_agent.errors import CommandFailed, MissingTool
+from ipmasq_agent.errors import CommandFailed
 from ipmasq_agent.host.commands import run
 from ipmasq_agent.netlink.ipset import SetHeader, set_digest, set_header
 from ipmasq_agent.planes.iptables.set_text import TYPE, edit_text, fill_text, foreign, parse_saved
@@ -23,7 +23,9 @@ _MANY_SECONDS = 300.0  # for a million elements on a slow machine
 class Sets:
     """The sets that belong to one chain, two for each family: the set, and one being filled.
 
-    What was read or written is remembered, for ``recall``.
+    What was read or written is remembered, for ``recall``. ``ipset`` exits with 0 also where it
+    cannot speak to the kernel at all (seen of 7.17), so what it wrote is remembered only where the
+    number of elements, which the kernel tells, shows that it did.
 
     Args:
         stem: what their names begin with.
@@ -42,13 +44,8 @@ class Sets:
         return set_names(self._stem, family)[0]
 
     def names(self, family: Family) -> list[str]:
-        """Return which of our sets exist; none where the program is not installed."""
-        ours = set_names(self._stem, family)
-        try:
-            listed = run(["ipset", "list", "-n"]).stdout.split("\n")
-        except MissingTool:
-            return []  # whoever made sets here had it
-        return [name for name in ours if name in listed]
+        """Return which of our sets exist."""
+        return [name for name in set_names(self._stem, family) if set_header(name) is not None]
 
     def read(self, family: Family) -> dict[str, AddressSet]:
         """Return our sets with all their elements.
@@ -137,12 +134,13 @@ class Sets:
         if target is None:
             return
         self._known.pop(family, None)
+        grown = abs(len(target.elements) - len(change.before or ()))
         if change.steps is not None:
             self._feed(edit_text(target.name, family, change.steps))
             # The set keeps the size that it was made with.
             header = self._header(target.name, family)
-            capacity = header.capacity if header else target.capacity
-            self._known[family] = replace(target, capacity=capacity)
+            if header and grown == len(change.steps):
+                self._known[family] = replace(target, capacity=header.capacity)
             return
         filled = replace(target, name=target.name + NEW) if change.before is not None else target
         try:
@@ -153,7 +151,8 @@ class Sets:
         if filled is not target:
             run(["ipset", "swap", filled.name, target.name])
             self._destroy(filled.name)
-        self._known[family] = target
+        if grown:
+            self._known[family] = target
 
     def finish(self, family: Family, change: IpsetChange) -> None:
         """Destroy what no rule refers to any more."""
@@ -168,7 +167,7 @@ class Sets:
         deadline = time.monotonic() + _PATIENCE
         while True:
             done = run(["ipset", "destroy", name], check=False)
-            if not done.status or "does not exist" in done.stderr:
+            if set_header(name) is None:
                 return
             if _IN_USE not in done.stderr or time.monotonic() > deadline:
                 raise CommandFailed(["ipset", "destroy", name], done.status, done.stderr)

@@ -6,12 +6,14 @@ import logging
 import queue
 import signal
 import threading
+import time
 
 import pytest
 
 from ipmasq_agent.errors import AgentError
 from ipmasq_agent.host import threads
 from ipmasq_agent.host.threads import Guarded
+from tests.waiting import wait_until
 
 
 class Work:
@@ -107,3 +109,41 @@ def test_signals_are_for_the_main_thread_alone() -> None:
     guarded.stop(5)
     assert masks[0] >= {signal.SIGHUP, signal.SIGINT, signal.SIGTERM}
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+def test_a_thread_that_stays_in_one_call_is_told_and_one_that_waits_or_runs_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, kernel = 1000.0, (b"D", b"7")
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(threads, "_of_kernel", lambda thread: kernel)
+
+    def told_after(seconds: float) -> bool:
+        nonlocal now
+        now += seconds
+        return threading.current_thread().name in (threads.standstill() or "")
+
+    assert not told_after(0)
+    assert not told_after(29)
+    assert told_after(2)
+    kernel = b"D", b"8"  # it has run since, and is in the next call
+    assert not told_after(20)
+    assert not told_after(20)
+    kernel = b"S", b"8"
+    assert not told_after(40)
+    kernel = b"D", b"8"
+    assert not told_after(40)
+    monkeypatch.undo()
+    assert threads.standstill() is None
+
+
+def test_the_kernel_tells_of_each_thread_whether_it_can_be_interrupted() -> None:
+    work = Work()
+    thread = work.guarded()
+    thread.start()
+    assert work.at_work.wait(10)
+    running = next(each for each in threading.enumerate() if each.name == "worker")
+    wait_until(lambda: threads._of_kernel(running.native_id)[0] == b"S", "it waits")
+    assert threads._of_kernel(threading.get_native_id())[0] == b"R"
+    work.stop(thread)
+    assert threads._of_kernel(running.native_id) == (b"R", b"")
