@@ -43,8 +43,7 @@ KEPT_BY = {
 }
 """Flags that are none of ``flags``: the value that each follows, or none where mounts say it."""
 
-_OPEN: Schema = {"type": "object"}
-_NAME = {"type": "string", "pattern": "^([a-z0-9]([a-z0-9.-]*[a-z0-9])?)?$"}
+_NAME: Schema = {"type": "string", "pattern": "^([a-z0-9]([a-z0-9.-]*[a-z0-9])?)?$"}
 _QUANTITY = {"type": ["string", "number"]}
 _RESOURCES = {"type": "object", "additionalProperties": _QUANTITY}
 
@@ -118,6 +117,7 @@ def _particular() -> dict[str, Schema]:
         "image.pullPolicy": {"enum": ["Always", "IfNotPresent", "Never"]},
         "config": _document(),
         "configMapName": _NAME | {"minLength": 1},
+        "moreConfigMaps": {"type": "array", "items": _NAME | {"minLength": 1}},
         "mode": {"enum": ["api", "file"]},
         "backend": {"enum": [*registry.choices()]},
         "flags": _flags(),
@@ -157,13 +157,15 @@ def _having(path: str, value: Any) -> Schema:
 
 TOGETHER: tuple[tuple[str, Any, str, Any], ...] = (
     ("canary.enabled", True, "mode", "api"),
+    ("moreConfigMaps", {"minItems": 1}, "mode", "api"),
     ("podMonitor.enabled", True, "http.address", {"enum": ["0.0.0.0", "::"]}),
     ("serviceAccount.create", False, "serviceAccount.name", {"minLength": 1}),
     ("seccompProfile.type", "Localhost", "seccompProfile.localhostProfile", {"minLength": 1}),
 )
-"""Where one value is so, another has to be: path and value, path and value or schema."""
+"""Where one value is so, another has to be: of each its path, and a value or a schema."""
 
 
+@cache
 def values() -> dict[str, Any]:
     """Return the chart's values as they are without anybody's."""
     found = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -212,8 +214,8 @@ def schema() -> Schema:
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Values of the Helm chart of ipmasq-agent",
         "type": "object",
-        # What a chart that has this one as its part tells to all of its parts.
-        "properties": known | {"global": _OPEN},
+        # What a chart that has this one as its part tells to all parts, and whether it has it.
+        "properties": known | {"global": {"type": "object"}, "enabled": {"type": "boolean"}},
         "additionalProperties": False,
         "allOf": [
             {"if": _having(path, value), "then": _having(other, needed)}

@@ -55,8 +55,12 @@ helm.sh/chart: ipmasq-agent-{{ .Chart.Version | replace "+" "_" }}
 
 {{- define "ipmasq-agent.env" -}}
 {{- if eq .Values.mode "api" }}
+{{- $configMaps := list }}
+{{- range concat (list .Values.configMapName) .Values.moreConfigMaps }}
+{{- $configMaps = append $configMaps (printf "%s/%s" $.Release.Namespace .) }}
+{{- end }}
 - name: IPMASQ_CONFIGMAP
-  value: {{ printf "%s/%s" .Release.Namespace .Values.configMapName | quote }}
+  value: {{ join " " $configMaps | quote }}
 {{- if .Values.canary.enabled }}
 - name: IPMASQ_CANARY_CONFIGMAP
   value: {{ printf "%s/%s-canary" .Release.Namespace .Values.configMapName | quote }}
