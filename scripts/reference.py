@@ -1,6 +1,6 @@
-"""Writes docs/commands.md: every verb with its flags, as ``--help`` shows them.
+"""Writes the pages of docs/ that the program says itself: its commands and its metrics.
 
-``reference.py`` writes it; ``reference.py man FOLDER`` writes man pages instead.
+``reference.py`` writes them; ``reference.py man FOLDER`` writes man pages instead.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from pathlib import Path
 
 import click
 
+from ipmasq_agent.agent.metrics import Metrics
+from ipmasq_agent.agent.status import ConfigStatus, Status
 from ipmasq_agent.cli.entry import VERBS, cli
 
-PAGE = Path(__file__).parents[1] / "docs/commands.md"
+DOCS = Path(__file__).parents[1] / "docs"
 _WIDTH = 88
 _HEAD = """\
 # Commands
@@ -43,8 +45,8 @@ def _root() -> click.Context:
     return cli.make_context("ipmasq-agent", [], resilient_parsing=True)
 
 
-def page() -> str:
-    """Return the page."""
+def commands_page() -> str:
+    """Return the page of commands."""
     parts = [_HEAD]
     for context, command in commands(cli, _root()):
         words = context.command_path.split()[1:]
@@ -54,6 +56,34 @@ def page() -> str:
         told = command.get_help(context).rstrip()
         parts.append(f"{'#' * (len(words) + 1)} {' '.join(words)}\n\n{about}```text\n{told}\n```\n")
     return "\n".join(parts)
+
+
+_METRICS = """\
+# Metrics
+
+`/metrics` on the agent's port ([install.md](install.md#the-port)), in Prometheus' text format, or
+as OpenMetrics where that is asked for. Every series is there from the start, at 0, but for those of
+documents, devices or destinations that there are not.
+
+<!-- Written by scripts/reference.py from what the program says of itself. -->
+
+| name | kind | labels | |
+|---|---|---|---|
+"""
+
+
+def metrics_page() -> str:
+    """Return the page of metrics."""
+    rows = []
+    for one in sorted(Metrics().all(Status(ConfigStatus(""))), key=lambda each: each.name):
+        name = f"{one.name}_total" if one.kind == "counter" else one.name
+        labels = ", ".join(f"`{label}`" for label in one.labels)
+        rows.append(f"| `{name}` | {one.kind} | {labels} | {one.about} |\n")
+    process = "`process_*` | | | of the process: CPU, memory, descriptors, start |"
+    return "".join([_METRICS, *rows, f"| {process}\n"])
+
+
+PAGES = {"commands.md": commands_page, "metrics.md": metrics_page}
 
 
 def main(words: list[str]) -> None:
@@ -71,7 +101,8 @@ def main(words: list[str]) -> None:
             name = context.command_path.replace(" ", "-")
             (folder / f"{name}.1").write_text(generate_man_page(context, __version__))
     else:
-        PAGE.write_text(page())
+        for name, page in PAGES.items():
+            (DOCS / name).write_text(page())
 
 
 if __name__ == "__main__":

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector
-from prometheus_client import generate_latest as _generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from ipmasq_agent.agent.numbers import Histogram, Numbers
-
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class _Numbers(Collector):
@@ -27,15 +25,24 @@ class _Numbers(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield each metric with its samples."""
         for one in self._numbers:
+            # None of it yet: a name alone is no series, and some readers stumble over it.
+            if not any(True for _ in one.samples()):
+                continue
             metric = Metric(one.name, one.about, one.kind)
             for suffix, labels, number in one.samples():
                 metric.add_sample(one.name + suffix, labels, number)
             yield metric
 
 
-def exposed(numbers: Iterable[Numbers | Histogram]) -> bytes:
-    """Return numbers, and what is to be said of this process, in the text format."""
+def exposed(numbers: Iterable[Numbers | Histogram], accept: str = "") -> tuple[str, bytes]:
+    """Return numbers, and what is to be said of this process: content type and body.
+
+    Args:
+        numbers: the metrics.
+        accept: what the reader takes, as HTTP's header says; OpenMetrics, else the text format.
+    """
     registry = CollectorRegistry(auto_describe=False)
     ProcessCollector(registry=registry)
     registry.register(_Numbers(numbers))
-    return _generate_latest(registry)
+    encode, kind = choose_encoder(accept)
+    return kind, encode(registry)

@@ -14,7 +14,7 @@ import re
 import select
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -36,8 +36,8 @@ MOST_CONNECTIONS = 64
 _PAUSE = 1.0
 
 
-Answers = Mapping[str, Callable[[], Answer]]
-"""Path → how to answer who asks for it."""
+Answers = Mapping[str, Callable[[str], Answer]]
+"""Path → how to answer who asks for it; told what the Accept header of the request says."""
 
 
 Admits = Callable[[str, bytes | None], bool]
@@ -188,7 +188,8 @@ def _answer(door: Door, head: bytes) -> bytes:
     try:
         if page and not door.admits(path, _bearer(head)):
             return _packed((401, _TEXT, b"a bearer token is needed, and this is not it\n"))
-        answer = page() if page else (404, _TEXT, b"not found; / lists what there is\n")
+        accept = next(_headers(head, b"accept"), b"").decode("latin-1")
+        answer = page(accept) if page else (404, _TEXT, b"not found; / lists what there is\n")
     except Exception as error:
         told = foreseen(error, f"the answer to {words[1]}")
         failure("no answer", told)
@@ -196,12 +197,21 @@ def _answer(door: Door, head: bytes) -> bytes:
     return _packed(answer, without_body=words[0] == "HEAD")
 
 
+def _headers(head: bytes, wanted: bytes) -> Iterator[bytes]:
+    """Yield the values of a header, by its name in lower case."""
+    for line in head.splitlines()[1:]:
+        if not line:
+            return
+        name, _, value = line.partition(b":")
+        if name.lower() == wanted:
+            yield value.strip()
+
+
 def _bearer(head: bytes) -> bytes | None:
     """Return the token of a request's head (RFC 6750), or None."""
-    for line in head.splitlines()[1:]:
-        name, _, value = line.partition(b":")
-        scheme, _, token = value.strip().partition(b" ")
-        if not line or (name.lower(), scheme.lower()) == (b"authorization", b"bearer"):
+    for value in _headers(head, b"authorization"):
+        scheme, _, token = value.partition(b" ")
+        if scheme.lower() == b"bearer":
             return token.strip() or None
     return None
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 
+from ipmasq_agent import __version__
 from ipmasq_agent.agent.numbers import Histogram, Numbers
 from ipmasq_agent.agent.reconcile import Outcomes
-from ipmasq_agent.agent.status import Status
+from ipmasq_agent.agent.status import ConfigStatus, Status
 from ipmasq_agent.answers.ports import PortLook
 from ipmasq_agent.host import threads
 from ipmasq_agent.planes.usage import FlowTable
@@ -56,12 +58,26 @@ class Metrics:
             "family",
         )
         self.cidrs = _gauge("non_masquerade_cidrs", "Entries of the document in force.")
+        self.drift = _counter(
+            "drift",
+            "How often a pass undid what others had done to what is ours: removed, added, replaced "
+            "(both), or other where rules were moved or very many are concerned.",
+            *("family", "cause"),
+        )
+        self.success = _gauge(
+            "last_success_timestamp_seconds", "When a pass last went well; 0 before the first."
+        )
+        self.change = _gauge(
+            "last_change_timestamp_seconds", "When a pass last changed the kernel; 0 before."
+        )
         # A counter that appears with its first event is no increase to Prometheus.
         for result in ("accepted", "refused"):
             self.documents.set(0, result)
         for family in Family:
             for result in ("changed", "unchanged", "healed", "error"):
                 self.passes.set(0, family.value, result)
+            for cause in ("removed", "added", "replaced", "other"):
+                self.drift.set(0, family.value, cause)
 
     def passed(self, outcomes: Outcomes, seconds: float) -> None:
         """Count one pass."""
@@ -70,9 +86,16 @@ class Metrics:
             result = "error" if outcome.error else "changed" if outcome.change else "unchanged"
             result = "healed" if outcome.healed else result
             self.passes.inc(1, family.value, result)
+            if outcome.healed:
+                self.drift.inc(1, family.value, outcome.healed.cause)
+        now = time.time()
+        if not any(outcome.error for outcome in outcomes.values()):
+            self.success.set(now)
+        if any(outcome.change for outcome in outcomes.values()):
+            self.change.set(now)
 
-    def text(self, status: Status) -> bytes:
-        """Return all of it for Prometheus, in step with what ``status`` says at this moment."""
+    def all(self, status: Status) -> list[Numbers | Histogram]:
+        """Return all of it, in step with what ``status`` says at this moment."""
         self.ready.set(status.ready)
         self.accepted.set(status.config.accepted)
         self.contested.set(status.look.contested is not None)
@@ -82,10 +105,14 @@ class Metrics:
         self.backend.clear()
         if status.look.mode is not None:
             self.backend.set(1, status.look.mode)
-        from ipmasq_agent.agent.exposition import exposed
-
-        counted = (*_counted(status.counters), *_in_use(status.usage.tables), *_ports(status.ports))
-        return exposed([*vars(self).values(), _of_threads(), *counted])
+        return [
+            *vars(self).values(),
+            *_of_document(status.config),
+            _of_threads(),
+            *_counted(status),
+            *_in_use(status.usage.tables),
+            *_ports(status.ports),
+        ]
 
 
 def _gauge(name: str, about: str, *labels: str) -> Numbers:
@@ -107,26 +134,57 @@ def _of_threads() -> Numbers:
     return failures
 
 
-def _counted(counters: Mapping[tuple[Family, str], int]) -> list[Numbers]:
-    """Return packets and flows by what became of them; nothing where nobody counts."""
+def _of_document(config: ConfigStatus) -> list[Numbers]:
+    """Return which document is in force, which is the newest seen, and since when."""
+    build = _gauge("build_info", "1 for the version of this agent.", "version")
+    build.set(1, __version__)
+    info = _gauge(
+        "document_info",
+        "1 for the document in force and for the newest one seen, by hash of the content.",
+        *("state", "hash", "revision"),
+    )
+    since = _gauge(
+        "document_timestamp_seconds",
+        "Since when a document is in force, or the newest was seen; 0 before the first.",
+        "state",
+    )
+    for state, sighting in (("in_force", config.in_force), ("newest", config.newest)):
+        since.set(sighting.since if sighting else 0.0, state)
+        if sighting:
+            info.set(1, state, sighting.digest, sighting.revision)
+    age = _gauge(
+        "source_age_seconds",
+        "How long ago the API gave a sign of life; 0 where the document is a file.",
+    )
+    age.set(config.age or 0.0)
+    return [build, info, since, age]
+
+
+def _counted(status: Status) -> list[Numbers]:
+    """Return packets and flows by what became of them, as far as the data plane counts them."""
     labels = ("family", "outcome")
-    packets = _counter("packets", "Packets, by what became of them.", *labels)
+    packets = _counter(
+        "packets", "Packets, by what became of them; of eBPF, which sees each of them.", *labels
+    )
     flows = _counter(
         "flows",
-        "Flows: new ones by what was decided, and how many were removed from the tables.",
+        "New flows by what was decided; of eBPF also how many were removed from its tables.",
         *labels,
     )
-    for (family, outcome), count in counters.items():
+    for family in status.look.families:
+        for outcome in ("translated", "kept"):
+            flows.set(0, family.value, outcome)
+    for (family, outcome), count in status.counters.items():
         kind, _, rest = outcome.partition("_")
         if kind == "flows":
             flows.set(count, family.value, rest)
         else:
             packets.set(count, family.value, outcome)
-    return [packets, flows] if counters else []
+    return [packets, flows]
 
 
 def _in_use(tables: Sequence[FlowTable]) -> list[Numbers]:
-    """Return how full a data plane's own tables are; nothing where it has none."""
+    """Return how full a data plane's own tables are."""
     held = _gauge(
         "table_flows", "Flows in a table of the data plane, at the latest sweep.", "table", "family"
     )
@@ -137,7 +195,7 @@ def _in_use(tables: Sequence[FlowTable]) -> list[Numbers]:
         capacity.set(table.capacity, table.name)
         for family, count in table.held.items():
             held.set(count, table.name, family.value)
-    return [held, capacity] if tables else []
+    return [held, capacity]
 
 
 def _ports(look: PortLook) -> list[Numbers]:
@@ -158,4 +216,10 @@ def _ports(look: PortLook) -> list[Numbers]:
         if row.fill >= _NOTABLE:
             used.set(row.used, *row.labels)
             size.set(row.of, *row.labels)
-    return [used, size, fill]
+    tracked = _gauge("conntrack_entries", "Connections that are tracked here.")
+    most = _gauge(
+        "conntrack_entries_limit", "How many may be: packets of new ones are dropped past that."
+    )
+    for number, one in zip(look.tracked or (0, 0), (tracked, most), strict=True):
+        one.set(number)
+    return [used, size, fill, tracked, most]

@@ -20,7 +20,7 @@ class Numbers:
 
     def __init__(self, kind: str, name: str, about: str, labels: Sequence[str] = ()) -> None:
         self.kind, self.name, self.about = kind, name, about
-        self._labels = labels
+        self.labels = labels
         self._numbers: dict[Sequence[str], float] = {}
         if not labels:
             self.set(0.0)
@@ -41,13 +41,14 @@ class Numbers:
         """Yield what there is."""
         suffix = "_total" if self.kind == "counter" else ""
         for labels, number in list(self._numbers.items()):
-            yield suffix, dict(zip(self._labels, labels, strict=True)), number
+            yield suffix, dict(zip(self.labels, labels, strict=True)), number
 
 
 class Histogram:
     """How many observations were at most as large as each bound, and their sum."""
 
     kind = "histogram"
+    labels: Sequence[str] = ()
 
     def __init__(self, name: str, about: str, bounds: Sequence[float]) -> None:
         self.name, self.about, self._bounds = name, about, bounds

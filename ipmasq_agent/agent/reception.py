@@ -90,8 +90,8 @@ class Reception:
         self._address, self._path = address, path
         self._local = {
             **self._answers,
-            PAGE: lambda: data(introducer.as_data()),
-            NAME_PAGE: lambda: text(200, introducer.name),
+            PAGE: lambda _: data(introducer.as_data()),
+            NAME_PAGE: lambda _: text(200, introducer.name),
         }
         self._server: HttpServer | None = None
         self._listens = self._stood_by = False
@@ -146,7 +146,7 @@ class Reception:
 def answers(agent: Agent) -> Answers:
     """Return what an agent answers to whom."""
 
-    def healthy() -> Answer:
+    def healthy(_: str) -> Answer:
         since = agent.busy_since
         if since is not None and time.monotonic() - since > _STUCK:
             return text(503, f"a pass takes longer than {_STUCK:g} s")
@@ -156,7 +156,7 @@ def answers(agent: Agent) -> Answers:
             text(503, f"not running: {', '.join(ended)}") if (ended := dead()) else text(200, "ok")
         )
 
-    def ready() -> Answer:
+    def ready(_: str) -> Answer:
         status = agent.status
         if why := standstill():
             return text(503, why)
@@ -164,15 +164,15 @@ def answers(agent: Agent) -> Answers:
             return text(200, f"standing by: {status.standing_by}")
         return text(200, "ok") if status.ready else text(503, status.why_not_ready())
 
-    def exposition() -> Answer:
-        from ipmasq_agent.agent.exposition import CONTENT_TYPE
+    def exposition(accept: str) -> Answer:
+        from ipmasq_agent.agent.exposition import exposed
 
-        return 200, CONTENT_TYPE, agent.metrics.text(agent.status_now())
+        return 200, *exposed(agent.metrics.all(agent.status_now()), accept)
 
     return {
-        "/": lambda: text(200, _INDEX),
+        "/": lambda _: text(200, _INDEX),
         "/healthz": healthy,
         "/readyz": ready,
-        "/status": lambda: data(agent.status_now().as_data()),
+        "/status": lambda _: data(agent.status_now().as_data()),
         "/metrics": exposition,
     }

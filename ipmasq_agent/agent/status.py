@@ -142,6 +142,13 @@ class Healed:
     unexpected: Sequence[str]
     missing: Sequence[str]
 
+    @property
+    def cause(self) -> str:
+        """What it was, in a word: ``removed``, ``added``, ``replaced`` or ``other``."""
+        if self.missing and self.unexpected:
+            return "replaced"
+        return "removed" if self.missing else "added" if self.unexpected else "other"
+
     def as_data(self) -> dict[str, Any]:
         """Return it as ``status -o json`` has it."""
         return {

@@ -43,8 +43,8 @@ def agent_answer(data: bytes) -> None:
 
 
 _ANSWERS: door.Answers = {
-    "/": lambda: door.text(200, "here"),
-    "/status": lambda: door.data({"a": 1}),
+    "/": lambda _: door.text(200, "here"),
+    "/status": lambda _: door.data({"a": 1}),
 }
 
 

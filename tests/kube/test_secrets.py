@@ -149,7 +149,7 @@ def everything_it_says(bench: Bench) -> str:
     listener = listen("127.0.0.1:0")
     port = listener.getsockname()[1]
     introduction = Introducer(bench.agent, {})
-    pages = {**answers(bench.agent), PAGE: lambda: data(introduction.as_data())}
+    pages = {**answers(bench.agent), PAGE: lambda _: data(introduction.as_data())}
     server = HttpServer([Door(listener, pages)])
     try:
         said = []

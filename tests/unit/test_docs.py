@@ -91,8 +91,7 @@ def test_a_page_names_only_what_is_there(page: Path) -> None:
     assert wrong == []
 
 
-def test_the_page_of_commands_is_what_the_program_says() -> None:
-    reference = runpy.run_path(str(ROOT / "scripts/reference.py"))
-    assert (ROOT / "docs/commands.md").read_text() == reference["page"](), (
-        "run scripts/reference.py"
-    )
+@pytest.mark.parametrize("name", ["commands.md", "metrics.md"])
+def test_what_the_program_says_itself_is_written_down(name: str) -> None:
+    pages = runpy.run_path(str(ROOT / "scripts/reference.py"))["PAGES"]
+    assert (ROOT / "docs" / name).read_text() == pages[name](), "run scripts/reference.py"

@@ -53,7 +53,8 @@ def get(port: int, path: str) -> tuple[int, bytes]:
 
 def test_answers_from_its_table_and_says_not_found_to_the_rest() -> None:
     server = Server(
-        "127.0.0.1:0", {"/readyz": lambda: text(503, "waiting"), "/status": lambda: data({"a": 1})}
+        "127.0.0.1:0",
+        {"/readyz": lambda _: text(503, "waiting"), "/status": lambda _: data({"a": 1})},
     )
     try:
         assert get(server.port, "/readyz") == (503, b"waiting\n")
@@ -110,12 +111,12 @@ def test_nobody_is_asked_for_the_name_of_the_host(monkeypatch: pytest.MonkeyPatc
 def server(caplog: pytest.LogCaptureFixture) -> Iterator[Server]:
     big = "x" * 20_000_000
 
-    def broken() -> door.Answer:
+    def broken(_: str) -> door.Answer:
         raise KeyError("hush-hush")
 
     table = {
-        "/healthz": lambda: text(200, "ok"),
-        "/big": lambda: text(200, big),
+        "/healthz": lambda _: text(200, "ok"),
+        "/big": lambda _: text(200, big),
         "/broken": broken,
     }
     made = Server("127.0.0.1:0", table)
@@ -197,12 +198,12 @@ def test_who_speaks_while_another_is_let_in_for_it_is_let_go(
 ) -> None:
     asked, answered = threading.Event(), threading.Event()
 
-    def slow() -> door.Answer:
+    def slow(_: str) -> door.Answer:
         asked.set()
         assert answered.wait(20)
         return text(200, "ok")
 
-    server = Server("127.0.0.1:0", {"/slow": slow, "/healthz": lambda: text(200, "ok")})
+    server = Server("127.0.0.1:0", {"/slow": slow, "/healthz": lambda _: text(200, "ok")})
     with contextlib.closing(server), contextlib.ExitStack() as opened:
         clients = [opened.enter_context(connected(server)) for _ in range(MOST_CONNECTIONS - 1)]
         wait_until(lambda: len(server._connections) == len(clients), "all are let in")
@@ -286,7 +287,7 @@ def test_a_door_is_told_the_token_and_says_who_may_know(head: bytes, token: byte
         return False
 
     listener = listen("127.0.0.1:0")
-    server = HttpServer([Door(listener, {"/metrics": lambda: text(200, "secret")}, admits)])
+    server = HttpServer([Door(listener, {"/metrics": lambda _: text(200, "secret")}, admits)])
     try:
         with socket.create_connection(listener.getsockname(), timeout=20) as asking:
             asking.sendall(b"GET /metrics?a HTTP/1.1\r\n" + head + b"\r\n")

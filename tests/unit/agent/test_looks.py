@@ -10,6 +10,7 @@ import pytest
 
 from ipmasq_agent.agent import loop
 from ipmasq_agent.agent.events import Signal
+from ipmasq_agent.agent.exposition import exposed
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.planes.rules.table import Table
 from ipmasq_agent.policy.addresses import Family
@@ -38,7 +39,7 @@ def told(bench: Bench) -> None:
 
 def metrics(bench: Bench) -> list[bytes]:
     """Return what the agent tells of itself, without the time and memory of this process."""
-    lines = bench.agent.metrics.text(bench.agent.status).splitlines()
+    lines = exposed(bench.agent.metrics.all(bench.agent.status))[1].splitlines()
     return [line for line in lines if line.startswith(b"ipmasq_agent_")]
 
 

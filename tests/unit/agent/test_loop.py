@@ -12,6 +12,7 @@ import pytest
 
 from ipmasq_agent import logs
 from ipmasq_agent.agent.events import Signal
+from ipmasq_agent.agent.exposition import exposed
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.errors import SourceUnavailable
 from ipmasq_agent.planes.iptables.compile import DesiredChain
@@ -246,7 +247,7 @@ def test_what_others_did_and_we_undo_is_told_apart_from_what_was_asked_for(
     assert (healed["family"], healed["backend"], healed["unexpected"]) == ("ipv4", "memory", [])
     assert any("-d 172.20.0.0/16" in line for line in healed["missing"])
     assert "Healed:" in status.as_text()
-    text = bench.agent.metrics.text(status).decode()
+    text = exposed(bench.agent.metrics.all(status))[1].decode()
     assert 'ipmasq_agent_passes_total{family="ipv4",result="healed"} 1.0' in text
     assert 'ipmasq_agent_passes_total{family="ipv4",result="changed"} 2.0' in text
 

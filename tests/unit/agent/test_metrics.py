@@ -5,15 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+import pytest
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as openmetrics_families,
+)
 from prometheus_client.parser import text_string_to_metric_families
 
 from ipmasq_agent.agent.exposition import exposed
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.numbers import Numbers
 from ipmasq_agent.agent.reconcile import Outcome
-from ipmasq_agent.agent.status import ConfigStatus, Look, Status
+from ipmasq_agent.agent.status import ConfigStatus, Healed, Look, Sighting, Status
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.host.threads import Guarded, caught
 from ipmasq_agent.planes.usage import FlowTable, Usage
@@ -29,7 +34,7 @@ STATUS = Status(
 
 def samples(metrics: Metrics, status: Status = STATUS) -> Mapping[str, float]:
     """Return what Prometheus reads: name and labels → number."""
-    text = metrics.text(status).decode()
+    text = exposed(metrics.all(status))[1].decode()
     found = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     return {" ".join((each.name, *sorted(each.labels.values()))): each.value for each in found}
 
@@ -48,6 +53,10 @@ def test_what_has_not_happened_is_counted_as_none() -> None:
     assert found["ipmasq_agent_thread_failures_total idle"] == 0
     assert found["ipmasq_agent_documents_total refused"] == 0
     assert found["ipmasq_agent_passes_total error ipv6"] == 0
+    assert found["ipmasq_agent_drift_total ipv6 removed"] == 0
+    assert found["ipmasq_agent_flows_total ipv4 translated"] == 0
+    assert found["ipmasq_agent_last_success_timestamp_seconds"] == 0
+    assert found["ipmasq_agent_document_timestamp_seconds in_force"] == 0
     assert not [name for name in found if "_created" in name]
 
 
@@ -69,7 +78,11 @@ def test_every_name_that_dashboards_may_use_is_there() -> None:
         "ipmasq_agent_non_masquerade_cidrs",
         *("ipmasq_agent_packets_total", "ipmasq_agent_flows_total"),
         *("ipmasq_agent_table_flows", "ipmasq_agent_table_capacity"),
-        "ipmasq_agent_ports_used_ratio",
+        *("ipmasq_agent_ports_used_ratio", "ipmasq_agent_build_info"),
+        *("ipmasq_agent_conntrack_entries", "ipmasq_agent_conntrack_entries_limit"),
+        *("ipmasq_agent_drift_total", "ipmasq_agent_source_age_seconds"),
+        "ipmasq_agent_document_timestamp_seconds",
+        *(f"ipmasq_agent_last_{what}_timestamp_seconds" for what in ("success", "change")),
     }
 
 
@@ -108,7 +121,7 @@ def test_what_interrupts_a_thread_is_counted() -> None:
 
 
 def test_what_no_data_plane_counts_is_not_there() -> None:
-    text = Metrics().text(Status(ConfigStatus("x"))).decode()
+    text = exposed(Metrics().all(Status(ConfigStatus("x"))))[1].decode()
     assert "ipmasq_agent_ready 0.0\n" in text
     assert "ipmasq_agent_packets_total" not in text
     assert "ipmasq_agent_table" not in text
@@ -117,7 +130,7 @@ def test_what_no_data_plane_counts_is_not_there() -> None:
 def test_a_label_may_hold_any_text() -> None:
     numbers = Numbers("gauge", "x", "y", ("label",))
     numbers.set(1, 'a "quoted"\\\nline')
-    families = text_string_to_metric_families(exposed([numbers]).decode())
+    families = text_string_to_metric_families(exposed([numbers])[1].decode())
     [family] = [family for family in families if family.name == "x"]
     assert family.samples[0].labels == {"label": 'a "quoted"\\\nline'}
 
@@ -128,3 +141,68 @@ def test_a_node_that_nobody_scrapes_does_not_load_the_client_library() -> None:
         "sys.exit('prometheus_client' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_documents_are_told_by_their_hash_and_since_when() -> None:
+    held, newest = Sighting("7", "aaaa", 1000.5), Sighting("8", "bbbb", 2000.0)
+    config = ConfigStatus("x", newest, held, age=12.5)
+    found = samples(Metrics(), Status(config))
+    assert found["ipmasq_agent_document_info 7 aaaa in_force"] == 1
+    assert found["ipmasq_agent_document_info 8 bbbb newest"] == 1
+    assert found["ipmasq_agent_document_timestamp_seconds in_force"] == 1000.5
+    assert found["ipmasq_agent_source_age_seconds"] == 12.5
+
+
+@pytest.mark.parametrize(
+    ("unexpected", "missing", "cause"),
+    [
+        ((), ("-A x",), "removed"),
+        (("-A y",), (), "added"),
+        (("a",), ("b",), "replaced"),
+        ((), (), "other"),
+    ],
+)
+def test_drift_is_counted_by_what_it_was(
+    unexpected: Sequence[str], missing: Sequence[str], cause: str
+) -> None:
+    metrics = Metrics()
+    healed = Healed("now", "nftables", Family.IPV4, unexpected, missing)
+    metrics.passed({Family.IPV4: Outcome(healed=healed)}, 0.01)
+    found = samples(metrics)
+    drift = {name: count for name, count in found.items() if "drift_total" in name and count}
+    assert drift == {" ".join(("ipmasq_agent_drift_total", *sorted((cause, "ipv4")))): 1}
+    assert found["ipmasq_agent_last_success_timestamp_seconds"] > 1.7e9
+
+
+def test_a_pass_that_fails_is_no_success() -> None:
+    metrics = Metrics()
+    metrics.passed({Family.IPV4: Outcome(error=HostError("no"))}, 1)
+    assert samples(metrics)["ipmasq_agent_last_success_timestamp_seconds"] == 0
+
+
+def everything() -> Status:
+    """Return a status in which every metric has a number."""
+    held = Sighting("7", "aaaa", 1000.5)
+    return replace(STATUS, config=ConfigStatus("x", held, held))
+
+
+def test_who_asks_for_openmetrics_gets_it() -> None:
+    kind, body = exposed(Metrics().all(everything()), "application/openmetrics-text; version=1.0.0")
+    assert kind.startswith("application/openmetrics-text; version=1.0.0")
+    assert body.endswith(b"# EOF\n")
+    assert b"_created" not in body
+    assert [*openmetrics_families(body.decode())]  # type: ignore[no-untyped-call]
+    assert exposed(Metrics().all(everything()), "*/*")[0].startswith("text/plain")
+
+
+def test_prometheus_own_linter_finds_nothing() -> None:
+    body = exposed(Metrics().all(everything()))[1]
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=body, check=False, capture_output=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    spoiled = body.replace(b"ipmasq_agent_ready", b"ipmasq_agent_ready_total")
+    worse = subprocess.run(
+        ["promtool", "check", "metrics"], input=spoiled, check=False, capture_output=True
+    )
+    assert worse.returncode != 0

@@ -240,9 +240,9 @@ def test_a_thread_that_ought_to_run_and_does_not_is_no_health(
     thread = Guarded(work, "worker", lambda error: None)
     thread.start()
     healthy = answers(bench.agent)["/healthz"]
-    assert healthy() == (503, "text/plain; charset=utf-8", b"not running: worker\n")
+    assert healthy("") == (503, "text/plain; charset=utf-8", b"not running: worker\n")
     failing.clear()
     bench.resync()  # each turn starts what ought to run
-    assert healthy()[0] == 200
+    assert healthy("")[0] == 200
     ended.set()
     thread.stop(10)

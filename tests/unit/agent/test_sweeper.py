@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ipmasq_agent.agent.events import Signal
+from ipmasq_agent.agent.exposition import exposed
 from ipmasq_agent.errors import HostError
 from ipmasq_agent.host.threads import failures
 from ipmasq_agent.planes.placement import Placement
@@ -118,4 +119,4 @@ def test_a_status_is_told_though_the_tables_cannot_be_read(bench: Bench) -> None
     bench.document(DOCUMENT)
     status = bench.agent.status_now()
     assert (status.ready, status.usage) == (True, Usage())
-    assert b"ipmasq_agent_ready 1.0\n" in bench.agent.metrics.text(status)
+    assert b"ipmasq_agent_ready 1.0\n" in exposed(bench.agent.metrics.all(status))[1]

@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from ipmasq_agent.agent.exposition import exposed
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.status import ConfigStatus, Status
 from ipmasq_agent.answers.ports import PortLook, looked
@@ -105,13 +106,13 @@ def test_status_warns_and_metrics_show_the_few_fullest() -> None:
     assert "60000 of 64512 source ports" in advice
     assert f"Warning:      {advice}" in status.as_text()
     assert [row["used"] for row in status.as_data()["ports"]] == list(counts.values())
-    lines = Metrics().text(status).decode().splitlines()
+    lines = exposed(Metrics().all(status))[1].decode().splitlines()
     used = [line for line in lines if line.startswith("ipmasq_agent_ports_used{")]
     assert len(used) == 5
     assert 'destination="10.0.0.0:443"' in used[0]
     (ratio,) = (line for line in lines if line.startswith("ipmasq_agent_ports_used_ratio "))
     assert float(ratio.split()[1]) == pytest.approx(60_000 / 64_512)
-    quiet = Metrics().text(Status(ConfigStatus("x"))).decode()
+    quiet = exposed(Metrics().all(Status(ConfigStatus("x"))))[1].decode()
     assert "ipmasq_agent_ports_used_ratio 0.0" in quiet
     assert "ports_used{" not in quiet
 
