@@ -36,7 +36,7 @@ from ipmasq_agent.planes.nftables.compile import absent as no_table
 from ipmasq_agent.planes.nftables.plan import plan as plan_table
 from ipmasq_agent.planes.nftables.read import read_frame, read_table, read_table_at
 from ipmasq_agent.planes.nftables.state import SetKind
-from ipmasq_agent.planes.nftables.wire import devices_of, rule_of, set_of
+from ipmasq_agent.planes.nftables.wire import devices_of, set_of
 from ipmasq_agent.planes.prefixset import AddressSet, element
 from ipmasq_agent.planes.rules.native import as_iptables, told
 from ipmasq_agent.policy.addresses import Family
@@ -107,7 +107,6 @@ def nft_rule(data: bytes) -> None:
     for family in Family:
         is_shown_in_full(expressions, family)
         as_iptables(told(expressions, family, {}, str)).text.encode(errors="surrogateescape")
-        rule_of(expressions, family).text(family)
         for rule in told_by_expressions([ListedRule(CHAIN, 1, data, None)], family):
             rule.text.encode(errors="surrogateescape")
 

@@ -27,23 +27,29 @@ the ranges themselves, so that a range more or less changes its own part alone.
 
 from __future__ import annotations
 
+import enum
+import sys
 from collections.abc import Iterator, Sequence
 
-from ipmasq_agent.planes.nftables.rules import (
-    Dispatch,
-    Ending,
-    Field,
-    InSet,
-    NftMatch,
-    NftRule,
-    OfProtocol,
-    Share,
-    ToThisNode,
-    Translate,
+from ipmasq_agent.netlink import nft_numbers as nft
+from ipmasq_agent.netlink.expressions import (
+    ByteOrder,
+    Compare,
+    Expression,
+    Fib,
+    Immediate,
+    Masquerade,
+    Meta,
+    Nat,
+    NftVerdict,
+    NumberGenerator,
+    Payload,
+    SetLookup,
 )
 from ipmasq_agent.planes.nftables.state import (
     ChainHook,
     NftChain,
+    NftRule,
     NftSet,
     NftTable,
     SetKind,
@@ -52,9 +58,15 @@ from ipmasq_agent.planes.nftables.state import (
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.decisions import Verdict
-from ipmasq_agent.policy.model import PORT_PROTOCOLS, Action, FamilyPolicy, Guards
+from ipmasq_agent.policy.model import PORT_PROTOCOLS, Action, FamilyPolicy, Guards, PortRange
 
 POSTROUTING = "postrouting"
+_FREE = 1  # the register that nft fills first
+_LOCAL = (2).to_bytes(4, sys.byteorder)  # RTN_LOCAL
+_PROTOCOLS = {"tcp": b"\x06", "udp": b"\x11", "sctp": b"\x84"}
+RETURN, ACCEPT = (
+    Immediate(nft.NFT_REG_VERDICT, NftVerdict(to)) for to in (nft.NFT_RETURN, nft.NF_ACCEPT)
+)
 KEEP, SOURCES, DEVICES, FIXED, PARTS = "keep", "sources", "interfaces", "fixed", "parts"
 # NF_IP_PRI_NAT_SRC is 100, where iptables has its nat chains.
 _AFTER_IPTABLES, _BEFORE_IPTABLES = 101, 99
@@ -81,23 +93,23 @@ def compile_policy(policy: FamilyPolicy, placement: Placement) -> NftTable:
     family = policy.family
     sets: dict[str, NftSet] = {}
     rules = [*_guarding(policy.guards, family, sets)]
-    firsts, lasts = _columns(policy)
+    firsts, lasts = policy.decisions.ends(Verdict.NON_MASQUERADE)
     parts: dict[str, NftChain] = {}
     if len(firsts) <= PARTED_PAST:
         sets[KEEP] = addresses(family, firsts, lasts)
-        rules.append(NftRule((InSet(Field.DESTINATION, KEEP),), Ending.RETURN))
+        rules.append((*in_set(Field.DESTINATION, KEEP, family), RETURN))
     else:
         for name, keep in _parted(family, firsts, lasts, sets).items():
             sets[name] = keep
             # Past a jump, to return is to go on in the chain that jumped.
-            parts[name] = NftChain(
-                None, (NftRule((InSet(Field.DESTINATION, name),), Ending.ACCEPT),)
-            )
-        rules.append(NftRule((), Dispatch(PARTS)))
+            rule = *in_set(Field.DESTINATION, name, family), ACCEPT
+            parts[name] = NftChain(None, (rule,))
+        dispatch = SetLookup(PARTS, _FREE, into=nft.NFT_REG_VERDICT)
+        rules.append((Field.DESTINATION.load(family), dispatch))
     if policy.action.fixed:
         fixed = tuple(zip(*policy.action.fixed, strict=True))
         sets[FIXED] = addresses(family, *fixed)
-    rules += translating(policy.action)
+    rules += translating(policy.action, family)
     priority = _BEFORE_IPTABLES if placement.jump_first else _AFTER_IPTABLES
     hooked = NftChain(ChainHook(POSTROUTING, priority), tuple(rules))
     return NftTable(family, table_name(placement), {POSTROUTING: hooked, **parts}, sets)
@@ -108,21 +120,17 @@ def absent(family: Family, placement: Placement) -> NftTable:
     return NftTable(family, table_name(placement), exists=False)
 
 
-def _columns(policy: FamilyPolicy) -> tuple[Sequence[int], Sequence[int]]:
-    return policy.decisions.ends(Verdict.NON_MASQUERADE)
-
-
 def _guarding(guards: Guards, family: Family, sets: dict[str, NftSet]) -> Iterator[NftRule]:
     """Yield the rules for the guards, and add the sets that they need."""
     if not guards.local_destinations:
-        yield NftRule((ToThisNode(),), Ending.RETURN)
+        yield *TO_THIS_NODE, RETURN
     if guards.sources is not None:
         sources = guards.sources
         sets[SOURCES] = addresses(family, [s.first for s in sources], [s.last for s in sources])
-        yield NftRule((InSet(Field.SOURCE, SOURCES),), Ending.RETURN)
+        yield *in_set(Field.SOURCE, SOURCES, family), RETURN
     if guards.devices is not None:
         sets[DEVICES] = NftSet(SetKind.DEVICES, names=tuple(sorted(guards.devices)))
-        yield NftRule((InSet(Field.DEVICE, DEVICES),), Ending.RETURN)
+        yield *in_set(Field.DEVICE, DEVICES, family), RETURN
 
 
 def _parted(
@@ -143,7 +151,7 @@ def _parted(
     return {name: addresses(family, firsts[a:b], lasts[a:b]) for name, a, b in places}
 
 
-def translating(action: Action) -> Iterator[NftRule]:
+def translating(action: Action, family: Family) -> Iterator[NftRule]:
     """Yield the rules that carry out ``action``, those with a fixed address first.
 
     A packet meets the port ranges one after the other, so each takes its share of what
@@ -153,8 +161,78 @@ def translating(action: Action) -> Iterator[NftRule]:
         for protocol in PORT_PROTOCOLS if action.ports else ():
             for position, ports in enumerate(action.ports):
                 left = sum(later.size for later in action.ports[position:])
-                matches: tuple[NftMatch, ...] = (OfProtocol(protocol),)
-                if left > ports.size:
-                    matches += (Share(ports.size, left),)
-                yield NftRule(matches, Translate(fixed, ports, action.random_fully))
-        yield NftRule((), Translate(fixed, None, action.random_fully))
+                share = _share(ports.size, left) if left > ports.size else ()
+                to = _translate(action, family, fixed, ports)
+                yield *of_protocol(protocol), *share, *to
+        yield _translate(action, family, fixed, None)
+
+
+# -- expressions, as nft itself writes them for the same text (observed of 1.0.6) ----------------
+
+
+class Field(enum.Enum):
+    """What of a packet is looked up in a set; the value is where it stands in either header.
+
+    A rule of ours asks for a destination in the set, and for sources and devices outside.
+    """
+
+    SOURCE = (12, 8)
+    DESTINATION = (16, 24)
+    DEVICE = None
+
+    def load(self, family: Family) -> Payload | Meta:
+        """Return what loads it."""
+        if self.value is None:
+            return Meta(_FREE, nft.NFT_META_OIFNAME)
+        offset = self.value[family is Family.IPV6]
+        return Payload(_FREE, nft.NFT_PAYLOAD_NETWORK_HEADER, offset, family.bits // 8)
+
+
+TO_THIS_NODE: NftRule = (
+    Fib(_FREE, nft.NFT_FIB_RESULT_ADDRTYPE, nft.NFTA_FIB_F_DADDR),
+    Compare(_FREE, nft.NFT_CMP_EQ, _LOCAL),
+)
+
+
+def in_set(field: Field, name: str, family: Family) -> NftRule:
+    """Return the match of a field."""
+    flags = 0 if field is Field.DESTINATION else nft.NFT_LOOKUP_F_INV
+    return field.load(family), SetLookup(name, _FREE, flags=flags)
+
+
+def of_protocol(protocol: str) -> NftRule:
+    """Return the match of a protocol: tcp, udp or sctp."""
+    equal = Compare(_FREE, nft.NFT_CMP_EQ, _PROTOCOLS[protocol])
+    return Meta(_FREE, nft.NFT_META_L4PROTO), equal
+
+
+def _share(size: int, of: int) -> NftRule:
+    """Return the match of ``size`` of so many packets, drawn by lot."""
+    return (
+        NumberGenerator(_FREE, of, nft.NFT_NG_RANDOM),
+        ByteOrder(_FREE, _FREE, nft.NFT_BYTEORDER_HTON, 4, 4),
+        Compare(_FREE, nft.NFT_CMP_LT, size.to_bytes(4, "big")),
+    )
+
+
+def _translate(
+    action: Action, family: Family, fixed: str | None, ports: PortRange | None
+) -> NftRule:
+    """Return what gives a packet another source, that of a map where one is fixed."""
+    flags = nft.NF_NAT_RANGE_PROTO_RANDOM_FULLY if action.random_fully else 0
+    found: list[Expression] = []
+    free = _FREE
+    if fixed is not None:
+        found = [Field.DESTINATION.load(family), SetLookup(fixed, _FREE, into=_FREE)]
+        flags |= nft.NF_NAT_RANGE_MAP_IPS
+        free += 1
+    first = last = None
+    if ports is not None:
+        ends = sorted({ports.first, ports.last})
+        found += [Immediate(free + n, end.to_bytes(2, "big")) for n, end in enumerate(ends)]
+        flags |= nft.NF_NAT_RANGE_PROTO_SPECIFIED
+        first, last = free, free + len(ends) - 1
+    if fixed is None:
+        return *found, Masquerade(flags, first, last)
+    nat = Nat(nft.NFT_NAT_SNAT, nft.PROTOCOL[family], _FREE, _FREE, first, last, flags)
+    return *found, nat

@@ -6,9 +6,19 @@ destination that is not the node's own. Only our own table is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
+from ipmasq_agent.netlink import nft_numbers as nft
+from ipmasq_agent.netlink.expressions import (
+    Expression,
+    Immediate,
+    Masquerade,
+    Nat,
+    Payload,
+    SetLookup,
+)
 from ipmasq_agent.planes.interpretation import (
     Decider,
     Interpretation,
@@ -16,20 +26,24 @@ from ipmasq_agent.planes.interpretation import (
     RuleException,
     telling,
 )
-from ipmasq_agent.planes.nftables.compile import DEVICES, FIXED, POSTROUTING, SOURCES, translating
-from ipmasq_agent.planes.nftables.rules import (
-    Dispatch,
-    Ending,
+from ipmasq_agent.planes.nftables.compile import (
+    DEVICES,
+    FIXED,
+    POSTROUTING,
+    RETURN,
+    SOURCES,
+    TO_THIS_NODE,
     Field,
-    InSet,
-    NftMatch,
-    NftRule,
-    OfProtocol,
-    ToThisNode,
-    Translate,
-    Unreadable,
+    in_set,
+    of_protocol,
+    translating,
 )
-from ipmasq_agent.planes.nftables.state import NftSet, NftTable, SetKind
+from ipmasq_agent.planes.nftables.state import NftRule, NftSet, NftTable, SetKind, asked
+from ipmasq_agent.planes.rules.matching import Match, matches_of, question
+from ipmasq_agent.planes.rules.native import Held, told
+from ipmasq_agent.planes.rules.rule import Rule
+from ipmasq_agent.planes.rules.table import Table
+from ipmasq_agent.planes.rules.walk import NAT, TRANSLATING, VERDICTS, ChainOutcome
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range, range_text
 from ipmasq_agent.policy.columns import Chained, Mapped
 from ipmasq_agent.policy.decisions import DecisionMap, Entries, Stated, Verdict
@@ -88,6 +102,16 @@ class _Reading:
     def __init__(self, table: NftTable, source: int | None, guarding: int, *, whole: bool) -> None:
         self.table = table
         self.source = source
+        # Rules ask sets of addresses for what they match, and that of ours can be told as well.
+        known: dict[str, Held] = {}
+        for name, held in table.sets.items():
+            if held.kind is SetKind.DEVICES:
+                known[name] = held.names
+            elif held.kind is SetKind.ADDRESSES:
+                known[name] = held
+        self._known: Mapping[str, Held] = known
+        self._sets = Table(table.family, {}, cast(Any, known))
+        self._asked = question(source)
         self._guarding = guarding  # rules at the beginning that are guards
         self._whole = whole  # the translating rules are an action, together
         self._decided: list[_Decided] = []
@@ -118,11 +142,11 @@ class _Reading:
         """Read a chain for packets to the destinations ``within``."""
         chain = self.table.chains.get(name)
         for position, rule in enumerate(chain.rules if chain else (), start=1):
-            text = rule.text(self.table.family)
+            read = told(rule, self.table.family, self._known, str)
             if callers or position > self._guarding:
-                self._rule(name, position, rule, text, within, callers)
-            elif self.source is not None and self._concerns(rule) is True:
-                decider = Decider(name, position, text)
+                self._rule(name, position, rule, read, within, callers)
+            elif self.source is not None and self._matches(read) is Match.ALWAYS:
+                decider = Decider(name, position, read.text)
                 self._decided.append(_Decided(within, Verdict.NON_MASQUERADE, decider, False))
 
     def _rule(
@@ -130,65 +154,42 @@ class _Reading:
         chain: str,
         position: int,
         rule: NftRule,
-        text: str,
+        read: Rule,
         within: NftSet,
         callers: tuple[str, ...],
     ) -> None:
-        concerns = self._concerns(rule)
-        if concerns is False:
+        matches, target = self._matches(read), read.target
+        if matches is Match.NEVER or target is None:
             return
-        named = [
-            m.name for m in rule.matches if isinstance(m, InSet) and m.field is Field.DESTINATION
-        ]
-        if isinstance(rule.action, Translate) and rule.action.fixed is not None:
-            named.append(rule.action.fixed)
-        unknown = any(self._set(name).kind is SetKind.UNKNOWN for name in named)
-        ranges = _common([within, *(self._set(name) for name in named if not unknown)])
-        if isinstance(rule.action, Dispatch):
-            if concerns is True and len(callers) < _DEEPEST and chain not in callers:
-                self._dispatch(rule.action, ranges, (*callers, chain))
-                return
-            verdict = Verdict.UNKNOWN
-        elif isinstance(rule.action, Unreadable) or unknown:
-            verdict = Verdict.UNKNOWN
-        elif isinstance(rule.action, Translate):
-            verdict = Verdict.MASQUERADE
-        else:
-            verdict = Verdict.NON_MASQUERADE
-            if callers and rule.action is Ending.RETURN:
-                verdict = Verdict.UNKNOWN  # goes on where it came from, which we never write
-        decider = Decider(chain, position, text)
-        if concerns is True:
+        asks = {each.set: each.into for each in rule if isinstance(each, SetLookup)}
+        named = [o.values[0] for o in read.meaning if o.name == "match-set" and "dst" in o.values]
+        named += [name for name, into in asks.items() if into not in (None, nft.NFT_REG_VERDICT)]
+        ranges = _common([within, *(self._set(name) for name in named)])
+        parts = [name for name, into in asks.items() if into == nft.NFT_REG_VERDICT]
+        may_call = len(callers) < _DEEPEST and chain not in callers
+        if parts and matches is Match.ALWAYS and may_call:
+            self._dispatch(parts[0], ranges, (*callers, chain))
+            return
+        outcome = NAT.outcomes.get(target, ChainOutcome.UNKNOWN)
+        verdict = VERDICTS.get(outcome, Verdict.NON_MASQUERADE)
+        if matches is Match.UNREADABLE or (callers and outcome is ChainOutcome.RETURN):
+            verdict = Verdict.UNKNOWN  # the latter goes on where it came from: we never write it
+        decider = Decider(chain, position, read.text)
+        if matches is not Match.SOMETIMES:
             self._decided.append(_Decided(ranges, verdict, decider, bool(named)))
-        elif not (self._whole and isinstance(rule.action, Translate) and not callers):
+        elif not (self._whole and target in TRANSLATING and not callers):
             exception = RuleException(decider, verdict)
             self._partial.append((exception, ranges, len(self._decided)))
 
-    def _dispatch(self, action: Dispatch, within: NftSet, callers: tuple[str, ...]) -> None:
-        parts = self._set(action.name)
+    def _dispatch(self, name: str, within: NftSet, callers: tuple[str, ...]) -> None:
+        parts = self._set(name)
         for first, last, value in zip(parts.firsts, parts.lasts, parts.values, strict=False):
             part = _common([within, NftSet(SetKind.ADDRESSES, (first,), (last,))])
             self.walk(str(value), part, callers)
 
-    def _concerns(self, rule: NftRule) -> bool | None:
-        """Whether the rule is about the packet, its destination apart; None for some packets."""
-        answers = [self._matches(match) for match in rule.matches]
-        if False in answers:
-            return False
-        return None if None in answers else True
-
-    def _matches(self, match: NftMatch) -> bool | None:
-        if isinstance(match, ToThisNode):
-            return False
-        if not isinstance(match, InSet):
-            return None
-        if match.field is Field.DESTINATION:
-            return True
-        if match.field is Field.SOURCE and self.source is not None:
-            sources = self._set(match.name)
-            pairs = zip(sources.firsts, sources.lasts, strict=True)
-            return not any(first <= self.source <= last for first, last in pairs)
-        return None
+    def _matches(self, rule: Rule) -> Match:
+        """Return whether a rule is about the packet, its destination apart."""
+        return matches_of(rule, self._sets, self._asked, marked=False)
 
     def _set(self, name: str) -> NftSet:
         return self.table.sets.get(name, _EMPTY)
@@ -226,24 +227,22 @@ def _guards(table: NftTable, rules: Sequence[NftRule]) -> tuple[Guards, int]:
     """Return the guards, and how many rules at the beginning of the chain express them."""
     family = table.family
     local, sources, devices = True, None, None
-    of_sources, of_devices = InSet(Field.SOURCE, SOURCES), InSet(Field.DEVICE, DEVICES)
-    expected: list[NftMatch] = [ToThisNode(), of_sources, of_devices]
+    of_node: NftRule = (*TO_THIS_NODE, RETURN)
+    of_sources: NftRule = (*in_set(Field.SOURCE, SOURCES, family), RETURN)
+    expected = [of_node, of_sources, (*in_set(Field.DEVICE, DEVICES, family), RETURN)]
     count = 0
     for rule in rules:
-        if rule.action is not Ending.RETURN or len(rule.matches) != 1:
+        if rule not in expected:
             break
-        (match,) = rule.matches
-        if match not in expected:
-            break
-        del expected[: expected.index(match) + 1]
-        if isinstance(match, ToThisNode):
+        del expected[: expected.index(rule) + 1]
+        if rule == of_node:
             local = False
-        elif match == of_sources:
+        elif rule == of_sources:
             held = table.sets.get(SOURCES, _EMPTY)
             if not held.firsts:
                 break  # no source at all: the rule is read as any other
             sources = tuple(_prefixes(family, held))
-        elif match == of_devices:
+        else:
             names = table.sets.get(DEVICES, _EMPTY).names
             if not names:
                 break
@@ -263,22 +262,32 @@ def _action(table: NftTable, rules: Sequence[NftRule]) -> tuple[Action, bool]:
     Ports count only where every rule is there that makes them whole; the odd rule of
     somebody's own is an exception, not an action.
     """
-    ours = [rule for rule in rules if isinstance(rule.action, Translate)]
-    plain = [rule.action for rule in ours if not rule.matches]
-    random_fully = bool(plain) and isinstance(plain[-1], Translate) and plain[-1].random_fully
+    ours = [rule for rule in rules if rule and isinstance(rule[-1], Masquerade | Nat)]
+    plain = [rule for rule in ours if all(isinstance(each, _ACTING) for each in rule)]
+    random_fully = bool(plain) and _is_random(plain[-1][-1])
     ports: list[PortRange] = []
     for rule in ours:
-        action = rule.action
-        if isinstance(action, Translate) and action.fixed is None and action.ports is not None:
-            ports += [action.ports] if OfProtocol(PORT_PROTOCOLS[-1]) in rule.matches else []
+        if rule[:2] == of_protocol(PORT_PROTOCOLS[-1]) and isinstance(rule[-1], Masquerade):
+            ends = [each.data for each in rule if isinstance(each, Immediate)]
+            numbers = [int.from_bytes(end, "big") for end in ends if isinstance(end, bytes)]
+            ports += [PortRange(numbers[0], numbers[-1])] if numbers else []
     held = table.sets.get(FIXED, _EMPTY)
     fixed = joined(
         FixedSource(first, last, value)
         for first, last, value in zip(held.firsts, held.lasts, held.values, strict=False)
         if isinstance(value, int)
     )
-    if not any(isinstance(action, Translate) and action.fixed == FIXED for action in plain):
+    if not any(FIXED in asked(rule) for rule in plain):
         fixed = ()
     found = Action(tuple(ports), random_fully, fixed)
-    whole = list(translating(found)) == ours
+    whole = list(translating(found, table.family)) == ours
     return (found if whole else replace(found, ports=())), whole
+
+
+_ACTING = (Payload, SetLookup, Immediate, Masquerade, Nat)
+"""Of what a rule is made that translates all packets."""
+
+
+def _is_random(translating: Expression) -> bool:
+    flags = translating.flags if isinstance(translating, Masquerade | Nat) else 0
+    return bool(flags & nft.NF_NAT_RANGE_PROTO_RANDOM_FULLY)

@@ -15,8 +15,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.planes.nftables.rules import NftRule
-from ipmasq_agent.planes.nftables.state import BESIDE, NftSet, NftTable, SetKind
+from ipmasq_agent.planes.nftables.state import (
+    BESIDE,
+    NftRule,
+    NftSet,
+    NftTable,
+    SetKind,
+    asked,
+)
 from ipmasq_agent.policy.columns import common_ends, differing
 from ipmasq_agent.policy.ranges import intersections
 
@@ -191,7 +197,7 @@ def plan(actual: NftTable, desired: NftTable) -> TableChange:
             if name in common
             and (
                 actual.chains[name].rules != desired.chains[name].rules
-                or any(not replaced.isdisjoint(rule.sets) for rule in desired.chains[name].rules)
+                or any(not replaced.isdisjoint(asked(rule)) for rule in desired.chains[name].rules)
             )
         ),
         sets_removed=tuple(name for name in actual.sets if name not in staying),

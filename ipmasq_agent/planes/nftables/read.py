@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from ipmasq_agent.netlink.expressions import Counter
 from ipmasq_agent.netlink.nft_objects import (
     ChainInfo,
     SetInfo,
@@ -21,17 +22,19 @@ from ipmasq_agent.netlink.nft_objects import (
     table_contents,
 )
 from ipmasq_agent.planes.nftables.compile import PARTS, POSTROUTING, SOURCES
-from ipmasq_agent.planes.nftables.rules import NftRule
 from ipmasq_agent.planes.nftables.state import (
     BESIDE,
     COMMENT,
     ChainHook,
     NftChain,
+    NftRule,
     NftSet,
     NftTable,
     SetKind,
+    asked,
+    renamed,
 )
-from ipmasq_agent.planes.nftables.wire import devices_of, kind_of_set, rule_of, set_of
+from ipmasq_agent.planes.nftables.wire import devices_of, kind_of_set, set_of
 from ipmasq_agent.policy.addresses import Family
 
 _HOOKS = ("prerouting", "input", "forward", "output", POSTROUTING)  # enum nf_inet_hooks
@@ -68,7 +71,7 @@ def read_frame(family: Family, name: str) -> Frame:
     if found.table.dormant:
         foreign += ("the flag dormant",)
     told = {
-        chain: [rule_of(rule, family) for rule in found.rules.get(chain, ())]
+        chain: [_without_counters(rule) for rule in found.rules.get(chain, ())]
         for chain in found.chains
     }
     names = _own_names((info.name for info in found.sets), told.values())
@@ -77,7 +80,7 @@ def read_frame(family: Family, name: str) -> Frame:
         family,
         name,
         {
-            chain: NftChain(_hook(info), tuple(rule.renamed(names) for rule in told[chain]))
+            chain: NftChain(_hook(info), tuple(renamed(rule, names) for rule in told[chain]))
             for chain, info in found.chains.items()
         },
         {own: NftSet(kind_of_set(info.form, family)) for own, info in sets.items()},
@@ -88,17 +91,21 @@ def read_frame(family: Family, name: str) -> Frame:
     return Frame(found.generation, table, found.table.handle, sets)
 
 
+def _without_counters(rule: NftRule) -> NftRule:
+    return tuple(each for each in rule if not isinstance(each, Counter))
+
+
 def _own_names(sets: Iterable[str], chains: Iterable[Sequence[NftRule]]) -> dict[str, str]:
     """Return the own names of sets that took another one's place.
 
     Of a set and the one beside it, that counts which the rules ask. The other is left from
     a change that was broken off, and has the name that is free.
     """
-    asked = set[str]().union(*(rule.sets for rules in chains for rule in rules))
+    used = set[str]().union(*(asked(rule) for rules in chains for rule in rules))
     names: dict[str, str] = {}
     for raw in sets:
         own = raw.removesuffix(BESIDE)
-        if own != raw and raw in asked and own not in asked:
+        if own != raw and raw in used and own not in used:
             names |= {raw: own, own: raw}
     return names
 

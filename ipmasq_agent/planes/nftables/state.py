@@ -9,8 +9,9 @@ import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ipmasq_agent.netlink.expressions import Expression, SetLookup
 from ipmasq_agent.netlink.nft_numbers import NFT_FAMILY
-from ipmasq_agent.planes.nftables.rules import NftRule
+from ipmasq_agent.planes.rules.native import told
 from ipmasq_agent.policy.addresses import Family, range_text
 from ipmasq_agent.policy.columns import column
 
@@ -18,6 +19,22 @@ COMMENT = "kept by ipmasq-agent, which undoes what others change here"
 
 BESIDE = "-2"
 """What ends the name of a set that took the place of another one, every other time."""
+
+NftRule = tuple[Expression, ...]
+"""A rule as the kernel lists it, but for what it counts."""
+
+
+def asked(rule: NftRule) -> set[str]:
+    """Return the names of the sets and maps that a rule asks."""
+    return {each.set for each in rule if isinstance(each, SetLookup)}
+
+
+def renamed(rule: NftRule, names: Mapping[str, str]) -> NftRule:
+    """Return a rule with other names for the sets that it asks."""
+    return tuple(
+        each._replace(set=names.get(each.set, each.set)) if isinstance(each, SetLookup) else each
+        for each in rule
+    )
 
 
 class SetKind(enum.Enum):
@@ -53,6 +70,10 @@ class NftSet:
 
     def __len__(self) -> int:
         return len(self.firsts) + len(self.names)
+
+    def matched(self) -> Iterable[tuple[int, int]]:
+        """Return its ranges of addresses, ascending, ends included."""
+        return zip(self.firsts, self.lasts, strict=True)
 
     def lines(self, family: Family, positions: Sequence[int] | None = None) -> Iterator[str]:
         """Yield the text of its elements, or of those at ``positions``."""
@@ -140,7 +161,7 @@ class NftTable:
 
     def rule_line(self, chain: str, rule: NftRule) -> str:
         """Return the command that appends a rule."""
-        return f"add rule {self.path} {chain} {rule.text(self.family)}"
+        return f"add rule {self.path} {chain} {told(rule, self.family, {}, str).text}"
 
     def set_line(self, name: str) -> str:
         """Return the command that makes a set or a map."""

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from ipmasq_agent.netlink.nft_batch import Batch
 from ipmasq_agent.planes.nftables.plan import ElementChange, TableChange
-from ipmasq_agent.planes.nftables.state import BESIDE, COMMENT
-from ipmasq_agent.planes.nftables.wire import elements_for, expressions_for, set_form
+from ipmasq_agent.planes.nftables.state import BESIDE, COMMENT, renamed
+from ipmasq_agent.planes.nftables.wire import elements_for, set_form
 
 
 class Writing:
@@ -107,8 +107,8 @@ class Writing:
             self._fill(batch, name)
 
     def _fill(self, batch: Batch, chain: str) -> None:
-        rules = [rule.renamed(self.held_as) for rule in self.desired.chains[chain].rules]
-        batch.add_rules(chain, [expressions_for(rule, self.family) for rule in rules])
+        rules = self.desired.chains[chain].rules
+        batch.add_rules(chain, [renamed(rule, self.held_as) for rule in rules])
 
     def _edit(self, batch: Batch, edit: ElementChange) -> None:
         actual, desired = self.actual.sets[edit.name], self.desired.sets[edit.name]

@@ -40,13 +40,13 @@ from ipmasq_agent.netlink.expressions import (
     XtTarget,
     kind_of,
 )
-from ipmasq_agent.planes.prefixset import AddressSet
 from ipmasq_agent.planes.rules.rule import Option, Rule
+from ipmasq_agent.planes.rules.table import Spans
 from ipmasq_agent.planes.rules.xtables import match_of, target_of
 from ipmasq_agent.policy.addresses import Family, Prefix, range_text
 
 Devices = tuple[str, ...]
-Held = AddressSet | Devices
+Held = Spans | Devices
 """What is known of a set: addresses, or names of devices."""
 
 _ENDINGS = {nft.NF_ACCEPT: "ACCEPT", nft.NF_DROP: "DROP", nft.NFT_RETURN: "RETURN"}
@@ -162,8 +162,11 @@ class _Program:
                 self.words.append(f"ct {key} set")
             case Fib(into, result, flags):
                 self.registers[into] = _routed(result, flags)
-            case NumberGenerator(into=into) | OtherLoad(into=int(into)):
-                self.registers[into] = _narrowing(kind_of(expression))
+            case NumberGenerator(into, modulus, kind):
+                how = "random" if kind == nft.NFT_NG_RANDOM else "inc"
+                self.registers[into] = _narrowing(f"numgen {how} mod {modulus}")
+            case OtherLoad(kind, int(into)):
+                self.registers[into] = _narrowing(kind)
             case Bitwise():
                 self._mask(expression)
             case ByteOrder(register, into):
@@ -178,8 +181,9 @@ class _Program:
                 self._end(code, chain)
             case Immediate(into, bytes(data)):
                 self.registers[into] = _Loaded("data", "", data=data)
-            case Masquerade():
-                self._to("masquerade", "MASQUERADE")
+            case Masquerade(flags, first, last):
+                ports = self._ports(first, last)
+                self._to(f"masquerade{ports and f' to {ports}'}{_how(flags)}", "MASQUERADE")
             case Nat():
                 self._translate(expression)
             case XtMatch(name, revision, info):
@@ -323,12 +327,12 @@ class _Program:
             self._take(f"{held.shown} vmap @{done.set}", *devices, jump)
             return
         if done.into is not None:
-            self.registers[done.into] = _Loaded("unreadable", f"map @{done.set}")
+            self.registers[done.into] = _Loaded("unreadable", f"{held.shown} map @{done.set}")
             return
         option = Option("expression", (f"@{done.set}",))
         if subject in ("source", "destination") and held.mask is None:
             side = "dst" if subject == "destination" else "src"
-            if isinstance(known, AddressSet) or side == "src":
+            if isinstance(known, Spans) or side == "src":
                 option = Option("match-set", (done.set, side), negated)
         elif devices:
             (option,) = devices
@@ -349,14 +353,23 @@ class _Program:
             self._take("snat (of the other family)", Option("nfproto", ("other",)))
             return
         low, high = self._held(done.first_address), self._held(done.last_address)
+        rest = self._ports(done.first_port, done.last_port) + _how(done.flags)
         one = done.last_address in (None, done.first_address) or low.data == high.data
         if len(low.data) * 8 == family.bits and one and not done.flags & nft.NF_NAT_RANGE_NETMAP:
             address = family.show(int.from_bytes(low.data, "big"))
-            self._to(f"snat to {address}", "SNAT", Option("to-source", (address,)))
+            self._to(f"snat to {address}{rest}", "SNAT", Option("to-source", (address,)))
         elif done.first_address is not None:
-            self._to("snat to an address of several", "SNAT", Option("to-source", ("several",)))
+            shown = low.shown or "an address of several"
+            self._to(f"snat to {shown}{rest}", "SNAT", Option("to-source", ("several",)))
         else:
-            self._to("snat", "SNAT")
+            self._to(f"snat{rest}", "SNAT")
+
+    def _ports(self, first: int | None, last: int | None) -> str:
+        """Return the ports in registers, as they stand behind an address."""
+        if first is None:
+            return ""
+        ends = [int.from_bytes(self._held(end).data, "big") for end in (first, last or first)]
+        return ":" + "-".join(map(str, sorted({*ends})))
 
 
 def _tracked(key: int, direction: int | None) -> _Loaded:
@@ -382,6 +395,10 @@ def _state(mask: bytes | None, value: int, negated: bool) -> tuple[str, Option]:
             return f"{bits:#x} {value:#x}", Option("expression", ("ct state",))
     names = ",".join(name for bit, name in _STATES.items() if bits & bit)
     return f"{'!= ' if negated else ''}{names.lower()}", Option("ctstate", (names,), negated)
+
+
+def _how(flags: int) -> str:
+    return " fully-random" if flags & nft.NF_NAT_RANGE_PROTO_RANDOM_FULLY else ""
 
 
 def _host(value: bytes) -> int:

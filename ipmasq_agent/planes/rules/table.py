@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from ipmasq_agent.planes.prefixset import AddressSet
 from ipmasq_agent.planes.rules.rule import Rule
@@ -11,6 +12,14 @@ from ipmasq_agent.policy.addresses import Family
 
 POSTROUTING = "POSTROUTING"
 """The built-in chain of the nat table that packets meet as they leave."""
+
+
+@runtime_checkable
+class Spans(Protocol):
+    """A set of addresses, as far as rules ask it."""
+
+    def matched(self) -> Iterable[tuple[int, int]]:
+        """Return the ranges of addresses that are in it, ascending, ends included."""
 
 
 @dataclass(frozen=True, slots=True)
