@@ -19,7 +19,7 @@ from ipmasq_agent.netlink.rt import (
     list_routes,
 )
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.facts import Links, PodNetwork
+from ipmasq_agent.policy.facts import EgressDevice, Links, PodNetwork
 
 # include/uapi/linux/if_arp.h: Ethernet and what looks like it. Tunnels, PPP and devices
 # without addresses of their own begin their packets with the IP header.
@@ -131,24 +131,6 @@ def leads_to_pods(link: Link) -> bool:
 
 def _is_link_local(prefix: Prefix) -> bool:
     return prefix.family is Family.IPV6 and prefix.first >> 118 == 0xFE80 >> 6
-
-
-class EgressDevice(NamedTuple):
-    """What translating packets at a device takes, as it is now.
-
-    Attributes:
-        number: its ifindex.
-        sources: family → the address that masquerading takes for what is sent there.
-        link_header: bytes before the IP header of its packets.
-        loopback: it leads to the node itself alone.
-        mac: its own address of the link, 6 bytes; zeros where packets have no header of it.
-    """
-
-    number: int
-    sources: Mapping[Family, int]
-    link_header: int
-    loopback: bool
-    mac: bytes
 
 
 class NodeDevices(NamedTuple):

@@ -25,7 +25,6 @@ from ipmasq_agent.policy.ports import PortUse
 from ipmasq_agent.policy.tally import Tally
 
 State = TypeVar("State")
-StateIn = TypeVar("StateIn", contravariant=True)
 StateOut = TypeVar("StateOut", covariant=True)
 Desired = TypeVar("Desired")
 
@@ -55,13 +54,6 @@ class Change(Protocol[StateOut]):
 Plan = TypeVar("Plan", bound=Change[Any])
 
 
-class Interpreter(Protocol[StateIn]):
-    """Tells what our part of a state decides, for every source or for one."""
-
-    def __call__(self, state: StateIn, source: int | None = None, /) -> Interpretation:
-        """Return it."""
-
-
 def _nothing_to_say(desired: object) -> str | None:
     return None
 
@@ -77,7 +69,7 @@ class Dialect(Generic[State, Desired, Plan]):
         plan: returns the change from a state to what is desired. ``KernelReadError`` where
             what is there cannot be understood, or is somebody else's.
         describe: returns our part of a state, line by line, in the plane's own syntax.
-        interpret: returns what our part of a state decides.
+        interpret: returns what our part of a state decides, for every source or for one.
         advice: returns what a user should know about holding this; None for nothing.
     """
 
@@ -85,7 +77,7 @@ class Dialect(Generic[State, Desired, Plan]):
     absent: Callable[[Family], Desired]
     plan: Callable[[State, Desired], Plan]
     describe: Callable[[State], list[str]]
-    interpret: Interpreter[State]
+    interpret: Callable[..., Interpretation]
     advice: Callable[[Desired], str | None] = _nothing_to_say
 
 

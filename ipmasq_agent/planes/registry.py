@@ -80,7 +80,7 @@ _HAS_LEGACY_TABLE = _of("iptables.presence", "has_legacy_table")
 _HAS_NFT_TABLE = _of("iptables.presence", "has_nft_table")
 _HAS_NFT_CHAIN = _of("iptables.presence", "has_nft_chain")
 _HAS_TABLE = _of("nftables.presence", "has_table")
-_HAS_PROGRAMS = _of("bpf.presence", "has_programs")
+_HAS_PROGRAMS = _of("bpf.programs", "has_programs")
 _NET = frozenset({"NET_ADMIN"})
 
 PLANES: tuple[PlaneRow, ...] = (

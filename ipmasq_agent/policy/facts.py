@@ -25,6 +25,29 @@ class Links(NamedTuple):
     egress: tuple[str, ...]
 
 
+class EgressDevice(NamedTuple):
+    """What translating packets at a device takes, as it is now.
+
+    Attributes:
+        number: its ifindex.
+        sources: family → the address that masquerading takes for what is sent there.
+        link_header: bytes before the IP header of its packets.
+        loopback: it leads to the node itself alone.
+        mac: its own address of the link, 6 bytes; zeros where packets have no header of it.
+    """
+
+    number: int
+    sources: Mapping[Family, int]
+    link_header: int = 14
+    loopback: bool = False
+    mac: bytes = bytes(6)
+
+    def of(self, family: Family) -> EgressDevice:
+        """Return it as packets of one family leave through it."""
+        sources = {of: source for of, source in self.sources.items() if of is family}
+        return self._replace(sources=sources)
+
+
 class ClusterNode(NamedTuple):
     """A node of a cluster.
 

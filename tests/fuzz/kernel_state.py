@@ -22,7 +22,7 @@ from ipmasq_agent.netlink.nft_objects import (
 from ipmasq_agent.planes.bpf import interpret as bpf
 from ipmasq_agent.planes.bpf import layout
 from ipmasq_agent.planes.bpf.bitmap import PARTS, bitmap, code_of
-from ipmasq_agent.planes.bpf.state import BpfDevice, BpfRules, BpfState, DevicePrograms, describe
+from ipmasq_agent.planes.bpf.state import BpfRules, BpfState, DevicePrograms, describe
 from ipmasq_agent.planes.iptables import interpret as iptables
 from ipmasq_agent.planes.iptables import set_text
 from ipmasq_agent.planes.iptables.compile import absent
@@ -40,6 +40,7 @@ from ipmasq_agent.planes.nftables.wire import devices_of, set_of
 from ipmasq_agent.planes.prefixset import AddressSet, element
 from ipmasq_agent.planes.rules.native import as_iptables, told
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.facts import EgressDevice
 from ipmasq_agent.policy.flows import Flow
 from ipmasq_agent.policy.ports import kernel_pools, own_pool
 from tests.fuzz.documents import PLACEMENT
@@ -193,11 +194,11 @@ def bpf_maps(data: bytes) -> None:
     entries = [data[at : at + _ENTRY] for at in range(0, end - _ENTRY + 1, _ENTRY)]
     for each in entries:
         key, value = each[:40], each[40:]
-        show(layout.unpack_flow(key, value, 1).flow)
-        show(layout.unpack_kept(key, value[:8], 1).flow)
+        show(layout.unpack_flow("flows", key, value, 1).flow)
+        show(layout.unpack_flow("kept", key, value[:8], 1).flow)
         layout.unpack_exhausted(each[:20], each[20:28])
         layout.unpack_own(each[:20])
-        str(layout.unpack_device(each[:44]).sources)
+        str(layout.unpack_device(1, each[:44]).device.sources)
         str(layout.unpack_settings(each + bytes(8)))
         for _, flow in layout.unpack_begun(each + bytes(8)):
             show(flow)
@@ -208,7 +209,7 @@ def bpf_maps(data: bytes) -> None:
     for family in Family:
         found = sorted({element(a, n, v == 1) for a, n, v in lpm.unpack_keys(family, keys)})
         rules = BpfRules(AddressSet("decisions", family, found))
-        device = BpfDevice(1, None)
+        device = EgressDevice(1, {})
         state = BpfState(
             family, rules, {"eth0": DevicePrograms(device, complete=True)}, present={"eth0": device}
         )

@@ -320,7 +320,7 @@ def test_a_device_is_known_by_its_new_address_of_the_link(lab: Crossing, tmp_pat
 
     def known() -> bytes:
         with pinned() as maps:
-            return maps.devices()[number].mac
+            return maps.devices()[number].device.mac
 
     try:
         agent.wait_ready()

@@ -16,6 +16,7 @@ from ipmasq_agent.planes.bpf.layout import FlowState, SettingsFlag, SlotSettings
 from ipmasq_agent.planes.bpf.programs import BYTECODE
 from ipmasq_agent.planes.usage import Exhausted
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.facts import EgressDevice
 from ipmasq_agent.policy.flows import End, Flow
 from ipmasq_agent.policy.model import PortRange
 
@@ -81,9 +82,8 @@ def test_settings() -> None:
 
 def test_a_device() -> None:
     at = offsets("device")
-    told = layout.pack_device(
-        layout.DeviceEntry({Family.IPV4: 7}, {Family.IPV4: 1, Family.IPV6: 2}, 14, True, b"abcdef")
-    )
+    device = EgressDevice(2, {Family.IPV4: 7}, 14, True, b"abcdef")
+    told = layout.pack_device(layout.DeviceEntry(device, {Family.IPV4: 1, Family.IPV6: 2}))
     assert len(told) == size("device")
     assert told[at["source"] :][:20] == (7).to_bytes(4) + bytes(16)
     assert told[at["has_source"] :][:2] == bytes([1, 0])
@@ -131,9 +131,9 @@ def test_a_flow_with_an_address_of_the_node() -> None:
     flow = Flow(Family.IPV6, 6, *ends, established=True)
     told = layout.TrackedFlow(flow, FlowState.SEEN_OUTWARD | FlowState.SEEN_INWARD, 5)
     struct.pack_into("=Q", value, at["life"], told.state << 32 | 105)
-    assert layout.unpack_flow(_key(), bytes(value), 100) == told
+    assert layout.unpack_flow("flows", _key(), bytes(value), 100) == told
     struct.pack_into("=Q", value, at["life"], FlowState.TAKING << 32 | 105)
-    assert layout.unpack_flow(_key(), bytes(value), 100).seconds == 0
+    assert layout.unpack_flow("flows", _key(), bytes(value), 100).seconds == 0
 
 
 def test_a_flow_that_keeps_its_source() -> None:
@@ -141,7 +141,7 @@ def test_a_flow_that_keeps_its_source() -> None:
     assert len(value) == size("kept")
     ends = End(REMOTE, 80), End(LOCAL, 4000), End(REMOTE, 80), End(LOCAL, 4000)
     told = layout.TrackedFlow(Flow(Family.IPV6, 6, *ends), FlowState.FROM_OUTSIDE, 5)
-    assert layout.unpack_kept(_key(), value, 100) == told
+    assert layout.unpack_flow("kept", _key(), value, 100) == told
 
 
 def test_states_are_the_same_bits() -> None:
@@ -162,7 +162,7 @@ def test_columns_of_flows() -> None:
         struct.pack_into("=Q", values, place + of_value["life"], 3 << 32 | expires)
     assert list(layout.families(bytes(keys))) == [1, 0, 0]
     assert layout.expiries("flows", bytes(values)) == [105, 99, 101]
-    assert layout.translated(bytes(keys), bytes(values), 100) == 1
+    assert len(list(layout.shared_ports(bytes(keys), bytes(values), 100))) == 1
     lives = struct.pack("=2Q", 3 << 32 | 7, 8)
     assert layout.expiries("kept", lives) == [7, 8]
     assert {"flows": size("flow"), "kept": size("kept")} == layout.TABLES

@@ -12,7 +12,7 @@ from ipmasq_agent.agent.reconcile import clean
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.netlink.sockets import ConnectedSocket, list_connected
-from ipmasq_agent.planes.bpf import plane as plane_module
+from ipmasq_agent.planes.bpf import own_flows
 from ipmasq_agent.policy.addresses import Family, parse_address
 from ipmasq_agent.policy.model import PortRange
 from tests.kernel.test_bpf_survival import (
@@ -154,7 +154,7 @@ def test_a_kernel_that_lists_no_sockets_is_no_obstacle(
     def refuse() -> list[ConnectedSocket]:
         raise KernelReadError("no sock_diag here")
 
-    monkeypatch.setattr(plane_module, "list_connected", refuse)
+    monkeypatch.setattr(own_flows, "list_connected", refuse)
     with net.node.entered():
         plane = made()
         bring(plane, MASQUERADING)

@@ -346,8 +346,8 @@ def _altered(maps: PinnedMaps, family: Family, what: str) -> None:
             held = maps.settings(slot)
             maps.set_settings(slot, held._replace(flags=held.flags ^ SettingsFlag.RANDOM_FULLY))
         case "device":
-            number, entry = next(iter(maps.devices().items()))
-            maps.set_device(number, entry._replace(egress={**entry.egress, family: 0}))
+            entry = next(iter(maps.devices().values()))
+            maps.set_device(entry._replace(egress={**entry.egress, family: 0}))
         case "own":
             maps.drop_own(family, list(maps.own(family))[:1])
         case "trie":

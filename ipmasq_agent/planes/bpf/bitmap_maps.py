@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipmasq_agent.bpf.maps import HASH, create
@@ -13,7 +12,6 @@ from ipmasq_agent.bpf.objects import closing, get_pinned, run_program
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.planes.bpf import bitmap, layout
 from ipmasq_agent.planes.bpf.bitmap import ASK_TRIE, BLOCK_SIZE, PARTS, Rewriting
-from ipmasq_agent.planes.bpf.inner import InnerMaps
 from ipmasq_agent.planes.bpf.layout import DETAILS, NUMBER, OUTLINE, WRITE
 from ipmasq_agent.policy.addresses import Family
 
@@ -26,10 +24,9 @@ _SPARE = 1024  # blocks that editing may add; then a part is left to the trie
 class BitmapMaps:
     """The bitmaps of the slots of IPv4."""
 
-    def __init__(self, pins: Path, maps: PinnedMaps, inner: InnerMaps) -> None:
-        self._pins = pins
+    def __init__(self, maps: PinnedMaps) -> None:
         self._maps = maps
-        self._inner = inner
+        self._inner = maps.inner
 
     def fill(self, slot: int, elements: Iterable[int]) -> None:
         """Fill that of a slot that is not in force."""
@@ -131,7 +128,7 @@ class BitmapMaps:
             if details is None:
                 self._put_details(slot, blocks)
                 return True
-        program = get_pinned(self._pins / WRITE)
+        program = get_pinned(self._maps.pins / WRITE)
         if program is None:
             return False
         with closing(program):

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Mapping, Set
-from contextlib import suppress
 
-from ipmasq_agent.host.devices import EgressDevice
 from ipmasq_agent.planes.bpf import layout
 from ipmasq_agent.planes.bpf.layout import DeviceEntry, SettingsFlag
 from ipmasq_agent.planes.bpf.maps import PinnedMaps
-from ipmasq_agent.planes.bpf.state import BpfDevice, BpfRules, DevicePrograms
+from ipmasq_agent.planes.bpf.state import BpfRules, DevicePrograms
 from ipmasq_agent.policy.addresses import Family
-
-
-def seen_by(family: Family, found: EgressDevice) -> BpfDevice:
-    """Return a device as packets of a family leave through it."""
-    source = found.sources.get(family)
-    return BpfDevice(found.number, source, found.link_header, found.loopback, found.mac)
+from ipmasq_agent.policy.facts import EgressDevice
 
 
 def told_devices(
@@ -39,9 +31,7 @@ def told_devices(
     names = {found.number: name for name, found in present.items()}
     hooks, beside = {}, {}
     for number, held in maps.devices().items():
-        source = held.sources.get(family)
-        device = BpfDevice(number, source, held.link_header, held.loopback, held.mac)
-        found = DevicePrograms(device, number in names and complete(number))
+        found = DevicePrograms(held.device.of(family), number in names and complete(number))
         if held.egress[family] >> generation & 1:
             hooks[names.get(number, f"#{number}")] = found
         elif number in names:
@@ -52,7 +42,7 @@ def told_devices(
 def tell(
     maps: PinnedMaps,
     family: Family,
-    devices: Mapping[int, BpfDevice],
+    devices: Mapping[int, EgressDevice],
     egress: Set[int],
     bits: int,
 ) -> None:
@@ -67,18 +57,15 @@ def tell(
     """
     known = maps.devices()
     for number in known.keys() | devices.keys():
-        told = held = known.get(number, DeviceEntry({}, {}))
-        device = devices.get(number)
-        if device is not None:
-            sources = {**held.sources, family: device.source}
-            with_one = {each: source for each, source in sources.items() if source is not None}
-            told = DeviceEntry(
-                with_one, held.egress, device.link_header, device.loopback, device.mac
-            )
-        of_policy = held.egress.get(family, 0) & ~bits | (bits if number in egress else 0)
-        told = told._replace(egress={**held.egress, family: of_policy})
+        entry = known.get(number) or DeviceEntry(devices[number], {})
+        device = entry.device
+        if number in devices:
+            others = {of: one for of, one in device.sources.items() if of is not family}
+            device = devices[number]._replace(sources={**others, **devices[number].sources})
+        of_policy = entry.egress.get(family, 0) & ~bits | (bits if number in egress else 0)
+        told = DeviceEntry(device, {**entry.egress, family: of_policy})
         if told != known.get(number):
-            maps.set_device(number, told)
+            maps.set_device(told)
     maps.tell_several(len(known.keys() | devices.keys()) > 1)
 
 
@@ -87,7 +74,7 @@ def first_places_move(
     family: Family,
     generation: int,
     rules: BpfRules,
-    devices: Mapping[int, BpfDevice],
+    devices: Mapping[int, EgressDevice],
     addresses: Set[int],
 ) -> bool:
     """Whether flows that live would be looked for where they are not.
@@ -111,14 +98,7 @@ def first_places_move(
     if before.flags & SettingsFlag.INDEXING:
         return True  # an agent was killed over it: once more, and it is over
     return any(
-        known[number].sources.get(family) in addresses - {device.source}
+        known[number].device.sources.get(family) in addresses - {device.sources.get(family)}
         for number, device in devices.items()
         if number in known
     )
-
-
-def is_there(number: int) -> bool:
-    """Whether a device is there, by its ifindex."""
-    with suppress(OSError):
-        return bool(socket.if_indextoname(number))
-    return False

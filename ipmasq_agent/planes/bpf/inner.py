@@ -26,9 +26,8 @@ class InnerMaps:
     is for CAP_SYS_ADMIN alone.
     """
 
-    def __init__(self, pins: Path, outer: PinnedMaps) -> None:
-        self._pins = pins
-        self._outer = outer
+    def __init__(self, outer: PinnedMaps) -> None:
+        self._pins, self._outer = outer.pins, outer
 
     @contextmanager
     def open(self, kind: str, slot: int) -> Iterator[BpfMap | None]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ipmasq_agent.planes.usage import Exhausted
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.facts import EgressDevice
 from ipmasq_agent.policy.flows import ICMP, End, Flow
 from ipmasq_agent.policy.model import PortRange
 from ipmasq_agent.policy.ports import IDENTIFIERS, PortPool, PortUse
@@ -159,18 +160,12 @@ class DeviceEntry(NamedTuple):
     """What the programs know of a device.
 
     Attributes:
-        sources: family → the address that masquerading gives; those that have one.
+        device: as it was when they were told.
         egress: family → bit n is set where it is a device of generation n's policy.
-        link_header: bytes before the IP header.
-        loopback: all that leaves here is for the node itself.
-        mac: the device's own address of the link, 6 bytes; zeros where it has no link header.
     """
 
-    sources: Mapping[Family, int]
+    device: EgressDevice
     egress: Mapping[Family, int]
-    link_header: int = 0
-    loopback: bool = False
-    mac: bytes = bytes(6)
 
 
 class TrackedFlow(NamedTuple):
@@ -216,20 +211,21 @@ def unpack_settings(data: bytes) -> SlotSettings:
     return SlotSettings(stamp, SettingsFlag(flags), ports[:ranges])
 
 
-def pack_device(device: DeviceEntry) -> bytes:
-    """Return what is known of a device as its struct."""
+def pack_device(entry: DeviceEntry) -> bytes:
+    """Return what is known of a device as its struct, without its number."""
+    device, egress = entry
     return _DEVICE.pack(
         *(pack_address(family, device.sources.get(family, 0)) for family in FAMILIES),
         *(family in device.sources for family in FAMILIES),
-        *(device.egress.get(family, 0) for family in FAMILIES),
+        *(egress.get(family, 0) for family in FAMILIES),
         device.link_header,
         device.loopback,
         device.mac,
     )
 
 
-def unpack_device(data: bytes) -> DeviceEntry:
-    """Return what is known of a device from its struct."""
+def unpack_device(number: int, data: bytes) -> DeviceEntry:
+    """Return what is known of the device with a number from its struct."""
     *of_families, link_header, loopback, mac = _DEVICE.unpack(data)
     addresses, has, egress = of_families[:2], of_families[2:4], of_families[4:]
     sources = {
@@ -237,9 +233,8 @@ def unpack_device(data: bytes) -> DeviceEntry:
         for family, address, there in zip(FAMILIES, addresses, has, strict=True)
         if there
     }
-    return DeviceEntry(
-        sources, dict(zip(FAMILIES, egress, strict=True)), link_header, bool(loopback), mac
-    )
+    device = EgressDevice(number, sources, link_header, bool(loopback), mac)
+    return DeviceEntry(device, dict(zip(FAMILIES, egress, strict=True)))
 
 
 def pack_own(family: Family, address: int) -> bytes:
@@ -290,32 +285,21 @@ def pack_flow_key(family: Family, protocol: int, remote: FlowEnd, local: FlowEnd
 
 def pack_flow(owner: FlowEnd, ifindex: int, state: FlowState, expires: int) -> bytes:
     """Return the entry of a flow; it expires at a second of CLOCK_MONOTONIC, as of all here."""
-    return _FLOW.pack(*owner, ifindex, _life(state, expires))
+    return _FLOW.pack(*owner, ifindex, state << 32 | expires)
 
 
 def pack_kept(state: FlowState, expires: int) -> bytes:
     """Return the entry of a flow that keeps its source; as ``pack_flow``."""
-    return _KEPT.pack(_life(state, expires))
+    return _KEPT.pack(state << 32 | expires)
 
 
-def _life(state: FlowState, expires: int) -> int:
-    return state << 32 | expires
-
-
-def unpack_flow(key: bytes, value: bytes, now: int) -> TrackedFlow:
-    """Return a flow of the table of those that leave with an address of the node."""
-    owner, port, _, life = _FLOW.unpack(value)
-    return _tracked(key, owner, port, life, now)
-
-
-def unpack_kept(key: bytes, value: bytes, now: int) -> TrackedFlow:
-    """Return a flow of the table of those that keep their source; as ``unpack_flow``."""
-    _, local, _, port, *_ = _FLOW_KEY.unpack(key)
-    (life,) = _KEPT.unpack(value)
-    return _tracked(key, local, port, life, now)
-
-
-def _tracked(key: bytes, owner: bytes, port: bytes, life: int, now: int) -> TrackedFlow:
+def unpack_flow(table: str, key: bytes, value: bytes, now: int) -> TrackedFlow:
+    """Return a flow by its entry in a table; one that keeps its source comes from there."""
+    if table == FLOWS:
+        owner, port, _, life = _FLOW.unpack(value)
+    else:
+        _, owner, _, port, *_ = _FLOW_KEY.unpack(key)
+        (life,) = _KEPT.unpack(value)
     state, expires = divmod(life, 1 << 32)
     flow = _flow(key, owner, port, FlowState(state))
     return TrackedFlow(flow, FlowState(state), 0 if state & FlowState.TAKING else expires - now)
@@ -364,21 +348,12 @@ def expiries(table: str, values: bytes) -> list[int]:
     return [life & 0xFFFFFFFF for life in memoryview(values).cast("Q")[words - 1 :: words]]
 
 
-def translated(keys: bytes, values: bytes, now: int) -> int:
-    """Return how many flows with an address of the node live, and had another address or port."""
-    entries = zip(_FLOW_KEY.iter_unpack(keys), _FLOW.iter_unpack(values), strict=True)
-    return sum(
-        life & 0xFFFFFFFF > now and (local, local_port) != (owner, port)
-        for (_, local, _, local_port, *_), (owner, port, _, life) in entries
-    )
-
-
 SharedPorts = tuple[bytes, bytes, bytes, int, int]
 """Remote and local address, remote port, protocol and family of a flow, as its key has them."""
 
 
 def shared_ports(keys: bytes, values: bytes, now: int) -> Iterator[SharedPorts]:
-    """Yield for each flow that ``translated`` counts what others have whose port is another."""
+    """Yield for each flow that lives and had another address or port what shares its port."""
     entries = zip(_FLOW_KEY.iter_unpack(keys), _FLOW.iter_unpack(values), strict=True)
     for (remote, local, port, local_port, protocol, family), (owner, its, _, life) in entries:
         if life & 0xFFFFFFFF > now and (local, local_port) != (owner, its):
@@ -418,11 +393,6 @@ def unpack_exhausted(key: bytes, value: bytes) -> Exhausted:
 def pack_block(slot: int, number: int, codes: bytes | bytearray) -> bytes:
     """Return the packet by which ``write_block`` is told of a block of a slot's bitmap."""
     return _BLOCK_TO_WRITE.pack(slot, number, codes)
-
-
-def counter_key(family: Family, outcome: int) -> bytes:
-    """Return the key of a counter."""
-    return NUMBER.pack(FAMILIES.index(family) * MOST_OUTCOMES + outcome)
 
 
 def summed(values: Iterable[bytes]) -> int:

@@ -3,51 +3,66 @@
 from __future__ import annotations
 
 import secrets
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from ipmasq_agent.bpf.maps import BpfMap, open_pinned
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.planes.bpf import layout
 from ipmasq_agent.planes.bpf.inner import InnerMaps
-from ipmasq_agent.planes.bpf.layout import FAMILIES, NUMBER, SettingsFlag, SlotSettings
+from ipmasq_agent.planes.bpf.layout import FAMILIES, NUMBER, FlowState, SettingsFlag, SlotSettings
 from ipmasq_agent.planes.bpf.prefix_maps import PrefixMaps
 from ipmasq_agent.planes.bpf.state import DECISIONS, BpfRules
 from ipmasq_agent.planes.bpf.sweep import Remove, sweep
 from ipmasq_agent.planes.prefixset import AddressSet
 from ipmasq_agent.planes.usage import Exhausted, FlowTable
 from ipmasq_agent.policy.addresses import Family, collapsed
+from ipmasq_agent.policy.facts import EgressDevice
+from ipmasq_agent.policy.flows import Flow
 from ipmasq_agent.policy.model import FixedSource, joined
 from ipmasq_agent.policy.ports import PortPool, own_pool
 
 _MOST_MARK = 0xFFFE  # its complement is a mark too, and 0 is none
 _NEVER_NONE = 1 << 31
+_WITH_PORTS = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP})
 Index = Callable[[Sequence[bytes]], None]
 """Has flows found by what their packets are before translation, by their keys."""
 _MOST_EXHAUSTED = 10  # destinations that are told
+
+
+class Signs(NamedTuple):
+    """What the maps say of a family beside its prefixes."""
+
+    generation: int
+    settings: SlotSettings
+    devices: Mapping[int, tuple[EgressDevice, bool]]
+    own: frozenset[int]
 
 
 class PinnedMaps:
     """The maps that are pinned in a directory; a context manager that holds them open.
 
     Args:
-        pins: the directory.
+        pins: see below.
         find: opens one by its name, where it may also have lost its pin; None for none.
 
     Attributes:
+        pins: the directory.
         inner: the maps within maps of maps.
         prefixes: what they say of addresses.
     """
 
     def __init__(self, pins: Path, find: Callable[[str], BpfMap | None] | None = None) -> None:
-        self._pins = pins
+        self.pins = pins
         self._find = find or (lambda name: open_pinned(pins / name))
         self._stack = ExitStack()
         self._maps: dict[str, BpfMap] = {}
-        self.inner = InnerMaps(pins, self)
-        self.prefixes = PrefixMaps(pins, self, self.inner)
+        self.inner = InnerMaps(self)
+        self.prefixes = PrefixMaps(self)
 
     def __enter__(self) -> PinnedMaps:
         return self
@@ -67,7 +82,7 @@ class PinnedMaps:
     def __getitem__(self, name: str) -> BpfMap:
         found = self.find(name)
         if found is None:
-            raise KernelReadError(f"{self._pins / name} is gone, and others of ours are there")
+            raise KernelReadError(f"{self.pins / name} is gone, and others of ours are there")
         return found
 
     def have(self, *names: str) -> bool:
@@ -99,6 +114,15 @@ class PinnedMaps:
         """Return the generation in force, and its settings with the stamp of its policy."""
         number = self.generation(family)
         return number, self.settings(layout.slot(family, number))
+
+    def signs(self, family: Family) -> Signs:
+        """Return what is said of a family, devices with whether they are of its policy."""
+        number, in_force = self.in_force(family)
+        devices = {
+            ifindex: (told.device.of(family), bool(told.egress.get(family, 0) >> number & 1))
+            for ifindex, told in self.devices().items()
+        }
+        return Signs(number, in_force, devices, self.own(family))
 
     def stamp(self, slot: int, stamp: int) -> None:
         """Stamp the policy of a slot."""
@@ -139,14 +163,12 @@ class PinnedMaps:
 
     def devices(self) -> dict[int, layout.DeviceEntry]:
         """Return what the programs know of devices, by ifindex."""
-        return {
-            NUMBER.unpack(key)[0]: layout.unpack_device(value)
-            for key, value in self["devices"].entries()
-        }
+        held = ((*NUMBER.unpack(key), value) for key, value in self["devices"].entries())
+        return {number: layout.unpack_device(number, value) for number, value in held}
 
-    def set_device(self, number: int, device: layout.DeviceEntry) -> None:
+    def set_device(self, told: layout.DeviceEntry) -> None:
         """Tell the programs about a device."""
-        self["devices"].update(NUMBER.pack(number), layout.pack_device(device))
+        self["devices"].update(NUMBER.pack(told.device.number), layout.pack_device(told))
         # A hash gives the room of the value that was replaced to the next one that comes,
         # also while a program reads it (alloc_htab_elem, kernel/bpf/hashtab.c).
         self._wait()
@@ -255,8 +277,7 @@ class PinnedMaps:
 
     def translated(self) -> int:
         """Return how many flows have not expired that get another address or port."""
-        now = int(time.clock_gettime(time.CLOCK_MONOTONIC))
-        return sum(layout.translated(*columns, now) for columns in self["flows"].columns())
+        return sum(1 for _ in self.ports_taken())
 
     def ports_taken(self) -> Iterator[layout.SharedPorts]:
         """Yield for each translated flow that has not expired what shares its port."""
@@ -276,19 +297,26 @@ class PinnedMaps:
     def flows(self, port: int | None = None) -> Iterator[layout.TrackedFlow]:
         """Yield the flows that have not expired; those alone that leave with a port, if given."""
         now = int(time.clock_gettime(time.CLOCK_MONOTONIC))
-        for table, unpack in (("flows", layout.unpack_flow), ("kept", layout.unpack_kept)):
+        for table in layout.TABLES:
             for entry in self[table].entries():
                 if port is not None and not layout.has_port(entry[0], port):
                     continue
-                flow = unpack(*entry, now)
+                flow = layout.unpack_flow(table, *entry, now)
                 if flow.seconds > 0 and (port is None or flow.flow.left_as.port == port):
                     yield flow
 
+    def connections(self) -> Iterator[tuple[Flow, int]]:
+        """Yield TCP connections and UDP flows, and how many seconds they live."""
+        for flow, state, seconds in self.flows():
+            if flow.protocol in _WITH_PORTS and not state & FlowState.RESET:
+                yield flow, seconds
+
     def counted(self, family: Family) -> Mapping[str, int]:
         """Return how often each outcome was met."""
+        first, counters = FAMILIES.index(family) * layout.MOST_OUTCOMES, self["counters"]
         return {
-            name: layout.summed(self["counters"].per_cpu(layout.counter_key(family, number)))
-            for number, name in enumerate(layout.OUTCOMES)
+            name: layout.summed(counters.per_cpu(NUMBER.pack(number)))
+            for number, name in enumerate(layout.OUTCOMES, first)
         }
 
 

@@ -32,8 +32,8 @@ class BegunFlows(Beginnings):
         HostError: all places are taken.
     """
 
-    def __init__(self, pins: Path, maps: PinnedMaps) -> None:
-        self._maps = maps
+    def __init__(self, maps: PinnedMaps) -> None:
+        self._maps, pins = maps, maps.pins
         self._observers, self._untold = maps[layout.OBSERVERS], maps[layout.UNTOLD]
         self._pin = pins / layout.OBSERVERS
         self._seat, self._key = _place(pins)

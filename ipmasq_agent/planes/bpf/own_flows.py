@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
-from collections.abc import Iterable
 from ipaddress import ip_address
 
-from ipmasq_agent.netlink.sockets import ConnectedSocket
+from ipmasq_agent.errors import KernelReadError
+from ipmasq_agent.logs import event
+from ipmasq_agent.netlink.sockets import ConnectedSocket, list_connected
 from ipmasq_agent.planes.bpf import layout
 from ipmasq_agent.planes.bpf.layout import FLOWS, FlowState
 from ipmasq_agent.planes.bpf.maps import PinnedMaps
@@ -17,11 +19,17 @@ _TCP_ESTABLISHED, _TCP_CLOSING, _UDP_BOTH_WAYS = 5 * 24 * 3600, 120, 120
 _ANSWERED = FlowState.SEEN_OUTWARD | FlowState.SEEN_INWARD | FlowState.CONFIRMED
 
 
-def record(maps: PinnedMaps, sockets: Iterable[ConnectedSocket]) -> None:
-    """Record what connected sockets of the node are part of, as the programs record it.
+def record(maps: PinnedMaps) -> None:
+    """Record what connected sockets of the node are part of, on a kernel that lists them.
 
     Once ``index_flows`` has run they keep their ports too, whatever the policy allows.
     """
+    try:
+        sockets = list_connected()
+    except KernelReadError as cause:
+        words = "connections of the node may meet a pod's port until they send something"
+        event(logging.WARNING, words, error=cause)
+        return
     now = int(time.clock_gettime(time.CLOCK_MONOTONIC))
     table, room = maps[FLOWS], maps[FLOWS].capacity
     for one in sockets:

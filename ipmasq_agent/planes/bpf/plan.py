@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ipmasq_agent.planes.bpf.state import (
-    BpfDevice,
     BpfRules,
     BpfState,
     DevicePrograms,
@@ -19,6 +18,7 @@ from ipmasq_agent.planes.bpf.state import (
     decision_line,
 )
 from ipmasq_agent.planes.prefixset import Step, difference, in_place
+from ipmasq_agent.policy.facts import EgressDevice
 
 _ANY_CAPACITY = 1 << 32  # a trie is made for more than it holds
 
@@ -73,7 +73,7 @@ class BpfPlan:
     def result(self) -> BpfState:
         """The state that it leads to."""
 
-        def working(devices: Mapping[str, BpfDevice]) -> dict[str, DevicePrograms]:
+        def working(devices: Mapping[str, EgressDevice]) -> dict[str, DevicePrograms]:
             return {name: DevicePrograms(device, complete=True) for name, device in devices.items()}
 
         return replace(

@@ -7,35 +7,32 @@ from __future__ import annotations
 
 import logging
 import secrets
-import socket
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from ipmasq_agent.errors import HostError, KernelReadError, NotPermitted
-from ipmasq_agent.host.devices import EgressDevice, list_devices
+from ipmasq_agent.host.devices import list_devices
 from ipmasq_agent.host.patience import Patience
 from ipmasq_agent.host.sparing import Sparing
 from ipmasq_agent.logs import event
 from ipmasq_agent.netlink.ct import introduce
-from ipmasq_agent.netlink.sockets import list_connected
 from ipmasq_agent.planes.bpf import layout
 from ipmasq_agent.planes.bpf.compile import compile_policy
-from ipmasq_agent.planes.bpf.devices import first_places_move, is_there, seen_by, tell, told_devices
+from ipmasq_agent.planes.bpf.devices import first_places_move, tell, told_devices
 from ipmasq_agent.planes.bpf.interpret import interpret
 from ipmasq_agent.planes.bpf.layout import FlowState, SettingsFlag, SlotSettings
-from ipmasq_agent.planes.bpf.maps import PinnedMaps
+from ipmasq_agent.planes.bpf.maps import PinnedMaps, Signs
 from ipmasq_agent.planes.bpf.observing import BegunFlows
 from ipmasq_agent.planes.bpf.own_flows import record
 from ipmasq_agent.planes.bpf.plan import BpfPlan, plan
-from ipmasq_agent.planes.bpf.programs import NodePrograms
+from ipmasq_agent.planes.bpf.programs import NodePrograms, is_there
 from ipmasq_agent.planes.bpf.state import BpfRules, BpfState, describe
 from ipmasq_agent.planes.bpf.sweep import pause
-from ipmasq_agent.planes.bpf.upgrade import FirstLayout
+from ipmasq_agent.planes.bpf.upgrade import take_over
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.plane import Dialect, Plane, Translator
 from ipmasq_agent.planes.usage import FlowTable, Usage
@@ -59,16 +56,6 @@ _COUNTED = {layout.KEPT, layout.MOVED}
 _OF_OBSERVERS = {layout.OBSERVERS, layout.UNTOLD}
 # Where their entries are counted, by a hash with a secret.
 _COUNTING = {layout.FILTERS, layout.NODE}
-_WITH_PORTS = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP})
-
-
-class _Signs(NamedTuple):
-    """What the maps say of a family beside its prefixes."""
-
-    generation: int
-    settings: SlotSettings
-    devices: frozenset[tuple[object, ...]]
-    own: frozenset[int]
 
 
 class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
@@ -87,7 +74,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
     def __init__(self, pins: Path, flows: int | None = None) -> None:
         self._programs = NodePrograms(pins, flows)
         self._known: dict[Family, tuple[int, BpfRules]] = {}
-        self._left: dict[Family, _Signs] = {}  # as of the latest read
+        self._left: dict[Family, Signs] = {}  # as of the latest read
         self._sparing = Sparing()
         self._tables: tuple[FlowTable, ...] = ()
 
@@ -97,10 +84,8 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
         """Return what the maps hold, with every prefix; and whether others of ours decide too."""
         self._known.pop(family, None)
         state = self._read(family)
-        if state.remains:
-            return state
-        older = self._programs.pins.of_other_layouts()
-        return replace(state, remains=bool(older) or self._programs.strays())
+        older = state.remains or self._programs.pins.of_other_layouts() or self._programs.strays()
+        return replace(state, remains=bool(older))
 
     def recall(self, family: Family) -> BpfState:
         """Return what the maps hold; prefixes from memory where their stamp is ours."""
@@ -114,7 +99,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
         devices = list_devices()
         state = BpfState(
             family,
-            present={name: seen_by(family, found) for name, found in devices.by_name.items()},
+            present={name: found.of(family) for name, found in devices.by_name.items()},
             leading_out=devices.leading_out,
             addresses=frozenset(address for of, address in devices.own if of is family),
         )
@@ -126,14 +111,10 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
             if not maps.readable():
                 return replace(state, remains=True, damaged=True)
             state = replace(state, damaged=damaged)
-            return self._read_in_force(maps, state, devices.by_name, destination)
+            return self._read_in_force(maps, state, destination)
 
     def _read_in_force(
-        self,
-        maps: PinnedMaps,
-        state: BpfState,
-        by_name: Mapping[str, EgressDevice],
-        destination: int | None,
+        self, maps: PinnedMaps, state: BpfState, destination: int | None
     ) -> BpfState:
         """Read anew as long as another process writes: what was read is then of two policies."""
         patience = Patience(_LONGEST_EDIT)
@@ -142,7 +123,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
             edited = in_force.stamp == _BEING_EDITED and bool(in_force.flags)
             failed = None
             try:
-                found = self._read_generation(maps, state, by_name, number, in_force, destination)
+                found = self._read_generation(maps, state, number, in_force, destination)
             except KernelReadError as error:
                 failed = error
             settled = not edited and maps.in_force(state.family) == before
@@ -159,14 +140,13 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
         self,
         maps: PinnedMaps,
         state: BpfState,
-        by_name: Mapping[str, EgressDevice],
         number: int,
         in_force: SlotSettings,
         destination: int | None,
     ) -> BpfState:
         family = state.family
-        self._left[family] = _signs(maps, family)
-        hooks, beside = told_devices(maps, family, number, by_name, self._programs.complete)
+        self._left[family] = maps.signs(family)
+        hooks, beside = told_devices(maps, family, number, state.present, self._programs.complete)
         slots = [layout.slot(family, n) for n in range(layout.GENERATIONS)]
         if not in_force.flags & SettingsFlag.MANAGED:
             remains = any(maps.settings(n).flags for n in slots) or not maps.any_in_force()
@@ -183,14 +163,9 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
         rules = replace(rules, devices=named)
         return replace(state, hooks=hooks, beside=beside, own=maps.own(family), rules=rules)
 
-    @contextmanager
-    def _maps(self) -> Iterator[PinnedMaps | None]:
+    def _maps(self) -> AbstractContextManager[PinnedMaps | None]:
         """Hold the maps open; None where there are none."""
-        if not self._programs.exist():
-            yield None
-            return
-        with self._open_maps() as maps:
-            yield maps
+        return self._open_maps() if self._programs.exist() else nullcontext()
 
     def _open_maps(self) -> PinnedMaps:
         return PinnedMaps(self._programs.pins.objects, self._programs.find_map)
@@ -247,7 +222,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
             maps.inner.pin_again(family, layout.slot(family, new))
             self._tidy(maps)
             # What is said of devices is said to both families.
-            self._left = {each: _signs(maps, each) for each in self._left}
+            self._left = {each: maps.signs(each) for each in self._left}
             if change.switches or change.steps:
                 self._known[family] = stamp, rules
         if change.actual.remains:
@@ -268,45 +243,18 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
             if older or (_COUNTING & set(made) and _COUNTED - set(made)):
                 maps.look_always()
             if layout.FLOWS in made:
-                _record_own(maps)
+                record(maps)
             # Where flows are is told by the secret, or by the table of those that moved.
             maps.index(self._programs.index)
             if older:
-                self._take_over(maps)
+                take_over(self._programs, maps)
         return made
-
-    def _take_over(self, maps: PinnedMaps) -> None:
-        """Go on with policy and flows of an older layout, in the place of its programs."""
-        with PinnedMaps(self._programs.pins.root) as old:
-            if not old.readable() or not old.have(layout.FLOWS):
-                return
-            former = FirstLayout(old, maps, list_devices())
-            numbers = former.take_policy()
-            # Again for those that began meanwhile: only of what began in the last scan of the
-            # older table may packets come first, and begin flows anew.
-            count = former.take_flows(self._programs.index)
-            count += former.take_flows(self._programs.index)
-            for number in numbers:
-                self._attach_to(number)
-            count += former.take_flows(self._programs.index)
-        event(logging.INFO, "flows of an older version go on", flows=count)
 
     def _attach(self, maps: PinnedMaps, present: Collection[int]) -> None:
         """Put the programs on each device that they are told of, where they are not yet."""
         for number in maps.devices():
             if number in present and not self._programs.complete(number):
-                self._attach_to(number)
-
-    def _attach_to(self, number: int) -> None:
-        """Put the programs on a device; one that has gone meanwhile needs none.
-
-        Word of that comes by itself, and what is left of it goes with the pass.
-        """
-        try:
-            self._programs.attach(number)
-        except HostError:
-            if is_there(number):
-                raise
+                self._programs.attach(number)
 
     def _tidy(self, maps: PinnedMaps) -> None:
         """Remove what is left of devices that are no more."""
@@ -365,7 +313,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
                 return True
             with self._sparing.turn() as closely:
                 return any(
-                    _signs(maps, family) != left or (closely and self._other_rules(maps, family))
+                    maps.signs(family) != left or (closely and self._other_rules(maps, family))
                     for family, left in self._left.items()
                 )
 
@@ -395,7 +343,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
                 self._load()
         with self._maps() as maps:
             if maps is not None:
-                introduce(_connections(maps.flows()))
+                introduce(maps.connections())
 
     def drain(self) -> int:
         """Let flows go on, and begin none; return how many still are translated."""
@@ -414,7 +362,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
                     maps.set_settings(slot, settings._replace(flags=flags))
                     begun = True
             if begun:  # those that came since they were announced
-                introduce(_connections(maps.flows()))
+                introduce(maps.connections())
             maps.sweep(self._programs.collect)
             return maps.translated()
 
@@ -432,18 +380,16 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
 
     def beginnings(self) -> BegunFlows:
         """Listen to flows that leave the node as they begin."""
-        maps = PinnedMaps(self._programs.pins.objects, self._programs.find_map)
-        if not maps.have(layout.OBSERVERS, layout.UNTOLD):
-            maps.__exit__()
-            raise HostError(
-                "the eBPF programs that would tell of flows are not there",
-                remedy="start the agent, or `apply` with --backend bpf",
-            )
-        try:
-            return BegunFlows(self._programs.pins.objects, maps)
-        except BaseException:
-            maps.__exit__()
-            raise
+        with ExitStack() as stack:
+            maps = stack.enter_context(self._open_maps())
+            if not maps.have(layout.OBSERVERS, layout.UNTOLD):
+                raise HostError(
+                    "the eBPF programs that would tell of flows are not there",
+                    remedy="start the agent, or `apply` with --backend bpf",
+                )
+            begun = BegunFlows(maps)
+            stack.pop_all()
+        return begun
 
     def ports_taken(self, most: int) -> Tally[PortUse]:
         """Count the translated flows by what shares ports; return the fullest."""
@@ -486,31 +432,3 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
 def placed(placement: Placement) -> BpfPlane:
     """Return the plane with its pins where they are placed."""
     return BpfPlane(Path(placement.pins), placement.flows)
-
-
-def _signs(maps: PinnedMaps, family: Family) -> _Signs:
-    number, in_force = maps.in_force(family)
-    devices = frozenset(
-        (ifindex, told.sources.get(family), told.egress.get(family, 0) >> number & 1, *told[2:])
-        for ifindex, told in maps.devices().items()
-    )
-    return _Signs(number, in_force, devices, maps.own(family))
-
-
-def _record_own(maps: PinnedMaps) -> None:
-    """Record the connections of the node, on a kernel that lists them."""
-    try:
-        record(maps, list_connected())
-    except KernelReadError as cause:
-        event(
-            logging.WARNING,
-            "connections of the node may meet a pod's port until they send something",
-            error=cause,
-        )
-
-
-def _connections(flows: Iterable[layout.TrackedFlow]) -> Iterator[tuple[Flow, int]]:
-    """Yield TCP connections and UDP flows, and how many seconds they live."""
-    for flow, state, seconds in flows:
-        if flow.protocol in _WITH_PORTS and not state & FlowState.RESET:
-            yield flow, seconds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ipmasq_agent.bpf import lpm
@@ -12,7 +11,6 @@ from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.planes.bpf import layout
 from ipmasq_agent.planes.bpf.bitmap import rewriting
 from ipmasq_agent.planes.bpf.bitmap_maps import BitmapMaps
-from ipmasq_agent.planes.bpf.inner import InnerMaps
 from ipmasq_agent.planes.bpf.state import DECISIONS, BpfRules
 from ipmasq_agent.planes.prefixset import LENGTHS, SHIFT, AddressSet, Step, element, parts
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
@@ -27,9 +25,9 @@ CAPACITY = 1 << 20
 class PrefixMaps:
     """What the slots say of addresses."""
 
-    def __init__(self, pins: Path, maps: PinnedMaps, inner: InnerMaps) -> None:
-        self._inner = inner
-        self._bitmaps = BitmapMaps(pins, maps, inner)
+    def __init__(self, maps: PinnedMaps) -> None:
+        self._inner = maps.inner
+        self._bitmaps = BitmapMaps(maps)
 
     def of(self, kind: str, family: Family, slot: int) -> list[tuple[Prefix, bytes]]:
         """Return the prefixes in a trie of a slot, ascending, with their values."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from ipmasq_agent.bpf.objects import (
     run_program,
 )
 from ipmasq_agent.bpf.syscall import BpfCommand
-from ipmasq_agent.errors import HostError
+from ipmasq_agent.errors import HostError, NotPermitted
 from ipmasq_agent.planes.bpf import clsact, strays, tcx
 from ipmasq_agent.planes.bpf.layout import (
     COLLECT,
@@ -39,6 +40,7 @@ from ipmasq_agent.planes.bpf.layout import (
 )
 from ipmasq_agent.planes.bpf.libbpf import load
 from ipmasq_agent.planes.bpf.pins import PinDirectory
+from ipmasq_agent.planes.placement import Placement
 
 BYTECODE = Path(__file__).parent / "masq.bpf.o"
 # One flow for each 32 KiB of memory; with 212 bytes a flow that is 1 in 150 of it.
@@ -163,7 +165,18 @@ class NodePrograms:
         return made
 
     def attach(self, ifindex: int) -> None:
-        """Put both programs on a device, in place of those that we have there."""
+        """Put both programs on a device, in place of those that we have there.
+
+        One that has gone meanwhile needs none: word of that comes by itself, and what is left
+        of it goes with the pass.
+        """
+        try:
+            self._attach(ifindex)
+        except HostError:
+            if is_there(ifindex):
+                raise
+
+    def _attach(self, ifindex: int) -> None:
         for hook in TcHook:
             with self._pinned(hook.value) as program:
                 link = self.pins.link(ifindex, hook)
@@ -284,6 +297,22 @@ class NodePrograms:
             raise HostError(f"{self.pins.objects / name} was removed just now")
         with closing(found):
             yield found
+
+
+def is_there(number: int) -> bool:
+    """Whether a device is there, by its ifindex."""
+    with suppress(OSError):
+        return bool(socket.if_indextoname(number))
+    return False
+
+
+def has_programs(placement: Placement) -> bool:
+    """Whether pins are here, or programs on devices that have lost theirs."""
+    try:
+        # Those who may not look at the pins look at the devices.
+        return os.path.exists(placement.pins) or NodePrograms(Path(placement.pins)).strays()
+    except NotPermitted:
+        return True  # so that somebody tries to read them, and says why that fails
 
 
 def _digest_of_bytecode() -> str:

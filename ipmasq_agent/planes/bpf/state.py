@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from ipmasq_agent.planes.prefixset import AddressSet, parts
 from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
 from ipmasq_agent.policy.decisions import Verdict
+from ipmasq_agent.policy.facts import EgressDevice
 from ipmasq_agent.policy.model import FixedSource, PortRange
 
 DECISIONS = "decisions"
@@ -71,34 +72,15 @@ class BpfRules:
 
 
 @dataclass(frozen=True, slots=True)
-class BpfDevice:
-    """A network device of this host, as the packets of one family leave through it.
-
-    Attributes:
-        number: its ifindex.
-        source: the address that packets leaving through it get; None where it has none.
-        link_header: bytes before the IP header in its packets.
-        loopback: all that leaves here is for the node itself.
-        mac: its address of the link; zeros without a link header.
-    """
-
-    number: int
-    source: int | None
-    link_header: int = 14
-    loopback: bool = False
-    mac: bytes = bytes(6)
-
-
-@dataclass(frozen=True, slots=True)
 class DevicePrograms:
     """What of ours is on a device.
 
     Attributes:
-        device: as the programs know it.
+        device: as the programs know it; its source is that of the family alone.
         complete: both programs are there, in the version that we would load.
     """
 
-    device: BpfDevice
+    device: EgressDevice
     complete: bool
 
 
@@ -113,7 +95,7 @@ class BpfState:
         beside: other device that the programs know → what is on it. Nothing is masqueraded
             there, and what is masqueraded elsewhere may come back, or have begun there.
         own: addresses that the programs take for the node's.
-        present: device → what the host says of it.
+        present: device → what the host says of it, of the family alone.
         leading_out: the devices through which traffic leaves the node.
         addresses: that the node has.
         remains: something of ours is there that is not in force: to be cleaned up.
@@ -125,13 +107,13 @@ class BpfState:
     hooks: Mapping[str, DevicePrograms] = field(default_factory=dict)
     beside: Mapping[str, DevicePrograms] = field(default_factory=dict)
     own: frozenset[int] = frozenset()
-    present: Mapping[str, BpfDevice] = field(default_factory=dict)
+    present: Mapping[str, EgressDevice] = field(default_factory=dict)
     leading_out: tuple[str, ...] = ()
     addresses: frozenset[int] = frozenset()
     remains: bool = False
     damaged: bool = False
 
-    def wanted(self, rules: BpfRules | None) -> dict[str, BpfDevice]:
+    def wanted(self, rules: BpfRules | None) -> dict[str, EgressDevice]:
         """Return the devices through which rules masquerade."""
         if rules is None:
             return {}
@@ -148,7 +130,7 @@ class BpfState:
             if hook.complete or name not in self.present
         }
 
-    def wanted_beside(self, rules: BpfRules | None) -> dict[str, BpfDevice]:
+    def wanted_beside(self, rules: BpfRules | None) -> dict[str, EgressDevice]:
         """Return the other devices that need the programs.
 
         Replies may come in through any that leads out, and what had the programs once may
@@ -183,6 +165,7 @@ def address_lines(family: Family, addresses: Iterable[int]) -> list[str]:
     return [f"{family.value} addresses {family.show(one)}" for one in sorted(addresses)]
 
 
-def _device_line(family: Family, name: str, device: BpfDevice) -> str:
-    source = "no address" if device.source is None else family.show(device.source)
+def _device_line(family: Family, name: str, device: EgressDevice) -> str:
+    address = device.sources.get(family)
+    source = "no address" if address is None else family.show(address)
     return f"{family.value} programs {name} source {source}"

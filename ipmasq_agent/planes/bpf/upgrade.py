@@ -7,13 +7,15 @@ of today.
 
 from __future__ import annotations
 
+import logging
 import struct
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 
-from ipmasq_agent.host.devices import NodeDevices
+from ipmasq_agent.host.devices import NodeDevices, list_devices
+from ipmasq_agent.logs import event
 from ipmasq_agent.planes.bpf import layout
 from ipmasq_agent.planes.bpf.layout import (
     DEVICES,
@@ -25,6 +27,7 @@ from ipmasq_agent.planes.bpf.layout import (
     SettingsFlag,
 )
 from ipmasq_agent.planes.bpf.maps import Index, PinnedMaps
+from ipmasq_agent.planes.bpf.programs import NodePrograms
 from ipmasq_agent.policy.addresses import Family
 
 # source, destination, their ports, protocol, family; behind them the side
@@ -37,6 +40,22 @@ _TRANSLATED = 1 << 0  # the other bits of a state are those of today, one place 
 _SAME_PLACE = FlowState.FIN_OUTWARD | FlowState.FIN_INWARD | FlowState.RESET_OUTWARD
 _AT_ONCE = 4096
 _SEEN = FlowState.SEEN_OUTWARD | FlowState.SEEN_INWARD
+
+
+def take_over(programs: NodePrograms, maps: PinnedMaps) -> None:
+    """Go on with policy and flows of an older layout, in the place of its programs."""
+    with PinnedMaps(programs.pins.root) as old:
+        if not old.readable() or not old.have(FLOWS):
+            return
+        former = FirstLayout(old, maps, list_devices())
+        numbers = former.take_policy()
+        # Again for those that began meanwhile: only of what began in the last scan of the
+        # older table may packets come first, and begin flows anew.
+        count = former.take_flows(programs.index) + former.take_flows(programs.index)
+        for number in numbers:
+            programs.attach(number)
+        count += former.take_flows(programs.index)
+    event(logging.INFO, "flows of an older version go on", flows=count)
 
 
 class FirstLayout:
@@ -67,17 +86,7 @@ class FirstLayout:
             for number, value in told.items():
                 egress[number][family] = 0b11 * (_DEVICE.unpack(value)[index] >> generation & 1)
         for number in egress.keys() & self._devices.keys():
-            device = self._devices[number]
-            new.set_device(
-                number,
-                layout.DeviceEntry(
-                    device.sources,
-                    egress[number],
-                    device.link_header,
-                    device.loopback,
-                    device.mac,
-                ),
-            )
+            new.set_device(layout.DeviceEntry(self._devices[number], egress[number]))
         return sorted(egress.keys() & self._devices.keys())
 
     def take_flows(self, index: Index) -> int:

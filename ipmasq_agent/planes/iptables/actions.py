@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ipmasq_agent.planes.iptables.compile import target_options
+from ipmasq_agent.planes.iptables.ownership import ON_JUMPS
 from ipmasq_agent.planes.iptables.text import rule_of
 from ipmasq_agent.planes.rules.matching import Ranges, destinations
 from ipmasq_agent.planes.rules.rule import Option, Rule, read_prefix
@@ -17,7 +18,6 @@ from ipmasq_agent.policy.model import PORT_PROTOCOLS, Action, FixedSource, Guard
 
 GUARDING = frozenset({"source", "out-interface"})
 """What may stand on a jump to our chain: its guards."""
-_ON_JUMPS = GUARDING | {"dst-type", "jump"}
 
 
 def guards_of(jumps: list[Rule], family: Family) -> Guards | None:
@@ -31,7 +31,7 @@ def guards_of(jumps: list[Rule], family: Family) -> Guards | None:
     pairs: set[tuple[Prefix | None, str | None]] = set()
     local: set[bool] = set()
     for jump in jumps:
-        if not jump.readable or any(option.name not in _ON_JUMPS for option in jump.meaning):
+        if not jump.readable or any(option.name not in ON_JUMPS for option in jump.meaning):
             return None
         source, device = jump.option("source"), jump.option("out-interface")
         prefix = read_prefix(" ".join(source.values), family) if source else None

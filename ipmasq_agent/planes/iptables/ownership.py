@@ -22,7 +22,8 @@ _TRANSLATING = frozenset(
     {"destination", "jump", "protocol", "mode", "probability", "to-ports", "to-source"}
     | {"random", "random-fully"}
 )
-_ON_JUMPS = frozenset({"source", "out-interface", "dst-type", "jump"})
+ON_JUMPS = frozenset({"source", "out-interface", "dst-type", "jump"})
+"""What a jump of ours says."""
 
 
 def refuse_others(actual: Table, chain: str) -> None:
@@ -48,7 +49,7 @@ def refuse_others(actual: Table, chain: str) -> None:
 
 def _is_jump(rule: Rule) -> bool:
     local = rule.option("dst-type")
-    plain = {option.name for option in rule.meaning} <= _ON_JUMPS
+    plain = {option.name for option in rule.meaning} <= ON_JUMPS
     return plain and local is not None and local.negated and local.values == ("LOCAL",)
 
 

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 from ipmasq_agent.planes.bpf.compile import compile_policy
 from ipmasq_agent.planes.bpf.plan import plan
-from ipmasq_agent.planes.bpf.state import BpfDevice, BpfState
+from ipmasq_agent.planes.bpf.state import BpfState
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.facts import EgressDevice
 from ipmasq_agent.policy.model import FamilyPolicy
 
 PRESENT = {
-    name: BpfDevice(number, 100 + number)
+    name: EgressDevice(number, dict.fromkeys(Family, 100 + number))
     for number, name in enumerate(("lo", "eth0", "eth1", "bond0.100", "wg-0"), start=1)
 }
 

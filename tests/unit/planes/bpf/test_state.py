@@ -15,9 +15,10 @@ from ipmasq_agent.planes.bpf.compile import compile_policy
 from ipmasq_agent.planes.bpf.interpret import interpret
 from ipmasq_agent.planes.bpf.layout import SettingsFlag, SlotSettings
 from ipmasq_agent.planes.bpf.plan import plan
-from ipmasq_agent.planes.bpf.state import BpfDevice, BpfState, describe
+from ipmasq_agent.planes.bpf.state import BpfState, describe
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import DecisionMap, Entry, Stated, Verdict
+from ipmasq_agent.policy.facts import EgressDevice
 from ipmasq_agent.policy.model import Action, FamilyPolicy, Guards, PortRange
 from tests.unit.planes.bpf.node import PRESENT, empty, on_a_node, without
 from tests.unit.strategies import ANY_POLICY, FAMILIES, addresses, policies, prefixes
@@ -86,7 +87,7 @@ def test_a_device_without_its_programs_gets_them_again() -> None:
 
 def test_another_address_of_a_device_is_told() -> None:
     table = on_a_node(policy((1, 1)))
-    moved = {**PRESENT, "eth0": replace(PRESENT["eth0"], source=7)}
+    moved = {**PRESENT, "eth0": PRESENT["eth0"]._replace(sources={V4: 7})}
     change = plan(replace(table, present=moved), compile_policy(policy((1, 1))))
     assert (change.attach, change.update) == ((), ("eth0",))
     assert change.removed == ["ipv4 programs eth0 source 0.0.0.102"]
@@ -185,11 +186,12 @@ def test_settings_come_back() -> None:
 def test_a_device_comes_back(four: int | None, six: int | None, loopback: bool) -> None:
     pairs = (Family.IPV4, four), (Family.IPV6, six)
     sources = {family: address for family, address in pairs if address is not None}
-    told = layout.DeviceEntry(sources, dict(zip(Family, (1, 2), strict=True)), 14, loopback)
-    assert layout.unpack_device(layout.pack_device(told)) == told
+    device = EgressDevice(2, sources, 14, loopback)
+    told = layout.DeviceEntry(device, dict(zip(Family, (1, 2), strict=True)))
+    assert layout.unpack_device(2, layout.pack_device(told)) == told
 
 
 def test_a_table_without_devices_masquerades_nothing() -> None:
     wanted = compile_policy(policy((1, 1)))
-    table = plan(BpfState(V4, present={"eth0": BpfDevice(2, None)}), wanted).result
+    table = plan(BpfState(V4, present={"eth0": EgressDevice(2, {})}), wanted).result
     assert interpret(table).policy.decisions.verdicts == {Verdict.NON_MASQUERADE}
