@@ -28,7 +28,7 @@ from bench.support import Site, adjacent, inside_namespace, row, site
 from ipmasq_agent.bench.machine import in_a_line
 from ipmasq_agent.bench.modes import BACKENDS
 from ipmasq_agent.host.commands import run
-from ipmasq_agent.netlink.nft_objects import list_chain
+from ipmasq_agent.netlink.nft_objects import list_rules
 from ipmasq_agent.planes import detect
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.policy.addresses import Family
@@ -50,7 +50,7 @@ def legacy_entries() -> int:
 
 def nft_entries() -> int:
     """Return how many rules our chain has in nf_tables."""
-    return len(list_chain(Family.IPV4, "nat", "IP-MASQ"))
+    return len(list_rules(Family.IPV4, "nat", "IP-MASQ"))
 
 
 def verdict_asked_of(name: str, address: int) -> Callable[[], object]:

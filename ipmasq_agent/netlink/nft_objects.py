@@ -11,11 +11,10 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.netlink import nft_numbers as nft
 from ipmasq_agent.netlink.attributes import attribute, fields, name_bytes, nested, number, text
 from ipmasq_agent.netlink.expressions import Expression, expressions_of
-from ipmasq_agent.netlink.nf import ask, dump, of_one_state
+from ipmasq_agent.netlink.nf import ask, dump
 from ipmasq_agent.netlink.nft_elements import (
     Element,
     Intervals,
@@ -98,26 +97,6 @@ class SetInfo(NamedTuple):
     size: int | None
 
 
-class TableContents(NamedTuple):
-    """A table with all that it holds, the elements of its sets left out.
-
-    Attributes:
-        generation: the state of the ruleset that it was read from.
-        table: None where there is none.
-        chains: by name; those that no more than hold rules have no more than their name.
-        rules: what each rule is made of, by chain, in order.
-        sets: with maps.
-        others: how many objects of other kinds it holds.
-    """
-
-    generation: int
-    table: TableInfo | None
-    chains: Mapping[str, ChainInfo | None]
-    rules: Mapping[str, Sequence[tuple[Expression, ...]]]
-    sets: Sequence[SetInfo]
-    others: int
-
-
 def table_info(family: Family, name: str) -> TableInfo | None:
     """Return a table, or None where there is none of that name."""
     found = ask(nft.NFT_MSG_GETTABLE, family, _name(nft.NFTA_TABLE_NAME, name))
@@ -139,37 +118,6 @@ def _table(found: Mapping[int, bytes]) -> TableInfo:
     )
 
 
-def table_contents(family: Family, name: str, base: str) -> TableContents:
-    """Return a table of our own: that of others may hold a hundred thousand rules.
-
-    Args:
-        family: of the table.
-        name: of the table.
-        base: the chain that is expected to be all there is without rules. The kernel lists
-            those of all tables, so that is asked for only where there is more.
-    """
-
-    def read(generation: int | None) -> TableContents:
-        if generation is None:
-            raise KernelReadError("nf_tables does not tell its generation")
-        table = table_info(family, name)
-        if table is None:
-            return TableContents(generation, None, {}, {}, (), 0)
-        rules: dict[str, list[tuple[Expression, ...]]] = {}
-        for rule in _rules(family, _name(nft.NFTA_RULE_TABLE, name)):
-            rules.setdefault(rule.chain, []).append(rule.expressions)
-        hooked = chain_info(family, name, base)
-        chains: dict[str, ChainInfo | None] = {base: hooked} if hooked else {}
-        chains |= dict.fromkeys(chain for chain in rules if chain != base)
-        sets = _sets(family, name)
-        if table.use != len(chains) + len(sets):
-            chains = {chain.name: chain for of, chain in _chains(family) if of == name}
-        others = max(table.use - len(chains) - len(sets), 0)
-        return TableContents(generation, table, chains, rules, sets, others)
-
-    return of_one_state(family, read)
-
-
 def chain_info(family: Family, table: str, name: str) -> ChainInfo | None:
     """Return a chain, or None where there is none of that name."""
     request = _name(nft.NFTA_CHAIN_TABLE, table) + _name(nft.NFTA_CHAIN_NAME, name)
@@ -183,12 +131,14 @@ def base_chains(family: Family | int) -> list[tuple[str, ChainInfo]]:
     Of those that only rules lead to there may be very many.
     """
     types = [attribute(nft.NFTA_CHAIN_TYPE, kind + b"\0") for kind in (b"nat", b"filter", b"route")]
-    found = _chains(family, types)
+    found = list_chains(family, types)
     return [(table, chain) for table, chain in found if chain.hook is not None]
 
 
-def _chains(family: Family | int, having: Sequence[bytes] = (b"",)) -> list[tuple[str, ChainInfo]]:
-    """Return every chain that has one of these attributes, each with its table."""
+def list_chains(
+    family: Family | int, having: Sequence[bytes] = (b"",)
+) -> list[tuple[str, ChainInfo]]:
+    """Return every chain that has one of these attributes, of all tables, each with its table."""
     replies = dump(
         nft.NFT_MSG_GETCHAIN, family, b"", lambda packed: any(one in packed for one in having)
     )
@@ -207,16 +157,14 @@ def _chain(found: Mapping[int, bytes]) -> ChainInfo:
     )
 
 
-def list_chain(family: Family | int, table: str, chain: str) -> list[ListedRule]:
-    """Return the rules of one chain, in order; none where there is no such chain.
+def list_rules(family: Family | int, table: str, chain: str | None = None) -> list[ListedRule]:
+    """Return the rules of a table or one chain of it, in order; none where there is no such.
 
     The kernel passes over the rules of others: asked for one chain, it walks that one only
     (nf_tables_dump_rules).
     """
-    return _rules(family, _name(nft.NFTA_RULE_TABLE, table) + _name(nft.NFTA_RULE_CHAIN, chain))
-
-
-def _rules(family: Family | int, request: bytes) -> list[ListedRule]:
+    request = _name(nft.NFTA_RULE_TABLE, table)
+    request += b"" if chain is None else _name(nft.NFTA_RULE_CHAIN, chain)
     return [
         ListedRule(
             text(found.get(nft.NFTA_RULE_CHAIN)),
@@ -235,7 +183,8 @@ def set_info(family: Family | int, table: str, name: str) -> SetInfo | None:
     return None if found is None else _set(found)
 
 
-def _sets(family: Family, table: str) -> list[SetInfo]:
+def list_sets(family: Family, table: str) -> list[SetInfo]:
+    """Return the sets and maps of a table."""
     replies = dump(nft.NFT_MSG_GETSET, family, _name(nft.NFTA_SET_TABLE, table))
     return [_set(found) for found in replies if text(found.get(nft.NFTA_SET_TABLE)) == table]
 

@@ -13,9 +13,9 @@ from ipmasq_agent.netlink.nft_objects import (
     ListedRule,
     base_chains,
     chain_info,
-    list_chain,
     list_intervals,
     list_keys,
+    list_rules,
     set_info,
     table_infos,
 )
@@ -137,7 +137,7 @@ def nft_table(data: bytes) -> None:
         table_infos(V4)
         base_chains(V4)
         chain_info(V4, "nat", CHAIN)
-        list_chain(V4, "nat", CHAIN)
+        list_rules(V4, "nat", CHAIN)
         set_info(V4, "nat", CHAIN)
         list_keys(V4, "nat", CHAIN)
         list_intervals(V4, "nat", CHAIN)

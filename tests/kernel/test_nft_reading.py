@@ -13,7 +13,7 @@ import pytest
 
 from ipmasq_agent.agent.reconcile import reconcile_family
 from ipmasq_agent.errors import KernelReadError
-from ipmasq_agent.netlink.nft_objects import chain_info, list_chain
+from ipmasq_agent.netlink.nft_objects import chain_info, list_rules
 from ipmasq_agent.planes.hook.read import read_hook
 from ipmasq_agent.planes.interpretation import Interpretation
 from ipmasq_agent.planes.iptables.nft import IptablesNftPlane
@@ -353,7 +353,7 @@ def test_every_rule_that_iptables_writes_counts_as_shown_in_full(in_ns: Namespac
     _foreign_chain(in_ns)
     for rule in WRITTEN_BY_IPTABLES:
         in_ns.run(["iptables-nft", "-t", "nat", "-A", "POSTROUTING", *rule.split()])
-    listed = [rule.expressions for rule in list_chain(V4, "nat", "POSTROUTING")]
+    listed = [rule.expressions for rule in list_rules(V4, "nat", "POSTROUTING")]
     assert len(listed) == len(WRITTEN_BY_IPTABLES)
     partly = [
         rule
@@ -376,7 +376,7 @@ def test_ipv6_rules_of_iptables_count_as_shown_in_full_and_native_ones_do_not(
         in_ns.run(["ip6tables-nft", "-t", "nat", "-A", "POSTROUTING", *rule.split()])
     in_ns.run(["nft", "add rule ip6 nat POSTROUTING ip6 daddr { fd00::1, fd00::2 } accept"])
     in_ns.run(["nft", "add rule ip6 nat POSTROUTING ip6 flowlabel 5 accept"])
-    listed = [rule.expressions for rule in list_chain(V6, "nat", "POSTROUTING")]
+    listed = [rule.expressions for rule in list_rules(V6, "nat", "POSTROUTING")]
     assert [is_shown_in_full(rule, V6) for rule in listed] == [True] * 5 + [False] * 2
 
 
@@ -471,13 +471,13 @@ def _odd_jump(ns: Namespace) -> None:
     """Put in the place of our jump what iptables writes where it may not ask for revisions."""
     listed = ns.run(["iptables-nft", "-t", "nat", "-S", "POSTROUTING"]).stdout.splitlines()
     words = shlex.split(listed[-1])
-    usual = [rule.expressions for rule in list_chain(V4, "nat", "POSTROUTING")]
+    usual = [rule.expressions for rule in list_rules(V4, "nat", "POSTROUTING")]
     for when in range(1, 30):
         ns.run(["iptables-nft", "-t", "nat", "-F", "POSTROUTING"])
         fault = f"inject=socket:error=EMFILE:when={when}"
         writer = ["strace", "-o", "/dev/null", "-e", fault, "iptables-nft", "-t", "nat"]
         ns.run([*writer, *words], check=False)
-        rules = list_chain(V4, "nat", "POSTROUTING")
+        rules = list_rules(V4, "nat", "POSTROUTING")
         if rules and [rule.expressions for rule in rules] != usual:
             return
     raise AssertionError("iptables never wrote it otherwise")

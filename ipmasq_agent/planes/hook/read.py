@@ -19,9 +19,9 @@ from ipmasq_agent.netlink.nf import generation_if_any, of_one_state
 from ipmasq_agent.netlink.nft_objects import (
     ChainInfo,
     base_chains,
-    list_chain,
     list_intervals,
     list_keys,
+    list_rules,
     set_info,
     table_infos,
 )
@@ -72,7 +72,7 @@ def hook_generation() -> int | None:
 
 def first_of_nat_chain(family: Family, name: str) -> list[Rule]:
     """Return the first rules of a nat chain of iptables, of whichever variant has it."""
-    listed = list_chain(family, "nat", name)[:_FIRST]
+    listed = list_rules(family, "nat", name)[:_FIRST]
     rules = [as_iptables(told(rule.expressions, family, {}, _device)) for rule in listed]
     if not rules and legacy_table_exists(family, "nat"):
         rules += read_chains(family, "nat", (name,)).rules(name)[:_FIRST]
@@ -87,7 +87,7 @@ def populated(family: Family) -> dict[str, list[str]]:
     tables: dict[str, list[str]] = {"iptables-nft": [], LEGACY: []}
     for table, chain in base_chains(family):
         known = tables["iptables-nft"]
-        if table in _TABLES and table not in known and list_chain(family, table, chain.name):
+        if table in _TABLES and table not in known and list_rules(family, table, chain.name):
             known.append(table)
     for table in _TABLES:
         if legacy_table_exists(family, table):
@@ -174,7 +174,7 @@ class _Reader:
         self, protocol: Family | int, table: str, name: str, sets: dict[str, Held]
     ) -> tuple[Chain, set[str]]:
         """Return a chain and those that its rules lead to; add the sets that they ask."""
-        listed = list_chain(protocol, table, name)
+        listed = list_rules(protocol, table, name)
         self._rules_left -= len(listed)
         if self._rules_left < 0:
             words = f"({len(listed)} rules, too many to read)"

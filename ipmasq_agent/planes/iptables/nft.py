@@ -24,7 +24,7 @@ from ipmasq_agent.netlink.nft_objects import (
     ChainInfo,
     ListedRule,
     chain_info,
-    list_chain,
+    list_rules,
     table_info,
 )
 from ipmasq_agent.planes.iptables.nft_native import is_shown_in_full, told_by_expressions
@@ -103,7 +103,7 @@ class IptablesNftPlane(IptablesPlane):
         return table
 
     def _read_own(self, family: Family, info: ChainInfo, known: _Read | None) -> _Read:
-        listed = list_chain(family, _TABLE, info.name)
+        listed = list_rules(family, _TABLE, info.name)
         said = _said(listed)
         if known and known.said == said:
             return known
@@ -122,11 +122,11 @@ class IptablesNftPlane(IptablesPlane):
         leaves rules out, they differ.
         """
         name = info.name
-        listed = list_chain(family, _TABLE, name)
+        listed = list_rules(family, _TABLE, name)
         for _ in range(_TRIES):
             said = _said(listed)
             rules = self._shown(family, name, listed)
-            listed = list_chain(family, _TABLE, name)
+            listed = list_rules(family, _TABLE, name)
             if _said(listed) == said and len(rules) == len(listed):
                 return _Read(_handles(listed), said, Chain(name, _policy(info), tuple(rules)))
         raise KernelReadError(

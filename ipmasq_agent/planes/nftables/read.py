@@ -10,16 +10,23 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 
+from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.netlink.expressions import Counter
+from ipmasq_agent.netlink.nf import of_one_state
 from ipmasq_agent.netlink.nft_objects import (
     ChainInfo,
     SetInfo,
+    chain_info,
     interval_at,
+    list_chains,
     list_intervals,
     list_keys,
-    table_contents,
+    list_rules,
+    list_sets,
+    table_info,
 )
 from ipmasq_agent.planes.nftables.compile import PARTS, POSTROUTING, SOURCES
 from ipmasq_agent.planes.nftables.state import (
@@ -64,31 +71,47 @@ class Frame:
 
 def read_frame(family: Family, name: str) -> Frame:
     """Return the frame of our table."""
-    found = table_contents(family, name, base=POSTROUTING)
-    if found.table is None:
-        return Frame(found.generation, NftTable(family, name, exists=False), 0, {})
-    foreign: tuple[str, ...] = (f"{found.others} objects or flow tables",) if found.others else ()
-    if found.table.dormant:
+    return of_one_state(family, partial(_frame, family, name))
+
+
+def _frame(family: Family, name: str, generation: int | None) -> Frame:
+    if generation is None:
+        raise KernelReadError("nf_tables does not tell its generation")
+    held = table_info(family, name)
+    if held is None:
+        return Frame(generation, NftTable(family, name, exists=False), 0, {})
+    rules: dict[str, list[NftRule]] = {}
+    for rule in list_rules(family, name):
+        rules.setdefault(rule.chain, []).append(_without_counters(rule.expressions))
+    # The kernel lists the chains of all tables: that is asked for only where there are more
+    # than those with rules and the one that may have none.
+    hooked = chain_info(family, name, POSTROUTING)
+    chains: dict[str, ChainInfo | None] = {POSTROUTING: hooked} if hooked else {}
+    chains |= dict.fromkeys(chain for chain in rules if chain != POSTROUTING)
+    found = list_sets(family, name)
+    if held.use != len(chains) + len(found):
+        chains = {chain.name: chain for of, chain in list_chains(family) if of == name}
+    others = max(held.use - len(chains) - len(found), 0)
+    foreign: tuple[str, ...] = (f"{others} objects or flow tables",) if others else ()
+    if held.dormant:
         foreign += ("the flag dormant",)
-    told = {
-        chain: [_without_counters(rule) for rule in found.rules.get(chain, ())]
-        for chain in found.chains
-    }
-    names = _own_names((info.name for info in found.sets), told.values())
-    sets = {names.get(info.name, info.name): info for info in found.sets}
+    names = _own_names((info.name for info in found), rules.values())
+    sets = {names.get(info.name, info.name): info for info in found}
     table = NftTable(
         family,
         name,
         {
-            chain: NftChain(_hook(info), tuple(renamed(rule, names) for rule in told[chain]))
-            for chain, info in found.chains.items()
+            chain: NftChain(
+                _hook(info), tuple(renamed(rule, names) for rule in rules.get(chain, ()))
+            )
+            for chain, info in chains.items()
         },
         {own: NftSet(kind_of_set(info.form, family)) for own, info in sets.items()},
-        marked=found.table.comment == COMMENT,
+        marked=held.comment == COMMENT,
         foreign=foreign,
         held_as={own: raw for raw, own in names.items()},
     )
-    return Frame(found.generation, table, found.table.handle, sets)
+    return Frame(generation, table, held.handle, sets)
 
 
 def _without_counters(rule: NftRule) -> NftRule:

@@ -11,7 +11,7 @@ import pytest
 from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.netlink import core as netlink
 from ipmasq_agent.netlink import nf as nfnetlink
-from ipmasq_agent.netlink.nft_objects import chain_info, list_chain
+from ipmasq_agent.netlink.nft_objects import chain_info, list_rules
 from ipmasq_agent.policy.addresses import Family
 
 
@@ -25,7 +25,7 @@ def test_a_kernel_without_nf_tables_has_no_chains_of_it(
     monkeypatch.setattr(netlink, "connect", absent)
     assert chain_info(Family.IPV4, "mangle", "X") is None
     with pytest.raises(KernelReadError):
-        list_chain(Family.IPV4, "nat", "X")
+        list_rules(Family.IPV4, "nat", "X")
 
 
 def test_a_refusal_for_lack_of_privilege_is_not_an_empty_ruleset(
