@@ -132,9 +132,9 @@ class NodePrograms:
             if program is not None:
                 with closing(program):
                     yield program
-        for stray in strays.find(frozenset(), strict=False):
+        for number in strays.find(frozenset(), strict=False):
             try:
-                with by_id(BpfCommand.PROG_GET_FD_BY_ID, stray.program) as program:
+                with by_id(BpfCommand.PROG_GET_FD_BY_ID, number) as program:
                     yield program
             except OSError:
                 continue

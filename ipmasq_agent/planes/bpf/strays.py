@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 from ipmasq_agent.bpf.maps import BpfMap
 from ipmasq_agent.bpf.objects import by_id, maps_of, open_number, program_info
@@ -31,24 +30,8 @@ _REMEDY = (
 )
 
 
-class Stray(NamedTuple):
-    """A program of ours on a device.
-
-    Attributes:
-        ifindex: of the device.
-        hook: where it is there.
-        program: its number.
-        link: that of the link of tcx which holds it; 0 for a filter.
-    """
-
-    ifindex: int
-    hook: TcHook
-    program: int
-    link: int = 0
-
-
-def find(own: AbstractSet[int], *, strict: bool) -> Iterator[Stray]:
-    """Yield the programs of ours on devices.
+def find(own: AbstractSet[int], *, strict: bool) -> Iterator[int]:
+    """Yield the numbers of the programs of ours on devices.
 
     Args:
         own: numbers of programs that are not meant.
@@ -58,26 +41,27 @@ def find(own: AbstractSet[int], *, strict: bool) -> Iterator[Stray]:
         NotPermitted: there may be some, and we may not look.
         KernelReadError: the devices or their filters cannot be listed.
     """
-    yield from _filters(own)
-    yield from _linked(own, strict)
+    for _, _, program in clsact.list_ours():
+        if program not in own:
+            yield program
+    for _, program, _ in _linked(own, strict):
+        yield program
 
 
 def remove(own: AbstractSet[int], *, strict: bool) -> None:
-    """Take our programs off the devices, but those of these numbers."""
-    for stray in list(_filters(own)):
-        clsact.detach(stray.ifindex, stray.hook)
-    for stray in list(_linked(own, strict)):
-        tcx.detach_unpinned(stray.link, stray.ifindex)
+    """Take our programs off the devices, but those of these numbers; raises as ``find``.
 
-
-def _filters(own: AbstractSet[int]) -> Iterator[Stray]:
-    for ifindex, hook, program in clsact.list_ours():
+    NotPermitted also where only CAP_SYS_ADMIN may: to open a link that is not pinned.
+    """
+    for ifindex, hook, program in list(clsact.list_ours()):
         if program not in own:
-            yield Stray(ifindex, hook, program)
+            clsact.detach(ifindex, hook)
+    for ifindex, _, link in list(_linked(own, strict)):
+        tcx.detach_unpinned(link, ifindex)
 
 
-def _linked(own: AbstractSet[int], strict: bool) -> Iterator[Stray]:
-    """Yield the programs of ours that are held by links of tcx."""
+def _linked(own: AbstractSet[int], strict: bool) -> Iterator[tuple[int, int, int]]:
+    """Yield devices, programs of ours there and the links of tcx that hold them."""
     nameless = []
     for device in list_links():
         for hook in TcHook:
@@ -94,7 +78,7 @@ def _linked(own: AbstractSet[int], strict: bool) -> Iterator[Stray]:
             for program, link in held:
                 try:
                     if program not in own and _is_ours(program, hook):
-                        yield Stray(device.number, hook, program, link)
+                        yield device.number, program, link
                 except FileNotFoundError:
                     continue
                 except OSError:
