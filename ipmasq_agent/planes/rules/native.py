@@ -332,7 +332,7 @@ class _Program:
         option = Option("expression", (f"@{done.set}",))
         if subject in ("source", "destination") and held.mask is None:
             side = "dst" if subject == "destination" else "src"
-            if isinstance(known, Spans) or side == "src":
+            if not isinstance(known, tuple | None) or side == "src":
                 option = Option("match-set", (done.set, side), negated)
         elif devices:
             (option,) = devices

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from ipmasq_agent.planes.prefixset import AddressSet
 from ipmasq_agent.planes.rules.rule import Rule
@@ -14,7 +14,6 @@ POSTROUTING = "POSTROUTING"
 """The built-in chain of the nat table that packets meet as they leave."""
 
 
-@runtime_checkable
 class Spans(Protocol):
     """A set of addresses, as far as rules ask it."""
 
