@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ipmasq_agent.agent.choice import PlaneChoice
-from ipmasq_agent.agent.commit_watch import CommitWatch
 from ipmasq_agent.agent.documents import Documents
 from ipmasq_agent.agent.events import Event, Signal, condensed
 from ipmasq_agent.agent.intent import Intent
@@ -30,8 +29,8 @@ from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.passes import Passes
 from ipmasq_agent.agent.ports import PortWatch
 from ipmasq_agent.agent.shadows import Shadows
+from ipmasq_agent.agent.side_thread import commit_watch, sweeper
 from ipmasq_agent.agent.status import Look, Status
-from ipmasq_agent.agent.sweeper import Sweeper
 from ipmasq_agent.config.durations import UNITS
 from ipmasq_agent.config.keys import RESYNC_INTERVAL, listed
 from ipmasq_agent.config.model import Flags
@@ -117,8 +116,9 @@ class Agent:
             self._follow,
             self.metrics,
         )
-        self._sweeper = Sweeper(choice)
-        self._commits = CommitWatch(choice, lambda: self.send(Signal.LOOK))
+        self._sweeper = sweeper(choice)
+        commits = commit_watch(choice, lambda: self.send(Signal.LOOK))
+        self._beside = (self._sweeper, commits, *((ports,) if ports else ()))
         self._ports = ports
         self._recorder = recorder
         self.status = Status(self._documents.status)
@@ -168,9 +168,8 @@ class Agent:
         halting.stop(_PARTING)
 
     def _halt(self) -> None:
-        if self._ports:
-            self._ports.stop(0.0)
-        self._commits.stop(0.0)
+        for each in self._beside:
+            each.stop(0.0)
         self._sweeper.stop(_PARTING)
         if self._recorder:
             self._recorder.stop(_PARTING)
@@ -362,10 +361,8 @@ class Agent:
             at_once=at_once,
             healing=not self._news,
         )
-        self._sweeper.provide()
-        self._commits.provide()
-        if self._ports:
-            self._ports.provide()
+        for each in self._beside:
+            each.provide()
         config = self._documents.config
         self.metrics.cidrs.set(listed(config) if config else 0)
         self.status = self.status.passed(found)

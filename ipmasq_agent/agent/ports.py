@@ -7,6 +7,7 @@ longer it takes the later the next one comes.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 
@@ -32,17 +33,15 @@ class PortWatch(SideThread):
         look: the latest; empty before the first.
     """
 
-    name = "ports"
-
     def __init__(self, choice: PlaneChoice, count: Callable[[AnyPlane], Tally[PortUse]]) -> None:
-        super().__init__(choice)
+        super().__init__(choice, "ports", self._work)
         self.look = PortLook()
         self._count = count
         self._told: set[tuple[str, ...]] = set()
 
-    def _work(self) -> None:
+    def _work(self, stopping: threading.Event) -> None:
         pause = 0.0
-        while not self._stopping.wait(pause):
+        while not stopping.wait(pause):
             began = time.thread_time()
             plane = self._choice.in_use
             if plane is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from contextlib import closing
 
@@ -22,10 +23,10 @@ _TURN = 0.5
 class Recorder(SideThread):
     """Records translations of the data plane that decides: of the last pass that went well."""
 
-    name = "record"
-
     def __init__(self, choice: PlaneChoice, file: RecordFile) -> None:
-        super().__init__(choice)
+        super().__init__(
+            choice, "record", self._work, failed=lambda error: self._failed(str(error))
+        )
         self._file = file
         self._plane: AnyPlane | None = None
         self._began: float | None = None  # to listen; like the next one no line says so yet
@@ -47,8 +48,8 @@ class Recorder(SideThread):
             event(logging.ERROR, "translations are not recorded", error=why)
         self._failure = why
 
-    def _work(self) -> None:
-        while not self._stopping.is_set() and (plane := self._plane) is not None:
+    def _work(self, stopping: threading.Event) -> None:
+        while not stopping.is_set() and (plane := self._plane) is not None:
             with closing(beginnings(plane)) as news:
                 self._began = time.time()
                 try:

@@ -329,30 +329,20 @@ class Status:
 
     def why_not_ready(self) -> str:
         """Return what readiness waits for, in one line."""
-        if self.failure is not None:
-            return self.failure
-        if self.config.revision is None and self.config.error is None:
-            return f"waiting for {self.config.source}"
-        if self.config.kept:
-            reason = self.config.error or f"waiting for {self.config.source}"
-            return f"{reason}; {self._kept()}"
-        if self.config.error is not None:
-            return self.config.error
-        if self.look.errors:
-            return "; ".join(
-                f"{family.value}: {error}" for family, error in self.look.errors.items()
-            )
-        if self.waiting:
-            return "; ".join(self.waiting)
-        if lost := self._lost():
-            return "; ".join(lost)
-        if self.look.left_behind or self.look.unanswered:
-            return "; ".join((*self.look.left_behind, *self.look.unanswered))
-        return "" if self.in_sync else "no pass has finished yet"
-
-    def _kept(self) -> str:
-        revision = self.config.revision
-        return f"the last good document, revision {revision}, kept on this node, is in force"
+        config, look = self.config, self.look
+        unheard = f"waiting for {config.source}"
+        kept = f"the last good document, revision {config.revision}, kept on this node, is in force"
+        lines = (
+            (f"{family.value}: {error}" for family, error in look.errors.items()),
+            *(self.waiting, self._lost(), (*look.left_behind, *look.unanswered)),
+        )
+        reasons = (
+            self.failure,
+            unheard if config.revision is None and config.error is None else None,
+            f"{config.error or unheard}; {kept}" if config.kept else config.error,
+            *map("; ".join, lines),
+        )
+        return next(filter(None, reasons), "" if self.in_sync else "no pass has finished yet")
 
     def _lost(self) -> list[str]:
         """Return what cannot be followed, though it was known before, in lines."""

@@ -136,21 +136,16 @@ class KubeApi:
         host = urllib3.util.parse_url(self.host).host
         return f"correct {self._loaded.proxy}, or add {host} to $NO_PROXY to ask without it"
 
-    def get(
-        self, path: str, query: Mapping[str, str], *, read_timeout: float
-    ) -> urllib3.BaseHTTPResponse:
-        """Ask and return the response, whose body is still to be read; see ``_send``."""
-        return self._send("GET", path, query, None, read_timeout)
-
-    def _send(
+    def ask(
         self,
-        method: str,
         path: str,
         query: Mapping[str, str],
-        content: Content | None,
+        *,
         read_timeout: float,
+        method: str = "GET",
+        content: Content | None = None,
     ) -> urllib3.BaseHTTPResponse:
-        """Send a request and return the response.
+        """Send a request and return the response, whose body is still to be read.
 
         Credentials that the server does not accept (401) are loaded anew at once, as they
         may have been rotated, and the request is repeated.
@@ -162,12 +157,12 @@ class KubeApi:
         """
         client = self._connect()
         try:
-            return self._send_once(client, method, path, query, content, read_timeout)
+            return self._send(client, method, path, query, content, read_timeout)
         except ApiRefusal as refusal:
             if refusal.status != 401:
                 raise
         self._forget(client)
-        return self._send_once(self._connect(), method, path, query, content, read_timeout)
+        return self._send(self._connect(), method, path, query, content, read_timeout)
 
     def read(
         self,
@@ -178,14 +173,8 @@ class KubeApi:
         method: str = "GET",
         content: Content | None = None,
     ) -> bytes:
-        """Send a request and return the whole body of the response.
-
-        Raises:
-            ApiRefusal: the server answered with an error.
-            SourceUnavailable: there was no answer.
-            SourceError: there are no usable credentials.
-        """
-        response = self._send(method, path, query, content, read_timeout)
+        """Return the whole body of the response to a request; raises what ``ask`` does."""
+        response = self.ask(path, query, read_timeout=read_timeout, method=method, content=content)
         try:
             body: bytes = response.read()
         except TRANSPORT_ERRORS as cause:
@@ -211,7 +200,7 @@ class KubeApi:
         self._sent = self._loaded.authorization(configuration)
         return configuration, self._sent
 
-    def _send_once(
+    def _send(
         self,
         client: RESTClientObject,
         method: str,

@@ -240,7 +240,7 @@ class Watch(Generic[Kept]):
             "timeoutSeconds": str(seconds),
         }
         # The headers come at once; events may take as long as the watch lasts.
-        response = self._api.get(self._wanted.path, query, read_timeout=LIST_TIMEOUT)
+        response = self._api.ask(self._wanted.path, query, read_timeout=LIST_TIMEOUT)
         self._opened = time.monotonic()
         self._lives()
         try:

@@ -87,9 +87,7 @@ class Api(KubeApi):
         super().__init__("/nonexistent")
         self._data = data
 
-    def get(
-        self, path: str, query: Mapping[str, str], *, read_timeout: float
-    ) -> urllib3.BaseHTTPResponse:
+    def ask(self, path: str, query: Mapping[str, str], **options: Any) -> urllib3.BaseHTTPResponse:
         return Response(self._data)
 
     def read(self, path: str, query: Mapping[str, str], **options: Any) -> bytes:

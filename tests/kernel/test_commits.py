@@ -68,5 +68,6 @@ def test_a_commit_wakes_the_agent_that_looks_at_nothing_by_itself(
         in_ns.run(["nft", "add table ip theirs"])
         bench.turn_until(lambda: bench.chain() != [])
     finally:
-        bench.agent._commits.stop(0.0)
+        for each in bench.agent._beside:
+            each.stop(0.0)
         in_ns.run(["nft", "flush ruleset"])  # which wakes it up to end
