@@ -63,14 +63,15 @@ def command(output: str, document: str | None, probes: tuple[str, ...], **option
     for line in unseen:
         click.echo(f"error: {line}", err=True)
     emit(
-        [one.as_data() for one in findings], output, lambda: _as_text(findings, complete=not unseen)
+        [one.as_data() for one in findings], output, lambda: as_text(findings, complete=not unseen)
     )
     if unseen:
         return 2
     return int(any(one.found.severity is not Severity.INFO for one in findings))
 
 
-def _as_text(findings: Sequence[Diagnosis], *, complete: bool) -> str:
+def as_text(findings: Sequence[Diagnosis], *, complete: bool) -> str:
+    """Return what was found for people; ``complete`` says that all could be looked at."""
     from ipmasq_agent.cli.output import styled
 
     lines: list[str] = []

@@ -23,8 +23,12 @@ _SILENT, _SOON = 2.0, 0.2  # seconds without a word, and between two
 
 VERBS: Mapping[str, str] = {
     "status": "A line for each node: what is in force there, and what keeps it from being so.",
+    "diff": "What a document would change, beside the cluster's and in the kernels of all nodes.",
     "apply": "A new document for all nodes, taken back where it does not take.",
     "rollback": "The document before, for all nodes.",
+    "explain": "Why what a pod sends to a destination leaves as it does.",
+    "doctor": "What on any node will bite, where, why, and how to mend it.",
+    "observe": "Connections of all nodes as they are made.",
 }
 
 

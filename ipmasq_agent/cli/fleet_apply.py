@@ -96,7 +96,9 @@ def command(
     publisher.write(before.content, now)
     click.echo(f"{before.digest} is written again", err=True)
     back = roll(fleet, publisher, before.digest, waited, agents, options)
-    answer["failed"] |= back.troubled
+    answer["notBack"] = back.troubled
+    for line in grouped("not back", back.troubled):
+        click.echo(f"error: {line}", err=True)
     text = f"taken back: {before.digest} is in force on {len(back.holding)} of {len(waited)} nodes"
     return left("rolled back", text, 1)
 

@@ -13,12 +13,17 @@ from ipmasq_agent.fleet.nodes import NodeState, state_of
 from ipmasq_agent.sources import kube_exec
 from ipmasq_agent.sources.kube_access import Permission, explained
 from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
-from ipmasq_agent.sources.kube_exec import Finished
-from ipmasq_agent.sources.kube_list import Objects, list_all
+from ipmasq_agent.sources.kube_exec import Exec, Finished
+from ipmasq_agent.sources.kube_list import LIST_TIMEOUT, Objects, an_api, list_all
 
 PROGRAM = "ipmasq-agent"
 PROXY, EXEC = "proxy", "exec"
 _REFUSED = (401, 403)
+# What an exec has begun goes on when the connection is gone; only standard input ends then.
+_UNTIL_CLOSED = (
+    'exec 3<&0; "$@" & p=$!; { cat <&3; kill $p; } >/dev/null 2>&1 & '
+    "wait $p; s=$?; kill $!; exit $s"
+)
 
 T = TypeVar("T")
 
@@ -82,6 +87,26 @@ class Fleet:
                 remedy="name the agents' namespace and label with --namespace and --selector",
             )
         return found
+
+    def whereabouts(self, namespace: str, name: str) -> tuple[str, list[str]]:
+        """Return the node of a pod, and its own addresses; none for one of the host's network.
+
+        Raises:
+            SourceError: it cannot be found, or is on no node.
+        """
+        path, what = f"/api/v1/namespaces/{namespace}/pods/{name}", f"pod {namespace}/{name}"
+        try:
+            with an_api(self.api):
+                pod = json.loads(self.api.read(path, {}, read_timeout=LIST_TIMEOUT))
+                spec, status = pod["spec"], pod.get("status") or {}
+                own = [] if spec.get("hostNetwork") else status.get("podIPs") or ()
+                node, addresses = spec.get("nodeName"), [str(each["ip"]) for each in own]
+        except ApiRefusal as refusal:
+            permission = Permission("pods", namespace, verbs=("get",))
+            raise explained(refusal, self.api, what, permission) from refusal
+        if not node or not (addresses or spec.get("hostNetwork")):
+            raise SourceError(f"{what} has no node or no address yet")
+        return str(node), addresses
 
     def each(
         self,
@@ -190,6 +215,19 @@ class Fleet:
             return kube_exec.run(
                 self.api, agent.container, argv, seconds=seconds or self.seconds, stdin=document
             )
+        except ApiRefusal as refusal:
+            raise self._denied(refusal, "pods/exec", "create") from refusal
+
+    def follow(self, agent: AgentPod, words: Sequence[str]) -> Exec:
+        """Begin a verb beside an agent that goes on until the connection ends.
+
+        Raises:
+            SourceError: it cannot be run.
+        """
+        self._check(agent)
+        try:
+            argv = ["sh", "-c", _UNTIL_CLOSED, PROGRAM, PROGRAM, *words]
+            return Exec(self.api, agent.container, argv, stdin=True)
         except ApiRefusal as refusal:
             raise self._denied(refusal, "pods/exec", "create") from refusal
 

@@ -94,7 +94,7 @@ class Preview:
         for node, answer in sorted(self.answers.items()):
             nodes[answer.variant].append(node)
         found = [(self.variants[digest], of) for digest, of in nodes.items()]
-        return sorted(found, key=lambda each: -len(each[1]))
+        return sorted(found, key=lambda each: (-len(each[1]), each[1]))
 
     def as_data(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -141,7 +141,8 @@ class Preview:
         to: Counter[str] = Counter()
         for each in answers:
             to.update(each.destinations)
-        most = ", ".join(f"{count:,} to {where}" for where, count in to.most_common(_DESTINATIONS))
+        fullest = sorted(to.items(), key=lambda each: (-each[1], each[0]))[:_DESTINATIONS]
+        most = ", ".join(f"{count:,} to {where}" for where, count in fullest)
         established = sum(each.established for each in answers)
         return [
             f"{moved:,} of {connections:,} live connections would leave otherwise if they began "

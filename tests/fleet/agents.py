@@ -29,6 +29,7 @@ class Agent:
         silent: somebody does, and never answers.
         fails: the error with which passes for another document than the first one end.
         port: where it listens on the node's address; None for loopback alone.
+        lines: what `observe` prints there.
         verbs: what its verbs print beside ``status``: verb → exit status and JSON.
     """
 
@@ -39,7 +40,11 @@ class Agent:
     fails: str | None = None
     port: int | None = 9797
     verbs: dict[str, tuple[int, Any]] = field(default_factory=lambda: {"diff": (0, UNCHANGED)})
+    lines: tuple[bytes, ...] = ()
     phase: str = "Running"
+
+    real = False
+    """Whether it is a process, which has to be waited for."""
 
     def __post_init__(self) -> None:
         self.pod = f"ipmasq-agent-{self.node}"
@@ -90,6 +95,9 @@ class Agent:
         if self._told is None:
             self._told = json.dumps(self._status.as_data()).encode()
         return self._told
+
+    def deliver(self, document: bytes | None) -> None:
+        """Bring the document to the node; simulated agents look at it when they are asked."""
 
     def run(self, verb: str, document: bytes) -> tuple[int, bytes, bytes]:
         """Return the exit status of a verb, and what it prints, on standard error too."""

@@ -14,12 +14,22 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
 from aiohttp import WSMsgType, web
 
+from tests.deploy.manifests import DEPLOY
 from tests.fleet.agents import Agent
+from tests.fleet.real import RealAgent
 
 DEADLINE = 60.0
 STDOUT, STDERR, ENDED = b"\x01", b"\x02", b"\x03"
+
+# Kind and rule of the roles for people who use the plugin.
+RULES = [
+    (role["kind"], rule)
+    for role in yaml.safe_load_all((DEPLOY / "plugin-roles.yaml").read_text())
+    for rule in role["rules"]
+]
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -40,7 +50,9 @@ class FleetCluster:
     Attributes:
         agents: pod → agent; tests may change them at any time.
         configmaps: by name, as they are now.
+        pods: those of the namespace default, by name.
         requests: method and path of all that was asked.
+        ran: node and words of all programs that were run.
         after: called after each request that writes and is not refused, with what it was.
         forbidden: what in a path is answered with 403.
     """
@@ -48,7 +60,9 @@ class FleetCluster:
     def __init__(self, agents: Iterable[Agent], document: str | None = None) -> None:
         self.agents = {agent.pod: agent for agent in agents}
         self.configmaps: dict[str, ConfigMap] = {}
+        self.pods: dict[str, dict[str, Any]] = {}
         self.requests: list[tuple[str, str]] = []
+        self.ran: list[tuple[str, ...]] = []
         self.after: Callable[[str], None] = lambda what: None
         self.forbidden: tuple[str, ...] = ()
         self._version = 100
@@ -90,6 +104,7 @@ class FleetCluster:
         app.router.add_get(pods, self._list)
         app.router.add_get(pods + "/{pod}:{port}/proxy/{path}", self._proxy)
         app.router.add_get(pods + "/{pod}/exec", self._exec)
+        app.router.add_get("/api/v1/namespaces/default/pods/{pod}", self._pod)
         app.router.add_get(maps, self._get)
         app.router.add_patch(maps, self._patch)
         app.router.add_delete(maps, self._delete)
@@ -108,14 +123,41 @@ class FleetCluster:
         self.requests.append((request.method, request.path))
         if any(each in request.path for each in self.forbidden):
             return refusal(403, 'forbidden: User "ops" cannot do that')
+        if lacking := self._lacking(request):
+            return refusal(403, lacking)
         if request.headers.get("Authorization", "").lower() != "bearer secret":
             return refusal(401, "Unauthorized")
         if request.method == "GET":
             return await handler(request)
         answer = await handler(request)
         if answer.status == 200:
+            self._deliver()
             self.after(f"{request.method} {request.path.rpartition('/')[2]}")
         return answer
+
+    def _lacking(self, request: web.Request) -> str | None:
+        """Return what the roles of deploy/ do not allow; None where they do."""
+        parts = request.path.split("/")[4:]  # after /api/v1/namespaces
+        namespace, resource, *rest = parts
+        name = rest[0].partition(":")[0] if rest else ""
+        if len(rest) > 1:
+            resource += f"/{rest[1]}"
+        verbs = {"GET": "get" if rest else "list", "PATCH": "patch", "DELETE": "delete"}
+        needed = {verbs[request.method]}
+        if request.method == "PATCH" and name not in self.configmaps:
+            needed.add("create")  # as for a server-side apply of what is not there
+        if resource == "pods/exec":
+            needed.add("create")
+        allowed = {
+            verb
+            for kind, rule in RULES
+            if (kind == "ClusterRole" or namespace == "kube-system")
+            and resource in rule["resources"]
+            and name in rule.get("resourceNames", [name])
+            for verb in rule["verbs"]
+        }
+        missing = needed - allowed
+        return f"no role has {missing} of {resource} {name}" if missing else None
 
     async def _list(self, request: web.Request) -> web.Response:
         assert request.query["labelSelector"] == "app.kubernetes.io/name=ipmasq-agent"
@@ -127,6 +169,10 @@ class FleetCluster:
             metadata["continue"] = str(start + limit)
         return web.json_response({"metadata": metadata, "items": pods[start : start + limit]})
 
+    async def _pod(self, request: web.Request) -> web.Response:
+        found = self.pods.get(request.match_info["pod"])
+        return refusal(404, "not found") if found is None else web.json_response(found)
+
     async def _proxy(self, request: web.Request) -> web.Response:
         agent = self.agents.get(request.match_info["pod"])
         port = int(request.match_info["port"])
@@ -134,13 +180,24 @@ class FleetCluster:
             await self._closing.wait()
         if agent is None or agent.dead or agent.port != port:
             return refusal(503, f"error trying to reach service: dial tcp 10.0.0.9:{port}: refused")
-        return web.Response(body=await self._status(agent), content_type="application/json")
+        try:
+            body = await self._status(agent)
+        except OSError as error:
+            return refusal(503, f"error trying to reach service: {error.strerror}")
+        return web.Response(body=body, content_type="application/json")
 
     async def _status(self, agent: Agent) -> bytes:
         held = self.configmaps.get("ip-masq-agent")
-        if held is None:
-            return agent.status("absent", None)
-        return agent.status(str(held.version), held.data["config"].encode())
+        version = str(held.version) if held else "absent"
+        document = held.data["config"].encode() if held else None
+        if agent.real:
+            return await asyncio.to_thread(agent.status, version, document)
+        return agent.status(version, document)
+
+    def _deliver(self) -> None:
+        document = self.document()
+        for agent in self.agents.values():
+            agent.deliver(None if document is None else document.encode())
 
     async def _exec(self, request: web.Request) -> web.StreamResponse:
         agent = self.agents.get(request.match_info["pod"])
@@ -152,6 +209,15 @@ class FleetCluster:
             await self._closing.wait()
             return socket
         argv, stdin = request.query.getall("command"), b""
+        self.ran.append((agent.node, *argv))
+        if isinstance(agent, RealAgent):
+            await self._run_real(agent, argv, socket)
+            return socket
+        if "exec 3" in argv[2]:
+            for line in agent.lines:
+                await socket.send_bytes(STDOUT + line)
+            await socket.receive()  # until the other side leaves
+            return socket
         if argv[0] == "sh":
             size = int(argv[3])
             while len(stdin) < size:
@@ -166,6 +232,40 @@ class FleetCluster:
         await socket.send_bytes(ENDED + json.dumps(ended(code)).encode())
         await socket.close()
         return socket
+
+    async def _run_real(
+        self, agent: RealAgent, argv: list[str], socket: web.WebSocketResponse
+    ) -> None:
+        """Run a program as a kubelet does, which ends standard input with the connection."""
+        program = await asyncio.create_subprocess_exec(
+            *agent.argv(argv),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=agent.environment,
+        )
+        assert program.stdin is not None
+        assert program.stdout is not None
+        assert program.stderr is not None
+        stdin = program.stdin
+
+        async def feed() -> None:
+            async for message in socket:
+                if message.type is WSMsgType.BINARY:
+                    stdin.write(message.data[1:])
+            stdin.close()
+
+        async def pump(stream: asyncio.StreamReader, channel: bytes) -> None:
+            while data := await stream.read(65536):
+                await socket.send_bytes(channel + data)
+
+        feeding = asyncio.create_task(feed())
+        await asyncio.gather(pump(program.stdout, STDOUT), pump(program.stderr, STDERR))
+        code = await program.wait()
+        if not socket.closed:
+            await socket.send_bytes(ENDED + json.dumps(ended(code)).encode())
+            await socket.close()
+        feeding.cancel()
 
     async def _run(self, agent: Agent, argv: list[str], stdin: bytes) -> tuple[int, bytes, bytes]:
         """Return what a program of an agent's container leaves."""

@@ -53,10 +53,11 @@ def test_all_nodes_take_it_at_their_own_pace(clusters: Made, plugin: Plugin) -> 
     assert managers["data", "config"] == {"kubectl-ipmasq"}
 
 
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.long)])
 def test_three_nodes_that_fail_are_named_and_the_document_before_is_back(
-    clusters: Made, plugin: Plugin
+    clusters: Made, plugin: Plugin, count: int
 ) -> None:
-    agents = few(1000)
+    agents = few(count)
     for number in (3, 17, 31):
         agents[number].fails = "the kernel refuses the rules"
     cluster = clusters(agents)
