@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from tests.faults import tracked
 from tests.faults.injector import PLANES
+from tests.faults.memory_limit import AVAILABLE, memory_limit
 from tests.faults.preload import OddNode
 from tests.faults.scenes import Scene
 from tests.faults.site import DOCUMENTS, Site
@@ -24,6 +26,18 @@ READ_ONLY_RUN = (
     *("env", "-u", "XTABLES_LOCKFILE"),
 )
 _MOUNT_IT = "cannot open the xtables lock /run/xtables.lock: Read-only file system; mount it into"
+# A document of which nothing that is counted differs, and the bytes that are left to work on it.
+_LARGE = json.dumps(
+    {
+        **json.loads(DOCUMENTS[0]),
+        "cidrLimit": 10_000,
+        "nonMasqueradeCIDRs": [
+            *json.loads(DOCUMENTS[0])["nonMasqueradeCIDRs"],
+            *(f"100.64.{n >> 5}.{(n & 31) * 8}/30" for n in range(8_000)),
+        ],
+    }
+)
+_ROOM = 1 << 20
 # No byte of what is logged can be written.
 _LOG_FULL = ("sh", "-c", 'exec "$@" >/dev/full 2>&1', "sh")
 
@@ -53,7 +67,11 @@ def _resyncs(site: Site) -> None:
     """Make sure that passes come at their time: each interval, and no oftener."""
 
     def passes() -> int:
-        return int(site.agent.status()["passes"])
+        # A busy machine may not answer in time.
+        wait_until(lambda: told.update(site.agent.status()) or told, "an answer")
+        return int(told["passes"])
+
+    told: dict[str, Any] = {}
 
     before = passes()
     wait_until(lambda: passes() >= before + 2, "the document, and a resync")
@@ -78,7 +96,7 @@ def _tracking_full(site: Site, times: int) -> None:
         # What is asked for goes into force, and is told, whatever becomes of connections.
         site.change()
         site.settle()
-        assert any("connections are tracked" in line for line in site.agent.status()["advice"])
+        wait_until(lambda: "connections are tracked" in site.agent.get("/status")[1], "it is told")
         tracked.empty()
         site.tries += 1
     site.settle()
@@ -114,6 +132,22 @@ def _log_full(site: Site, times: int) -> None:
     assert not site.log
 
 
+def _memory_out(site: Site, times: int) -> None:
+    for _ in range(times):
+        with memory_limit() as limit:
+            _restarted(site, limit.under)
+            limit.leave(_ROOM)
+            site.publish(_LARGE)
+            # The agent, or a program that it runs and tells of.
+            wait_until(limit.kills, "somebody is killed")
+            site.publish(DOCUMENTS[0])
+            limit.lift()
+            site.under = ()
+            site.killed()
+        site.tries += 1
+    site.settle()
+
+
 SCENES = (
     Scene("the wall clock jumps an hour ahead, then an hour back", _clock_jumps, kills=True),
     Scene("the table of tracked connections is full", _tracking_full),
@@ -124,5 +158,11 @@ SCENES = (
         kills=True,
     ),
     Scene("nothing can be made in /run, nor the xtables lock", _no_lock, (_LOCKED,), kills=True),
-    Scene("the disk that the log is written to is full", _log_full, kills=True),
+    Scene(
+        "a document for which there is not enough memory",
+        _memory_out,
+        list(PLANES) if AVAILABLE else (),
+        kills=True,
+    ),
+    Scene("the disk that the log is written to is full", _log_full, ("nftables",), kills=True),
 )
