@@ -28,6 +28,9 @@ class Metrics:
         self.accepted = _gauge(
             "config_accepted", "1 while the newest document seen is the one in force."
         )
+        self.in_sync = _gauge(
+            "in_sync", "1 while the kernel holds what the policy in force asks for."
+        )
         self.documents = _counter(
             "documents", "Documents seen, by whether they could be used.", "result"
         )
@@ -98,6 +101,7 @@ class Metrics:
         """Return all of it, in step with what ``status`` says at this moment."""
         self.ready.set(status.ready)
         self.accepted.set(status.config.accepted)
+        self.in_sync.set(status.in_sync)
         self.contested.set(status.look.contested is not None)
         for family in status.look.families:
             ranges = sum(item.count for item in status.overridden if item.family is family)
