@@ -17,6 +17,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from click.testing import CliRunner
+from packaging.version import Version
 
 from ipmasq_agent import __version__
 from ipmasq_agent.cli.entry import cli
@@ -120,7 +121,8 @@ def test_the_chart_passes_lint() -> None:
 
 def test_the_chart_is_of_this_version() -> None:
     about = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    assert (about["version"], about["appVersion"]) == (__version__, __version__)
+    assert Version(about["version"]) == Version(__version__)  # of which the first is SemVer
+    assert about["appVersion"] == __version__
     assert about["kubeVersion"] == f">={KUBERNETES[0]}.0-0"
 
 

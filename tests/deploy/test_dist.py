@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+import yaml
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packaging.requirements import Requirement
@@ -25,11 +27,17 @@ from tests.deploy.manifests import ROOT
 PROGRAMS = "ipmasq_agent/planes/bpf"
 
 
-def released(folder: Path, umask: int, **environment: str) -> Path:
-    """Make a release from a clone, and return where it is."""
+def cloned(folder: Path, umask: int = 0o022) -> Path:
+    """Make a clone, and return where it is."""
     # Whose repository this is does not matter here: nothing of its configuration is run.
     clone = ["git", "-c", "safe.directory=*", "clone", "--quiet", "--shared"]
     subprocess.run([*clone, ROOT, folder], check=True, umask=umask)
+    return folder
+
+
+def released(folder: Path, umask: int, **environment: str) -> Path:
+    """Make a release from a clone, and return where it is."""
+    cloned(folder, umask)
     subprocess.run(
         [folder / "scripts/dist", folder / "dist"],
         env=os.environ | {"PYTHON": sys.executable} | environment,
@@ -105,6 +113,21 @@ def test_the_chart_that_is_packed_makes_what_its_folder_makes(dist: Path) -> Non
     words = ("--namespace", "kube-system", "--set", "prometheusRule.enabled=true")
     made = [helm("template", "ipmasq-agent", chart, *words) for chart in (packed, CHART)]
     assert made[0] == made[1]
+
+
+def test_a_release_s_chart_names_its_image_by_digest(tmp_path: Path) -> None:
+    repository, digest = "registry.example.com/agent", f"sha256:{'0a' * 32}"
+    subprocess.run(
+        [cloned(tmp_path / "clone") / "scripts/pack-chart", tmp_path],
+        env=os.environ | {"IPMASQ_IMAGE": f"{repository}@{digest}"},
+        check=True,
+    )
+    (packed,) = tmp_path.glob("*.tgz")
+    image = yaml.safe_load(helm("show", "values", packed))["image"]
+    assert (image["repository"], image["digest"]) == (repository, digest)
+    text = helm("template", "ipmasq-agent", packed)
+    images = set(re.findall(r"image: \"(.*)\"", text))
+    assert images == {f"{repository}:{__version__}@{digest}"}
 
 
 @pytest.mark.parametrize("verb", ["lab run", "bench --quick"])

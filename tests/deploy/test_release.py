@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from ipmasq_agent import __version__
+from tests.deploy.chart import helm
 from tests.deploy.manifests import ROOT
 
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -119,6 +120,9 @@ def test_the_version_has_one_place_and_one_command_moves_it(clone: Path) -> None
     assert left.stdout == ""
     changed = run(clone, "git", "diff", "--name-only").stdout.split()
     assert {"Dockerfile", "deploy/base/kustomization.yaml", "README.md"} < {*changed}
+    chart = yaml.safe_load((clone / "deploy/helm/ipmasq-agent/Chart.yaml").read_text())
+    assert (chart["version"], chart["appVersion"]) == ("9.8.7-rc6", "9.8.7rc6")
+    assert helm("lint", "--strict", clone / "deploy/helm/ipmasq-agent")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "version" not in project
     assert project["dynamic"] == ["version"]
