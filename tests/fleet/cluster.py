@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -57,7 +58,13 @@ class FleetCluster:
         forbidden: what in a path is answered with 403.
     """
 
-    def __init__(self, agents: Iterable[Agent], document: str | None = None) -> None:
+    def __init__(
+        self,
+        agents: Iterable[Agent],
+        document: str | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._tls = tls
         self.agents = {agent.pod: agent for agent in agents}
         self.configmaps: dict[str, ConfigMap] = {}
         self.pods: dict[str, dict[str, Any]] = {}
@@ -110,7 +117,7 @@ class FleetCluster:
         app.router.add_delete(maps, self._delete)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0, backlog=1024)
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, backlog=1024, ssl_context=self._tls)
         await site.start()
         return int(self._runner.addresses[0][1])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import ssl
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -25,8 +26,12 @@ def clusters() -> Iterator[Made]:
     """Return a function that makes a cluster of agents, with a document."""
     made: list[FleetCluster] = []
 
-    def make(agents: Iterable[Agent], document: str | None = DOCUMENT) -> FleetCluster:
-        made.append(FleetCluster(agents, document))
+    def make(
+        agents: Iterable[Agent],
+        document: str | None = DOCUMENT,
+        tls: ssl.SSLContext | None = None,
+    ) -> FleetCluster:
+        made.append(FleetCluster(agents, document, tls))
         return made[-1]
 
     yield make
