@@ -49,6 +49,7 @@ def command(
 
     Exit status: 0 the nodes hold it, 1 it was not written or was taken back, 2 on an error.
     """
+    from ipmasq_agent.errors import UsageError
     from ipmasq_agent.fleet.preview import grouped
     from ipmasq_agent.fleet.published import digest_of
     from ipmasq_agent.fleet.rollout import NextStep
@@ -73,6 +74,14 @@ def command(
     else:
         publisher.write(document, before, dry=True)
         agents, states = heard(fleet)
+        elsewhere = {
+            each.node: each.source for each in states if not each.reads(publisher.place, before.key)
+        }
+        if elsewhere:
+            raise UsageError(
+                "; ".join(grouped("read another document", elsewhere)),
+                remedy="name it with --configmap; one merged of several cannot be rolled out",
+            )
         waited = [each for each in states if each.ready]
         others = {each.node: each.why_not(None) for each in states if not each.ready}
         preview = _shown(fleet, agents, document)

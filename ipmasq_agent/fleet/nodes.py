@@ -28,6 +28,7 @@ class NodeState:
         accepted: that one can be used.
         trouble: what keeps the agent from being in sync and ready, a clause each.
         ports: how full the fullest pool of source ports is, from 0 to 1; None where unknown.
+        source: where the agent's document comes from.
         heals: how often it undid what others had done.
         healed: when, last.
     """
@@ -44,12 +45,26 @@ class NodeState:
     accepted: bool = False
     trouble: tuple[str, ...] = ()
     ports: float | None = None
+    source: str = ""
     heals: int = 0
     healed: str | None = None
 
     def good(self, document: str | None) -> bool:
         """Whether it is in sync with a document of that hash, or with any."""
         return self.in_force and self.ready and document in (None, self.held)
+
+    def reads(self, place: str, key: str) -> bool:
+        """Whether its document is that of a ConfigMap alone, or of a canary instead.
+
+        Args:
+            place: of the ConfigMap, as sources call it.
+            key: in it.
+        """
+        if not self.source.startswith("ConfigMap "):
+            return True  # a file, which a kubelet may have made of it
+        named = set(self.source.split(", "))
+        canary = {name for name in named if name.partition(" key ")[0] == f"{place}-canary"}
+        return len(named - canary) == 1 and named - canary <= {place, f"{place} key {key}"}
 
     def why_not(self, document: str | None) -> str:
         """Return what is the matter, in one line; empty where nothing is."""
@@ -119,6 +134,7 @@ def state_of(node: str, told: Mapping[str, Any]) -> NodeState:
         trouble=tuple(_trouble(told)),
         # Rows are told where something is in use, by agents that can count.
         ports=max(fills, default=0.0) if "ports" in told else None,
+        source=str(config.get("source") or ""),
         heals=int(told.get("heals") or 0),
         healed=_text(healed[-1]["at"]) if healed else None,
     )

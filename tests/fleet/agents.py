@@ -29,6 +29,7 @@ class Agent:
         silent: somebody does, and never answers.
         fails: the error with which passes for another document than the first one end.
         port: where it listens on the node's address; None for loopback alone.
+        source: what it calls the place of its document.
         lines: what `observe` prints there.
         verbs: what its verbs print beside ``status``: verb → exit status and JSON.
     """
@@ -42,6 +43,7 @@ class Agent:
     verbs: dict[str, tuple[int, Any]] = field(default_factory=lambda: {"diff": (0, UNCHANGED)})
     lines: tuple[bytes, ...] = ()
     phase: str = "Running"
+    source: str = f"ConfigMap {NAME}"
 
     real = False
     """Whether it is a process, which has to be waited for."""
@@ -49,7 +51,7 @@ class Agent:
     def __post_init__(self) -> None:
         self.pod = f"ipmasq-agent-{self.node}"
         self._status = Status(
-            ConfigStatus(f"ConfigMap {NAME}"),
+            ConfigStatus(self.source),
             look=Look("iptables-nft", "as kubelet", ("eth0",), (Family.IPV4,)),
             in_sync=True,
         )

@@ -10,6 +10,7 @@ import pytest
 
 from ipmasq_agent.cli import fleet_rolling
 from ipmasq_agent.fleet.published import digest_of
+from tests.fleet.agents import Agent
 from tests.fleet.cluster import FleetCluster
 from tests.fleet.conftest import DOCUMENT, Made, Plugin, few
 from tests.fleet.plugin import started
@@ -239,6 +240,31 @@ def test_what_somebody_else_writes_meanwhile_is_left_alone(
     assert done.code == 2
     assert "was changed by somebody else meanwhile" in done.err
     assert cluster.document() == theirs
+
+
+OURS = "ConfigMap kube-system/ip-masq-agent"
+
+
+@pytest.mark.parametrize(
+    ("source", "code"),
+    [
+        ("/etc/config/ip-masq-agent", 0),
+        (f"{OURS} key config", 0),
+        (f"{OURS}, {OURS}-canary", 0),
+        (f"{OURS}, {OURS}-more", 2),
+        (f"{OURS} key other", 2),
+        ("ConfigMap kube-system/masq", 2),
+    ],
+)
+def test_agents_that_read_another_document_are_not_waited_for_in_vain(
+    clusters: Made, plugin: Plugin, source: str, code: int
+) -> None:
+    cluster = clusters([*few(2), Agent("other", source=source)])
+    done = plugin(cluster, *WORDS, stdin=NEW)
+    assert done.code == code, done.err
+    if code:
+        assert f"other read another document: {source}" in done.err
+        assert cluster.document() == DOCUMENT
 
 
 def test_without_the_permission_to_run_programs_it_is_applied_unseen(
