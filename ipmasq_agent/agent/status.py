@@ -51,6 +51,7 @@ class ConfigStatus:
         newest: that was seen; None before the first.
         in_force: what the kernel holds, or held when it was last looked at; None before the
             first.
+        accepted: the newest document can be used.
         error: why it cannot, or why the source cannot be read at the moment.
         warnings: what its author may want to know.
         caveat: what there is to know of the source, whatever it says.

@@ -25,11 +25,8 @@ _MOST = 100
 Fields = Mapping[str, yaml.Node]
 
 
-class Inner(NamedTuple):
-    """A document in a manifest: what messages call it, and its text, in place if possible."""
-
-    name: str
-    content: str | bytes
+Inner = tuple[str, str | bytes]
+"""A document in a manifest: what messages call it, and its text, in place if possible."""
 
 
 class _ConfigMap(NamedTuple):
@@ -128,11 +125,11 @@ class Manifests:
         name = f"{self._place(node)} {printable(key)}"
         if encoded:
             try:
-                return Inner(name, base64.b64decode("".join(node.value.split()), validate=True))
+                return name, base64.b64decode("".join(node.value.split()), validate=True)
             except ValueError:
                 self._fail(node, f"{key} is not base64")
         in_place = self._in_place(node) if node.style == "|" else None
-        return Inner(name, node.value) if in_place is None else Inner(self._name, in_place)
+        return (name, node.value) if in_place is None else (self._name, in_place)
 
     def _in_place(self, node: yaml.ScalarNode) -> str | None:
         """Return the text of a literal block at its lines and columns in the outer text.

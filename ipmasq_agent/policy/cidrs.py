@@ -159,7 +159,10 @@ def _parse_carefully(text: str) -> Prefix:
     if str(length) != length_text:
         # 010 is ten to Go, and eight to iptables, which upstream hands the text to.
         raise ValueError(f"has leading zeros in its prefix length{_meant(f'{address}/{length}')}")
-    return _aligned(family, int(parsed), length)
+    aligned = prefix_around(family, int(parsed), length)
+    if aligned.first != int(parsed):
+        raise UnalignedError(aligned)
+    return aligned
 
 
 def _length(text: str) -> int | None:
@@ -168,13 +171,6 @@ def _length(text: str) -> int | None:
         return None
     digits = text.lstrip("0")
     return int(digits or 0) if len(digits) < 4 else 1000  # too long, whatever it is
-
-
-def _aligned(family: Family, number: int, length: int) -> Prefix:
-    aligned = prefix_around(family, number, length)
-    if aligned.first != number:
-        raise UnalignedError(aligned)
-    return aligned
 
 
 def _meant(text: str) -> str:
