@@ -98,7 +98,10 @@ class Knowledge:
         """Make the newest configuration the intent if all that it needs is known."""
         if self._config is None:
             return
-        waiting = tuple(map(self._missing, self.facts.missing(needs(self._config))))
+        waiting = tuple(
+            f"waiting for {fact.what}" + (f": {why}" if (why := self._errors.get(fact)) else "")
+            for fact in self.facts.missing(needs(self._config))
+        )
         for line in set(waiting) - set(self.waiting):
             event(logging.WARNING, line)
         self.waiting = waiting
@@ -110,7 +113,3 @@ class Knowledge:
         )
         if not waiting and not stands:
             self.intent = Intent(self._config, self.facts)
-
-    def _missing(self, fact: Fact[Any]) -> str:
-        why = self._errors.get(fact)
-        return f"waiting for {fact.what}" + (f": {why}" if why else "")

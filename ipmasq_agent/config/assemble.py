@@ -27,7 +27,6 @@ from ipmasq_agent.policy.decisions import (
     DecisionMap,
     Entries,
     Entry,
-    Reason,
     Stated,
     Verdict,
     first_match,
@@ -117,7 +116,7 @@ def assemble_family(
     )
     sources = _sources(config, family, facts)
     devices = _devices(config, facts)
-    nobody = _admits_nobody(sources, devices)
+    nobody = NO_SOURCE if sources == () else NO_DEVICE if devices == () else None
     if nobody is not None:
         keep = DecisionMap(family, (), Verdict.NON_MASQUERADE, nobody)
         return FamilyPolicy(keep, action=action)
@@ -187,16 +186,6 @@ def matching(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in including)
         and not any(fnmatch.fnmatchcase(name, pattern) for pattern in excluding)
     ]
-
-
-def _admits_nobody(
-    sources: tuple[Prefix, ...] | None, devices: tuple[str, ...] | None
-) -> Reason | None:
-    if sources == ():
-        return NO_SOURCE
-    if devices == ():
-        return NO_DEVICE
-    return None
 
 
 def _fixed_sources(

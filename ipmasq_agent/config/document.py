@@ -203,7 +203,8 @@ def _overlaps(config: Config, name: str) -> tuple[list[str], int]:
         As many warnings as are ever shown, and how many more there are.
     """
     masquerade = config[MASQUERADE_CIDRS]
-    kept = config[NON_MASQUERADE_CIDRS].before(config[NATIVE_ROUTING_CIDRS])
+    both = config[NON_MASQUERADE_CIDRS], config[NATIVE_ROUTING_CIDRS]
+    kept = Listed.chained(both)
     # Between two entries of one list may lie one of the other: only repetitions are sure then.
     mixed = len(masquerade) > 0
     found = chain.from_iterable(_nested(one, equal_only=mixed) for one in (kept, masquerade))

@@ -75,10 +75,6 @@ class Listed(Lazy[tuple[Prefix, ListedReason]]):
         whole._reasons = Chained(part._reasons for part in parts)
         return whole
 
-    def before(self, later: Listed) -> Listed:
-        """Return these, and after them ``later`` ones."""
-        return Listed.chained((self, later))
-
     def of_family(self, family: Family) -> Listed:
         """Return those of one family, in the same order."""
         wanted = _FAMILIES.index(family)
@@ -129,9 +125,6 @@ class Listed(Lazy[tuple[Prefix, ListedReason]]):
         if not isinstance(other, Sequence) or len(self) != len(other):
             return NotImplemented if not isinstance(other, Sequence) else False
         return all(mine == theirs for mine, theirs in zip(self, other, strict=True))
-
-    def __hash__(self) -> int:
-        return hash((self._families, tuple(self._firsts), self._lengths))
 
     def __repr__(self) -> str:
         return repr(tuple(self))

@@ -222,6 +222,7 @@ class FileSource:
         return tuple(parts)
 
     def _document(self, location: Location, parts: tuple[Part, ...], noticed: float) -> Document:
+        blind = self._watch.error if self._watch is not None else None
         empty = not parts and os.path.isdir(location.shown.removesuffix("/*"))
         return Document(
             location.shown,
@@ -229,17 +230,14 @@ class FileSource:
             revision_of(parts),
             noticed,
             (f"{location.shown} exists and holds no file",) if empty else (),
-            self._caveat(),
+            f"{self._path} is looked at every {POLL:g} s: {blind}" if blind else None,
         )
-
-    def _caveat(self) -> str | None:
-        blind = self._watch.error if self._watch is not None else None
-        return f"{self._path} is looked at every {POLL:g} s: {blind}" if blind else None
 
     def _may_come_back(self, location: Location, noticed: float) -> bool:
         """Wait a little before a file that was there counts as removed."""
         gone = self._present - {file.shown for file in location.files}
-        if not gone or (location.error is not None and not location.vague):
+        # A link to nothing is vague; any other error is certain.
+        if not gone or not isinstance(location.error, SourceUnavailable | None):
             self._vanished = None
             return False
         if self._vanished is None:

@@ -61,11 +61,6 @@ class Location(NamedTuple):
     files: tuple[FoundFile, ...] = ()
     error: SourceError | None = None
 
-    @property
-    def vague(self) -> bool:
-        """Whether the path leads to something that is not there, as a link to no such file."""
-        return isinstance(self.error, SourceUnavailable)
-
 
 def unreadable(path: str, cause: OSError) -> SourceError:
     """Return what to tell a user whose document the kernel refuses us."""
