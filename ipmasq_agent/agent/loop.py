@@ -133,6 +133,7 @@ class Agent:
         self._batch: list[Event] = []  # what came and is not taken in yet
         self._told_to_stop = math.inf
         self._next_look = self._rested = 0.0  # when to look, and from when on it may be earlier
+        self._others_wrote = False  # and nobody has looked beside our rules since
         self._healed, self._respite = -math.inf, _RESPITE
         # Also before the first document: a file that cannot be read now is looked at again.
         self._next_pass = time.monotonic() + RESYNC_INTERVAL.absent / UNITS["s"]
@@ -284,13 +285,16 @@ class Agent:
         due = time.monotonic() >= self._next_pass
         news = [each for each in came if each is not Signal.LOOK]
         self._batch += news
-        disturbed = not due and self._disturbed(told=len(news) < len(came))
+        told = len(news) < len(came)
+        self._others_wrote |= told
+        disturbed = not due and self._disturbed(told=told)
         if disturbed:
             self.status = replace(self.status, in_sync=False)
             due = True
         revive()
         # What could not be taken in, or started, is tried again at its time.
         if not (due or news or (self._unstarted and not self.status.failure)):
+            self._look_beside()
             return
         reload = Signal.RELOAD in self._batch
         try:
@@ -314,6 +318,20 @@ class Agent:
             self._schedule(failed=bool(self.status.failure))
         # After the pass, which it must not delay, and which a document may not survive.
         self._documents.keep()
+
+    def _look_beside(self) -> None:
+        """Say what others decide by now, where they may have written."""
+        if self._others_wrote and (others := self._passes.shadows_again()):
+            self._others_wrote = False
+            self._say(others)
+
+    def _say(self, others: Shadows) -> None:
+        self.status = replace(
+            self.status,
+            overridden=others.overridden,
+            partial=others.partial,
+            unknown=others.unknown,
+        )
 
     def _take_in(self, due: bool, reload: bool) -> bool:
         """Act on what came; true where a pass is called for."""
@@ -376,12 +394,7 @@ class Agent:
             self.status = replace(status, config=self._documents.status)
         # Rules are in the kernel and said to be; what others make of them can wait for that.
         if isinstance(found, Look) and (others := self._passes.shadows(intent, found)):
-            self.status = replace(
-                self.status,
-                overridden=others.overridden,
-                partial=others.partial,
-                unknown=others.unknown,
-            )
+            self._say(others)
 
     def _schedule(self, *, failed: bool) -> None:
         config = self._documents.config

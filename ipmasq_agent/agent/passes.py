@@ -19,6 +19,7 @@ from ipmasq_agent.agent.status import Healed, Look
 from ipmasq_agent.agent.war import Rivals, replaced
 from ipmasq_agent.config.assemble import follows
 from ipmasq_agent.errors import foreseen
+from ipmasq_agent.host.sparing import Sparing
 from ipmasq_agent.logs import event, failure, rfc3339
 from ipmasq_agent.planes.plane import AnyPlane
 from ipmasq_agent.policy.addresses import Family
@@ -59,6 +60,8 @@ class Passes:
         self._replies = Replies()
         self._since: float | None = None
         self._last: AnyPlane | None = None  # where a pass went well
+        self._asked: tuple[Intent, Look] | None = None  # of what others make of it
+        self._sparing = Sparing()
 
     def bring(
         self,
@@ -150,7 +153,15 @@ class Passes:
         if self._shadows is None or plane is None or look.errors:
             return None
         self._shadows.look(plane, intent, look.devices)
+        self._asked = intent, look
         return self._shadows
+
+    def shadows_again(self) -> Shadows | None:
+        """Return the same after a commit to nf_tables; None where it cost too much just now."""
+        if self._asked is None:
+            return None
+        with self._sparing.turn() as has_time:
+            return self.shadows(*self._asked) if has_time else None
 
     def report(self, outcomes: Outcomes, plane: str, verb: str) -> None:
         """Log what became of each family."""

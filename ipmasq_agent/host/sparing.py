@@ -10,12 +10,13 @@ _SHARE = 500
 
 
 class Sparing:
-    """Lets something be done at once, and then after 500 times as much time as it took of a CPU.
+    """Lets something be done at once, and then after so many times as long as it took of a CPU.
 
     What takes 2 ms is so done once a second where somebody asks as often.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, share: int = _SHARE) -> None:
+        self._share = share
         self._rested = 0.0
 
     @contextmanager
@@ -28,4 +29,4 @@ class Sparing:
         try:
             yield True
         finally:
-            self._rested = time.monotonic() + _SHARE * (time.thread_time() - began)
+            self._rested = time.monotonic() + self._share * (time.thread_time() - began)

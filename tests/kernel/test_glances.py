@@ -145,3 +145,19 @@ def test_the_agent_puts_back_what_was_flushed_long_before_its_resync(
         in_ns.run(_ruin(name, family)[0])
     wait_until(lambda: oracle.snapshot() == before, "all is there again")
     assert agent.ready()
+
+
+@pytest.mark.parametrize("name", ["iptables-nft", "nftables"])
+def test_rules_of_others_that_decide_are_told_long_before_the_resync(
+    run: Callable[..., Running], in_ns: Namespace, tmp_path: Path, name: str
+) -> None:
+    document = tmp_path / "config"
+    document.write_text("resyncInterval: 1h\nnonMasqueradeCIDRs: [10.0.0.0/8]\n")
+    agent = run("run", f"--config={document}", f"--backend={name}")
+    agent.wait_ready()
+    chain, rule = "type nat hook postrouting priority 50", "ip daddr 10.0.0.0/8 masquerade"
+    for _ in range(2):
+        wait_until(lambda: agent.status().get("overrides") == [], "nobody else decides")
+        in_ns.run(["nft", f"table ip theirs {{ chain c {{ {chain}; {rule}; }}; }}"])
+        wait_until(lambda: agent.status().get("overrides"), "somebody does")
+        in_ns.run(["nft", "delete table ip theirs"])

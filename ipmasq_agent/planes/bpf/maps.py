@@ -35,12 +35,11 @@ _MOST_EXHAUSTED = 10  # destinations that are told
 
 
 class Signs(NamedTuple):
-    """What the maps say of a family beside its prefixes."""
+    """What the maps say of a family beside prefixes and addresses."""
 
     generation: int
     settings: SlotSettings
     devices: Mapping[int, tuple[EgressDevice, bool]]
-    own: frozenset[int]
 
 
 class PinnedMaps:
@@ -115,14 +114,14 @@ class PinnedMaps:
         number = self.generation(family)
         return number, self.settings(layout.slot(family, number))
 
-    def signs(self, family: Family) -> Signs:
-        """Return what is said of a family, devices with whether they are of its policy."""
+    def signs(self, family: Family, known: Mapping[int, layout.DeviceEntry]) -> Signs:
+        """Return what is said of a family; of ``known`` devices, whether its policy has them."""
         number, in_force = self.in_force(family)
         devices = {
             ifindex: (told.device.of(family), bool(told.egress.get(family, 0) >> number & 1))
-            for ifindex, told in self.devices().items()
+            for ifindex, told in known.items()
         }
-        return Signs(number, in_force, devices, self.own(family))
+        return Signs(number, in_force, devices)
 
     def stamp(self, slot: int, stamp: int) -> None:
         """Stamp the policy of a slot."""

@@ -56,6 +56,7 @@ _COUNTED = {layout.KEPT, layout.MOVED}
 _OF_OBSERVERS = {layout.OBSERVERS, layout.UNTOLD}
 # Where their entries are counted, by a hash with a secret.
 _COUNTING = {layout.FILTERS, layout.NODE}
+_SHARE = 4000  # of one CPU's time, one part for reading maps whole: 1 ms every 4 s
 
 
 class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
@@ -74,8 +75,10 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
     def __init__(self, pins: Path, flows: int | None = None) -> None:
         self._programs = NodePrograms(pins, flows)
         self._known: dict[Family, tuple[int, BpfRules]] = {}
-        self._left: dict[Family, Signs] = {}  # as of the latest read
-        self._sparing = Sparing()
+        # As of the latest read: signs, and the addresses that are taken for the node's.
+        self._left: dict[Family, Signs] = {}
+        self._own: dict[Family, frozenset[int]] = {}
+        self._sparing = Sparing(_SHARE)
         self._tables: tuple[FlowTable, ...] = ()
 
     # -- reading ----------------------------------------------------------------------------
@@ -145,7 +148,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
         destination: int | None,
     ) -> BpfState:
         family = state.family
-        self._left[family] = maps.signs(family)
+        self._left[family] = maps.signs(family, maps.devices())
         hooks, beside = told_devices(maps, family, number, state.present, self._programs.complete)
         slots = [layout.slot(family, n) for n in range(layout.GENERATIONS)]
         if not in_force.flags & SettingsFlag.MANAGED:
@@ -161,7 +164,8 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
             self._known[family] = in_force.stamp, rules
         named = None if rules.devices is None else tuple(sorted(hooks))
         rules = replace(rules, devices=named)
-        return replace(state, hooks=hooks, beside=beside, own=maps.own(family), rules=rules)
+        own = self._own[family] = maps.own(family)
+        return replace(state, hooks=hooks, beside=beside, own=own, rules=rules)
 
     def _maps(self) -> AbstractContextManager[PinnedMaps | None]:
         """Hold the maps open; None where there are none."""
@@ -222,7 +226,8 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
             maps.inner.pin_again(family, layout.slot(family, new))
             self._tidy(maps)
             # What is said of devices is said to both families.
-            self._left = {each: maps.signs(each) for each in self._left}
+            known = maps.devices()
+            self._left = {each: maps.signs(each, known) for each in self._left}
             if change.switches or change.steps:
                 self._known[family] = stamp, rules
         if change.actual.remains:
@@ -298,7 +303,7 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
     def disturbed(self, failing: Collection[Family] = ()) -> bool:
         """Return whether a program is missing where the policy in force has one, or a pin.
 
-        Or whether the maps say something else, of prefixes as often as it is cheap to read them.
+        Or whether the maps say something else; of prefixes and addresses now and then.
         Programs are of both families, so that nobody looks while a pass fails in one.
         """
         if failing:
@@ -308,12 +313,14 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
         with self._maps() as maps:
             if maps is None or any(map(maps.inner.unpinned, layout.FAMILIES)):
                 return True
-            missing = [number for number in maps.devices() if not self._programs.complete(number)]
+            devices = maps.devices()
+            missing = [number for number in devices if not self._programs.complete(number)]
             if any(map(is_there, missing)):
                 return True
             with self._sparing.turn() as closely:
                 return any(
-                    maps.signs(family) != left or (closely and self._other_rules(maps, family))
+                    maps.signs(family, devices) != left
+                    or (closely and self._other_rules(maps, family))
                     for family, left in self._left.items()
                 )
 
@@ -322,6 +329,8 @@ class BpfPlane(Plane[BpfState, BpfRules | None, BpfPlan], Translator):
         stamp, known = self._known.get(family, (None, None))
         if known is None or stamp != in_force.stamp:
             return False
+        if maps.own(family) != self._own.get(family):
+            return True
         held = maps.rules(family, layout.slot(family, number))
         return replace(held, devices=known.devices) != known
 
