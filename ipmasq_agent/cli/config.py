@@ -40,8 +40,7 @@ Examples:
   ipmasq-agent config validate config.yaml
   ipmasq-agent config validate --strict config.yaml - < config.yaml
   ipmasq-agent config defaults | ipmasq-agent config validate -
-  helm template . | ipmasq-agent config validate --strict -
-  ipmasq-agent config validate -o github clusters/*/ip-masq-agent.yaml
+  ipmasq-agent config validate -o github config.yaml
   ipmasq-agent config validate --configmap kube-system/ip-masq-agent --enable-ipv6
 """
 )
