@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ipmasq_agent.cli.fleet import document_option, fleet_of, fleet_options, publisher_of
+from ipmasq_agent.cli.fleet import document_option, fleet_options, publisher_of
 from ipmasq_agent.cli.fleet_documents import file_option, new_document, previewed
-from ipmasq_agent.cli.fleet_rolling import confirmed, heard, roll, rollout_options
+from ipmasq_agent.cli.fleet_rolling import confirmed, heard, roll, rollout_options, whole_fleet
 from ipmasq_agent.cli.output import emit, output_option
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def command(
     from ipmasq_agent.fleet.rollout import NextStep
 
     document = new_document(filename)
-    fleet = fleet_of(options)
+    fleet = whole_fleet(options)
     publisher = publisher_of(fleet, configmap, force=force)
     target, before = digest_of(document), publisher.read()
     answer: dict[str, Any] = {"hash": target, "before": before.digest, "failed": {}}

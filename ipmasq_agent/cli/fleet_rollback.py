@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from ipmasq_agent.cli.fleet import document_option, fleet_of, fleet_options, publisher_of
-from ipmasq_agent.cli.fleet_rolling import confirmed, heard, roll, rollout_options
+from ipmasq_agent.cli.fleet import document_option, fleet_options, publisher_of
+from ipmasq_agent.cli.fleet_rolling import confirmed, heard, roll, rollout_options, whole_fleet
 from ipmasq_agent.cli.output import emit, output_option
 
 
@@ -35,7 +35,7 @@ def command(yes: bool, force: bool, configmap: str, output: str, **options: Any)
     from ipmasq_agent.fleet.preview import grouped
     from ipmasq_agent.fleet.rollout import NextStep
 
-    fleet = fleet_of(options)
+    fleet = whole_fleet(options)
     publisher = publisher_of(fleet, configmap, force=force)
     kept, now = publisher.kept(), publisher.read()
     if kept is None:

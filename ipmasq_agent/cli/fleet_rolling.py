@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ipmasq_agent.cli.fleet import FleetProgress
+from ipmasq_agent.cli.fleet import FleetProgress, fleet_of
 
 if TYPE_CHECKING:
     from ipmasq_agent.fleet.agents import AgentPod
@@ -79,6 +79,19 @@ def confirmed(question: str) -> bool:
         return click.confirm(question, err=True)
     except click.Abort as cause:
         raise KeyboardInterrupt from cause
+
+
+def whole_fleet(options: Mapping[str, Any]) -> Fleet:
+    """Return the fleet that options mean, which is all of one.
+
+    Raises:
+        UsageError: a node is named.
+    """
+    from ipmasq_agent.errors import UsageError
+
+    if options["nodes"]:
+        raise UsageError("a document is for all nodes of the cluster", remedy="leave --node out")
+    return fleet_of(options)
 
 
 def heard(fleet: Fleet) -> tuple[list[AgentPod], list[NodeState]]:

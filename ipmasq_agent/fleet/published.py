@@ -178,7 +178,8 @@ class Publisher:
     def _taken(self, configmap: dict[str, Any]) -> Published:
         """Take the document out of a ConfigMap, from the key that agents read."""
         values, metadata = content_of(configmap), configmap["metadata"]
-        key = self._key or next((key for key in KEYS if key in values), KEYS[0])
+        only = list(values) if len(values) == 1 else []
+        key = self._key or next((key for key in (*KEYS, *only) if key in values), KEYS[0])
         about = metadata.get("annotations") or {}
         version, after = str(metadata["resourceVersion"]), about.get(REPLACED_BY)
         return Published(key, values.get(key), version, after)

@@ -99,9 +99,7 @@ class Exec:
             for start in range(0, len(data), _PIECE):
                 self._socket.send_binary(bytes([STDIN]) + data[start : start + _PIECE])
         except _FAILURES as cause:
-            raise SourceUnavailable(
-                f"the connection to the program broke off: {why(cause)}"
-            ) from cause
+            raise _broken(cause) from cause
 
     def receive(self, seconds: float) -> tuple[int, bytes]:
         """Return the next message: which stream, and what came there.
@@ -109,22 +107,26 @@ class Exec:
         Raises:
             SourceUnavailable: none came in time, or none can come any more.
         """
+        message = b""
         try:
             self._socket.settimeout(max(0.001, seconds))
-            _, message = self._socket.recv_data()
+            while not message:
+                kind, message = self._socket.recv_data()
+                if kind == websocket.ABNF.OPCODE_CLOSE:
+                    raise SourceUnavailable("the connection to the program was closed")
         except (websocket.WebSocketTimeoutException, TimeoutError) as cause:
             raise SourceUnavailable("there is no answer in time") from cause
         except _FAILURES as cause:
-            raise SourceUnavailable(
-                f"the connection to the program broke off: {why(cause)}"
-            ) from cause
-        if not message:
-            return self.receive(seconds)
+            raise _broken(cause) from cause
         return message[0], message[1:]
 
     def close(self) -> None:
         """End the connection, and so the program."""
         self._socket.shutdown()
+
+
+def _broken(cause: Exception) -> SourceUnavailable:
+    return SourceUnavailable(f"the connection to the program broke off: {why(cause)}")
 
 
 def run(

@@ -27,6 +27,7 @@ class Agent:
         lag: how many times it is asked before it has seen a new document.
         dead: nobody listens there.
         silent: somebody does, and never answers.
+        cuts: connections to programs there are closed before these have ended.
         fails: the error with which passes for another document than the first one end.
         port: where it listens on the node's address; None for loopback alone.
         source: what it calls the place of its document.
@@ -38,6 +39,7 @@ class Agent:
     lag: int = 0
     dead: bool = False
     silent: bool = False
+    cuts: bool = False
     fails: str | None = None
     port: int | None = 9797
     verbs: dict[str, tuple[int, Any]] = field(default_factory=lambda: {"diff": (0, UNCHANGED)})

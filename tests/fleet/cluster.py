@@ -217,6 +217,10 @@ class FleetCluster:
             return socket
         argv, stdin = request.query.getall("command"), b""
         self.ran.append((agent.node, *argv))
+        if agent.cuts:
+            await socket.send_bytes(STDOUT + b"{")
+            await socket.close()
+            return socket
         if isinstance(agent, RealAgent):
             await self._run_real(agent, argv, socket)
             return socket

@@ -123,6 +123,12 @@ def test_what_nodes_would_refuse_is_not_written(clusters: Made, plugin: Plugin) 
     assert kept(cluster) is None
 
 
+def test_a_document_is_for_all_nodes(clusters: Made, plugin: Plugin) -> None:
+    done = plugin(clusters(few(2)), *WORDS, "--node", "n1", stdin=NEW)
+    assert done.code == 2
+    assert "leave --node out" in done.err
+
+
 def test_a_document_that_nobody_can_use_reaches_no_server(clusters: Made, plugin: Plugin) -> None:
     cluster = clusters(few(1))
     done = plugin(cluster, *WORDS, stdin="nonMasqueradeCIDRs: [10.0.0.0/40]\n")

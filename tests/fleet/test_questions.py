@@ -76,12 +76,13 @@ def test_what_several_nodes_have_is_one_finding(clusters: Made, plugin: Plugin) 
         "warning: the node forwards no packets, on n1, n2, n3 and 1 more\n    of n1\n"
     )
     agents[1].verbs["doctor"] = 2, []
-    agents[2].dead = True
+    agents[2].dead = agents[4].cuts = True
     done = plugin(cluster, "doctor", "-o", "json")
     assert done.code == 2
     assert [each["nodes"] for each in done.data] == [["n1", "n4"]]
     assert "n2 could not be looked at in full" in done.err
     assert "n3 could not be looked at in full: error dialing backend" in done.err
+    assert "n5 could not be looked at in full: the connection to the program was closed" in done.err
 
 
 def test_a_question_about_a_pod_is_put_to_its_node(clusters: Made, plugin: Plugin) -> None:
