@@ -131,6 +131,7 @@ def _particular() -> dict[str, Schema]:
             "type": "object",
             "properties": {"requests": _RESOURCES, "limits": _RESOURCES},
         },
+        "dashboard.labels": {"type": "object", "additionalProperties": {"type": "string"}},
         "nodeSelector": {"type": "object", "additionalProperties": {"type": "string"}},
         "updateStrategy": {
             "type": "object",

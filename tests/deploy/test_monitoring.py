@@ -1,20 +1,32 @@
-"""Alerts: each fires when it should and only then, by Prometheus' own rule engine."""
+"""Alerts and dashboard, by Prometheus' own rule engine: what fires, and what is drawn."""
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
+from ipmasq_agent.agent.exposition import exposed
+from ipmasq_agent.agent.metrics import Metrics
+from ipmasq_agent.agent.status import ConfigStatus, Look, Sighting, Status
+from ipmasq_agent.answers.ports import PortLook, PortRow
+from ipmasq_agent.planes.usage import FlowTable, Usage
+from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.flows import End
+from ipmasq_agent.policy.ports import IDENTIFIERS, PortUse
 from tests.deploy.chart import CHART, template, told_apart
 from tests.deploy.manifests import DEPLOY, ROOT, Object, objects, with_components
 
-ALERTS = CHART / "files/alerts.yaml"
+ALERTS, DASHBOARD = CHART / "files/alerts.yaml", CHART / "files/dashboard.json"
 RUNBOOK = ROOT / "docs/runbook.md"
 TARGET = 'job="ipmasq-agent", instance="192.0.2.7:9797", node="worker-7"'
 Series = dict[str, str]
@@ -229,8 +241,69 @@ def test_the_component_is_what_the_chart_makes(tmp_path: Path) -> None:
         "http": {"address": "0.0.0.0"},
         "podMonitor": {"enabled": True},
         "prometheusRule": {"enabled": True},
+        "dashboard": {"enabled": True},
     }
     (made,) = template(values)
     assert told_apart(made) == told_apart(wanted)
     rule = yaml.safe_load((DEPLOY / "monitoring/prometheusrule.yaml").read_text())
     assert rule["spec"] == yaml.safe_load(ALERTS.read_text()), "run scripts/render-manifest"
+
+
+def drawn() -> list[str]:
+    """Return the expressions of the dashboard, with all nodes selected."""
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    found = [one["expr"] for panel in panels for one in panel.get("targets", ())]
+    return [one.replace("$node", ".*").replace("$__rate_interval", "5m") for one in found]
+
+
+def test_the_dashboard_is_written_down() -> None:
+    made = runpy.run_path(str(ROOT / "scripts/dashboard.py"))["dashboard"]()
+    assert json.loads(DASHBOARD.read_text()) == made, "run scripts/dashboard.py"
+
+
+def test_each_panel_has_a_place_of_its_own() -> None:
+    taken: set[tuple[int, int]] = set()
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for place in (panel["gridPos"] for panel in panels):
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert max(x for x, _ in cells) < 24
+        assert not cells & taken
+        taken |= cells
+
+
+def recorded() -> Series:
+    """Return what an agent serves, as series that grow by one a minute."""
+    held = Sighting("7", "aaaa", 1000.5)
+    status = Status(
+        ConfigStatus("x", held, held, accepted=True, age=3.0),
+        Look("bpf", families=(Family.IPV4,)),
+        in_sync=True,
+        usage=Usage((FlowTable("flows", 8, {Family.IPV4: 3, Family.IPV6: 0}),)),
+    )
+    use = PortUse(Family.IPV4, 6, 0xC0000201, End(0x0A000001, 443), IDENTIFIERS)
+    status = replace(status, ports=PortLook((PortRow(use, 60000),), tracked=(10, 100)))
+    text = exposed(Metrics().all(status))[1].decode()
+    found = {}
+    for one in (sample for of in text_string_to_metric_families(text) for sample in of.samples):
+        labels = ", ".join(f"{key}={json.dumps(value)}" for key, value in one.labels.items())
+        found[f"{one.name}{{{labels}}}"] = f"{one.value:f}+1x10"
+    return found
+
+
+def test_each_panel_draws_what_an_agent_serves(tmp_path: Path) -> None:
+    asked = [
+        {
+            "expr": f"count({expression}) > bool 0",
+            "eval_time": "10m",
+            "exp_samples": [{"labels": "{}", "value": 1}],
+        }
+        for expression in drawn()
+    ]
+    series = [{"series": labelled(name), "values": values} for name, values in recorded().items()]
+    run(tmp_path, {"interval": "1m", "input_series": series, "promql_expr_test": asked})
+    assert [name for expression in drawn() for name in unknown(expression)] == []
