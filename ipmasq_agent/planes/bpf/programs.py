@@ -25,19 +25,7 @@ from ipmasq_agent.bpf.objects import (
 )
 from ipmasq_agent.bpf.syscall import BpfCommand
 from ipmasq_agent.errors import HostError, NotPermitted
-from ipmasq_agent.planes.bpf import clsact, strays, tcx
-from ipmasq_agent.planes.bpf.layout import (
-    COLLECT,
-    FLOWS,
-    INDEX,
-    KEPT,
-    MAPS,
-    MOST_COLLECTED,
-    MOVED,
-    PROGRAMS,
-    TcHook,
-    pack_collection,
-)
+from ipmasq_agent.planes.bpf import clsact, layout, strays, tcx
 from ipmasq_agent.planes.bpf.libbpf import load
 from ipmasq_agent.planes.bpf.pins import PinDirectory
 from ipmasq_agent.planes.placement import Placement
@@ -78,7 +66,7 @@ class NodePrograms:
     def whole(self) -> bool:
         """Whether all maps and programs are pinned, and the programs use those very maps."""
         used: set[int] = set()
-        for name in PROGRAMS:
+        for name in layout.PROGRAMS:
             program = get_pinned(self.pins.objects / name)
             if program is None:
                 return False
@@ -88,7 +76,7 @@ class NodePrograms:
 
     def _hold_maps(self) -> set[int]:
         """Hold the maps that are pinned; return their numbers."""
-        held = (self._held.hold(self.pins.objects / name) for name in MAPS)
+        held = (self._held.hold(self.pins.objects / name) for name in layout.MAPS)
         return {number_of(descriptor) for descriptor in held if descriptor is not None}
 
     def find_map(self, name: str) -> BpfMap | None:
@@ -127,7 +115,7 @@ class NodePrograms:
 
     def _loaded_programs(self) -> Iterator[int]:
         """Yield descriptors of our programs, pinned ones and then those on devices."""
-        for name in PROGRAMS:
+        for name in layout.PROGRAMS:
             program = get_pinned(self.pins.objects / name)
             if program is not None:
                 with closing(program):
@@ -155,8 +143,8 @@ class NodePrograms:
             return []
         self.pins.provide()
         flows = self._flows or _suitable_flows()
-        capacities = {FLOWS: flows, MOVED: flows, KEPT: max(1, flows // 2)}
-        for name in MAPS:
+        capacities = {layout.FLOWS: flows, layout.MOVED: flows, layout.KEPT: max(1, flows // 2)}
+        for name in layout.MAPS:
             self._held.pin_again(self.pins.objects / name)
         with self._maps_in_use() as in_use:
             made = load(BYTECODE, self.pins.objects, capacities, in_use)
@@ -177,7 +165,7 @@ class NodePrograms:
                 raise
 
     def _attach(self, ifindex: int) -> None:
-        for hook in TcHook:
+        for hook in layout.TcHook:
             with self._pinned(hook.value) as program:
                 link = self.pins.link(ifindex, hook)
                 self._held.pin_again(link)
@@ -193,7 +181,7 @@ class NodePrograms:
         """
         if not self.pins.loaded(_digest_of_bytecode()):
             return False
-        for hook in TcHook:
+        for hook in layout.TcHook:
             program = get_pinned(self.pins.objects / hook.value)
             if program is None:
                 return False
@@ -209,20 +197,20 @@ class NodePrograms:
 
     def collect(self, table: str, keys: Sequence[bytes]) -> None:
         """Remove those of these flows of a table that have expired for good."""
-        self._run(COLLECT, table, keys)
+        self._run(layout.COLLECT, table, keys)
 
     def index(self, keys: Sequence[bytes]) -> None:
         """Have these flows found also by what their packets are before translation.
 
         Of those for which there is no room the program counts ``flows_unrecorded``.
         """
-        self._run(INDEX, FLOWS, keys)
+        self._run(layout.INDEX, layout.FLOWS, keys)
 
     def _run(self, name: str, table: str, keys: Sequence[bytes]) -> None:
         with self._pinned(name) as program:
-            for first in range(0, len(keys), MOST_COLLECTED):
-                some = keys[first : first + MOST_COLLECTED]
-                run_program(program, pack_collection(table, some))
+            for first in range(0, len(keys), layout.MOST_COLLECTED):
+                some = keys[first : first + layout.MOST_COLLECTED]
+                run_program(program, layout.pack_collection(table, some))
 
     def strays(self) -> bool:
         """Whether programs of ours are on devices that are not those that are pinned here.
@@ -250,7 +238,7 @@ class NodePrograms:
     def _numbers(self) -> frozenset[int]:
         """Return the numbers of the pinned programs."""
         numbers = set()
-        for hook in TcHook:
+        for hook in layout.TcHook:
             path = self.pins.objects / hook.value
             # Who may not use bpf(2) is told so also of what is not there.
             program = get_pinned(path) if path.exists() else None
@@ -284,7 +272,7 @@ class NodePrograms:
     def tidy(self, gone: list[int]) -> None:
         """Remove the links of devices that are no more."""
         for ifindex in gone:
-            for hook in TcHook:
+            for hook in layout.TcHook:
                 link = self.pins.link(ifindex, hook)
                 self._held.let_go(link)
                 link.unlink(missing_ok=True)

@@ -11,23 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ipmasq_agent.netlink import expressions as expr
 from ipmasq_agent.netlink import nft_numbers as nft
 from ipmasq_agent.netlink.attributes import text
-from ipmasq_agent.netlink.expressions import (
-    Bitwise,
-    Compare,
-    Counter,
-    Expression,
-    Immediate,
-    Meta,
-    NftVerdict,
-    Opaque,
-    Payload,
-    Range,
-    XtMatch,
-    XtTarget,
-    kind_of,
-)
 from ipmasq_agent.netlink.nft_objects import ListedRule
 from ipmasq_agent.planes.rules.native import told
 from ipmasq_agent.planes.rules.rule import Option, Rule, read_prefix
@@ -56,7 +42,7 @@ _FIELDS = ("source", "out-interface")
 _NOT_LOCAL = Option("dst-type", ("LOCAL",), negated=True)
 
 
-def is_shown_in_full(expressions: Sequence[Expression], family: Family) -> bool:
+def is_shown_in_full(expressions: Sequence[expr.Expression], family: Family) -> bool:
     """Whether iptables-nft prints all of a rule that is made of these expressions."""
     return _Walk(family).is_plain(expressions)
 
@@ -71,25 +57,25 @@ class _Walk:
         self.seen: set[str] = set()
         self.protocol: int | None = None
 
-    def is_plain(self, expressions: Sequence[Expression]) -> bool:
+    def is_plain(self, expressions: Sequence[expr.Expression]) -> bool:
         for position, expression in enumerate(expressions):
             match expression:
-                case Counter() | XtMatch() | XtTarget() | Opaque(kind="limit"):
+                case expr.Counter() | expr.XtMatch() | expr.XtTarget() | expr.Opaque(kind="limit"):
                     fine = True
-                case Opaque(kind="log"):
+                case expr.Opaque(kind="log"):
                     # NFLOG ends a rule of iptables, and goes unseen before a verdict.
                     fine = position == len(expressions) - 1
-                case Immediate(into=into):
+                case expr.Immediate(into=into):
                     fine = into == nft.NFT_REG_VERDICT
-                case Meta(into=int(), key=key):
+                case expr.Meta(into=int(), key=key):
                     fine = self._load(_META.get(key))
-                case Payload(into=int(), base=base, offset=offset, length=length):
+                case expr.Payload(into=int(), base=base, offset=offset, length=length):
                     fine = self._load(self._field(base, offset, length))
-                case Bitwise():
+                case expr.Bitwise():
                     fine = self._mask(expression)
-                case Compare():
+                case expr.Compare():
                     fine = self._compare(expression)
-                case Range(operation=operation):
+                case expr.Range(operation=operation):
                     fine = self.loaded in ("sport", "dport") and operation in _EQUAL_OR_NOT
                     self.loaded = None
                 case _:
@@ -120,7 +106,7 @@ class _Walk:
         self.loaded, self.masked = subject, False
         return True
 
-    def _mask(self, done: Bitwise) -> bool:
+    def _mask(self, done: expr.Bitwise) -> bool:
         self.masked = True
         return (
             self.loaded in _MASKED
@@ -129,7 +115,7 @@ class _Walk:
             and (self.loaded != _FRAGMENT or done.mask == _FRAGMENT_OFFSET)
         )
 
-    def _compare(self, done: Compare) -> bool:
+    def _compare(self, done: expr.Compare) -> bool:
         subject, self.loaded = self.loaded, None
         if subject in ("iif", "oif") and done.data.rstrip(b"\0").endswith(b"+"):
             return False  # iptables would print it as the beginning of a name
@@ -162,21 +148,25 @@ def _told(listed: ListedRule, family: Family) -> Rule:
     plain = True
     for expression in expressions:
         match expression:
-            case XtMatch("comment", _, info):  # struct xt_comment_info: text that ends at a zero
+            case expr.XtMatch(
+                "comment", _, info
+            ):  # struct xt_comment_info: text that ends at a zero
                 matches.append(Option("comment", (text(info.partition(b"\0")[0]),)))
-            case XtMatch("addrtype"):
+            case expr.XtMatch("addrtype"):
                 matches.append(_NOT_LOCAL)  # if it is another one, what is told says so
-            case Immediate(data=NftVerdict(nft.NFT_JUMP | nft.NFT_GOTO, to)):
+            case expr.Immediate(data=expr.NftVerdict(nft.NFT_JUMP | nft.NFT_GOTO, to)):
                 chain = to
-            case Meta(key=nft.NFT_META_OIFNAME) | Compare(operation=nft.NFT_CMP_EQ):
+            case expr.Meta(key=nft.NFT_META_OIFNAME) | expr.Compare(operation=nft.NFT_CMP_EQ):
                 pass
-            case Payload(base=nft.NFT_PAYLOAD_NETWORK_HEADER) | Bitwise() | Counter():
+            case (
+                expr.Payload(base=nft.NFT_PAYLOAD_NETWORK_HEADER) | expr.Bitwise() | expr.Counter()
+            ):
                 pass
             case _:
                 plain = False
     meaning = told(expressions, family, {}, str).meaning
     if chain is None or not plain or not all(_is_of_ours(option, family) for option in meaning):
-        kinds = ", ".join(map(kind_of, expressions))
+        kinds = ", ".join(map(expr.kind_of, expressions))
         seen = () if chain is None else (Option("jump", (chain,)),)
         return Rule(f"(native: {kinds})", seen, readable=False)
     fields = [option for option in reversed(meaning) if option.name in _FIELDS]

@@ -31,21 +31,8 @@ import enum
 import sys
 from collections.abc import Iterator, Sequence
 
+from ipmasq_agent.netlink import expressions as expr
 from ipmasq_agent.netlink import nft_numbers as nft
-from ipmasq_agent.netlink.expressions import (
-    ByteOrder,
-    Compare,
-    Expression,
-    Fib,
-    Immediate,
-    Masquerade,
-    Meta,
-    Nat,
-    NftVerdict,
-    NumberGenerator,
-    Payload,
-    SetLookup,
-)
 from ipmasq_agent.planes.nftables.state import (
     ChainHook,
     NftChain,
@@ -65,7 +52,8 @@ _FREE = 1  # the register that nft fills first
 _LOCAL = (2).to_bytes(4, sys.byteorder)  # RTN_LOCAL
 _PROTOCOLS = {"tcp": b"\x06", "udp": b"\x11", "sctp": b"\x84"}
 RETURN, ACCEPT = (
-    Immediate(nft.NFT_REG_VERDICT, NftVerdict(to)) for to in (nft.NFT_RETURN, nft.NF_ACCEPT)
+    expr.Immediate(nft.NFT_REG_VERDICT, expr.NftVerdict(to))
+    for to in (nft.NFT_RETURN, nft.NF_ACCEPT)
 )
 KEEP, SOURCES, DEVICES, FIXED, PARTS = "keep", "sources", "interfaces", "fixed", "parts"
 # NF_IP_PRI_NAT_SRC is 100, where iptables has its nat chains.
@@ -104,7 +92,7 @@ def compile_policy(policy: FamilyPolicy, placement: Placement) -> NftTable:
             # Past a jump, to return is to go on in the chain that jumped.
             rule = *in_set(Field.DESTINATION, name, family), ACCEPT
             parts[name] = NftChain(None, (rule,))
-        dispatch = SetLookup(PARTS, _FREE, into=nft.NFT_REG_VERDICT)
+        dispatch = expr.SetLookup(PARTS, _FREE, into=nft.NFT_REG_VERDICT)
         rules.append((Field.DESTINATION.load(family), dispatch))
     if policy.action.fixed:
         fixed = tuple(zip(*policy.action.fixed, strict=True))
@@ -180,38 +168,38 @@ class Field(enum.Enum):
     DESTINATION = (16, 24)
     DEVICE = None
 
-    def load(self, family: Family) -> Payload | Meta:
+    def load(self, family: Family) -> expr.Payload | expr.Meta:
         """Return what loads it."""
         if self.value is None:
-            return Meta(_FREE, nft.NFT_META_OIFNAME)
+            return expr.Meta(_FREE, nft.NFT_META_OIFNAME)
         offset = self.value[family is Family.IPV6]
-        return Payload(_FREE, nft.NFT_PAYLOAD_NETWORK_HEADER, offset, family.bits // 8)
+        return expr.Payload(_FREE, nft.NFT_PAYLOAD_NETWORK_HEADER, offset, family.bits // 8)
 
 
 TO_THIS_NODE: NftRule = (
-    Fib(_FREE, nft.NFT_FIB_RESULT_ADDRTYPE, nft.NFTA_FIB_F_DADDR),
-    Compare(_FREE, nft.NFT_CMP_EQ, _LOCAL),
+    expr.Fib(_FREE, nft.NFT_FIB_RESULT_ADDRTYPE, nft.NFTA_FIB_F_DADDR),
+    expr.Compare(_FREE, nft.NFT_CMP_EQ, _LOCAL),
 )
 
 
 def in_set(field: Field, name: str, family: Family) -> NftRule:
     """Return the match of a field."""
     flags = 0 if field is Field.DESTINATION else nft.NFT_LOOKUP_F_INV
-    return field.load(family), SetLookup(name, _FREE, flags=flags)
+    return field.load(family), expr.SetLookup(name, _FREE, flags=flags)
 
 
 def of_protocol(protocol: str) -> NftRule:
     """Return the match of a protocol: tcp, udp or sctp."""
-    equal = Compare(_FREE, nft.NFT_CMP_EQ, _PROTOCOLS[protocol])
-    return Meta(_FREE, nft.NFT_META_L4PROTO), equal
+    equal = expr.Compare(_FREE, nft.NFT_CMP_EQ, _PROTOCOLS[protocol])
+    return expr.Meta(_FREE, nft.NFT_META_L4PROTO), equal
 
 
 def _share(size: int, of: int) -> NftRule:
     """Return the match of ``size`` of so many packets, drawn by lot."""
     return (
-        NumberGenerator(_FREE, of, nft.NFT_NG_RANDOM),
-        ByteOrder(_FREE, _FREE, nft.NFT_BYTEORDER_HTON, 4, 4),
-        Compare(_FREE, nft.NFT_CMP_LT, size.to_bytes(4, "big")),
+        expr.NumberGenerator(_FREE, of, nft.NFT_NG_RANDOM),
+        expr.ByteOrder(_FREE, _FREE, nft.NFT_BYTEORDER_HTON, 4, 4),
+        expr.Compare(_FREE, nft.NFT_CMP_LT, size.to_bytes(4, "big")),
     )
 
 
@@ -220,19 +208,19 @@ def _translate(
 ) -> NftRule:
     """Return what gives a packet another source, that of a map where one is fixed."""
     flags = nft.NF_NAT_RANGE_PROTO_RANDOM_FULLY if action.random_fully else 0
-    found: list[Expression] = []
+    found: list[expr.Expression] = []
     free = _FREE
     if fixed is not None:
-        found = [Field.DESTINATION.load(family), SetLookup(fixed, _FREE, into=_FREE)]
+        found = [Field.DESTINATION.load(family), expr.SetLookup(fixed, _FREE, into=_FREE)]
         flags |= nft.NF_NAT_RANGE_MAP_IPS
         free += 1
     first = last = None
     if ports is not None:
         ends = sorted({ports.first, ports.last})
-        found += [Immediate(free + n, end.to_bytes(2, "big")) for n, end in enumerate(ends)]
+        found += [expr.Immediate(free + n, end.to_bytes(2, "big")) for n, end in enumerate(ends)]
         flags |= nft.NF_NAT_RANGE_PROTO_SPECIFIED
         first, last = free, free + len(ends) - 1
     if fixed is None:
-        return *found, Masquerade(flags, first, last)
-    nat = Nat(nft.NFT_NAT_SNAT, nft.PROTOCOL[family], _FREE, _FREE, first, last, flags)
+        return *found, expr.Masquerade(flags, first, last)
+    nat = expr.Nat(nft.NFT_NAT_SNAT, nft.PROTOCOL[family], _FREE, _FREE, first, last, flags)
     return *found, nat

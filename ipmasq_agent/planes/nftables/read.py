@@ -14,20 +14,9 @@ from functools import partial
 from types import MappingProxyType
 
 from ipmasq_agent.errors import KernelReadError
+from ipmasq_agent.netlink import nft_objects as objects
 from ipmasq_agent.netlink.expressions import Counter
 from ipmasq_agent.netlink.nf import of_one_state
-from ipmasq_agent.netlink.nft_objects import (
-    ChainInfo,
-    SetInfo,
-    chain_info,
-    interval_at,
-    list_chains,
-    list_intervals,
-    list_keys,
-    list_rules,
-    list_sets,
-    table_info,
-)
 from ipmasq_agent.planes.nftables.compile import PARTS, POSTROUTING, SOURCES
 from ipmasq_agent.planes.nftables.state import (
     BESIDE,
@@ -62,7 +51,7 @@ class Frame:
     generation: int
     table: NftTable
     handle: int
-    sets: Mapping[str, SetInfo]
+    sets: Mapping[str, objects.SetInfo]
 
     def same(self, other: Frame) -> bool:
         """Whether two are alike in all that they show."""
@@ -77,20 +66,20 @@ def read_frame(family: Family, name: str) -> Frame:
 def _frame(family: Family, name: str, generation: int | None) -> Frame:
     if generation is None:
         raise KernelReadError("nf_tables does not tell its generation")
-    held = table_info(family, name)
+    held = objects.table_info(family, name)
     if held is None:
         return Frame(generation, NftTable(family, name, exists=False), 0, {})
     rules: dict[str, list[NftRule]] = {}
-    for rule in list_rules(family, name):
+    for rule in objects.list_rules(family, name):
         rules.setdefault(rule.chain, []).append(_without_counters(rule.expressions))
     # The kernel lists the chains of all tables: that is asked for only where there are more
     # than those with rules and the one that may have none.
-    hooked = chain_info(family, name, POSTROUTING)
-    chains: dict[str, ChainInfo | None] = {POSTROUTING: hooked} if hooked else {}
+    hooked = objects.chain_info(family, name, POSTROUTING)
+    chains: dict[str, objects.ChainInfo | None] = {POSTROUTING: hooked} if hooked else {}
     chains |= dict.fromkeys(chain for chain in rules if chain != POSTROUTING)
-    found = list_sets(family, name)
+    found = objects.list_sets(family, name)
     if held.use != len(chains) + len(found):
-        chains = {chain.name: chain for of, chain in list_chains(family) if of == name}
+        chains = {chain.name: chain for of, chain in objects.list_chains(family) if of == name}
     others = max(held.use - len(chains) - len(found), 0)
     foreign: tuple[str, ...] = (f"{others} objects or flow tables",) if others else ()
     if held.dormant:
@@ -133,7 +122,7 @@ def _own_names(sets: Iterable[str], chains: Iterable[Sequence[NftRule]]) -> dict
     return names
 
 
-def _hook(chain: ChainInfo | None) -> ChainHook | None:
+def _hook(chain: objects.ChainInfo | None) -> ChainHook | None:
     if chain is None or chain.hook is None:
         return None
     policy = _POLICIES.get(chain.policy, str(chain.policy))
@@ -178,13 +167,13 @@ def read_table_at(frame: Frame, destination: int) -> NftTable:
 
 
 def read_set(
-    family: Family, table: str, info: SetInfo, kind: SetKind, address: int | None = None
+    family: Family, table: str, info: objects.SetInfo, kind: SetKind, address: int | None = None
 ) -> NftSet:
     """Return a set with all of its elements, or with no more than what it says of an address."""
     if kind is SetKind.UNKNOWN:
         return NftSet(kind)
     if kind is SetKind.DEVICES:
-        return devices_of(list_keys(family, table, info.name))
+        return devices_of(objects.list_keys(family, table, info.name))
     if address is None or kind is SetKind.PARTS:
-        return set_of(kind, family, list_intervals(family, table, info.name))
-    return set_of(kind, family, interval_at(family, table, info.name, address))
+        return set_of(kind, family, objects.list_intervals(family, table, info.name))
+    return set_of(kind, family, objects.interval_at(family, table, info.name, address))

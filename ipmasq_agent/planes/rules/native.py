@@ -14,32 +14,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from ipmasq_agent.netlink import expressions as expr
 from ipmasq_agent.netlink import nft_numbers as nft
 from ipmasq_agent.netlink.attributes import text
-from ipmasq_agent.netlink.expressions import (
-    Bitwise,
-    ByteOrder,
-    Compare,
-    Conntrack,
-    Counter,
-    Expression,
-    Fib,
-    Immediate,
-    Masquerade,
-    Meta,
-    Nat,
-    NftVerdict,
-    NumberGenerator,
-    ObjectReference,
-    Opaque,
-    OtherLoad,
-    Payload,
-    Range,
-    SetLookup,
-    XtMatch,
-    XtTarget,
-    kind_of,
-)
 from ipmasq_agent.planes.rules.rule import Option, Rule
 from ipmasq_agent.planes.rules.table import Spans
 from ipmasq_agent.planes.rules.xtables import match_of, target_of
@@ -85,7 +62,7 @@ _ORDER += ["dst-type", "jump", "goto", "to-source"]
 
 
 def told(
-    expressions: Iterable[Expression],
+    expressions: Iterable[expr.Expression],
     family: Family,
     sets: Mapping[str, Held],
     device: Callable[[int], str],
@@ -102,7 +79,7 @@ def told(
     comment = None
     for expression in expressions:
         program.step(expression)
-        if isinstance(expression, XtMatch) and expression.name == "comment":
+        if isinstance(expression, expr.XtMatch) and expression.name == "comment":
             comment = text(expression.info.partition(b"\0")[0])  # struct xt_comment_info
     return Rule(" ".join(program.words), tuple(sorted(program.options)), comment)
 
@@ -144,64 +121,64 @@ class _Program:
         self.words: list[str] = []
         self.registers: dict[int, _Loaded] = {}
 
-    def step(self, expression: Expression) -> None:
+    def step(self, expression: expr.Expression) -> None:
         match expression:
-            case Payload(into=int(into), base=base, offset=offset, length=length):
+            case expr.Payload(into=int(into), base=base, offset=offset, length=length):
                 self.registers[into] = self._header_field(base, offset, length)
-            case Meta(key=key, source=int()):  # something is set
+            case expr.Meta(key=key, source=int()):  # something is set
                 is_mark = key == nft.NFT_META_MARK
                 words = f"meta {'mark' if is_mark else key} set"
                 self._take(words, *(Option("marks"),) * is_mark)
-            case Meta(into=int(into), key=key):
+            case expr.Meta(into=int(into), key=key):
                 self.registers[into] = (
                     _Loaded(*_META[key]) if key in _META else _narrowing(f"meta {key}")
                 )
-            case Conntrack(into=int(into), key=key, direction=direction):
+            case expr.Conntrack(into=int(into), key=key, direction=direction):
                 self.registers[into] = _tracked(key, direction)
-            case Conntrack(key=key):
+            case expr.Conntrack(key=key):
                 self.words.append(f"ct {key} set")
-            case Fib(into, result, flags):
+            case expr.Fib(into, result, flags):
                 self.registers[into] = _routed(result, flags)
-            case NumberGenerator(into, modulus, kind):
+            case expr.NumberGenerator(into, modulus, kind):
                 how = "random" if kind == nft.NFT_NG_RANDOM else "inc"
                 self.registers[into] = _narrowing(f"numgen {how} mod {modulus}")
-            case OtherLoad(kind, int(into)):
+            case expr.OtherLoad(kind, int(into)):
                 self.registers[into] = _narrowing(kind)
-            case Bitwise():
+            case expr.Bitwise():
                 self._mask(expression)
-            case ByteOrder(register, into):
+            case expr.ByteOrder(register, into):
                 self.registers[into] = self._held(register)
-            case Compare():
+            case expr.Compare():
                 self._compare(expression)
-            case Range():
+            case expr.Range():
                 self._range(expression)
-            case SetLookup():
+            case expr.SetLookup():
                 self._look_up(expression)
-            case Immediate(data=NftVerdict(code, chain)):
+            case expr.Immediate(data=expr.NftVerdict(code, chain)):
                 self._end(code, chain)
-            case Immediate(into, bytes(data)):
+            case expr.Immediate(into, bytes(data)):
                 self.registers[into] = _Loaded("data", "", data=data)
-            case Masquerade(flags, first, last):
+            case expr.Masquerade(flags, first, last):
                 ports = self._ports(first, last)
                 self._to(f"masquerade{ports and f' to {ports}'}{_how(flags)}", "MASQUERADE")
-            case Nat():
+            case expr.Nat():
                 self._translate(expression)
-            case XtMatch(name, revision, info):
+            case expr.XtMatch(name, revision, info):
                 words, options = match_of(name, revision, info)
                 self._take(words, *options)
-            case XtTarget(name, revision, info):
+            case expr.XtTarget(name, revision, info):
                 words, options = target_of(name, revision, info)
                 self._take(words, *options)
-            case Counter() | ObjectReference(type=nft.NFT_OBJECT_COUNTER):
+            case expr.Counter() | expr.ObjectReference(type=nft.NFT_OBJECT_COUNTER):
                 pass
-            case Opaque(kind="notrack"):
+            case expr.Opaque(kind="notrack"):
                 self._to("notrack", "NOTRACK")
-            case Opaque(kind=kind) if kind in _NARROWING:
+            case expr.Opaque(kind=kind) if kind in _NARROWING:
                 self._take(kind, Option("narrowing", (kind,)))
-            case Opaque(kind=kind) if kind in _SILENT:
+            case expr.Opaque(kind=kind) if kind in _SILENT:
                 pass
             case _:
-                kind = kind_of(expression)
+                kind = expr.kind_of(expression)
                 self._take(f"({kind})", Option("expression", (kind,)))
 
     def _held(self, register: int | None) -> _Loaded:
@@ -233,14 +210,14 @@ class _Program:
             return _NOTHING
         return _narrowing(f"{bases[base]},{offset * 8},{length * 8}")
 
-    def _mask(self, done: Bitwise) -> None:
+    def _mask(self, done: expr.Bitwise) -> None:
         held = self._held(done.register)
         plain = done.operation == nft.NFT_BITWISE_BOOL and not any(done.xor) and held.mask is None
         if not plain and held.subject != "narrowing":
             held = _Loaded("unreadable", held.shown)
         self.registers[done.into] = _Loaded(held.subject, held.shown, done.mask)
 
-    def _compare(self, done: Compare) -> None:
+    def _compare(self, done: expr.Compare) -> None:
         held, operation, value = self._held(done.register), done.operation, done.data
         sign = _SIGNS.get(operation, "? ")
         negated = operation == nft.NFT_CMP_NEQ
@@ -304,7 +281,7 @@ class _Program:
         ends = f"{self.family.show(first)}-{self.family.show(last)}" if first <= last else None
         return Option(name, () if ends is None else (ends,), negated)
 
-    def _range(self, done: Range) -> None:
+    def _range(self, done: expr.Range) -> None:
         held, negated = self._held(done.register), done.operation == nft.NFT_CMP_NEQ
         option = Option("expression", (held.shown,))
         low, high = int.from_bytes(done.first, "big"), int.from_bytes(done.last, "big")
@@ -316,7 +293,7 @@ class _Program:
             option = Option("narrowing", (held.shown,))
         self._take(f"{held.shown} {'!= ' if negated else ''}{shown}", option)
 
-    def _look_up(self, done: SetLookup) -> None:
+    def _look_up(self, done: expr.SetLookup) -> None:
         held, known = self._held(done.register), self.sets.get(done.set)
         subject, negated = held.subject, bool(done.flags & nft.NFT_LOOKUP_F_INV)
         devices: tuple[Option, ...] = ()
@@ -347,7 +324,7 @@ class _Program:
             ending = _ENDINGS.get(code, f"verdict {code}")
             self._to(ending.lower(), ending)
 
-    def _translate(self, done: Nat) -> None:
+    def _translate(self, done: expr.Nat) -> None:
         family = self.family
         if done.family not in (0, nft.PROTOCOL[family]):
             self._take("snat (of the other family)", Option("nfproto", ("other",)))
