@@ -89,16 +89,14 @@ def generation_if_any() -> int | None:
     return number(found[nft.NFTA_GEN_ID])
 
 
-def of_one_state(
-    protocol: Family | int, read: Callable[[int | None], T], tries: int = netlink.TRIES
-) -> T:
+def of_one_state(protocol: Family | int, read: Callable[[int | None], T]) -> T:
     """Return what ``read`` returns of a generation (None: no nf_tables) that stays meanwhile."""
-    for _ in range(tries):
+    for _ in range(netlink.TRIES):
         before = generation_if_any()
         found = read(before)
         if generation_if_any() == before:
             return found
-    raise unquiet(protocol, tries)
+    raise unquiet(protocol, netlink.TRIES)
 
 
 def _shown(protocol: Family | int) -> str:

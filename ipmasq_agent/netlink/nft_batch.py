@@ -191,7 +191,11 @@ class Batch:
                 # That of the last message comes after the refusals of all others.
                 first = next(netlink.acknowledgements(kernel))
         except OSError as cause:
-            raise _unsent(self.family, len(data), cause) from cause
+            raise HostError(
+                f"a change of {len(data)} bytes to the {self.family.value} rules cannot be sent "
+                f"to nf_tables: {cause}",
+                remedy=_remedy(cause.errno or 0),
+            ) from cause
         if first.code:
             raise self._error(first)
 
@@ -223,14 +227,6 @@ def delete_rules(family: Family, table: str, chain: str, handles: Iterable[int])
     for handle in handles:
         batch.delete_rule(chain, handle)
     batch.commit()
-
-
-def _unsent(family: Family, length: int, cause: OSError) -> HostError:
-    return HostError(
-        f"a change of {length} bytes to the {family.value} rules cannot be sent to nf_tables: "
-        f"{cause}",
-        remedy=_remedy(cause.errno or 0),
-    )
 
 
 def _remedy(code: int) -> str:

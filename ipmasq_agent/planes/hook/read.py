@@ -127,7 +127,9 @@ class _Reader:
                     asleep = f"the table {path} is dormant: no packet meets its rules"
             elif (chain.type, chain.hook) == ("nat", nft.NF_INET_POST_ROUTING):
                 nat.append(self._base(protocol, path, chain, own))
-            elif self._exempts(chain):
+            elif chain.hook == nft.NF_INET_PRE_ROUTING and (
+                chain.type != "nat" and chain.priority <= _TRACKED_AT
+            ):  # it may keep packets from being tracked
                 tracking.append(self._base(protocol, path, chain, None))
         nat += self._legacy("nat", POSTROUTING, _LEGACY_NAT)
         tracking += self._legacy("raw", "PREROUTING", _LEGACY_RAW)
@@ -144,12 +146,6 @@ class _Reader:
         """Return which chain is ours of those that a base chain leads to; None for none."""
         ours = self._ours
         return ours.own if ours is not None and (ours.table, ours.chain) == (path, base) else None
-
-    @staticmethod
-    def _exempts(chain: ChainInfo) -> bool:
-        """Whether a chain may keep packets from being tracked."""
-        at_prerouting = chain.type != "nat" and chain.hook == nft.NF_INET_PRE_ROUTING
-        return at_prerouting and chain.priority <= _TRACKED_AT
 
     # -- nf_tables --------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ from ipmasq_agent.planes.rules.native import Held, told
 from ipmasq_agent.planes.rules.rule import Rule
 from ipmasq_agent.planes.rules.table import Table
 from ipmasq_agent.planes.rules.walk import NAT, TRANSLATING, VERDICTS, ChainOutcome
-from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range, range_text
+from ipmasq_agent.policy.addresses import Family, prefixes_of_range, range_text
 from ipmasq_agent.policy.columns import Chained, Mapped
 from ipmasq_agent.policy.decisions import DecisionMap, Entries, Stated, Verdict
 from ipmasq_agent.policy.model import (
@@ -76,14 +76,11 @@ def interpret(table: NftTable, source: int | None = None) -> Interpretation:
     guards, guarding = _guards(table, rules)
     action, whole = _action(table, rules[guarding:])
     reading = _Reading(table, source, guarding, whole=whole)
-    reading.walk(POSTROUTING, _everything(table.family), ())
+    everything = NftSet(SetKind.ADDRESSES, (0,), (table.family.last_address,))
+    reading.walk(POSTROUTING, everything, ())
     decisions = DecisionMap(table.family, reading.entries(), Verdict.NON_MASQUERADE, nobody)
     exceptions = tuple(telling(reading.partial(), decisions))
     return Interpretation(FamilyPolicy(decisions, guards, action), exceptions)
-
-
-def _everything(family: Family) -> NftSet:
-    return NftSet(SetKind.ADDRESSES, (0,), (family.last_address,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +238,7 @@ def _guards(table: NftTable, rules: Sequence[NftRule]) -> tuple[Guards, int]:
             held = table.sets.get(SOURCES, _EMPTY)
             if not held.firsts:
                 break  # no source at all: the rule is read as any other
-            sources = tuple(_prefixes(family, held))
+            sources = tuple(p for ends in held.matched() for p in prefixes_of_range(family, *ends))
         else:
             names = table.sets.get(DEVICES, _EMPTY).names
             if not names:
@@ -249,11 +246,6 @@ def _guards(table: NftTable, rules: Sequence[NftRule]) -> tuple[Guards, int]:
             devices = names
         count += 1
     return Guards(local, sources, devices), count
-
-
-def _prefixes(family: Family, ranges: NftSet) -> Iterator[Prefix]:
-    for first, last in zip(ranges.firsts, ranges.lasts, strict=True):
-        yield from prefixes_of_range(family, first, last)
 
 
 def _action(table: NftTable, rules: Sequence[NftRule]) -> tuple[Action, bool]:
