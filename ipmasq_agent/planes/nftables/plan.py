@@ -72,20 +72,12 @@ class TableChange:
     sets_changed: tuple[ElementChange, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(
-            self.anew
-            or self.chains_removed
-            or self.chains_added
-            or self.rewritten
-            or self.sets_removed
-            or self.sets_added
-            or self.sets_changed
-        )
+        return self != TableChange(self.actual, self.desired)
 
     @property
     def counts(self) -> tuple[int, int]:
         """How many lines come and how many go, without writing them down."""
-        return _count(self._coming()), _count(self._going())
+        return _count(self._side(coming=True)), _count(self._side(coming=False))
 
     @property
     def result(self) -> NftTable:
@@ -95,28 +87,15 @@ class TableChange:
     @property
     def added(self) -> list[str]:
         """What comes, as the commands that make it."""
-        return list(_lines(self._coming()))
+        return list(_lines(self._side(coming=True)))
 
     @property
     def removed(self) -> list[str]:
         """What goes, as the commands that would make it."""
-        return list(_lines(self._going()))
+        return list(_lines(self._side(coming=False)))
 
-    def _coming(self) -> _Side:
-        changed = {change.name: change.added for change in self.sets_changed}
-        return self._side(self.desired, self.chains_added, self.sets_added, changed)
-
-    def _going(self) -> _Side:
-        changed = {change.name: change.removed for change in self.sets_changed}
-        return self._side(self.actual, self.chains_removed, self.sets_removed, changed)
-
-    def _side(
-        self,
-        table: NftTable,
-        chains: Sequence[str],
-        sets: Sequence[str],
-        changed: Mapping[str, Sequence[int]],
-    ) -> _Side:
+    def _side(self, *, coming: bool) -> _Side:
+        table = self.desired if coming else self.actual
         if self.anew:
             return _Side(table, None, (), {}, [])
         # Of rewritten chains, the rules that the other side does not have there.
@@ -127,7 +106,10 @@ class TableChange:
                 self.actual.chains[name].rules, self.desired.chains[name].rules
             )
             rules += [(name, rule) for rule in mine[head : len(mine) - tail]]
-        return _Side(table, chains, sets, changed, rules)
+        changed = {each.name: each.added if coming else each.removed for each in self.sets_changed}
+        if coming:
+            return _Side(table, self.chains_added, self.sets_added, changed, rules)
+        return _Side(table, self.chains_removed, self.sets_removed, changed, rules)
 
 
 class _Side(NamedTuple):
