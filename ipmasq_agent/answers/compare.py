@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ipmasq_agent.answers.differences import DecisionChange, decision_changes
-from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
+from ipmasq_agent.policy.addresses import Family, Prefix, range_text
 from ipmasq_agent.policy.decisions import DecisionMap, Stated, Verdict
 from ipmasq_agent.policy.model import FamilyPolicy, FixedSource
 
@@ -50,8 +50,7 @@ class Side:
         return FamilyPolicy(DecisionMap(family, (), Verdict.NON_MASQUERADE, reason))
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
+class Condition(NamedTuple):
     """Something on which masquerading depends, beside the destination, and its two values."""
 
     family: Family
@@ -214,9 +213,7 @@ def _address(family: Family, item: FixedSource) -> str:
     shown = family.show(item.address)
     if (item.first, item.last) == (0, family.last_address):
         return shown
-    prefixes = list(prefixes_of_range(family, item.first, item.last))
-    where = f"{family.show(item.first)} - {family.show(item.last)}"
-    return f"{shown} to {prefixes[0] if len(prefixes) == 1 else where}"
+    return f"{shown} to {range_text(family, item.first, item.last)}"
 
 
 def _port_notes(left: str, right: str, one: FamilyPolicy, two: FamilyPolicy) -> Iterator[str]:

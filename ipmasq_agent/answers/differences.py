@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ipmasq_agent.answers.unified import unified
-from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range
+from ipmasq_agent.policy.addresses import Family, Prefix, prefixes_of_range, range_text
 from ipmasq_agent.policy.decisions import DecisionMap, Verdict
 
 
@@ -27,10 +26,7 @@ class DecisionChange:
         return list(prefixes_of_range(self.family, self.first, self.last))
 
     def __str__(self) -> str:
-        prefixes = self.prefixes
-        if len(prefixes) == 1:
-            return str(prefixes[0])
-        return f"{self.family.show(self.first)} - {self.family.show(self.last)}"
+        return range_text(self.family, self.first, self.last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +55,6 @@ class FamilyDiff:
                 for prefix in change.prefixes
             ],
         }
-
-    def unified(self, before: str, after: str) -> list[str]:
-        """Return the rules as a unified diff between the two names."""
-        return unified(self.before, self.after, before, after)
 
 
 def decision_changes(before: DecisionMap, after: DecisionMap) -> Iterator[DecisionChange]:

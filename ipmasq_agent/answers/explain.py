@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import repeat
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
-from ipmasq_agent.planes.interpretation import Decider, Interpretation
-from ipmasq_agent.planes.rules.neighbours import Neighbours, joined
+from ipmasq_agent.planes.interpretation import Decider, Interpretation, RuleException
+from ipmasq_agent.planes.rules.matching import question
+from ipmasq_agent.planes.rules.neighbours import (
+    Neighbours,
+    PostroutingHook,
+    counting,
+    joined,
+    neighbours,
+)
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address, range_text
 from ipmasq_agent.policy.decisions import Origin, Reason, Stated, Verdict
+from ipmasq_agent.policy.flows import Flow
 from ipmasq_agent.policy.model import FamilyPolicy
 
+UNKNOWN = "unknown"
+
+_MASQUERADE = Verdict.MASQUERADE
 _NO_DOCUMENT = "no document to compare with"
+_SOURCES = 4096  # whose answers are remembered
 _SHOWN = 5  # sources or devices in one sentence
 
 
@@ -44,13 +56,13 @@ class Explanation:
     asked_source: str | None
     verdict: Verdict
     rule: Reason
-    entry: Reason | None
+    translated_to: str | None
+    overridden: bool
     expected: Verdict | None
+    entry: Reason | None
     route: EgressPath
-    exceptions: tuple[str, ...] = ()
-    translated_to: str | None = None
-    overridden: bool = False
-    unmeant: str = _NO_DOCUMENT
+    exceptions: tuple[str, ...]
+    unmeant: str
 
     @property
     def destination(self) -> str:
@@ -106,7 +118,7 @@ class Explanation:
     def as_text(self) -> str:
         """Return the answer for people."""
         seen = self.source or "the pod's own address"
-        if self.verdict is Verdict.MASQUERADE and self.translated_to is None:
+        if self.verdict is _MASQUERADE and self.translated_to is None:
             if self.route.device is None:
                 seen = "unknown: the node has no route to it"
             elif self.overridden and self.route.address is not None:
@@ -126,76 +138,127 @@ class Explanation:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What answers a question about destinations that the node sends one way.
+class Ruling:
+    """All that decides about the connections of a family, before the change or after it.
 
-    Attributes:
-        family: of the destinations.
-        source: the source that the question is about, as text, or None for any.
-        kernel: what our rules in the kernel decide for that source.
-        others: what all others at the hook decide, for that source and the route's device.
-        wanted: the policy of the document, or None where there is none to compare with.
-        route: where the node sends the packets.
-        unmeant: why there is no policy of the document.
+    It remembers what decides about some sources, so that very many connections can be asked about.
+
+    Args:
+        interpret: what is ours decides, for any source or for one.
+        hook: what stands beside it.
     """
 
-    family: Family
-    source: str | None
-    kernel: Interpretation
-    others: Neighbours
-    wanted: FamilyPolicy | None
-    route: EgressPath
-    unmeant: str = _NO_DOCUMENT
-
-    def explain(self, first: int, last: int) -> Iterator[Explanation]:
-        """Yield the answers for the destinations from ``first`` to ``last``, in order."""
-        in_force = joined(self.kernel, self.others)
-        edges = sorted({first, *self._edges(first, last, in_force)})
-        ends = [edge - 1 for edge in edges[1:]]
-        yield from merged(map(self._explanation, edges, (*ends, last), repeat(in_force)))
-
-    def _edges(self, first: int, last: int, in_force: Interpretation) -> Iterator[int]:
-        """Yield the addresses within a range at which the answer may become another."""
-        if first == last:
-            return
-        policies = (self.kernel.policy, *((self.wanted,) if self.wanted else ()))
-        for decisions in (
-            *(p.decisions for p in policies),
-            self.others.instead,
-            self.others.beside,
-        ):
-            yield from (e.first for e in decisions.between(first, last) if e.first > first)
-        spans = [span for exception in in_force.exceptions for span in exception.ranges]
-        spans += [(one.first, one.last) for one in self.kernel.policy.action.fixed]
-        for start, end in spans:
-            yield from (edge for edge in (start, end + 1) if first < edge <= last)
-
-    def _explanation(self, first: int, last: int, in_force: Interpretation) -> Explanation:
-        source = parse_address(self.source)[1] if self.source is not None else None
-        kernel, others, route = self.kernel, self.others, self.route
-        verdict, rule, translated_to, elsewhere = fate(kernel.policy, others, first, source, route)
-        wanted = self.wanted
-        expected, entry = decide(wanted, first, source, route) if wanted else (None, None)
-        exceptions = [str(e) for e in in_force.exceptions if e.concerns(first)]
-        guarding = kernel.policy.guards.sources
-        if not elsewhere and verdict is Verdict.MASQUERADE and guarding and source is None:
-            exceptions.append(f"it does not come from {_shown(guarding)}")
-        return Explanation(
-            family=self.family,
-            first=first,
-            last=last,
-            asked_source=self.source,
-            verdict=verdict,
-            rule=rule,
-            entry=entry,
-            expected=expected,
-            route=route,
-            exceptions=tuple(exceptions),
-            translated_to=translated_to,
-            overridden=elsewhere or others.asleep is not None,
-            unmeant=self.unmeant,
+    def __init__(
+        self, interpret: Callable[[int | None], Interpretation], hook: PostroutingHook
+    ) -> None:
+        self._hook = hook
+        self._whole = interpret(None).located
+        self._of_source = lru_cache(_SOURCES)(lambda source: interpret(source).located)
+        self.others: Callable[[int | None, str | None], Neighbours] = lru_cache(_SOURCES)(
+            lambda source, device: neighbours(hook, question(source, device))
         )
+        """Tells what all others at the hook decide for a source and a device."""
+
+    def like(self, other: Ruling) -> bool:
+        """Whether both differ in destinations alone: those who agree about one agree of it."""
+        mine, its = self._whole, other._whole
+        looks_at_more = mine.exceptions or its.exceptions
+        return (
+            not looks_at_more
+            and self._hook == other._hook
+            and mine.policy.guards == its.policy.guards
+        )
+
+    def wanted(self, destination: int) -> tuple[Verdict, int | None]:
+        """Return what our own policy says of a destination, and the source that it fixes."""
+        policy = self._whole.policy
+        fixed = (f.address for f in policy.action.fixed if f.first <= destination <= f.last)
+        return policy.decisions.decide(destination).verdict, next(fixed, None)
+
+    def fate(self, source: int, destination: int, route: EgressPath) -> Fate:
+        """Return what becomes of a new connection that is routed so, and what decides it."""
+        others = self.others(source, route.device)
+        return fate(self.ours(source).policy, others, destination, source, route)
+
+    def leaves_as(self, flow: Flow, route: EgressPath) -> str:
+        """Return the source address with which a new connection like ``flow`` would leave."""
+        source = flow.source.address
+        own = flow.family.show(source)
+        if route.local:
+            return own
+        found = self.fate(source, flow.reached.address, route)
+        if found.verdict is Verdict.NON_MASQUERADE:
+            return own
+        translated = found.translated_to if found.verdict is Verdict.MASQUERADE else None
+        return translated or UNKNOWN
+
+    def doubts(self, source: int, destination: int, route: EgressPath) -> Iterator[RuleException]:
+        """Yield the rules that decide about such a connection if more of it fits."""
+        if route.local:
+            return
+        yield from (e for e in self.ours(source).exceptions if e.concerns(destination))
+        for exception, first, last in counting(self.others(source, route.device)):
+            if first <= destination <= last:
+                yield exception
+
+    @cached_property
+    def by_mark(self) -> tuple[Decider, ...]:
+        """The rules of others that look at a packet's mark, which is taken to have none."""
+        return tuple(
+            Decider(chain.name + base.suffix, position, rule.text)
+            for base in self._hook.nat
+            for chain in base.table.chains.values()
+            if chain.name != base.own
+            for position, rule in enumerate(chain.rules, start=1)
+            if rule.option("mark") is not None
+        )
+
+    def ours(self, source: int | None) -> Interpretation:
+        """Return what our rules decide for a source."""
+        return self._of_source(source) if self._whole.exceptions else self._whole
+
+
+def explain(
+    ruling: Ruling,
+    destinations: tuple[int, int],
+    source: str | None,
+    route: EgressPath,
+    wanted: FamilyPolicy | None,
+    unmeant: str = _NO_DOCUMENT,
+) -> Iterator[Explanation]:
+    """Yield the answers for destinations that the node sends one way, in order.
+
+    Args:
+        ruling: what decides about them.
+        destinations: the first and the last.
+        source: that is asked about, as text, or None for any.
+        route: where the node sends the packets.
+        wanted: the policy of the document, or None where there is none to compare with.
+        unmeant: why there is none.
+    """
+    first, last = destinations
+    address = parse_address(source)[1] if source is not None else None
+    kernel, others = ruling.ours(address), ruling.others(address, route.device)
+    policy, exceptions = kernel.policy, joined(kernel, others).exceptions
+    maps = policy.decisions, *((wanted.decisions,) if wanted else ()), others.instead, others.beside
+    spans = [span for exception in exceptions for span in exception.ranges]
+    spans += [(one.first, one.last) for one in policy.action.fixed]
+    # The addresses at which the answer may become another.
+    edges = {e.first for decisions in maps for e in decisions.between(first, last)}
+    edges |= {edge for start, end in spans for edge in (start, end + 1)}
+    starts = sorted({first, *(edge for edge in edges if first < edge <= last)})
+
+    def answer(start: int, end: int) -> Explanation:
+        found = fate(policy, others, start, address, route)
+        expected, entry = decide(wanted, start, address, route) if wanted else (None, None)
+        but = [str(e) for e in exceptions if e.concerns(start)]
+        guarding = policy.guards.sources
+        if not found.elsewhere and found.verdict is _MASQUERADE and guarding and source is None:
+            but.append(f"it does not come from {_shown(guarding)}")
+        span, told = (policy.family, start, end, source), tuple(but)
+        return Explanation(*span, *found, expected, entry, route, told, unmeant)
+
+    yield from merged(map(answer, starts, (*(edge - 1 for edge in starts[1:]), last)))
 
 
 def merged(answers: Iterable[Explanation]) -> Iterator[Explanation]:
@@ -235,7 +298,7 @@ class Fate(NamedTuple):
         rule: what decides.
         translated_to: the address, as text, that masqueraded packets get; None where it
             cannot be told.
-        elsewhere: somebody else decides.
+        elsewhere: somebody else decides, or ours is asleep.
     """
 
     verdict: Verdict
@@ -260,7 +323,7 @@ def fate(
         verdict, rule = elsewhere.verdict, elsewhere.reason
     ours = policy if elsewhere is None else None
     address = _translated(ours, others, rule, destination, route)
-    return Fate(verdict, rule, address, elsewhere is not None)
+    return Fate(verdict, rule, address, (elsewhere or others.asleep) is not None)
 
 
 def _translated(

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from ipmasq_agent.answers.explain import EgressPath
-from ipmasq_agent.answers.impact import Ruling
+from ipmasq_agent.answers.explain import EgressPath, Ruling
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import Verdict
 from ipmasq_agent.policy.flows import End, Flow

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from ipmasq_agent.answers.routes import Accepted, NodeSpeaker, PodRoute, RouterSpeaker
@@ -56,8 +57,8 @@ def _six(family: Family, four: str, six: str) -> str:
     return six if family is Family.IPV6 else four
 
 
-def _of(family: Family, prefixes: Iterable[Prefix]) -> list[Prefix]:
-    return [prefix for prefix in prefixes if prefix.family is family]
+def _own(prefixes: Iterable[Prefix]) -> list[Accepted]:
+    return [Accepted(prefix, prefix.length, prefix.length) for prefix in prefixes]
 
 
 def _iproute2(route: PodRoute) -> str:
@@ -88,18 +89,16 @@ def _prefix_list(name: str, accepted: Iterable[Accepted]) -> Lines:
         yield f"{words} prefix-list {name} seq {number * 5} permit {network}{lengths}"
 
 
-def _nothing(family: Family) -> str:
-    return f"{_six(family, 'ip', 'ipv6')} prefix-list NOTHING seq 5 deny " + _six(
-        family, "0.0.0.0/0 le 32", "::/0 le 128"
-    )
+def _filters(families: Mapping[Family, Iterable[Accepted]]) -> Lines:
+    for family, accepted in families.items():
+        yield from _prefix_list("POD-CIDRS", accepted)
+        everything = _six(family, "0.0.0.0/0 le 32", "::/0 le 128")
+        yield f"{_six(family, 'ip', 'ipv6')} prefix-list NOTHING seq 5 deny {everything}"
 
 
 def _frr_node(node: NodeSpeaker) -> Lines:
-    families = list(dict.fromkeys(peer.family for peer in node.peers))
-    for family in families:
-        own = [Accepted(p, p.length, p.length) for p in _of(family, node.announces)]
-        yield from _prefix_list("POD-CIDRS", own)
-        yield _nothing(family)
+    families = {peer.family: node.announces[peer.family] for peer in node.peers}
+    yield from _filters({family: _own(prefixes) for family, prefixes in families.items()})
     yield f"router bgp {node.asn}"
     yield f" bgp router-id {node.router_id}"
     yield " no bgp default ipv4-unicast"
@@ -107,9 +106,9 @@ def _frr_node(node: NodeSpeaker) -> Lines:
     for peer in node.peers:
         yield f" neighbor {peer} remote-as {peer.asn}"
         yield f" neighbor {peer} timers connect 10"
-    for family in families:
+    for family, prefixes in families.items():
         yield f" address-family {family.value} unicast"
-        yield from (f"  network {prefix}" for prefix in _of(family, node.announces))
+        yield from (f"  network {prefix}" for prefix in prefixes)
         for peer in (peer for peer in node.peers if peer.family is family):
             yield f"  neighbor {peer} activate"
             yield f"  neighbor {peer} prefix-list NOTHING in"
@@ -119,19 +118,18 @@ def _frr_node(node: NodeSpeaker) -> Lines:
 
 
 def _frr_router(router: RouterSpeaker) -> Lines:
-    groups = {family: f"NODES-{family.name}" for family in router.families}
-    for family in groups:
-        yield from _prefix_list("POD-CIDRS", router.of(family)[1])
-        yield _nothing(family)
+    yield from _filters({f: served.accepts for f, served in router.families.items()})
     yield f"router bgp {router.asn}"
     yield " no bgp default ipv4-unicast"
     yield f" bgp listen limit {_MOST_NODES}"
-    for family, group in groups.items():
+    for family, served in router.families.items():
+        group = f"NODES-{family.name}"
         yield f" neighbor {group} peer-group"
         yield f" neighbor {group} remote-as {router.nodes_asn}"
-        for network in router.of(family)[0]:
+        for network in served.listens:
             yield f" bgp listen range {network} peer-group {group}"
-    for family, group in groups.items():
+    for family in router.families:
+        group = f"NODES-{family.name}"
         yield f" address-family {family.value} unicast"
         yield f"  neighbor {group} activate"
         yield f"  neighbor {group} prefix-list POD-CIDRS in"
@@ -162,7 +160,7 @@ def _bird_node(node: NodeSpeaker) -> Lines:
     yield "protocol device { }"
     for family in dict.fromkeys(peer.family for peer in node.peers):
         # Only to be announced: without a protocol kernel, nothing of this is a route here.
-        lines = (f"{prefix} unreachable" for prefix in _of(family, node.announces))
+        lines = (f"{prefix} unreachable" for prefix in node.announces[family])
         yield from _bird_static("pods", family, lines)
     for number, peer in enumerate(node.peers, start=1):
         yield f"protocol bgp router{number} {{"
@@ -175,8 +173,7 @@ def _bird_node(node: NodeSpeaker) -> Lines:
 
 def _bird_router(router: RouterSpeaker) -> Lines:
     yield "protocol device { }"
-    for family in router.families:
-        listens, accepts = router.of(family)
+    for family, (listens, accepts) in router.families.items():
         version = family.value[-1]
         sets = ", ".join(f"{network}{{{low},{high}}}" for network, low, high in accepts)
         yield f"protocol kernel kernel{version} {{"
@@ -199,6 +196,9 @@ def _gobgp(route: PodRoute) -> str:
     return f"gobgp global rib add -a {family} {route.prefix} nexthop {route.next_hop}"
 
 
+_REJECT = {"default_import_policy": "reject-route", "default_export_policy": "reject-route"}
+
+
 def _toml(table: str, **values: str | int | bool | list[str]) -> Lines:
     yield table
     for key, value in values.items():
@@ -213,7 +213,7 @@ def _gobgp_family(table: str, family: Family) -> Lines:
 
 def _gobgp_node(node: NodeSpeaker) -> Lines:
     # Its file has no place for what it announces itself.
-    for prefix in node.announces:
+    for prefix in chain.from_iterable(node.announces.values()):
         yield f"# once it runs: gobgp global rib add -a {prefix.family.value} {prefix}"
     yield from _toml("[global.config]", **{"as": node.asn}, router_id=node.router_id)
     # What one router says is not for another one to hear from a node.
@@ -221,37 +221,31 @@ def _gobgp_node(node: NodeSpeaker) -> Lines:
         "[global.apply-policy.config]",
         import_policy_list=["pod-cidrs"],
         export_policy_list=["pod-cidrs"],
-        default_import_policy="reject-route",
-        default_export_policy="reject-route",
+        **_REJECT,
     )
     for peer in node.peers:
         yield "[[neighbors]]"
         yield from _toml("[neighbors.config]", neighbor_address=str(peer), peer_as=peer.asn)
         yield from _gobgp_family("neighbors", peer.family)
-    families = dict.fromkeys(prefix.family for prefix in node.announces)
-    own = {f: [Accepted(p, p.length, p.length) for p in _of(f, node.announces)] for f in families}
-    yield from _gobgp_pod_cidrs(own)
+    yield from _gobgp_pod_cidrs({f: _own(prefixes) for f, prefixes in node.announces.items()})
 
 
 def _gobgp_router(router: RouterSpeaker) -> Lines:
     yield from _toml("[global.config]", **{"as": router.asn}, router_id=router.router_id)
-    yield from _toml(
-        "[global.apply-policy.config]",
-        import_policy_list=["pod-cidrs"],
-        default_import_policy="reject-route",
-        default_export_policy="reject-route",
-    )
+    yield from _toml("[global.apply-policy.config]", import_policy_list=["pod-cidrs"], **_REJECT)
     yield "# zebra of FRR puts the routes into the kernel"
     yield from _toml("[zebra.config]", enabled=True, url="unix:/var/run/frr/zserv.api", version=6)
-    for family in router.families:
+    for family, served in router.families.items():
         group = f"nodes-{family.value}"
         yield "[[peer-groups]]"
         yield from _toml("[peer-groups.config]", peer_group_name=group, peer_as=router.nodes_asn)
         yield from _gobgp_family("peer-groups", family)
-        for network in router.of(family)[0]:
+        for network in served.listens:
             yield "[[dynamic-neighbors]]"
             yield from _toml("[dynamic-neighbors.config]", prefix=str(network), peer_group=group)
-    yield from _gobgp_pod_cidrs({family: router.of(family)[1] for family in router.families})
+    yield from _gobgp_pod_cidrs(
+        {family: served.accepts for family, served in router.families.items()}
+    )
 
 
 def _gobgp_pod_cidrs(accepted: Mapping[Family, Iterable[Accepted]]) -> Lines:
@@ -284,21 +278,21 @@ def _junos(route: PodRoute) -> str:
 
 def _junos_router(router: RouterSpeaker) -> Lines:
     policy = "set policy-options policy-statement"
-    for family in router.families:
-        for network, shortest, longest in router.of(family)[1]:
+    for served in router.families.values():
+        for network, shortest, longest in served.accepts:
             lengths = f"prefix-length-range /{shortest}-/{longest}"
             yield f"{policy} POD-CIDRS term pods from route-filter {network} {lengths}"
     yield f"{policy} POD-CIDRS term pods then accept"
     yield f"{policy} POD-CIDRS then reject"
     yield f"{policy} NOTHING then reject"
     yield f"set routing-options autonomous-system {router.asn}"
-    for family in router.families:
+    for family, served in router.families.items():
         group = f"set protocols bgp group NODES-{family.name}"
         yield f"{group} type {'internal' if router.asn == router.nodes_asn else 'external'}"
         if router.asn != router.nodes_asn:
             yield f"{group} peer-as {router.nodes_asn}"
         yield f"{group} family {_six(family, 'inet', 'inet6')} unicast"
-        yield from (f"{group} allow {network}" for network in router.of(family)[0])
+        yield from (f"{group} allow {network}" for network in served.listens)
         yield f"{group} import POD-CIDRS"
         yield f"{group} export NOTHING"
 

@@ -82,7 +82,7 @@ class NodeSpeaker(NamedTuple):
     asn: int
     router_id: str
     peers: tuple[Peer, ...]
-    announces: tuple[Prefix, ...]
+    announces: Mapping[Family, Sequence[Prefix]]
 
 
 class Accepted(NamedTuple):
@@ -93,29 +93,25 @@ class Accepted(NamedTuple):
     longest: int
 
 
-class RouterSpeaker(NamedTuple):
-    """The BGP of a router: any node of a network may connect, and announce pod networks.
+class Served(NamedTuple):
+    """What a router does for nodes of a family; a session carries its own family's routes.
 
     Attributes:
         listens: where nodes connect from.
         accepts: what they may announce; no node is named, so that one more needs nothing.
     """
 
+    listens: Sequence[Prefix]
+    accepts: Sequence[Accepted]
+
+
+class RouterSpeaker(NamedTuple):
+    """The BGP of a router: any node of a network may connect, and announce pod networks."""
+
     asn: int
     router_id: str
     nodes_asn: int
-    listens: tuple[Prefix, ...]
-    accepts: tuple[Accepted, ...]
-
-    def of(self, family: Family) -> tuple[list[Prefix], list[Accepted]]:
-        """Return what is of one family."""
-        listens = [prefix for prefix in self.listens if prefix.family is family]
-        return listens, [each for each in self.accepts if each.network.family is family]
-
-    @property
-    def families(self) -> list[Family]:
-        """Those in which nodes connect and have pods; a session carries its own family's routes."""
-        return [family for family in Family if all(self.of(family))]
+    families: Mapping[Family, Served]
 
 
 def needed(
@@ -188,23 +184,20 @@ def speakers(needs: Sequence[Need], asn: int, peers: Sequence[Peer]) -> Iterator
     for route in chain.from_iterable(need.routes for need in needs):
         by_node.setdefault(route.node, []).append(route)
     for name, own in by_node.items():
-        announces = tuple(dict.fromkeys(route.prefix for route in own))
-        families = {prefix.family for prefix in announces}
-        yield NodeSpeaker(
-            name,
-            asn,
-            _router_id(own[0].prefix.family, own[0].via),
-            tuple(peer for peer in peers if peer.family in families),
-            announces,
-        )
+        announces: dict[Family, list[Prefix]] = {}
+        for prefix in dict.fromkeys(route.prefix for route in own):
+            announces.setdefault(prefix.family, []).append(prefix)
+        router_id = _router_id(own[0].prefix.family, own[0].via)
+        talks = tuple(peer for peer in peers if peer.family in announces)
+        yield NodeSpeaker(name, asn, router_id, talks, announces)
 
 
 def routers(
     needs: Sequence[Need],
     asn: int,
     peers: Sequence[Peer],
-    listens: Iterable[Prefix] = (),
-    pod_networks: Iterable[Prefix] = (),
+    listens: Sequence[Prefix] = (),
+    pod_networks: Sequence[Prefix] = (),
 ) -> Iterator[RouterSpeaker]:
     """Yield the BGP of the routers: one for each autonomous system among the peers.
 
@@ -217,48 +210,35 @@ def routers(
         pod_networks: what nodes may announce; else the networks, likewise, of what those
             that there are announce.
     """
-    routes = list(chain.from_iterable(need.routes for need in needs))
-    segments = [
-        prefix_around(route.prefix.family, route.via, _SEGMENT[route.prefix.family])
-        for route in routes
-    ]
-    lengths = {
-        family: {route.prefix.length for route in routes if route.prefix.family is family}
-        for family in Family
-    }
-    widened = [
-        prefix_around(p.family, p.first, max(p.length - _POD_NETWORK, 1)) for p, _, _ in routes
-    ]
-    listened = _by_family(listens, segments)
-    accepted = [
-        Accepted(
-            network,
-            max(network.length, min(lengths[network.family])),
-            max(network.length, *lengths[network.family]),
-        )
-        for network in _by_family(pod_networks, widened)
-        if lengths[network.family]
-    ]
-    for number in dict.fromkeys(peer.asn for peer in peers) if routes else ():
+    served: dict[Family, Served] = {}
+    for family in Family:
+        routes = [r for need in needs for r in need.routes if r.prefix.family is family]
+        if not routes:
+            continue
+        segments = [prefix_around(family, route.via, _SEGMENT[family]) for route in routes]
+        lengths = {route.prefix.length for route in routes}
+        widened = [
+            prefix_around(family, p.first, max(p.length - _POD_NETWORK, 1)) for p, _, _ in routes
+        ]
+        accepts = [
+            Accepted(network, max(network.length, min(lengths)), max(network.length, *lengths))
+            for network in _given(family, pod_networks, widened)
+        ]
+        served[family] = Served(_given(family, listens, segments), accepts)
+    for number in dict.fromkeys(peer.asn for peer in peers) if served else ():
         its = [peer for peer in peers if peer.asn == number]
         families = {peer.family for peer in its}
         yield RouterSpeaker(
             number,
             _router_id(its[0].family, its[0].address),
             asn,
-            tuple(prefix for prefix in listened if prefix.family in families),
-            tuple(each for each in accepted if each.network.family in families),
+            {family: each for family, each in served.items() if family in families},
         )
 
 
-def _by_family(given: Iterable[Prefix], else_: Sequence[Prefix]) -> list[Prefix]:
-    """Return the networks of both families that were given, or what stands for them."""
-    given = list(given)
-    chosen: list[Prefix] = []
-    for family in Family:
-        own = [prefix for prefix in given if prefix.family is family]
-        chosen += collapsed(own or (prefix for prefix in else_ if prefix.family is family))
-    return chosen
+def _given(family: Family, given: Iterable[Prefix], usual: Sequence[Prefix]) -> Sequence[Prefix]:
+    """Return the networks of a family that were given, or what stands for them."""
+    return collapsed([prefix for prefix in given if prefix.family is family] or usual)
 
 
 def _router_id(family: Family, address: int) -> str:

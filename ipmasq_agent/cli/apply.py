@@ -7,7 +7,9 @@ from typing import Any
 import click
 
 from ipmasq_agent.cli.options import OWN, settings_of, shared
-from ipmasq_agent.cli.output import emit, output_option
+from ipmasq_agent.cli.output import emit, output_option, remark
+from ipmasq_agent.planes import registry
+from ipmasq_agent.policy.addresses import Family
 
 
 @click.command(
@@ -33,38 +35,29 @@ def command(output: str, beside_agent: bool, **options: Any) -> int:
     Exit status: 0 when the kernel holds it, 2 when the document or the kernel refuses.
     """
     from ipmasq_agent.agent.reconcile import clean, reconcile
-    from ipmasq_agent.cli.wiring import (
-        backend_choice,
-        read_intent,
-        refuse_beside_agent,
-        warn_of_replies,
-    )
-    from ipmasq_agent.planes import registry
-    from ipmasq_agent.policy.addresses import Family
+    from ipmasq_agent.cli.questions import here
+    from ipmasq_agent.cli.wiring import read_intent, refuse_beside_agent, warn_of_replies
 
     settings = settings_of(options)
     if not beside_agent:
         refuse_beside_agent(registry.claims(settings.placement))
     intent = read_intent(settings)
     warn_of_replies(intent.config)
-    choice = backend_choice(settings)
-    try:
-        backend, left_behind = choice.current(large=intent.is_large)
-        outcomes = reconcile(backend, intent)
+    with here(settings, intent) as node:
+        name = node.plane.name
+        outcomes = reconcile(node.plane, intent)
         failed = {f: outcome.error for f, outcome in outcomes.items() if outcome.error}
-        cleaned = {} if failed else {other.name: clean(other, Family) for other in left_behind}
-    finally:
-        choice.close()
-    errors = [*choice.unseen, *(f"{family.value}: {error}" for family, error in failed.items())]
+        cleaned = {} if failed else {other.name: clean(other, Family) for other in node.others}
+        errors = [*node.unseen, *(f"{family.value}: {error}" for family, error in failed.items())]
     leaves: dict[str, list[str]] = {}
-    for name, gone in cleaned.items():
+    for other, gone in cleaned.items():
         for family, outcome in gone.items():
             if outcome.error:
-                errors.append(f"{name} {family.value}: {outcome.error}")
+                errors.append(f"{other} {family.value}: {outcome.error}")
             elif outcome.change:
-                leaves.setdefault(name, []).extend(outcome.change.removed)
+                leaves.setdefault(other, []).extend(outcome.change.removed)
     answer = {
-        "backend": backend.name,
+        "backend": name,
         "changed": any(outcome.change for outcome in outcomes.values()) or bool(leaves),
         "families": {
             family.value: {
@@ -84,12 +77,11 @@ def command(output: str, beside_agent: bool, **options: Any) -> int:
                 added, removed = outcome.change.counts
                 counts = f"{added} added, {removed} removed"
                 done = counts if outcome.change else "nothing to change"
-                lines.append(f"{family.value} ({backend.name}): {done}")
-        for name, gone_lines in leaves.items():
-            lines.append(f"{name}: {len(gone_lines)} removed, as {backend.name} decides now")
+                lines.append(f"{family.value} ({name}): {done}")
+        for other, lost in leaves.items():
+            lines.append(f"{other}: {len(lost)} removed, as {name} decides now")
         return "\n".join(lines)
 
     emit(answer, output, as_text)
-    for error in errors:
-        click.echo(f"error: {error}", err=True)
+    remark("error", errors)
     return 2 if errors else 0

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from ipmasq_agent.answers.compare import Side
 from ipmasq_agent.bpf import bpffs
 from ipmasq_agent.cli import wiring
-from ipmasq_agent.cli.options import Settings
-from ipmasq_agent.errors import ConfigError, SourceError, UsageError
+from ipmasq_agent.cli.options import Settings, parsed
+from ipmasq_agent.errors import ConfigError, SourceError
 from ipmasq_agent.planes.cilium import decide as cilium
 from ipmasq_agent.planes.cilium.maps import read_maps
 from ipmasq_agent.policy.addresses import Family, Prefix
@@ -18,38 +19,30 @@ from ipmasq_agent.policy.cidrs import parse_listed
 from ipmasq_agent.policy.facts import NODE_ADDRESSES
 
 CILIUM_CONFIG = "kube-system/cilium-config"
-NO_CIDR = "none"
+_GIVE = "give them with --native-routing-cidr"
 
 
+@dataclass
 class CiliumSides:
     """Reads what is Cilium's. What surrounds the map is asked for once.
 
-    Args:
+    Attributes:
         settings: what the shared flags say.
         bpffs: where to look for the maps, instead of where a bpf file system is mounted.
         cidrs: the native-routing CIDRs as the user gives them; empty to ask the API.
         config: NAMESPACE/NAME of Cilium's ConfigMap; None for the usual one, which need not
             be there.
         routing: ``native`` or ``tunnel``, as the user gives it; None to ask the API.
-
-    Attributes:
         supposed: how it routes where nobody says so, by the profile of a document.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        bpffs: str | None = None,
-        cidrs: Iterable[str] = (),
-        config: str | None = None,
-        routing: str | None = None,
-    ) -> None:
-        self.settings = settings
-        self.bpffs = bpffs
-        self.cidrs = tuple(cidrs)
-        self.config = config
-        self.routing = routing
-        self.supposed: str | None = None
+    settings: Settings
+    bpffs: str | None = None
+    cidrs: tuple[str, ...] = ()
+    config: str | None = None
+    routing: str | None = None
+    supposed: str | None = None
+    _notes: list[str] = field(default_factory=list)  # on what surrounds the map
 
     def maps(self) -> Side:
         """Return what the pinned maps of this node decide.
@@ -90,79 +83,62 @@ class CiliumSides:
         held: Mapping[Family, tuple[Sequence[Prefix], str]],
         notes: Iterable[str],
     ) -> Side:
-        exempt, settings, others = self._around
         policies = {
-            family: cilium.policy_of(family, prefixes, exempt, name)
+            family: cilium.policy_of(family, prefixes, self._exempt, name)
             for family, (prefixes, name) in held.items()
         }
-        odd = cilium.oddities(settings, list(policies))
-        notes = (*notes, *odd, *others, cilium.NOT_IN_THE_MAP)
+        odd = cilium.oddities(self._told, list(policies))
+        notes = (*notes, *odd, *self._notes, cilium.NOT_IN_THE_MAP)
         return Side(label, policies, conditions_known=False, notes=notes)
 
     # -- what is not in the map ---------------------------------------------------------
 
     @cached_property
-    def _around(self) -> tuple[cilium.Exempt, Mapping[str, str], Sequence[str]]:
-        """What Cilium leaves alone beside its entries, its settings, and what to say of both."""
-        notes: list[str] = []
-        asked = self.config is not None or not self.cidrs
-        settings = self._cilium_config(notes) if asked else {}
-        routable = tuple(_given(self.cidrs)) if self.cidrs else self._routable(settings, notes)
-        nodes: frozenset[tuple[Family, int]] = frozenset()
-        tunnelled: tuple[Prefix, ...] = ()
-        if self._tunnels(settings, notes):
-            tunnelled = self._read(cilium.pool_key, settings)
-            if not tunnelled:
-                notes.append("packets to pods of other nodes go through its tunnel, not compared")
-        elif not cilium.masquerades_to_nodes(settings):
-            nodes = self._nodes(notes)
-        return cilium.Exempt(routable, nodes, tunnelled), settings, notes
-
-    def _tunnels(self, settings: Mapping[str, str], notes: list[str]) -> bool:
-        """Whether it routes through a tunnel; ``notes`` get how that is known."""
-        routing = self.routing
-        if routing is None and settings:
-            routing = "tunnel" if cilium.tunnels(settings) else "native"
-            notes.append(f"routing-mode in {self.config or CILIUM_CONFIG}: {routing}")
-        elif routing is None:
-            routable = any(text != NO_CIDR for text in self.cidrs)
-            routing = self.supposed or ("native" if routable else "tunnel")
-            notes.append(f"its routing-mode is taken for {routing}; give it with --routing-mode")
-        return routing == "tunnel"
-
-    def _cilium_config(self, notes: list[str]) -> dict[str, str]:
+    def _told(self) -> dict[str, str]:
+        """What Cilium's ConfigMap says; nothing where it need not be asked, or is not there."""
         from ipmasq_agent.sources.configmap import read_data
 
+        if self.config is None and self.cidrs:
+            return {}
         namespace, _, name = (self.config or CILIUM_CONFIG).partition("/")
         try:
             return read_data(namespace, name, kubeconfig=self.settings.kubeconfig)
         except SourceError as error:
             if self.config is not None:
                 raise
-            notes.append(
-                f"its native-routing CIDRs are taken as unset ({error.message}); give them "
-                "with --native-routing-cidr"
+            self._notes.append(
+                f"its native-routing CIDRs are taken as unset ({error.message}); {_GIVE}"
             )
             return {}
 
-    def _routable(self, settings: dict[str, str], notes: list[str]) -> tuple[Prefix, ...]:
-        if not settings:
-            return ()
-        routable = self._read(cilium.native_routing_key, settings)
-        shown = ", ".join(map(str, routable)) or NO_CIDR
-        notes.append(f"native-routing CIDRs in {self.config or CILIUM_CONFIG}: {shown}")
-        return routable
+    @cached_property
+    def _exempt(self) -> cilium.Exempt:
+        """What Cilium leaves alone beside its entries."""
+        told, notes, where = self._told, self._notes, self.config or CILIUM_CONFIG
+        given = [text for text in self.cidrs if text != "none"]
+        routable = [parsed("--native-routing-cidr", parse_listed, text) for text in given]
+        if told and not self.cidrs:
+            routable = _read(cilium.native_routing_key, told)
+            shown = ", ".join(map(str, routable)) or "none"
+            notes.append(f"native-routing CIDRs in {where}: {shown}")
+        routing = self.routing
+        if routing is None and told:
+            routing = "tunnel" if cilium.tunnels(told) else "native"
+            notes.append(f"routing-mode in {where}: {routing}")
+        elif routing is None:
+            routing = self.supposed or ("native" if given else "tunnel")
+            notes.append(f"its routing-mode is taken for {routing}; give it with --routing-mode")
+        nodes: frozenset[tuple[Family, int]] = frozenset()
+        tunnelled: list[Prefix] = []
+        if routing == "tunnel":
+            tunnelled = _read(cilium.pool_key, told)
+            if not tunnelled:
+                notes.append("packets to pods of other nodes go through its tunnel, not compared")
+        elif not cilium.masquerades_to_nodes(told):
+            nodes = self._nodes()
+        return cilium.Exempt(tuple(routable), nodes, tuple(tunnelled))
 
-    @staticmethod
-    def _read(key_of: Callable[[Family], str], settings: Mapping[str, str]) -> tuple[Prefix, ...]:
-        try:
-            return tuple(cilium.prefixes_at(settings, key_of))
-        except ConfigError as error:
-            raise SourceError(
-                f"cilium-config: {error.message}", remedy="give it with --native-routing-cidr"
-            ) from error
-
-    def _nodes(self, notes: list[str]) -> frozenset[tuple[Family, int]]:
+    def _nodes(self) -> frozenset[tuple[Family, int]]:
         known, why = None, ""
         try:
             facts = wiring.fact_source(self.settings).gather(frozenset({NODE_ADDRESSES}))
@@ -170,18 +146,15 @@ class CiliumSides:
         except SourceError as error:
             why = f" ({error.message})"
         if known is None:
-            notes.append(
+            self._notes.append(
                 f"it never masquerades packets to {NODE_ADDRESSES.what}, "
                 f"which are not known here{why}"
             )
         return known or frozenset()
 
 
-def _given(texts: Iterable[str]) -> Iterator[Prefix]:
-    for text in texts:
-        if text == NO_CIDR:
-            continue
-        try:
-            yield parse_listed(text)
-        except ValueError as cause:
-            raise UsageError(f"--native-routing-cidr: {text!r} {cause}") from cause
+def _read(key_of: Callable[[Family], str], told: Mapping[str, str]) -> list[Prefix]:
+    try:
+        return list(cilium.prefixes_at(told, key_of))
+    except ConfigError as error:
+        raise SourceError(f"cilium-config: {error.message}", remedy=_GIVE) from error

@@ -15,7 +15,8 @@ from ipmasq_agent.cli.options import (
     settings_of,
     shared,
 )
-from ipmasq_agent.cli.output import colour, emit, output_option
+from ipmasq_agent.cli.output import colour, emit, output_option, remark
+from ipmasq_agent.errors import UsageError
 
 HELP = """\
 Show the destinations on which A and B decide otherwise, and the entry behind each.
@@ -100,24 +101,22 @@ def command(
     """Print the answer; see ``HELP``."""
     from ipmasq_agent.answers.compare import compare
     from ipmasq_agent.cli.cilium_sides import CiliumSides
-    from ipmasq_agent.cli.operands import Operands
-    from ipmasq_agent.errors import UsageError
+    from ipmasq_agent.cli.operands import sides
 
     if left == right == "-":
         raise UsageError("both operands are a pipe", remedy="name a file for one of them")
     if cilium_config is not None and cilium_config.count("/") != 1:
         raise UsageError(f"--cilium-config: {cilium_config!r} is not NAMESPACE/NAME")
     settings = settings_of(options)
-    sides = CiliumSides(settings, bpffs, cidrs, cilium_config, routing_mode)
-    answer = compare(*Operands(settings, sides).both(left, right))
+    cilium = CiliumSides(settings, bpffs, cidrs, cilium_config, routing_mode)
+    answer = compare(*sides(left, right, settings, cilium))
 
     def as_text() -> str:
-        return "\n".join(colour(line) if not answer.equal else line for line in lines)
+        lines = answer.as_lines(_SHOWN)
+        return "\n".join(lines if answer.equal else map(colour, lines))
 
-    lines = list(answer.as_lines(_SHOWN))
     # The data of many differences is large, and needless for text.
     emit(answer.as_data() if output != "text" else None, output, as_text)
     if output == "text":
-        for note in answer.notes:
-            click.echo(f"note: {note}", err=True)
+        remark("note", answer.notes)
     return 0 if answer.equal else 1

@@ -51,6 +51,8 @@ def command(live: bool, flows: str | None, output: str, **options: Any) -> int:
 
     Exit status: 0 when nothing would change, 1 when something would, 2 on an error.
     """
+    from ipmasq_agent.answers.table import aligned
+    from ipmasq_agent.answers.unified import unified
     from ipmasq_agent.cli.questions import FamilyChange, here
     from ipmasq_agent.cli.wiring import read_intent, warn_of_replies
 
@@ -64,8 +66,8 @@ def command(live: bool, flows: str | None, output: str, **options: Any) -> int:
         changes = {family: FamilyChange(node, family, intent) for family in Family}
         diffs = {family: change.diff() for family, change in changes.items()}
         for family in intent.config.families:
-            advice = backend.dialect.advice(intent.desired(backend, family))
-            remark("warning", [f"{family.value}: {advice}"] if advice else [])
+            if advice := backend.dialect.advice(intent.desired(backend, family)):
+                remark("warning", [f"{family.value}: {advice}"])
         cleaned = {other.name: node.leaving(other) for other in left_behind}
         touched = None
         if live or flows is not None:
@@ -85,16 +87,12 @@ def command(live: bool, flows: str | None, output: str, **options: Any) -> int:
     def as_text() -> str:
         lines: list[str] = []
         for family, diff in diffs.items():
-            where = f"{backend.name} {family.value}"
-            lines += (colour(line) for line in diff.unified(f"{where} now", f"{where} then"))
+            names = (f"{backend.name} {family.value} {when}" for when in ("now", "then"))
+            lines += map(colour, unified(diff.before, diff.after, *names))
             if diff.decisions:
                 lines.append(f"decisions that change ({family.value}):")
-                shown = [(str(change), change) for change in diff.decisions[:_SHOWN]]
-                width = max(len(range_) for range_, _ in shown)
-                lines += (
-                    f"  {range_:{width}}  {change.before} → {change.after}"
-                    for range_, change in shown
-                )
+                shown = ((str(c), f"{c.before} → {c.after}") for c in diff.decisions[:_SHOWN])
+                lines += (f"  {line}" for line in aligned(list(shown)))
                 if len(diff.decisions) > _SHOWN:
                     more = len(diff.decisions) - _SHOWN
                     lines.append(f"  ... and {more} more ranges; -o json shows them all")
@@ -119,7 +117,6 @@ def _impact(
     """Return what becomes of live connections, or of those in a file."""
     from ipmasq_agent.answers.explain import EgressPath
     from ipmasq_agent.answers.impact import impact
-    from ipmasq_agent.cli.flow_files import flows_of
     from ipmasq_agent.host.routes import WaysOut
     from ipmasq_agent.planes.live import live_flows
     from ipmasq_agent.planes.plane import Translator
@@ -133,8 +130,20 @@ def _impact(
     both = {family: change.rulings() for family, change in changes.items()}
     # The families may be decided in two places; one that translates by itself knows of both.
     now = max((now for now, _ in both.values()), key=lambda one: isinstance(one, Translator))
-    flows = live_flows(now, left=left) if recorded is None else flows_of(recorded)
+    flows = live_flows(now, left=left) if recorded is None else _recorded(recorded)
     return impact(_told(flows), {family: ruled for family, (_, ruled) in both.items()}, route_of)
+
+
+def _recorded(path: str) -> Iterator[Flow]:
+    """Yield the connections in a file; ``-`` is standard input."""
+    from ipmasq_agent.answers.recorded import recorded
+
+    piped = path == "-"
+    try:
+        with open(0 if piped else path, "rb", closefd=not piped) as file:
+            yield from recorded(file, "standard input" if piped else path)
+    except OSError as cause:
+        raise UsageError(f"{path} cannot be read: {cause.strerror}") from cause
 
 
 def _told(flows: Iterable[Flow]) -> Iterator[Flow]:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ipmasq_agent.cli.options import OWN, SOCKET, hiding, settings_of, shared
-from ipmasq_agent.cli.output import emit, output_option
+from ipmasq_agent.cli.output import emit, output_option, remark, styled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ipmasq_agent.answers.doctor.facts import Diagnosis
+    from ipmasq_agent.answers.doctor.facts import Symptom
 
 _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
@@ -60,32 +60,27 @@ def command(output: str, document: str | None, probes: tuple[str, ...], **option
         settings = settings.naming(document)
     node, unseen = gather_node(settings, probes)
     findings = examine(node)
-    for line in unseen:
-        click.echo(f"error: {line}", err=True)
-    emit(
-        [one.as_data() for one in findings], output, lambda: as_text(findings, complete=not unseen)
-    )
+    remark("error", unseen)
+    data = [one.as_data() for one in findings]
+    emit(data, output, lambda: as_text(findings, complete=not unseen))
     if unseen:
         return 2
-    return int(any(one.found.severity is not Severity.INFO for one in findings))
+    return int(any(one.severity is not Severity.INFO for one in findings))
 
 
-def as_text(findings: Sequence[Diagnosis], *, complete: bool) -> str:
+def as_text(findings: Sequence[Symptom], *, complete: bool) -> str:
     """Return what was found for people; ``complete`` says that all could be looked at."""
-    from ipmasq_agent.cli.output import styled
-
     lines: list[str] = []
     for one in findings:
-        found = one.found
         lines += [
-            f"{styled(found.severity.value, _COLOURS[found.severity.value])}: {found.title}",
-            *(f"    {line}" for line in found.evidence),
-            f"  {found.why}",
-            f"  → {found.remedy}",
+            f"{styled(one.severity, _COLOURS[one.severity])}: {one.title}",
+            *(f"    {line}" for line in one.evidence),
+            f"  {one.why}",
+            f"  → {one.remedy}",
             f"  {one.page}",
             "",
         ]
     if not findings:
         return "nothing found" if complete else "nothing found in what could be looked at"
-    counts = {kind: sum(one.found.severity.value == kind for one in findings) for kind in _COLOURS}
+    counts = {kind: sum(one.severity == kind for one in findings) for kind in _COLOURS}
     return "\n".join([*lines, ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)])

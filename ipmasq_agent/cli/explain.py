@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -154,10 +155,8 @@ def _answers(
     node: Here, family: Family, first: int, last: int, src: str | None, intent: Intent | None
 ) -> Iterator[Explanation]:
     """Yield the answers for a range of destinations, those of each stretch of a route apart."""
-    from ipmasq_agent.answers.explain import Asked, EgressPath
+    from ipmasq_agent.answers.explain import EgressPath, Ruling, explain
     from ipmasq_agent.host.routes import WaysOut, turns
-    from ipmasq_agent.planes.rules.matching import question
-    from ipmasq_agent.planes.rules.neighbours import Neighbours, neighbours
 
     plane = node.plane
     starts = [first, *(turns(family, first, last) if first != last else ())]
@@ -169,18 +168,13 @@ def _answers(
     # One address is asked about: a set of a hundred thousand is not read for it.
     state = plane.read_at(family, first) if first == last else node.read(plane, family)
     now, held = node.now(family, state)
-    kernel = now.dialect.interpret(held, source).located
-    hook = node.hook(family, now)
+    ruling = Ruling(partial(now.dialect.interpret, held), node.hook(family, now))
     wanted, why = None, {}
     if intent is not None and family in intent.config.families:
         wanted = intent.policy(plane, family)
     elif intent is not None:
         why = {"unmeant": f"{family.value} is not managed without --enable-ipv6"}
     ways = WaysOut()
-    beside: dict[str | None, Neighbours] = {}
     for start, following in zip(starts, (*starts[1:], last + 1), strict=True):
         route = EgressPath(*ways.look_up(family, start, source))
-        if route.device not in beside:
-            beside[route.device] = neighbours(hook, question(source, route.device))
-        asked = Asked(family, src, kernel, beside[route.device], wanted, route, **why)
-        yield from asked.explain(start, following - 1)
+        yield from explain(ruling, (start, following - 1), src, route, wanted, **why)

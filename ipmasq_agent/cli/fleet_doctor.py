@@ -70,4 +70,4 @@ def command(output: str, **options: Any) -> int:
     )
     if unseen:
         return 2
-    return int(any(one.found.severity is not Severity.INFO for one in shown))
+    return int(any(one.severity is not Severity.INFO for one in shown))

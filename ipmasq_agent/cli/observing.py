@@ -22,8 +22,7 @@ from typing import Any
 import click
 
 from ipmasq_agent.agent.record import begins, recorded
-from ipmasq_agent.answers.explain import EgressPath
-from ipmasq_agent.answers.impact import Ruling
+from ipmasq_agent.answers.explain import EgressPath, Ruling
 from ipmasq_agent.answers.observed import Sight, Wanted, reason
 from ipmasq_agent.cli import output
 from ipmasq_agent.cli.options import Settings, parsed

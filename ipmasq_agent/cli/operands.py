@@ -6,7 +6,7 @@ Each kind of operand becomes a ``Side``: a label and a policy for each family.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -35,85 +35,63 @@ from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
 FORMS = "a document, kernel[:BACKEND], configmap:NAMESPACE/NAME[:KEY], cilium or cilium:FILE"
 
 
-class Operands:
-    """Reads operands.
+def sides(left: str, right: str, settings: Settings, cilium: CiliumSides) -> tuple[Side, Side]:
+    """Return the sides that two operands name.
 
-    Args:
-        settings: what the shared flags say.
-        cilium: reads what is Cilium's.
+    A document that is compared with Cilium's map needs no facts that only bear on what is
+    not in the map, and its profile tells how Cilium routes where nothing else does.
+
+    Raises:
+        UsageError: one names nothing that can be compared.
+        AgentError: what one names cannot be read.
     """
+    # How many entries a data plane can hold does not matter here.
+    settings = replace(settings, flags=replace(settings.flags, cidr_limit=None))
+    maps = [text for text in (left, right) if text.partition(":")[0] == "cilium"]
+    documents_first = sorted({left, right}, key=lambda text: (text in maps, text != left))
+    found = {text: _side(text, settings, cilium, beside_map=bool(maps)) for text in documents_first}
+    return found[left], found[right]
 
-    def __init__(self, settings: Settings, cilium: CiliumSides) -> None:
-        # How many entries a data plane can hold does not matter here.
-        self.settings = replace(settings, flags=replace(settings.flags, cidr_limit=None))
-        self.cilium = cilium
-        self.beside_map = False
 
-    def both(self, left: str, right: str) -> tuple[Side, Side]:
-        """Return the sides that two operands name.
-
-        A document that is compared with Cilium's map needs no facts that only bear on what is
-        not in the map, and its profile tells how Cilium routes where nothing else does.
-
-        Raises:
-            UsageError: one names nothing that can be compared.
-            AgentError: what one names cannot be read.
-        """
-        maps = [text for text in (left, right) if text.partition(":")[0] == "cilium"]
-        self.beside_map = bool(maps)
-        documents_first = sorted({left, right}, key=lambda text: (text in maps, text != left))
-        sides = {text: self.read(text) for text in documents_first}
-        return sides[left], sides[right]
-
-    def read(self, text: str) -> Side:
-        """Return the side that an operand names.
-
-        Raises:
-            UsageError: it names nothing that can be compared.
-            AgentError: what it names cannot be read.
-        """
-        kind, colon, rest = text.partition(":")
-        readers: dict[str, Callable[[], Side]] = {
-            "kernel": lambda: _kernel(text, rest or "auto", self.settings),
-            "cilium": lambda: self.cilium.listing(text, rest) if colon else self.cilium.maps(),
-            "configmap": lambda: self._configmap(text, rest),
-        }
-        return readers[kind]() if kind in readers else self._file(text)
-
-    def _file(self, text: str) -> Side:
-        if text != "-" and not os.path.lexists(text.removesuffix("/*")):
-            # Elsewhere a missing document stands for the defaults. Here it is more likely a
-            # slip of the pen, and the answer would not look like one.
-            raise UsageError(f"{text!r} does not exist", remedy=f"name {FORMS}")
-        label = "standard input" if text == "-" else text
-        return self._document(label, self.settings.naming(text))
-
-    def _configmap(self, text: str, rest: str) -> Side:
+def _side(text: str, settings: Settings, cilium: CiliumSides, *, beside_map: bool) -> Side:
+    kind, colon, rest = text.partition(":")
+    label = text
+    if kind == "kernel":
+        return _kernel(text, rest or "auto", settings)
+    if kind == "cilium":
+        return cilium.listing(text, rest) if colon else cilium.maps()
+    if kind == "configmap":
         split_configmap(rest)
-        return self._document(text, self.settings.naming(configmap=rest))
+        settings = settings.naming(configmap=rest)
+    elif text == "-" or os.path.lexists(text.removesuffix("/*")):
+        label = "standard input" if text == "-" else text
+        settings = settings.naming(text)
+    else:
+        # Elsewhere a missing document stands for the defaults. Here it is more likely a
+        # slip of the pen, and the answer would not look like one.
+        raise UsageError(f"{text!r} does not exist", remedy=f"name {FORMS}")
+    return _document(label, settings, cilium if beside_map else None)
 
-    def _document(self, label: str, settings: Settings) -> Side:
-        config = wiring.read_document(settings)
-        notes: tuple[str, ...] = ()
-        if self.beside_map:
-            if config[PROFILE] is not None:
-                self.cilium.supposed = "tunnel" if config[PROFILE] == TUNNELLED else "native"
-            own: tuple[Key[Any], ...] = (POD_CIDRS, EGRESS_INTERFACES)
-            config = _with(config, {key: None for key in own if config[key] is AUTO})
-        try:
-            facts = wiring.gather(settings, config)
-        except SourceError as error:
-            if not (self.beside_map and config[EXEMPT_NODE_IPS]):
-                raise
-            kept = f"packets to {NODE_ADDRESSES.what} are kept, and not compared"
-            notes = (f"{kept} ({error.message})",)
-            config = _with(config, {EXEMPT_NODE_IPS: False})
-            facts = wiring.gather(settings, config)
-        policies = {
-            family: assemble_family(config, family, Capabilities(), facts)
-            for family in config.families
-        }
-        return Side(label, policies, notes=notes)
+
+def _document(label: str, settings: Settings, beside: CiliumSides | None) -> Side:
+    config = wiring.read_document(settings)
+    notes: tuple[str, ...] = ()
+    if beside is not None:
+        if config[PROFILE] is not None:
+            beside.supposed = "tunnel" if config[PROFILE] == TUNNELLED else "native"
+        own: tuple[Key[Any], ...] = (POD_CIDRS, EGRESS_INTERFACES)
+        config = _with(config, {key: None for key in own if config[key] is AUTO})
+    try:
+        facts = wiring.gather(settings, config)
+    except SourceError as error:
+        if beside is None or not config[EXEMPT_NODE_IPS]:
+            raise
+        kept = f"packets to {NODE_ADDRESSES.what} are kept, and not compared"
+        notes = (f"{kept} ({error.message})",)
+        config = _with(config, {EXEMPT_NODE_IPS: False})
+        facts = wiring.gather(settings, config)
+    policies = {f: assemble_family(config, f, Capabilities(), facts) for f in config.families}
+    return Side(label, policies, notes=notes)
 
 
 def _with(config: Config, values: Mapping[Key[Any], Any]) -> Config:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.answers.differences import FamilyDiff, decision_changes
-from ipmasq_agent.answers.impact import Ruling
+from ipmasq_agent.answers.explain import Ruling
 from ipmasq_agent.answers.in_force import usual
 from ipmasq_agent.cli.options import Settings
 from ipmasq_agent.cli.wiring import backend_choice
@@ -29,6 +29,7 @@ class Here:
         plane: the one that is asked about.
         others: those that an agent would leave for it, and that may hold rules of ours.
         reason: why it is that one.
+        unseen: why there may be more of the others.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Here:
         unseen: tuple[str, ...] = (),
     ) -> None:
         self.plane, self.others, self.reason = plane, others, reason
-        self._unseen = unseen
+        self.unseen = unseen
         self.read: Callable[[AnyPlane, Family], Any] = cache(lambda each, family: each.read(family))
         """Returns what a plane holds."""
 
@@ -81,7 +82,7 @@ class Here:
     @property
     def unread(self) -> tuple[str, ...]:
         """Why others, which may, cannot be looked into."""
-        return (*self._unseen, *self._beside[1])
+        return (*self.unseen, *self._beside[1])
 
     @cached_property
     def egress(self) -> tuple[str, ...]:

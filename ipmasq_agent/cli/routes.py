@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,19 +16,22 @@ from ipmasq_agent.cli.options import (
     SOCKET,
     SOURCE,
     Settings,
+    parsed,
     settings_of,
     shared,
 )
-from ipmasq_agent.cli.output import emit, output_option
+from ipmasq_agent.cli.output import emit, output_option, remark
+from ipmasq_agent.errors import SourceError, UsageError
+from ipmasq_agent.policy import facts
+from ipmasq_agent.policy.addresses import Family, range_text
+from ipmasq_agent.policy.cidrs import parse_cidr
+from ipmasq_agent.policy.facts import ClusterNode
+from ipmasq_agent.policy.model import Capabilities, FamilyPolicy
 
 if TYPE_CHECKING:
     from ipmasq_agent.answers.route_formats import Format
     from ipmasq_agent.answers.routes import Need
-    from ipmasq_agent.policy.addresses import Family
-    from ipmasq_agent.policy.facts import ClusterNode
-    from ipmasq_agent.policy.model import FamilyPolicy
 
-T = TypeVar("T")
 # Destinations in one line of comment.
 _SHOWN = 8
 
@@ -112,8 +116,6 @@ def command(
     """
     from ipmasq_agent.answers.route_formats import FORMATS
     from ipmasq_agent.answers.routes import needed, parse_peer, routers, speakers
-    from ipmasq_agent.errors import UsageError
-    from ipmasq_agent.policy.cidrs import parse_cidr
 
     settings = settings_of(options)
     if (file is not None) + bool(given) + cilium > 1:
@@ -125,20 +127,19 @@ def command(
     language = FORMATS[form or ("frr" if bgp else "iproute2")]
     if bgp and language.router is None:
         raise UsageError(f"{form} does no BGP", remedy="take frr, bird, gobgp, cisco or junos")
-    pod_networks = [_read("--pod-network", parse_cidr, text) for text in pod_network]
-    listens = [_read("--listen", parse_cidr, text) for text in listen]
-    talks = [_read("--peer", lambda peer: parse_peer(peer, asn or 0), text) for text in peers]
+    pod_networks = [parsed("--pod-network", parse_cidr, text) for text in pod_network]
+    listens = [parsed("--listen", parse_cidr, text) for text in listen]
+    talks = [parsed("--peer", lambda peer: parse_peer(peer, asn or 0), text) for text in peers]
 
     nodes = _nodes(settings, file, given, cilium)
     needs, missing = needed(nodes, _policies(settings, nodes), pod_networks)
-    for line in missing:
-        click.echo(f"warning: {line}", err=True)
+    remark("warning", missing)
     answer: dict[str, Any] = {"needed": bool(needs), "needs": [_as_data(need) for need in needs]}
     if not bgp:
         emit(answer, output, lambda: "\n".join(_static(needs, language)))
         return
-    for family in {need.family for need in needs} - {peer.family for peer in talks}:
-        click.echo(f"warning: nobody is told of {family.value}, as no --peer is of it", err=True)
+    untold = {need.family for need in needs} - {peer.family for peer in talks}
+    remark("warning", [f"nobody is told of {f.value}, as no --peer is of it" for f in untold])
     # In the agent's own pod the environment names a node, which nobody asked about.
     its_node: str | None = options["node_name"] if by_command_line("node_name") else None
     parts: dict[str, str] = {}
@@ -164,15 +165,6 @@ def command(
     emit(answer, output, as_text)
 
 
-def _read(flag: str, parse: Callable[[str], T], text: str) -> T:
-    from ipmasq_agent.errors import UsageError
-
-    try:
-        return parse(text)
-    except ValueError as cause:
-        raise UsageError(f"{flag}: {text!r}: {cause}") from cause
-
-
 def _nodes(
     settings: Settings, file: str | None, given: tuple[str, ...], cilium: bool
 ) -> tuple[ClusterNode, ...]:
@@ -182,23 +174,19 @@ def _nodes(
         SourceError: they cannot be had, or none has pods.
     """
     from ipmasq_agent.answers.routes import parse_node
-    from ipmasq_agent.errors import SourceError
+    from ipmasq_agent.sources.pod_networks import parse_nodes, read_nodes
 
     nodes: tuple[ClusterNode, ...]
     if given:
-        nodes = tuple(_read("--node", parse_node, text) for text in given)
+        nodes = tuple(parsed("--node", parse_node, text) for text in given)
     elif file is not None:
         try:
             with click.open_file(file) as stream:
                 text = stream.read()
         except (OSError, UnicodeDecodeError) as cause:
             raise SourceError(f"{file} cannot be read: {cause}") from cause
-        from ipmasq_agent.sources.pod_networks import parse_nodes
-
         nodes = parse_nodes(text, "standard input" if file == "-" else file)
     else:
-        from ipmasq_agent.sources.pod_networks import read_nodes
-
         nodes = read_nodes(settings.kubeconfig, cilium=cilium)
     if not any(node.pod_cidrs for node in nodes):
         raise SourceError(
@@ -210,22 +198,15 @@ def _nodes(
 
 def _policies(settings: Settings, nodes: Sequence[ClusterNode]) -> dict[Family, FamilyPolicy]:
     """Return what the document decides, on whichever of the nodes."""
-    from dataclasses import replace
-
     from ipmasq_agent.cli.wiring import read_document
     from ipmasq_agent.config.assemble import assemble_family
     from ipmasq_agent.config.keys import EGRESS_INTERFACES
-    from ipmasq_agent.policy import facts
-    from ipmasq_agent.policy.model import Capabilities
 
     config = read_document(settings)
     patterns = config.written.get(EGRESS_INTERFACES)
     if isinstance(patterns, tuple):
-        click.echo(
-            f"warning: what leaves through other devices than {', '.join(patterns)} keeps its "
-            "source toward any destination, and routers there need all routes",
-            err=True,
-        )
+        told = f"what leaves through other devices than {', '.join(patterns)} keeps its source"
+        remark("warning", [f"{told} toward any destination, and routers there need all routes"])
     # Devices and routes are each node's own, and do not tell which destinations are kept.
     written = {key: value for key, value in config.written.items() if key is not EGRESS_INTERFACES}
     known = facts.Facts(
@@ -239,42 +220,35 @@ def _policies(settings: Settings, nodes: Sequence[ClusterNode]) -> dict[Family, 
     config = replace(config, written=written)
     pods = {prefix.family for node in nodes for prefix in node.pod_cidrs}
     if pods - {*config.families}:
-        click.echo(
-            "note: without --enable-ipv6 the agent leaves IPv6 alone, so pods keep their "
-            "IPv6 addresses toward any destination",
-            err=True,
-        )
+        told = "without --enable-ipv6 the agent leaves IPv6 alone"
+        remark("note", [f"{told}, so pods keep their IPv6 addresses toward any destination"])
     return {f: assemble_family(config, f, Capabilities(), known) for f in config.families}
+
+
+def _toward(need: Need) -> list[str]:
+    return [range_text(need.family, *each) for each in need.toward]
 
 
 def _as_data(need: Need) -> dict[str, Any]:
     return {
         "family": need.family.value,
-        "toward": list(_toward(need)),
+        "toward": _toward(need),
         "routes": [
             {"prefix": str(r.prefix), "via": r.next_hop, "node": r.node} for r in need.routes
         ],
     }
 
 
-def _toward(need: Need) -> Iterator[str]:
-    from ipmasq_agent.policy.addresses import range_text
-
-    return (range_text(need.family, *each) for each in need.toward)
-
-
 def _said(needs: Sequence[Need]) -> Iterator[str]:
     if not needs:
         yield "nothing is needed: no pod's own address is seen outside"
     for need in needs:
-        toward = list(_toward(need))
+        toward = _toward(need)
         more = f" and {len(toward) - _SHOWN} more" if len(toward) > _SHOWN else ""
         yield f"needed by the routers toward {', '.join(toward[:_SHOWN])}{more}"
 
 
 def _static(needs: Sequence[Need], language: Format) -> Iterator[str]:
-    if not needs:
-        yield f"{language.comment} {next(_said(needs))}"
-    for need in needs:
-        yield from (f"{language.comment} {line}" for line in _said([need]))
-        yield from language.static(need.routes)
+    for part in [[need] for need in needs] or [[]]:
+        yield from (f"{language.comment} {line}" for line in _said(part))
+        yield from (line for need in part for line in language.static(need.routes))

@@ -12,25 +12,37 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ipmasq_agent import __version__
+from ipmasq_agent.agent.choice import PlaneChoice
+from ipmasq_agent.agent.events import Signal
+from ipmasq_agent.agent.introduction import NAME_PAGE, Introducer
+from ipmasq_agent.agent.loop import Agent, LoopSettings
+from ipmasq_agent.agent.ports import PortWatch
+from ipmasq_agent.agent.reception import Reception, TokenFile
+from ipmasq_agent.agent.shadows import Shadows
 from ipmasq_agent.cli.klog import configure, klog_options
 from ipmasq_agent.cli.options import (
     OWN,
     RECORD,
     SOCKET,
-    Settings,
     parsed,
     setting,
     settings_of,
     shared,
     state_option,
 )
+from ipmasq_agent.cli.wiring import backend_choice, fact_source, kept_in
 from ipmasq_agent.config.durations import UNITS, parse_duration
 from ipmasq_agent.errors import HostError, UsageError
+from ipmasq_agent.host import capabilities
+from ipmasq_agent.host.devices import egress_devices
+from ipmasq_agent.host.local_socket import get, identity
+from ipmasq_agent.host.seat import Seat
+from ipmasq_agent.logs import event, one_line
+from ipmasq_agent.planes import registry
+from ipmasq_agent.planes.hook.read import hook_generation, read_hook
+from ipmasq_agent.planes.live import ports_taken
 
 if TYPE_CHECKING:
-    from ipmasq_agent.agent.choice import PlaneChoice
-    from ipmasq_agent.agent.loop import LoopSettings
-    from ipmasq_agent.agent.reception import TokenFile
     from ipmasq_agent.agent.recorder import Recorder
 
 _FILES = 4  # that a record is made of
@@ -116,80 +128,17 @@ def command(
     A document with an error changes nothing: the last good one stays in force. SIGHUP reads
     the document and the kernel again; SIGTERM stops and leaves the rules in place.
     """
-    from ipmasq_agent.agent.loop import LoopSettings
-    from ipmasq_agent.agent.reception import TokenFile
-
     configure(log_format, log_level, options)
     settings = settings_of(options)
     if settings.config == "-" and not settings.configmaps:
         # Said here: in the loop it would be a source that fails now and may come back.
         raise UsageError("`run` cannot watch standard input", remedy="give it a file")
     _limit_capabilities(settings.backend, drop=drop_capabilities)
-    loop = LoopSettings(settings.flags, cleanup_on_exit, _seconds(drain_timeout))
-    token = TokenFile(metrics_token_file) if metrics_token_file else None
-    return _run(settings, options, http_address, token, socket, loop, state_dir, record_size)
-
-
-def _limit_capabilities(backend: str, *, drop: bool) -> None:
-    """Give up what is of no use here, or say so; and say what is missing.
-
-    Raises:
-        HostError: it cannot be given up.
-    """
-    from ipmasq_agent.host import capabilities
-    from ipmasq_agent.logs import event
-    from ipmasq_agent.planes import registry
-
-    needed = registry.capabilities(backend)
-    of_use = needed | registry.to_leave()
-    if drop:
-        capabilities.keep_only(of_use)
-    elif idle := sorted(capabilities.held() - of_use):
-        message = "holds capabilities that it does not need; --drop-capabilities gives them up"
-        event(logging.WARNING, message, idle=",".join(idle))
-    if missing := capabilities.lacking(needed):
-        event(
-            logging.WARNING,
-            "lacks capabilities that it may need",
-            missing=",".join(missing),
-            backend=backend,
-        )
-
-
-def _seconds(duration: str) -> float:
-    seconds = parsed("--drain-timeout", parse_duration, duration) / UNITS["s"]
-    if seconds < 0:
+    drain = parsed("--drain-timeout", parse_duration, drain_timeout) / UNITS["s"]
+    if drain < 0:
         raise UsageError(
-            f"--drain-timeout: {duration!r} is over before it began; write 0s for none"
+            f"--drain-timeout: {drain_timeout!r} is over before it began; write 0s for none"
         )
-    return seconds
-
-
-def _run(
-    settings: Settings,
-    raw: dict[str, Any],
-    http_address: str,
-    token: TokenFile | None,
-    socket_path: str,
-    loop: LoopSettings,
-    state_dir: str,
-    record_size: int,
-) -> int:
-    from ipmasq_agent.agent.events import Signal
-    from ipmasq_agent.agent.introduction import Introducer
-    from ipmasq_agent.agent.loop import Agent
-    from ipmasq_agent.agent.ports import PortWatch
-    from ipmasq_agent.agent.reception import Reception
-    from ipmasq_agent.agent.shadows import Shadows
-    from ipmasq_agent.cli.wiring import backend_choice, fact_source, kept_in
-    from ipmasq_agent.host.devices import egress_devices
-    from ipmasq_agent.host.local_socket import identity
-    from ipmasq_agent.host.seat import Seat
-    from ipmasq_agent.logs import event
-    from ipmasq_agent.planes import registry
-    from ipmasq_agent.planes.hook.read import hook_generation, read_hook
-    from ipmasq_agent.planes.live import ports_taken
-
     seat = Seat(registry.claims(settings.placement))
     source = settings.source()
     choice = backend_choice(settings)
@@ -197,7 +146,7 @@ def _run(
     agent = Agent(
         source,
         choice,
-        loop,
+        LoopSettings(settings.flags, cleanup_on_exit, drain),
         egress_devices,
         fact_source(settings),
         seat.take,
@@ -221,7 +170,7 @@ def _run(
         chain=settings.placement.chain,
         ipv6=settings.flags.enable_ipv6,
         http=http_address or "off",
-        socket=socket_path or "off",
+        socket=socket or "off",
     )
     # One document or the other, as a flag silences what the environment says. The record is not
     # told like the document, but read where it is.
@@ -231,19 +180,21 @@ def _run(
         "canary_configmap": settings.canary,
         "record": settings.record and os.path.abspath(settings.record),
     }
-    reception = Reception(agent, http_address, socket_path, Introducer(agent, raw | told), token)
+    token = TokenFile(metrics_token_file) if metrics_token_file else None
+    introducer = Introducer(agent, options | told)
+    reception = Reception(agent, http_address, socket, introducer, token)
     ours = set(registry.claims(settings.placement, settings.backend))
 
     @lru_cache(maxsize=1)
-    def name(socket: object) -> str:
-        return _name(socket_path)
+    def name(there: object) -> str:
+        return _name(socket)
 
     def keeper() -> str | None:
         kept = [place for place in seat.take() if place in ours]
         if not kept:
             return None
         # Asked again when another socket is there, and not each time: the other one may hang.
-        return f"{name(identity(socket_path))} keeps {' and '.join(kept)} on this node"
+        return f"{name(identity(socket))} keeps {' and '.join(kept)} on this node"
 
     try:
         if keeper() is not None:
@@ -260,6 +211,24 @@ def _run(
     return 0
 
 
+def _limit_capabilities(backend: str, *, drop: bool) -> None:
+    """Give up what is of no use here, or say so; and say what is missing.
+
+    Raises:
+        HostError: it cannot be given up.
+    """
+    needed = registry.capabilities(backend)
+    of_use = needed | registry.to_leave()
+    if drop:
+        capabilities.keep_only(of_use)
+    elif idle := len(capabilities.held() - of_use):
+        message = "holds capabilities that it does not need; --drop-capabilities gives them up"
+        event(logging.WARNING, message, idle=idle)
+    if missing := ",".join(capabilities.lacking(needed)):
+        message = "lacks capabilities that it may need"
+        event(logging.WARNING, message, missing=missing, backend=backend)
+
+
 def _recorder(choice: PlaneChoice, path: str, megabytes: int) -> Recorder:
     from ipmasq_agent.agent.record import RecordFile
     from ipmasq_agent.agent.recorder import Recorder  # who keeps no record pays for none
@@ -269,10 +238,6 @@ def _recorder(choice: PlaneChoice, path: str, megabytes: int) -> Recorder:
 
 def _name(socket_path: str) -> str:
     """Return how to speak of the agent that listens at a path, which may be another one."""
-    from ipmasq_agent.agent.introduction import NAME_PAGE
-    from ipmasq_agent.host.local_socket import get
-    from ipmasq_agent.logs import one_line
-
     try:
         told = get(socket_path, NAME_PAGE) if socket_path else None
     except HostError:

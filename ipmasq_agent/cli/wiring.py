@@ -6,11 +6,10 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import click
-
 from ipmasq_agent.agent.choice import PlaneChoice
 from ipmasq_agent.agent.intent import Intent
 from ipmasq_agent.cli.options import Settings
+from ipmasq_agent.cli.output import remark
 from ipmasq_agent.config.assemble import needs
 from ipmasq_agent.config.document import Understood, parse_documents
 from ipmasq_agent.config.model import Config
@@ -118,39 +117,24 @@ def read_document(settings: Settings) -> Config:
     """Read and understand the document once, and say on standard error what is odd about it.
 
     Raises:
-        SourceError: it cannot be had.
-        UsageError: it was named, and is not there.
-        ConfigError: it cannot be used.
+        AgentError: as ``document_of`` and ``understand`` do.
     """
     document = document_of(settings)
-    if document is settings.in_force:
-        _warn_of_refused(settings)
+    config = settings.agent.status.config if settings.agent is not None else None
+    if document is settings.in_force and config and config.newest and not config.accepted:
+        told = f"revision {config.revision} is refused, and the one before it is in force"
+        remark("warning", [f"{told}: {config.error}"])
     understood = understand(document, settings)
-    for note in understood.notes:
-        click.echo(f"note: {note}", err=True)
-    for warning in (*document.warnings, *understood.warnings):
-        click.echo(f"warning: {warning}", err=True)
+    remark("note", understood.notes)
+    remark("warning", (*document.warnings, *understood.warnings))
     return understood.config
-
-
-def _warn_of_refused(settings: Settings) -> None:
-    assert settings.agent is not None
-    config = settings.agent.status.config
-    if config.newest and not config.accepted:
-        click.echo(
-            f"warning: revision {config.revision} is refused, and the one before it "
-            f"is in force: {config.error}",
-            err=True,
-        )
 
 
 def read_intent(settings: Settings) -> Intent:
     """Read the document and what it depends on, once.
 
     Raises:
-        SourceError: document or facts cannot be had.
-        UsageError: the document was named, and is not there.
-        ConfigError: the document cannot be used.
+        AgentError: as ``read_document`` and ``gather`` do.
     """
     config = read_document(settings)
     return Intent(config, gather(settings, config))
@@ -174,5 +158,5 @@ def warn_of_replies(config: Config) -> None:
     """Say on standard error where replies to the document's source address may not come back."""
     from ipmasq_agent.agent.snat import replies
 
-    for line in (line for lines in replies(config) for line in lines):
-        click.echo(f"warning: {line}", err=True)
+    for lines in replies(config):
+        remark("warning", lines)

@@ -6,9 +6,10 @@ A check's name is the name of what it finds, and of the section of docs/doctor.m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from ipmasq_agent.answers.doctor import node, others, policy
-from ipmasq_agent.answers.doctor.facts import Diagnosis, Node, Severity, Symptom
+from ipmasq_agent.answers.doctor.facts import Node, Severity, Symptom
 
 Check = Callable[[Node], Iterator[Symptom]]
 
@@ -53,7 +54,7 @@ def name(check: Check) -> str:
     return check.__name__.replace("_", "-")
 
 
-def examine(found: Node) -> list[Diagnosis]:
+def examine(found: Node) -> list[Symptom]:
     """Return all that is found, the worst first."""
-    findings = [Diagnosis(name(check), one) for check in CHECKS for one in check(found)]
-    return sorted(findings, key=lambda one: _ORDER.index(one.found.severity))
+    findings = [replace(one, id=name(check)) for check in CHECKS for one in check(found)]
+    return sorted(findings, key=lambda one: _ORDER.index(one.severity))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from ipmasq_agent.planes.rules.neighbours import PostroutingHook
@@ -37,6 +37,7 @@ class Symptom:
         why: what comes of it.
         remedy: what to do.
         evidence: what shows it, as rules, settings or addresses.
+        id: the name of the check.
     """
 
     severity: Severity
@@ -44,14 +45,7 @@ class Symptom:
     why: str
     remedy: str
     evidence: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """What was found, under the name of the check that found it."""
-
-    id: str
-    found: Symptom
+    id: str = ""
 
     @property
     def page(self) -> str:
@@ -60,15 +54,7 @@ class Diagnosis:
 
     def as_data(self) -> dict[str, Any]:
         """Return it as ``doctor -o json`` has it."""
-        return {
-            "id": self.id,
-            "severity": self.found.severity.value,
-            "title": self.found.title,
-            "why": self.found.why,
-            "remedy": self.found.remedy,
-            "evidence": list(self.found.evidence),
-            "page": self.page,
-        }
+        return {"id": self.id, **asdict(self), "page": self.page}
 
 
 class Role(enum.Enum):

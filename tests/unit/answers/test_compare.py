@@ -177,7 +177,7 @@ def test_a_range_that_neither_side_can_tell_is_a_difference() -> None:
             None,
             Action(fixed=(FixedSource(0, 0x0AFFFFFF, 1), FixedSource(0x0B000000, 0x0BFFFFFF, 2))),
             "source address given",
-            "0.0.0.1 to 0.0.0.0 - 10.255.255.255, 0.0.0.2 to 11.0.0.0/8",
+            "0.0.0.1 to 0.0.0.0-10.255.255.255, 0.0.0.2 to 11.0.0.0/8",
         ),
     ],
 )

@@ -35,15 +35,15 @@ def test_of_a_node_of_which_nothing_is_known_nothing_is_said() -> None:
     [(79, None), (80, Severity.WARNING), (94, Severity.WARNING), (95, Severity.ERROR)],
 )
 def test_conntrack_is_told_before_it_is_full(count: int, severity: Severity | None) -> None:
-    found = [one.found.severity for one in examine(Node(conntrack=(count, 100)))]
+    found = [one.severity for one in examine(Node(conntrack=(count, 100)))]
     assert found == ([] if severity is None else [severity])
 
 
 def test_what_the_agent_cannot_write_is_told_with_its_reason() -> None:
     [one] = examine(Node(failing={Family.IPV6: "no nat\nfor it"}))
-    assert (one.id, one.found.severity) == ("agent-fails", Severity.ERROR)
-    assert "ipv6" in one.found.title
-    assert one.found.evidence == ("no nat", "for it")
+    assert (one.id, one.severity) == ("agent-fails", Severity.ERROR)
+    assert "ipv6" in one.title
+    assert one.evidence == ("no nat", "for it")
 
 
 def test_the_worst_comes_first() -> None:
@@ -57,9 +57,9 @@ def test_replies_to_what_only_a_mark_sends_elsewhere_are_no_failure(
 ) -> None:
     node = Node(dropped=(DroppedReply("eth1.7", "10.10.1.200", mark),))
     [one] = examine(node)
-    assert (one.id, one.found.severity) == ("reverse-path-filter", severity)
-    assert "`sysctl -w net/ipv4/conf/eth1.7/rp_filter=2`" in one.found.remedy
-    assert ("0x80" in one.found.title) == bool(mark)
+    assert (one.id, one.severity) == ("reverse-path-filter", severity)
+    assert "`sysctl -w net/ipv4/conf/eth1.7/rp_filter=2`" in one.remedy
+    assert ("0x80" in one.title) == bool(mark)
 
 
 @pytest.mark.parametrize(

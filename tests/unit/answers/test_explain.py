@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ipmasq_agent.answers.explain import Asked, EgressPath, Explanation, together
+from ipmasq_agent.answers.explain import EgressPath, Explanation, Ruling, explain, together
 from ipmasq_agent.planes.interpretation import Interpretation
-from ipmasq_agent.planes.rules.matching import ANY
-from ipmasq_agent.planes.rules.neighbours import PostroutingHook, neighbours
+from ipmasq_agent.planes.rules.neighbours import PostroutingHook
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
 from ipmasq_agent.policy.model import Action, FamilyPolicy, FixedSource, Guards
@@ -19,6 +18,10 @@ PODS = (Prefix(V4, 0xAC140000, 24),)
 OUT = EgressPath("eth0", "192.0.2.1")
 
 
+def alone(policy: FamilyPolicy) -> Ruling:
+    return Ruling(lambda source: Interpretation(policy), PostroutingHook(V4, programs=True))
+
+
 def asked(
     destination: str = "8.8.8.8",
     source: str | None = None,
@@ -28,9 +31,7 @@ def asked(
 ) -> Explanation:
     policy = FamilyPolicy(DecisionMap(V4, [TEN]), guards or Guards(), Action(fixed=fixed))
     address = parse_address(destination)[1]
-    alone = neighbours(PostroutingHook(V4, programs=True), ANY)
-    question = Asked(V4, source, Interpretation(policy), alone, policy, route)
-    (answer,) = question.explain(address, address)
+    (answer,) = explain(alone(policy), (address, address), source, route, policy)
     return answer
 
 
@@ -85,9 +86,7 @@ def test_a_fixed_source_is_the_address_that_is_seen() -> None:
 def test_a_range_has_an_answer_for_each_part_that_has_one_of_its_own() -> None:
     fixed = (FixedSource(11 << 24, (11 << 24) + 9, parse_address("192.0.2.77")[1]),)
     policy = FamilyPolicy(DecisionMap(V4, [TEN]), action=Action(fixed=fixed))
-    alone = neighbours(PostroutingHook(V4, programs=True), ANY)
-    question = Asked(V4, None, Interpretation(policy), alone, policy, OUT)
-    answers = list(question.explain(9 << 24, (12 << 24) - 1))
+    answers = list(explain(alone(policy), (9 << 24, (12 << 24) - 1), None, OUT, policy))
     assert [(answer.destination, answer.verdict, answer.source) for answer in answers] == [
         ("9.0.0.0/8", MASQ, "192.0.2.1"),
         ("10.0.0.0/8", KEEP, None),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ipmasq_agent.answers.explain import EgressPath
-from ipmasq_agent.answers.impact import Ruling
+from ipmasq_agent.answers.explain import EgressPath, Ruling
 from ipmasq_agent.answers.observed import Sight, Wanted, reason
 from ipmasq_agent.planes.interpretation import Interpretation
 from ipmasq_agent.planes.iptables.save import parse_saved

@@ -164,7 +164,7 @@ def test_each_node_announces_its_own_pods_to_the_peers_of_their_family() -> None
     peers = [parse_peer("192.168.10.200=65000", 64512), parse_peer("fd00::200", 64512)]
     assert peers[1] == Peer(Family.IPV6, 0xFD00 << 112 | 0x200, 64512)
     found = list(speakers(kept(), 64512, peers))
-    assert [(node.name, *map(str, node.announces)) for node in found] == [
+    assert [(node.name, *map(str, node.announces[Family.IPV4])) for node in found] == [
         ("k8s-ctr", "172.20.0.0/24"),
         ("k8s-w1", "172.20.1.0/24"),
     ]
@@ -175,8 +175,9 @@ def test_each_node_announces_its_own_pods_to_the_peers_of_their_family() -> None
 def test_the_router_names_no_node() -> None:
     [router] = routers(kept(), 64512, [parse_peer("192.168.10.200=65000", 64512)])
     assert (router.asn, router.nodes_asn) == (65000, 64512)
-    assert [*map(str, router.listens)] == ["192.168.10.0/24"]
-    assert router.accepts == (Accepted(parse_cidr("172.20.0.0/16"), 24, 24),)
+    [(listens, accepts)] = router.families.values()
+    assert [*map(str, listens)] == ["192.168.10.0/24"]
+    assert accepts == [Accepted(parse_cidr("172.20.0.0/16"), 24, 24)]
     [router] = routers(
         kept(),
         64512,
@@ -184,8 +185,9 @@ def test_the_router_names_no_node() -> None:
         [parse_cidr("192.168.8.0/21")],
         [parse_cidr("172.16.0.0/12"), parse_cidr("172.20.7.0/28")],
     )
-    assert [*map(str, router.listens)] == ["192.168.8.0/21"]
-    assert router.accepts == (Accepted(parse_cidr("172.16.0.0/12"), 24, 24),)
+    [(listens, accepts)] = router.families.values()
+    assert [*map(str, listens)] == ["192.168.8.0/21"]
+    assert accepts == [Accepted(parse_cidr("172.16.0.0/12"), 24, 24)]
 
 
 @pytest.mark.parametrize("name", FORMATS)

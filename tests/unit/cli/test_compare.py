@@ -131,7 +131,7 @@ def test_the_native_routing_cidr_of_the_user_counts(compare: Compare) -> None:
     assert compare(one, "cilium:list.txt", "--native-routing-cidr", "172.16.0.0/12")[0] == 0
     status, _, err = compare(one, "cilium:list.txt", "--native-routing-cidr", "x")
     assert status == 2
-    assert "'x' is not a prefix" in err
+    assert "'x': is not a prefix" in err
 
 
 def test_an_empty_listing_masquerades_everything_and_says_so(compare: Compare) -> None:
