@@ -15,20 +15,18 @@ from __future__ import annotations
 import ctypes
 import ipaddress
 import json
-import os
 import socket
 import struct
 import sys
 import time
 
 from ipmasq_agent.bench.machine import busy_seconds
+from ipmasq_agent.libc import checked, libc
 
 _AT_ONCE = 1024  # UIO_MAXIOV
 # struct msghdr of 64 bits, and the number of bytes that went: struct mmsghdr.
 _MESSAGE = struct.Struct("=QI4xQQQQi4xI4x")
 _VECTOR = struct.Struct("=QQ")
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Burst:
@@ -53,11 +51,7 @@ class Burst:
     def send(self, descriptor: int, first: int, count: int) -> int:
         """Send messages from the first on, as many as go at once; return how many went."""
         at = ctypes.addressof(self._messages) + first * _MESSAGE.size
-        sent: int = _libc.sendmmsg(descriptor, ctypes.c_void_p(at), min(count, _AT_ONCE), 0)
-        if sent < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
-        return sent
+        return checked(libc.sendmmsg(descriptor, ctypes.c_void_p(at), min(count, _AT_ONCE), 0))
 
 
 def names(destinations: list[str], first: int, ports: int) -> list[bytes]:

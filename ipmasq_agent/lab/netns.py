@@ -7,7 +7,6 @@ them.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import select
 import signal
@@ -18,11 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from ipmasq_agent.libc import checked, libc
+
 RUN_NETNS = Path("/run/netns")
 _CLONE_NEWNET = 0x40000000
 T = TypeVar("T")
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def names() -> list[str]:
@@ -55,9 +54,7 @@ def made_inside(namespace: Path, make: Callable[[], T]) -> T:
     def inside() -> T:
         descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
-                code = ctypes.get_errno()
-                raise OSError(code, os.strerror(code))
+            checked(libc.setns(descriptor, _CLONE_NEWNET))
         finally:
             os.close(descriptor)
         return make()
@@ -88,7 +85,7 @@ def unmount_if_empty() -> None:
     """Undo what the first `ip netns add` of a machine did, unless somebody has a namespace."""
     # The kernel refuses while a namespace is mounted below (EBUSY), whoever made it, and
     # so does rmdir: nobody else's can be lost here.
-    if _libc.umount2(str(RUN_NETNS).encode(), 0) == 0:
+    if libc.umount2(str(RUN_NETNS).encode(), 0) == 0:
         with contextlib.suppress(OSError):
             RUN_NETNS.rmdir()
 

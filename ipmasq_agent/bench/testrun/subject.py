@@ -19,6 +19,7 @@ from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.errors import BenchError
 from ipmasq_agent.host.commands import run
+from ipmasq_agent.libc import libc
 from ipmasq_agent.planes.bpf.layout import TcHook
 from ipmasq_agent.planes.bpf.pins import PinDirectory
 from ipmasq_agent.planes.bpf.plane import BpfPlane
@@ -38,7 +39,6 @@ def go_where_nobody_is() -> None:
     Raises:
         BenchError: it may not.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET):
         code = ctypes.get_errno()
         raise BenchError(
