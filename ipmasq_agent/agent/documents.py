@@ -145,7 +145,8 @@ class Documents:
                 in_force=kept,
             )
             newest = seen(document, time.time())
-            self._set(newest=newest, accepted=False, error=str(error), kept=False)
+            said = self._refused
+            self._set(newest=newest, accepted=False, error=said, refused=said, kept=False)
             self._metrics.documents.inc(1, "refused")
             return False
         self._knowledge.require(understood.config)

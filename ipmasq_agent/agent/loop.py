@@ -31,6 +31,7 @@ from ipmasq_agent.agent.ports import PortWatch
 from ipmasq_agent.agent.shadows import Shadows
 from ipmasq_agent.agent.side_thread import commit_watch, sweeper
 from ipmasq_agent.agent.status import Look, Status
+from ipmasq_agent.answers.ports import PortLook
 from ipmasq_agent.config.durations import UNITS
 from ipmasq_agent.config.keys import RESYNC_INTERVAL, listed
 from ipmasq_agent.config.model import Flags
@@ -44,7 +45,8 @@ from ipmasq_agent.policy.facts import Fact, Facts
 from ipmasq_agent.sources import Document, Learnt, NotLearnt, Source
 from ipmasq_agent.sources.facts import HostAndCluster
 
-if TYPE_CHECKING:  # who keeps no record pays for none
+if TYPE_CHECKING:  # who keeps no record, or writes no Events, pays for none
+    from ipmasq_agent.agent.announcer import Announcer
     from ipmasq_agent.agent.recorder import Recorder
 
 # Seconds until a failed pass is tried again: doubled each time, up to the second figure.
@@ -95,6 +97,7 @@ class Agent:
         shadows: Shadows | None = None,
         ports: PortWatch | None = None,
         recorder: Recorder | None = None,
+        announcer: Announcer | None = None,
     ) -> None:
         self.source = source
         self.fact_source = fact_source
@@ -121,6 +124,7 @@ class Agent:
         self._beside = (self._sweeper, commits, *((ports,) if ports else ()))
         self._ports = ports
         self._recorder = recorder
+        self._announcer = announcer
         self.status = Status(self._documents.status)
         self._retries = 0
         self._blind: str | None = None  # why the latest look failed
@@ -171,6 +175,8 @@ class Agent:
     def _halt(self) -> None:
         for each in self._beside:
             each.stop(0.0)
+        if self._announcer:
+            self._announcer.stop(0.0)
         self._sweeper.stop(_PARTING)
         if self._recorder:
             self._recorder.stop(_PARTING)
@@ -234,6 +240,8 @@ class Agent:
                 return False
             self.busy_since = time.monotonic()
             self._act(came)
+            if self._announcer:
+                self._announcer.see(self.status, self._ports.look if self._ports else PortLook())
         except Exception as error:
             # The last resort: what nobody foresaw is told, and all is tried again later.
             self._fail(error)

@@ -16,7 +16,7 @@ from ipmasq_agent.config.document import Understood
 from ipmasq_agent.config.keys import NATIVE_ROUTING_CIDRS
 from ipmasq_agent.planes.usage import Usage
 from ipmasq_agent.policy.addresses import Family
-from ipmasq_agent.sources import Document, revision_of
+from ipmasq_agent.sources import ConfigMapName, Document, revision_of
 
 _SHOWN = 8  # rules in the text
 
@@ -26,11 +26,13 @@ class Sighting(NamedTuple):
 
     Attributes:
         since: when it was first seen, or was in force, in seconds of Unix time.
+        configmaps: the objects of the API that it was in.
     """
 
     revision: str
     digest: str
     since: float
+    configmaps: tuple[ConfigMapName, ...] = ()
 
     @property
     def time(self) -> str:
@@ -53,6 +55,7 @@ class ConfigStatus:
             first.
         accepted: the newest document can be used.
         error: why it cannot, or why the source cannot be read at the moment.
+        refused: why the newest one cannot be used; None where it can.
         warnings: what its author may want to know.
         caveat: what there is to know of the source, whatever it says.
         native_routing: destinations that the newest good document says can be reached with
@@ -67,6 +70,7 @@ class ConfigStatus:
     in_force: Sighting | None = None
     accepted: bool = False
     error: str | None = None
+    refused: str | None = None
     warnings: tuple[str, ...] = ()
     caveat: str | None = None
     native_routing: tuple[str, ...] = ()
@@ -111,7 +115,7 @@ def _words(told: Any) -> str | None:
 
 def seen(document: Document, since: float) -> Sighting:
     """Return what there is to say of any document."""
-    return Sighting(document.revision, revision_of(document.parts), since)
+    return Sighting(document.revision, revision_of(document.parts), since, document.configmaps)
 
 
 def accepted(source: str, document: Document, understood: Understood, since: float) -> ConfigStatus:

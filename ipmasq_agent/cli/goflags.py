@@ -38,7 +38,8 @@ KLOG_VALUES = frozenset(
 )
 _UPSTREAM_BOOLEANS = frozenset({"enable-ipv6", "nomasq-all-reserved-ranges", "random-fully"})
 # Booleans that may stand alone. Only these: a bare `--config` still takes the next word.
-BOOLEANS = KLOG_BOOLEANS | _UPSTREAM_BOOLEANS | {"adopt", "cleanup-on-exit", "drop-capabilities"}
+_OURS = frozenset({"adopt", "cleanup-on-exit", "drop-capabilities", "events"})
+BOOLEANS = KLOG_BOOLEANS | _UPSTREAM_BOOLEANS | _OURS
 # What a Go program takes with one dash as well as with two: upstream's flags and klog's.
 ONE_DASH = KLOG_BOOLEANS | KLOG_VALUES | _UPSTREAM_BOOLEANS | {"masq-chain", "to-ports", "version"}
 # Flags of the program itself, which need no verb.

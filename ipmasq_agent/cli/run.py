@@ -24,6 +24,7 @@ from ipmasq_agent.cli.options import (
     OWN,
     RECORD,
     SOCKET,
+    Settings,
     parsed,
     setting,
     settings_of,
@@ -43,6 +44,7 @@ from ipmasq_agent.planes.hook.read import hook_generation, read_hook
 from ipmasq_agent.planes.live import ports_taken
 
 if TYPE_CHECKING:
+    from ipmasq_agent.agent.announcer import Announcer
     from ipmasq_agent.agent.recorder import Recorder
 
 _FILES = 4  # that a record is made of
@@ -97,6 +99,12 @@ Examples:
     help="What the record may take, in four files; a translation takes some 80 bytes.",
 )
 @setting(
+    "--events",
+    default=False,
+    help="Write Events: on the ConfigMap where its document is refused, and accepted again; on the "
+    "Node where others undo our rules, or its source ports run out.",
+)
+@setting(
     "--drop-capabilities",
     default=False,
     help="Give up all capabilities that no work here needs, and any way to new ones.",
@@ -117,6 +125,7 @@ def command(
     state_dir: str,
     socket: str,
     record_size: int,
+    events: bool,
     drop_capabilities: bool,
     log_format: str,
     log_level: str,
@@ -133,6 +142,11 @@ def command(
     if settings.config == "-" and not settings.configmaps:
         # Said here: in the loop it would be a source that fails now and may come back.
         raise UsageError("`run` cannot watch standard input", remedy="give it a file")
+    if events and not settings.configmaps:
+        raise UsageError(
+            "--events writes to the API, which --config does without",
+            remedy="give --configmap instead, or leave out --events",
+        )
     _limit_capabilities(settings.backend, drop=drop_capabilities)
     drain = parsed("--drain-timeout", parse_duration, drain_timeout) / UNITS["s"]
     if drain < 0:
@@ -154,6 +168,7 @@ def command(
         Shadows(read_hook, hook_generation),
         ports=PortWatch(choice, count),
         recorder=_recorder(choice, settings.record, record_size) if settings.record else None,
+        announcer=_announcer(settings) if events else None,
     )
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -234,6 +249,14 @@ def _recorder(choice: PlaneChoice, path: str, megabytes: int) -> Recorder:
     from ipmasq_agent.agent.recorder import Recorder  # who keeps no record pays for none
 
     return Recorder(choice, RecordFile(path, (megabytes << 20) // _FILES, _FILES))
+
+
+def _announcer(settings: Settings) -> Announcer:
+    from ipmasq_agent.agent.announcer import Announcer  # nor does who writes no Events
+    from ipmasq_agent.sources.facts import node_name
+    from ipmasq_agent.sources.kube_api import KubeApi
+
+    return Announcer(KubeApi(settings.kubeconfig), node_name(settings.node_name))
 
 
 def _name(socket_path: str) -> str:

@@ -25,6 +25,17 @@ class Part(NamedTuple):
     content: bytes
 
 
+class ConfigMapName(NamedTuple):
+    """A ConfigMap of the API; another one has another uid, also under the same name."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+
+    def __str__(self) -> str:
+        return f"ConfigMap {self.namespace}/{self.name}"
+
+
 class Document(NamedTuple):
     """One state of a document, as its source saw it.
 
@@ -36,6 +47,7 @@ class Document(NamedTuple):
         lacking: why it has no parts, or some of those that are merged have none: a clause for
             each, where there is more to say than that it does not exist.
         caveat: what whoever relies on the source has to know; None for nothing.
+        configmaps: the objects that it was taken from.
     """
 
     name: str
@@ -44,6 +56,7 @@ class Document(NamedTuple):
     noticed: float
     lacking: tuple[str, ...] = ()
     caveat: str | None = None
+    configmaps: tuple[ConfigMapName, ...] = ()
 
     @property
     def says(self) -> tuple[tuple[Part, ...], tuple[str, ...]]:

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from ipmasq_agent.errors import MALFORMED, AgentError, SourceError
-from ipmasq_agent.sources import Document, Part, Sink, SourceFailed
+from ipmasq_agent.sources import ConfigMapName, Document, Part, Sink, SourceFailed
 from ipmasq_agent.sources.canary import NODES, tries
 from ipmasq_agent.sources.kube_access import Permission, explained
 from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
@@ -119,13 +119,15 @@ class ConfigMapSource:
                     return Document(self.name, (), "absent", found.noticed, caveat=caveat)
             values = content_of(configmap)
             revision = str(configmap["metadata"]["resourceVersion"])
+            uid = str(configmap["metadata"].get("uid", ""))
         except MALFORMED as cause:
             raise SourceError(f"{self.name} is not in the form of a ConfigMap") from cause
         keys = self._choose(sorted(values))
         parts = tuple(Part(self._name_with(key), values[key]) for key in keys)
         name = parts[0].name if len(parts) == 1 else self.name
         lacking = () if parts else (f"{self._name_with(None)} exists and has no data",)
-        return Document(name, parts, revision, found.noticed, lacking)
+        origin = (ConfigMapName(self._namespace, self._configmap, uid),)
+        return Document(name, parts, revision, found.noticed, lacking, configmaps=origin)
 
     def _is_tried(self, metadata: JsonObject, node: str) -> tuple[bool, str | None]:
         """Return whether a node tries it, and what is wrong with how that is said."""
@@ -150,7 +152,7 @@ class ConfigMapSource:
         )
 
     def _name_with(self, key: str | None) -> str:
-        name = f"ConfigMap {self._namespace}/{self._configmap}"
+        name = str(ConfigMapName(self._namespace, self._configmap))
         return f"{name} key {key}" if key is not None else name
 
 

@@ -88,4 +88,5 @@ class MergedSource:
             ", ".join(document.revision for document in documents),
             max(document.noticed for document in documents),
             lacking=tuple(clause for document in documents for clause in document.absent),
+            configmaps=tuple(each for document in documents for each in document.configmaps),
         )

@@ -34,6 +34,7 @@ KEPT_BY = {
     "canary-configmap": "canary.enabled",
     "config": "mode",
     "configmap": "configMapName",
+    "events": "events.enabled",
     "http-address": "http.address",
     "metrics-token-file": "http.tokenSecret.name",
     "node-name": None,
@@ -158,6 +159,7 @@ def _having(path: str, value: Any) -> Schema:
 
 TOGETHER: tuple[tuple[str, Any, str, Any], ...] = (
     ("canary.enabled", True, "mode", "api"),
+    ("events.enabled", True, "mode", "api"),
     ("moreConfigMaps", {"minItems": 1}, "mode", "api"),
     ("podMonitor.enabled", True, "http.address", {"enum": ["0.0.0.0", "::"]}),
     ("serviceAccount.create", False, "serviceAccount.name", {"minLength": 1}),

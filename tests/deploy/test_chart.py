@@ -95,8 +95,9 @@ def ways_to_install(*, every_set: bool) -> list[tuple[str, tuple[str, ...]]]:
     """Return the overlays, each with sets of components: none and all, or every one."""
     found = []
     for way in OVERLAYS:
-        # A component is there once, and one overlay is made of one. Of files none is preferred.
-        without = (way.removeprefix("overlays/"), "canary" if way == "overlays/file" else "")
+        # A component is there once, and one overlay is made of one. With files some cannot be.
+        without = {way.removeprefix("overlays/")}
+        without |= {"canary", "events"} if way == "overlays/file" else set()
         more = [one for one in COMPONENTS if one not in without]
         sizes = range(len(more) + 1) if every_set else (0, len(more))
         found += [(way, some) for size in sizes for some in itertools.combinations(more, size)]
@@ -150,6 +151,11 @@ def told(given: Values) -> Values:
     return merged(chart_files.values(), given)
 
 
+def events_in(namespace: str) -> Permission:
+    """Return what is needed to write Events there."""
+    return Permission("events", namespace, verbs=("create", "patch"), group="events.k8s.io")
+
+
 def held_by(items: Iterable[Object], kind: str) -> set[str]:
     return {item["metadata"]["name"] for item in items if item["kind"] == kind}
 
@@ -171,6 +177,7 @@ def the_command_line_takes_it(values: Values, items: list[Object]) -> None:
     assert settings.node_name == "worker-1"
     assert bool(settings.record) is values["record"]["enabled"]
     assert run["log_format"] == "json"
+    assert run["events"] is values["events"]["enabled"]
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     assert mounts[run["state_dir"]] == "state"
     if not from_api:
@@ -206,6 +213,8 @@ def it_may_read_what_it_asks_for_and_nothing_else(values: Values, items: list[Ob
             values["canary"]["enabled"],
             Permission("configmaps", namespace, f"{name}-canary"),
         ),
+        ("Role", "-events"): (values["events"]["enabled"], events_in(namespace)),
+        ("Role", "-node-events"): (values["events"]["enabled"], events_in("default")),
         ("ClusterRole", "-nodes"): (rbac["nodes"], Permission("nodes")),
         ("ClusterRole", "-pods"): (rbac["pods"], Permission("pods", verbs=("list",))),
     }
@@ -216,6 +225,9 @@ def it_may_read_what_it_asks_for_and_nothing_else(values: Values, items: list[Ob
     }
     roles = [item for item in items if item["kind"] in ("Role", "ClusterRole")]
     assert {(item["kind"], item["metadata"]["name"]): item["rules"] for item in roles} == wanted
+    places = {item["metadata"]["name"]: item["metadata"].get("namespace") for item in items}
+    for (_, more), (_, permission) in permissions.items():
+        assert places.get(f"ipmasq-agent{more}", permission.namespace) == permission.namespace
     bindings = [item for item in items if item["kind"] in ("RoleBinding", "ClusterRoleBinding")]
     assert {(item["roleRef"]["kind"], item["roleRef"]["name"]) for item in bindings} == {*wanted}
     account = values["serviceAccount"]["name"] or "ipmasq-agent"
@@ -321,6 +333,7 @@ def test_all_of_it_is_so_for_every_choice() -> None:
     ("values", "words"),
     [
         ({"canary": {"enabled": True}, "mode": "file"}, "'/mode': value must be 'api'"),
+        ({"events": {"enabled": True}, "mode": "file"}, "'/mode': value must be 'api'"),
         ({"moreConfigMaps": ["a"], "mode": "file"}, "'/mode': value must be 'api'"),
         ({"podMonitor": {"enabled": True}}, "'/http/address': value must be one of"),
         ({"serviceAccount": {"create": False}}, "'/serviceAccount/name': minLength"),
@@ -547,15 +560,18 @@ def test_what_pods_have_beside_it_is_handed_on() -> None:
 )
 def test_releases_of_other_names_share_no_object(release: str, override: str, name: str) -> None:
     words = ("template", release, CHART, "--namespace", "net", "--set-string")
-    switches = "rbac.nodes=true,rbac.pods=true,canary.enabled=true"
+    switches = "rbac.nodes=true,rbac.pods=true,canary.enabled=true,events.enabled=true"
     text = helm(*words, f"fullnameOverride={override}", "--set", switches)
     items = [*yaml.safe_load_all(text)]
     assert {item["metadata"]["name"] for item in items} == {
-        *(name, f"{name}-nodes", f"{name}-pods", f"{name}-canary", f"{name}-status")
+        *(name, f"{name}-nodes", f"{name}-pods", f"{name}-canary", f"{name}-status"),
+        *(f"{name}-events", f"{name}-node-events"),
     }
     for item in items:
         assert item["metadata"]["labels"]["app.kubernetes.io/instance"] == release
-        assert item["kind"].startswith("Cluster") or item["metadata"]["namespace"] == "net"
+        about_nodes = item["metadata"]["name"] == f"{name}-node-events"
+        place = "default" if about_nodes else "net"
+        assert item["kind"].startswith("Cluster") or item["metadata"]["namespace"] == place
     [configmap] = parameters(agent(items), "run")["settings"].configmaps
     assert configmap == "net/ip-masq-agent"
 

@@ -252,6 +252,30 @@ def test_a_document_to_try_is_watched_and_may_be_read(tmp_path: Path, resource: 
     assert all(item["subjects"] == bindings[0]["subjects"] for item in bindings)
 
 
+@pytest.mark.parametrize("resource", ["", "overlays/nodes", "overlays/bpf"])
+def test_events_may_be_written_where_they_belong_and_nothing_else_of_them(
+    tmp_path: Path, resource: str
+) -> None:
+    mine = with_components(tmp_path, resource, "events")
+    run = run_parameters(mine)
+    assert run["events"] is True
+    (configmap,) = run["settings"].configmaps
+    added = [item for item in objects(mine) if "-events" in item["metadata"]["name"]]
+    roles = {item["metadata"]["namespace"]: item for item in added if item["kind"] == "Role"}
+    assert roles.keys() == {split_configmap(configmap)[0], "default"}
+    for namespace, role in roles.items():
+        needed = Permission("events", namespace, verbs=("create", "patch"), group="events.k8s.io")
+        assert role["rules"] == [yaml.safe_load(needed.rule)]
+    bindings = [item for item in added if item["kind"] == "RoleBinding"]
+    assert {item["metadata"]["namespace"]: item["roleRef"]["name"] for item in bindings} == {
+        namespace: role["metadata"]["name"] for namespace, role in roles.items()
+    }
+    account = one(mine, "ServiceAccount")["metadata"]
+    for item in bindings:
+        (subject,) = item["subjects"]
+        assert (subject["namespace"], subject["name"]) == (account["namespace"], account["name"])
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_agent_is_told_which_node_it_is_on(variant: str) -> None:
     (variable,) = [one for one in container(variant)["env"] if "valueFrom" in one]

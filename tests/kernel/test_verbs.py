@@ -443,6 +443,9 @@ def test_a_document_may_come_through_a_pipe(in_ns: Namespace, document: Path) ->
     )
     assert watched.returncode == 2
     assert "cannot watch standard input" in watched.stderr
+    silent = subprocess.run([*argv, "run", "--events"], capture_output=True, text=True, check=False)
+    assert silent.returncode == 2
+    assert "--events writes to the API" in silent.stderr
 
 
 def test_output_is_plain_off_a_terminal(in_ns: Namespace, document: Path) -> None:

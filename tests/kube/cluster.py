@@ -184,6 +184,7 @@ class Cluster:
                 "metadata": {
                     "name": NAME,
                     "namespace": NAMESPACE,
+                    "uid": "uid-1",
                     "annotations": annotations or {},
                 },
                 "data": data,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+from ipmasq_agent.agent.announcer import Announcer
 from ipmasq_agent.agent.choice import PlaneChoice
 from ipmasq_agent.agent.kept import Kept
 from ipmasq_agent.agent.loop import Agent, LoopSettings
@@ -128,6 +129,7 @@ class Bench:
         cleanup_on_exit: bool = False,
         fact_source: HostAndCluster | None = None,
         kept: Kept | None = None,
+        announcer: Announcer | None = None,
     ) -> None:
         self.source = ScriptedSource()
         self.facts = ScriptedFacts()
@@ -152,6 +154,7 @@ class Bench:
             devices=lambda: ("eth0",),
             fact_source=fact_source or self.facts,
             kept=kept,
+            announcer=announcer,
         )
         self.source.start(self.agent.events.put)
 

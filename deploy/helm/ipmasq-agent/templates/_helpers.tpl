@@ -65,6 +65,10 @@ helm.sh/chart: ipmasq-agent-{{ .Chart.Version | replace "+" "_" }}
 - name: IPMASQ_CANARY_CONFIGMAP
   value: {{ printf "%s/%s-canary" .Release.Namespace .Values.configMapName | quote }}
 {{- end }}
+{{- if .Values.events.enabled }}
+- name: IPMASQ_EVENTS
+  value: "true"
+{{- end }}
 {{- else }}
 - name: IPMASQ_CONFIG
   value: /etc/config/ip-masq-agent
