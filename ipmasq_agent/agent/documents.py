@@ -99,9 +99,7 @@ class Documents:
     def _hear(self, document: Document, *, failing: bool) -> bool:
         """Take in what the source says; true where another document is to be in force.
 
-        Args:
-            document: its newest state.
-            failing: the source says in the same breath that it may miss the next one.
+        In the same breath it may say that it is failing, and may miss the next one.
         """
         if document.caveat != self.status.caveat:
             news = document.caveat or f"{document.name} is watched again"

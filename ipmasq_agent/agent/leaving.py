@@ -20,13 +20,9 @@ def leave(
     *,
     cleanup: bool,
 ) -> None:
-    """Close the backends, and say what became of the rules.
+    """Remove the rules if asked to, close the backends, and say what became of the rules.
 
-    Args:
-        choice: of the backends.
-        deadline: when the last wait for a program or a lock ends.
-        report: logs what was removed from a plane.
-        cleanup: remove the rules first.
+    The last wait for a program or a lock ends at ``deadline``.
     """
     left: list[str] = []
     try:

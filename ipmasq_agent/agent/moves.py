@@ -46,9 +46,7 @@ class Moves:
     ) -> tuple[str, ...]:
         """Once what replaces them is in force: clean those backends whose flows have ended.
 
-        Args:
-            left_behind: the backends.
-            cleaned: is told of each what became of it.
+        Of each ``cleaned`` is told what became of it.
 
         Returns:
             What is left there and may still decide, a line for each failure.

@@ -43,13 +43,9 @@ def reconcile(
 ) -> Outcomes:
     """Bring every family that is managed to what ``intent`` asks for.
 
-    Args:
-        plane: where.
-        intent: what.
-        thorough: read all that the kernel holds, rather than trust what we remember of
-            it (see ``Plane.recall``).
-        rivals: families in which somebody undoes what we write, and who. Of their rules
-            there none is touched for now.
+    Where it is to be thorough, all that the kernel holds is read rather than trusting what we
+    remember of it (see ``Plane.recall``). In the families of ``rivals``, who undo what we write,
+    none of their rules is touched for now.
     """
 
     def bring(family: Family) -> Change[Any] | None:
@@ -128,13 +124,8 @@ def _bring(
 ) -> Change[Any] | None:
     """Write what is missing and take away what is too much; return what that was.
 
-    Args:
-        plane: where.
-        family: of the rules.
-        desired: what is to be there.
-        thorough: read all that the kernel holds.
-        spared: asked of what somebody else has put in the place of ours, of the one state
-            that is read: whether to leave it, so that nothing is done.
+    Where somebody else has put something in the place of ours, ``spared`` says of the one state
+    that is read whether to leave it, so that nothing is done.
     """
     with plane.session(family):
         actual = plane.read(family) if thorough else plane.recall(family)

@@ -51,25 +51,20 @@ class War:
     def holds(self, what: object, now: float) -> bool:
         """Whether to leave the kernel as it is for now, also where it is not as it should be.
 
-        Args:
-            what: is to be in force, and where; something new is not held up.
-            now: a clock's seconds.
+        ``what`` is to be in force, and where: something new is not held up.
         """
         if self.rival is None or what != self._what:
             return False
         return now < self._written + self._patience
 
     def watch(self, what: object, change: Change[Any] | None, now: float, *, another: bool) -> bool:
-        """Take in what a pass has led to that wrote whatever had to be written.
+        """Take in what a pass has led to, and return whether somebody had undone what we wrote.
 
         Args:
             what: is in force now, and where.
-            change: what was written; false for nothing.
+            change: what had to be written, and was.
             now: a clock's seconds.
             another: an agent of ours is known to keep the same place.
-
-        Returns:
-            Whether somebody had undone what we wrote.
         """
         # What was changed for something new was never undone.
         removed, added = replaced(change) if change and what == self._what else ((), ())

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 from ipmasq_agent.answers.in_force import usual
 from ipmasq_agent.planes.rules.matching import Question
@@ -70,7 +70,8 @@ class Overridden:
         return f"{shown}: {self.verdict}, not {self.wanted}, by {self.rule}"
 
 
-class Shadow(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Shadow:
     """What others do to a policy.
 
     Attributes:
@@ -79,7 +80,7 @@ class Shadow(NamedTuple):
     """
 
     overridden: tuple[Overridden, ...] = ()
-    partial: tuple[str, ...] = ()
+    partial: tuple[str, ...] = field(default=())
 
 
 def shadow(policy: FamilyPolicy, hook: PostroutingHook) -> Shadow:

@@ -19,6 +19,7 @@ UNITS = {
 }
 _PART = re.compile(r"([0-9]*)(?:\.([0-9]*))?(ns|us|µs|μs|ms|s|m|h)")
 _LARGEST = (1 << 63) - 1
+_TOO_LONG = "is longer than the 292 years that a duration can hold"
 _DIGITS = 19  # as many as the largest duration has
 
 
@@ -39,7 +40,7 @@ def parse_duration(text: str) -> int:
             break
         whole = part[1].lstrip("0")
         if len(whole) > _DIGITS:
-            raise _too_long()
+            raise ValueError(_TOO_LONG)
         unit = UNITS[part[3]]
         total += int(whole or 0) * unit + _fraction(part[2] or "", unit)
         position = part.end()
@@ -48,7 +49,7 @@ def parse_duration(text: str) -> int:
         hint = f"; did you mean {unsigned}s?" if number else ""
         raise ValueError(f"is not a duration like 60s, 5m or 1h30m{hint}")
     if total > _LARGEST + negative:
-        raise _too_long()
+        raise ValueError(_TOO_LONG)
     return -total if negative else total
 
 
@@ -65,10 +66,6 @@ def _fraction(digits: str, unit: int) -> int:
         value = value * 10 + int(digit)
         scale *= 10
     return int(float(value) * (unit / scale))
-
-
-def _too_long() -> ValueError:
-    return ValueError("is longer than the 292 years that a duration can hold")
 
 
 def show_duration(nanoseconds: int) -> str:

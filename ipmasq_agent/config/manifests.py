@@ -83,9 +83,7 @@ class Manifests:
     def _configmaps(self, node: yaml.Node, listed: str | None) -> Iterator[_ConfigMap]:
         """Yield the ConfigMaps of a manifest, which may be a list.
 
-        Args:
-            node: the manifest.
-            listed: what it is if it does not say so, as an item of a ConfigMapList.
+        It is ``listed`` if it does not say so, as an item of a ConfigMapList.
         """
         fields = self._fields(node)
         kind = _text(fields, "kind") or listed or "what has no kind"

@@ -190,13 +190,7 @@ class DecisionMap:
         default: Verdict = Verdict.MASQUERADE,
         default_reason: Reason = REST,
     ) -> None:
-        """Build the map in O(n log n).
-
-        Args:
-            family: whose addresses these are.
-            entries: in evaluation order; where several cover an address the first decides.
-            default: the verdict where none does.
-            default_reason: the reason that goes with it.
+        """Build the map in O(n log n), of entries the first of which decides about an address.
 
         Raises:
             ValueError: an entry reaches outside the family's address space.

@@ -73,14 +73,7 @@ class Permission:
 
 
 def explained(refusal: ApiRefusal, api: KubeApi, what: str, permission: Permission) -> SourceError:
-    """Return what to tell a user whose API refused to show us something, and what to do.
-
-    Args:
-        refusal: the API's answer.
-        api: who gave it.
-        what: was asked for, in words.
-        permission: what is needed to have it.
-    """
+    """Return what to tell a user whose API refused to show us something, and what to do."""
     said = f"{refusal.message} ({refusal.status})"
     if not refusal.by_api and refusal.status in PASSING:
         proxied = api.without_proxy() if api.way else None

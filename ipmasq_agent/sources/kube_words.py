@@ -118,12 +118,7 @@ def bare(url: str) -> str:
 
 
 def said(text: str, authorization: str | None) -> str:
-    """Return what a server says in one line, without the credentials that it was sent.
-
-    Args:
-        text: the server's own words.
-        authorization: the header that went to it.
-    """
+    """Return what a server says in one line, without the credentials that it was sent."""
     for secret in _secrets(authorization or ""):
         text = text.replace(secret, WITHHELD)
     line = one_line(text)

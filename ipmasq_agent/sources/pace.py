@@ -49,10 +49,7 @@ class Pace:
     def told(self, now: float, *, took: float = 0.0) -> None:
         """Start anew: all that was noted has been told.
 
-        Args:
-            now: the time at which it was.
-            took: seconds of work that this cost. Ten times as many are left to others
-                before the next telling.
+        Ten times as many seconds as it ``took`` are left to others before the next telling.
         """
         storm = self._told is not None and now - self._told <= 2 * self._gap
         self._gap = min(2 * self._gap, self._late) if storm else self._quiet

@@ -21,11 +21,9 @@ _KEYS = frozenset({"kind", "spec", "status", "addresses", "type", "address", "ip
 
 
 def read_nodes(kubeconfig: str | None, *, cilium: bool) -> tuple[ClusterNode, ...]:
-    """Return the nodes that the API has.
+    """Return the nodes that the API has, or its CiliumNodes.
 
-    Args:
-        kubeconfig: see ``Credentials``.
-        cilium: ask for CiliumNodes, whose pod CIDRs count where Cilium gives out addresses.
+    Those have the pod CIDRs that count where Cilium gives out addresses.
 
     Raises:
         SourceError: they cannot be had.
