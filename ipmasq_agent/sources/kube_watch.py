@@ -53,6 +53,9 @@ OVERTIME = 15.0
 # Seconds without a word, bookmarks included, after which the server is asked whether it is
 # there. API servers send a bookmark about once a minute, and promise none.
 SILENCE = 150.0
+# Seconds within which a watch that broke off is begun anew: where a server goes down, it had
+# those of many nodes.
+REJOINING = 5.0
 # A watch that ends sooner, with nothing to tell, is not a working watch.
 SHORT = 1.0
 # Seconds in which a refusal may be that of an API server which has not read its rules yet, and
@@ -154,7 +157,7 @@ class Watch(Generic[Kept]):
             except _Disconnected as disconnected:
                 # Not a failure yet: whether it is one, the next attempt finds out.
                 logger.debug("the watch of %s broke off: %s", self._wanted.name, disconnected)
-                delay = self._backoff.next()
+                delay = random.uniform(0, REJOINING) if self._working else self._backoff.next()
             if delay:
                 self._wake.wait(delay)
                 if not self._stopping:

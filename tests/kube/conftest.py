@@ -29,3 +29,4 @@ def own_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kube_watch, "Backoff", lambda: Backoff(0.01, 0.05))
     monkeypatch.setattr(kube_watch, "PATIENCE", 0.0)
+    monkeypatch.setattr(kube_watch, "REJOINING", 0.05)

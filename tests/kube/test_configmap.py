@@ -827,3 +827,22 @@ def test_a_config_map_that_was_named_and_is_not_there_is_an_error_to_a_verb(
     cluster.put({"config": "nonMasqueradeCIDRs: [172.20.0.0/16]"})
     status, out, _ = view(named)
     assert (status, "172.20.0.0/16" in out) == (0, True)
+
+
+def test_nodes_whose_server_goes_down_come_back_each_at_a_moment_of_its_own(
+    cluster: Cluster, watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[float, float]] = []
+
+    def draw(least: float, most: float) -> float:
+        drawn.append((least, most))
+        return least
+
+    monkeypatch.setattr("random.uniform", draw)
+    monkeypatch.setattr(kube_watch, "REJOINING", 77.0)
+    _, heard = followed(cluster, watching)
+    cluster.put({"config": "second"})
+    heard.content(b"second")  # the watch has worked
+    cluster.break_watches()
+    cluster.wait_for_watch(2)
+    assert (0, 77.0) in drawn
