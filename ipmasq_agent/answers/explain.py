@@ -20,6 +20,7 @@ from ipmasq_agent.planes.rules.neighbours import (
 )
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address, range_text
 from ipmasq_agent.policy.decisions import Origin, Reason, Stated, Verdict
+from ipmasq_agent.policy.facts import WayOut
 from ipmasq_agent.policy.flows import Flow
 from ipmasq_agent.policy.model import FamilyPolicy
 
@@ -29,21 +30,6 @@ _MASQUERADE = Verdict.MASQUERADE
 _NO_DOCUMENT = "no document to compare with"
 _SOURCES = 4096  # whose answers are remembered
 _SHOWN = 5  # sources or devices in one sentence
-
-
-@dataclass(frozen=True, slots=True)
-class EgressPath:
-    """Where the node would send the packet.
-
-    Attributes:
-        device: through which it leaves; None where there is no route.
-        address: what MASQUERADE would take from that device, as text; None without one.
-        local: the destination is the node itself, which no rule of ours speaks of.
-    """
-
-    device: str | None = None
-    address: str | None = None
-    local: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +46,7 @@ class Explanation:
     overridden: bool
     expected: Verdict | None
     entry: Reason | None
-    route: EgressPath
+    route: WayOut
     exceptions: tuple[str, ...]
     unmeant: str
 
@@ -175,12 +161,12 @@ class Ruling:
         fixed = (f.address for f in policy.action.fixed if f.first <= destination <= f.last)
         return policy.decisions.decide(destination).verdict, next(fixed, None)
 
-    def fate(self, source: int, destination: int, route: EgressPath) -> Fate:
+    def fate(self, source: int, destination: int, route: WayOut) -> Fate:
         """Return what becomes of a new connection that is routed so, and what decides it."""
         others = self.others(source, route.device)
         return fate(self.ours(source).policy, others, destination, source, route)
 
-    def leaves_as(self, flow: Flow, route: EgressPath) -> str:
+    def leaves_as(self, flow: Flow, route: WayOut) -> str:
         """Return the source address with which a new connection like ``flow`` would leave."""
         source = flow.source.address
         own = flow.family.show(source)
@@ -192,7 +178,7 @@ class Ruling:
         translated = found.translated_to if found.verdict is Verdict.MASQUERADE else None
         return translated or UNKNOWN
 
-    def doubts(self, source: int, destination: int, route: EgressPath) -> Iterator[RuleException]:
+    def doubts(self, source: int, destination: int, route: WayOut) -> Iterator[RuleException]:
         """Yield the rules that decide about such a connection if more of it fits."""
         if route.local:
             return
@@ -222,7 +208,7 @@ def explain(
     ruling: Ruling,
     destinations: tuple[int, int],
     source: str | None,
-    route: EgressPath,
+    route: WayOut,
     wanted: FamilyPolicy | None,
     unmeant: str = _NO_DOCUMENT,
 ) -> Iterator[Explanation]:
@@ -312,7 +298,7 @@ def fate(
     others: Neighbours,
     destination: int,
     source: int | None,
-    route: EgressPath,
+    route: WayOut,
 ) -> Fate:
     """Return what becomes of a packet; ``policy`` is our own."""
     if others.asleep is not None:
@@ -331,7 +317,7 @@ def _translated(
     others: Neighbours,
     rule: Reason,
     destination: int,
-    route: EgressPath,
+    route: WayOut,
 ) -> str | None:
     """Return the address that masqueraded packets get; None where it cannot be told."""
     if ours is not None:
@@ -348,7 +334,7 @@ def _translated(
 
 
 def decide(
-    policy: FamilyPolicy, destination: int, source: int | None, route: EgressPath
+    policy: FamilyPolicy, destination: int, source: int | None, route: WayOut
 ) -> tuple[Verdict, Reason]:
     """Return what a policy decides and why, its guards included.
 

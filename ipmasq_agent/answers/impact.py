@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ipmasq_agent.answers.explain import EgressPath, Ruling
+from ipmasq_agent.answers.explain import Ruling
 from ipmasq_agent.answers.table import aligned
 from ipmasq_agent.planes.interpretation import RuleException
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.facts import WayOut
 from ipmasq_agent.policy.flows import Flow
 
 _SHOWN = 20  # rows, a screen's worth
 
-RouteOf = Callable[[Family, int, int], EgressPath]
+RouteOf = Callable[[Family, int, int], WayOut]
 """Tells where the node sends what goes to a destination, and comes from a source."""
 
 

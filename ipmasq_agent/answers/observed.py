@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from ipmasq_agent.answers.explain import EgressPath, Ruling
+from ipmasq_agent.answers.explain import Ruling
 from ipmasq_agent.policy.addresses import Family, Prefix
 from ipmasq_agent.policy.decisions import Verdict
+from ipmasq_agent.policy.facts import WayOut
 from ipmasq_agent.policy.flows import End, Flow
 
 MASQUERADE, KEEP = "masquerade", "keep"
@@ -143,7 +144,7 @@ class Wanted:
 
 
 def reason(
-    ruling: Ruling, source: int, reached: int, route: EgressPath, *, translated: bool, own: bool
+    ruling: Ruling, source: int, reached: int, route: WayOut, *, translated: bool, own: bool
 ) -> str:
     """Return what decides about a connection, by what is in force now.
 

@@ -115,23 +115,17 @@ def _impact(
     recorded: str | None, changes: Mapping[Family, FamilyChange], left: Collection[AnyPlane]
 ) -> Impact:
     """Return what becomes of live connections, or of those in a file."""
-    from ipmasq_agent.answers.explain import EgressPath
     from ipmasq_agent.answers.impact import impact
     from ipmasq_agent.host.routes import WaysOut
     from ipmasq_agent.planes.live import live_flows
     from ipmasq_agent.planes.plane import Translator
 
-    ways = WaysOut()
-
-    @functools.cache
-    def route_of(family: Family, destination: int, source: int) -> EgressPath:
-        return EgressPath(*ways.look_up(family, destination, source))
-
     both = {family: change.rulings() for family, change in changes.items()}
     # The families may be decided in two places; one that translates by itself knows of both.
     now = max((now for now, _ in both.values()), key=lambda one: isinstance(one, Translator))
     flows = live_flows(now, left=left) if recorded is None else _recorded(recorded)
-    return impact(_told(flows), {family: ruled for family, (_, ruled) in both.items()}, route_of)
+    sides = {family: ruled for family, (_, ruled) in both.items()}
+    return impact(_told(flows), sides, functools.cache(WaysOut().look_up))
 
 
 def _recorded(path: str) -> Iterator[Flow]:

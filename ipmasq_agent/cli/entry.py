@@ -107,6 +107,7 @@ class Verbs(click.Group):
             formatter.write_dl(list(self.verbs.items()))
 
 
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
 EPILOG = """\b
 Examples:
   ipmasq-agent config defaults
@@ -118,11 +119,7 @@ Examples:
 @click.command(
     cls=Verbs,
     epilog=EPILOG,
-    context_settings={
-        "help_option_names": ["-h", "--help"],
-        "max_content_width": 100,
-        "show_default": True,
-    },
+    context_settings=CONTEXT,
 )
 @click.version_option(__version__, prog_name="ipmasq-agent")
 def cli() -> None:

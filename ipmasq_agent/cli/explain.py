@@ -155,7 +155,7 @@ def _answers(
     node: Here, family: Family, first: int, last: int, src: str | None, intent: Intent | None
 ) -> Iterator[Explanation]:
     """Yield the answers for a range of destinations, those of each stretch of a route apart."""
-    from ipmasq_agent.answers.explain import EgressPath, Ruling, explain
+    from ipmasq_agent.answers.explain import Ruling, explain
     from ipmasq_agent.host.routes import WaysOut, turns
 
     plane = node.plane
@@ -176,5 +176,5 @@ def _answers(
         why = {"unmeant": f"{family.value} is not managed without --enable-ipv6"}
     ways = WaysOut()
     for start, following in zip(starts, (*starts[1:], last + 1), strict=True):
-        route = EgressPath(*ways.look_up(family, start, source))
+        route = ways.look_up(family, start, source)
         yield from explain(ruling, (start, following - 1), src, route, wanted, **why)

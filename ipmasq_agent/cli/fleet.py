@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ipmasq_agent import __version__
-from ipmasq_agent.cli.entry import Verbs, leave
+from ipmasq_agent.cli.entry import CONTEXT, Verbs, leave
 
 if TYPE_CHECKING:
     from ipmasq_agent.fleet.cluster import Fleet
@@ -47,7 +47,7 @@ Examples:
   kubectl ipmasq apply -f new.yaml
   kubectl ipmasq rollback
 """,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings=CONTEXT,
 )
 @click.version_option(__version__, prog_name="kubectl ipmasq")
 def program() -> None:
@@ -75,14 +75,12 @@ _OPTIONS = (
         *("-n", "--namespace"),
         metavar="NAME",
         default="kube-system",
-        show_default=True,
         help="Where the agents' pods are.",
     ),
     click.option(
         *("-l", "--selector"),
         metavar="LABELS",
         default="app.kubernetes.io/name=ipmasq-agent",
-        show_default=True,
         help="What the agents' pods are labelled with.",
     ),
     click.option(
@@ -98,7 +96,6 @@ _OPTIONS = (
         metavar="SECONDS",
         type=click.FloatRange(min=0.1),
         default=5.0,
-        show_default=True,
         help="How long one node is waited for.",
     ),
     click.option(
@@ -106,7 +103,6 @@ _OPTIONS = (
         metavar="COUNT",
         type=click.IntRange(min=1, max=500),
         default=64,
-        show_default=True,
         help="How many nodes are asked at once.",
     ),
 )
@@ -114,7 +110,6 @@ _CONFIGMAP = click.option(
     "--configmap",
     metavar="NAMESPACE/NAME[:KEY]",
     default="kube-system/ip-masq-agent",
-    show_default=True,
     help="Where the cluster's document is.",
 )
 

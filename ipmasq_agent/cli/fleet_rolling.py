@@ -36,7 +36,6 @@ _OPTIONS = (
         metavar="COUNT",
         type=click.IntRange(min=0),
         default=0,
-        show_default=True,
         help="How many nodes may fail.",
     ),
     click.option(
@@ -44,7 +43,6 @@ _OPTIONS = (
         metavar="SECONDS",
         type=click.FloatRange(min=0),
         default=30.0,
-        show_default=True,
         help="How long a node may be unready or silent before it has failed.",
     ),
     click.option(
@@ -52,7 +50,6 @@ _OPTIONS = (
         metavar="SECONDS",
         type=click.FloatRange(min=0),
         default=600.0,
-        show_default=True,
         help="How long a node has to take the document in.",
     ),
 )

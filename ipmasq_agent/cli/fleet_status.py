@@ -39,7 +39,6 @@ Examples:
     metavar="SECONDS",
     type=click.FloatRange(min=0.1),
     default=5.0,
-    show_default=True,
     help="How often --watch asks.",
 )
 @fleet_options

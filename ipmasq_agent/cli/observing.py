@@ -22,7 +22,7 @@ from typing import Any
 import click
 
 from ipmasq_agent.agent.record import begins, recorded
-from ipmasq_agent.answers.explain import EgressPath, Ruling
+from ipmasq_agent.answers.explain import Ruling
 from ipmasq_agent.answers.observed import Sight, Wanted, reason
 from ipmasq_agent.cli import output
 from ipmasq_agent.cli.options import Settings, parsed
@@ -124,7 +124,7 @@ class About:
         if isinstance(ruling, AgentError):
             return f"cannot be told: {ruling.message}"
         try:
-            route = EgressPath(*self._ways.look_up(family, reached, source))
+            route = self._ways.look_up(family, reached, source)
         except AgentError as error:
             return f"cannot be told: {error.message}"
         own = (family, source) in self._own

@@ -8,7 +8,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
-from typing import NamedTuple
 
 from ipmasq_agent.host.devices import masquerading_source
 from ipmasq_agent.host.sysctl import setting
@@ -22,17 +21,9 @@ from ipmasq_agent.netlink.rt import (
     list_routes,
 )
 from ipmasq_agent.policy.addresses import Family, Prefix
-from ipmasq_agent.policy.facts import DroppedReply
+from ipmasq_agent.policy.facts import DroppedReply, WayOut
 
 # -- where a packet leaves --------------------------------------------------------------
-
-
-class WayOut(NamedTuple):
-    """Device, the address that MASQUERADE would take from it, whether the node is meant."""
-
-    device: str | None = None
-    address: str | None = None
-    local: bool = False
 
 
 class WaysOut:

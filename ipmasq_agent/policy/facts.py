@@ -69,6 +69,20 @@ class PodNetwork(NamedTuple):
     here: bool
 
 
+class WayOut(NamedTuple):
+    """Where the node would send a packet.
+
+    Attributes:
+        device: through which it leaves; None where there is no route.
+        address: what MASQUERADE would take from that device, as text; None without one.
+        local: the destination is the node itself, which no rule of ours speaks of.
+    """
+
+    device: str | None = None
+    address: str | None = None
+    local: bool = False
+
+
 class DroppedReply(NamedTuple):
     """A reply to a pod that the reverse path filter drops, in IPv4.
 

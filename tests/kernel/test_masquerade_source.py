@@ -13,9 +13,9 @@ from ipmasq_agent.config.assemble import assemble_family
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.host.devices import list_devices
-from ipmasq_agent.host.routes import WayOut
 from ipmasq_agent.planes import detect
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.facts import WayOut
 from tests.kernel.pins import placement
 from tests.kernel.ways import look_up
 from tests.netns import Namespace

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ipmasq_agent.host.routes import WayOut
 from ipmasq_agent.policy.addresses import Family
+from ipmasq_agent.policy.facts import WayOut
 from tests.kernel.ways import look_up
 from tests.netns import Namespace
 

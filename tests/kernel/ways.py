@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ipmasq_agent.host.routes import WayOut, WaysOut
+from ipmasq_agent.host.routes import WaysOut
 from ipmasq_agent.policy.addresses import Family, parse_address
+from ipmasq_agent.policy.facts import WayOut
 
 
 def look_up(family: Family, destination: str, source: str | None) -> WayOut:

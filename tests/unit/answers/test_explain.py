@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from ipmasq_agent.answers.explain import EgressPath, Explanation, Ruling, explain, together
+from ipmasq_agent.answers.explain import Explanation, Ruling, explain, together
 from ipmasq_agent.planes.interpretation import Interpretation
 from ipmasq_agent.planes.rules.neighbours import PostroutingHook
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.decisions import DecisionMap, Origin, Verdict, entry_of_prefix
+from ipmasq_agent.policy.facts import WayOut
 from ipmasq_agent.policy.model import Action, FamilyPolicy, FixedSource, Guards
 
 V4 = Family.IPV4
 KEEP, MASQ = Verdict.NON_MASQUERADE, Verdict.MASQUERADE
 TEN = entry_of_prefix(Prefix(V4, 10 << 24, 8), KEEP, Origin("10.0.0.0/8", "cm", 2, 3))
 PODS = (Prefix(V4, 0xAC140000, 24),)
-OUT = EgressPath("eth0", "192.0.2.1")
+OUT = WayOut("eth0", "192.0.2.1")
 
 
 def alone(policy: FamilyPolicy) -> Ruling:
@@ -26,7 +27,7 @@ def asked(
     destination: str = "8.8.8.8",
     source: str | None = None,
     guards: Guards | None = None,
-    route: EgressPath = OUT,
+    route: WayOut = OUT,
     fixed: tuple[FixedSource, ...] = (),
 ) -> Explanation:
     policy = FamilyPolicy(DecisionMap(V4, [TEN]), guards or Guards(), Action(fixed=fixed))
@@ -57,11 +58,11 @@ def test_the_entry_of_the_document_is_the_reason() -> None:
             OUT,
             "only what comes from 172.20.0.0/24 is masqueraded",
         ),
-        (Guards(), None, EgressPath("lo", "8.8.8.8", True), "is an address of this node"),
+        (Guards(), None, WayOut("lo", "8.8.8.8", True), "is an address of this node"),
     ],
 )
 def test_guards_that_leave_a_packet_alone_are_the_reason(
-    guards: Guards, source: str | None, route: EgressPath, reason: str
+    guards: Guards, source: str | None, route: WayOut, reason: str
 ) -> None:
     answer = asked(source=source, guards=guards, route=route)
     assert answer.verdict is KEEP
@@ -100,6 +101,6 @@ def test_a_range_has_an_answer_for_each_part_that_has_one_of_its_own() -> None:
 
 
 def test_where_the_node_has_a_route_and_no_address_that_is_what_is_told() -> None:
-    assert "the node has no route to it" in asked(route=EgressPath()).as_text()
-    told = asked(route=EgressPath("eth0")).as_text()
+    assert "the node has no route to it" in asked(route=WayOut()).as_text()
+    told = asked(route=WayOut("eth0")).as_text()
     assert "unknown: the node has no address that it could get (through eth0)" in told

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from ipmasq_agent.answers.explain import EgressPath, Ruling
+from ipmasq_agent.answers.explain import Ruling
 from ipmasq_agent.answers.observed import Sight, Wanted, reason
 from ipmasq_agent.planes.interpretation import Interpretation
 from ipmasq_agent.planes.iptables.save import parse_saved
 from ipmasq_agent.planes.rules.neighbours import BaseChain, PostroutingHook
 from ipmasq_agent.policy.addresses import Family, Prefix, parse_address
 from ipmasq_agent.policy.decisions import DecisionMap, Stated, Verdict
+from ipmasq_agent.policy.facts import WayOut
 from ipmasq_agent.policy.flows import End, Flow
 from ipmasq_agent.policy.model import FamilyPolicy, Guards
 
@@ -81,7 +82,7 @@ def test_what_is_meant() -> None:
 POSTROUTING = "-A POSTROUTING -m comment --comment ours -j IP-MASQ"
 DOCKER = "-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"
 MARKED = "-A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE"
-OUT = EgressPath("eth0", "192.0.2.1")
+OUT = WayOut("eth0", "192.0.2.1")
 
 
 def ruling(policy: FamilyPolicy, *rules: str) -> Ruling:
@@ -99,13 +100,13 @@ def test_what_is_said_to_decide_is_what_did() -> None:
     everything = DecisionMap(Family.IPV4, (), Verdict.MASQUERADE, Stated("the default"))
     found = ruling(FamilyPolicy(everything, Guards(sources=pods)), POSTROUTING)
 
-    def said(source: int, reached: int, *, translated: bool, route: EgressPath = OUT) -> str:
+    def said(source: int, reached: int, *, translated: bool, route: WayOut = OUT) -> str:
         return reason(found, source, reached, route, translated=translated, own=False)
 
     assert said(POD, SERVER, translated=True) == "the default"
     assert "in force now, which keeps it" in said(SERVER, POD, translated=True)
     assert "only what comes from 172.20.0.0/16" in said(SERVER, POD, translated=False)
-    here = EgressPath("lo", None, local=True)
+    here = WayOut("lo", None, local=True)
     assert "an address of this node" in said(POD, NODE, translated=False, route=here)
     assert "in force now, which masquerades it" in said(POD, SERVER, translated=False)
     own = ruling(FamilyPolicy(everything), POSTROUTING)
@@ -117,14 +118,14 @@ def test_rules_of_others_are_named_where_they_decide() -> None:
     kept = DecisionMap(Family.IPV4, (), Verdict.NON_MASQUERADE, Stated("our entry"))
     found = ruling(FamilyPolicy(kept), POSTROUTING, DOCKER, MARKED)
 
-    def said(source: int, *, translated: bool, route: EgressPath = OUT) -> str:
+    def said(source: int, *, translated: bool, route: WayOut = OUT) -> str:
         return reason(found, source, SERVER, route, translated=translated, own=False)
 
     container = number("172.17.0.2")
     docker = f"rule 2 of POSTROUTING: {DOCKER.removeprefix('-A POSTROUTING ')}"
     assert said(container, translated=True) == docker
     # Through its own device, or from elsewhere, that rule says nothing.
-    for source, route in ((container, EgressPath("docker0")), (POD, OUT)):
+    for source, route in ((container, WayOut("docker0")), (POD, OUT)):
         assert said(source, translated=False, route=route) == "our entry"
         assert said(source, translated=True, route=route) == (
             "a rule that looks at more than addresses decided: rule 3 of POSTROUTING: "
