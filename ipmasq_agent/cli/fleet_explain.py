@@ -31,6 +31,7 @@ def command(pod: str, destination: str, output: str, **options: Any) -> int:
     Exit status: that of `ipmasq-agent explain`.
     """
     from ipmasq_agent.errors import SourceError
+    from ipmasq_agent.fleet.nodes import plain
 
     fleet = fleet_of(options)
     node, addresses = fleet.whereabouts(*_split(pod))
@@ -44,8 +45,8 @@ def command(pod: str, destination: str, output: str, **options: Any) -> int:
         agents[0], ["explain", destination, *source, "-o", output], seconds=max(30, fleet.seconds)
     )
     click.echo(f"note: {pod} is on {node}", err=True)
-    click.echo(ran.err.decode(errors="replace"), err=True, nl=False)
-    click.echo(ran.out.decode(errors="replace"), nl=False)
+    click.echo(plain(ran.err.decode(errors="replace")), err=True, nl=False)
+    click.echo(plain(ran.out.decode(errors="replace")), nl=False)
     return ran.status
 
 

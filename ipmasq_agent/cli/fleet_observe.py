@@ -37,6 +37,7 @@ def command(flags: tuple[str, ...], output: str, **options: Any) -> int:
     Exit status: 0, or 2 where no node can be observed.
     """
     from ipmasq_agent.errors import MALFORMED, AgentError, SourceUnavailable
+    from ipmasq_agent.fleet.nodes import plain
     from ipmasq_agent.fleet.preview import grouped
     from ipmasq_agent.fleet.streams import Merged
 
@@ -68,18 +69,25 @@ def command(flags: tuple[str, ...], output: str, **options: Any) -> int:
     width = max(map(len, programs))
     try:
         for node, line in merged.lines():
-            seen = json.loads(line)
-            if output == "json":
-                click.echo(json.dumps({"node": node, **seen}))
+            try:
+                seen = json.loads(line)
+                shown = f"{node:{width}}  {plain(in_words(seen))}"
+                shown = json.dumps({"node": node, **seen}) if output == "json" else shown
+            except MALFORMED:
+                click.echo(f"error: {node} tells of no connection: {plain(repr(line))}", err=True)
             else:
-                click.echo(f"{node:{width}}  {_words(seen)}")
+                click.echo(shown)
     finally:
         merged.close()
     return 0
 
 
-def _words(seen: dict[str, Any]) -> str:
-    """Return a connection in a line, from what ``observe -o json`` says of it."""
+def in_words(seen: dict[str, Any]) -> str:
+    """Return a connection in a line, from what ``observe -o json`` says of it.
+
+    Raises:
+        one of MALFORMED: it says something else.
+    """
     ((protocol, ports),) = seen["l4"].items()
     ends = []
     for side in ("source", "destination"):

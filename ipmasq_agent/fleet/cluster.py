@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from ipmasq_agent.errors import MALFORMED, AccessDenied, AgentError, SourceError, SourceUnavailable
 from ipmasq_agent.fleet.agents import KEPT, AgentPod, agent_of, one_a_node
-from ipmasq_agent.fleet.nodes import NodeState, state_of
+from ipmasq_agent.fleet.nodes import NodeState, plain, state_of
 from ipmasq_agent.sources import kube_exec
 from ipmasq_agent.sources.kube_access import Permission, explained
 from ipmasq_agent.sources.kube_api import ApiRefusal, KubeApi
@@ -248,4 +248,4 @@ def said(ran: Finished) -> str:
     lines = ran.err.decode(errors="replace").splitlines()
     errors = [line for line in lines if line.startswith("error: ")] or lines[-1:]
     words = "; ".join(line.removeprefix("error: ") for line in errors)
-    return words or f"the verb exited with {ran.status}"
+    return plain(words) or f"the verb exited with {ran.status}"

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 from ipmasq_agent.answers.doctor.facts import Severity, Symptom
-from ipmasq_agent.fleet.nodes import named
+from ipmasq_agent.fleet.nodes import named, plain
 
 _WORST = list(Severity)
 
@@ -25,10 +25,10 @@ class Findings:
         """
         for one in json.loads(told):
             severity = Severity(one["severity"])
-            title, why, remedy = (str(one[key]) for key in ("title", "why", "remedy"))
-            symptom = Symptom(severity, title, why, remedy, id=str(one["id"]))
+            title, why, remedy = (plain(str(one[key])) for key in ("title", "why", "remedy"))
+            symptom = Symptom(severity, title, why, remedy, id=plain(str(one["id"])))
             where = self._found.setdefault(symptom, {})
-            where[node] = tuple(map(str, one["evidence"]))
+            where[node] = tuple(plain(str(line)) for line in one["evidence"])
 
     def folded(self) -> list[tuple[Symptom, list[str]]]:
         """Return each finding with the evidence of the first node, and where it is.

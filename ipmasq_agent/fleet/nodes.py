@@ -123,7 +123,7 @@ def state_of(node: str, told: Mapping[str, Any]) -> NodeState:
     healed = told.get("healed") or ()
     return NodeState(
         node,
-        plane=str(told["mode"] or "-"),
+        plane=_text(told["mode"]) or "-",
         in_force=bool(told.get("inForce", told["inSync"])),
         ready=bool(told.get("ready", told["inSync"])),
         held=_text(held.get("hash")),
@@ -140,8 +140,16 @@ def state_of(node: str, told: Mapping[str, Any]) -> NodeState:
     )
 
 
+def plain(text: str) -> str:
+    """Return what a node says as a terminal may be shown it: without its control characters."""
+    return "\n".join(
+        "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        for line in text.split("\n")
+    )
+
+
 def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
+    return None if value is None else plain(str(value))
 
 
 def _trouble(told: Mapping[str, Any]) -> list[str]:
@@ -155,7 +163,7 @@ def _trouble(told: Mapping[str, Any]) -> list[str]:
     if not told["inSync"] and not any(found):
         found.append("the kernel does not hold what the document asks for")
     # A document's error has a line for each problem.
-    return [" ".join(str(each).split()) for each in found if each]
+    return [plain(" ".join(str(each).split())) for each in found if each]
 
 
 def table(states: Sequence[NodeState], document: str | None, *, head: bool = True) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ipmasq_agent.fleet.nodes import named
+from ipmasq_agent.fleet.nodes import named, plain
 
 _SHOWN = 50  # decisions, or rules
 _DESTINATIONS = 5
@@ -76,7 +76,7 @@ class Preview:
         impact = data.get("impact") or {}
         destinations: Counter[str] = Counter()
         for row in impact.get("rows") or ():
-            destinations[str(row["destination"])] += int(row["connections"])
+            destinations[plain(str(row["destination"]))] += int(row["connections"])
         connections, moved, established = (
             int(impact.get(key) or 0) for key in ("connections", "changed", "established")
         )
@@ -164,6 +164,6 @@ def _family(family: str, variant: WhatChanges, rules: bool) -> Iterable[str]:
     written = [f"-{line}" for line in found["rules"]["remove"]]
     written += [f"+{line}" for line in found["rules"]["add"]]
     for lines in (decisions, written if rules else []):
-        yield from lines[:_SHOWN]
+        yield from map(plain, lines[:_SHOWN])
         if len(lines) > _SHOWN:
             yield f"... and {len(lines) - _SHOWN} more of {family}; -o json shows them all"

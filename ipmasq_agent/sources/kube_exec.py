@@ -152,13 +152,13 @@ def run(
         while True:
             stream, data = program.receive(deadline - time.monotonic())
             if stream == ENDED:
-                return Finished(_status(data), bytes(streams[STDOUT]), bytes(streams[STDERR]))
+                return Finished(ended_with(data), bytes(streams[STDOUT]), bytes(streams[STDERR]))
             streams[stream] += data
     finally:
         program.close()
 
 
-def _status(data: bytes) -> int:
+def ended_with(data: bytes) -> int:
     """Return the exit status that a Status object tells.
 
     Raises:

@@ -38,7 +38,7 @@ class RealAgent(Agent):
     def __init__(self, node: str, namespace: Namespace, place: Path, backend: str) -> None:
         super().__init__(node)
         place.mkdir()
-        self._namespace = namespace
+        self.namespace = namespace
         self._document = place / "config"
         program = place / "ipmasq-agent"
         program.write_text(f'#!/bin/sh\nexec {sys.executable} -m ipmasq_agent "$@"\n')
@@ -58,7 +58,7 @@ class RealAgent(Agent):
     def begin(self) -> None:
         """Start it, and wait until its document is in force."""
         with self._log.open("w") as out:
-            self.process = self._namespace.popen(
+            self.process = self.namespace.popen(
                 [sys.executable, "-m", "ipmasq_agent", "run"],
                 stdout=out,
                 stderr=out,
@@ -68,7 +68,7 @@ class RealAgent(Agent):
 
     def argv(self, argv: Sequence[str]) -> list[str]:
         """Return what runs a program of its container."""
-        return self._namespace.argv(argv)
+        return self.namespace.argv(argv)
 
     def deliver(self, document: bytes | None) -> None:
         """Bring the document to the node."""
@@ -83,7 +83,7 @@ class RealAgent(Agent):
         Raises:
             OSError: it does not answer.
         """
-        with self._namespace.entered():
+        with self.namespace.entered():
             connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=20)
             with contextlib.closing(connection):
                 connection.request("GET", "/status")
@@ -114,7 +114,7 @@ def nodes(place: Path, backends: Sequence[str], document: str) -> Iterator[list[
 
 def rules(agent: RealAgent, *words: str) -> str:
     """Return what a program prints in an agent's namespace."""
-    done: subprocess.CompletedProcess[str] = agent._namespace.run(words)
+    done: subprocess.CompletedProcess[str] = agent.namespace.run(words)
     return done.stdout
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +15,11 @@ from ipmasq_agent.cli import fleet_rolling
 from ipmasq_agent.fleet.cluster import _UNTIL_CLOSED
 from ipmasq_agent.fleet.published import digest_of
 from tests.fleet.conftest import DOCUMENT, Made, Plugin
+from tests.fleet.plugin import started
 from tests.fleet.real import RealAgent, nodes, pod, rules
-from tests.waiting import DEADLINE
+from tests.kube.cluster import write_kubeconfig
+from tests.netns import Namespace
+from tests.waiting import DEADLINE, wait_until
 
 NEW = "nonMasqueradeCIDRs: [10.0.0.0/8, 172.16.0.0/12]\n"
 BACKENDS = ("iptables-nft", "nftables")
@@ -79,6 +85,48 @@ def test_real_agents_are_asked_told_and_taken_back(
     assert "error trying to reach service: Connection refused" in done.data["failed"]["real-1"]
     assert cluster.document() == NEW
     assert "172.16.0.0/12" in rules(agents[0], "iptables-nft", "-t", "nat", "-S", "IP-MASQ")
+
+
+# Each from another port, so that each begins a connection.
+SENDING = """
+import socket, time
+while True:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.sendto(b"x", ("192.168.10.200", 5300))
+    time.sleep(0.2)
+"""
+
+
+def test_connections_of_a_real_node_are_shown_until_nobody_looks(
+    clusters: Made, tmp_path: Path
+) -> None:
+    with nodes(tmp_path, ["nftables"], DOCUMENT) as (agent,):
+        namespace = agent.namespace
+        namespace.popen([sys.executable, "-c", SENDING])
+        kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", clusters([agent]).port)
+        with started(kubeconfig, "observe", "-o", "json", "--", "--port", "5300") as child:
+            assert child.stdout is not None
+            try:
+                told = json.loads(child.stdout.readline())
+            finally:
+                child.kill()
+                child.communicate()
+        assert told["node"] == "real-0"
+        assert told["IP"]["destination"] == "192.168.10.200"
+        assert told["IP"]["source"] == "192.168.10.100"
+        wait_until(lambda: not observing(namespace), "its program on the node has ended")
+
+
+def observing(namespace: Namespace) -> list[str]:
+    """Return the programs in a namespace that observe."""
+    done = subprocess.run(
+        ["ip", "netns", "pids", namespace.name], capture_output=True, text=True, check=True
+    )
+    found = []
+    for pid in done.stdout.split():
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            found.append(Path("/proc", pid, "cmdline").read_text())
+    return [each for each in found if "observe" in each]
 
 
 def test_what_is_followed_ends_with_the_connection_and_tells_its_own_end() -> None:

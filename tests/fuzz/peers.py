@@ -9,10 +9,18 @@ from typing import Any
 
 from ipmasq_agent.agent import http as door
 from ipmasq_agent.cli import asking
-from ipmasq_agent.errors import AgentError, SourceError
+from ipmasq_agent.cli.fleet_observe import in_words
+from ipmasq_agent.errors import MALFORMED, AgentError, SourceError
+from ipmasq_agent.fleet.agents import AgentPod, agent_of
+from ipmasq_agent.fleet.cluster import Fleet
+from ipmasq_agent.fleet.findings import Findings, located
+from ipmasq_agent.fleet.nodes import table
+from ipmasq_agent.fleet.preview import Preview
+from ipmasq_agent.sources import kube_exec
 from ipmasq_agent.sources.configmap import content_of
 from ipmasq_agent.sources.kube_access import Permission
 from ipmasq_agent.sources.kube_api import ApiRefusal
+from ipmasq_agent.sources.kube_exec import AgentContainer
 from ipmasq_agent.sources.kube_list import Found, Objects, list_all, one_object
 from ipmasq_agent.sources.kube_watch import Watch, _Disconnected
 from ipmasq_agent.sources.nodes import addresses_of, pod_cidrs_of
@@ -98,7 +106,11 @@ _FOLLOWED: tuple[Objects[Any], ...] = (
     one_object("a", "/", "the node a", _NODES),
     Objects("nodes", "/", "the nodes", _NODES, addresses_of, page=100, keys=frozenset({"status"})),
 )
-_LISTED: tuple[Objects[Any], ...] = (*_FOLLOWED, wanted_of("a"))
+_LISTED: tuple[Objects[Any], ...] = (
+    *_FOLLOWED,
+    wanted_of("a"),
+    Objects("pods", "/", "the agents", Permission("pods"), agent_of, page=500),
+)
 
 
 def _told(found: Found[Any]) -> None:
@@ -109,6 +121,32 @@ def _told(found: Found[Any]) -> None:
                 reader(each)
             except (SourceError, ValueError, KeyError, TypeError, AttributeError):
                 continue  # as ConfigMapSource says of what it cannot read
+
+
+def fleet(data: bytes) -> None:
+    """Ask agents of other nodes, which say an input each in their turn; show what they say."""
+    told = data[1:]
+    agent = AgentPod("n", AgentContainer("kube-system", "agent", "agent"), port=1)
+    preview, findings = Preview(), Findings()
+    try:
+        match data[0] % 5 if data else 0:
+            case 0:
+                state = Fleet(doors.Api(told), "kube-system", "a=b").state(agent)
+                assert all(line.isprintable() for line in table([state], "new"))
+                json.dumps(state.as_data("new"))
+            case 1:
+                preview.add("n", told)
+                assert all(line.isprintable() for line in preview.as_lines(rules=True))
+            case 2:
+                findings.add("n", told)
+                for one, nodes in findings.folded():
+                    assert located(one, nodes).title.replace("\n", "").isprintable()
+            case 3:
+                in_words(json.loads(told))
+            case _:
+                kube_exec.ended_with(told)
+    except MALFORMED:
+        return  # as the verbs say of what they cannot read
 
 
 def watch(data: bytes) -> None:

@@ -54,6 +54,7 @@ TARGETS: dict[str, Target] = {
     # What others send
     "agent": Target(peers.agent),
     "agent-answer": Target(peers.agent_answer),
+    "fleet": Target(peers.fleet),
     "http": Target(peers.http),
     "watch": Target(peers.watch),
     "list": Target(peers.listing),
