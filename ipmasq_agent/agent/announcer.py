@@ -24,7 +24,7 @@ from ipmasq_agent.sources.kube_access import Permission
 from ipmasq_agent.sources.kube_api import ApiRefusal, Content, KubeApi
 
 JITTER = 30.0
-"""Seconds over which the nodes of a cluster spread what they say of one document."""
+"""Seconds over which agents spread what happens to all of them at once."""
 _TIMEOUT = 10.0
 _WAITING = 64  # announcements
 _EXISTS, _GONE, _BUSY = 409, 404, 429
@@ -69,18 +69,19 @@ class Announcer:
 
     def _work(self) -> None:
         while not self._stopping.is_set():
-            one = None
+            news: list[Announcement | None] = []
             with contextlib.suppress(queue.Empty):
-                one = self._waiting.get(timeout=self._ledger.until_update(time.monotonic()))
-            now = time.monotonic()
-            if one is not None and (posting := self._ledger.enter(one, now)):
-                if one.about:
-                    self._stopping.wait(random.uniform(0, JITTER))
+                news.append(self._waiting.get(timeout=self._ledger.until_update(time.monotonic())))
+                if self._stopping.wait(random.uniform(0, JITTER)):
+                    return
+                while True:
+                    news.append(self._waiting.get_nowait())
+            for one in filter(None, news):
+                if posting := self._ledger.enter(one, time.monotonic()):
+                    self._write(posting)
+            if posting := self._ledger.update(time.monotonic()):
                 self._write(posting)
-            elif posting := self._ledger.update(now):
-                self._write(posting)
-            if self._waiting.empty():
-                self._api.close()
+            self._api.close()
 
     def _write(self, posting: Posting) -> None:
         """Write an Event; where it cannot be now, that it lags behind is what is left of it."""

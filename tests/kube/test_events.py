@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -192,6 +193,19 @@ def test_what_cannot_be_written_now_is_written_later_with_its_count(
     wait_until(lambda: cluster.counts == [3], "one Event, with its count")
     nodes.close()
     assert len(caplog.records) == 1
+
+
+def test_agents_do_not_write_at_once_and_one_that_stops_does_not_wait(
+    cluster: EventCluster, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announcer, "JITTER", 1e6)
+    monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
+    node = nodes.add()
+    node.see(BAD, PortLook())
+    wait_until(lambda: node._waiting.empty(), "the thread has it")
+    node.stop(60.0)
+    assert not node._thread.alive
+    assert cluster.requests == []
 
 
 def test_neither_to_see_nor_to_stop_waits_for_a_server_that_hangs(tmp_path: Path) -> None:
