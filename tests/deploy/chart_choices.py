@@ -19,8 +19,11 @@ _COMPANIONS: tuple[tuple[str, Any, str, Any], ...] = (
     ("seccompProfile.type", "Localhost", "seccompProfile.localhostProfile", "ipmasq-agent.json"),
 )
 _TRIES = 40
-# What is handed on as it is, and bears on nothing else.
-_HANDED_ON = ("image.pullPolicy", "updateStrategy.type", "seccompProfile.type")
+# What bears on nothing else: it is handed on as it is, or adds an object that is always the same.
+_APART = (
+    *("image.pullPolicy", "updateStrategy.type", "seccompProfile.type"),
+    *("prometheusRule.enabled", "dashboard.enabled"),
+)
 
 
 def merged(*parts: Values) -> Values:
@@ -61,8 +64,8 @@ def _offered(path: str, part: Schema) -> Iterator[tuple[str, list[Any]]]:
     elif part.get("type") == "boolean":
         yield path, [False, True]
     for name, each in part.get("properties", {}).items():
-        # The document and the flags are not the chart's: they are handed on.
-        if path or name not in ("config", "flags"):
+        # The document and the flags are not the chart's; the last is for charts with it as a part.
+        if path or name not in ("config", "flags", "enabled"):
             yield from _offered(f"{path}.{name}".lstrip("."), each)
 
 
@@ -82,8 +85,8 @@ def _allowed(choice: Choice) -> bool:
 
 
 def every_choice() -> Iterator[Choice]:
-    """Yield all choices that are allowed, but for what is handed on."""
-    choices = {path: some for path, some in offered().items() if path not in _HANDED_ON}
+    """Yield all choices that are allowed, of what bears on something else."""
+    choices = {path: some for path, some in offered().items() if path not in _APART}
     for picked in itertools.product(*choices.values()):
         choice = dict(zip(choices, picked, strict=True))
         if _allowed(choice):
