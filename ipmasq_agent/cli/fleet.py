@@ -12,6 +12,7 @@ import click
 
 from ipmasq_agent import __version__
 from ipmasq_agent.cli.entry import CONTEXT, Verbs, leave
+from ipmasq_agent.cli.options import shared, split_configmap
 
 if TYPE_CHECKING:
     from ipmasq_agent.fleet.cluster import Fleet
@@ -106,24 +107,14 @@ _OPTIONS = (
         help="How many nodes are asked at once.",
     ),
 )
-_CONFIGMAP = click.option(
+fleet_options = shared(*_OPTIONS)
+"""Those that say which agents are meant, and how they are asked."""
+document_option = click.option(
     "--configmap",
     metavar="NAMESPACE/NAME[:KEY]",
     default="kube-system/ip-masq-agent",
     help="Where the cluster's document is.",
 )
-
-
-def fleet_options(function: F) -> F:
-    """Add the options that say which agents are meant, and how they are asked."""
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
-
-
-def document_option(function: F) -> F:
-    """Add the option that says where the cluster's document is."""
-    return _CONFIGMAP(function)
 
 
 def fleet_of(options: Mapping[str, Any]) -> Fleet:
@@ -147,7 +138,6 @@ def fleet_of(options: Mapping[str, Any]) -> Fleet:
 
 def publisher_of(fleet: Fleet, configmap: str, *, force: bool = False) -> Publisher:
     """Return who reads and writes the document that an option names."""
-    from ipmasq_agent.cli.options import split_configmap
     from ipmasq_agent.fleet.published import Publisher
 
     return Publisher(fleet.api, *split_configmap(configmap), force=force)

@@ -9,7 +9,7 @@ import click
 from ipmasq_agent.cli.fleet import document_option, fleet_options, publisher_of
 from ipmasq_agent.cli.fleet_documents import file_option, new_document, previewed
 from ipmasq_agent.cli.fleet_rolling import confirmed, heard, roll, rollout_options, whole_fleet
-from ipmasq_agent.cli.output import emit, output_option
+from ipmasq_agent.cli.output import emit, output_option, remark
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,8 +85,7 @@ def command(
         waited = [each for each in states if each.ready]
         others = {each.node: each.why_not(None) for each in states if not each.ready}
         preview = _shown(fleet, agents, document)
-        for line in grouped("not waited for", others):
-            click.echo(f"warning: {line}", err=True)
+        remark("warning", grouped("not waited for", others))
         if preview is not None and len(preview.refused) > options["tolerate"]:
             answer["failed"] = preview.refused
             return left("refused", f"nothing was written to {publisher.place}", 1)
@@ -96,8 +95,7 @@ def command(
         now = publisher.write(document, before)
     rollout = roll(fleet, publisher, target, waited, agents, options)
     answer["failed"] = rollout.troubled
-    for line in grouped("failed", rollout.troubled):
-        click.echo(f"error: {line}", err=True)
+    remark("error", grouped("failed", rollout.troubled))
     if rollout.step is NextStep.DONE:
         return left("rolled out", f"{target} is in force on {len(rollout.holding)} nodes", 0)
     if before.digest == target:
@@ -106,8 +104,7 @@ def command(
     click.echo(f"{before.digest} is written again", err=True)
     back = roll(fleet, publisher, before.digest, waited, agents, options)
     answer["notBack"] = back.troubled
-    for line in grouped("not back", back.troubled):
-        click.echo(f"error: {line}", err=True)
+    remark("error", grouped("not back", back.troubled))
     text = f"taken back: {before.digest} is in force on {len(back.holding)} of {len(waited)} nodes"
     return left("rolled back", text, 1)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ipmasq_agent.cli.fleet import FleetProgress, fleet_of, fleet_options
-from ipmasq_agent.cli.output import emit, output_option
+from ipmasq_agent.cli.output import emit, output_option, remark
 
 if TYPE_CHECKING:
     from ipmasq_agent.fleet.agents import AgentPod
@@ -59,8 +59,7 @@ def command(output: str, **options: Any) -> int:
     finally:
         progress.end()
     unseen = {node: str(each) for node, each in answers.items() if isinstance(each, AgentError)}
-    for line in grouped("could not be looked at in full", unseen):
-        click.echo(f"error: {line}", err=True)
+    remark("error", grouped("could not be looked at in full", unseen))
     found = findings.folded()
     shown = [located(one, nodes) for one, nodes in found]
     emit(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ipmasq_agent.cli.fleet import FleetProgress
+from ipmasq_agent.cli.output import remark
 
 if TYPE_CHECKING:
     from ipmasq_agent.fleet.agents import AgentPod
@@ -51,8 +52,7 @@ def new_document(filename: str) -> bytes:
         raise SourceError(f"{filename} cannot be read: {cause.strerror}") from cause
     # What nodes make of it depends on their flags; each is asked.
     flags = Flags(enable_ipv6=True, cidr_limit=None)
-    for warning in parse_document(content, filename, flags).warnings:
-        click.echo(f"warning: {warning}", err=True)
+    remark("warning", parse_document(content, filename, flags).warnings)
     return _unwrapped(content, filename) if _MANIFEST.search(content) else content
 
 

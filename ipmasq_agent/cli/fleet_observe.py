@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ipmasq_agent.cli.fleet import FleetProgress, fleet_of, fleet_options
+from ipmasq_agent.cli.output import remark
 
 
 @click.command(
@@ -50,8 +51,7 @@ def command(flags: tuple[str, ...], output: str, **options: Any) -> int:
     finally:
         progress.end()
     silent = {node: each.message for node, each in begun.items() if isinstance(each, AgentError)}
-    for reason in grouped("cannot be observed", silent):
-        click.echo(f"error: {reason}", err=True)
+    remark("error", grouped("cannot be observed", silent))
     programs = {n: each for n, each in begun.items() if not isinstance(each, AgentError)}
     if not programs:
         raise SourceUnavailable("no node can be observed")

@@ -8,7 +8,7 @@ import click
 
 from ipmasq_agent.cli.fleet import document_option, fleet_options, publisher_of
 from ipmasq_agent.cli.fleet_rolling import confirmed, heard, roll, rollout_options, whole_fleet
-from ipmasq_agent.cli.output import emit, output_option
+from ipmasq_agent.cli.output import emit, output_option, remark
 
 
 @click.command(
@@ -60,8 +60,7 @@ def command(yes: bool, force: bool, configmap: str, output: str, **options: Any)
         publisher.write(kept.content, now)
     waited = [each for each in states if each.silent is None]
     rollout = roll(fleet, publisher, kept.digest, waited, agents, options)
-    for line in grouped("failed", rollout.troubled):
-        click.echo(f"error: {line}", err=True)
+    remark("error", grouped("failed", rollout.troubled))
     answer = {"hash": kept.digest, "before": now.digest, "failed": rollout.troubled}
     text = f"{kept.digest} is in force on {len(rollout.holding)} of {len(waited)} nodes"
     emit(answer, output, lambda: text)

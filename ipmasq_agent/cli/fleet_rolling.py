@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ipmasq_agent.cli.fleet import FleetProgress, fleet_of
+from ipmasq_agent.cli.options import shared
 
 if TYPE_CHECKING:
     from ipmasq_agent.fleet.agents import AgentPod
@@ -55,11 +56,8 @@ _OPTIONS = (
 )
 
 
-def rollout_options(function: F) -> F:
-    """Add the options that say how long nodes are waited for, and how many may fail."""
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
+rollout_options = shared(*_OPTIONS)
+"""Those that say how long nodes are waited for, and how many may fail."""
 
 
 def confirmed(question: str) -> bool:
