@@ -209,7 +209,7 @@ class Status:
 
     Attributes:
         in_sync: after it the kernel held what the policy in force asks for.
-        passes: how many there were, and how many of them changed the kernel.
+        passes: how many there were, and how many of them changed the kernel, or failed.
         heals: how many of those undid what others had done.
         healed: the latest of it.
         failure: what failed beside a pass, unexpectedly, and is tried again.
@@ -232,6 +232,7 @@ class Status:
     in_sync: bool = False
     passes: int = 0
     changes: int = 0
+    failed: int = 0
     heals: int = 0
     healed: tuple[Healed, ...] = ()
     failure: str | None = None
@@ -273,6 +274,7 @@ class Status:
             ),
             passes=int(data["passes"]),
             changes=int(data["changes"]),
+            failed=int(data.get("failedPasses") or 0),
             heals=int(data["heals"]),
             healed=tuple(
                 Healed(
@@ -305,6 +307,7 @@ class Status:
             self.looked(found),
             passes=self.passes + 1,
             changes=self.changes + found.changed,
+            failed=self.failed + bool(found.errors),
             heals=self.heals + bool(found.healed),
             healed=found.healed or self.healed,
         )
@@ -360,6 +363,7 @@ class Status:
 
     def as_data(self) -> dict[str, Any]:
         """Return the contract of ``status -o json``, with keys of our own after it."""
+        tracked = self.ports.tracked
         return {
             "mode": self.look.mode,
             "devices": list(self.look.devices),
@@ -392,6 +396,8 @@ class Status:
             "tables": [table.as_data() for table in self.usage.tables],
             "ports": [row.as_data() for row in self.ports.rows[:_SHOWN]],
             "exhausted": [one.as_data() for one in self.usage.exhausted],
+            "failedPasses": self.failed,
+            "tracked": tracked and {"used": tracked[0], "of": tracked[1]},
         }
 
     def _family(self, family: Family) -> dict[str, Any]:

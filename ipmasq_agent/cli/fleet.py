@@ -15,6 +15,7 @@ from ipmasq_agent.cli.entry import CONTEXT, Verbs, leave
 from ipmasq_agent.cli.options import shared, split_configmap
 
 if TYPE_CHECKING:
+    from ipmasq_agent.fleet.canary import Canary
     from ipmasq_agent.fleet.cluster import Fleet
     from ipmasq_agent.fleet.published import Publisher
 
@@ -27,6 +28,7 @@ VERBS: Mapping[str, str] = {
     "diff": "What a document would change, beside the cluster's and in the kernels of all nodes.",
     "apply": "A new document for all nodes, taken back where it does not take.",
     "rollback": "The document before, for all nodes.",
+    "canary": "A document that a few nodes try: how it stands, for all, or for none.",
     "explain": "Why what a pod sends to a destination leaves as it does.",
     "doctor": "What on any node will bite, where, why, and how to mend it.",
     "observe": "Connections of all nodes as they are made.",
@@ -46,6 +48,7 @@ class FleetVerbs(Verbs):
 Examples:
   kubectl ipmasq status
   kubectl ipmasq apply -f new.yaml
+  kubectl ipmasq apply -f new.yaml --canary 5%
   kubectl ipmasq rollback
 """,
     context_settings=CONTEXT,
@@ -141,6 +144,18 @@ def publisher_of(fleet: Fleet, configmap: str, *, force: bool = False) -> Publis
     from ipmasq_agent.fleet.published import Publisher
 
     return Publisher(fleet.api, *split_configmap(configmap), force=force)
+
+
+def standing(publisher: Publisher) -> Canary | None:
+    """Return the document that a few nodes try; None where there is none, or we may not see."""
+    from ipmasq_agent.errors import AccessDenied
+    from ipmasq_agent.fleet.canary import canary_of
+
+    try:
+        return canary_of(publisher.canary.read())
+    except AccessDenied as error:
+        click.echo(f"warning: whether a few nodes try another document: {error}", err=True)
+        return None
 
 
 class FleetProgress:

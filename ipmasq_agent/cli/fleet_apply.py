@@ -6,9 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ipmasq_agent.cli.fleet import document_option, fleet_options, publisher_of
+from ipmasq_agent.cli.fleet import document_option, fleet_options, publisher_of, standing
 from ipmasq_agent.cli.fleet_documents import file_option, new_document, previewed
-from ipmasq_agent.cli.fleet_rolling import confirmed, heard, roll, rollout_options, whole_fleet
+from ipmasq_agent.cli.fleet_rolling import (
+    Ending,
+    confirmed,
+    heard,
+    rollout_options,
+    spread,
+    whole_fleet,
+)
+from ipmasq_agent.cli.fleet_trial import CanaryTrial, canary_options
 from ipmasq_agent.cli.output import emit, output_option, remark
 
 if TYPE_CHECKING:
@@ -25,10 +33,13 @@ if TYPE_CHECKING:
 Examples:
   kubectl ipmasq apply -f new.yaml
   kubectl ipmasq apply -f new.yaml --yes --timeout 120
+  kubectl ipmasq apply -f new.yaml --canary 5% --for 30m
+  kubectl ipmasq apply -f new.yaml --canary label=pool=edge --no-promote
   kubectl ipmasq apply -f - --yes --tolerate 3 -o json < new.yaml
 """,
 )
 @file_option
+@canary_options
 @rollout_options
 @fleet_options
 @document_option
@@ -44,26 +55,37 @@ def command(
     one refuses it, or is unready or silent for longer than --grace, the document before is put
     back.
 
+    With --canary a few nodes hold it first, in the ConfigMap NAME-canary. It is for all once
+    nothing has got worse there for as long as --for says, and else it is withdrawn.
+
     Whoever ends this in the middle leaves the old document or the new one: `status` says which,
     `apply` again goes on, and `rollback` goes back.
 
     Exit status: 0 the nodes hold it, 1 it was not written or was taken back, 2 on an error.
     """
     from ipmasq_agent.errors import UsageError
+    from ipmasq_agent.fleet.canary import Meant
     from ipmasq_agent.fleet.preview import grouped
     from ipmasq_agent.fleet.published import digest_of
-    from ipmasq_agent.fleet.rollout import NextStep
 
+    meant = Meant.of(options["canary"]) if options["canary"] else None
     document = new_document(filename)
     fleet = whole_fleet(options)
     publisher = publisher_of(fleet, configmap, force=force)
     target, before = digest_of(document), publisher.read()
     answer: dict[str, Any] = {"hash": target, "before": before.digest, "failed": {}}
 
-    def left(outcome: str, text: str, code: int) -> int:
-        emit({**answer, "outcome": outcome}, output, lambda: text)
-        return code
+    def left(outcome: Ending) -> int:
+        data = {**answer, **outcome.facts, "outcome": outcome.word}
+        emit(data, output, lambda: outcome.text)
+        return outcome.code
 
+    canary = standing(publisher)
+    if canary is not None and canary.digest != target:
+        raise UsageError(
+            f"some nodes try another document ({canary.digest}, {publisher.canary.place})",
+            remedy="`kubectl ipmasq canary promote` or `withdraw` first",
+        )
     if before.digest == target:
         click.echo(f"{publisher.place} holds {target} already", err=True)
         kept = publisher.kept()
@@ -82,31 +104,26 @@ def command(
                 "; ".join(grouped("read another document", elsewhere)),
                 remedy="name it with --configmap; one merged of several cannot be rolled out",
             )
+        trial = None
+        if meant is not None:
+            trial = CanaryTrial(fleet, publisher, meant, agents, states, options)
         waited = [each for each in states if each.ready]
         others = {each.node: each.why_not(None) for each in states if not each.ready}
         preview = _shown(fleet, agents, document)
         remark("warning", grouped("not waited for", others))
         if preview is not None and len(preview.refused) > options["tolerate"]:
             answer["failed"] = preview.refused
-            return left("refused", f"nothing was written to {publisher.place}", 1)
-        if not yes and not confirmed(f"Write it to {publisher.place}?"):
-            return left("declined", "nothing was written", 1)
+            return left(Ending("refused", f"nothing was written to {publisher.place}", 1))
+        where = trial.question if trial else publisher.place
+        if not yes and not confirmed(f"Write it to {where}?"):
+            return left(Ending("declined", "nothing was written", 1))
+        if trial is not None:
+            outcome = trial.run(document, canary, before)
+            if outcome is not None:
+                return left(outcome)
         publisher.keep(before, target)
         now = publisher.write(document, before)
-    rollout = roll(fleet, publisher, target, waited, agents, options)
-    answer["failed"] = rollout.troubled
-    remark("error", grouped("failed", rollout.troubled))
-    if rollout.step is NextStep.DONE:
-        return left("rolled out", f"{target} is in force on {len(rollout.holding)} nodes", 0)
-    if before.digest == target:
-        return left("failed", f"{target} stays: which document was before it is not known", 1)
-    publisher.write(before.content, now)
-    click.echo(f"{before.digest} is written again", err=True)
-    back = roll(fleet, publisher, before.digest, waited, agents, options)
-    answer["notBack"] = back.troubled
-    remark("error", grouped("not back", back.troubled))
-    text = f"taken back: {before.digest} is in force on {len(back.holding)} of {len(waited)} nodes"
-    return left("rolled back", text, 1)
+    return left(spread(fleet, publisher, target, before, now, waited, agents, options))
 
 
 def _shown(fleet: Fleet, agents: Sequence[AgentPod], document: bytes) -> Preview | None:

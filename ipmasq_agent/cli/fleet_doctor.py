@@ -10,7 +10,11 @@ from ipmasq_agent.cli.fleet import FleetProgress, fleet_of, fleet_options
 from ipmasq_agent.cli.output import emit, output_option, remark
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ipmasq_agent.fleet.agents import AgentPod
+    from ipmasq_agent.fleet.cluster import Fleet
+    from ipmasq_agent.fleet.findings import Findings
 
 _PATIENCE = 60.0  # seconds in which a node looks at itself
 
@@ -35,30 +39,11 @@ def command(output: str, **options: Any) -> int:
     """
     from ipmasq_agent.answers.doctor.facts import Severity
     from ipmasq_agent.cli.doctor import as_text
-    from ipmasq_agent.errors import MALFORMED, AgentError, SourceUnavailable
-    from ipmasq_agent.fleet.cluster import said
-    from ipmasq_agent.fleet.findings import Findings, located
+    from ipmasq_agent.fleet.findings import located
     from ipmasq_agent.fleet.preview import grouped
 
     fleet = fleet_of(options)
-    findings = Findings()
-
-    def ask(agent: AgentPod) -> None:
-        ran = fleet.run(agent, ["doctor", "-o", "json"], seconds=max(_PATIENCE, fleet.seconds))
-        try:
-            findings.add(agent.node, ran.out)
-        except MALFORMED as cause:
-            raise SourceUnavailable(said(ran)) from cause
-        if ran.status not in (0, 1):
-            raise SourceUnavailable(said(ran))
-
-    agents = fleet.agents()
-    progress = FleetProgress("looking at nodes", len(agents))
-    try:
-        answers = fleet.each(agents, ask, progress)
-    finally:
-        progress.end()
-    unseen = {node: str(each) for node, each in answers.items() if isinstance(each, AgentError)}
+    findings, unseen = looked_at(fleet, fleet.agents())
     remark("error", grouped("could not be looked at in full", unseen))
     found = findings.folded()
     shown = [located(one, nodes) for one, nodes in found]
@@ -70,3 +55,33 @@ def command(output: str, **options: Any) -> int:
     if unseen:
         return 2
     return int(any(one.severity is not Severity.INFO for one in shown))
+
+
+def looked_at(fleet: Fleet, agents: Sequence[AgentPod]) -> tuple[Findings, dict[str, str]]:
+    """Return what ``doctor`` finds on nodes, and where it could not look at all, and why.
+
+    Raises:
+        AccessDenied: we may not ask.
+    """
+    from ipmasq_agent.errors import MALFORMED, AgentError, SourceUnavailable
+    from ipmasq_agent.fleet.cluster import said
+    from ipmasq_agent.fleet.findings import Findings
+
+    findings = Findings()
+
+    def ask(agent: AgentPod) -> None:
+        ran = fleet.run(agent, ["doctor", "-o", "json"], seconds=max(_PATIENCE, fleet.seconds))
+        try:
+            findings.add(agent.node, ran.out)
+        except MALFORMED as cause:
+            raise SourceUnavailable(said(ran)) from cause
+        if ran.status not in (0, 1):
+            raise SourceUnavailable(said(ran))
+
+    progress = FleetProgress("looking at nodes", len(agents))
+    try:
+        answers = fleet.each(agents, ask, progress)
+    finally:
+        progress.end()
+    failures = ((node, each) for node, each in answers.items() if isinstance(each, AgentError))
+    return findings, {node: str(error) for node, error in failures}

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ipmasq_agent.cli.fleet import document_option, fleet_options, publisher_of
+from ipmasq_agent.cli.fleet import document_option, fleet_options, publisher_of, standing
 from ipmasq_agent.cli.fleet_rolling import confirmed, heard, roll, rollout_options, whole_fleet
 from ipmasq_agent.cli.output import emit, output_option, remark
 
@@ -34,6 +34,7 @@ def command(yes: bool, force: bool, configmap: str, output: str, **options: Any)
     from ipmasq_agent.errors import SourceError
     from ipmasq_agent.fleet.preview import grouped
     from ipmasq_agent.fleet.rollout import NextStep
+    from ipmasq_agent.fleet.trial import tried_on
 
     fleet = whole_fleet(options)
     publisher = publisher_of(fleet, configmap, force=force)
@@ -59,6 +60,14 @@ def command(yes: bool, force: bool, configmap: str, output: str, **options: Any)
             return 1
         publisher.write(kept.content, now)
     waited = [each for each in states if each.silent is None]
+    if (canary := standing(publisher)) is not None:
+        trying = canary.among(each.node for each in states)
+        waited = [each for each in waited if each.node not in trying]
+        click.echo(
+            f"warning: {tried_on(trying)} not waited for: they try another document "
+            f"({canary.digest}), and `kubectl ipmasq canary withdraw` ends that",
+            err=True,
+        )
     rollout = roll(fleet, publisher, kept.digest, waited, agents, options)
     remark("error", grouped("failed", rollout.troubled))
     answer = {"hash": kept.digest, "before": now.digest, "failed": rollout.troubled}

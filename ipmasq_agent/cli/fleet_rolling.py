@@ -5,24 +5,28 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-from ipmasq_agent.cli.fleet import FleetProgress, fleet_of
+from ipmasq_agent.cli.fleet import FleetProgress, fleet_of, standing
 from ipmasq_agent.cli.options import shared
+from ipmasq_agent.cli.output import remark
 
 if TYPE_CHECKING:
     from ipmasq_agent.fleet.agents import AgentPod
+    from ipmasq_agent.fleet.canary import Canary
     from ipmasq_agent.fleet.cluster import Fleet
     from ipmasq_agent.fleet.nodes import NodeState
-    from ipmasq_agent.fleet.published import Publisher
+    from ipmasq_agent.fleet.published import Published, Publisher
     from ipmasq_agent.fleet.rollout import Rollout
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 PAUSE = 1.0
 """Seconds between looks at nodes."""
+HOW_ON = "`kubectl ipmasq status` tells how far it is, and `kubectl ipmasq rollback` takes it back"
+_WITHDRAWN = "`kubectl ipmasq status` tells how far it is, and nothing more is to be done"
 
 _OPTIONS = (
     click.option("-y", "--yes", is_flag=True, help="Do not ask."),
@@ -58,6 +62,22 @@ _OPTIONS = (
 
 rollout_options = shared(*_OPTIONS)
 """Those that say how long nodes are waited for, and how many may fail."""
+
+
+class Ending(NamedTuple):
+    """What became of a document.
+
+    Attributes:
+        word: for programs.
+        text: for people.
+        code: the exit status.
+        facts: more for programs.
+    """
+
+    word: str
+    text: str
+    code: int
+    facts: Mapping[str, Any] = {}
 
 
 def confirmed(question: str) -> bool:
@@ -115,6 +135,7 @@ def roll(
     nodes: Sequence[NodeState],
     agents: Sequence[AgentPod],
     terms: Mapping[str, Any],
+    how_on: str = HOW_ON,
 ) -> Rollout:
     """Wait until nodes hold a document that was written, or have failed.
 
@@ -125,6 +146,7 @@ def roll(
         nodes: who is waited for.
         agents: those that there are.
         terms: the values of ``rollout_options``.
+        how_on: what to tell whoever ends this.
 
     Raises:
         Changed: somebody else has written another document since.
@@ -157,11 +179,85 @@ def roll(
                 continue  # all are asked once more, at once
             time.sleep(PAUSE)
     except KeyboardInterrupt:
-        click.echo(
-            f"\n{target} stays written: `kubectl ipmasq status` tells how far it is, and "
-            "`kubectl ipmasq rollback` takes it back",
-            err=True,
-        )
+        click.echo(f"\n{target} stays written: {how_on}", err=True)
         raise
     finally:
         progress.end()
+
+
+def spread(
+    fleet: Fleet,
+    publisher: Publisher,
+    target: str,
+    before: Published,
+    now: Published,
+    waited: Sequence[NodeState],
+    agents: Sequence[AgentPod],
+    terms: Mapping[str, Any],
+) -> Ending:
+    """Wait until all nodes hold a document that was written, or put the one before back.
+
+    A canary of it has done its part then, either way, and is taken away.
+
+    The arguments are those of ``roll``, and ``before``, what it replaced, and ``now``, it as it
+    was written; ``waited`` is who is waited for.
+
+    Raises:
+        Changed: somebody else has written another document since.
+    """
+    from ipmasq_agent.fleet.rollout import NextStep
+
+    rollout = roll(fleet, publisher, target, waited, agents, terms)
+    facts: dict[str, Any] = {"failed": rollout.troubled}
+    told("failed", rollout)
+    canary = standing(publisher)
+    if canary is not None and canary.digest != target:
+        canary = None
+    if rollout.step is NextStep.DONE:
+        if canary is not None:
+            publisher.canary.write(None, canary.document)
+        text = f"{target} is in force on {len(rollout.holding)} nodes"
+        return Ending("rolled out", text, 0, facts)
+    if before.digest == target:
+        text = f"{target} stays: which document was before it is not known"
+        return Ending("failed", text, 1, facts)
+    publisher.write(before.content, now)
+    if canary is not None:
+        publisher.canary.write(None, canary.document)
+    click.echo(f"{before.digest} is written again", err=True)
+    back = roll(fleet, publisher, before.digest, waited, agents, terms)
+    told("not back", back)
+    text = f"taken back: {before.digest} is in force on {len(back.holding)} of {len(waited)} nodes"
+    return Ending("rolled back", text, 1, {**facts, "notBack": back.troubled})
+
+
+def withdrawn(
+    fleet: Fleet,
+    publisher: Publisher,
+    canary: Canary,
+    states: Sequence[NodeState],
+    agents: Sequence[AgentPod],
+    terms: Mapping[str, Any],
+) -> tuple[str, Rollout]:
+    """Take a document away from those that try it, and return what they hold, and who does.
+
+    The arguments are those of ``roll``; ``states`` are of all nodes.
+
+    Raises:
+        Changed: it is not there as it was any more.
+    """
+    nodes = set(canary.among(each.node for each in states))
+    publisher.canary.write(None, canary.document)
+    everyone = publisher.read().digest
+    click.echo(f"the canary is withdrawn; {everyone} is for all nodes", err=True)
+    waited = [each for each in states if each.node in nodes and each.silent is None]
+    back = roll(fleet, publisher, everyone, waited, agents, terms, _WITHDRAWN)
+    told("not back", back)
+    return everyone, back
+
+
+def told(kind: str, rollout: Rollout) -> None:
+    """Say which nodes have failed, and why."""
+    from ipmasq_agent.fleet.preview import grouped
+
+    remark("error", grouped(kind, rollout.troubled))

@@ -13,12 +13,14 @@ from ipmasq_agent.cli.fleet import (
     fleet_of,
     fleet_options,
     publisher_of,
+    standing,
 )
 from ipmasq_agent.cli.output import emit, output_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ipmasq_agent.fleet.canary import Canary
     from ipmasq_agent.fleet.cluster import Fleet
     from ipmasq_agent.fleet.nodes import NodeState
     from ipmasq_agent.fleet.published import Published, Publisher
@@ -58,59 +60,75 @@ def command(watch: bool, every: float, configmap: str, output: str, **options: A
 
     fleet = fleet_of(options)
     publisher = publisher_of(fleet, configmap)
-    document, states = _look(fleet, publisher)
+    document, canary, states = _look(fleet, publisher)
     expected = document and document.digest
     lines = table(states, expected)
-    data = _data(document, states)
-    emit(data, output, lambda: "\n".join([*lines, "", *_below(publisher, document, states)]))
+    data = _data(document, canary, states)
+    below = "", *_below(publisher, document, canary, states)
+    emit(data, output, lambda: "\n".join([*lines, *below]))
     while watch:
         time.sleep(every)
         before = dict(zip((each.node for each in states), states, strict=True)), expected
-        document, states = _look(fleet, publisher)
+        document, canary, states = _look(fleet, publisher)
         expected = document and document.digest
         known = before[0] if before[1] == expected else {}
         changed = [each for each in states if known.get(each.node) != each]
         if changed:
-            data = _data(document, changed)
+            data = _data(document, canary, changed)
             emit(data, output, lambda: "\n".join(table(changed, expected, head=False)))  # noqa: B023
     return 0 if all(each.good(expected) for each in states) else 1
 
 
-def _look(fleet: Fleet, publisher: Publisher) -> tuple[Published | None, list[NodeState]]:
-    """Return the cluster's document, if we may read it, and what all agents say."""
+def _look(
+    fleet: Fleet, publisher: Publisher
+) -> tuple[Published | None, Canary | None, list[NodeState]]:
+    """Return the cluster's document, if we may read it, a canary, and what all agents say."""
     from ipmasq_agent.errors import AccessDenied
+    from ipmasq_agent.fleet.nodes import trying
 
     try:
         document = publisher.read()
     except AccessDenied as error:
         click.echo(f"warning: {error}", err=True)
         document = None
+    canary = standing(publisher)
     agents = fleet.agents()
     progress = FleetProgress("asking nodes", len(agents))
     try:
-        return document, fleet.states(agents, progress)
+        states = fleet.states(agents, progress)
     finally:
         progress.end()
+    if canary is not None:
+        states = trying(states, canary.among(each.node for each in states), canary.digest)
+    return document, canary, states
 
 
-def _data(document: Published | None, states: Sequence[NodeState]) -> dict[str, Any]:
+def _data(
+    document: Published | None, canary: Canary | None, states: Sequence[NodeState]
+) -> dict[str, Any]:
     expected = document and document.digest
     return {
         "inSync": all(each.good(expected) for each in states),
         "document": document and {"revision": document.version, "hash": document.digest},
+        "canary": canary and canary.as_data([each.node for each in states]),
         "nodes": [each.as_data(expected) for each in states],
     }
 
 
 def _below(
-    publisher: Publisher, document: Published | None, states: Sequence[NodeState]
+    publisher: Publisher,
+    document: Published | None,
+    canary: Canary | None,
+    states: Sequence[NodeState],
 ) -> list[str]:
     """Return what there is to say of all nodes together, and how to go on."""
     from ipmasq_agent.fleet.nodes import summary
 
+    lines = [summary(states, document and document.digest, publisher.place)]
+    if canary is not None:
+        lines.append(canary.line([each.node for each in states]))
     if document is None:
-        return [summary(states, None, publisher.place)]
-    lines = [summary(states, document.digest, publisher.place)]
+        return lines
     if not all(each.good(document.digest) for each in states):
         kept = publisher.kept()
         if kept is not None and kept.replaced_by == document.digest != kept.digest:

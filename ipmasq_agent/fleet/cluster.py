@@ -74,11 +74,7 @@ class Fleet:
             page=500,
             keys=KEPT,
         )
-        try:
-            listed = list_all(self.api, wanted).value
-        except ApiRefusal as refusal:
-            raise explained(refusal, self.api, wanted.what, wanted.permission) from refusal
-        found = one_a_node(listed.values())
+        found = one_a_node(self._listed(wanted))
         found = [each for each in found if not self._only or each.node in self._only]
         if not found:
             raise SourceError(
@@ -107,6 +103,28 @@ class Fleet:
         if not node or not (addresses or spec.get("hostNetwork")):
             raise SourceError(f"{what} has no node or no address yet")
         return str(node), addresses
+
+    def labelled(self, selector: str) -> frozenset[str]:
+        """Return the names of the nodes with a label.
+
+        Raises:
+            SourceError: they cannot be listed.
+        """
+        wanted = Objects(
+            *("nodes", "/api/v1/nodes", f"the nodes with the label {selector}"),
+            Permission("nodes", verbs=("list",)),
+            lambda node: str(node["metadata"]["name"]),
+            {"labelSelector": selector},
+            page=500,
+            keys=frozenset({"metadata", "name"}),
+        )
+        return frozenset(self._listed(wanted))
+
+    def _listed(self, wanted: Objects[T]) -> list[T]:
+        try:
+            return list(list_all(self.api, wanted).value.values())
+        except ApiRefusal as refusal:
+            raise explained(refusal, self.api, wanted.what, wanted.permission) from refusal
 
     def each(
         self,

@@ -16,6 +16,7 @@ class Findings:
 
     def __init__(self) -> None:
         self._found: dict[Symptom, dict[str, tuple[str, ...]]] = {}
+        self._ids: dict[str, set[str]] = {}
 
     def add(self, node: str, told: bytes) -> None:
         """Take in what ``doctor -o json`` prints on a node.
@@ -23,7 +24,9 @@ class Findings:
         Raises:
             one of MALFORMED: it is in another form.
         """
-        for one in json.loads(told):
+        found = json.loads(told)
+        self._ids[node] = {str(one["id"]) for one in found}
+        for one in found:
             severity = Severity(one["severity"])
             title, why, remedy = (plain(str(one[key])) for key in ("title", "why", "remedy"))
             symptom = Symptom(severity, title, why, remedy, id=plain(str(one["id"])))
@@ -45,6 +48,18 @@ class Findings:
             return _WORST.index(one.severity), -len(nodes), one.id, one.title
 
         return sorted(found, key=rank)
+
+    def since(self, before: Findings) -> list[str]:
+        """Return what bites where it did not before, a line each.
+
+        Nodes that were not looked at before are left out: what is new there nobody knows.
+        """
+        lines = []
+        for one, nodes in self.folded():
+            new = [node for node in nodes if one.id not in before._ids.get(node, {one.id})]
+            if new and one.severity is not Severity.INFO:
+                lines.append(f"doctor finds: {located(one, new).title}")
+        return lines
 
 
 def located(one: Symptom, nodes: list[str]) -> Symptom:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ipmasq_agent.answers.table import aligned
+from ipmasq_agent.policy.addresses import Family
 
+FAMILIES = tuple(family.value for family in Family)
 _NAMED = 3  # nodes in a row of them
 _HEAD = ("NODE", "PLANE", "SYNC", "HASH", "REVISION", "SINCE", "PORTS", "DRIFT")
 
@@ -31,6 +33,12 @@ class NodeState:
         source: where the agent's document comes from.
         heals: how often it undid what others had done.
         healed: when, last.
+        failed: how many of its passes failed.
+        dropped: packets that its data plane dropped rather than let them out untranslated; 0
+            where the kernel's own translation does that, which counts none.
+        overridden: how many ranges of destinations rules of others decide about.
+        filled: how full the fullest table of connections is, from 0 to 1.
+        tried: hash of the document that this node is to try instead of the cluster's.
     """
 
     node: str
@@ -48,10 +56,15 @@ class NodeState:
     source: str = ""
     heals: int = 0
     healed: str | None = None
+    failed: int = 0
+    dropped: int = 0
+    overridden: int = 0
+    filled: float | None = None
+    tried: str | None = None
 
     def good(self, document: str | None) -> bool:
         """Whether it is in sync with a document of that hash, or with any."""
-        return self.in_force and self.ready and document in (None, self.held)
+        return self.in_force and self.ready and (self.tried or document) in (None, self.held)
 
     def reads(self, place: str, key: str) -> bool:
         """Whether its document is that of a ConfigMap alone, or of a canary instead.
@@ -62,9 +75,16 @@ class NodeState:
         """
         if not self.source.startswith("ConfigMap "):
             return True  # a file, which a kubelet may have made of it
-        named = set(self.source.split(", "))
-        canary = {name for name in named if name.partition(" key ")[0] == f"{place}-canary"}
-        return len(named - canary) == 1 and named - canary <= {place, f"{place} key {key}"}
+        named = set(self.source.split(", ")) - self._canary(place)
+        return len(named) == 1 and named <= {place, f"{place} key {key}"}
+
+    def watches_canary(self, place: str) -> bool:
+        """Whether it would try the document beside that of a ConfigMap, if it is meant."""
+        return bool(self._canary(place))
+
+    def _canary(self, place: str) -> set[str]:
+        named = self.source.split(", ")
+        return {name for name in named if name.partition(" key ")[0] == f"{place}-canary"}
 
     def why_not(self, document: str | None) -> str:
         """Return what is the matter, in one line; empty where nothing is."""
@@ -72,9 +92,10 @@ class NodeState:
             return self.silent
         if self.good(document):
             return ""
-        clauses = list(self.trouble)
-        if document is not None and self.held != document and self.newest != document:
-            clauses.append(f"has not seen the cluster's document ({document}) yet")
+        clauses, wanted = list(self.trouble), self.tried or document
+        if wanted is not None and wanted not in (self.held, self.newest):
+            whose = "the canary" if self.tried else "the cluster's document"
+            clauses.append(f"has not seen {whose} ({wanted}) yet")
         return "; ".join(clauses) or "not ready"
 
     def cells(self, document: str | None) -> tuple[str, ...]:
@@ -91,7 +112,7 @@ class NodeState:
             self.since or "-",
             "-" if self.ports is None else f"{self.ports:.0%}",
             drift,
-            self.why_not(document),
+            self.why_not(document) or ("tries the canary" if self.tried else ""),
         )
 
     def as_data(self, document: str | None) -> dict[str, Any]:
@@ -108,6 +129,7 @@ class NodeState:
             "heals": self.heals,
             "healed": self.healed,
             "reason": self.why_not(document) or None,
+            "tries": self.tried,
         }
 
 
@@ -121,6 +143,13 @@ def state_of(node: str, told: Mapping[str, Any]) -> NodeState:
     held, newest = config.get("inForce") or {}, config.get("newest") or {}
     fills = [row["used"] / row["of"] for row in told.get("ports") or () if row["of"]]
     healed = told.get("healed") or ()
+    tables = [
+        (sum(n for name, n in each.items() if name in FAMILIES), each["capacity"])
+        for each in told.get("tables") or ()
+    ]
+    if tracked := told.get("tracked"):
+        tables.append((tracked["used"], tracked["of"]))
+    counters = told.get("counters") or {}
     return NodeState(
         node,
         plane=_text(told["mode"]) or "-",
@@ -137,6 +166,16 @@ def state_of(node: str, told: Mapping[str, Any]) -> NodeState:
         source=str(config.get("source") or ""),
         heals=int(told.get("heals") or 0),
         healed=_text(healed[-1]["at"]) if healed else None,
+        failed=int(told.get("failedPasses") or 0),
+        # Malformed packets are dropped whatever the document says.
+        dropped=sum(
+            int(count)
+            for counts in counters.values()
+            for name, count in counts.items()
+            if name.startswith("out_dropped_") and name != "out_dropped_malformed"
+        ),
+        overridden=len(told.get("overrides") or ()),
+        filled=max((used / of for used, of in tables if of), default=None),
     )
 
 
@@ -154,7 +193,7 @@ def _text(value: Any) -> str | None:
 
 def _trouble(told: Mapping[str, Any]) -> list[str]:
     found = [told.get("failure"), told["config"].get("error"), told.get("contested")]
-    found += [f"{f}: {told[f]['error']}" for f in ("ipv4", "ipv6") if told[f].get("error")]
+    found += [f"{f}: {told[f]['error']}" for f in FAMILIES if told[f].get("error")]
     for kind in ("waiting", "leftBehind", "unanswered"):
         found += told.get(kind) or ()
     found += [fact["error"] for fact in told.get("facts") or () if fact.get("error")]
@@ -164,6 +203,11 @@ def _trouble(told: Mapping[str, Any]) -> list[str]:
         found.append("the kernel does not hold what the document asks for")
     # A document's error has a line for each problem.
     return [plain(" ".join(str(each).split())) for each in found if each]
+
+
+def trying(states: Sequence[NodeState], nodes: Collection[str], document: str) -> list[NodeState]:
+    """Return nodes of which some are to try a document."""
+    return [replace(each, tried=document) if each.node in nodes else each for each in states]
 
 
 def table(states: Sequence[NodeState], document: str | None, *, head: bool = True) -> list[str]:

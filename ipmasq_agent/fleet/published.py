@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ipmasq_agent.errors import SourceError
@@ -36,13 +37,18 @@ class Published(NamedTuple):
         key: where in it.
         content: None where there is none, which means the defaults.
         version: of the ConfigMap; None where it does not exist.
-        replaced_by: of a document that was kept, the hash of the one that came after it.
+        about: the ConfigMap's annotations.
     """
 
     key: str
     content: bytes | None
     version: str | None
-    replaced_by: str | None = None
+    about: Mapping[str, str] = {}
+
+    @property
+    def replaced_by(self) -> str | None:
+        """Of a document that was kept, the hash of the one that came after it."""
+        return self.about.get(REPLACED_BY)
 
     @property
     def digest(self) -> str:
@@ -98,6 +104,11 @@ class Publisher:
         """The name of the ConfigMap that keeps the document before."""
         return f"{self._name}-previous"
 
+    @property
+    def canary(self) -> Publisher:
+        """Who reads and writes the document that a few nodes try, which has the usual key."""
+        return Publisher(self._api, self._namespace, f"{self._name}-canary", force=self._force)
+
     def read(self) -> Published:
         """Return the document.
 
@@ -128,12 +139,20 @@ class Publisher:
         metadata = {"name": self.before, "annotations": about}
         self._apply(self.before, metadata, document.key, document.content, force=True)
 
-    def write(self, content: bytes | None, over: Published, *, dry: bool = False) -> Published:
+    def write(
+        self,
+        content: bytes | None,
+        over: Published,
+        *,
+        about: Mapping[str, str] | None = None,
+        dry: bool = False,
+    ) -> Published:
         """Put a document in the place of another, if that is still there.
 
         Args:
             content: None to take the document away.
             over: the one that was read.
+            about: annotations to write with it.
             dry: only ask whether we might.
 
         Raises:
@@ -142,7 +161,9 @@ class Publisher:
         """
         if content is None:
             return over if dry else self._delete(over)
-        metadata = {"name": self._name}
+        metadata: dict[str, Any] = {"name": self._name}
+        if about is not None:
+            metadata["annotations"] = dict(about)
         if over.version is not None:
             metadata["resourceVersion"] = over.version
         force = self._force
@@ -181,8 +202,7 @@ class Publisher:
         only = list(values) if len(values) == 1 else []
         key = self._key or next((key for key in (*KEYS, *only) if key in values), KEYS[0])
         about = metadata.get("annotations") or {}
-        version, after = str(metadata["resourceVersion"]), about.get(REPLACED_BY)
-        return Published(key, values.get(key), version, after)
+        return Published(key, values.get(key), str(metadata["resourceVersion"]), about)
 
     def _apply(
         self,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ipmasq_agent.agent.status import ConfigStatus, Look, Sighting, Status
+from ipmasq_agent.answers.ports import PortLook
 from ipmasq_agent.config.document import parse_document
 from ipmasq_agent.config.model import Flags
 from ipmasq_agent.errors import ConfigError
@@ -32,6 +33,7 @@ class Agent:
         port: where it listens on the node's address; None for loopback alone.
         source: what it calls the place of its document.
         lines: what `observe` prints there.
+        tells: keys of its status while another document than the first one is in force.
         verbs: what its verbs print beside ``status``: verb → exit status and JSON.
     """
 
@@ -42,7 +44,10 @@ class Agent:
     cuts: bool = False
     fails: str | None = None
     port: int | None = 9797
-    verbs: dict[str, tuple[int, Any]] = field(default_factory=lambda: {"diff": (0, UNCHANGED)})
+    tells: dict[str, Any] = field(default_factory=dict)
+    verbs: dict[str, tuple[int, Any]] = field(
+        default_factory=lambda: {"diff": (0, UNCHANGED), "doctor": (0, [])}
+    )
     lines: tuple[bytes, ...] = ()
     phase: str = "Running"
     source: str = f"ConfigMap {NAME}"
@@ -56,8 +61,9 @@ class Agent:
             ConfigStatus(self.source),
             look=Look("iptables-nft", "as kubelet", ("eth0",), (Family.IPV4,)),
             in_sync=True,
+            ports=PortLook(tracked=(10, 100)),
         )
-        self._version = ""
+        self._version = self._first = ""
         self._behind = 0
         self._told: bytes | None = None
 
@@ -97,7 +103,10 @@ class Agent:
                 self._take_in(version, document)
                 self._told = None
         if self._told is None:
-            self._told = json.dumps(self._status.as_data()).encode()
+            held = self._status.config.in_force
+            another = held is not None and held.digest != self._first
+            told = self._status.as_data() | (self.tells if another else {})
+            self._told = json.dumps(told).encode()
         return self._told
 
     def deliver(self, document: bytes | None) -> None:
@@ -125,6 +134,7 @@ class Agent:
             return
         config = replace(config, accepted=True, error=None)
         held = self._status.config.in_force
+        self._first = self._first or newest.digest
         if self.fails and held is not None and held.digest != newest.digest:
             look = replace(self._status.look, errors={Family.IPV4: self.fails})
             self._status = replace(self._status, config=config, in_sync=False, look=look)

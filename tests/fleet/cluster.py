@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from aiohttp import WSMsgType, web
 
+from ipmasq_agent.sources.canary import tries
 from tests.deploy.manifests import DEPLOY
 from tests.fleet.agents import Agent
 from tests.fleet.real import RealAgent
@@ -52,6 +53,7 @@ class FleetCluster:
         agents: pod → agent; tests may change them at any time.
         configmaps: by name, as they are now.
         pods: those of the namespace default, by name.
+        labels: of nodes, by name.
         requests: method and path of all that was asked.
         ran: node and words of all programs that were run.
         after: called after each request that writes and is not refused, with what it was.
@@ -68,6 +70,7 @@ class FleetCluster:
         self.agents = {agent.pod: agent for agent in agents}
         self.configmaps: dict[str, ConfigMap] = {}
         self.pods: dict[str, dict[str, Any]] = {}
+        self.labels: dict[str, dict[str, str]] = {}
         self.requests: list[tuple[str, str]] = []
         self.ran: list[tuple[str, ...]] = []
         self.after: Callable[[str], None] = lambda what: None
@@ -112,6 +115,7 @@ class FleetCluster:
         app.router.add_get(pods + "/{pod}:{port}/proxy/{path}", self._proxy)
         app.router.add_get(pods + "/{pod}/exec", self._exec)
         app.router.add_get("/api/v1/namespaces/default/pods/{pod}", self._pod)
+        app.router.add_get("/api/v1/nodes", self._nodes)
         app.router.add_get(maps, self._get)
         app.router.add_patch(maps, self._patch)
         app.router.add_delete(maps, self._delete)
@@ -144,8 +148,8 @@ class FleetCluster:
 
     def _lacking(self, request: web.Request) -> str | None:
         """Return what the roles of deploy/ do not allow; None where they do."""
-        parts = request.path.split("/")[4:]  # after /api/v1/namespaces
-        namespace, resource, *rest = parts
+        parts = request.path.split("/")[3:]  # after /api/v1
+        namespace, resource, *rest = parts[1:] if parts[0] == "namespaces" else ("", *parts)
         name = rest[0].partition(":")[0] if rest else ""
         if len(rest) > 1:
             resource += f"/{rest[1]}"
@@ -176,6 +180,12 @@ class FleetCluster:
             metadata["continue"] = str(start + limit)
         return web.json_response({"metadata": metadata, "items": pods[start : start + limit]})
 
+    async def _nodes(self, request: web.Request) -> web.Response:
+        key, _, value = request.query["labelSelector"].partition("=")
+        names = [name for name, labels in self.labels.items() if labels.get(key) == value]
+        items = [{"metadata": {"name": name}} for name in names]
+        return web.json_response({"metadata": {"resourceVersion": "1"}, "items": items})
+
     async def _pod(self, request: web.Request) -> web.Response:
         found = self.pods.get(request.match_info["pod"])
         return refusal(404, "not found") if found is None else web.json_response(found)
@@ -194,7 +204,7 @@ class FleetCluster:
         return web.Response(body=body, content_type="application/json")
 
     async def _status(self, agent: Agent) -> bytes:
-        held = self.configmaps.get("ip-masq-agent")
+        held = self._meant_for(agent)
         version = str(held.version) if held else "absent"
         document = held.data["config"].encode() if held else None
         if agent.real:
@@ -202,9 +212,18 @@ class FleetCluster:
         return agent.status(version, document)
 
     def _deliver(self) -> None:
-        document = self.document()
         for agent in self.agents.values():
-            agent.deliver(None if document is None else document.encode())
+            held = self._meant_for(agent)
+            agent.deliver(None if held is None else held.data["config"].encode())
+
+    def _meant_for(self, agent: Agent) -> ConfigMap | None:
+        """Return the document that an agent goes by, which may be a canary."""
+        canary = self.configmaps.get("ip-masq-agent-canary")
+        if canary and agent.source.endswith("-canary"):
+            nodes = canary.annotations.get("ipmasq-agent/nodes", "")
+            if tries(nodes, agent.node):
+                return canary
+        return self.configmaps.get("ip-masq-agent")
 
     async def _exec(self, request: web.Request) -> web.StreamResponse:
         agent = self.agents.get(request.match_info["pod"])

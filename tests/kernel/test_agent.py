@@ -234,7 +234,7 @@ def test_http_and_the_verb_say_the_same_of_one_state(
     _, out, _ = verb("status", "-o", "json")
     by_verb, by_http = json.loads(out), agent.status()
     # What goes on: passes and counters; and whom the verb has asked.
-    for alone in ("passes", "changes", "counters", "agent"):
+    for alone in ("passes", "changes", "counters", "agent", "tracked"):
         del by_verb[alone], by_http[alone]
     assert by_http == by_verb
     assert by_http["nativeRoutingCIDR"] == "10.1.0.0/16, fd00::/8"
