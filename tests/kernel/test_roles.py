@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,14 @@ from typing import Any
 import kmock
 import pytest
 
-from tests.deploy.manifests import API, FILE, NODES, container, objects
+from tests.deploy.manifests import API, FILE, NODES, container, objects, with_components
 from tests.kernel.pins import PINS
 from tests.kernel.running import Running
 from tests.kube.cluster import write_kubeconfig
+from tests.kube.event_cluster import GROUP
 from tests.kube.node_cluster import NodeCluster, node_object
 from tests.netns import Namespace
-from tests.waiting import wait_until
+from tests.waiting import DEADLINE, wait_until
 
 PLAIN = "nonMasqueradeCIDRs: [10.0.0.0/8]\n"
 OF_NODES = "nonMasqueradeCIDRs: [10.0.0.0/8]\nexemptNodeIPs: true\npodCIDRs: auto\n"
@@ -28,7 +31,19 @@ class Guarded(NodeCluster):
         self._roles = [item for item in objects(variant) if item["kind"].endswith("Role")]
         self.allowed: set[tuple[str, str]] = set()
         self.refused: set[tuple[str, str]] = set()
+        self.events: dict[str, dict[str, Any]] = {}
         super().__init__()
+
+    async def _prepare(self) -> kmock.KubernetesScaffold:
+        handler = await super()._prepare()
+        handler["create", kmock.resource(GROUP, "v1", "events")] << self._create
+        return handler
+
+    async def _create(self, request: kmock.Request) -> dict[str, Any]:
+        await self._admit("create", request)
+        event: dict[str, Any] = json.loads(request.body)
+        self.events[event["reason"]] = event
+        return event
 
     def _authorise(self, request: kmock.Request) -> None:
         """Decide as RBAC does: of lists and watches the field selector tells the name."""
@@ -53,7 +68,8 @@ class Guarded(NodeCluster):
         return any(
             verb in rule["verbs"]
             and plural in rule["resources"]
-            and "" in rule["apiGroups"]
+            and request.resource is not None
+            and (request.resource.group or "") in rule["apiGroups"]
             and name in rule.get("resourceNames", [name])
             for rule in role["rules"]
         )
@@ -125,3 +141,24 @@ def test_without_the_role_for_nodes_a_document_that_needs_it_says_how_to_grant_i
     assert agent.get("/readyz")[0] == 503
     assert server.refused <= READ_NODES
     assert server.allowed == READ
+
+
+@pytest.mark.long
+def test_with_the_roles_for_events_an_agent_tells_of_its_document_and_its_node(
+    place: Place, tmp_path: Path
+) -> None:
+    """Long for its wait: agents spread what they write over half a minute."""
+    agent, server = place.roll_out(with_components(tmp_path, "", "events"), PLAIN)
+    agent.wait_ready()
+    server.put({"config": PLAIN.replace("10.0.0.0/8", "10.0.0.1/8")})
+    wait_until(lambda: agent.status()["config"]["accepted"] is False, "the refusal")
+    subprocess.run(["iptables-nft", "-t", "nat", "-F", "IP-MASQ"], check=True)
+    both = {"DocumentRefused", "RulesHealed"}
+    wait_until(lambda: server.events.keys() >= both, "told", 3 * DEADLINE)
+    refused, healed = server.events["DocumentRefused"], server.events["RulesHealed"]
+    assert "did you mean 10.0.0.0/8?" in refused["note"]
+    assert (refused["regarding"]["kind"], healed["regarding"]["kind"]) == ("ConfigMap", "Node")
+    assert {event["reportingInstance"] for event in server.events.values()} == {"worker"}
+    assert server.allowed == READ | {("create", "events")}
+    assert server.refused == set()
+    assert agent.stop() == 0
