@@ -70,7 +70,8 @@ def test_no_step_leaves_a_cache_of_packages(stage: Stage) -> None:
 def test_the_entry_point_is_the_projects_program_and_its_command_is_run() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (entry,) = FINAL.all("ENTRYPOINT")
-    assert entry.words == [*project["scripts"]]
+    (program,) = entry.words
+    assert project["scripts"][program] == "ipmasq_agent.__main__:main"
     assert [step.words for step in FINAL.all("CMD")] == [["run"]]
 
 
