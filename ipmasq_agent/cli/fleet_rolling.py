@@ -135,7 +135,7 @@ def roll(
     nodes: Sequence[NodeState],
     agents: Sequence[AgentPod],
     terms: Mapping[str, Any],
-    how_on: str = HOW_ON,
+    how_on: str | None = HOW_ON,
 ) -> Rollout:
     """Wait until nodes hold a document that was written, or have failed.
 
@@ -146,7 +146,7 @@ def roll(
         nodes: who is waited for.
         agents: those that there are.
         terms: the values of ``rollout_options``.
-        how_on: what to tell whoever ends this.
+        how_on: what to tell whoever ends this; None where the caller does.
 
     Raises:
         Changed: somebody else has written another document since.
@@ -179,7 +179,8 @@ def roll(
                 continue  # all are asked once more, at once
             time.sleep(PAUSE)
     except KeyboardInterrupt:
-        click.echo(f"\n{target} stays written: {how_on}", err=True)
+        if how_on is not None:
+            click.echo(f"\n{target} stays written: {how_on}", err=True)
         raise
     finally:
         progress.end()

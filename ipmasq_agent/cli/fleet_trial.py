@@ -145,8 +145,8 @@ class CanaryTrial:
             Changed: somebody else has written another one since.
             SourceError: it cannot be written, or nobody can be asked.
         """
-        from ipmasq_agent.fleet.canary import BEFORE, BEGUN, BY, UNTIL, Canary
-        from ipmasq_agent.fleet.rollout import NextStep
+        from ipmasq_agent.errors import SourceUnavailable
+        from ipmasq_agent.fleet.canary import BEFORE, BEGUN, BY
         from ipmasq_agent.sources.canary import NODES
 
         healthy = self._doctor()
@@ -161,9 +161,26 @@ class CanaryTrial:
         else:
             click.echo(f"{self._place.place} holds {stands.digest} already", err=True)
             written, about = stands.document, stands.about
+        try:
+            return self._tried_out(document, written, about, healthy)
+        except (KeyboardInterrupt, SourceUnavailable):
+            click.echo(f"\n{written.digest} stays with those nodes: {HOW_ON}", err=True)
+            raise
+
+    def _tried_out(
+        self,
+        document: bytes,
+        written: Published,
+        about: Mapping[str, str],
+        healthy: Findings | None,
+    ) -> Ending | None:
+        """Wait for them and watch; see ``run``."""
+        from ipmasq_agent.fleet.canary import UNTIL, Canary
+        from ipmasq_agent.fleet.rollout import NextStep
+
         target = written.digest
         rollout = roll(
-            *(self._fleet, self._place, target, self._tried, self._agents, self._terms, HOW_ON)
+            *(self._fleet, self._place, target, self._tried, self._agents, self._terms, None)
         )
         told("failed", rollout)
         facts: dict[str, Any] = {"canary": self._nodes, "failed": rollout.troubled}
@@ -220,9 +237,6 @@ class CanaryTrial:
                 if trial.step is not NextStep.WAIT:
                     return trial
                 time.sleep(pause)
-        except KeyboardInterrupt:
-            click.echo(f"\n{target} stays with those nodes: {HOW_ON}", err=True)
-            raise
         finally:
             progress.end()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import NamedTuple
 
 from ipmasq_agent.fleet.nodes import NodeState, named
@@ -147,7 +148,7 @@ def _worse(
     for measure in WATCHED:
         rises = {node: one.rise for (what, node), one in series.items() if what == measure.what}
         others = sorted(rise for node, rise in rises.items() if node not in canaries)
-        usual = max(0.0, others[int(_MOST * (len(others) - 1))] if others else 0.0)
+        usual = max(0.0, others[ceil(_MOST * (len(others) - 1))] if others else 0.0)
         for node in sorted(rises.keys() & set(canaries)):
             if rises[node] > usual + measure.room:
                 shown = "{:.0%}" if measure.room else "{:,.0f}"

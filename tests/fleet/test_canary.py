@@ -10,6 +10,7 @@ import pytest
 
 from ipmasq_agent.cli import fleet_rolling, fleet_trial
 from ipmasq_agent.fleet.published import digest_of
+from ipmasq_agent.sources.canary import tries
 from tests.fleet.agents import NAME, Agent
 from tests.fleet.cluster import FleetCluster
 from tests.fleet.conftest import DOCUMENT, Made, Plugin, few
@@ -249,6 +250,51 @@ def test_a_plugin_that_is_killed_leaves_old_canary_or_new_and_a_way_on_and_back(
         assert cluster.document() == DOCUMENT
     assert CANARY not in cluster.configmaps
     assert plugin(cluster, "status").code == 0
+
+
+def test_whoever_ends_it_is_asked_nothing_and_told_how_to_go_on(
+    clusters: Made, plugin: Plugin, tmp_path: Path
+) -> None:
+    cluster = clusters(watching(3))
+    held(cluster, plugin)
+    kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", cluster.port)
+    (tmp_path / "new.yaml").write_text(NEW)
+    words = ("apply", "--yes", "--canary", "node=n2", "-f", str(tmp_path / "new.yaml"))
+    with started(kubeconfig, *words) as child:
+
+        def interrupt(what: str) -> None:
+            if "ipmasq-agent/until" in cluster.configmaps[CANARY].annotations:
+                child.send_signal(signal.SIGINT)
+
+        cluster.after = lambda what: interrupt(what) if CANARY in cluster.configmaps else None
+        _, err = child.communicate(timeout=120)
+    assert child.returncode == 130
+    assert f"{NEW_HASH} stays with those nodes: `kubectl ipmasq canary status`" in err
+    assert cluster.document() == DOCUMENT
+    assert held(cluster, plugin)["n2"] == NEW_HASH
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.long)])
+def test_of_many_nodes_those_that_fare_worse_are_named(
+    clusters: Made, plugin: Plugin, count: int
+) -> None:
+    agents = watching(count)
+    few = [agent for agent in agents if tries("20%", agent.node)]
+    rest = [agent for agent in agents if agent not in few]
+    for agent in rest[:10]:  # of no concern: they go by another document
+        agent.fails = "no"
+    rest[10].dead = True
+    few[2].tells = {"overrides": [{}]}
+    few[5].tells = {"failedPasses": 1}
+    cluster = clusters(agents)
+    held(cluster, plugin)
+    done = plugin(cluster, *WORDS, "--canary", "20%", stdin=NEW)
+    assert done.code == 1, done.err
+    assert set(done.data["canary"]) == {agent.node for agent in few}
+    reasons = done.data["reason"].split("; ")
+    assert {reason.partition(":")[0] for reason in reasons} == {few[2].node, few[5].node}
+    assert cluster.document() == DOCUMENT
+    assert CANARY not in cluster.configmaps
 
 
 def test_there_is_nothing_to_promote_where_no_canary_is(clusters: Made, plugin: Plugin) -> None:
