@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import click
 
 from ipmasq_agent.agent.metrics import Metrics
 from ipmasq_agent.agent.status import ConfigStatus, Status
+from ipmasq_agent.cli import fleet
 from ipmasq_agent.cli.entry import VERBS, cli
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -41,20 +42,29 @@ def commands(
             yield from commands(below, inner)
 
 
-def _root() -> click.Context:
-    return cli.make_context("ipmasq-agent", [], resilient_parsing=True)
+_PROGRAMS = (("ipmasq-agent", cli, VERBS), ("kubectl ipmasq", fleet.program, fleet.VERBS))
+
+
+def _all() -> Iterator[tuple[str, Mapping[str, str], click.Context, click.Command]]:
+    """Yield each command of each program: its words after the program's name, and that's verbs."""
+    for name, program, verbs in _PROGRAMS:
+        root = program.make_context(name, [], resilient_parsing=True)
+        for context, command in commands(program, root):
+            yield context.command_path.removeprefix(name).strip(), verbs, context, command
 
 
 def commands_page() -> str:
     """Return the page of commands."""
     parts = [_HEAD]
-    for context, command in commands(cli, _root()):
-        words = context.command_path.split()[1:]
-        if not words or words[0] in ("help", "version"):
+    for verb, verbs, context, command in _all():
+        words = verb.split()
+        if verbs is VERBS and (not words or words[0] in ("help", "version")):
             continue
-        about = f"{VERBS[words[0]]}\n\n" if len(words) == 1 else ""
+        about = f"{verbs[verb]}\n\n" if len(words) == 1 else ""
         told = command.get_help(context).rstrip()
-        parts.append(f"{'#' * (len(words) + 1)} {' '.join(words)}\n\n{about}```text\n{told}\n```\n")
+        title = verb if verbs is VERBS else context.command_path
+        level = "#" * (len(words) + (1 if verbs is VERBS else 2))
+        parts.append(f"{level} {title}\n\n{about}```text\n{told}\n```\n")
     return "\n".join(parts)
 
 
@@ -95,7 +105,7 @@ def main(words: list[str]) -> None:
 
         folder = Path(words[1])
         folder.mkdir(parents=True, exist_ok=True)
-        for context, command in commands(cli, _root()):
+        for _, _, context, command in _all():
             about = (command.help or "").partition("\n")[0]
             command.short_help = about  # else cut to the width of a list
             name = context.command_path.replace(" ", "-")
