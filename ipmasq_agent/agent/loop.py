@@ -203,9 +203,10 @@ class Agent:
             advice = (*status.look.advice, *self._recorder.trouble)
             status = replace(status, look=replace(status.look, advice=advice))
         plane = self.choice.in_use
-        if isinstance(plane, Translator):
+        if plane is not None:
             try:
-                status = replace(status, counters=plane.counters(), usage=plane.usage())
+                usage = plane.usage() if isinstance(plane, Translator) else status.usage
+                status = replace(status, counters=plane.counters(), usage=usage)
             except Exception as error:
                 told = foreseen(error, "reading counters")
                 event(logging.WARNING, "counters cannot be read", error=str(told))

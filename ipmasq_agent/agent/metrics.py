@@ -172,7 +172,8 @@ def _counted(status: Status) -> list[Numbers]:
     )
     flows = _counter(
         "flows",
-        "New flows by what was decided; of eBPF also how many were removed from its tables.",
+        "New flows by what was decided: of eBPF since its maps were made, with how many were "
+        "removed from its tables; of rules since the first scrape.",
         *labels,
     )
     for family in status.look.families:

@@ -33,6 +33,8 @@ _COUNTED = re.compile(
     + b"".join(re.escape(struct.pack("=HH", _U64, n)) + rb".{8}" for n in (1, 2)),
     re.DOTALL,
 )
+# The name of an expression of nft, or of a target of iptables.
+_TRANSLATES = re.compile(rb"(?:masq|nat|MASQUERADE|SNAT)\0")
 
 
 class TableInfo(NamedTuple):
@@ -79,6 +81,17 @@ class ListedRule(NamedTuple):
     def uncounted(self) -> bytes:
         """What tells what the rule says from anything else, without what it has counted."""
         return _COUNTED.sub(rb"\1", self.packed)
+
+    @property
+    def packets(self) -> int | None:
+        """How many have met its end; None where it does not count."""
+        found = _COUNTED.search(self.packed)
+        return None if found is None else int.from_bytes(found[0][-8:], "big")
+
+    @property
+    def translates(self) -> bool:
+        """Whether it gives packets another source, in nft's words or in iptables'."""
+        return _TRANSLATES.search(self.packed) is not None
 
 
 class SetInfo(NamedTuple):

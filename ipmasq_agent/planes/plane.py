@@ -161,6 +161,14 @@ class Plane(abc.ABC, Generic[State, Desired, Plan]):
         """
         yield
 
+    def counters(self) -> Mapping[tuple[Family, str], int]:
+        """Return how often each outcome was met, as far as the plane counts; in any thread.
+
+        Raises:
+            AgentError: that cannot be read.
+        """
+        return {}
+
     def close(self) -> None:
         """Give back what the plane holds on this host (processes, files), not its rules."""
         return None
@@ -231,10 +239,6 @@ class Translator(abc.ABC):
         Raises:
             AgentError: it was tried, and something is left.
         """
-
-    @abc.abstractmethod
-    def counters(self) -> Mapping[tuple[Family, str], int]:
-        """Return how often each outcome was met."""
 
     @abc.abstractmethod
     def sweep(self) -> float:

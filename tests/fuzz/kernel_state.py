@@ -30,7 +30,7 @@ from ipmasq_agent.planes.iptables.nft_native import is_shown_in_full, told_by_ex
 from ipmasq_agent.planes.iptables.ownership import refuse_others
 from ipmasq_agent.planes.iptables.plan import plan, restore_text
 from ipmasq_agent.planes.iptables.save import Sieve, parse_listed, parse_saved
-from ipmasq_agent.planes.iptables.shape import digest_of
+from ipmasq_agent.planes.iptables.shape import counts_of, digest_of
 from ipmasq_agent.planes.nftables import interpret as nftables
 from ipmasq_agent.planes.nftables.compile import absent as no_table
 from ipmasq_agent.planes.nftables.plan import plan as plan_table
@@ -97,6 +97,12 @@ def legacy_table(data: bytes) -> None:
     """Take the digest of a table of either family."""
     for family in Family:
         digest_of(memoryview(data), family, 0, len(data) - 1)
+
+
+def legacy_counts(data: bytes) -> None:
+    """Read what the rules of a chain in a table of either family have counted."""
+    for family in Family:
+        counts_of(memoryview(data), family, "IP-MASQ")
 
 
 # -- netlink --------------------------------------------------------------------------------

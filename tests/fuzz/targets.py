@@ -34,6 +34,7 @@ TARGETS: dict[str, Target] = {
     "iptables-save": Target(kernel_state.iptables_save),
     "iptables-list": Target(kernel_state.iptables_list),
     "legacy-table": Target(kernel_state.legacy_table),
+    "legacy-counts": Target(kernel_state.legacy_counts),
     "ipset": Target(kernel_state.ipset),
     "nft-rule": Target(kernel_state.nft_rule),
     "nft-elements": Target(kernel_state.nft_elements),

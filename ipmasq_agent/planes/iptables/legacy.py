@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from ipmasq_agent.host.commands import run
+from ipmasq_agent.planes.flowcount import ENTERED, TRANSLATED, Counts
 from ipmasq_agent.planes.iptables.lock import xtables_lock
 from ipmasq_agent.planes.iptables.plan import ChainPlan, restore_text
 from ipmasq_agent.planes.iptables.plane import IptablesPlane, program
 from ipmasq_agent.planes.iptables.save import Sieve, parse_saved
-from ipmasq_agent.planes.iptables.shape import digest, shape
+from ipmasq_agent.planes.iptables.shape import counts, digest, shape
 from ipmasq_agent.planes.placement import Placement
 from ipmasq_agent.planes.rules.table import POSTROUTING, Table, empty_table
 from ipmasq_agent.policy.addresses import Family
@@ -95,6 +96,15 @@ class IptablesLegacyPlane(IptablesPlane):
             if signs == (_signs(family) if closely else (shape(family, "nat"), signs.digest)):
                 return table
         return self.read_rules(family)
+
+    def counted(self, family: Family) -> Counts:
+        """Yield what the rules of our chain have counted."""
+        before = shape(family, "nat")
+        if before is not None:
+            for one in counts(family, "nat", self.placement.chain, before):
+                yield one.rule, ENTERED, one.packets
+                if one.extends:
+                    yield one.rule, TRANSLATED, one.packets
 
     @contextmanager
     def session(self, family: Family) -> Iterator[None]:

@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 from ipmasq_agent.errors import CommandFailed, KernelReadError
 from ipmasq_agent.host.commands import run
+from ipmasq_agent.netlink import nft_numbers as nft
+from ipmasq_agent.netlink.expressions import Immediate, NftVerdict
 from ipmasq_agent.netlink.nf import generation
 from ipmasq_agent.netlink.nft_batch import delete_rules
 from ipmasq_agent.netlink.nft_numbers import NFT_FAMILY
@@ -27,6 +29,7 @@ from ipmasq_agent.netlink.nft_objects import (
     list_rules,
     table_info,
 )
+from ipmasq_agent.planes.flowcount import ENTERED, TRANSLATED, Counts
 from ipmasq_agent.planes.iptables.nft_native import is_shown_in_full, told_by_expressions
 from ipmasq_agent.planes.iptables.plan import ChainPlan, NumberedJump, restore_text
 from ipmasq_agent.planes.iptables.plane import IptablesPlane, program
@@ -157,6 +160,17 @@ class IptablesNftPlane(IptablesPlane):
                 "them to a chain of their own; nothing was written",
             )
         return told_by_expressions(listed, family)
+
+    def counted(self, family: Family) -> Counts:
+        """Yield what the jumps to our chain have counted, then its rules that translate."""
+        chain = self.placement.chain
+        to = [NftVerdict(code, chain) for code in (nft.NFT_JUMP, nft.NFT_GOTO)]
+        for rule in list_rules(family, _TABLE, POSTROUTING):
+            if any(isinstance(each, Immediate) and each.data in to for each in rule.expressions):
+                yield rule.handle, ENTERED, rule.packets or 0
+        for rule in list_rules(family, _TABLE, chain):
+            if rule.translates:
+                yield rule.handle, TRANSLATED, rule.packets or 0
 
     def write_rules(self, family: Family, change: ChainPlan) -> None:
         """Feed the change to iptables-nft-restore: one transaction, nothing flushed.

@@ -11,6 +11,7 @@ from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.host.commands import run
 from ipmasq_agent.host.sparing import Sparing
 from ipmasq_agent.netlink.nft_numbers import NFT_FAMILY
+from ipmasq_agent.planes.flowcount import Counts, FlowCount
 from ipmasq_agent.planes.interpretation import Interpretation
 from ipmasq_agent.planes.iptables.compile import DesiredChain, absent, compile_policy
 from ipmasq_agent.planes.iptables.interpret import interpret, only_ours
@@ -90,6 +91,7 @@ class IptablesPlane(Plane[Table, DesiredChain, ChainPlan]):
         # Families in which no set of ours is left, as far as we have looked.
         self._without_sets: set[Family] = set()
         self._sparing = Sparing()
+        self._flows = FlowCount(self.counted)
 
     def our_base(self, family: Family) -> OurBase:
         """Return POSTROUTING, whose jumps lead to our chain."""
@@ -116,6 +118,14 @@ class IptablesPlane(Plane[Table, DesiredChain, ChainPlan]):
             closely: also from signs that cost more the more is there.
         """
         return self.read_rules(family)
+
+    def counted(self, family: Family) -> Counts:
+        """Yield how many flows came to our chain, and how many its rules translated."""
+        return ()
+
+    def counters(self) -> Mapping[tuple[Family, str], int]:
+        """Return how many flows were translated and kept, by what our rules count."""
+        return self._flows.told()
 
     @abc.abstractmethod
     def write_rules(self, family: Family, change: ChainPlan) -> None:
@@ -168,5 +178,6 @@ class IptablesPlane(Plane[Table, DesiredChain, ChainPlan]):
         """Fill sets, write the rules in one transaction, drop the sets they no longer ask."""
         self._sets.prepare(family, change.sets)
         if change.changes_rules:
-            self.write_rules(family, change)
+            with self._flows.rewriting(family):
+                self.write_rules(family, change)
         self._sets.finish(family, change.sets)

@@ -12,6 +12,7 @@ import ctypes
 import errno
 import mmap
 import os
+import re
 import socket
 import struct
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ _ENTRIES_AT = 40  # in struct ipt_get_entries
 _MOST = 16 << 20  # bytes of a table of which there is a digest: some 80,000 short rules
 _OFFSETS = struct.Struct("=HH")  # target_offset, next_offset
 _TARGET = struct.Struct("=2x29sxi")  # struct xt_entry_target, and the verdict of a standard one
+_SIZE, _NAME_AT = struct.Struct("=H"), 2  # of a target with its data, and where its name is
+_PACKETS, _COUNTERS_BYTES = struct.Struct("=Q"), 16  # struct xt_counters
 _STANDARD, _ERROR = b"", b"ERROR"  # XT_STANDARD_TARGET, and what stands before each chain
 
 
@@ -39,6 +42,18 @@ class _Entry(NamedTuple):
 
     offsets: int
     counters: int
+
+
+class Counted(NamedTuple):
+    """What a rule has counted: what tells it from others, its packets, and what they met.
+
+    Attributes:
+        extends: it does what an extension does, and not what a verdict says.
+    """
+
+    rule: int
+    packets: int
+    extends: bool
 
 
 _ENTRY = {Family.IPV4: _Entry(92, 112), Family.IPV6: _Entry(144, 168)}
@@ -80,7 +95,30 @@ def digest(family: Family, table: str, hook: str, shape: bytes) -> int | None:
     Raises:
         KernelReadError: it cannot be read.
     """
-    _, *places, _, size = _INFO.unpack(shape)
+    _, *places, _, _ = _INFO.unpack(shape)
+    entries = _entries(family, table, shape)
+    if entries is None:
+        return None
+    number = _HOOKS[hook]
+    first, last = places[number], places[len(places) // 2 + number]
+    return digest_of(entries, family, first, last)
+
+
+def counts(family: Family, table: str, chain: str, shape: bytes) -> list[Counted]:
+    """Return what the rules of a chain have counted, as ``counts_of`` does.
+
+    Nothing where the table is being replaced, or is too large.
+
+    Raises:
+        KernelReadError: it cannot be read.
+    """
+    entries = _entries(family, table, shape)
+    return [] if entries is None else counts_of(entries, family, chain)
+
+
+def _entries(family: Family, table: str, shape: bytes) -> memoryview | None:
+    """Return the rules of a table; None where it is being replaced, or is too large."""
+    *_, size = _INFO.unpack(shape)
     if size > _MOST:
         return None
     # Memory that goes back to the kernel, where the heap would keep it.
@@ -92,9 +130,7 @@ def digest(family: Family, table: str, hook: str, shape: bytes) -> int | None:
         return None
     if code:
         raise _refused(family, table, code)
-    number = _HOOKS[hook]
-    first, last = places[number], places[len(places) // 2 + number]
-    return digest_of(memoryview(answer)[_ENTRIES_AT:], family, first, last)
+    return memoryview(answer)[_ENTRIES_AT:]
 
 
 def digest_of(entries: memoryview, family: Family, first: int, last: int) -> int:
@@ -114,8 +150,50 @@ def digest_of(entries: memoryview, family: Family, first: int, last: int) -> int
         for part in _reached(entries, _ENTRY[family], first, last):
             told = hash((told, part))
     except struct.error as cause:
-        raise KernelReadError(f"a table of ip_tables ({family.value}) breaks off") from cause
+        raise _broken(family) from cause
     return told
+
+
+def _broken(family: Family) -> KernelReadError:
+    return KernelReadError(f"a table of ip_tables ({family.value}) breaks off")
+
+
+def counts_of(entries: memoryview, family: Family, chain: str) -> list[Counted]:
+    """Return what each rule of a chain of a user's has counted; none where there is no such.
+
+    The last one is what the kernel puts at the end of each: to return.
+
+    Args:
+        entries: struct ipt_entry of the family one after the other, as the kernel has them.
+        family: whose.
+        chain: its name.
+
+    Raises:
+        KernelReadError: they are no such entries.
+    """
+    layout = _ENTRY[family]
+    # Before each chain stands a rule with this target, which says its name.
+    begin = re.escape(_ERROR.ljust(30, b"\0") + chain.encode() + b"\0")
+    found = re.search(begin, entries)
+    counted = []
+    try:
+        at = len(entries)
+        if found is not None:
+            target = found.start() - _NAME_AT
+            at = target + _SIZE.unpack_from(entries, target)[0]
+        while at < len(entries):
+            target, size = _OFFSETS.unpack_from(entries, at + layout.offsets - _OFFSETS.size)
+            name, _ = _TARGET.unpack_from(entries, at + target)
+            name = name.rstrip(b"\0")
+            if name == _ERROR:
+                break
+            says = entries[at : at + layout.offsets], entries[at + layout.counters : at + size]
+            (packets,) = _PACKETS.unpack_from(entries, at + layout.counters - _COUNTERS_BYTES)
+            counted.append(Counted(hash(tuple(map(bytes, says))), packets, name != _STANDARD))
+            at += size or len(entries)
+    except struct.error as cause:
+        raise _broken(family) from cause
+    return counted
 
 
 def _reached(entries: memoryview, layout: _Entry, first: int, last: int) -> Iterator[bytes]:

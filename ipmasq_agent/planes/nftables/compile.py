@@ -15,6 +15,8 @@
         }
     }
 
+In the kernel what keeps and what translates has a counter too, which is no part of the value.
+
 Of several nat chains at one hook the first that translates a connection decides, and to
 return from one lets the next one see the packet (net/netfilter/nf_nat_core.c,
 nf_nat_inet_fn). So those of iptables, at priority 100, come before ours or after it.

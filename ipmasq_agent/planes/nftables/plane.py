@@ -5,7 +5,7 @@ The nft program reads a whole set back to change one element of it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -15,10 +15,11 @@ from ipmasq_agent.host.sparing import Sparing
 from ipmasq_agent.netlink.nf import generation, unquiet
 from ipmasq_agent.netlink.nft_batch import Stale
 from ipmasq_agent.netlink.nft_numbers import NFT_FAMILY
+from ipmasq_agent.planes.flowcount import FlowCount
 from ipmasq_agent.planes.nftables.compile import POSTROUTING, absent, compile_policy, table_name
 from ipmasq_agent.planes.nftables.interpret import interpret
 from ipmasq_agent.planes.nftables.plan import TableChange, plan
-from ipmasq_agent.planes.nftables.read import Frame, read_frame, read_table, read_table_at
+from ipmasq_agent.planes.nftables.read import Frame, counted, read_frame, read_table, read_table_at
 from ipmasq_agent.planes.nftables.state import NftSet, NftTable, SetKind
 from ipmasq_agent.planes.nftables.write import Writing
 from ipmasq_agent.planes.placement import OurBase, Placement
@@ -94,6 +95,7 @@ class NftablesPlane(Plane[NftTable, NftTable, TableChange]):
         self._table = table_name(placement)
         self._held: dict[Family, _Held] = {}
         self._sparing = Sparing()
+        self._flows = FlowCount(partial(counted, name=self._table))
 
     def our_base(self, family: Family) -> OurBase:
         """Return the one chain of our table that packets enter."""
@@ -169,6 +171,10 @@ class NftablesPlane(Plane[NftTable, NftTable, TableChange]):
         """Return the table with no more elements than say what becomes of one destination."""
         return read_table_at(read_frame(family, self._table), destination)
 
+    def counters(self) -> Mapping[tuple[Family, str], int]:
+        """Return how many flows were translated and kept, by what our rules count."""
+        return self._flows.told()
+
     def apply(self, family: Family, change: TableChange) -> None:
         """Carry out ``change``, planned anew where the kernel held something else.
 
@@ -180,6 +186,10 @@ class NftablesPlane(Plane[NftTable, NftTable, TableChange]):
             Stale: others change our table faster than we can.
             HostError: the kernel refuses.
         """
+        with self._flows.rewriting(family):
+            self._commit(family, change)
+
+    def _commit(self, family: Family, change: TableChange) -> None:
         for left in reversed(range(_TRIES)):
             writing = Writing(change)
             commits = [batch for batch in (writing.preparation(), writing.change()) if batch]

@@ -17,6 +17,7 @@ from ipmasq_agent.errors import KernelReadError
 from ipmasq_agent.netlink import nft_objects as objects
 from ipmasq_agent.netlink.expressions import Counter
 from ipmasq_agent.netlink.nf import of_one_state
+from ipmasq_agent.planes.flowcount import ENTERED, TRANSLATED, Counts
 from ipmasq_agent.planes.nftables.compile import PARTS, POSTROUTING, SOURCES
 from ipmasq_agent.planes.nftables.state import (
     BESIDE,
@@ -101,6 +102,16 @@ def _frame(family: Family, name: str, generation: int | None) -> Frame:
         held_as={own: raw for raw, own in names.items()},
     )
     return Frame(generation, table, held.handle, sets)
+
+
+def counted(family: Family, name: str) -> Counts:
+    """Yield how many flows the rules of our table have let pass or translated."""
+    for rule in objects.list_rules(family, name):
+        packets = rule.packets
+        if packets is not None:
+            yield rule.handle, ENTERED, packets
+            if rule.translates:
+                yield rule.handle, TRANSLATED, packets
 
 
 def _without_counters(rule: NftRule) -> NftRule:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ipmasq_agent.netlink.expressions import Counter, Masquerade, Nat
 from ipmasq_agent.netlink.nft_batch import Batch
+from ipmasq_agent.planes.nftables.compile import KEEP
 from ipmasq_agent.planes.nftables.plan import ElementChange, TableChange
-from ipmasq_agent.planes.nftables.state import BESIDE, COMMENT, renamed
+from ipmasq_agent.planes.nftables.state import BESIDE, COMMENT, NftRule, asked, renamed
 from ipmasq_agent.planes.nftables.wire import elements_for, set_form
 
 
@@ -108,7 +110,7 @@ class Writing:
 
     def _fill(self, batch: Batch, chain: str) -> None:
         rules = self.desired.chains[chain].rules
-        batch.add_rules(chain, [renamed(rule, self.held_as) for rule in rules])
+        batch.add_rules(chain, [renamed(_counting(rule), self.held_as) for rule in rules])
 
     def _edit(self, batch: Batch, edit: ElementChange) -> None:
         actual, desired = self.actual.sets[edit.name], self.desired.sets[edit.name]
@@ -116,6 +118,13 @@ class Writing:
         gone = None if whole else elements_for(actual, self.family, edit.removed)
         batch.delete_elements(raw, gone)
         batch.add_elements(raw, elements_for(desired, self.family, edit.added))
+
+
+def _counting(rule: NftRule) -> NftRule:
+    """Return a rule that counts what it decides: nobody compares that, and scrapes read it."""
+    if isinstance(rule[-1], Masquerade | Nat) or any(name.startswith(KEEP) for name in asked(rule)):
+        return *rule[:-1], Counter(), rule[-1]
+    return rule
 
 
 def _beside(raw: str) -> str:
