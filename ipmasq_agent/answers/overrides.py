@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from ipmasq_agent.answers.in_force import usual
 from ipmasq_agent.planes.rules.matching import Question
@@ -70,8 +70,7 @@ class Overridden:
         return f"{shown}: {self.verdict}, not {self.wanted}, by {self.rule}"
 
 
-@dataclass(frozen=True, slots=True)
-class Shadow:
+class Shadow(NamedTuple):
     """What others do to a policy.
 
     Attributes:
@@ -80,7 +79,7 @@ class Shadow:
     """
 
     overridden: tuple[Overridden, ...] = ()
-    partial: tuple[str, ...] = field(default=())
+    partial: tuple[str, ...] = ()
 
 
 def shadow(policy: FamilyPolicy, hook: PostroutingHook) -> Shadow:

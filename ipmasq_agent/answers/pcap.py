@@ -64,13 +64,8 @@ def connections(file: BinaryIO) -> Iterator[Flow]:
     answered: dict[tuple[Family, int, End, End], bool] = {}
     for packet in filter(None, _packets(file)):
         family, protocol, source, destination, answers = packet
-        there, back = (
-            (family, protocol, source, destination),
-            (
-                *(family, protocol),
-                *(destination, source),
-            ),
-        )
+        there = family, protocol, source, destination
+        back = family, protocol, destination, source
         if back in answered:
             answered[back] = True
         elif there not in answered:

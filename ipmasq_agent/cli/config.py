@@ -16,7 +16,7 @@ from ipmasq_agent.cli.options import (
     settings_of,
     shared,
 )
-from ipmasq_agent.cli.output import annotation, emit, output_option, output_option_with
+from ipmasq_agent.cli.output import annotation, emit, output_option, output_option_with, remark
 
 
 @click.group(
@@ -91,8 +91,7 @@ def validate(files: tuple[str, ...], strict: bool, output: str, **options: Any) 
                 click.echo(annotation(level, line))
     elif output == "text":
         for kind, word in (("problems", "error"), ("warnings", "warning"), ("notes", "note")):
-            for line in joined[kind]:
-                click.echo(f"{word}: {line}", err=True)
+            remark(word, joined[kind])
         if strict and not valid and not joined["problems"]:
             click.echo("error: --strict takes warnings for errors", err=True)
     return 0 if valid else 2
@@ -104,30 +103,20 @@ def _checked(settings: Settings, strict: bool) -> dict[str, Any]:
     from ipmasq_agent.config.document import oversize
     from ipmasq_agent.errors import AgentError, ConfigError
 
-    name, exists = settings.source().name, False
-    absent: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    about: dict[str, Any] = {"name": settings.source().name, "exists": False, "absent": []}
+    found: dict[str, list[str]] = {"problems": [], "warnings": [], "notes": []}
     try:
         document = document_of(settings)
-        name, exists, absent = document.name, bool(document.parts), document.absent
+        there, absent = bool(document.parts), list(document.absent)
+        about = {"name": document.name, "exists": there, "absent": absent}
         understood = understand(document, settings)
-        warnings = understood.warnings + tuple(oversize(document.parts))
-        notes = understood.notes
-    except ConfigError as error:
-        problems = error.problems
+        found["warnings"] = [*understood.warnings, *oversize(document.parts)]
+        found["notes"] = [*understood.notes]
     except AgentError as error:
-        problems = (str(error),)
-    return {
-        "name": name,
-        "exists": exists,
-        "absent": list(absent),
-        "valid": not problems and not (strict and warnings),
-        "problems": list(problems),
-        "warnings": list(warnings),
-        "notes": list(notes),
-    }
+        each = error.problems if isinstance(error, ConfigError) else (str(error),)
+        found["problems"] = [*each]
+    valid = not found["problems"] and not (strict and found["warnings"])
+    return {**about, "valid": valid, **found}
 
 
 @hiding("node_name", "canary_configmap")

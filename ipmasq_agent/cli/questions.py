@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from ipmasq_agent.policy.addresses import Family
 from ipmasq_agent.policy.model import PortRange
 
 
+@dataclass
 class Here:
     """The data planes of this node, and what stands around them, each read once.
 
@@ -32,17 +34,15 @@ class Here:
         unseen: why there may be more of the others.
     """
 
-    def __init__(
-        self,
-        plane: AnyPlane,
-        others: list[AnyPlane],
-        reason: str = "",
-        unseen: tuple[str, ...] = (),
-    ) -> None:
-        self.plane, self.others, self.reason = plane, others, reason
-        self.unseen = unseen
-        self.read: Callable[[AnyPlane, Family], Any] = cache(lambda each, family: each.read(family))
+    plane: AnyPlane
+    others: list[AnyPlane]
+    reason: str = ""
+    unseen: tuple[str, ...] = ()
+
+    @cached_property
+    def read(self) -> Callable[[AnyPlane, Family], Any]:
         """Returns what a plane holds."""
+        return cache(lambda plane, family: plane.read(family))
 
     def held(self, plane: AnyPlane, family: Family) -> Any:
         """Return what a plane holds, where any of it is ours; None elsewhere."""
