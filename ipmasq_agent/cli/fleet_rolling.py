@@ -247,8 +247,9 @@ def withdrawn(
     Raises:
         Changed: it is not there as it was any more.
     """
-    nodes = set(canary.among(each.node for each in states))
-    publisher.canary.write(None, canary.document)
+    nodes, place = set(canary.among(each.node for each in states)), publisher.canary
+    place.insist(canary.digest)
+    place.write(None, place.read())  # who tries it may have been changed since
     everyone = publisher.read().digest
     click.echo(f"the canary is withdrawn; {everyone} is for all nodes", err=True)
     waited = [each for each in states if each.node in nodes and each.silent is None]

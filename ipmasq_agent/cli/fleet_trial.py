@@ -146,65 +146,66 @@ class CanaryTrial:
             SourceError: it cannot be written, or nobody can be asked.
         """
         from ipmasq_agent.errors import SourceUnavailable
-        from ipmasq_agent.fleet.canary import BEFORE, BEGUN, BY
+        from ipmasq_agent.fleet.canary import BEFORE, BEGUN, BY, Canary
         from ipmasq_agent.sources.canary import NODES
 
-        healthy = self._doctor()
         if stands is None:
-            about: Mapping[str, str] = {
+            healthy = self._doctor()
+            about = {
                 NODES: self._annotation,
                 BEGUN: _time(),
                 BY: _who(),
                 BEFORE: before.digest,
             }
-            written = self._place.write(document, self._place.read(), about=about)
+            canary = Canary(self._place.write(document, self._place.read(), about=about))
         else:
             click.echo(f"{self._place.place} holds {stands.digest} already", err=True)
-            written, about = stands.document, stands.about
+            self._nodes = stands.among(each.node for each in self._states)
+            self._tried = [each for each in self._states if each.node in self._nodes and each.ready]
+            healthy, canary = self._doctor(), stands
         try:
-            return self._tried_out(document, written, about, healthy)
+            canary, facts, reason = self._tried_out(document, canary, healthy)
         except (KeyboardInterrupt, SourceUnavailable):
-            click.echo(f"\n{written.digest} stays with those nodes: {HOW_ON}", err=True)
+            click.echo(f"\n{canary.digest} stays with those nodes: {HOW_ON}", err=True)
             raise
-
-    def _tried_out(
-        self,
-        document: bytes,
-        written: Published,
-        about: Mapping[str, str],
-        healthy: Findings | None,
-    ) -> Ending | None:
-        """Wait for them and watch; see ``run``."""
-        from ipmasq_agent.fleet.canary import UNTIL, Canary
-        from ipmasq_agent.fleet.rollout import NextStep
-
-        target = written.digest
-        rollout = roll(
-            *(self._fleet, self._place, target, self._tried, self._agents, self._terms, None)
-        )
-        told("failed", rollout)
-        facts: dict[str, Any] = {"canary": self._nodes, "failed": rollout.troubled}
-        reason = None
-        if rollout.step is not NextStep.DONE:
-            reason = "; ".join(f"{node}: {why}" for node, why in rollout.troubled.items())
-        else:
-            if UNTIL not in about:
-                about = {**about, UNTIL: _time(self._terms["span"])}
-                written = self._place.write(document, written, about=about)
-            seconds = (datetime.fromisoformat(about[UNTIL]) - datetime.now(UTC)).total_seconds()
-            reason = self._watched(target, max(0.0, seconds), healthy).reason
         if reason is not None:
             everyone, back = withdrawn(
-                *(self._fleet, self._publisher, Canary(written)),
-                *(self._states, self._agents, self._terms),
+                *(self._fleet, self._publisher, canary, self._states, self._agents, self._terms)
             )
             facts |= {"reason": reason, "notBack": back.troubled}
             text = f"withdrawn, as {reason}: {everyone} is in force on {len(back.holding)} nodes"
             return Ending("withdrawn", text, 1, facts)
         if self._terms["no_promote"]:
-            text = f"{target} is good on {self.question.partition(' for ')[2]}; {HOW_ON}"
+            text = f"{canary.digest} is good on {len(self._tried)} nodes; {HOW_ON}"
             return Ending("tried", text, 0, facts)
         return None
+
+    def _tried_out(
+        self, document: bytes, canary: Canary, healthy: Findings | None
+    ) -> tuple[Canary, dict[str, Any], str | None]:
+        """Wait for those nodes, and watch them.
+
+        Returns:
+            What stands then, more for programs, and why it is to be withdrawn.
+        """
+        from ipmasq_agent.fleet.canary import UNTIL, Canary
+        from ipmasq_agent.fleet.rollout import NextStep
+
+        target = canary.digest
+        rollout = roll(
+            *(self._fleet, self._place, target, self._tried, self._agents, self._terms, None)
+        )
+        told("failed", rollout)
+        facts: dict[str, Any] = {"canary": self._nodes, "failed": rollout.troubled}
+        if rollout.step is not NextStep.DONE:
+            reasons = [f"{node}: {why}" for node, why in rollout.troubled.items()]
+            return canary, facts, "; ".join(reasons)
+        seconds = canary.left(datetime.now(UTC))
+        if seconds is None:
+            seconds = self._terms["span"]
+            about = {**canary.about, UNTIL: _time(seconds)}
+            canary = Canary(self._place.write(document, canary.document, about=about))
+        return canary, facts, self._watched(target, seconds, healthy).reason
 
     def _watched(self, target: str, seconds: float, healthy: Findings | None) -> Trial:
         """Return what has become of it after some seconds, or when it is to be withdrawn."""

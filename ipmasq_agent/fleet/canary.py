@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from ipmasq_agent.errors import UsageError
@@ -99,6 +100,14 @@ class Canary:
     def digest(self) -> str:
         """The document's hash, as agents tell it."""
         return self.document.digest
+
+    def left(self, now: datetime) -> float | None:
+        """Return for how many seconds more it is watched; None where it is not any more."""
+        try:
+            seconds = (datetime.fromisoformat(self.about[UNTIL]) - now).total_seconds()
+        except (KeyError, ValueError, TypeError):  # as somebody else has written it
+            return None
+        return seconds if seconds > 0 else None
 
     def among(self, nodes: Iterable[str]) -> list[str]:
         """Return those nodes that try it; none where what it says of them cannot be read."""

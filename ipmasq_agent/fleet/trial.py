@@ -112,8 +112,9 @@ class Trial:
         worse = dict(_worse(series, rollout.nodes))
         # What is seen once may be gone at the next look, as rules of others while they change.
         lasting = [why for which, why in worse.items() if which in self.worse]
-        reasons = [f"{node}: {why}" for node, why in sorted(rollout.failed.items())]
-        reasons += [*findings, *lasting]
+        reasons = [*findings, *lasting]
+        if rollout.step is NextStep.WITHDRAW:
+            reasons[:0] = [f"{node}: {why}" for node, why in sorted(rollout.failed.items())]
         if not rollout.nodes:
             reasons.append("no node that tries it is left")
         return replace(
@@ -123,7 +124,10 @@ class Trial:
             worse=worse,
             reason="; ".join(reasons) or None,
             # Nor is it over while something looks bad that the next look may confirm.
-            over=moment >= self.until and rollout.confirmed and not rollout.ailing and not worse,
+            over=moment >= self.until
+            and rollout.confirmed
+            and rollout.ailing.keys() <= rollout.failed.keys()
+            and not worse,
         )
 
     def begun(self, states: Iterable[NodeState]) -> Trial:

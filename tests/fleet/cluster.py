@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterable
@@ -24,6 +25,7 @@ from tests.fleet.agents import Agent
 from tests.fleet.real import RealAgent
 
 DEADLINE = 60.0
+WATCHED = "/api/v1/namespaces/kube-system/configmaps"
 STDOUT, STDERR, ENDED = b"\x01", b"\x02", b"\x03"
 
 # Kind and rule of the roles for people who use the plugin.
@@ -98,6 +100,14 @@ class FleetCluster:
         held = self.configmaps.get("ip-masq-agent")
         return held.data.get("config") if held else None
 
+    def serve(self, listening: socket.socket) -> None:
+        """Answer on one more socket, which may be of another network namespace."""
+
+        async def begin() -> None:
+            await web.SockSite(self._runner, listening).start()
+
+        asyncio.run_coroutine_threadsafe(begin(), self._loop).result(DEADLINE)
+
     def close(self) -> None:
         """End it."""
         asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(DEADLINE)
@@ -117,6 +127,7 @@ class FleetCluster:
         app.router.add_get("/api/v1/namespaces/default/pods/{pod}", self._pod)
         app.router.add_get("/api/v1/nodes", self._nodes)
         app.router.add_get(maps, self._get)
+        app.router.add_get(WATCHED, self._watch)
         app.router.add_patch(maps, self._patch)
         app.router.add_delete(maps, self._delete)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
@@ -134,6 +145,8 @@ class FleetCluster:
         self.requests.append((request.method, request.path))
         if any(each in request.path for each in self.forbidden):
             return refusal(403, 'forbidden: User "ops" cannot do that')
+        if request.headers.get("Authorization", "").lower() == "bearer agent":
+            return await handler(request) if request.path == WATCHED else refusal(403, "agent")
         if lacking := self._lacking(request):
             return refusal(403, lacking)
         if request.headers.get("Authorization", "").lower() != "bearer secret":
@@ -304,6 +317,30 @@ class FleetCluster:
             return 0, await self._status(agent), b""
         return agent.run(argv[1], stdin)
 
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        """List one ConfigMap, or tell what becomes of it, as agents ask."""
+        name = request.query["fieldSelector"].removeprefix("metadata.name=")
+        held = self.configmaps.get(name)
+        if "watch" not in request.query:
+            items = [shown(name, held)] if held else []
+            metadata = {"resourceVersion": str(self._version)}
+            return web.json_response({"metadata": metadata, "items": items})
+        response = web.StreamResponse()
+        await response.prepare(request)
+        known: int | None = int(request.query["resourceVersion"])
+        while not self._closing.is_set() and request.transport is not None:
+            held = self.configmaps.get(name)
+            if held is None and known is not None:
+                version = str(self._version)
+                gone = {"name": name, "namespace": "kube-system", "resourceVersion": version}
+                known = None
+                await send(response, "DELETED", {"metadata": gone})
+            elif held is not None and held.version > (known or 0):
+                await send(response, "MODIFIED" if known else "ADDED", shown(name, held))
+                known = held.version
+            await asyncio.sleep(0.05)
+        return response
+
     async def _get(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
         held = self.configmaps.get(name)
@@ -353,7 +390,13 @@ class FleetCluster:
         if asked["preconditions"]["resourceVersion"] != str(held.version):
             return refusal(409, "the object has been modified")
         del self.configmaps[name]
+        self._version += 1
         return web.json_response({"kind": "Status", "status": "Success"})
+
+
+async def send(response: web.StreamResponse, kind: str, of: dict[str, Any]) -> None:
+    """Send an event of a watch."""
+    await response.write(json.dumps({"type": kind, "object": of}).encode() + b"\n")
 
 
 def refusal(code: int, message: str) -> web.Response:

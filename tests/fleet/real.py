@@ -9,14 +9,16 @@ import contextlib
 import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.fleet.agents import Agent
+from tests.fleet.agents import NAME, Agent
 from tests.kernel.running import write
+from tests.kube.cluster import write_kubeconfig
 from tests.netns import Namespace
 from tests.waiting import wait_until
 
@@ -95,6 +97,24 @@ class RealAgent(Agent):
             return bool(json.loads(self.status("", None))["ready"])
         except OSError:
             return False
+
+
+class WatchingAgent(RealAgent):
+    """One that watches its document in the API, and one to try."""
+
+    def __init__(self, node: str, namespace: Namespace, place: Path, backend: str) -> None:
+        super().__init__(node, namespace, place, backend)
+        self.source = f"ConfigMap {NAME}, ConfigMap {NAME}-canary"
+        with namespace.entered():
+            self.api = socket.create_server(("127.0.0.1", 0))
+        port = self.api.getsockname()[1]
+        del self.environment["IPMASQ_CONFIG"]
+        self.environment |= {
+            "IPMASQ_CONFIGMAP": NAME,
+            "IPMASQ_CANARY_CONFIGMAP": f"{NAME}-canary",
+            "IPMASQ_NODE_NAME": node,
+            "IPMASQ_KUBECONFIG": str(write_kubeconfig(place / "api", port, "token: agent")),
+        }
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 from pathlib import Path
 from typing import Any
@@ -252,14 +253,52 @@ def test_a_plugin_that_is_killed_leaves_old_canary_or_new_and_a_way_on_and_back(
     assert plugin(cluster, "status").code == 0
 
 
+@pytest.mark.parametrize("writes", [5, 6, 7])
+def test_a_plugin_that_is_killed_while_it_takes_all_back_leaves_a_way_back(
+    clusters: Made, plugin: Plugin, tmp_path: Path, writes: int
+) -> None:
+    agents = watching(3)
+    agents[2].fails = "no"  # which is no canary
+    cluster = clusters(agents)
+    held(cluster, plugin)
+    kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", cluster.port)
+    (tmp_path / "new.yaml").write_text(NEW)
+    words = ("apply", "--yes", "--for", "0s", "--grace", "0", "--canary", "node=n2")
+    seen: list[str] = []
+    with started(kubeconfig, *words, "-f", str(tmp_path / "new.yaml")) as child:
+
+        def kill(what: str) -> None:
+            seen.append(what)
+            if len(seen) == writes:
+                child.kill()
+
+        cluster.after = kill
+        child.communicate(timeout=120)
+    assert child.returncode == -signal.SIGKILL
+    wrote = ["PATCH ip-masq-agent", "PATCH ip-masq-agent", f"DELETE {CANARY}"]
+    assert seen[4:] == wrote[: writes - 4]
+    cluster.after = lambda what: None
+    assert cluster.document() == (NEW if writes == 5 else DOCUMENT)
+    assert (CANARY in cluster.configmaps) == (writes < 7)
+    if writes < 7:
+        assert plugin(cluster, "canary", "withdraw", "--yes", "--grace", "0").code in (0, 1)
+    assert plugin(cluster, "rollback", "--yes").code == 0
+    assert plugin(cluster, "status").code == 0
+
+
 def test_whoever_ends_it_is_asked_nothing_and_told_how_to_go_on(
-    clusters: Made, plugin: Plugin, tmp_path: Path
+    clusters: Made, plugin: Plugin, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     cluster = clusters(watching(3))
     held(cluster, plugin)
     kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", cluster.port)
     (tmp_path / "new.yaml").write_text(NEW)
     words = ("apply", "--yes", "--canary", "node=n2", "-f", str(tmp_path / "new.yaml"))
+    # Where it is ignored, as beside a shell that goes on, programs that are started ignore it too.
+    request.addfinalizer(
+        functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
+    )
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with started(kubeconfig, *words) as child:
 
         def interrupt(what: str) -> None:
@@ -295,6 +334,20 @@ def test_of_many_nodes_those_that_fare_worse_are_named(
     assert {reason.partition(":")[0] for reason in reasons} == {few[2].node, few[5].node}
     assert cluster.document() == DOCUMENT
     assert CANARY not in cluster.configmaps
+
+
+def test_another_machine_goes_on_with_the_nodes_that_try_it(clusters: Made, plugin: Plugin) -> None:
+    cluster = clusters(watching(4))
+    held(cluster, plugin)
+    words = (*WORDS, "--no-promote", "--canary")
+    assert plugin(cluster, *words, "node=n2", stdin=NEW).code == 0
+    for until in ("soon", "2020-01-01T00:00:00Z"):  # as somebody has written it
+        cluster.configmaps[CANARY].annotations["ipmasq-agent/until"] = until
+        done = plugin(cluster, *words, "node=n3,n4", stdin=NEW)
+        assert done.code == 0, done.err
+        assert done.data["canary"] == ["n2"]
+        about = cluster.configmaps[CANARY].annotations
+        assert about["ipmasq-agent/until"] >= about["ipmasq-agent/begun"]
 
 
 def test_there_is_nothing_to_promote_where_no_canary_is(clusters: Made, plugin: Plugin) -> None:

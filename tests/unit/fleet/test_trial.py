@@ -105,6 +105,16 @@ def test_a_node_that_is_unready_or_silent_for_too_long_withdraws_it() -> None:
         assert found.reason == f"b: {why}"
 
 
+def test_as_many_as_are_tolerated_may_fail() -> None:
+    look: Look = (CALM, SILENT, CALM, CALM)
+    terms = Rollout("new", frozenset("ab"), 25, math.inf, tolerated=1)
+    trial = Trial(terms, 40).begun(states(QUIET))
+    for moment in (10, 20, 30):
+        trial = trial.after(states(look), moment, NODES)
+        assert trial.step is NextStep.WAIT
+    assert trial.after(states(look), 40, NODES).step is NextStep.DONE
+
+
 def test_what_the_doctor_finds_withdraws_it_at_once() -> None:
     assert watched(QUIET, QUIET, findings=["a leak, on a"]).reason == "a leak, on a"
 
