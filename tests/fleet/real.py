@@ -66,7 +66,7 @@ class RealAgent(Agent):
                 stderr=out,
                 env=self.environment,
             )
-        wait_until(self._in_sync, f"in sync\n{self._log.read_text()}")
+        wait_until(self.in_sync, f"in sync\n{self._log.read_text()}")
 
     def argv(self, argv: Sequence[str]) -> list[str]:
         """Return what runs a program of its container."""
@@ -91,7 +91,8 @@ class RealAgent(Agent):
                 connection.request("GET", "/status")
                 return connection.getresponse().read()
 
-    def _in_sync(self) -> bool:
+    def in_sync(self) -> bool:
+        """Whether it is ready."""
         assert self.process.poll() is None, self._log.read_text()
         try:
             return bool(json.loads(self.status("", None))["ready"])
