@@ -25,7 +25,7 @@ class _Numbers(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield each metric with its samples."""
         for one in self._numbers:
-            # None of it yet: a name alone is no series, and some readers stumble over it.
+            # What nobody counts here: a name alone is no series.
             if not any(True for _ in one.samples()):
                 continue
             metric = Metric(one.name, one.about, one.kind)

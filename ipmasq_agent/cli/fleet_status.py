@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -75,7 +76,7 @@ def command(watch: bool, every: float, configmap: str, output: str, **options: A
         changed = [each for each in states if known.get(each.node) != each]
         if changed:
             data = _data(document, canary, changed)
-            emit(data, output, lambda: "\n".join(table(changed, expected, head=False)))  # noqa: B023
+            emit(data, output, partial("\n".join, table(changed, expected, head=False)))
     return 0 if all(each.good(expected) for each in states) else 1
 
 

@@ -19,7 +19,7 @@ from tests.deploy.manifests import ROOT
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 _BLOCK = re.compile(r"```(?:sh|console)?\n(.*?)```", re.DOTALL)
-_COMMAND = re.compile(r"\bipmasq-agent ((?:%s)\b[^\n`|;&<>#()…\]]*)" % "|".join(VERBS))  # noqa: UP031
+_COMMAND = re.compile(rf"\bipmasq-agent ((?:{'|'.join(VERBS)})\b[^\n`|;&<>#()…\]]*)")
 _LAB = re.compile(r"lab exec \S+ (?!ipmasq-agent).*")
 
 
